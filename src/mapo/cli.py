@@ -1,0 +1,266 @@
+"""The verbs. Each reads files and writes files; what a verb does stands in the module of its name."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mapo import __version__
+from mapo.errors import MapoError
+
+OUT = click.Path(path_type=Path)
+
+
+class Verb(click.Command):
+    """A command that ends its help with an example that works."""
+
+    def __init__(self, *args: Any, example: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.example = example
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Print the example as it stands."""
+        with formatter.section("Example"):
+            for line in self.example.splitlines():
+                formatter.write(f"  {line}\n")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="mapo")
+def cli() -> None:
+    """Align a text-to-image diffusion model with pairs of pictures, without a reference model.
+
+    prompts -> build -> pairs -> encode -> cache -> train -> run -> sample -> images -> score -> scores -> report
+    """
+
+
+@cli.command(
+    cls=Verb,
+    example="mapo build pick-style-cartoon --model mini --prompts mini:train --num-pairs 64 --out work/pairs",
+)
+@click.argument("recipe")
+@click.option("--model", required=True, help="mini, a diffusers folder, a run folder, or a hub id of SDXL layout.")
+@click.option("--prompts", required=True, help="mini:train, or a .txt, .json, .jsonl or .parquet file.")
+@click.option("--num-pairs", type=int, required=True, help="How many pairs the set shall hold.")
+@click.option("--out", type=OUT, required=True, help="The pairs set to write.")
+@click.option("--judge", help="Keep a pair only where SCORER:METRIC prefers the chosen picture (SCORER:-METRIC: less).")
+@click.option("--steps", type=int, help="Denoising steps; default: the model's own advice.")
+@click.option("--guidance", type=float, help="Classifier-free guidance; default: the model's own advice.")
+@click.option("--images-per-batch", type=int, help="Pictures made at a time.")
+def build(recipe: str, model: str, prompts: str, num_pairs: int, out: Path, judge: str | None, **how: Any) -> None:
+    """Let a model make pairs by RECIPE: a name such as pick-style-cartoon, or a TOML file."""
+    from mapo.build import build, parse_filter, read_recipe
+    from mapo.prompts import read_prompts
+
+    found = read_recipe(recipe)
+    counts = build(
+        found, model, read_prompts(prompts), num_pairs, out, judge=parse_filter(judge) if judge else None, **how
+    )
+    _say(f"{num_pairs} pairs in {out} ({counts['tried']} tried, {counts['judged_out']} judged out)")
+
+
+@cli.command("import", cls=Verb, example="mapo import rankings.jsonl --out work/pairs")
+@click.argument("source", type=OUT)
+@click.option("--out", type=OUT, required=True, help="The pairs set to write.")
+@click.option("--format", help="pickapic or ranking; found by itself when left out.")
+@click.option("--on-bad-row", type=click.Choice(["stop", "drop"]), default="stop", show_default=True)
+def import_(source: Path, out: Path, format: str | None, on_bad_row: str) -> None:
+    """Make a pairs set from SOURCE: Parquet with Pick-a-Pic's columns, or rankings in JSONL."""
+    from mapo.importers import import_pairs
+
+    counts = import_pairs(source, out, format=format, on_bad_row=on_bad_row)
+    _say(f"{counts['pairs']} pairs in {out} ({counts['ties']} ties, {counts['repeats']} repeats, {counts['bad']} bad)")
+
+
+@cli.command(cls=Verb, example="mapo encode --model mini --pairs work/pairs --out work/cache")
+@click.option("--model", required=True, help="mini, a diffusers folder, a run folder, or a hub id of SDXL layout.")
+@click.option("--pairs", type=OUT, required=True, help="A pairs set.")
+@click.option("--out", type=OUT, required=True, help="The cache to write, or to complete.")
+@click.option("--resolution", type=int, help="Side in pixels; default: the model's own.")
+@click.option("--flip", is_flag=True, help="Encode every picture mirrored as well (for data.flip).")
+@click.option("--images-per-batch", type=int, default=8, show_default=True)
+def encode(model: str, pairs: Path, out: Path, resolution: int | None, flip: bool, images_per_batch: int) -> None:
+    """Encode the pictures and prompts of a set once, for all training runs."""
+    from mapo.cache import encode
+    from mapo.pairs import PairSet
+
+    opened = PairSet(pairs)
+    found, family = _find(model)
+    encode(
+        family, found, opened, out, resolution=resolution, flip=flip,
+        device=_device(), images_per_batch=images_per_batch,
+    )  # fmt: skip
+    _say(f"{len(opened)} pairs are encoded in {out}")
+
+
+@cli.command(
+    cls=Verb,
+    example="mapo train --model mini --pairs work/pairs --out work/run --set optim.lr=1e-4 --set train.steps=100",
+)
+@click.option("--model", help="mini, a diffusers folder, a run folder, or a hub id of SDXL layout.")
+@click.option("--pairs", help="A pairs set.")
+@click.option("--out", type=OUT, required=True, help="The run folder. The same command again goes on where it stopped.")
+@click.option("--cache", help="A cache; default: the folder `cache` beside the pairs, made when it is not there.")
+@click.option("--objective", help="mapo (default), mapo_aaai, sft or dpo.")
+@click.option("--adapter", type=click.Choice(["full", "lora"]), help="What is trained; default: full.")
+@click.option("--config", "config_file", type=OUT, help="A TOML file of settings.")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting, such as optim.lr=1e-5.")
+def train(out: Path, config_file: Path | None, assignments: tuple[str, ...], **flags: str | None) -> None:
+    """Train on a pairs set. Settings come from --config, then --set, then the other flags."""
+    from mapo.config import make_config, merge, parse_set, read_toml
+
+    values = merge(read_toml(config_file) if config_file else {}, parse_set(assignments))
+    sections = {"objective": ("objective", "name"), "adapter": ("adapter", "kind")}
+    for key, value in flags.items():
+        if value is not None:
+            merge(values, {sections[key][0]: {sections[key][1]: value}} if key in sections else {key: value})
+    for key in ("model", "pairs"):
+        if not values.get(key):
+            raise MapoError(f"Give --{key}, or {key} in the --config file.")
+    config = make_config(values)
+    from mapo.train import train
+
+    train(config, out)
+    _say(f"the run is in {out}; look at it with: mapo sample --model {out} --prompts FILE --out IMAGES")
+
+
+@cli.command(cls=Verb, example="mapo sample --model mini --prompts mini:test --seeds 0-1 --out work/before")
+@click.option("--model", required=True, help="mini, a diffusers folder, a run folder, or a hub id of SDXL layout.")
+@click.option("--prompts", required=True, help="mini:test, or a .txt, .json, .jsonl or .parquet file.")
+@click.option("--seeds", default="0", show_default=True, help="0-3, or 0,5,7: so many pictures of every prompt.")
+@click.option("--out", type=OUT, required=True, help="The images folder to write, or to complete.")
+@click.option("--steps", type=int, help="Denoising steps; default: the model's own advice.")
+@click.option("--guidance", type=float, help="Classifier-free guidance; default: the model's own advice.")
+@click.option("--prefix", default="", help="Words to put before every prompt.")
+@click.option("--images-per-batch", type=int, help="Pictures made at a time.")
+def sample(model: str, prompts: str, seeds: str, out: Path, **how: Any) -> None:
+    """Make pictures. Same prompts and seeds, same noise, whatever the model."""
+    from mapo.prompts import read_prompts
+
+    words = read_prompts(prompts)
+    from mapo.sample import parse_seeds, sample
+
+    rows = sample(model, words, parse_seeds(seeds), out, **how)
+    _say(f"{len(rows)} pictures in {out}")
+
+
+@cli.command(cls=Verb, example="mapo score work/before --scorer mini --out work/before-scores.parquet")
+@click.argument("images", type=OUT)
+@click.option("--scorer", required=True, help="Scorers, separated by commas; mini is both judges of the mini world.")
+@click.option("--out", type=OUT, required=True, help="The table of scores to write.")
+def score(images: Path, scorer: str, out: Path) -> None:
+    """Give numbers to the pictures of an IMAGES folder."""
+    from mapo.scorers import score_images
+
+    score_images(images, scorer, out)
+    _say(f"scores in {out}")
+
+
+@cli.command(cls=Verb, example="mapo report --before work/before --after work/after --goal cartoon --out work/report.html")
+@click.option("--before", type=OUT, required=True, help="Images of the model before.")
+@click.option("--after", type=OUT, required=True, help="Images of the model after, same prompts and seeds.")
+@click.option("--scores", type=OUT, multiple=True, help="Tables of scores of both; default: made beside --out.")
+@click.option("--scorer", default="mini", show_default=True, help="The scorers to use where --scores is not given.")
+@click.option("--goal", help="The metric that the verdict is about; -METRIC where less is better.")
+@click.option("--run", type=OUT, help="The run folder, for its training curves.")
+@click.option("--judge-of-pairs", help="The scorer that made or filtered the training pairs; it is marked.")
+@click.option("--out", type=OUT, required=True, help="The HTML page to write.")
+def report(before: Path, after: Path, scores: tuple[Path, ...], scorer: str, out: Path, **rest: Any) -> None:
+    """Compare two images folders: one page with pictures, win rates and intervals."""
+    from mapo.files import prepare_out
+    from mapo.report import write_report
+    from mapo.scorers import score_images
+
+    prepare_out(out)
+    tables = list(scores)
+    if not tables:
+        for images in (before, after):
+            tables.append(score_images(images, scorer, out.parent / f"{images.name}-scores.parquet"))
+    write_report(before, after, tables, out, **rest)
+    _say(f"the report is {out}")
+
+
+@cli.command(cls=Verb, example="mapo export work/pairs --to preference --out work/hf")
+@click.argument("pairs", type=OUT)
+@click.option("--to", "format", required=True, help="preference (Hugging Face) or pickapic.")
+@click.option("--out", type=OUT, required=True, help="The folder to write.")
+def export(pairs: Path, format: str, out: Path) -> None:
+    """Write a pairs set as other programs read it."""
+    from mapo.export import export_pairs
+    from mapo.pairs import PairSet
+
+    opened = PairSet(pairs)
+    export_pairs(opened, format, out)
+    _say(f'{len(opened)} pairs in {out}; open them with datasets.load_dataset("{out}")')
+
+
+@cli.command(cls=Verb, example="mapo demo --out demo")
+@click.option("--out", type=OUT, default=Path("demo"), show_default=True, help="The folder to work in.")
+def demo(out: Path) -> None:
+    """Align the built-in model to a style, from prompts to a report, in minutes."""
+    from mapo.demo import demo
+
+    demo(out)
+
+
+@cli.group()
+def mini() -> None:
+    """The built-in world: make its model or its judge again."""
+
+
+@mini.command(cls=Verb, example="mapo mini pretrain --out work/mini --set vae_steps=20 --set steps=20 --set pictures=256")
+@click.option("--out", type=OUT, required=True, help="The pipeline folder to write; checkpoints lie in OUT.work.")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting, such as steps=6000.")
+def pretrain(out: Path, assignments: tuple[str, ...]) -> None:
+    """Make the built-in model from nothing (an hour or two on two cores; interrupt and repeat as you like)."""
+    from mapo.config import parse_set
+    from mapo.mini.pretrain import make_settings, pretrain
+
+    pretrain(out, make_settings(parse_set(assignments)))
+    _say(f"the model is in {out}")
+
+
+def _find(name: str) -> tuple[Any, Any]:
+    from mapo.families import family_of, find_model
+
+    model = find_model(name)
+    return model, family_of(model)
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _say(text: str) -> None:
+    click.echo(text)
+
+
+def main() -> None:
+    """Run a verb; what went wrong is said in a sentence (exit code 2, or 130 for Ctrl-C)."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        _stop("Stopped. The same command goes on from here.", 130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except MapoError as error:
+        _stop(str(error), 2)
+    except KeyboardInterrupt:
+        _stop("Stopped. The same command goes on from here.", 130)
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        _stop(f"{error.filename or 'A file'}: {error.strerror}. Nothing half-written was left.", 2)
+
+
+def _stop(text: str, code: int) -> None:
+    click.echo(f"mapo: {text}", err=True)
+    sys.exit(code)

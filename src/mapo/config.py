@@ -1,0 +1,169 @@
+"""What a training run can be told: frozen sections, TOML files and ``--set`` flags on top of each other."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mapo.errors import MapoError, suggest
+
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A frozen group of settings; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ObjectiveConfig(Section):
+    """Which loss, and its knobs (``[objective] name = "mapo", beta = 0.1``)."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+    name: str = "mapo"
+
+    @property
+    def settings(self) -> dict[str, float]:
+        """The knobs that were set."""
+        return dict(self.model_extra or {})
+
+
+class AdapterConfig(Section):
+    """What is trained: every weight of the denoiser (``full``) or a LoRA of the given rank (its alpha is its rank)."""
+
+    kind: Literal["full", "lora"] = "full"
+    rank: Positive = 8
+
+
+class OptimConfig(Section):
+    """AdamW and its schedule. ``lr`` 1e-5 is for a full SDXL; a LoRA wants about 1e-4."""
+
+    lr: Annotated[float, Field(gt=0)] = 1e-5
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: NotNegative = 0
+
+
+class DataConfig(Section):
+    """How pictures become latents. No ``resolution``: the model's own. ``flip`` mirrors both pictures of a pair or none."""
+
+    resolution: Positive | None = None
+    flip: bool = False
+    split: Literal["train", "validation", "test", "all"] = "train"
+
+
+class TrainConfig(Section):
+    """How long and how. ``pairs_per_step`` is over all devices, ``pairs_per_device`` what one holds at a time."""
+
+    steps: Positive = 2000
+    pairs_per_step: Positive = 16
+    pairs_per_device: Positive | None = None
+    seed: NotNegative = 0
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    gradient_checkpointing: bool = False
+    save_every_steps: Positive = 250
+
+
+class Config(Section):
+    """A training run."""
+
+    model: str
+    pairs: str
+    cache: str | None = None
+    objective: ObjectiveConfig = ObjectiveConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    optim: OptimConfig = OptimConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+
+
+def _known_keys(section: type[BaseModel], path: tuple[str, ...]) -> list[str]:
+    for name in path:
+        annotation = section.model_fields[name].annotation if name in section.model_fields else None
+        inner = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
+        if not inner:
+            return []
+        section = inner[0]
+    return list(section.model_fields)
+
+
+def make_config(values: Mapping[str, Any]) -> Config:
+    """A checked configuration, or one error that names the key and says what it may be."""
+    try:
+        return Config.model_validate(dict(values))
+    except ValidationError as failure:
+        error = failure.errors()[0]
+        where = ".".join(str(p) for p in error["loc"])
+        if error["type"] == "extra_forbidden":
+            path = tuple(str(p) for p in error["loc"])
+            known = _known_keys(Config, path[:-1])
+            raise MapoError(f"There is no setting {where!r}. {suggest(path[-1], known)}") from None
+        raise MapoError(f"The setting {where} = {error['input']!r} does not fit: {error['msg']}.") from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The values of a TOML file."""
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise MapoError(f"--config: there is no file {path}.") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise MapoError(f"--config: {path} cannot be read ({error}).") from None
+
+
+def parse_set(assignments: Iterable[str]) -> dict[str, Any]:
+    """``["optim.lr=1e-5"]`` → nested values; the right side is TOML, or else a string."""
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key.strip():
+            raise MapoError(f"--set {assignment!r} does not look like section.key=value, for example optim.lr=1e-5.")
+        try:
+            value = tomllib.loads(f"v = {text}")["v"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        merge(values, _nest(key.strip().split("."), value))
+    return values
+
+
+def _nest(path: list[str], value: Any) -> dict[str, Any]:
+    for name in reversed(path):
+        value = {name: value}
+    return dict(value)
+
+
+def merge(under: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay ``over`` on ``under``, in place, section by section."""
+    for key, value in over.items():
+        if isinstance(value, Mapping) and isinstance(under.get(key), dict):
+            merge(under[key], value)
+        else:
+            under[key] = dict(value) if isinstance(value, Mapping) else value
+    return under
+
+
+def to_toml(config: Config) -> str:
+    """The configuration as TOML, every value spelled out."""
+    return tomli_w.dumps(config.model_dump(exclude_none=True))
+
+
+def differences(one: Mapping[str, Any], two: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The dotted names of the settings in which two configurations differ."""
+    found: list[str] = []
+    for key in sorted(one.keys() | two.keys()):
+        a, b = one.get(key), two.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key}")
+    return found

@@ -1,0 +1,17 @@
+"""The one exception that speaks to the person at the keyboard."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MapoError(Exception):
+    """Something the user can mend: what is wrong with which value, then what to do. The CLI exits with 2."""
+
+
+def suggest(wrong: str, known: Iterable[str]) -> str:
+    """`` Did you mean 'x'?`` when something known is close to ``wrong``, else the list of what is known."""
+    names = sorted(known)
+    close = difflib.get_close_matches(wrong, names, 1, 0.6)
+    return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(names)}."

@@ -1,0 +1,164 @@
+"""Families of models: what training and sampling need to know about one, behind one contract.
+
+A family is a module that offers the functions of :class:`Family`. A newcomer is one module and one line in
+:data:`FAMILIES`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from torch import Tensor, nn
+
+from mapo.errors import MapoError
+from mapo.noise import Schedule
+
+MINI = Path(__file__).parent.parent / "mini" / "model"
+FAMILIES = {
+    "StableDiffusionXLPipeline": "mapo.families.sdxl",
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """Where a model's parts lie: a pipeline folder, and a run's denoiser or LoRA on top of it."""
+
+    name: str  # as the user wrote it
+    base: Path  # a diffusers pipeline folder
+    denoiser: Path | None = None
+    loras: tuple[Path, ...] = ()
+
+    @property
+    def stable_name(self) -> str:
+        """The name to write into files: a hub id and ``mini`` as they are, a folder as an absolute path."""
+        return str(Path(self.name).resolve()) if Path(self.name).is_dir() and self.name != "mini" else self.name
+
+    def revision(self) -> str:
+        """A hash of everything that decides what pictures the model makes."""
+        parts = [p.parent.name for p in sorted(self.base.glob("*/config.json"))] + ["scheduler"]
+        hashes = [fingerprint(self.base, parts)]
+        hashes += [fingerprint(path.parent, [path.name]) for path in (self.denoiser, *self.loras) if path]
+        return hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:16]
+
+
+class Family(Protocol):
+    """What a family's module offers. n images or prompts; c h w a latent."""
+
+    LORA_TARGETS: tuple[str, ...]
+    PARTS: tuple[str, ...]  # the folders whose weights decide what the cache holds
+
+    def load_denoiser(self, model: Model, device: Any, dtype: Any) -> nn.Module:
+        """The network that is trained, on ``device``."""
+
+    def load_encoders(self, model: Model, device: Any) -> Any:
+        """What :meth:`encode_images` and :meth:`encode_prompts` need, in float32."""
+
+    def encode_images(self, encoders: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels in [-1, 1] "n 3 H W" → mean and log-variance of the latents, "n c h w" each, not yet scaled."""
+
+    def encode_prompts(self, encoders: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """What the denoiser is given for each prompt: named tensors "n …"."""
+
+    def scale_latents(self, model: Model, latents: Tensor) -> Tensor:
+        """The VAE's latents as the denoiser knows them."""
+
+    def schedule(self, model: Model) -> Schedule:
+        """The forward process that the model was trained with."""
+
+    def resolution(self, model: Model) -> int:
+        """The side in pixels at which the model works by itself."""
+
+    def latent_stride(self, model: Model) -> int:
+        """Pixels per latent element and side."""
+
+    def size_condition(self, sizes: Tensor, resolution: int) -> dict[str, Tensor]:
+        """Conditioning on (original height, width, crop top, left) "b 4" and the side trained at: tensors "b …"."""
+
+    def predict(self, denoiser: nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        """The denoiser's output, "b c h w"."""
+
+    def pipeline(self, model: Model, device: Any, dtype: Any) -> Any:
+        """A diffusers pipeline that makes pictures."""
+
+    def save_denoiser(self, denoiser: nn.Module, folder: Path) -> None:
+        """Write a fully trained denoiser into the run folder, in diffusers' format."""
+
+    def save_lora(self, denoiser: nn.Module, folder: Path) -> None:
+        """Write a trained LoRA into the run folder, as ``pytorch_lora_weights.safetensors`` of diffusers' format."""
+
+
+def find_model(name: str) -> Model:
+    """``mini``, a run folder, a diffusers folder or a hub id → where its parts lie."""
+    path = MINI if name == "mini" else Path(name)
+    if (path / "run.json").is_file():
+        return _find_run(name, path)
+    if (path / "model_index.json").is_file():
+        return Model(name, path)
+    if path.is_dir():
+        raise MapoError(
+            f"--model: {name} is neither a diffusers pipeline (it has no model_index.json) nor a finished run of "
+            "`mapo train` (it has no run.json)."
+        )
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise MapoError(f"--model: there is no folder {name}. Give `mini`, a diffusers folder, a run folder or a hub id.")
+    return Model(name, _download(name))
+
+
+def _find_run(name: str, path: Path) -> Model:
+    run = json.loads((path / "run.json").read_text("utf-8"))
+    base = find_model(run["base"])
+    if run["adapter"] == "lora":
+        return Model(name, base.base, base.denoiser, (*base.loras, path / run["denoiser"]))
+    return Model(name, base.base, path / run["denoiser"], ())
+
+
+def _download(name: str) -> Path:
+    from diffusers import DiffusionPipeline
+
+    try:
+        return Path(DiffusionPipeline.download(name))
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        raise MapoError(
+            f"--model: {name} is no local folder and could not be fetched from the hub ({reason}). "
+            "Check the name, the connection, and `hf auth login` for models behind a licence."
+        ) from None
+
+
+def family_of(model: Model) -> Family:
+    """The family of a model, by the class that its pipeline folder names."""
+    kind = read_config(model.base, "model_index.json").get("_class_name", "")
+    if kind not in FAMILIES:
+        raise MapoError(f"{model.name} is a {kind or 'pipeline without a class'}; known are: {', '.join(FAMILIES)}.")
+    return cast(Family, importlib.import_module(FAMILIES[kind]))
+
+
+def read_config(base: Path, name: str) -> dict[str, Any]:
+    """A JSON file of a pipeline folder."""
+    try:
+        return dict(json.loads((base / name).read_text("utf-8")))
+    except (OSError, ValueError) as error:
+        raise MapoError(f"The model folder {base} is not whole: {name} cannot be read ({error}).") from None
+
+
+def fingerprint(base: Path, parts: Sequence[str]) -> str:
+    """A hash of the configurations of ``parts`` and of samples of their weights: cheap for gigabytes, stable."""
+    digest = hashlib.sha256()
+    for part in parts:
+        files = sorted(f for f in (base / part).glob("*") if f.suffix in (".json", ".safetensors", ".txt", ".bin"))
+        if not files:
+            raise MapoError(f"The model folder {base} is not whole: {part} is missing.")
+        for file in files:
+            size = file.stat().st_size
+            digest.update(f"{part}/{file.name}:{size}\n".encode())
+            with file.open("rb") as stream:
+                for place in range(0, size, max(4096, size // 64)):
+                    stream.seek(place)
+                    digest.update(stream.read(4096))
+    return digest.hexdigest()[:16]

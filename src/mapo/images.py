@@ -1,0 +1,95 @@
+"""A folder of generated pictures: PNG files and ``manifest.jsonl``, one row per picture, appended as they are made."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from PIL import Image
+
+from mapo.errors import MapoError
+from mapo.files import inside, replacing, sha256
+
+VERSION = 1
+REMEDY = "Make it with `mapo sample`."
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """Everything that it takes to make this picture again (to the bit at the same batch layout and machine)."""
+
+    file: str
+    prompt_id: str
+    prompt: str
+    seed: int
+    noise_seed: int  # what the picture's own generator was seeded with
+    sha256: str
+    model: str
+    revision: str = ""
+    prefix: str = ""  # put before the prompt, not part of what the picture is judged by
+    negative_prompt: str = ""
+    sampler: str = ""
+    steps: int = 0
+    guidance: float = 0.0
+    width: int = 0
+    height: int = 0
+    batch_layout: str = ""  # "batch number/picture in batch/batch size"
+    version: int = VERSION
+
+
+def read_images(folder: Path, check_files: bool = True) -> list[ImageRow]:
+    """The rows of ``folder/manifest.jsonl``; a half-written last line (an interrupted run) is left out."""
+    path = folder / "manifest.jsonl"
+    if not path.is_file():
+        raise MapoError(f"{folder} is not an images folder: it has no manifest.jsonl. {REMEDY}")
+    known = {f.name for f in fields(ImageRow)}
+    rows: list[ImageRow] = []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+            row = ImageRow(**{k: v for k, v in values.items() if k in known})
+        except (ValueError, TypeError, AttributeError) as error:
+            if number == len(lines):
+                continue
+            raise MapoError(f"{path} line {number} is no row of an images folder ({error}). {REMEDY}") from None
+        if row.version != VERSION:
+            raise MapoError(f"{path} line {number} has version {row.version}, this version reads {VERSION}. {REMEDY}")
+        if check_files and not inside(folder, row.file, f"{path} line {number}").is_file():
+            raise MapoError(f"{path} line {number} names {row.file}, which is not there. {REMEDY}")
+        rows.append(row)
+    return rows
+
+
+def read_picture(folder: Path, row: ImageRow) -> bytes:
+    """The PNG bytes of a row, checked against its hash."""
+    data = inside(folder, row.file, str(folder / "manifest.jsonl")).read_bytes()
+    if sha256(data) != row.sha256:
+        raise MapoError(f"{folder / row.file} is not the picture that the manifest names (its hash differs). {REMEDY}")
+    return data
+
+
+def png_bytes(picture: Image.Image) -> bytes:
+    """A picture as PNG."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def append_images(folder: Path, rows: list[ImageRow], data: list[bytes]) -> None:
+    """Write pictures, then their rows: a row is there only when its picture is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for row, png in zip(rows, data, strict=True):
+        with replacing(folder / row.file) as temporary:
+            temporary.write_bytes(png)
+    path = folder / "manifest.jsonl"
+    if path.exists() and not path.read_bytes().endswith(b"\n"):  # an interrupted write
+        kept = path.read_bytes()
+        with replacing(path) as temporary:
+            temporary.write_bytes(kept[: kept.rfind(b"\n") + 1])
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows))

@@ -1,0 +1,1 @@
+"""The built-in world: captioned drawings, a tiny model of SDXL's layout that knows them, and two judges."""

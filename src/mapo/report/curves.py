@@ -1,0 +1,188 @@
+"""Training curves of a run as SVG that takes its colours from the page, so that they are at home in the dark too."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from numpy.typing import NDArray
+
+from mapo.errors import MapoError
+
+FIRST = 20  # steps that later errors are measured against, at most
+SIZE = 8.5  # of text, in points of a figure that is about as wide on the page as drawn
+POINTS = 300  # per curve, at most
+# Stand-ins that only this page draws with; they become CSS variables in the SVG.
+INK, FAINT, CHOSEN, REJECTED, TEXT = "#010203", "#040506", "#070809", "#0a0b0c", "#0d0e0f"
+VARIABLES = {
+    INK: "var(--muted)",
+    FAINT: "var(--line)",
+    CHOSEN: "var(--after)",
+    REJECTED: "var(--rejected)",
+    TEXT: "var(--ink)",
+}
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A plot with its heading and what it says in a sentence, for those who cannot see it."""
+
+    title: str
+    note: str
+    svg: str
+
+
+def read_metrics(run: Path) -> dict[str, Floats]:
+    """The columns of ``run/metrics.jsonl``; a value that a step lacks is NaN."""
+    path = run / "metrics.jsonl"
+    if not path.is_file():
+        raise MapoError(f"{run} is not a run: it has no metrics.jsonl. Give the folder that `mapo train` wrote.")
+    rows: list[Mapping[str, object]] = []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for count, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line) if line.strip() else {}
+            if not isinstance(row, dict):
+                raise ValueError("it is no object")
+        except ValueError as error:
+            if count == len(lines):  # a step that is being written
+                continue
+            raise MapoError(f"{path} line {count} cannot be read ({error}). Run `mapo train` again.") from None
+        if row:
+            rows.append(row)
+    names = {k for row in rows for k, v in row.items() if isinstance(v, int | float)}
+    return {n: np.array([_float(row.get(n)) for row in rows], np.float64) for n in sorted(names)}
+
+
+def _float(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def smooth(values: Floats, reach: int) -> Floats:
+    """The mean over ``reach`` values to either side, or as many as there are."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    places = np.arange(len(values))
+    low, high = np.maximum(places - reach, 0), np.minimum(places + reach + 1, len(values))
+    return np.asarray((sums[high] - sums[low]) / (high - low))
+
+
+def draw_curves(metrics: Mapping[str, Floats]) -> list[Curve]:
+    """Denoising errors relative to the first steps, margin and accuracy: those that the run recorded."""
+    curves: list[Curve] = []
+    errors = [n for n in ("error_chosen", "error_rejected") if n in metrics]
+    if errors:
+        curves.append(_errors(metrics, errors))
+    if "margin" in metrics:
+        curves.append(_single(metrics, "margin", "Margin", "error of rejected minus error of chosen", None))
+    if "accuracy" in metrics:
+        curves.append(_single(metrics, "accuracy", "Accuracy", "pairs in which chosen has the smaller error", 0.5))
+    return curves
+
+
+def _column(metrics: Mapping[str, Floats], name: str) -> tuple[Floats, Floats]:
+    """Pairs seen and values, where there is a value."""
+    values = metrics[name]
+    seen = metrics.get("pairs_seen", metrics.get("step", np.arange(1, len(values) + 1, dtype=np.float64)))
+    there = np.isfinite(values) & np.isfinite(seen)
+    return seen[there], values[there]
+
+
+def _reach(count: int) -> int:
+    return max(1, count // 25)
+
+
+def _thin(count: int) -> NDArray[np.intp]:
+    return np.unique(np.linspace(0, count - 1, min(count, POINTS)).round().astype(np.intp))
+
+
+def _errors(metrics: Mapping[str, Floats], names: Sequence[str]) -> Curve:
+    figure, axes = _figure(metrics)
+    words: list[str] = []
+    first = 1
+    for name, colour, dashes in zip(names, (CHOSEN, REJECTED), ("-", (0, (5, 1.5))), strict=False):
+        seen, values = _column(metrics, name)
+        if not len(values):
+            continue
+        first = max(1, min(FIRST, len(values) // 10))
+        start = values[:first].mean()
+        if not start > 0:
+            continue
+        line = smooth(values / start, _reach(len(values)))
+        keep = _thin(len(line))
+        label = name.removeprefix("error_")
+        axes.plot(seen[keep], line[keep], color=colour, linestyle=dashes, linewidth=1.6, label=label)
+        last = float((values[-first:] / start).mean() - 1)
+        words.append(f"{label} {100 * last:+.1f}\u202f%".replace("-", "\u2212"))
+    axes.axhline(1, color=INK, linewidth=0.7, linestyle=(0, (2, 2)), zorder=0)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, labelcolor=INK, fontsize=SIZE)
+    note = f"Relative to the first {first} steps. At the end, over as many steps: {', '.join(words)}." if words else ""
+    return Curve("Denoising error", note, _svg(figure, "errors"))
+
+
+def _single(metrics: Mapping[str, Floats], name: str, title: str, meaning: str, even: float | None) -> Curve:
+    figure, axes = _figure(metrics)
+    seen, values = _column(metrics, name)
+    note = f"{meaning[0].upper()}{meaning[1:]}."
+    if len(values):
+        line = smooth(values, _reach(len(values)))
+        keep = _thin(len(line))
+        axes.plot(seen[keep], line[keep], color=TEXT, linewidth=1.6)
+        tail = max(1, min(FIRST, len(values) // 10))
+        start, end = values[:tail].mean(), values[-tail:].mean()
+        note += f" From {start:.3g} to {end:.3g}.".replace("-", "\u2212")
+    axes.axhline(0 if even is None else even, color=INK, linewidth=0.7, linestyle=(0, (2, 2)), zorder=0)
+    if even is not None:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.0f}\u202f%"))
+    return Curve(title, note, _svg(figure, name))
+
+
+def _figure(metrics: Mapping[str, Floats]) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(3.7, 2.25), layout="constrained")
+    axes = figure.subplots()
+    figure.patch.set_alpha(0)
+    axes.patch.set_alpha(0)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+    axes.tick_params(colors=INK, labelcolor=INK, length=3, width=0.7, labelsize=SIZE)
+    axes.grid(axis="y", color=FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.set_xlabel("pairs seen" if "pairs_seen" in metrics else "step", color=INK, fontsize=SIZE)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(FuncFormatter(_short))
+    return figure, axes
+
+
+def _short(value: float, _: object = None) -> str:
+    for size, letter in ((1_000_000, "M"), (1_000, "k")):
+        if abs(value) >= 10 * size or (abs(value) >= size and value % (size / 10) == 0):
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """The figure as inline SVG: text stays text, colours become the page's, names are unique on the page."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", text, flags=re.DOTALL)
+    text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", text)
+    text = re.sub(r"<svg[^>]*?(viewBox=\"[^\"]*\")[^>]*>", r'<svg aria-hidden="true" \1>', text, count=1)
+    text = re.sub(r"font-family: [^;\"]*;|xlink:(?=href)", "", text)
+    for colour, variable in VARIABLES.items():
+        text = text.replace(colour, variable)
+    return text

@@ -1,0 +1,150 @@
+"""From intervals to words: which number is the headline, what may be said about it, and how numbers are written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mapo.report.evidence import Comparison
+from mapo.winrate import EVEN, MIN_PAIRS, MIN_PROMPTS, Interval
+
+THIN, MINUS, DASH = "\u202f", "\u2212", "\u2013"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One sentence, what it rests on, and ``call``: better, worse, or undecided."""
+
+    sentence: str
+    detail: str
+    call: str
+    headline: Comparison | None
+
+
+def judge(comparisons: Sequence[Comparison], goal: str | None) -> Verdict:
+    """What can be said about the goal.
+
+    Of several scorers that are not said to have made the training pairs the most cautious speaks, so that no scorer is picked for
+    its answer; where their calls contradict each other there is none.
+    """
+    metrics = {c.metric for c in comparisons}
+    metric = goal.removeprefix("-") if goal else next(iter(metrics)) if len(metrics) == 1 else None
+    if metric is None:
+        clear = sum(c.win.conclusive for c in comparisons)
+        return Verdict(
+            "No goal was named, so no winner is called.",
+            f"{clear} of {len(comparisons)} win rates below exclude 50{THIN}%. Name the metric that training was for "
+            "with --goal; to choose it after seeing them would be to choose the answer.",
+            "undecided",
+            None,
+        )
+    heard = [c for c in comparisons if c.metric == metric]
+    free = [c for c in heard if not c.made_pairs] or heard
+    headline = min(free, key=_caution)
+    win, word = headline.win, metric.replace("_", " ") + (" (lower is better)" if headline.lower_is_better else "")
+    numbers = f"{percent(win.value)} of {win.pairs} pairs"
+    bounds = f"95{THIN}% interval {span(win, True)}"
+    calls = {c.win.value > EVEN for c in free if c.win.conclusive}
+    if len(calls) > 1:
+        seen = "; ".join(f"{c.scorer} sees after win {percent(c.win.value)}" for c in free)
+        return Verdict(f"The scorers disagree on {word}, so no winner is called: {seen}.", "", "undecided", headline)
+    if win.pairs < MIN_PAIRS or win.prompts < MIN_PROMPTS:
+        call = "undecided"
+        sentence = (
+            f"Too little to call {word}: {_count(win)}, and a verdict takes {MIN_PAIRS} from {MIN_PROMPTS}. "
+            f"After wins {percent(win.value)} ({bounds})."
+        )
+    elif not win.conclusive:
+        call = "undecided"
+        sentence = f"No difference can be called on {word}: after wins {numbers}, and the {bounds} covers 50{THIN}%."
+    elif win.value > EVEN:
+        call, sentence = "better", f"After beats before on {word}: it wins {numbers} ({bounds})."
+    else:
+        call, sentence = "worse", f"After is worse than before on {word}: it wins only {numbers} ({bounds})."
+    return Verdict(sentence, _detail(headline, free, heard), call, headline)
+
+
+def _caution(comparison: Comparison) -> float:
+    """How far an interval keeps from 50 %, negative when it covers it."""
+    win = comparison.win
+    return max(win.low - EVEN, EVEN - win.high) if win.conclusive else -1 + abs(win.value - EVEN)
+
+
+def _detail(headline: Comparison, free: Sequence[Comparison], heard: Sequence[Comparison]) -> str:
+    win = headline.win
+    said = f"By {headline.scorer}, from {win.prompts} prompts; ties count half."
+    if headline.made_pairs:
+        return f"{said} It is also the judge that made the training pairs, so this is no independent evidence."
+    if len(free) > 1:
+        part = " that had no part in making the training pairs" if len(free) < len(heard) else ""
+        said += f" It is the most cautious of {len(free)} scorers{part}."
+    others = [c for c in heard if c is not headline]
+    if others:
+        said += " " + "; ".join(
+            f"{c.scorer}{' (made the pairs)' if c.made_pairs else ''}: {percent(c.win.value)}, {span(c.win, True)}"
+            for c in others
+        )
+        said += "."
+    return said
+
+
+def followed(comparison: Comparison) -> str:
+    """One sentence on how well prompts are followed before and after."""
+    c = comparison
+    change = f"{signed(c.difference, c.rate)} (95{THIN}% interval {span(c.difference, c.rate, sign=True)})"
+    values = f"{number(c.before, c.rate)} before and {number(c.after, c.rate)} after"
+    if not c.difference.conclusive:
+        return f"{c.scorer}: {values}. The difference, {change}, is not clear of zero."
+    return f"{c.scorer}: {values}. Prompts are followed {'better' if c.difference.value > 0 else 'worse'}: {change}."
+
+
+def _count(win: Interval) -> str:
+    return f"{win.pairs} pairs from {win.prompts} prompts"
+
+
+# ------------------------------------------------------------------ numbers
+
+
+def score(value: float, comparison: Comparison) -> str:
+    """One picture's score: yes or no, or a number with as many decimals as its mean is known to."""
+    return ("no", "yes")[int(value)] if comparison.rate else _minus(value, max(1, decimals(comparison.before)))
+
+
+def percent(share: float) -> str:
+    """A share as per cent with one decimal."""
+    return f"{_minus(100 * share, 1)}{THIN}%"
+
+
+def decimals(interval: Interval) -> int:
+    """How many decimals of a real number are worth printing: two digits of the interval's width."""
+    width = interval.high - interval.low
+    scale = width if math.isfinite(width) and width > 0 else abs(interval.value) / 100
+    return min(6, max(0, 1 - math.floor(math.log10(scale)))) if scale > 0 else 0
+
+
+def number(interval: Interval, rate: bool) -> str:
+    """The estimate alone, as per cent for a rate."""
+    return percent(interval.value) if rate else _minus(interval.value, decimals(interval))
+
+
+def signed(interval: Interval, rate: bool) -> str:
+    """A difference with its sign, in points for a rate."""
+    value = _minus(100 * interval.value, 1, True) if rate else _minus(interval.value, decimals(interval), True)
+    return f"{value} points" if rate else value
+
+
+def span(interval: Interval, rate: bool, sign: bool = False) -> str:
+    """The interval's two ends."""
+    if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
+        return "unknown"
+    scale, places = (100, 1) if rate else (1, decimals(interval))
+    ends = [_minus(scale * end, places, sign) for end in (interval.low, interval.high)]
+    return (" to " if sign else DASH).join(ends) + ("" if sign or not rate else f"{THIN}%")
+
+
+def _minus(value: float, places: int, sign: bool = False) -> str:
+    text = f"{value:+.{places}f}" if sign else f"{value:.{places}f}"
+    if float(text) == 0:
+        text = text.lstrip("+-")
+    return text.replace("-", MINUS)

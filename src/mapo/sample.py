@@ -1,0 +1,156 @@
+"""Pictures from a model: the same prompts and seeds give the same noise, whatever the model or the batch size."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from mapo.errors import MapoError
+from mapo.families import Model, family_of, find_model
+from mapo.files import prepare_out, read_json, sha256, write_json
+from mapo.images import ImageRow, append_images, png_bytes, read_images
+from mapo.splits import prompt_id
+
+FORMAT, VERSION = "mapo-images", 1
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How pictures are made. ``steps`` and ``guidance`` default to what the model folder recommends."""
+
+    steps: int
+    guidance: float
+    width: int
+    height: int
+    prefix: str = ""
+    negative_prompt: str = ""
+    images_per_batch: int = 32
+
+
+def default_sampling(model: Model, **changes: Any) -> Sampling:
+    """The sampling that suits a model: its ``sampling.json``, or 30 steps at guidance 5, at its own resolution."""
+    path = model.base / "sampling.json"
+    advised = json.loads(path.read_text("utf-8")) if path.is_file() else {"steps": 30, "guidance": 5.0}
+    side = family_of(model).resolution(model)
+    values = {"width": side, "height": side, "images_per_batch": 32 if side <= 128 else 4, **advised}
+    sampling = Sampling(**(values | {k: v for k, v in changes.items() if v is not None}))
+    for name in ("steps", "width", "height", "images_per_batch"):
+        if getattr(sampling, name) < 1:
+            raise MapoError(f"--{name.replace('_', '-')} is {getattr(sampling, name)}; it must be at least 1.")
+    return sampling
+
+
+def parse_seeds(text: str) -> list[int]:
+    """``0-3`` or ``0,5,7`` or a mixture → the seeds."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
+            raise MapoError(f"--seeds {text!r} is no list of seeds. Write 0-3 or 0,5,7.")
+        seeds += range(int(first), int(last if dash else first) + 1)
+    return list(dict.fromkeys(seeds))
+
+
+def noise_seed(prompt: str, seed: int) -> int:
+    """What a picture's own generator is seeded with: another for every prompt, so that seeds are independent draws."""
+    return int.from_bytes(hashlib.sha256(f"{prompt_id(prompt)}:{seed}".encode()).digest()[:8], "big") >> 1
+
+
+class Sampler:
+    """A loaded pipeline that fills images folders."""
+
+    def __init__(self, model: str, device: Any = None, dtype: torch.dtype = torch.float32) -> None:
+        self.model = find_model(model)
+        self.revision = self.model.revision()
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.pipeline = family_of(self.model).pipeline(self.model, self.device, dtype)
+        self.sampler = type(self.pipeline.scheduler).__name__
+
+    def batch(self, jobs: Sequence[tuple[str, int]], how: Sampling) -> list[Any]:
+        """The pictures of ``jobs`` (prompt, seed), each from its own generator."""
+        generators = [torch.Generator("cpu").manual_seed(noise_seed(prompt, seed)) for prompt, seed in jobs]
+        return list(
+            self.pipeline(
+                prompt=[f"{how.prefix} {prompt}".strip() for prompt, _ in jobs],
+                negative_prompt=[how.negative_prompt] * len(jobs) if how.negative_prompt else None,
+                num_inference_steps=how.steps,
+                guidance_scale=how.guidance,
+                width=how.width,
+                height=how.height,
+                generator=generators,
+            ).images
+        )
+
+    def fill(self, folder: Path, jobs: Sequence[tuple[str, int]], how: Sampling, desc: str = "sample") -> list[ImageRow]:
+        """Make the pictures of ``jobs`` that ``folder`` lacks; its rows in the order of ``jobs``."""
+        settings = {"model": self.model.stable_name, "revision": self.revision, "sampler": self.sampler, **asdict(how)}
+        _open(folder, settings)
+        manifest = folder / "manifest.jsonl"
+        have = {(r.prompt, r.seed): r for r in read_images(folder)} if manifest.exists() else {}
+        bar = tqdm(total=len(jobs), initial=sum(j in have for j in jobs), desc=desc, unit="image")
+        for number, start in enumerate(range(0, len(jobs), how.images_per_batch)):
+            batch = jobs[start : start + how.images_per_batch]
+            missing = [k for k, job in enumerate(batch) if job not in have]
+            if not missing:
+                continue
+            data = [png_bytes(picture) for picture in self.batch(batch, how)]
+            rows = [self._row(batch[k], how, data[k], f"{number}/{k}/{len(batch)}") for k in missing]
+            append_images(folder, rows, [data[k] for k in missing])
+            have |= {(r.prompt, r.seed): r for r in rows}
+            bar.update(len(missing))
+        bar.close()
+        return [have[job] for job in jobs]
+
+    def _row(self, job: tuple[str, int], how: Sampling, png: bytes, layout: str) -> ImageRow:
+        prompt, seed = job
+        return ImageRow(
+            file=f"{prompt_id(prompt)}-{seed}.png",
+            prompt_id=prompt_id(prompt),
+            prompt=prompt,
+            seed=seed,
+            noise_seed=noise_seed(prompt, seed),
+            sha256=sha256(png),
+            model=self.model.stable_name,
+            revision=self.revision,
+            prefix=how.prefix,
+            negative_prompt=how.negative_prompt,
+            sampler=self.sampler,
+            steps=how.steps,
+            guidance=how.guidance,
+            width=how.width,
+            height=how.height,
+            batch_layout=layout,
+        )
+
+
+def _open(folder: Path, settings: dict[str, Any]) -> None:
+    path = folder / "images.json"
+    if not path.exists():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise MapoError(f"{folder} exists and is no images folder. Choose another --out.")
+        prepare_out(folder)
+        folder.mkdir(exist_ok=True)
+        write_json(path, {"format": FORMAT, "version": VERSION, "settings": settings})
+        return
+    before = read_json(path, "an images folder", "Choose another --out.").get("settings", {})
+    changed = [k for k in settings if before.get(k) != settings[k]]
+    if changed:
+        raise MapoError(
+            f"{folder} holds pictures made with another {', '.join(changed)}. Choose another --out, or delete it first."
+        )
+
+
+def sample(
+    model: str, prompts: Sequence[str], seeds: Sequence[int], out: Path, *, batches: Sampler | None = None, **how: Any
+) -> list[ImageRow]:
+    """Make a picture of every prompt at every seed in ``out``, going on where an earlier call stopped."""
+    sampling = default_sampling(find_model(model), **how)
+    sampler = batches or Sampler(model)
+    return sampler.fill(out, [(p, s) for p in prompts for s in seeds], sampling)

@@ -1,0 +1,58 @@
+"""The table of scores: one row per picture, scorer and metric, in Parquet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mapo.errors import MapoError
+from mapo.files import prepare_out, replacing
+
+VERSION = 1
+SCHEMA = pa.schema(
+    [
+        ("image", pa.string()),  # sha256 of the picture
+        ("prompt_id", pa.string()),
+        ("prompt", pa.string()),
+        ("seed", pa.int64()),
+        ("model", pa.string()),
+        ("scorer", pa.string()),
+        ("metric", pa.string()),
+        ("version", pa.string()),
+        ("revision", pa.string()),
+        ("reference", pa.string()),
+        ("value", pa.float64()),
+    ],
+    metadata={"mapo-scores": str(VERSION)},
+)
+
+
+def write_scores(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a table of scores, atomically. A value that is not a number is an error, never a row."""
+    rows = list(rows)
+    for row in rows:
+        if not math.isfinite(row["value"]):
+            raise MapoError(f"{row['scorer']} gave {row['value']} for picture {row['image'][:12]}; nothing was written.")
+    prepare_out(path)
+    with replacing(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, SCHEMA), temporary, compression="zstd")
+
+
+def read_scores(path: Path) -> pa.Table:
+    """A table that :func:`write_scores` wrote."""
+    remedy = "Make it with `mapo score`."
+    if not path.is_file():
+        raise MapoError(f"There is no table of scores at {path}. {remedy}")
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise MapoError(f"{path} cannot be read ({error}). {remedy}") from None
+    version = (table.schema.metadata or {}).get(b"mapo-scores", b"").decode()
+    if version != str(VERSION) or set(SCHEMA.names) - set(table.column_names):
+        raise MapoError(f"{path} is no table of scores of version {VERSION}. {remedy}")
+    return table.select(SCHEMA.names)

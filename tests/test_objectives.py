@@ -1,0 +1,113 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mapo.objectives import LOGITS, NEEDS_REFERENCE, OBJECTIVES, logit_and_scale, score, settings_of
+from mapo.types import PairErrors
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "objectives.json").read_text())
+NAMES = {"mapo_v1": "mapo", "mapo_v2": "mapo_aaai", "dpo": "dpo"}
+KNOBS = {"snr": "snr", "beta": "beta", "T": "num_timesteps"}
+CASES = [(NAMES[form], row) for form in NAMES for row in GOLDEN[form]]
+errors = st.floats(0, 10, width=32)
+
+
+def tensors(*values, dtype=torch.float32):
+    return [torch.tensor([v], dtype=dtype, requires_grad=True) for v in values]
+
+
+def loss_and_gradients(name, chosen, rejected, settings, ref=(0.3, 0.4), dtype=torch.float64):
+    w, losing = tensors(chosen, rejected, dtype=dtype)
+    reference = [torch.tensor([v], dtype=dtype) for v in ref] if name in NEEDS_REFERENCE else []
+    loss = OBJECTIVES[name](PairErrors(w, losing, *reference), **settings)
+    down, up = torch.autograd.grad(loss.sum(), (w, losing), allow_unused=True)
+    return loss, torch.zeros(1) if down is None else down, torch.zeros(1) if up is None else up
+
+
+@pytest.mark.parametrize(("name", "row"), CASES, ids=lambda v: v if isinstance(v, str) else f"{v['chosen']:.2g}")
+@pytest.mark.parametrize("dtype", [torch.float64], ids=["float64"])
+def test_losses_and_gradients_meet_the_golden_numbers(name, row, dtype):
+    settings = {KNOBS[k]: row[k] for k in KNOBS if k in row}
+    reference = (row.get("ref_chosen", 0.0), row.get("ref_rejected", 0.0))
+    loss, down, up = loss_and_gradients(name, row["chosen"], row["rejected"], settings, reference, dtype)
+    for got, want in ((loss, row["loss"]), (down, row["d_chosen"]), (up, row["d_rejected"])):
+        assert abs(got.item() - want) <= 1e-6 * max(abs(want), 1e-6)
+
+
+@pytest.mark.parametrize(("name", "row"), CASES, ids=lambda v: v if isinstance(v, str) else f"{v['chosen']:.2g}")
+def test_float32_errors_get_float64_arithmetic(name, row):
+    settings = {KNOBS[k]: row[k] for k in KNOBS if k in row}
+    reference = (row.get("ref_chosen", 0.0), row.get("ref_rejected", 0.0))
+    loss, down, _ = loss_and_gradients(name, row["chosen"], row["rejected"], settings, reference, torch.float32)
+    assert loss.dtype is torch.float64
+    assert abs(loss.item() - row["loss"]) <= 1e-6 * max(abs(row["loss"]), 1e-6)
+    assert abs(down.item() - row["d_chosen"]) <= 2e-7 * max(abs(row["d_chosen"]), 1e-6) + 1e-37
+
+
+@given(errors, errors, st.sampled_from(sorted(OBJECTIVES)))
+def test_losses_and_gradients_are_finite_from_zero_to_ten(chosen, rejected, name):
+    for value in loss_and_gradients(name, chosen, rejected, {}):
+        assert torch.isfinite(value).all()
+
+
+@given(errors, errors, st.sampled_from(sorted(LOGITS)))
+def test_swapping_the_pair_negates_the_margin(chosen, rejected, name):
+    one, two = tensors(chosen, rejected, dtype=torch.float64)
+    ref = [torch.tensor([0.3]), torch.tensor([0.5])] if name in NEEDS_REFERENCE else []
+    forth = LOGITS[name](PairErrors(one, two, *ref))
+    back = LOGITS[name](PairErrors(two, one, *ref[::-1]))
+    assert torch.allclose(forth, -back, rtol=0, atol=0)
+
+
+@given(errors, errors)
+def test_sft_ignores_the_rejected_picture(chosen, rejected):
+    loss, down, up = loss_and_gradients("sft", chosen, rejected, {})
+    assert (loss.item(), down.item(), up.item()) == (chosen, 1.0, 0.0)
+
+
+def test_the_score_is_one_at_zero_with_slope_minus_half():
+    x = torch.tensor([0.0, 1e-9, 1e-5, 1e-3, 1e-2], dtype=torch.float64, requires_grad=True)
+    y = score(x)
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    assert y[0] == 1 and slope[0] == -0.5
+    for value, got, d in zip(x.tolist()[1:], y.tolist()[1:], slope.tolist()[1:], strict=True):
+        series = 1 - value / 2 + value**2 / 12 - value**4 / 720
+        assert got == pytest.approx(series, rel=1e-13)
+        assert d == pytest.approx(-0.5 + value / 6 - value**3 / 180, rel=1e-11)
+
+
+@given(st.floats(1e-6, 10))
+def test_the_score_falls_and_stays_between_zero_and_one(value):
+    near, far = score(torch.tensor([value, value * 1.01], dtype=torch.float64)).tolist()
+    assert 0 < far < near <= 1
+
+
+def test_dpo_at_the_reference_is_log_two():
+    e = [torch.tensor([v]) for v in (0.2, 0.7, 0.2, 0.7)]
+    assert OBJECTIVES["dpo"](PairErrors(*e)).item() == pytest.approx(math.log(2), rel=1e-12)
+
+
+def test_the_logit_scale_of_mapo_at_small_errors_is_about_245_per_unit_of_error():
+    e = PairErrors(torch.tensor([0.02]), torch.tensor([0.02]))
+    _, scale = logit_and_scale("mapo", e, settings_of("mapo"))
+    assert scale.item() == pytest.approx(250 - 1000 * 0.25 * 0.02 / 6, rel=1e-3)
+    _, scale = logit_and_scale("dpo", PairErrors(*[torch.tensor([0.1])] * 4), {"beta": 2000})
+    assert scale.item() == pytest.approx(1000)
+
+
+def test_the_margin_pulls_twelve_times_as_hard_as_the_sft_term_at_zero_margin():
+    _, down, up = loss_and_gradients("mapo", 0.1, 0.1, {})
+    assert -up.item() == pytest.approx(12.3, abs=0.1)
+    assert down.item() == pytest.approx(1 - up.item(), rel=1e-9)
+
+
+def test_every_objective_takes_its_knobs_as_keywords_and_gives_one_loss_per_pair():
+    e = PairErrors(*[torch.rand(5) for _ in range(4)])
+    for name, objective in OBJECTIVES.items():
+        assert objective(e, **settings_of(name)).shape == (5,)
+        assert objective(e).dtype is torch.float64

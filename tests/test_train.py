@@ -1,0 +1,219 @@
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_pairs
+
+from mapo.config import make_config
+from mapo.errors import MapoError
+from mapo.train import train
+
+BASE = {"optim": {"lr": 1e-3, "warmup_steps": 2}, "train": {"steps": 4, "pairs_per_step": 4, "precision": "float64"}}
+
+
+def run(out: Path, model, pairs, cache=None, objective="mapo", kind="full", **train_settings):
+    values = {
+        "model": str(model),
+        "pairs": str(pairs),
+        "objective": {"name": objective} if isinstance(objective, str) else objective,
+        "adapter": {"kind": kind, "rank": 4},
+        "optim": {**BASE["optim"], **train_settings.pop("optim", {})},
+        "data": train_settings.pop("data", {}),
+        "train": {**BASE["train"], **train_settings},
+    }
+    if cache:
+        values["cache"] = str(cache)
+    train(make_config(values), out)
+    return metrics(out)
+
+
+def metrics(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same(one: list[dict], two: list[dict], tolerance=1e-9):
+    assert [m["step"] for m in one] == [m["step"] for m in two]
+    for a, b in zip(one, two, strict=True):
+        for key in ("loss", "error_chosen", "error_rejected", "margin", "accuracy", "grad_norm", "lr", "pairs_seen"):
+            assert a[key] == pytest.approx(b[key], rel=tolerance, abs=1e-12), (a["step"], key)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, sdxl, pairs, cache):
+    """Four uninterrupted steps of four pairs at a time."""
+    return run(tmp_path_factory.mktemp("whole") / "run", sdxl, pairs, cache)
+
+
+def test_one_batch_of_four_is_four_of_one_accumulated(tmp_path, sdxl, pairs, cache, whole):
+    assert_same(run(tmp_path / "r", sdxl, pairs, cache, pairs_per_device=1), whole)
+    assert_same(run(tmp_path / "s", sdxl, pairs, cache, pairs_per_device=3), whole)
+
+
+def test_gradient_checkpointing_changes_nothing(tmp_path, sdxl, pairs, cache, whole):
+    assert_same(run(tmp_path / "r", sdxl, pairs, cache, gradient_checkpointing=True), whole)
+
+
+def test_a_run_that_goes_on_is_the_uninterrupted_run(tmp_path, sdxl, pairs, cache, whole):
+    first = run(tmp_path / "r", sdxl, pairs, cache, steps=2)
+    assert_same(first, whole[:2])
+    assert_same(run(tmp_path / "r", sdxl, pairs, cache, steps=4), whole)
+
+
+def test_a_run_cut_off_between_checkpoints_goes_on_from_the_last_one(tmp_path, sdxl, pairs, cache, whole, monkeypatch):
+    import mapo.metrics
+
+    def cut(path, values, append=mapo.metrics.append):
+        append(path, values)
+        if values["step"] == 3:
+            raise RuntimeError("power cut")
+
+    monkeypatch.setattr(mapo.metrics, "append", cut)
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(tmp_path / "r", sdxl, pairs, cache, save_every_steps=2)
+    monkeypatch.undo()
+    assert [m["step"] for m in metrics(tmp_path / "r")] == [1, 2, 3]
+    assert not (tmp_path / "r" / "run.json").exists()
+    assert_same(run(tmp_path / "r", sdxl, pairs, cache, save_every_steps=2), whole)
+
+
+def test_training_that_encodes_by_itself_is_training_from_the_cache(tmp_path, sdxl, whole):
+    pairs = make_pairs(tmp_path / "pairs")
+    assert_same(run(tmp_path / "r", sdxl, pairs), whole)
+    assert (tmp_path / "cache" / "cache.json").exists()
+
+
+def test_two_processes_train_as_one(tmp_path, sdxl, pairs, cache, whole):
+    script = tmp_path / "go.py"
+    script.write_text(
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from pathlib import Path\nfrom test_train import run\n"
+        "run(Path(sys.argv[5]), sys.argv[2], sys.argv[3], sys.argv[4])\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
+    command += ["--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1", str(script), str(Path(__file__).parent)]
+    import os
+
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(
+        [*command, str(sdxl), str(pairs), str(cache), str(tmp_path / "r")],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=env,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert_same(metrics(tmp_path / "r"), whole, tolerance=1e-6)
+
+
+@pytest.mark.parametrize("objective", ["mapo", "mapo_aaai", "sft", "dpo"])
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_every_objective_trains_full_and_lora_and_gives_a_model(tmp_path, sdxl_v, pairs, objective, kind):
+    from mapo.families import find_model
+    from mapo.families.sdxl import load_denoiser
+
+    cache = tmp_path / "cache"
+    got = run(tmp_path / "r", sdxl_v, pairs, cache, objective, kind, steps=2, optim={"lr": 1e-2})
+    assert all(math.isfinite(v) for m in got for v in m.values())
+    if objective == "dpo":
+        assert got[0]["margin_over_reference"] == pytest.approx(0, abs=1e-12)
+        assert got[0]["loss"] == pytest.approx(math.log(2))
+        assert got[1]["loss"] != pytest.approx(math.log(2), abs=1e-9)
+    before = load_denoiser(find_model(str(sdxl_v)), "cpu").state_dict()
+    after = load_denoiser(find_model(str(tmp_path / "r")), "cpu").state_dict()
+    moved = {k for k in before if not torch.equal(before[k], after[k])}
+    assert moved
+    if kind == "lora":
+        assert all(".to_" in name for name in moved)
+
+
+def test_a_lora_run_as_a_model_is_the_denoiser_that_was_trained(tmp_path, sdxl, pairs, cache):
+    from diffusers import StableDiffusionXLPipeline
+
+    from mapo.families import find_model
+    from mapo.families.sdxl import load_denoiser
+
+    run(tmp_path / "r", sdxl, pairs, cache, kind="lora", optim={"lr": 1e-2})
+    ours = load_denoiser(find_model(str(tmp_path / "r")), "cpu")
+    pipeline = StableDiffusionXLPipeline.from_pretrained(sdxl, add_watermarker=False)
+    pipeline.load_lora_weights(tmp_path / "r" / "weights")
+    x, t = torch.randn(1, 4, 8, 8), torch.tensor([500])
+    cond = {"text_embeds": torch.randn(1, 24), "time_ids": torch.ones(1, 6)}
+    states = torch.randn(1, 32, 40)
+    with torch.no_grad():
+        a = ours(x, t, states, added_cond_kwargs=cond).sample
+        b = pipeline.unet(x, t, states, added_cond_kwargs=cond).sample
+    assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_the_margin_grows_on_the_pairs_that_are_trained_on(tmp_path, sdxl):
+    pairs = make_pairs(tmp_path / "pairs", count=4)
+    got = run(tmp_path / "r", sdxl, pairs, steps=30, pairs_per_step=4, precision="float32", optim={"lr": 3e-3})
+    early, late = (sum(m["error_chosen"] for m in part) / 5 for part in (got[:5], got[-5:]))
+    assert late < early
+
+
+def test_weights_of_pairs_scale_their_share(tmp_path, sdxl, cache, pairs, whole):
+    heavy = make_pairs(tmp_path / "pairs", weight=3.0)
+    got = run(tmp_path / "r", sdxl, heavy, tmp_path / "cache")
+    assert_same(got, whole)  # equal weights, whatever their size, are the plain mean
+
+
+def test_other_settings_in_the_same_folder_are_refused_by_name(tmp_path, sdxl, pairs, cache):
+    run(tmp_path / "r", sdxl, pairs, cache, steps=1)
+    with pytest.raises(MapoError, match=r"other settings \(optim.lr\)"):
+        run(tmp_path / "r", sdxl, pairs, cache, steps=2, optim={"lr": 5e-4})
+    with pytest.raises(MapoError, match="the content of pairs"):
+        run(tmp_path / "r", sdxl, make_pairs(tmp_path / "other", seed=9), tmp_path / "c2", steps=2)
+
+
+def test_a_cache_of_another_resolution_is_refused(tmp_path, sdxl, pairs, cache):
+    with pytest.raises(MapoError, match="encoded with resolution 16, this run asks for 32"):
+        run(tmp_path / "r", sdxl, pairs, cache, data={"resolution": 32})
+
+
+def test_unknown_objectives_and_knobs_are_named(tmp_path, sdxl, pairs, cache):
+    with pytest.raises(MapoError, match=r"no objective 'mappo'. Did you mean 'mapo'"):
+        run(tmp_path / "r", sdxl, pairs, cache, objective="mappo")
+    with pytest.raises(MapoError, match=r"no setting 'bta'. Did you mean 'beta'"):
+        run(tmp_path / "r", sdxl, pairs, cache, objective={"name": "mapo", "bta": 1.0})
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_pairs(tmp_path, sdxl, pairs, cache):
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "cache"
+    broken.mkdir()
+    for path in cache.iterdir():
+        if path.name.startswith("latents"):
+            tensors = load_file(path)
+            save_file({k: v * math.nan if k.endswith("|0") else v for k, v in tensors.items()}, broken / path.name)
+        else:
+            (broken / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(MapoError, match=r"Step 1: the loss is not finite for 4 pairs: [0-9a-f]{16} \(timestep \d+\)"):
+        run(tmp_path / "r", sdxl, pairs, broken)
+    assert not (tmp_path / "r" / "checkpoints").exists()
+
+
+def test_flip_mirrors_both_pictures_of_a_pair_or_none(tmp_path, sdxl, pairs):
+    from mapo.batches import load_batch
+    from mapo.cache import Cache, cache_key, encode
+    from mapo.families import family_of, find_model
+    from mapo.pairs import PairSet
+
+    model = find_model(str(sdxl))
+    family = family_of(model)
+    opened = PairSet(pairs)
+    encode(family, model, opened, tmp_path / "c", flip=True)
+    cache = Cache(tmp_path / "c", cache_key(family, model, None, True))
+    rows = list(opened)
+    common = {"seed": 3, "resolution": 16, "num_timesteps": 1000}
+    mirrored = load_batch(range(12), rows, cache, family, model, flip=True, **common)
+    plain = load_batch(range(12), rows, cache, family, model, flip=False, **common)
+    changed = (mirrored.latents != plain.latents).flatten(1).any(1)
+    assert torch.equal(changed[:12], changed[12:])
+    assert 0 < changed[:12].sum() < 12
