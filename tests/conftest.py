@@ -100,7 +100,9 @@ def make_pairs(folder: Path, count: int = 12, seed: int = 0, size: tuple[int, in
 
     with PairWriter(folder, {"made": "by a test"}) as writer:
         for k in range(count):
-            writer.add_pair(f"a small red circle number {k - (k % 3 == 2)}", picture(), picture(), split="train", **rest)
+            writer.add_pair(
+                f"a small red circle number {k - (k % 3 == 2)}", picture(), picture(), split="train", **rest
+            )
     return folder
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_pairs
 
+from conftest import make_pairs
 from mapo.config import make_config
 from mapo.errors import MapoError
 from mapo.train import train

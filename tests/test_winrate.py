@@ -67,10 +67,10 @@ def test_the_same_pairs_give_the_same_interval_in_any_order():
 
 
 def test_another_generator_moves_the_bounds_but_not_the_value():
-    differences, clusters = np.random.default_rng(2).normal(0.2, 1, 60), names(60, 3)
-    first, second = (win_rate(differences, clusters, rng) for rng in (0, np.random.default_rng(5)))
+    values, clusters = np.random.default_rng(2).normal(0.2, 1, 60), names(60, 3)
+    first, second = (mean(values, clusters, rng) for rng in (0, np.random.default_rng(5)))
     assert first.value == second.value
-    assert first.low != second.low or first.high != second.high
+    assert first.low != second.low
     assert first.low == pytest.approx(second.low, abs=0.03)
 
 
@@ -122,7 +122,9 @@ def test_one_prompt_tells_nothing_however_many_seeds_it_has():
     assert not result.conclusive
 
 
-@pytest.mark.parametrize(("pairs", "seeds", "conclusive"), [(19, 1, False), (20, 1, True), (36, 4, False), (40, 4, True)])
+@pytest.mark.parametrize(
+    ("pairs", "seeds", "conclusive"), [(19, 1, False), (20, 1, True), (36, 4, False), (40, 4, True)]
+)
 def test_nothing_is_conclusive_below_20_pairs_or_10_prompts(pairs, seeds, conclusive):
     assert win_rate([1.0] * pairs, names(pairs, seeds)).conclusive is conclusive
 
@@ -238,10 +240,12 @@ def test_numbers_of_two_versions_are_not_compared(change):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, None])
 def test_a_value_that_is_no_number_is_refused_by_picture(value):
-    with pytest.raises(MapoError, match=r"after hold (nan|inf|None) as judge cartoon of prompt 'a picture of a', seed 0"):
+    with pytest.raises(
+        MapoError, match=r"after hold (nan|inf|None) as judge cartoon of prompt 'a picture of a', seed 0"
+    ):
         paired(table({("a", 0): 1.0}), table({("a", 0): value}), "judge", "cartoon")
 
 
 def test_a_metric_nobody_gave_is_refused_with_a_suggestion():
-    with pytest.raises(MapoError, match="before have no judge cartoons. Did you mean 'judge cartoon'?"):
+    with pytest.raises(MapoError, match=r"before have no judge cartoons\. Did you mean 'judge cartoon'\?"):
         paired(table({("a", 0): 1.0}), table({("a", 0): 1.0}), "judge", "cartoons")

@@ -98,8 +98,8 @@ def build(
 ) -> dict[str, int]:
     """Make ``num_pairs`` pairs into the set ``out``; its counts.
 
-    Pictures lie in ``.<out>.pictures.partial`` until the set is whole, so that an interrupted build goes on. Prompts are used in
-    turn, with the next seed when all have been used. Both pictures of a pair start from the same noise.
+    Pictures lie in ``.<out>.pictures.partial`` until the set is whole, so that an interrupted build goes on. Prompts
+    are used in turn, with the next seed when all have been used. Both pictures of a pair start from the same noise.
     """
     if out.exists():
         raise MapoError(f"{out} already exists. Choose another --out, or delete it first.")
@@ -117,8 +117,8 @@ def build(
     while len(kept) < num_pairs:
         if tried >= MOST_TRIES_PER_PAIR * num_pairs:
             raise MapoError(
-                f"Of {tried} tried pairs only {len(kept)} were kept ({judged_out} judged out, {equal} with equal pictures). "
-                f"The pictures are in {work}. Use more prompts, fewer pairs, or another --judge."
+                f"Of {tried} tried pairs only {len(kept)} were kept ({judged_out} judged out, {equal} with equal "
+                f"pictures). The pictures are in {work}. Use more prompts, fewer pairs, or another --judge."
             )
         portion = min(4 * sampling.images_per_batch, MOST_TRIES_PER_PAIR * num_pairs - tried)
         portion = min(portion, -(-(num_pairs - len(kept)) // sampling.images_per_batch) * sampling.images_per_batch)
@@ -141,7 +141,9 @@ def build(
         "revision": sampler.revision,
         "sampler": sampler.sampler,
         "sampling": asdict(sampling),
-        "judge": f"{judge.scorer.name} {judge.scorer.version}: {'-' * (judge.sign < 0)}{judge.metric}" if judge else None,
+        "judge": f"{judge.scorer.name} {judge.scorer.version}: {'-' * (judge.sign < 0)}{judge.metric}"
+        if judge
+        else None,
         "counts": counts,
     }
     with PairWriter(out, provenance) as writer:

@@ -2,7 +2,8 @@
 
 A cache is a folder of safetensors shards and ``cache.json``::
 
-    latents-00000.safetensors   "<sha256>|<flip>" → mean and log-variance "2 c h w",  "<sha256>|size" → height, width, top, left
+    latents-00000.safetensors   "<sha256>|<flip>" → mean and log-variance "2 c h w"
+                                "<sha256>|size" → the picture's height and width, crop top and left "4"
     text-00000.safetensors      "<prompt hash>|<name>" → what the denoiser is given for that prompt
     cache.json                  format, version, and the fingerprint of the model, resolution and flips
 
@@ -139,7 +140,10 @@ def encode(
         tensors: dict[str, Tensor] = {}
         for batch in _batches(shard, 4 * images_per_batch):
             for name, values in family.encode_prompts(encoders, batch).items():
-                tensors |= {f"{prompt_key(p)}|{name}": v.cpu().clone(memory_format=torch.contiguous_format) for p, v in zip(batch, values, strict=True)}
+                tensors |= {
+                    f"{prompt_key(p)}|{name}": v.cpu().clone(memory_format=torch.contiguous_format)
+                    for p, v in zip(batch, values, strict=True)
+                }
             bar.update(len(batch))
         _write(folder, "text", tensors)
     for shard in _batches(pictures, PER_SHARD):
@@ -153,7 +157,9 @@ def encode(
                 if not torch.isfinite(both).all():
                     raise MapoError(f"The VAE of {model.name} gave values that are not finite for one of {batch}.")
                 tensors |= {f"{name}|{flipped}": v.clone() for name, v in zip(batch, both, strict=True)}
-            tensors |= {f"{name}|size": torch.tensor(s, dtype=torch.int32) for name, s in zip(batch, sizes, strict=True)}
+            tensors |= {
+                f"{name}|size": torch.tensor(s, dtype=torch.int32) for name, s in zip(batch, sizes, strict=True)
+            }
             bar.update(len(batch))
         _write(folder, "latents", tensors)
     bar.close()
@@ -165,14 +171,16 @@ class Cache:
     def __init__(self, folder: Path, key: CacheKey) -> None:
         _check(folder, key)
         self.folder = folder
-        self._place = {name: path for kind in ("latents", "text") for path, names in _shards(folder, kind) for name in names}
+        self._place = {
+            name: path for kind in ("latents", "text") for path, names in _shards(folder, kind) for name in names
+        }
         self._open = lru_cache(maxsize=512)(lambda path: safe_open(path, "pt"))
 
     def _get(self, name: str, what: str) -> Tensor:
         path = self._place.get(name)
         if path is None:
             raise MapoError(f"The cache {self.folder} lacks {what}. Run `mapo encode` again.")
-        tensor: Tensor = self._open(path).get_tensor(name)
+        tensor: Tensor = self._open(path).get_tensor(name)  # type: ignore[no-untyped-call]
         return tensor
 
     def latents(self, picture: str, flip: bool) -> tuple[Tensor, Tensor]:
@@ -194,7 +202,7 @@ class Cache:
 
     def lacks(self, pairs: PairSet) -> bool:
         """Whether a picture or prompt of ``pairs`` is missing."""
-        prompts = {f"{prompt_key(p)}|{n}" for p in set(pairs.table["prompt"].to_pylist()) for n in self.text_names()[:1]}
+        prompts = {
+            f"{prompt_key(p)}|{n}" for p in set(pairs.table["prompt"].to_pylist()) for n in self.text_names()[:1]
+        }
         return not prompts or bool((prompts | {f"{n}|size" for n in pairs.image_names()}) - self._place.keys())
-
-

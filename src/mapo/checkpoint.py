@@ -46,7 +46,9 @@ def save_checkpoint(
     """Write a complete checkpoint folder, atomically."""
     with replacing(folder) as temporary:
         temporary.mkdir(parents=True)
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in weights.items()}, temporary / "weights.safetensors")
+        save_file(
+            {k: v.detach().cpu().contiguous().clone() for k, v in weights.items()}, temporary / "weights.safetensors"
+        )
         save_file(dict(moments), temporary / "optimizer.safetensors")
         write_json(temporary / "state.json", dict(state))
 

@@ -160,7 +160,9 @@ def score(images: Path, scorer: str, out: Path) -> None:
     _say(f"scores in {out}")
 
 
-@cli.command(cls=Verb, example="mapo report --before work/before --after work/after --goal cartoon --out work/report.html")
+@cli.command(
+    cls=Verb, example="mapo report --before work/before --after work/after --goal cartoon --out work/report.html"
+)
 @click.option("--before", type=OUT, required=True, help="Images of the model before.")
 @click.option("--after", type=OUT, required=True, help="Images of the model after, same prompts and seeds.")
 @click.option("--scores", type=OUT, multiple=True, help="Tables of scores of both; default: made beside --out.")
@@ -212,7 +214,9 @@ def mini() -> None:
     """The built-in world: make its model or its judge again."""
 
 
-@mini.command(cls=Verb, example="mapo mini pretrain --out work/mini --set vae_steps=20 --set steps=20 --set pictures=256")
+@mini.command(
+    cls=Verb, example="mapo mini pretrain --out work/mini --set vae_steps=20 --set steps=20 --set pictures=256"
+)
 @click.option("--out", type=OUT, required=True, help="The pipeline folder to write; checkpoints lie in OUT.work.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting, such as steps=6000.")
 def pretrain(out: Path, assignments: tuple[str, ...]) -> None:

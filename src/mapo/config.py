@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
+from datetime import date, time
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from mapo.errors import MapoError, suggest
+from mapo.files import read_text
 
-Positive = Annotated[int, Field(gt=0)]
-NotNegative = Annotated[int, Field(ge=0)]
+
+def _no_truth(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("Input should be a number")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_no_truth)]  # pydantic would take true for 1
+Positive = Annotated[int, BeforeValidator(_no_truth), Field(gt=0)]
+NotNegative = Annotated[int, BeforeValidator(_no_truth), Field(ge=0)]
 
 
 class Section(BaseModel):
@@ -27,6 +38,13 @@ class ObjectiveConfig(Section):
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
     name: str = "mapo"
+
+    @model_validator(mode="after")
+    def _finite(self) -> Self:
+        for key, value in self.settings.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{key} should be a finite number")
+        return self
 
     @property
     def settings(self) -> dict[str, float]:
@@ -44,18 +62,18 @@ class AdapterConfig(Section):
 class OptimConfig(Section):
     """AdamW and its schedule. ``lr`` 1e-5 is for a full SDXL; a LoRA wants about 1e-4."""
 
-    lr: Annotated[float, Field(gt=0)] = 1e-5
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    eps: Annotated[float, Field(gt=0)] = 1e-8
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
-    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    lr: Annotated[Number, Field(gt=0)] = 1e-5
+    beta1: Annotated[Number, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[Number, Field(ge=0, lt=1)] = 0.999
+    eps: Annotated[Number, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[Number, Field(ge=0)] = 1e-2
+    clip_norm: Annotated[Number, Field(gt=0)] = 1.0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: NotNegative = 0
 
 
 class DataConfig(Section):
-    """How pictures become latents. No ``resolution``: the model's own. ``flip`` mirrors both pictures of a pair or none."""
+    """How pictures become latents. No ``resolution``: the model's own. ``flip`` mirrors both of a pair or neither."""
 
     resolution: Positive | None = None
     flip: bool = False
@@ -80,7 +98,7 @@ class Config(Section):
     model: str
     pairs: str
     cache: str | None = None
-    objective: ObjectiveConfig = ObjectiveConfig()
+    objective: ObjectiveConfig = Field(default_factory=lambda: ObjectiveConfig.model_validate({}))
     adapter: AdapterConfig = AdapterConfig()
     optim: OptimConfig = OptimConfig()
     data: DataConfig = DataConfig()
@@ -106,18 +124,22 @@ def make_config(values: Mapping[str, Any]) -> Config:
         where = ".".join(str(p) for p in error["loc"])
         if error["type"] == "extra_forbidden":
             path = tuple(str(p) for p in error["loc"])
-            known = _known_keys(Config, path[:-1])
-            raise MapoError(f"There is no setting {where!r}. {suggest(path[-1], known)}") from None
-        raise MapoError(f"The setting {where} = {error['input']!r} does not fit: {error['msg']}.") from None
+            elsewhere = [f"{s}.{path[-1]}" for s in Config.model_fields if path[-1] in _known_keys(Config, (s,))]
+            hint = f"Did you mean {elsewhere[0]!r}?" if elsewhere else suggest(path[-1], _known_keys(Config, path[:-1]))
+            raise MapoError(f"There is no setting {where!r}. {hint}") from None
+        if error["type"] == "missing":
+            raise MapoError(f"The setting {where} is missing.") from None
+        why = error["msg"].removeprefix("Value error, ")
+        raise MapoError(f"The setting {where} = {error['input']!r} does not fit: {why}.") from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The values of a TOML file."""
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(read_text(path))
     except FileNotFoundError:
         raise MapoError(f"--config: there is no file {path}.") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise MapoError(f"--config: {path} cannot be read ({error}).") from None
 
 
@@ -129,8 +151,11 @@ def parse_set(assignments: Iterable[str]) -> dict[str, Any]:
         if not equals or not key.strip():
             raise MapoError(f"--set {assignment!r} does not look like section.key=value, for example optim.lr=1e-5.")
         try:
-            value = tomllib.loads(f"v = {text}")["v"]
+            parsed = tomllib.loads(f"v = {text}")
         except tomllib.TOMLDecodeError:
+            parsed = {}
+        value = parsed["v"] if parsed.keys() == {"v"} else text
+        if isinstance(value, date | time):  # pairs=2026-11-22 means a folder
             value = text
         merge(values, _nest(key.strip().split("."), value))
     return values
@@ -148,7 +173,7 @@ def merge(under: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, Mapping) and isinstance(under.get(key), dict):
             merge(under[key], value)
         else:
-            under[key] = dict(value) if isinstance(value, Mapping) else value
+            under[key] = merge({}, value) if isinstance(value, Mapping) else value
     return under
 
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from mapo.errors import MapoError, suggest
 from mapo.files import prepare_out, replacing
 from mapo.pairs import Pair, PairSet
+from mapo.splits import SPLITS
 
 ROWS_PER_FILE = 2_000
 ROWS_AT_ONCE = 32
@@ -22,7 +23,13 @@ PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 def _with_features(schema: pa.Schema, pictures: tuple[str, ...]) -> pa.Schema:
     """Tell `datasets` which columns are pictures."""
-    names = {pa.string(): "string", pa.float64(): "float64", pa.int64(): "int64", pa.binary(): "binary", pa.bool_(): "bool"}
+    names = {
+        pa.string(): "string",
+        pa.float64(): "float64",
+        pa.int64(): "int64",
+        pa.binary(): "binary",
+        pa.bool_(): "bool",
+    }
     features: dict[str, Any] = {
         f.name: {"_type": "Image"} if f.name in pictures else {"dtype": names[f.type], "_type": "Value"} for f in schema
     }
@@ -115,9 +122,8 @@ def export_pairs(pairs: PairSet, format: str, out: Path) -> Path:
     schema, convert = FORMATS[format]
     prepare_out(out)
     rows = list(pairs)
-    splits = {split: [p for p in rows if p.split == split] for split in ("train", "validation", "test")}
-    bar = tqdm(total=len(rows), desc=f"export {format}", unit="pair")
-    with replacing(out) as temporary:
+    splits = {split: [p for p in rows if p.split == split] for split in SPLITS}
+    with replacing(out) as temporary, tqdm(total=len(rows), desc=f"export {format}", unit="pair") as bar:
         (temporary / "data").mkdir(parents=True)
         for split, members in splits.items():
             files = -(-len(members) // ROWS_PER_FILE)
@@ -127,7 +133,6 @@ def export_pairs(pairs: PairSet, format: str, out: Path) -> Path:
                     for part in _portions(members[number * ROWS_PER_FILE : (number + 1) * ROWS_PER_FILE]):
                         writer.write_table(pa.Table.from_pylist([convert(p, pairs) for p in part], schema))
                         bar.update(len(part))
-    bar.close()
     return out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import hashlib
 import json
@@ -21,20 +22,26 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path``, a file or a folder as you like; renamed over it when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    _remove(temporary)  # of a killed process that had our number
     try:
         yield temporary
         if temporary.is_dir() and path.exists():
             old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            _remove(old)
             path.rename(old)
             temporary.rename(path)
-            shutil.rmtree(old)
+            _remove(old)
         else:
-            os.replace(temporary, path)
+            temporary.replace(path)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+        _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -58,6 +65,20 @@ def read_json(path: Path, what: str, remedy: str) -> Any:
         raise MapoError(f"{path} cannot be read ({error}). {remedy}") from None
 
 
+def encoding_of(path: Path) -> str:
+    """The encoding of a text file of the user's: UTF-8, or UTF-16 where a byte order mark says so."""
+    with path.open("rb") as file:
+        return "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+
+
+def read_text(path: Path) -> str:
+    """The text of a file of the user's, lines ending in a line feed; ValueError when it is no text."""
+    text = path.read_text(encoding_of(path))
+    if "\0" in text:
+        raise ValueError("it holds NUL characters, so it is no UTF-8 text")
+    return text
+
+
 def sha256(data: bytes) -> str:
     """The content hash that names a picture everywhere, 64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
@@ -65,10 +86,13 @@ def sha256(data: bytes) -> str:
 
 def inside(folder: Path, name: str, where: str) -> Path:
     """``folder / name``, refused when it would leave ``folder`` (absolute, ``..`` or a link that leads out)."""
-    path = folder / name
-    if Path(name).is_absolute() or not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        safe = not Path(name).is_absolute() and (folder / name).resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):  # a NUL, half a character, links in a circle
+        safe = False
+    if not safe:
         raise MapoError(f"{where}: the path {name!r} leaves its folder {folder}. Use paths inside the folder.")
-    return path
+    return folder / name
 
 
 def prepare_out(path: Path) -> Path:
@@ -79,7 +103,8 @@ def prepare_out(path: Path) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
+        why = error.strerror or error
         raise MapoError(
-            f"Cannot write to {path.parent} ({error.strerror or error}). Choose another --out, or change its permissions."
+            f"Cannot write to {path.parent} ({why}). Choose another --out, or change its permissions."
         ) from None
     return path

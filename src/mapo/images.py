@@ -6,6 +6,7 @@ import io
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from types import UnionType
 
 from PIL import Image
 
@@ -46,13 +47,14 @@ def read_images(folder: Path, check_files: bool = True) -> list[ImageRow]:
         raise MapoError(f"{folder} is not an images folder: it has no manifest.jsonl. {REMEDY}")
     known = {f.name for f in fields(ImageRow)}
     rows: list[ImageRow] = []
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_bytes().split(b"\n")  # bytes, as an interrupted run may have stopped inside a character
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             values = json.loads(line)
             row = ImageRow(**{k: v for k, v in values.items() if k in known})
+            _check_types(row)
         except (ValueError, TypeError, AttributeError) as error:
             if number == len(lines):
                 continue
@@ -63,6 +65,14 @@ def read_images(folder: Path, check_files: bool = True) -> list[ImageRow]:
             raise MapoError(f"{path} line {number} names {row.file}, which is not there. {REMEDY}")
         rows.append(row)
     return rows
+
+
+def _check_types(row: ImageRow) -> None:
+    kinds: dict[str, type | UnionType] = {"str": str, "int": int, "float": int | float}
+    for field in fields(row):
+        value = getattr(row, field.name)
+        if not isinstance(value, kinds[str(field.type)]) or isinstance(value, bool):
+            raise TypeError(f"{field.name} is {value!r}")
 
 
 def read_picture(folder: Path, row: ImageRow) -> bytes:
@@ -87,9 +97,18 @@ def append_images(folder: Path, rows: list[ImageRow], data: list[bytes]) -> None
         with replacing(folder / row.file) as temporary:
             temporary.write_bytes(png)
     path = folder / "manifest.jsonl"
-    if path.exists() and not path.read_bytes().endswith(b"\n"):  # an interrupted write
-        kept = path.read_bytes()
+    kept = path.read_bytes() if path.exists() else b""
+    if kept and not kept.endswith(b"\n"):  # an interrupted write, or a file that was edited by hand
+        start = kept.rfind(b"\n") + 1
         with replacing(path) as temporary:
-            temporary.write_bytes(kept[: kept.rfind(b"\n") + 1])
+            temporary.write_bytes(kept + b"\n" if _is_json(kept[start:]) else kept[:start])
     with path.open("a", encoding="utf-8") as file:
         file.write("".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows))
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True

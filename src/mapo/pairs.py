@@ -26,11 +26,11 @@ from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mapo.errors import MapoError
 from mapo.files import PARTIAL, prepare_out, read_json, sha256, write_json
-from mapo.splits import split_of
+from mapo.splits import SPLITS, split_of
 
 FORMAT, VERSION = "mapo-pairs", 1
 IMAGES_PER_ROW_GROUP = 32
@@ -86,6 +86,8 @@ def make_pair(prompt: str, chosen: str, rejected: str, **rest: Any) -> Pair:
         raise ValueError(f"preference is {pair.preference}, it must lie in 0.5 … 1 (swap the pictures if it is below)")
     if not 0 <= pair.weight < float("inf"):
         raise ValueError(f"weight is {pair.weight}, it must be a number that is not negative")
+    if pair.split not in SPLITS:
+        raise ValueError(f"split is {pair.split!r}, it must be one of {', '.join(SPLITS)}")
     if chosen == rejected:
         raise ValueError("chosen and rejected are the same picture")
     return pair
@@ -96,18 +98,21 @@ def decode_picture(data: bytes) -> Image.Image:
 
     Raises ValueError for anything that is not one whole still picture.
     """
+    if not data:
+        raise ValueError("it is empty")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture = Image.open(io.BytesIO(data))
+            picture: Image.Image = Image.open(io.BytesIO(data))
             if getattr(picture, "is_animated", False):
                 raise ValueError("it is animated")
-            picture.load()
+            picture = ImageOps.exif_transpose(picture)  # reads the pixels
     except ValueError:
         raise
+    except UnidentifiedImageError:
+        raise ValueError("it is in no format of pictures that is known") from None
     except Exception as error:
-        raise ValueError(f"it cannot be decoded ({error or type(error).__name__})") from None
-    picture = ImageOps.exif_transpose(picture)
+        raise ValueError(f"it cannot be decoded ({str(error) or type(error).__name__})") from None
     if picture.mode.startswith(("I", "F")):
         raise ValueError(f"its colour mode {picture.mode} has more than 8 bits per channel")
     if "A" in picture.getbands() or "transparency" in picture.info:
@@ -139,26 +144,44 @@ class PairWriter:
 
     def add_image(self, data: bytes) -> str:
         """Store an encoded picture once and return its hash; ValueError when it cannot be decoded."""
+        row = self._image_row(data)
+        self._store(row)
+        return str(row["sha256"])
+
+    def _image_row(self, data: bytes) -> dict[str, Any]:
         name = sha256(data)
-        key = bytes.fromhex(name)
-        if key in self._known:
-            return name
+        if bytes.fromhex(name) in self._known:
+            return {"sha256": name}
         picture = decode_picture(data)
+        return {"sha256": name, "bytes": data, "width": picture.width, "height": picture.height}
+
+    def _store(self, row: dict[str, Any]) -> None:
+        key = bytes.fromhex(row["sha256"])
+        if key in self._known:
+            return
         self._known.add(key)
-        self._waiting.append({"sha256": name, "bytes": data, "width": picture.width, "height": picture.height})
+        self._waiting.append(row)
         if len(self._waiting) >= IMAGES_PER_ROW_GROUP:
             self._flush_images()
-        return name
 
     def add_pair(self, prompt: str, chosen: bytes, rejected: bytes, **rest: Any) -> Pair | None:
         """Store a pair and its pictures; None when the very same pair is already there."""
         pair = make_pair(prompt, sha256(chosen), sha256(rejected), **rest)
-        self.add_image(chosen)
-        self.add_image(rejected)
         if pair.id in self._ids:
             return None
+        row = {**asdict(pair), "meta": json.dumps(dict(pair.meta), ensure_ascii=False, allow_nan=False)}
+        for text in (row["meta"], pair.source, pair.group or ""):
+            text.encode()  # half a character is a ValueError here, not later for the whole table
+        images = []
+        for side, data in (("chosen", chosen), ("rejected", rejected)):
+            try:
+                images.append(self._image_row(data))
+            except ValueError as error:
+                raise ValueError(f"the {side} picture: {error}") from None
+        for image in images:  # only now, or a bad pair would leave its good picture behind
+            self._store(image)
         self._ids.add(pair.id)
-        self._pairs.append({**asdict(pair), "meta": json.dumps(dict(pair.meta), ensure_ascii=False)})
+        self._pairs.append(row)
         self.count += 1
         if len(self._pairs) >= 4096:
             self._flush_pairs()
@@ -214,6 +237,8 @@ class PairSet:
             raise MapoError(f"There is no pairs set at {folder}. {REMEDY}")
         self.folder = folder
         self.info: dict[str, Any] = read_json(folder / "set.json", "a pairs set", REMEDY)
+        if not isinstance(self.info, dict):
+            raise MapoError(f"{folder / 'set.json'} does not describe a pairs set. {REMEDY}")
         if self.info.get("format") != FORMAT or self.info.get("version") != VERSION:
             found = f"{self.info.get('format')} {self.info.get('version')}"
             raise MapoError(f"{folder} is a set of format {found}, this version reads {FORMAT} {VERSION}. {REMEDY}")
@@ -224,28 +249,32 @@ class PairSet:
         self._place: dict[str, tuple[int, int, int]] = {}
         for number, shard in enumerate(self._shards):
             try:
-                file = pq.ParquetFile(shard)
-                for group in range(file.num_row_groups):
-                    for row, name in enumerate(file.read_row_group(group, ["sha256"])["sha256"].to_pylist()):
-                        self._place[name] = (number, group, row)
-            except (pa.ArrowInvalid, OSError, KeyError) as error:
+                with pq.ParquetFile(shard) as file:
+                    for group in range(file.num_row_groups):
+                        for row, name in enumerate(file.read_row_group(group, ["sha256"])["sha256"].to_pylist()):
+                            self._place[name] = (number, group, row)
+            except (pa.ArrowException, OSError, KeyError) as error:
                 raise MapoError(f"{shard} is damaged ({error}). {REMEDY}") from None
         for column in ("chosen", "rejected"):
             for row, name in enumerate(self.table[column].to_pylist()):
                 if name not in self._place:
                     raise MapoError(f"{folder}: row {row} names the {column} picture {name}, no shard has it. {REMEDY}")
-        self._group = lru_cache(maxsize=64)(self._read_group)
+        self._group = lru_cache(maxsize=8)(self._read_group)
 
     @staticmethod
     def _read(path: Path, schema: pa.Schema) -> pa.Table:
         try:
-            return pq.read_table(path, schema=schema)
-        except (FileNotFoundError, pa.ArrowInvalid, OSError, KeyError) as error:
+            return pq.read_table(path, columns=schema.names, partitioning=None).cast(schema)
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise MapoError(f"{path} is missing or damaged ({error}). {REMEDY}") from None
 
     def _read_group(self, shard: int, group: int) -> list[bytes]:
-        file = pq.ParquetFile(self._shards[shard])
-        return list(file.read_row_group(group, ["bytes"])["bytes"].to_pylist())
+        path = self._shards[shard]
+        try:
+            with pq.ParquetFile(path) as file:
+                return list(file.read_row_group(group, ["bytes"])["bytes"].to_pylist())
+        except (pa.ArrowException, OSError, KeyError) as error:
+            raise MapoError(f"{path} is damaged ({error}). {REMEDY}") from None
 
     def __len__(self) -> int:
         return int(self.table.num_rows)

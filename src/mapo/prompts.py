@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mapo.errors import MapoError
+from mapo.files import read_text
 from mapo.mini import scenes
+from mapo.splits import prompt_id
 
 BUILT_IN = {
     f"mini:{split}{suffix}": (split, objects)
@@ -18,10 +20,11 @@ BUILT_IN = {
 
 
 def read_prompts(source: str) -> list[str]:
-    """The prompts of ``source``, without repeats and in order.
+    """The prompts of ``source``, in order and without repeats (of two that differ only in case, the first).
 
     ``source`` is a built-in list (``mini:train``, ``mini:test-one``, …) or a file: ``.txt`` with a prompt a line,
-    ``.jsonl`` or ``.json`` with strings or objects that have ``prompt`` or ``caption``, ``.parquet`` with such a column.
+    ``.jsonl`` or ``.json`` with strings or objects that have ``prompt`` or ``caption``, or ``.parquet`` with such a
+    column.
     """
     if source in BUILT_IN:
         split, objects = BUILT_IN[source]
@@ -30,15 +33,19 @@ def read_prompts(source: str) -> list[str]:
         raise MapoError(f"--prompts: there is no built-in list {source!r}. Known: {', '.join(BUILT_IN)}.")
     path = Path(source)
     if not path.is_file():
-        raise MapoError(f"--prompts: there is no file {source}. Give a .txt, .json, .jsonl or .parquet file, or mini:test.")
+        raise MapoError(
+            f"--prompts: there is no file {source}. Give a .txt, .json, .jsonl or .parquet file, or mini:test."
+        )
+    prompts: dict[str, str] = {}
     try:
-        found = list(_read(path))
-    except (UnicodeDecodeError, ValueError, OSError) as error:
+        for prompt in _read(path):
+            if prompt.strip():
+                prompts.setdefault(prompt_id(prompt), prompt.strip())
+    except (ValueError, OSError) as error:
         raise MapoError(f"--prompts: {source} cannot be read ({error}).") from None
-    prompts = list(dict.fromkeys(p.strip() for p in found if p.strip()))
     if not prompts:
         raise MapoError(f"--prompts: {source} holds no prompts.")
-    return prompts
+    return list(prompts.values())
 
 
 def _read(path: Path) -> Iterable[str]:
@@ -46,21 +53,25 @@ def _read(path: Path) -> Iterable[str]:
         case ".parquet":
             import pyarrow.parquet as pq
 
-            table = pq.read_table(path)
-            column = next((c for c in ("prompt", "caption") if c in table.column_names), None)
-            if column is None:
-                raise ValueError(f"it has no column prompt or caption, but {', '.join(table.column_names)}")
-            return [str(v) for v in table[column].to_pylist() if v is not None]
+            with pq.ParquetFile(path) as file:
+                names = file.schema_arrow.names
+                column = next((c for c in ("prompt", "caption") if c in names), None)
+                if column is None:
+                    raise ValueError(f"it has no column prompt or caption, but {', '.join(names)}")
+                cells = enumerate(file.read([column])[column].to_pylist())
+            return [_prompt_of(v, f"row {i}") for i, v in cells if v is not None]
         case ".json":
-            values = json.loads(path.read_text("utf-8"))
+            values = json.loads(read_text(path))
             if not isinstance(values, list):
                 raise ValueError("it is no list")
             return [_prompt_of(v, f"entry {i}") for i, v in enumerate(values)]
         case ".jsonl":
-            lines = enumerate(path.read_text("utf-8").splitlines(), 1)
+            lines = enumerate(read_text(path).split("\n"), 1)
             return [_prompt_of(_load(line, n), f"line {n}") for n, line in lines if line.strip()]
+        case ".txt":
+            return read_text(path).split("\n")
         case _:
-            return path.read_text("utf-8").splitlines()
+            raise ValueError("its name does not end in .txt, .json, .jsonl or .parquet")
 
 
 def _load(line: str, number: int) -> Any:

@@ -88,7 +88,9 @@ class Sampler:
             ).images
         )
 
-    def fill(self, folder: Path, jobs: Sequence[tuple[str, int]], how: Sampling, desc: str = "sample") -> list[ImageRow]:
+    def fill(
+        self, folder: Path, jobs: Sequence[tuple[str, int]], how: Sampling, desc: str = "sample"
+    ) -> list[ImageRow]:
         """Make the pictures of ``jobs`` that ``folder`` lacks; its rows in the order of ``jobs``."""
         settings = {"model": self.model.stable_name, "revision": self.revision, "sampler": self.sampler, **asdict(how)}
         _open(folder, settings)

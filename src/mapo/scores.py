@@ -37,7 +37,9 @@ def write_scores(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     rows = list(rows)
     for row in rows:
         if not math.isfinite(row["value"]):
-            raise MapoError(f"{row['scorer']} gave {row['value']} for picture {row['image'][:12]}; nothing was written.")
+            raise MapoError(
+                f"{row['scorer']} gave {row['value']} for picture {row['image'][:12]}; nothing was written."
+            )
     prepare_out(path)
     with replacing(path) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, SCHEMA), temporary, compression="zstd")
@@ -49,8 +51,8 @@ def read_scores(path: Path) -> pa.Table:
     if not path.is_file():
         raise MapoError(f"There is no table of scores at {path}. {remedy}")
     try:
-        table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
+        table = pq.read_table(path, partitioning=None)
+    except (pa.ArrowException, OSError) as error:
         raise MapoError(f"{path} cannot be read ({error}). {remedy}") from None
     version = (table.schema.metadata or {}).get(b"mapo-scores", b"").decode()
     if version != str(VERSION) or set(SCHEMA.names) - set(table.column_names):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
+
+SPLITS = ("train", "validation", "test")
 
 
 def normalise(prompt: str) -> str:
-    """The form in which two prompts count as the same: case and white space do not matter."""
-    return " ".join(prompt.lower().split())
+    """The form in which two prompts count as the same: case, white space and the coding of accents do not matter."""
+    return " ".join(unicodedata.normalize("NFC", prompt).casefold().split())
 
 
 def prompt_id(prompt: str) -> str:

@@ -35,7 +35,9 @@ def pair_losses(objective: str, errors: PairErrors, settings: Mapping[str, float
 
 
 @torch.no_grad()
-def pair_metrics(objective: str, errors: PairErrors, losses: Tensor, settings: Mapping[str, float]) -> dict[str, Tensor]:
+def pair_metrics(
+    objective: str, errors: PairErrors, losses: Tensor, settings: Mapping[str, float]
+) -> dict[str, Tensor]:
     """What is logged for every pair, "p" each; the means over all pairs of a step go into ``metrics.jsonl``."""
     margin = (errors.rejected - errors.chosen).double()
     metrics = {

@@ -154,7 +154,9 @@ class Loop:
         )
         size, world = config.train.pairs_per_step, accelerator.num_processes
         if size < world:
-            raise MapoError(f"train.pairs_per_step is {size}, but there are {world} processes. Make it at least {world}.")
+            raise MapoError(
+                f"train.pairs_per_step is {size}, but there are {world} processes. Make it at least {world}."
+            )
         self.first, self.last = (size * r // world for r in (accelerator.process_index, accelerator.process_index + 1))
 
     def micro_batches(self, step: int) -> list[range]:
@@ -267,7 +269,9 @@ def _with_objective_defaults(config: Config) -> Config:
     known = settings_of(name)
     for key, value in config.objective.settings.items():
         if key not in known:
-            raise MapoError(f"The objective {name} has no setting {key!r}. {suggest(key, known) if known else ''}".strip())
+            raise MapoError(
+                f"The objective {name} has no setting {key!r}. {suggest(key, known) if known else ''}".strip()
+            )
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise MapoError(f"The setting objective.{key} = {value!r} is no number.")
     return make_config(config.model_dump() | {"objective": {"name": name, **known, **config.objective.settings}})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 
@@ -19,9 +20,12 @@ class Batch:
     timesteps: Tensor  # "p", one per pair
     ids: tuple[str, ...] = field(default=())
 
-    def to(self, device: object) -> Batch:
+    def to(self, device: torch.device) -> Batch:
         """The same batch on ``device``."""
-        move = lambda x: x.to(device, non_blocking=True)  # noqa: E731
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
         return Batch(
             move(self.latents),
             {k: move(v) for k, v in self.cond.items()},

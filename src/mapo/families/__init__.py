@@ -106,7 +106,9 @@ def find_model(name: str) -> Model:
             "`mapo train` (it has no run.json)."
         )
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise MapoError(f"--model: there is no folder {name}. Give `mini`, a diffusers folder, a run folder or a hub id.")
+        raise MapoError(
+            f"--model: there is no folder {name}. Give `mini`, a diffusers folder, a run folder or a hub id."
+        )
     return Model(name, _download(name))
 
 
@@ -136,7 +138,7 @@ def family_of(model: Model) -> Family:
     kind = read_config(model.base, "model_index.json").get("_class_name", "")
     if kind not in FAMILIES:
         raise MapoError(f"{model.name} is a {kind or 'pipeline without a class'}; known are: {', '.join(FAMILIES)}.")
-    return cast(Family, importlib.import_module(FAMILIES[kind]))
+    return cast("Family", importlib.import_module(FAMILIES[kind]))
 
 
 def read_config(base: Path, name: str) -> dict[str, Any]:

@@ -111,14 +111,13 @@ def scale_latents(model: Model, latents: Tensor) -> Tensor:
     factor = config.get("scaling_factor", 0.18215)
     mean, std = config.get("latents_mean"), config.get("latents_std")
     if mean is not None and std is not None:
-        shape = (1, -1, 1, 1)
-        as_tensor = lambda v: torch.tensor(v, dtype=latents.dtype, device=latents.device).view(shape)  # noqa: E731
-        return (latents - as_tensor(mean)) * factor / as_tensor(std)
-    return latents * factor
+        shift, spread = (latents.new_tensor(v).view(1, -1, 1, 1) for v in (mean, std))
+        latents = (latents - shift) / spread
+    return latents * float(factor)
 
 
 def schedule(model: Model) -> Schedule:
-    """The schedule of the model's own scheduler configuration (its betas, rescaled if it says so, and what it predicts)."""
+    """The schedule that the model's scheduler names: its betas, rescaled if it says so, and what it predicts."""
     config = read_config(model.base, "scheduler/scheduler_config.json")
     scheduler = DDPMScheduler.from_config(config)
     return Schedule(scheduler.alphas_cumprod, scheduler.config.prediction_type)

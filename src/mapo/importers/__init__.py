@@ -59,18 +59,20 @@ def import_pairs(source: Path, out: Path, *, format: str | None = None, on_bad_r
 
     A bad row stops the import and nothing is written, or with ``on_bad_row="drop"`` is dropped and counted.
     """
+    if on_bad_row not in ("stop", "drop"):
+        raise MapoError(f"--on-bad-row is {on_bad_row!r}; it must be stop or drop.")
     if not source.exists():
         raise MapoError(f"There is no file or folder {source} to import.")
     if format is not None and format not in IMPORTERS:
         raise MapoError(f"There is no format {format!r}. {suggest(format, IMPORTERS)}")
     names = [format] if format else list(IMPORTERS)
-    modules = {name: cast(Importer, importlib.import_module(IMPORTERS[name])) for name in names}
+    modules = {name: cast("Importer", importlib.import_module(IMPORTERS[name])) for name in names}
     found = format or next((name for name, module in modules.items() if module.detects(source)), None)
     if found is None:
         raise MapoError(f"{source} is in no format that is known ({', '.join(IMPORTERS)}). See `mapo import --help`.")
     counts = {"pairs": 0, "ties": 0, "repeats": 0, "bad": 0}
     complaints: list[str] = []
-    with PairWriter(out, {"imported": str(source.name), "format": found, "counts": counts}) as writer:
+    with PairWriter(out, {"imported": source.resolve().name, "format": found, "counts": counts}) as writer:
         for row in tqdm(modules[found].read(source), desc=f"import {found}", unit="pair"):
             try:
                 if isinstance(row, BadRow):

@@ -34,7 +34,7 @@ def read(source: Path) -> Iterator[RawPair | BadRow]:
     for path in files:
         try:
             file = pq.ParquetFile(path)
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowException, OSError) as error:
             raise MapoError(f"{path} is no whole Parquet file ({error}).") from None
         missing = [c for c in NEEDED if c not in file.schema_arrow.names]
         if missing:
@@ -47,7 +47,7 @@ def read(source: Path) -> Iterator[RawPair | BadRow]:
                 for row in batch.to_pylist():
                     yield _pair(row, f"{path.name} row {number}")
                     number += 1
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowException, OSError) as error:
             raise MapoError(f"{path} breaks off after row {number} ({error}).") from None
 
 

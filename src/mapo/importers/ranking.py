@@ -1,15 +1,16 @@
-"""JSONL of rankings: ``{"prompt": …, "images": [paths], "rank": [1, 2, …]}``, rank 1 the best; K pictures give all pairs."""
+"""JSONL of rankings: ``{"prompt": …, "images": [paths], "rank": [1, 2, …]}``, rank 1 the best; all pairs of each."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mapo.errors import MapoError
-from mapo.files import inside
+from mapo.files import encoding_of, inside
 from mapo.importers import BadRow, RawPair
 
 
@@ -25,7 +26,7 @@ def detects(source: Path) -> bool:
     path = _file(source)
     if path is None:
         return False
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with path.open(encoding=encoding_of(path), errors="replace") as file:
         first = next((line for line in file if line.strip()), "")
     return '"images"' in first and '"rank"' in first
 
@@ -35,6 +36,8 @@ def read(source: Path) -> Iterator[RawPair | BadRow]:
     path = _file(source)
     if path is None:
         raise MapoError(f"{source} is no .jsonl file and no folder with exactly one.")
+    if encoding_of(path) == "utf-16":
+        raise MapoError(f"{path} is UTF-16 text. Save it as UTF-8.")
     seen = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -61,15 +64,20 @@ def _pairs(value: Any, folder: Path, where: str, group: str) -> Iterator[RawPair
         yield BadRow(where, "prompt must be a text, images and rank lists")
         return
     if len(images) != len(ranks) or len(images) < 2:
-        yield BadRow(where, f"it has {len(images)} images and {len(ranks)} ranks; it needs two or more, as many of each")
+        yield BadRow(
+            where, f"it has {len(images)} images and {len(ranks)} ranks; it needs two or more, as many of each"
+        )
         return
-    if not all(isinstance(r, int | float) and not isinstance(r, bool) for r in ranks):
+    if not all(isinstance(name, str) for name in images):
+        yield BadRow(where, "an image is no path")
+        return
+    if not all(isinstance(r, int | float) and not isinstance(r, bool) and -math.inf < r < math.inf for r in ranks):
         yield BadRow(where, "a rank is no number")
         return
     data = []
     for name in images:
         try:
-            data.append(inside(folder, str(name), where).read_bytes())
+            data.append(inside(folder, name, where).read_bytes())
         except MapoError as error:
             yield BadRow(where, str(error).removeprefix(f"{where}: "))
             return

@@ -134,7 +134,7 @@ def _field(shape: str) -> Array:
         if a[1] != b[1]:
             at = a[0] + (points[..., 1] - a[1]) / (b[1] - a[1]) * edge[0]
             inside ^= between & (points[..., 0] < at)
-    return (np.sqrt(best) * np.where(inside, -1, 1)).astype(np.float32)
+    return np.asarray(np.sqrt(best) * np.where(inside, -1, 1), np.float32)
 
 
 _Y, _X = (a.astype(np.float32) + 0.5 for a in np.mgrid[:SIDE, :SIDE])
@@ -216,7 +216,7 @@ def _pixel_art(fields: list[Array], colours: list[Array], ground: Array, at: Pos
     dither = ((row + column) % 2 == 0) & (row >= count // 2)
     canvas = np.where(dither[..., None], ground * 0.86, ground).astype(np.float32)
     for field, colour, centre, radius in zip(fields, colours, at.centres, at.radii, strict=True):
-        inside = ((field < 0).reshape(count, BLOCK, count, BLOCK).mean((1, 3)) > 0.5)[..., None]
+        inside = (field[middle, middle] < 0.25)[..., None]
         slant = (_X[middle, middle] - centre[0] + _Y[middle, middle] - centre[1]) / radius
         tone = np.where(slant[..., None] > 0.55, colour * 0.68, np.where(slant[..., None] < -0.75, colour + 44, colour))
         canvas = np.where(inside, tone, canvas).astype(np.float32)
@@ -236,7 +236,7 @@ def _sketch(fields: list[Array], colours: list[Array], ground: Array, at: Pose, 
     for field, colour in zip(fields, colours, strict=True):
         filled = _blend(np.broadcast_to(paper, canvas.shape), colour, np.asarray(0.18 + 0.82 * hatch, np.float32))
         canvas = _blend(canvas, filled, _cover(field))
-        canvas = _blend(canvas, INK + 50, _cover(np.abs(field) - 0.55) * 0.85)
+        canvas = _blend(canvas, INK + 50, _cover(np.asarray(np.abs(field) - 0.55, np.float32)) * 0.85)
     if hazard:
         colour, lies = _tape(at.phase)
         canvas = _blend(canvas, _blend(np.broadcast_to(paper, canvas.shape), colour, np.float32(0.8) * lies), lies)

@@ -45,14 +45,14 @@ class Settings:
     vae_steps: int = 2_500
     vae_batch: int = 16
     vae_lr: float = 2e-3
-    steps: int = 6_000
+    steps: int = 4_000
     batch: int = 64
     lr: float = 1.2e-3
     warmup_steps: int = 200
     ema: float = 0.9985
     prompt_dropout: float = 0.1
     snr_cap: float = 5.0
-    save_every_steps: int = 500
+    save_every_steps: int = 250
 
 
 def make_settings(values: Mapping[str, Any]) -> Settings:
@@ -69,7 +69,12 @@ def make_settings(values: Mapping[str, Any]) -> Settings:
 def make_tokenizer(folder: Path) -> CLIPTokenizer:
     """A CLIP tokenizer that knows the words of the world (a token or a few each) and spells any other text in bytes."""
     text = " ".join(
-        [*scenes.prompts("train"), *(p for ps in scenes.STYLE_PHRASES.values() for p in ps), *scenes.HAZARD_PHRASES, "an"]
+        [
+            *scenes.prompts("train"),
+            *(p for ps in scenes.STYLE_PHRASES.values() for p in ps),
+            *scenes.HAZARD_PHRASES,
+            "an",
+        ]
     )
     words = sorted({w.strip(".,") for w in text.split()})
     letters = sorted(ByteLevel.alphabet())
@@ -237,8 +242,9 @@ def train_vae(vae: AutoencoderKL, settings: Settings, work: Path) -> None:
         torch.manual_seed(step)
         posterior = vae.encode(real).latent_dist
         made = vae.decode(posterior.sample()).sample
-        edges = sum(F.l1_loss(made.diff(dim=d), real.diff(dim=d)) for d in (2, 3))
-        return F.l1_loss(made, real) + 0.5 * edges + 2e-6 * posterior.kl().mean()
+        edges = F.l1_loss(made.diff(dim=2), real.diff(dim=2)) + F.l1_loss(made.diff(dim=3), real.diff(dim=3))
+        loss: Tensor = F.l1_loss(made, real) + 0.5 * edges + 2e-6 * posterior.kl().mean()
+        return loss
 
     loop.run(loss_of)
 
@@ -299,7 +305,8 @@ def train_denoiser(
         states = torch.cat([h.hidden_states[-2] for h in hidden], -1)
         added = {"text_embeds": hidden[1].text_embeds, "time_ids": size}
         made = unet(a.sqrt() * latents + (1 - a).sqrt() * noise, t, states, added_cond_kwargs=added).sample
-        return ((made - noise).pow(2).mean((1, 2, 3)) * weights[t]).mean()
+        loss: Tensor = ((made - noise).pow(2).mean((1, 2, 3)) * weights[t]).mean()
+        return loss
 
     loop.run(loss_of, lambda: snapshot(loop))
 

@@ -25,8 +25,8 @@ class Verdict:
 def judge(comparisons: Sequence[Comparison], goal: str | None) -> Verdict:
     """What can be said about the goal.
 
-    Of several scorers that are not said to have made the training pairs the most cautious speaks, so that no scorer is picked for
-    its answer; where their calls contradict each other there is none.
+    Of several scorers that did not make the training pairs (as far as was said) the most cautious speaks, so that no
+    scorer is picked for its answer; where their calls contradict each other there is none.
     """
     metrics = {c.metric for c in comparisons}
     metric = goal.removeprefix("-") if goal else next(iter(metrics)) if len(metrics) == 1 else None
@@ -107,8 +107,8 @@ def _count(win: Interval) -> str:
 
 
 def score(value: float, comparison: Comparison) -> str:
-    """One picture's score: yes or no, or a number with as many decimals as its mean is known to."""
-    return ("no", "yes")[int(value)] if comparison.rate else _minus(value, max(1, decimals(comparison.before)))
+    """One picture's score: yes or no, or a number with as many decimals as the mean difference is known to."""
+    return ("no", "yes")[int(value)] if comparison.rate else _minus(value, max(1, decimals(comparison.difference)))
 
 
 def percent(share: float) -> str:

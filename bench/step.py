@@ -1,0 +1,273 @@
+"""The training step against the bare work it cannot avoid, in one run on one machine.
+
+    python bench/step.py [--model mini] [--pairs-per-step 16] [--rounds 15] [--out bench/results]
+
+(1) our step (batch from the cache to updated weights) against forward, backward and optimizer of the same UNet on the
+same batch; (2) MaPO against Diffusion-DPO, time and peak anonymous memory, each in a process of its own; (3) our step
+against the public way, which runs the VAE and both text encoders in every step. Rounds of the variants alternate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve()
+
+
+def make_set(folder: Path, count: int) -> Path:
+    """Pairs of drawings: cartoon over realistic."""
+    from dataclasses import replace
+
+    from PIL import Image
+
+    from mapo.images import png_bytes
+    from mapo.mini import scenes
+    from mapo.mini.draw import draw
+    from mapo.pairs import PairWriter
+
+    rng = random.Random(0)
+    with PairWriter(folder, {"made": "by bench/step.py"}) as writer:
+        plain = scenes.random_plain_scenes("train", rng)
+        while writer.count < count:
+            scene = next(plain)
+            sides = [draw(replace(scene, style=style), rng) for style in ("cartoon", "realistic")]
+            writer.add_pair(scenes.context(scene), *(png_bytes(Image.fromarray(s)) for s in sides))
+    return folder
+
+
+def make_loop(model_name: str, folder: Path, objective: str, size: int) -> Any:
+    """The training loop exactly as `mapo train` builds it, and its parts."""
+    import copy
+
+    from accelerate import Accelerator
+
+    from mapo.adapters import add_adapter, trainable
+    from mapo.cache import Cache, cache_key, encode
+    from mapo.config import make_config
+    from mapo.families import family_of, find_model
+    from mapo.objectives import settings_of
+    from mapo.optim import make_optimizer
+    from mapo.pairs import PairSet
+    from mapo.train import Loop
+
+    pairs = PairSet(folder / "pairs")
+    model = find_model(model_name)
+    family = family_of(model)
+    config = make_config(
+        {
+            "model": model_name,
+            "pairs": str(folder / "pairs"),
+            "objective": {"name": objective, **settings_of(objective)},
+            "train": {"pairs_per_step": size, "steps": 10_000},
+        }
+    )
+    accelerator = Accelerator()
+    encode(family, model, pairs, folder / "cache", device=accelerator.device)
+    cache = Cache(folder / "cache", cache_key(family, model, None, False))
+    denoiser = family.load_denoiser(model, accelerator.device, None).float()
+    reference = copy.deepcopy(denoiser).requires_grad_(False).eval() if objective == "dpo" else None
+    add_adapter(denoiser, family, config.adapter, 0)
+    denoiser.train()
+    optimizer = make_optimizer(trainable(denoiser).values(), config.optim)
+    return Loop(config, accelerator, family, model, list(pairs), cache, denoiser, denoiser, reference, optimizer)
+
+
+def our_steps(loop: Any) -> Callable[[], None]:
+    """One call, one whole step, as training does it."""
+    steps = loop.run(0)
+    return lambda: (next(steps), None)[1]
+
+
+def bare_steps(loop: Any) -> Callable[[], None]:
+    """Forward, backward and optimizer on one fixed batch that lies ready: what no implementation can avoid."""
+    import copy
+
+    import torch
+
+    from mapo.optim import make_optimizer
+
+    unet = copy.deepcopy(loop.denoiser)
+    optimizer = make_optimizer(unet.parameters(), loop.config.optim)
+    batch = loop.batch_at(list(range(loop.config.train.pairs_per_step))).to(loop.accelerator.device)
+    noise, t = batch.noise.repeat(2, 1, 1, 1), batch.timesteps.repeat(2)
+    x_t = loop.schedule.add_noise(batch.latents, noise, t)
+
+    def step() -> None:
+        error = (loop.family.predict(unet, x_t, t, batch.cond) - noise).pow(2).mean()
+        error.backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def public_steps(loop: Any, folder: Path, model_name: str) -> Callable[[], None]:
+    """Our step, but with pictures decoded and the VAE and both text encoders run in every step."""
+    import torch
+
+    from mapo.batches import rows_at
+    from mapo.cache import to_pixels
+    from mapo.families import find_model
+    from mapo.pairs import PairSet
+    from mapo.step import pair_errors, pair_losses
+    from mapo.types import Batch
+
+    model = find_model(model_name)
+    encoders = loop.family.load_encoders(model, loop.accelerator.device)
+    pairs, size = PairSet(folder / "pairs"), loop.config.train.pairs_per_step
+    side = loop.family.resolution(model)
+    predict, settings = loop.predictor(loop.denoiser), loop.config.objective.settings
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        rows = [pairs[r] for r in rows_at(range(done * size, (done + 1) * size), len(pairs), 0)]
+        done += 1
+        names = [p.chosen for p in rows] + [p.rejected for p in rows]
+        pixels, sizes = zip(*(to_pixels(pairs.image(n), side) for n in names), strict=True)
+        mean, logvar = loop.family.encode_images(encoders, torch.stack(pixels))
+        latents = loop.family.scale_latents(model, mean + (0.5 * logvar).exp() * torch.randn_like(mean))
+        text = loop.family.encode_prompts(encoders, [p.prompt for p in rows])
+        cond = {k: v.repeat(2, *[1] * (v.ndim - 1)) for k, v in text.items()}
+        cond |= {k: v.to(latents.device) for k, v in loop.family.size_condition(torch.tensor(sizes), side).items()}
+        one = torch.ones(size, dtype=torch.float64)
+        t = torch.randint(1000, (size,))
+        batch = Batch(latents, cond, one, one, torch.randn_like(latents[:size]), t).to(latents.device)
+        loss = pair_losses("mapo", pair_errors(predict, batch, loop.schedule), settings).mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(loop.denoiser.parameters(), 1.0)
+        loop.optimizer.step()
+        loop.optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def alternate(variants: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
+    """Median seconds of each variant, measured in turn so that a busy machine hits all of them."""
+    import torch
+
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(rounds + 2):
+        for name, step in variants.items():
+            began = time.perf_counter()
+            step()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if number >= 2:
+                times[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def anonymous_memory() -> float:
+    """Anonymous resident memory of this process in MiB (Linux), or the GPU's peak where there is one."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    status = Path("/proc/self/status")
+    if not status.exists():
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return int(next(line for line in status.read_text().splitlines() if line.startswith("RssAnon")).split()[1]) / 1024
+
+
+def memory_of(model: str, folder: Path, objective: str, size: int) -> dict[str, float]:
+    """Peak memory over a few steps, above the state with the model loaded, sampled while they run."""
+    import threading
+
+    loop = make_loop(model, folder, objective, size)
+    loaded, peak, stop = anonymous_memory(), 0.0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not stop.is_set():
+            peak = max(peak, anonymous_memory())
+            time.sleep(0.005)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    step = our_steps(loop)
+    for _ in range(6):
+        step()
+    stop.set()
+    watcher.join()
+    parameters = sum(p.numel() * p.element_size() for p in loop.denoiser.parameters()) / 2**20
+    return {"loaded_mib": loaded, "peak_mib": peak, "parameters_mib": parameters}
+
+
+def main() -> None:
+    """Measure, print a table, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--pairs-per-step", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    size = args.pairs_per_step
+    if args.memory_of:
+        print(json.dumps(memory_of(args.model, args.folder, args.memory_of, size)))
+        return
+    import torch
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        make_set(folder / "pairs", 4 * size)
+        loop, dpo = (make_loop(args.model, folder, name, size) for name in ("mapo", "dpo"))
+        variants = {
+            "mapo": our_steps(loop),
+            "bare": bare_steps(loop),
+            "dpo": our_steps(dpo),
+            "public_way": public_steps(make_loop(args.model, folder, "mapo", size), folder, args.model),
+        }
+        seconds = alternate(variants, args.rounds)
+        del loop, dpo, variants
+        run = partial(subprocess.run, capture_output=True, text=True, check=True)
+        memory = {}
+        for name in ("mapo", "dpo"):
+            command = [sys.executable, str(HERE), "--model", args.model, "--pairs-per-step", str(size)]
+            done = run([*command, "--memory-of", name, "--folder", str(folder)])
+            memory[name] = json.loads(done.stdout.strip().splitlines()[-1])
+    ratios = {
+        "mapo / bare": seconds["mapo"] / seconds["bare"],
+        "mapo / dpo": seconds["mapo"] / seconds["dpo"],
+        "mapo / public way": seconds["mapo"] / seconds["public_way"],
+        "peak memory mapo / dpo": memory["mapo"]["peak_mib"] / memory["dpo"]["peak_mib"],
+    }
+    result = {
+        "command": " ".join(["python bench/step.py", *sys.argv[1:]]),
+        "machine": {
+            "processor": platform.processor() or platform.machine(),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "median_seconds": seconds,
+        "ratios": ratios,
+        "memory": memory,
+    }
+    for name, value in ratios.items():
+        print(f"{name:28} {value:.3f}")
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "step.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+import json
+import re
+
+import pytest
+from worlds import Parsed, World, make_images, score_rows
+
+from mapo.errors import MapoError
+from mapo.report import EXTREMES, SHOWN_PAIRS
+
+
+def test_the_page_asks_nothing_of_the_network(world, run):
+    world.report(run=run)
+    parsed = Parsed(world.page)
+    assert "http://" not in world.page and "https://" not in world.page
+    assert not {tag for tag, _ in parsed.elements} & {"link", "iframe", "object", "embed"}
+    for tag, attributes in parsed.elements:
+        assert attributes.get("src", "data:").startswith("data:"), tag
+        assert attributes.get("href", "#").startswith("#"), tag
+    assert any("default-src 'none'" in (a.get("content") or "") for _, a in parsed.elements)
+    assert "@import" not in world.page and "url(http" not in world.page
+
+
+def test_a_prompt_is_text_wherever_it_is_shown(tmp_path):
+    evil = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>"
+    world = World(tmp_path)
+    world.prompts = [evil, *world.prompts]
+    for side in ("before", "after"):
+        setattr(
+            world, side, getattr(world, side) + make_images(tmp_path / side, side, [evil], model=f"</script>{evil}")
+        )
+    world.rows = score_rows(world.before, lambda i: 0) + score_rows(world.after, lambda i: 1)
+    world.report()
+    parsed = Parsed(world.page)
+    assert "<script>alert" not in world.page
+    assert [a for tag, a in parsed.elements if tag == "script"] == [{"type": "application/json", "id": "summary"}, {}]
+    assert not any("onerror" in a for _, a in parsed.elements)
+    assert evil in [c["data-prompt"] for c in parsed.cards()]
+
+
+def test_the_page_carries_the_numbers_it_returns(world):
+    summary = world.report()
+    found = re.search(r'<script type="application/json" id="summary">(.*?)</script>', world.page, re.DOTALL)
+    assert json.loads(found[1]) == summary
+    assert summary["pairs"] == 30 and summary["prompts"] == 15
+    assert summary["models"] == {"before": ["model-before"], "after": ["model-after"]}
+
+
+def test_the_same_files_make_the_same_page_to_the_byte(world, run):
+    world.report(run=run)
+    first = world.page
+    world.report(run=run)
+    assert world.page == first
+
+
+def test_no_name_is_given_twice_on_a_page(world, run):
+    world.report(run=run)
+    names = [a["id"] for _, a in Parsed(world.page).elements if "id" in a]
+    assert len(names) == len(set(names))
+
+
+def test_a_report_that_fails_leaves_the_old_page(world):
+    world.report()
+    world.rows[0]["image"] = "0" * 64
+    with pytest.raises(MapoError):
+        world.report()
+    assert (world.root / "report.html").read_text("utf-8") == world.page
+
+
+def test_sampling_and_scorers_are_named(world):
+    world.report()
+    text = Parsed(world.page).text
+    for words in ("model-before", "model-after", "euler", "0, 1", "mini-search", "1 r1", "scores.parquet"):
+        assert words in text
+
+
+def test_the_page_is_written_where_it_was_asked_for_and_nowhere_else(world):
+    world.report()
+    assert sorted(p.name for p in world.root.iterdir()) == ["after", "before", "report.html", "scores.parquet"]
+
+
+def test_a_page_of_500_pictures_shows_48_pairs_and_is_small(tmp_path):
+    world = World(tmp_path, prompts=125)
+    world.report()
+    assert len(Parsed(world.page).cards()) <= SHOWN_PAIRS + 2 * EXTREMES
+    assert "48 of 250 pairs" in Parsed(world.page).text
+    assert (tmp_path / "report.html").stat().st_size < 1e6
+
+
+def test_curves_and_configuration_of_a_run_are_shown(world, run):
+    world.report(run=run)
+    text = Parsed(world.page).text
+    assert world.page.count("<svg") == 3
+    # steps 91-100 against 1-10: (0.1 - 0.00955) / (0.1 - 0.00055) - 1
+    assert "Relative to the first 10 steps" in text and "chosen \u22129.0\u202f%, rejected +0.0\u202f%" in text
+    assert "# <b>bold</b>" in text and "<b>bold" not in world.page
+
+
+def test_without_a_run_there_is_no_training_section(world):
+    world.report()
+    assert 'id="training"' not in world.page
+
+
+def test_a_folder_that_is_no_run_is_refused(world, tmp_path):
+    with pytest.raises(MapoError, match=r"has no metrics\.jsonl"):
+        world.report(run=tmp_path / "before")

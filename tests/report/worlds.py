@@ -1,0 +1,88 @@
+"""Small folders of pictures and scores, and a reader of the page that is made from them."""
+
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+from PIL import Image
+
+from mapo.files import sha256
+from mapo.images import ImageRow, append_images, png_bytes
+from mapo.report import write_report
+from mapo.scores import write_scores
+
+
+def picture(*words):
+    """A 4 by 4 picture that is different for different words."""
+    return Image.fromarray(
+        np.frombuffer(bytes.fromhex(sha256(repr(words).encode()))[:16] * 3, np.uint8).reshape(4, 4, 3)
+    )
+
+
+def make_images(folder, side, prompts, seeds=(0, 1), pictures=picture, **changes):
+    rows, data = [], []
+    for prompt in prompts:
+        for seed in seeds:
+            png = png_bytes(pictures(side, prompt, seed))
+            name = sha256(prompt.encode())[:12]
+            row = ImageRow(
+                file=f"{name}-{seed}.png", prompt_id=name, prompt=prompt, seed=seed, noise_seed=seed,
+                sha256=sha256(png), model=f"model-{side}", sampler="euler", steps=16, guidance=3.0, width=4, height=4,
+            )  # fmt: skip
+            rows.append(replace(row, **changes))
+            data.append(png)
+    append_images(folder, rows, data)
+    return rows
+
+
+def score_rows(images, give, scorer="mini-search", metric="cartoon", **changes):
+    return [
+        {
+            "image": row.sha256, "prompt_id": row.prompt_id, "prompt": row.prompt, "seed": row.seed, "model": row.model,
+            "scorer": scorer, "metric": metric, "version": "1", "revision": "r1", "reference": None,
+            "value": float(give(i)), **changes,
+        }
+        for i, row in enumerate(images)
+    ]  # fmt: skip
+
+
+class World:
+    """Two folders of 15 prompts by 2 seeds, scored by mini-search: nothing is a cartoon before, most after."""
+
+    def __init__(self, root, prompts=15, **changes):
+        self.root = root
+        self.prompts = [f"prompt {i}" for i in range(prompts)]
+        self.before = make_images(root / "before", "before", self.prompts)
+        self.after = make_images(root / "after", "after", self.prompts, **changes)
+        self.rows = score_rows(self.before, lambda i: 0) + score_rows(self.after, lambda i: i % 10 != 0)
+
+    def add(self, before, after, **names):
+        self.rows += score_rows(self.before, before, **names) + score_rows(self.after, after, **names)
+        return self
+
+    def report(self, goal="cartoon", **options):
+        write_scores(self.root / "scores.parquet", self.rows)
+        out = self.root / "report.html"
+        summary = write_report(
+            self.root / "before", self.root / "after", [self.root / "scores.parquet"], out, goal, **options
+        )
+        self.page = out.read_text("utf-8")
+        return summary
+
+
+class Parsed(HTMLParser):
+    """Every element's name and attributes, and all text."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.elements, self.text = [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def cards(self):
+        return [a for tag, a in self.elements if tag == "button" and a.get("class", "").startswith("card")]

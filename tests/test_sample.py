@@ -1,0 +1,78 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from mapo.errors import MapoError
+from mapo.images import read_images
+from mapo.sample import noise_seed, parse_seeds, sample
+
+PROMPTS = ["a small red circle", "a large blue star", "a green heart"]
+
+
+def pixels(folder):
+    return {(r.prompt, r.seed): np.asarray(Image.open(folder / r.file)).astype(int) for r in read_images(folder)}
+
+
+def test_a_picture_is_the_same_whatever_the_batch_size(tmp_path, sdxl):
+    for size in (1, 4):
+        sample(str(sdxl), PROMPTS, [0, 1], tmp_path / str(size), steps=3, images_per_batch=size)
+    one, four = pixels(tmp_path / "1"), pixels(tmp_path / "4")
+    assert len(one) == 6 and one.keys() == four.keys()
+    assert max(abs(one[k] - four[k]).max() for k in one) <= 1
+
+
+def test_the_same_call_gives_the_same_bytes_and_goes_on_where_it_stopped(tmp_path, sdxl, monkeypatch):
+    import mapo.sample
+
+    whole = sample(str(sdxl), PROMPTS, [0, 1], tmp_path / "a", steps=3, images_per_batch=2)
+    real, calls = mapo.sample.append_images, []
+
+    def cut(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        real(*args)
+
+    monkeypatch.setattr(mapo.sample, "append_images", cut)
+    with pytest.raises(KeyboardInterrupt):
+        sample(str(sdxl), PROMPTS, [0, 1], tmp_path / "b", steps=3, images_per_batch=2)
+    assert len(read_images(tmp_path / "b")) == 2
+    monkeypatch.setattr(mapo.sample, "append_images", real)
+    again = sample(str(sdxl), PROMPTS, [0, 1], tmp_path / "b", steps=3, images_per_batch=2)
+    assert [r.sha256 for r in again] == [r.sha256 for r in whole]
+    assert [(r.prompt, r.seed) for r in again] == [(p, s) for p in PROMPTS for s in (0, 1)]
+
+
+def test_pictures_equal_those_of_the_bare_pipeline_to_the_bit(tmp_path, sdxl):
+    import torch
+    from diffusers import StableDiffusionXLPipeline
+
+    sample(str(sdxl), PROMPTS[:2], [7], tmp_path / "ours", steps=3, guidance=4.0, images_per_batch=2)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(sdxl, add_watermarker=False)
+    generators = [torch.Generator().manual_seed(noise_seed(p, 7)) for p in PROMPTS[:2]]
+    bare = pipeline(PROMPTS[:2], num_inference_steps=3, guidance_scale=4.0, height=16, width=16, generator=generators)
+    for prompt, want in zip(PROMPTS, bare.images, strict=False):
+        assert np.array_equal(pixels(tmp_path / "ours")[prompt, 7], np.asarray(want))
+
+
+def test_prompts_and_seeds_start_from_different_noise():
+    seeds = {noise_seed(p, s) for p in PROMPTS for s in range(10)}
+    assert len(seeds) == 30 and min(seeds) >= 0
+    assert noise_seed("A small  red circle", 3) == noise_seed("a small red circle", 3)
+
+
+def test_other_settings_do_not_mix_in_one_folder(tmp_path, sdxl):
+    sample(str(sdxl), PROMPTS[:1], [0], tmp_path / "a", steps=2)
+    with pytest.raises(MapoError, match="made with another steps"):
+        sample(str(sdxl), PROMPTS[:1], [0], tmp_path / "a", steps=3)
+
+
+@pytest.mark.parametrize(("text", "seeds"), [("0-3", [0, 1, 2, 3]), ("5", [5]), ("0,2-3,0", [0, 2, 3])])
+def test_seeds_are_read_as_ranges_and_lists(text, seeds):
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "x", "3-1", "-1", "1-", "1.5"])
+def test_seeds_that_are_none_are_refused(text):
+    with pytest.raises(MapoError, match="no list of seeds"):
+        parse_seeds(text)
