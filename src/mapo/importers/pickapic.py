@@ -44,7 +44,11 @@ def read(source: Path) -> Iterator[RawPair | BadRow]:
         number = 0
         try:
             for batch in file.iter_batches(ROWS_AT_ONCE, columns=columns):
-                for row in batch.to_pylist():
+                table = pa.Table.from_batches([batch])
+                place = table.schema.get_field_index("created_at")
+                if place >= 0:  # in nanoseconds it has no Python value
+                    table = table.set_column(place, "created_at", table["created_at"].cast(pa.string()))
+                for row in table.to_pylist():
                     yield _pair(row, f"{path.name} row {number}")
                     number += 1
         except (pa.ArrowException, OSError) as error:

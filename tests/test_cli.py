@@ -1,0 +1,197 @@
+"""What a person sees: help, one clear sentence for what is wrong, exit codes, and a road that goes on."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import make_pairs
+
+from mapo.cli import cli
+
+VERBS = ["build", "import", "encode", "train", "sample", "score", "report", "export", "demo"]
+
+
+def mapo(*words, **rest):
+    return subprocess.run(
+        [sys.executable, "-m", "mapo", *map(str, words)], capture_output=True, text=True, timeout=300, **rest
+    )
+
+
+def refused(*words):
+    """Run in this process; the one sentence that a refused call says, and that it ends with exit code 2."""
+    from click.testing import CliRunner
+
+    from mapo import cli as module
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["mapo", *map(str, words)])
+        runner = CliRunner()
+        with runner.isolation() as streams, pytest.raises(SystemExit) as stopped:
+            module.main()
+        said = streams[1].getvalue().decode()
+    assert stopped.value.code == 2, said
+    assert "Traceback" not in said
+    return said.strip().split("\n")[-1]
+
+
+def test_help_answers_without_loading_torch():
+    code = (
+        "import sys, mapo.cli as c\n"
+        "for verb in [[], *[[v] for v in c.cli.commands]]:\n"
+        "    try: c.cli.main([*verb, '--help'], standalone_mode=True)\n"
+        "    except SystemExit as e: assert e.code == 0\n"
+        "assert not {'torch', 'diffusers', 'transformers', 'pyarrow', 'matplotlib', 'numpy'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(verb in done.stdout for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_example_in_the_help_is_a_command_that_parses(verb):
+    command = cli.commands[verb]
+    words = command.example.split()
+    assert words[:2] == ["mapo", verb]
+    command.make_context(verb, words[2:])
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["trian"], r"No such command 'trian'. Did you mean 'train'\?"),
+        (["train", "--lr", "1"], r"No such option: --lr|No such option '--lr'"),
+        (["train", "--out", "x"], "Give --model, or model in the --config file"),
+        (["train", "--model", "mini", "--pairs", "nowhere", "--out", "x"], "There is no pairs set at nowhere"),
+        (["train", "--model", "m", "--pairs", "p", "--out", "x", "--set", "optim.warmup=1"], "Did you mean 'warmup_steps'"),
+        (["train", "--model", "m", "--pairs", "p", "--out", "x", "--set", "optim.lr=fast"], "optim.lr = 'fast'"),
+        (["train", "--model", "m", "--pairs", "p", "--out", "x", "--set", "optim.lr"], "does not look like"),
+        (["train", "--model", "m", "--pairs", "p", "--out", "x", "--objective", "mappo"], "Did you mean 'mapo'"),
+        (["train", "--config", "no.toml", "--out", "x"], "there is no file no.toml"),
+        (["sample", "--model", "./nowhere", "--prompts", "mini:test", "--out", "x"], "there is no folder ./nowhere"),
+        (["sample", "--model", "mini", "--prompts", "no.txt", "--out", "x"], "there is no file no.txt"),
+        (["sample", "--model", "mini", "--prompts", "mini:tset", "--out", "x"], "no built-in list 'mini:tset'"),
+        (["sample", "--model", "mini", "--prompts", "mini:test", "--seeds", "a", "--out", "x"], "no list of seeds"),
+        (["score", "nowhere", "--scorer", "mini", "--out", "x"], "nowhere is not an images folder"),
+        (["import", "nowhere", "--out", "x"], "There is no file or folder nowhere"),
+        (["export", "nowhere", "--to", "preference", "--out", "x"], "There is no pairs set at nowhere"),
+        (["build", "pick-style-kartoon", "--model", "mini", "--prompts", "mini:train", "--num-pairs", "1", "--out", "x"],
+         "Did you mean 'pick-style-cartoon'"),
+        (["mini", "pretrain", "--out", "x", "--set", "stpes=3"], "Did you mean 'steps'"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_sentence_and_exit_code_2(words, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert re.search(sentence, refused(*words))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_that_are_no_model_are_told_from_missing_ones(tmp_path, pairs):
+    (tmp_path / "empty").mkdir()
+    sentence = refused("train", "--model", tmp_path / "empty", "--pairs", pairs, "--out", tmp_path / "run")
+    assert "neither a diffusers pipeline" in sentence and "nor a finished run" in sentence
+
+
+def test_a_model_folder_with_a_part_missing_is_named(tmp_path, sdxl, pairs):
+    import shutil
+
+    shutil.copytree(sdxl, tmp_path / "m")
+    shutil.rmtree(tmp_path / "m" / "vae")
+    assert "vae" in refused("train", "--model", tmp_path / "m", "--pairs", pairs, "--out", tmp_path / "run")
+    shutil.copytree(sdxl / "vae", tmp_path / "m" / "vae")
+    weights = tmp_path / "m" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert "unet cannot be loaded" in refused(
+        "train", "--model", tmp_path / "m", "--pairs", pairs, "--out", tmp_path / "r2", "--cache", tmp_path / "c"
+    )
+
+
+def test_an_output_that_exists_is_not_written_over(tmp_path, sdxl, pairs):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    for words in (
+        ["export", pairs, "--to", "preference"],
+        ["encode", "--model", sdxl, "--pairs", pairs],
+        ["train", "--model", sdxl, "--pairs", pairs],
+        ["sample", "--model", sdxl, "--prompts", "mini:test"],
+    ):
+        assert "mine exists" in refused(*words, "--out", tmp_path / "mine").replace("already ", "")
+    assert [f.name for f in (tmp_path / "mine").iterdir()] == ["letter.txt"]
+
+
+def test_ctrl_c_saves_and_exits_with_130_and_the_same_command_goes_on(tmp_path, sdxl, pairs, cache):
+    out = tmp_path / "run"
+    command = ["train", "--model", sdxl, "--pairs", pairs, "--cache", cache, "--out", out]
+    command += ["--set", "train.steps=100000", "--set", "train.pairs_per_step=2"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mapo", *map(str, command)], stderr=subprocess.PIPE, text=True, env=env
+    )
+    until = time.monotonic() + 120
+    while time.monotonic() < until and not (out / "metrics.jsonl").exists():
+        time.sleep(0.1)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in said and "goes on from here" in said
+    done = len((out / "metrics.jsonl").read_text().splitlines())
+    assert done >= 1 and [p.name for p in (out / "checkpoints").iterdir()] == [f"step-{done:08d}"]
+    more = mapo(*command[:-4], "--set", f"train.steps={done + 2}", "--set", "train.pairs_per_step=2", env=env)
+    assert more.returncode == 0, more.stderr
+    steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, done + 3))
+    assert (out / "run.json").exists()
+
+
+@pytest.mark.parametrize("adapter", ["full", "lora"])
+def test_a_foreign_model_with_v_prediction_goes_the_whole_road(tmp_path, sdxl_v, adapter):
+    """Other sizes, another scheduler: build, train, sample, export, with files between the stages."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red square\na blue heart\nzebra\n")
+    road = [
+        ["build", "pick-style-cartoon", "--model", sdxl_v, "--prompts", prompts, "--num-pairs", 5,
+         "--out", tmp_path / "pairs", "--steps", 2, "--images-per-batch", 4],
+        ["train", "--model", sdxl_v, "--pairs", tmp_path / "pairs", "--out", tmp_path / "run", "--adapter", adapter,
+         "--set", "train.steps=2", "--set", "data.split=all"],
+        ["sample", "--model", tmp_path / "run", "--prompts", prompts, "--seeds", "0-1", "--out", tmp_path / "after",
+         "--steps", 2],
+    ]  # fmt: skip
+    for words in road:
+        done = mapo(*words, env=env)
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert len((tmp_path / "after" / "manifest.jsonl").read_text().splitlines()) == 6
+    assert json.loads((tmp_path / "pairs" / "set.json").read_text())["pairs"] == 5
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
+
+
+def test_a_run_can_be_the_start_of_another_run(tmp_path, sdxl, pairs, cache):
+    from test_train import run
+
+    from mapo.families import find_model
+
+    run(tmp_path / "a", sdxl, pairs, cache, kind="lora", steps=1)
+    run(tmp_path / "b", tmp_path / "a", pairs, cache, kind="full", steps=1)
+    run(tmp_path / "c", tmp_path / "b", pairs, cache, kind="lora", steps=1)
+    model = find_model(str(tmp_path / "c"))
+    assert model.base == sdxl and model.denoiser == tmp_path / "b" / "weights" / "unet"
+    assert model.loras == (tmp_path / "c" / "weights",)
+    revisions = {find_model(str(p)).revision() for p in (sdxl, tmp_path / "a", tmp_path / "b", tmp_path / "c")}
+    assert len(revisions) == 4
+
+
+def test_a_set_whose_picture_is_cut_off_is_refused_before_training(tmp_path, sdxl):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = make_pairs(tmp_path / "pairs")
+    path = folder / "images-00000.parquet"
+    table = pq.read_table(path)
+    data = [b[:40] for b in table["bytes"].to_pylist()]
+    pq.write_table(table.set_column(1, "bytes", pa.array(data, pa.binary())), path)
+    sentence = refused("train", "--model", sdxl, "--pairs", folder, "--out", tmp_path / "run")
+    assert "does not have the content of its hash" in sentence

@@ -1,0 +1,174 @@
+"""Files are there whole or not at all, and paths stay where they belong."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from data_fixtures import files_below
+
+from mapo.errors import MapoError, suggest
+from mapo.files import encoding_of, inside, prepare_out, read_json, read_text, replacing, sha256, write_json, write_text
+
+
+def test_a_file_appears_whole_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "file.txt"
+    with replacing(path) as temporary:
+        temporary.write_text("half")
+        assert not path.exists()
+        assert temporary.parent == path.parent
+    assert path.read_text() == "half"
+    assert files_below(tmp_path) == {"new folder", "new folder/file.txt"}
+
+
+def test_a_failed_write_leaves_the_old_file_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), replacing(path) as temporary:
+        temporary.write_text("new")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert files_below(tmp_path) == {"file.txt"}
+
+
+def test_a_folder_takes_the_place_of_a_folder_and_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "was folder").mkdir()
+    (tmp_path / "was folder" / "stale").write_text("")
+    (tmp_path / "was file").write_text("")
+    for name in ("was folder", "was file", "was nothing"):
+        with replacing(tmp_path / name) as temporary:
+            temporary.mkdir()
+            (temporary / "fresh").write_text("")
+        assert files_below(tmp_path / name) == {"fresh"}
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_failed_folder_leaves_the_old_folder_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "old").write_text("")
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "folder") as temporary:
+        (temporary / "deep").mkdir(parents=True)
+        raise KeyboardInterrupt
+    assert files_below(tmp_path) == {"folder", "folder/old"}
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_killed_process_left_under_the_same_name_does_not_get_in(tmp_path: Path, kind: str) -> None:
+    with replacing(tmp_path / "out") as temporary:
+        temporary.write_text("")
+    if kind == "file":
+        temporary.write_text("stale")
+    else:
+        (temporary / "data").mkdir(parents=True)
+        (temporary / "stale").write_text("")
+    (tmp_path / "out").unlink()
+    with replacing(tmp_path / "out") as again:
+        assert again == temporary
+        (again / "data").mkdir(parents=True)
+    assert files_below(tmp_path) == {"out", "out/data"}
+
+
+def test_json_goes_out_readable_and_comes_back_equal(tmp_path: Path) -> None:
+    value = {"prompt": "ein Bär 🐻", "list": [1, 2.5, None, True]}
+    write_json(tmp_path / "x.json", value)
+    assert "Bär 🐻" in (tmp_path / "x.json").read_text("utf-8")
+    assert read_json(tmp_path / "x.json", "a thing", "Make it.") == value
+    assert files_below(tmp_path) == {"x.json"}
+
+
+def test_json_that_cannot_be_written_leaves_the_old(tmp_path: Path) -> None:
+    write_text(tmp_path / "x.json", "1")
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "x.json", object())
+    assert (tmp_path / "x.json").read_text() == "1"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe{", b"nan?"])
+def test_a_damaged_json_file_is_an_error_with_a_remedy(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "set.json"
+    path.write_bytes(content)
+    with pytest.raises(MapoError, match=r"set\.json cannot be read .* Make it\.$"):
+        read_json(path, "a thing", "Make it.")
+
+
+def test_a_missing_json_file_says_what_the_folder_is_not(tmp_path: Path) -> None:
+    with pytest.raises(MapoError, match=r"is not a pairs set: it has no set\.json\. Make it\."):
+        read_json(tmp_path / "set.json", "a pairs set", "Make it.")
+
+
+def test_the_name_of_a_picture_is_its_sha256() -> None:
+    assert sha256(b"") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+@pytest.mark.parametrize("name", ["a.png", "sub/a.png", "sub/../a.png", "./a.png", "link in"])
+def test_a_path_inside_its_folder_is_taken(tmp_path: Path, name: str) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link in").symlink_to(tmp_path / "sub")
+    assert inside(tmp_path, name, "line 3") == tmp_path / name
+
+
+@pytest.mark.parametrize(
+    "name", ["../a.png", "sub/../../a.png", "/etc/passwd", "link out", "link out/a.png", "circle/a", "a\0b", "\ud800"]
+)
+def test_a_path_that_leaves_its_folder_is_refused(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "folder"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "link out").symlink_to(tmp_path)
+    (folder / "circle").symlink_to(folder / "circle")
+    with pytest.raises(MapoError, match="^line 3: the path .* leaves its folder"):
+        inside(folder, name, "line 3")
+
+
+def test_a_folder_beside_with_the_same_beginning_is_outside(tmp_path: Path) -> None:
+    (tmp_path / "set2").mkdir()
+    with pytest.raises(MapoError, match="leaves its folder"):
+        inside(tmp_path / "set", "../set2/a.png", "line 1")
+
+
+def test_the_folder_of_an_output_is_made_and_tried(tmp_path: Path) -> None:
+    out = tmp_path / "a" / "b" / "out"
+    assert prepare_out(out) == out
+    assert files_below(tmp_path) == {"a", "a/b"}
+
+
+def test_an_output_below_a_file_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MapoError, match=r"Cannot write to .*file.* \(.+\)\. Choose another --out"):
+        prepare_out(tmp_path / "file" / "out")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_output_without_write_access_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(MapoError, match=r"Cannot write to .*Permission denied.*change its permissions"):
+            prepare_out(tmp_path / "out")
+    finally:
+        tmp_path.chmod(0o700)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_text_is_read_in_the_encodings_that_editors_write(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "x.txt").write_bytes("Bär\r\n雪".encode(encoding))
+    assert read_text(tmp_path / "x.txt") == "Bär\n雪"
+    assert encoding_of(tmp_path / "x.txt") == ("utf-16" if encoding == "utf-16" else "utf-8-sig")
+
+
+@pytest.mark.parametrize("data", ["bär".encode("latin-1"), "bear".encode("utf-16-le"), b"\xff\xfeodd", b"\xff\xfe\0\xd8"])
+def test_what_is_no_text_is_a_value_error(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "x.txt").write_bytes(data)
+    with pytest.raises(ValueError):
+        read_text(tmp_path / "x.txt")
+
+
+def test_a_suggestion_is_near_or_the_whole_list() -> None:
+    assert suggest("cartoo", ["sketch", "cartoon"]) == "Did you mean 'cartoon'?"
+    assert suggest("zzz", ["sketch", "cartoon"]) == "Known: cartoon, sketch."
+
+
+def test_written_json_is_strict_about_nothing_but_its_end(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", [])
+    assert (tmp_path / "x.json").read_text() == "[]\n"
+    assert json.loads((tmp_path / "x.json").read_text()) == []
