@@ -9,8 +9,8 @@ import sys
 import time
 
 import pytest
-from conftest import make_pairs
 
+from conftest import make_pairs
 from mapo.cli import cli
 
 VERBS = ["build", "import", "encode", "train", "sample", "score", "report", "export", "demo"]
@@ -170,9 +170,8 @@ def test_a_foreign_model_with_v_prediction_goes_the_whole_road(tmp_path, sdxl_v,
 
 
 def test_a_run_can_be_the_start_of_another_run(tmp_path, sdxl, pairs, cache):
-    from test_train import run
-
     from mapo.families import find_model
+    from test_train import run
 
     run(tmp_path / "a", sdxl, pairs, cache, kind="lora", steps=1)
     run(tmp_path / "b", tmp_path / "a", pairs, cache, kind="full", steps=1)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 import pytest
-from data_fixtures import files_below
 
+from data_fixtures import files_below
 from mapo.errors import MapoError, suggest
 from mapo.files import encoding_of, inside, prepare_out, read_json, read_text, replacing, sha256, write_json, write_text
 
@@ -166,9 +165,3 @@ def test_what_is_no_text_is_a_value_error(tmp_path: Path, data: bytes) -> None:
 def test_a_suggestion_is_near_or_the_whole_list() -> None:
     assert suggest("cartoo", ["sketch", "cartoon"]) == "Did you mean 'cartoon'?"
     assert suggest("zzz", ["sketch", "cartoon"]) == "Known: cartoon, sketch."
-
-
-def test_written_json_is_strict_about_nothing_but_its_end(tmp_path: Path) -> None:
-    write_json(tmp_path / "x.json", [])
-    assert (tmp_path / "x.json").read_text() == "[]\n"
-    assert json.loads((tmp_path / "x.json").read_text()) == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from mapo.build import build, parse_filter, read_recipe
 from mapo.cache import encode
 from mapo.config import make_config
 from mapo.families import family_of, find_model
-from mapo.files import read_json, write_json
+from mapo.files import prepare_out, read_json, write_json
 from mapo.pairs import PairSet
 from mapo.prompts import read_prompts
 from mapo.report import write_report
@@ -21,7 +20,7 @@ from mapo.sample import sample
 from mapo.scorers import score_images
 from mapo.train import train
 
-RECIPE, METRIC = "pick-style-cartoon", "cartoon"
+RECIPE, METRIC, FOLLOWING = "pick-style-cartoon", "cartoon", "prompt_following"
 PAIRS, STEPS, SEEDS = 256, 150, range(5)
 JUDGE, CONFIRMED_BY = "mini-learned", "mini-search"  # makes the pairs; took no part in making them
 SETTINGS: dict[str, Any] = {
@@ -32,30 +31,33 @@ SETTINGS: dict[str, Any] = {
 
 
 def demo(out: Path) -> dict[str, Any]:
-    """Run every stage into ``out`` (a stage that is there is not run again); what ``summary.json`` holds."""
-    seconds: dict[str, float] = {}
+    """Run every stage into ``out``, going on where an earlier call stopped; what ``summary.json`` holds."""
     times = out / "seconds.json"
-    if times.exists():
-        seconds = read_json(times, "a demo", "Delete the folder.")
+    seconds: dict[str, float] = read_json(times, "a demo", f"Delete {out}.") if times.exists() else {}
 
     @contextlib.contextmanager
     def stage(name: str) -> Iterator[None]:
         began = time.perf_counter()
-        yield
-        seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - began, 1)
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(times, seconds)
+        try:
+            yield
+        finally:
+            seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - began, 1)
+            out.mkdir(parents=True, exist_ok=True)
+            write_json(times, seconds)
 
+    prepare_out(out)
     pairs, cache, run = out / "pairs", out / "cache", out / "run"
+    config = make_config({"model": "mini", "pairs": str(pairs), "cache": str(cache), **SETTINGS})
     if not pairs.exists():
         with stage("build"):
             judge = parse_filter(f"{JUDGE}:{METRIC}")
             build(read_recipe(RECIPE), "mini", read_prompts("mini:train"), PAIRS, pairs, judge=judge)
-    with stage("encode"):
-        model = find_model("mini")
-        encode(family_of(model), model, PairSet(pairs), cache, images_per_batch=32)
-    with stage("train"):
-        train(make_config({"model": "mini", "pairs": str(pairs), "cache": str(cache), **SETTINGS}), run)
+    if not (run / "run.json").exists():
+        with stage("encode"):
+            model = find_model("mini")
+            encode(family_of(model), model, PairSet(pairs), cache, images_per_batch=32)
+        with stage("train"):
+            train(config, run)
     prompts = read_prompts("mini:test")
     with stage("sample"):
         for name, model_name in (("before", "mini"), ("after", str(run))):
@@ -66,14 +68,54 @@ def demo(out: Path) -> dict[str, Any]:
         found = write_report(
             out / "before", out / "after", tables, out / "report.html", goal=METRIC, run=run, judge_of_pairs=JUDGE
         )
-    return summarise(found, out, seconds)
+    summary = summarise(found, seconds)
+    write_json(out / "summary.json", summary)
+    print(table(summary))
+    print(f"report: {out / 'report.html'}")
+    return summary
 
 
-def summarise(found: dict[str, Any], out: Path, seconds: dict[str, float]) -> dict[str, Any]:
-    """Print the table and write ``summary.json``."""
-    raise NotImplementedError
+def summarise(found: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
+    """The figures of the report that the table shows, by the judge that took no part in making the pairs."""
+    by_judge = {
+        scorer: {row["metric"]: row for row in found["comparisons"] if row["scorer"] == scorer}
+        for scorer in (CONFIRMED_BY, JUDGE)
+    }
+
+    def rates(scorer: str, side: str) -> dict[str, float]:
+        rows = by_judge[scorer]
+        return {name: rows[metric][side]["value"] for name, metric in (("style_rate", METRIC), (FOLLOWING, FOLLOWING))}
+
+    def interval(row: dict[str, Any]) -> dict[str, float]:
+        return {k: row[k] for k in ("value", "low", "high")}
+
+    own = by_judge[CONFIRMED_BY]
+    return {
+        "before": rates(CONFIRMED_BY, "before"),
+        "after": rates(CONFIRMED_BY, "after"),
+        "prompt_following_change": interval(own[FOLLOWING]["difference"]),
+        "win_rate": interval(own[METRIC]["win_rate"]),
+        "judge": CONFIRMED_BY,
+        "judge_of_pairs": {"name": JUDGE, "before": rates(JUDGE, "before"), "after": rates(JUDGE, "after")},
+        "pairs": PAIRS,
+        "steps": STEPS,
+        "pictures": found["pairs"],
+        "seconds": {**seconds, "total": round(sum(seconds.values()), 1)},
+    }
 
 
-def clean(out: Path) -> None:
-    """Remove what the demo made."""
-    shutil.rmtree(out, ignore_errors=True)
+def table(summary: dict[str, Any]) -> str:
+    """The short table at the end of the demo."""
+    before, after, win = summary["before"], summary["after"], summary["win_rate"]
+    change = summary["prompt_following_change"]
+    lines = [
+        f"{summary['pictures']} held-out plain prompts × seeds, judged by {summary['judge']}",
+        f"{'':24}{'before':>9}{'after':>9}",
+        f"{'cartoon pictures':24}{before['style_rate']:9.1%}{after['style_rate']:9.1%}",
+        f"{'prompt followed':24}{before[FOLLOWING]:9.1%}{after[FOLLOWING]:9.1%}"
+        f"   change {change['value']:+.1%} [{change['low']:+.1%}, {change['high']:+.1%}]",
+        f"{'win rate':24}{'':9}{win['value']:9.1%}   95 % interval [{win['low']:.1%}, {win['high']:.1%}]",
+        f"{summary['pairs']} pairs, {summary['steps']} steps, {summary['seconds']['total']:.0f} seconds: "
+        + ", ".join(f"{k} {v:.0f}" for k, v in summary["seconds"].items() if k != "total"),
+    ]
+    return "\n".join(lines)

@@ -80,17 +80,21 @@ def pair_id(prompt: str, chosen: str, rejected: str) -> str:
 def make_pair(prompt: str, chosen: str, rejected: str, **rest: Any) -> Pair:
     """A pair with its name and split filled in; ValueError when a value is outside the schema."""
     pair = Pair(pair_id(prompt, chosen, rejected), prompt, chosen, rejected, **{"split": split_of(prompt), **rest})
+    _check(prompt, chosen, rejected, pair.preference, pair.weight, pair.split)
+    return pair
+
+
+def _check(prompt: str, chosen: str, rejected: str, preference: float, weight: float, split: str) -> None:
     if not prompt.strip():
         raise ValueError("the prompt is empty")
-    if not 0.5 <= pair.preference <= 1:
-        raise ValueError(f"preference is {pair.preference}, it must lie in 0.5 … 1 (swap the pictures if it is below)")
-    if not 0 <= pair.weight < float("inf"):
-        raise ValueError(f"weight is {pair.weight}, it must be a number that is not negative")
-    if pair.split not in SPLITS:
-        raise ValueError(f"split is {pair.split!r}, it must be one of {', '.join(SPLITS)}")
+    if not 0.5 <= preference <= 1:
+        raise ValueError(f"preference is {preference}, it must lie in 0.5 … 1 (swap the pictures if it is below)")
+    if not 0 <= weight < float("inf"):
+        raise ValueError(f"weight is {weight}, it must be a number that is not negative")
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}, it must be one of {', '.join(SPLITS)}")
     if chosen == rejected:
         raise ValueError("chosen and rejected are the same picture")
-    return pair
 
 
 def decode_picture(data: bytes) -> Image.Image:
@@ -253,18 +257,27 @@ class PairSet:
                     for group in range(file.num_row_groups):
                         for row, name in enumerate(file.read_row_group(group, ["sha256"])["sha256"].to_pylist()):
                             self._place[name] = (number, group, row)
-            except (pa.ArrowException, OSError, KeyError) as error:
+            except (pa.ArrowException, OSError, KeyError, ValueError) as error:
                 raise MapoError(f"{shard} is damaged ({error}). {REMEDY}") from None
-        for column in ("chosen", "rejected"):
-            for row, name in enumerate(self.table[column].to_pylist()):
+        checked = ("prompt", "chosen", "rejected", "preference", "weight", "split")
+        for row, values in enumerate(zip(*(self.table[c].to_pylist() for c in checked), strict=True)):
+            for side, name in zip(checked[1:3], values[1:3], strict=True):
                 if name not in self._place:
-                    raise MapoError(f"{folder}: row {row} names the {column} picture {name}, no shard has it. {REMEDY}")
+                    raise MapoError(f"{folder}: row {row} names the {side} picture {name}, no shard has it. {REMEDY}")
+            try:
+                _check(*values)
+            except ValueError as error:
+                raise MapoError(f"{folder}: row {row}: {error}. {REMEDY}") from None
         self._group = lru_cache(maxsize=8)(self._read_group)
 
     @staticmethod
     def _read(path: Path, schema: pa.Schema) -> pa.Table:
         try:
-            return pq.read_table(path, columns=schema.names, partitioning=None).cast(schema)
+            table = pq.read_table(path, columns=schema.names, partitioning=None).cast(schema)
+            table.validate(full=True)
+            if empty := [c for c in schema.names if c not in ("group", "source", "meta") and table[c].null_count]:
+                raise ValueError(f"empty cells in {', '.join(empty)}")
+            return table
         except (pa.ArrowException, OSError, ValueError) as error:
             raise MapoError(f"{path} is missing or damaged ({error}). {REMEDY}") from None
 
@@ -281,7 +294,10 @@ class PairSet:
 
     def __getitem__(self, row: int) -> Pair:
         values = self.table.slice(row, 1).to_pylist()[0]
-        return Pair(**{**values, "meta": json.loads(values["meta"] or "{}")})
+        try:
+            return Pair(**{**values, "meta": json.loads(values["meta"] or "{}")})
+        except ValueError as error:
+            raise MapoError(f"{self.folder}: row {row}: meta is no JSON ({error}). {REMEDY}") from None
 
     def __iter__(self) -> Iterator[Pair]:
         for row in range(len(self)):
@@ -290,8 +306,8 @@ class PairSet:
     def image_bytes(self, name: str) -> bytes:
         """The encoded bytes of a picture, checked against the hash that names it."""
         shard, group, row = self._place[name]
-        data = self._group(shard, group)[row]
-        if sha256(data) != name:
+        data: bytes | None = next(iter(self._group(shard, group)[row : row + 1]), None)
+        if data is None or sha256(data) != name:
             raise MapoError(f"{self._shards[shard]}: picture {name} does not have the content of its hash. {REMEDY}")
         return data
 
