@@ -155,7 +155,9 @@ def test_text_is_read_in_the_encodings_that_editors_write(tmp_path: Path, encodi
     assert encoding_of(tmp_path / "x.txt") == ("utf-16" if encoding == "utf-16" else "utf-8-sig")
 
 
-@pytest.mark.parametrize("data", ["bär".encode("latin-1"), "bear".encode("utf-16-le"), b"\xff\xfeodd", b"\xff\xfe\0\xd8"])
+@pytest.mark.parametrize(
+    "data", ["bär".encode("latin-1"), "bear".encode("utf-16-le"), b"\xff\xfeodd", b"\xff\xfe\0\xd8"]
+)
 def test_what_is_no_text_is_a_value_error(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "x.txt").write_bytes(data)
     with pytest.raises(ValueError):

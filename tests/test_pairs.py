@@ -18,7 +18,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_fixtures import BLACK, BLUE, GREEN, PICTURES, RED, encoded, files_below, make_picture, make_set, noise, write_parquet
+from data_fixtures import (
+    BLACK,
+    BLUE,
+    GREEN,
+    PICTURES,
+    RED,
+    encoded,
+    files_below,
+    make_picture,
+    make_set,
+    noise,
+    write_parquet,
+)
 from mapo.errors import MapoError
 from mapo.files import sha256
 from mapo.pairs import PAIR_SCHEMA, Pair, PairSet, PairWriter, decode_picture, make_pair, pair_id
@@ -245,7 +257,10 @@ OPAQUE: dict[str, tuple[bytes, tuple[int, int, int]]] = {
     "one bit": (encoded(Image.new("1", (2, 2), 1)), (255, 255, 255)),
     "CMYK": (encoded(Image.new("CMYK", (2, 2), (0, 255, 255, 0)), "TIFF"), (255, 0, 0)),
     "CMYK JPEG": (encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=100), (255, 0, 0)),
-    "16 bits of each colour": (png(1, 1, 16, 2, b"\0" + struct.pack(">3H", 0x1234, 0x8000, 0xFFFF)), (0x12, 0x80, 0xFF)),
+    "16 bits of each colour": (
+        png(1, 1, 16, 2, b"\0" + struct.pack(">3H", 0x1234, 0x8000, 0xFFFF)),
+        (0x12, 0x80, 0xFF),
+    ),
 }
 
 
@@ -371,14 +386,26 @@ BAD_SETS: dict[str, tuple[Callable[[Path], None], str]] = {
     "pairs file empty": (overwrite("pairs.parquet", b""), r"pairs\.parquet is missing or damaged"),
     "pairs file without rows": (edit_pairs(lambda t: t.slice(0, 0)), "holds no pairs"),
     "pairs file without a column": (edit_pairs(lambda t: t.drop_columns(["weight"])), "pairs.parquet is .*weight"),
-    "preferences of letters": (with_column("preference", pa.array(["x", "y"])), r"pairs\.parquet is missing or damaged"),
+    "preferences of letters": (
+        with_column("preference", pa.array(["x", "y"])),
+        r"pairs\.parquet is missing or damaged",
+    ),
     "picture of no shard": (with_column("rejected", pa.array(["0" * 64] * 2)), "row 0 names the rejected picture 000"),
-    "picture without name": (with_column("chosen", pa.array([None, "x"])), "is missing or damaged .* empty cells in chosen"),
+    "picture without name": (
+        with_column("chosen", pa.array([None, "x"])),
+        r"is missing or damaged \(empty cells in chosen\)",
+    ),
     "prompt that is empty": (with_column("prompt", pa.array(["fine", ""])), "row 1: the prompt is empty"),
-    "preference of the other": (with_column("preference", pa.array([1, 0.2])), "row 1: preference is 0.2, it must lie in"),
+    "preference of the other": (
+        with_column("preference", pa.array([1, 0.2])),
+        "row 1: preference is 0.2, it must lie in",
+    ),
     "weight below 0": (with_column("weight", pa.array([-1.0, 1.0])), "row 0: weight is -1.0"),
     "unknown split": (with_column("split", pa.array(["train", "val"])), "row 1: split is 'val'"),
-    "same picture twice": (edit_pairs(lambda t: t.set_column(3, "rejected", t["chosen"])), "row 0: .* the same picture"),
+    "same picture twice": (
+        edit_pairs(lambda t: t.set_column(3, "rejected", t["chosen"])),
+        "row 0: .* the same picture",
+    ),
     "prompt that is no text": (
         with_column("prompt", pa.StringArray.from_buffers(2, *pa.array([b"\xff", b"a"]).buffers()[1:])),
         r"pairs\.parquet is missing or damaged .*UTF8",

@@ -344,7 +344,7 @@ def _finish(config: Config, out: Path, family: Family, model: Model, denoiser: n
         if config.adapter.kind == "lora":
             family.save_lora(denoiser, temporary)
         else:
-            family.save_denoiser(denoiser.to(torch.float32), temporary)
+            family.save_denoiser(denoiser.float() if config.train.precision == "float64" else denoiser, temporary)
     where = "weights" if config.adapter.kind == "lora" else "weights/unet"
     write_json(
         out / "run.json",

@@ -1,0 +1,47 @@
+import json
+
+import pytest
+
+import mapo.demo as module
+from mapo.demo import demo, table
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A demo with a handful of pairs, steps and prompts."""
+    out = tmp_path_factory.mktemp("demo") / "demo"
+    real = module.read_prompts
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "PAIRS", 6)
+        patch.setattr(module, "STEPS", 2)
+        patch.setattr(module, "SEEDS", range(2))
+        patch.setattr(module, "SETTINGS", {**module.SETTINGS, "train": {"steps": 2, "pairs_per_step": 4}})
+        patch.setattr(module, "read_prompts", lambda source: real(source)[:12])
+        yield demo(out), out
+
+
+def test_the_summary_holds_what_the_table_shows(made):
+    summary, out = made
+    assert json.loads((out / "summary.json").read_text()) == summary
+    assert {"style_rate", "prompt_following"} == summary["before"].keys() == summary["after"].keys()
+    win = summary["win_rate"]
+    assert 0 <= win["low"] <= win["value"] <= win["high"] <= 1
+    assert (summary["pairs"], summary["steps"], summary["pictures"]) == (6, 2, 24)
+    assert {"build", "encode", "train", "sample", "score", "report", "total"} == summary["seconds"].keys()
+    shown = table(summary)
+    assert f"{summary['after']['style_rate']:.1%}" in shown and f"{win['value']:.1%}" in shown
+
+
+def test_every_stage_left_its_files(made):
+    _, out = made
+    for name in ("pairs/set.json", "cache/cache.json", "run/run.json", "before/manifest.jsonl", "after/manifest.jsonl"):
+        assert (out / name).is_file(), name
+    page = (out / "report.html").read_text()
+    assert "cartoon" in page and "<script src" not in page and "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_the_judge_of_the_pairs_is_not_the_judge_of_the_result(made):
+    summary, out = made
+    provenance = json.loads((out / "pairs" / "set.json").read_text())["provenance"]
+    assert provenance["judge"].startswith(summary["judge_of_pairs"]["name"])
+    assert summary["judge"] not in provenance["judge"]

@@ -1,0 +1,150 @@
+"""Prompts from the built-in lists and from every kind of file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data_fixtures import RED, write_parquet
+from mapo.errors import MapoError
+from mapo.prompts import BUILT_IN, read_prompts
+from mapo.splits import prompt_id, split_of
+
+BEAR, SNOW = "a bear, 8k", "雪の中の熊 🐻"
+
+
+@pytest.mark.parametrize("source", BUILT_IN)
+def test_a_built_in_list_holds_prompts_of_its_split_and_number_of_objects(source: str) -> None:
+    split, objects = BUILT_IN[source]
+    prompts = read_prompts(source)
+    assert len(prompts) == len(set(prompts)) > 20
+    assert {split_of(p) for p in prompts} == {split}
+    two = [" of " in p or " above " in p or " below " in p for p in prompts]
+    assert set(two) == ({False, True} if objects is None else {objects == 2})
+
+
+def test_a_built_in_list_is_the_same_every_time() -> None:
+    assert read_prompts("mini:test") == read_prompts("mini:test")
+    assert set(read_prompts("mini:test")) == {*read_prompts("mini:test-one"), *read_prompts("mini:test-two")}
+
+
+def test_an_unknown_built_in_list_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(MapoError, match="there is no built-in list 'mini:tset'.*mini:train, .*mini:test"):
+        read_prompts("mini:tset")
+
+
+def json_rows(values: list[object]) -> bytes:
+    return "\n".join(json.dumps(v, ensure_ascii=False) for v in values).encode()
+
+
+FILES: dict[str, tuple[str, bytes]] = {
+    "text": ("p.txt", f"{BEAR}\n{SNOW}\n".encode()),
+    "text without a last line feed": ("p.txt", f"{BEAR}\n{SNOW}".encode()),
+    "text with blank lines and spaces": ("p.txt", f"\n  {BEAR}  \n\n{SNOW}\n\n".encode()),
+    "text with Windows lines": ("p.txt", f"{BEAR}\r\n{SNOW}\r\n".encode()),
+    "text with a byte order mark": ("p.txt", f"{BEAR}\n{SNOW}".encode("utf-8-sig")),
+    "text in UTF-16": ("p.txt", f"{BEAR}\n{SNOW}".encode("utf-16")),
+    "upper-case suffix": ("P.TXT", f"{BEAR}\n{SNOW}".encode()),
+    "JSON of texts": ("p.json", json.dumps([BEAR, SNOW]).encode()),
+    "JSON of objects": ("p.json", json.dumps([{"id": 1, "prompt": BEAR}, {"caption": SNOW}]).encode()),
+    "JSON in UTF-16": ("p.json", json.dumps([BEAR, SNOW], ensure_ascii=False).encode("utf-16")),
+    "JSONL of texts": ("p.jsonl", json_rows([BEAR, SNOW])),
+    "JSONL of objects": ("p.jsonl", json_rows([{"prompt": BEAR, "tag": 1}, {"caption": SNOW}])),
+    "JSONL with blank lines": ("p.jsonl", b"\n" + json_rows([BEAR]) + b"\r\n\r\n" + json_rows([SNOW]) + b"\n"),
+    "JSONL with a byte order mark": ("p.jsonl", b"\xef\xbb\xbf" + json_rows([BEAR, SNOW])),
+    "prompt before caption": (
+        "p.jsonl",
+        json_rows([{"caption": "x", "prompt": BEAR}, {"prompt": None, "caption": SNOW}]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_kind_of_text_file_is_read(tmp_path: Path, name: str) -> None:
+    file, data = FILES[name]
+    (tmp_path / file).write_bytes(data)
+    assert read_prompts(str(tmp_path / file)) == [BEAR, SNOW]
+
+
+@pytest.mark.parametrize("column", ["prompt", "caption"])
+def test_a_column_of_a_parquet_file_is_read(tmp_path: Path, column: str) -> None:
+    path = write_parquet(tmp_path / "p.parquet", [{column: p, "picture": RED} for p in (BEAR, None, SNOW)])
+    assert read_prompts(str(path)) == [BEAR, SNOW]
+
+
+def test_an_export_can_be_the_source_of_prompts(tmp_path: Path) -> None:
+    kind = pa.schema([("chosen", pa.struct([("bytes", pa.binary())])), ("prompt", pa.large_string())])
+    path = write_parquet(tmp_path / "p.parquet", [{"chosen": {"bytes": RED}, "prompt": BEAR}], kind)
+    assert read_prompts(str(path)) == [BEAR]
+
+
+def test_repeats_are_left_out_and_the_order_stays(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("b\na\nb\nc\na\n")
+    assert read_prompts(str(tmp_path / "p.txt")) == ["b", "a", "c"]
+
+
+def test_prompts_that_count_as_the_same_are_kept_once_so_that_names_are_unique(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("A Bear\na  bear\nA BEAR\nanother bear\n")
+    prompts = read_prompts(str(tmp_path / "p.txt"))
+    assert prompts == ["A Bear", "another bear"]
+    assert len({prompt_id(p) for p in prompts}) == 2
+
+
+@pytest.mark.parametrize("sign", ["\n", "\u2028", "\x85", "\x0b", "\x0c"])
+def test_a_prompt_of_several_lines_is_not_cut(tmp_path: Path, sign: str) -> None:
+    (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": f"one{sign}two"}, ensure_ascii=False), "utf-8")
+    assert read_prompts(str(tmp_path / "p.jsonl")) == [f"one{sign}two"]
+
+
+BAD: dict[str, tuple[str, bytes, str]] = {
+    "empty text": ("p.txt", b"", "holds no prompts"),
+    "only blanks": ("p.txt", b" \n\t\n", "holds no prompts"),
+    "Latin-1": ("p.txt", "ein Bär".encode("latin-1"), "cannot be read .*utf-8"),
+    "UTF-16 without a mark": ("p.txt", "a bear".encode("utf-16-le"), "cannot be read .*no UTF-8 text"),
+    "half of UTF-16": ("p.txt", "a bear".encode("utf-16")[:-1], "cannot be read .*truncated"),
+    "a picture": ("p.png", RED, r"cannot be read \(its name does not end in \.txt, \.json, \.jsonl or \.parquet\)"),
+    "a table": ("p.csv", b"id,prompt\n1,a bear\n", r"its name does not end in \.txt"),
+    "no suffix": ("prompts", b"a bear\n", r"its name does not end in \.txt"),
+    "damaged JSON": ("p.json", b'["a bear"', "cannot be read"),
+    "JSON that is no list": ("p.json", b'{"prompt": "a bear"}', r"cannot be read \(it is no list\)"),
+    "JSON entry without prompt": ("p.json", b'["a bear", {"text": "x"}]', r"\(entry 1 has no prompt\)"),
+    "JSON number": ("p.json", b"[3]", r"\(entry 0 has no prompt\)"),
+    "empty JSON": ("p.json", b"[]", "holds no prompts"),
+    "damaged JSONL": ("p.jsonl", b'{"prompt": "a"}\n\n{"prompt"', r"\(line 3 is no JSON: "),
+    "JSONL line without prompt": ("p.jsonl", b'{"prompt": "a"}\n{"prompt": 3}', r"\(line 2 has no prompt\)"),
+    "half a character": ("p.jsonl", b'{"prompt": "\\ud83d"}', "cannot be read .*surrogates"),
+    "damaged Parquet": ("p.parquet", b"PAR1", "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_file_without_readable_prompts_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    file, data, message = BAD[name]
+    (tmp_path / file).write_bytes(data)
+    with pytest.raises(MapoError, match=message) as failure:
+        read_prompts(str(tmp_path / file))
+    assert str(failure.value).startswith(f"--prompts: {tmp_path / file} ")
+
+
+def test_a_parquet_file_without_prompts_names_the_columns_that_it_has(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "p.parquet", [{"text": "a", "id": 1}])
+    with pytest.raises(MapoError, match="it has no column prompt or caption, but text, id"):
+        read_prompts(str(path))
+
+
+def test_a_parquet_column_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"prompt": [b"bytes"]}), tmp_path / "p.parquet")
+    with pytest.raises(MapoError, match="row 0 has no prompt"):
+        read_prompts(str(tmp_path / "p.parquet"))
+
+
+@pytest.mark.parametrize("source", ["nowhere.txt", "."])
+def test_a_source_that_is_no_file_says_what_to_give(source: str) -> None:
+    with pytest.raises(
+        MapoError, match=r"there is no file .*Give a \.txt, \.json, \.jsonl or \.parquet file, or mini:"
+    ):
+        read_prompts(source)
