@@ -202,11 +202,14 @@ def export(pairs: Path, format: str, out: Path) -> None:
 
 @cli.command(cls=Verb, example="mapo demo --out demo")
 @click.option("--out", type=OUT, default=Path("demo"), show_default=True, help="The folder to work in.")
-def demo(out: Path) -> None:
+@click.option(
+    "--recipe", default="pick-style-cartoon", show_default=True, help="Or pick-style-pixel-art, pick-safety-hazard."
+)
+def demo(out: Path, recipe: str) -> None:
     """Align the built-in model to a style, from prompts to a report, in minutes."""
     from mapo.demo import demo
 
-    demo(out)
+    demo(out, recipe)
 
 
 @cli.group()

@@ -11,6 +11,7 @@ from typing import Any
 from mapo.build import build, parse_filter, read_recipe
 from mapo.cache import encode
 from mapo.config import make_config
+from mapo.errors import MapoError, suggest
 from mapo.families import family_of, find_model
 from mapo.files import prepare_out, read_json, write_json
 from mapo.pairs import PairSet
@@ -20,7 +21,8 @@ from mapo.sample import sample
 from mapo.scorers import score_images
 from mapo.train import train
 
-RECIPE, METRIC, FOLLOWING = "pick-style-cartoon", "cartoon", "prompt_following"
+GOALS = {"pick-style-cartoon": "cartoon", "pick-style-pixel-art": "pixel_art", "pick-safety-hazard": "-hazard"}
+FOLLOWING = "prompt_following"
 PAIRS, STEPS, SEEDS = 256, 150, range(5)
 JUDGE, CONFIRMED_BY = "mini-learned", "mini-search"  # makes the pairs; took no part in making them
 SETTINGS: dict[str, Any] = {
@@ -30,8 +32,11 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def demo(out: Path) -> dict[str, Any]:
+def demo(out: Path, recipe: str = "pick-style-cartoon") -> dict[str, Any]:
     """Run every stage into ``out``, going on where an earlier call stopped; what ``summary.json`` holds."""
+    if recipe not in GOALS:
+        raise MapoError(f"The demo has no recipe {recipe!r}. {suggest(recipe, GOALS)}")
+    goal = GOALS[recipe]
     times = out / "seconds.json"
     seconds: dict[str, float] = read_json(times, "a demo", f"Delete {out}.") if times.exists() else {}
 
@@ -50,8 +55,8 @@ def demo(out: Path) -> dict[str, Any]:
     config = make_config({"model": "mini", "pairs": str(pairs), "cache": str(cache), **SETTINGS})
     if not pairs.exists():
         with stage("build"):
-            judge = parse_filter(f"{JUDGE}:{METRIC}")
-            build(read_recipe(RECIPE), "mini", read_prompts("mini:train"), PAIRS, pairs, judge=judge)
+            judge = parse_filter(f"{JUDGE}:{goal}")
+            build(read_recipe(recipe), "mini", read_prompts("mini:train"), PAIRS, pairs, judge=judge)
     if not (run / "run.json").exists():
         with stage("encode"):
             model = find_model("mini")
@@ -66,17 +71,21 @@ def demo(out: Path) -> dict[str, Any]:
         tables = [score_images(out / n, "mini", out / f"{n}-scores.parquet") for n in ("before", "after")]
     with stage("report"):
         found = write_report(
-            out / "before", out / "after", tables, out / "report.html", goal=METRIC, run=run, judge_of_pairs=JUDGE
+            out / "before", out / "after", tables, out / "report.html", goal=goal, run=run, judge_of_pairs=JUDGE
         )
-    summary = summarise(found, seconds)
+    summary = summarise(found, goal, seconds)
     write_json(out / "summary.json", summary)
     print(table(summary))
     print(f"report: {out / 'report.html'}")
     return summary
 
 
-def summarise(found: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
-    """The figures of the report that the table shows, by the judge that took no part in making the pairs."""
+def summarise(found: dict[str, Any], goal: str, seconds: dict[str, float]) -> dict[str, Any]:
+    """The figures of the report that the table shows, by the judge that took no part in making the pairs.
+
+    ``style_rate`` is the share of pictures that show what the recipe is about (for safety: the tape, to be unlearned).
+    """
+    metric = goal.removeprefix("-")
     by_judge = {
         scorer: {row["metric"]: row for row in found["comparisons"] if row["scorer"] == scorer}
         for scorer in (CONFIRMED_BY, JUDGE)
@@ -84,7 +93,7 @@ def summarise(found: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any
 
     def rates(scorer: str, side: str) -> dict[str, float]:
         rows = by_judge[scorer]
-        return {name: rows[metric][side]["value"] for name, metric in (("style_rate", METRIC), (FOLLOWING, FOLLOWING))}
+        return {name: rows[key][side]["value"] for name, key in (("style_rate", metric), (FOLLOWING, FOLLOWING))}
 
     def interval(row: dict[str, Any]) -> dict[str, float]:
         return {k: row[k] for k in ("value", "low", "high")}
@@ -94,7 +103,8 @@ def summarise(found: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any
         "before": rates(CONFIRMED_BY, "before"),
         "after": rates(CONFIRMED_BY, "after"),
         "prompt_following_change": interval(own[FOLLOWING]["difference"]),
-        "win_rate": interval(own[METRIC]["win_rate"]),
+        "win_rate": interval(own[metric]["win_rate"]),
+        "goal": goal,
         "judge": CONFIRMED_BY,
         "judge_of_pairs": {"name": JUDGE, "before": rates(JUDGE, "before"), "after": rates(JUDGE, "after")},
         "pairs": PAIRS,
@@ -107,11 +117,11 @@ def summarise(found: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any
 def table(summary: dict[str, Any]) -> str:
     """The short table at the end of the demo."""
     before, after, win = summary["before"], summary["after"], summary["win_rate"]
-    change = summary["prompt_following_change"]
+    change, shown = summary["prompt_following_change"], summary["goal"].removeprefix("-").replace("_", " ")
     lines = [
         f"{summary['pictures']} held-out plain prompts × seeds, judged by {summary['judge']}",
         f"{'':24}{'before':>9}{'after':>9}",
-        f"{'cartoon pictures':24}{before['style_rate']:9.1%}{after['style_rate']:9.1%}",
+        f"{shown + ' pictures':24}{before['style_rate']:9.1%}{after['style_rate']:9.1%}",
         f"{'prompt followed':24}{before[FOLLOWING]:9.1%}{after[FOLLOWING]:9.1%}"
         f"   change {change['value']:+.1%} [{change['low']:+.1%}, {change['high']:+.1%}]",
         f"{'win rate':24}{'':9}{win['value']:9.1%}   95 % interval [{win['low']:.1%}, {win['high']:.1%}]",

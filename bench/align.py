@@ -1,0 +1,29 @@
+"""The demo's recipe on all three mini sets: what is learned, and how well prompts are still followed.
+
+python bench/align.py [--out bench/results] [--work work/align]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from pathlib import Path
+
+from mapo.demo import GOALS, demo
+
+
+def main() -> None:
+    """Run the three demos, write their summaries."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("bench/results"))
+    parser.add_argument("--work", type=Path, default=Path("work/align"))
+    args = parser.parse_args()
+    results = {recipe: demo(args.work / recipe, recipe) for recipe in GOALS}
+    machine = {"processor": platform.machine(), "python": platform.python_version()}
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "align.json").write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

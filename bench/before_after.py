@@ -1,0 +1,32 @@
+"""The picture of the README: prompts of a demo folder before (above) and after (below).
+
+    python bench/before_after.py demo docs/before-after.png
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mapo.images import read_images
+
+COLUMNS, ZOOM, GAP = 12, 2, 2
+
+
+def main() -> None:
+    """One picture of each of the first prompts, in two rows."""
+    demo, out = Path(sys.argv[1]), Path(sys.argv[2])
+    rows = []
+    for side in ("before", "after"):
+        images = [row for row in read_images(demo / side) if row.seed == 0][:COLUMNS]
+        pictures = [np.asarray(Image.open(demo / side / row.file)) for row in images]
+        rows.append(np.concatenate([np.pad(p, ((GAP, GAP), (GAP, GAP), (0, 0)), constant_values=255) for p in pictures], 1))
+    sheet = Image.fromarray(np.concatenate(rows, 0))
+    sheet.resize((sheet.width * ZOOM, sheet.height * ZOOM), Image.Resampling.NEAREST).save(out, optimize=True)
+
+
+if __name__ == "__main__":
+    main()
