@@ -1,6 +1,6 @@
 """The picture of the README: prompts of a demo folder before (above) and after (below).
 
-    python bench/before_after.py demo docs/before-after.png
+python bench/before_after.py demo docs/before-after.png
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ def main() -> None:
     for side in ("before", "after"):
         images = [row for row in read_images(demo / side) if row.seed == 0][:COLUMNS]
         pictures = [np.asarray(Image.open(demo / side / row.file)) for row in images]
-        rows.append(np.concatenate([np.pad(p, ((GAP, GAP), (GAP, GAP), (0, 0)), constant_values=255) for p in pictures], 1))
+        framed = [np.pad(p, ((GAP, GAP), (GAP, GAP), (0, 0)), constant_values=255) for p in pictures]
+        rows.append(np.concatenate(framed, 1))
     sheet = Image.fromarray(np.concatenate(rows, 0))
     sheet.resize((sheet.width * ZOOM, sheet.height * ZOOM), Image.Resampling.NEAREST).save(out, optimize=True)
 

@@ -61,7 +61,12 @@ def test_every_command_in_the_documents_parses(page):
 
 def test_the_file_map_of_the_readme_names_every_module_and_nothing_else():
     listed = set(re.findall(r"^\| `([\w/.*-]+)` \|", README.read_text(), re.M))
-    tracked = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard", "src/mapo"], cwd=ROOT, capture_output=True, text=True)
+    tracked = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "src/mapo"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     files = [Path(f).relative_to("src/mapo") for f in tracked.stdout.split()]
     if not files:  # not a git checkout
         files = [f.relative_to(ROOT / "src/mapo") for f in (ROOT / "src/mapo").rglob("*.py")]

@@ -217,3 +217,23 @@ def test_flip_mirrors_both_pictures_of_a_pair_or_none(tmp_path, sdxl, pairs):
     changed = (mirrored.latents != plain.latents).flatten(1).any(1)
     assert torch.equal(changed[:12], changed[12:])
     assert 0 < changed[:12].sum() < 12
+
+
+def test_ties_are_left_out_and_counted(tmp_path, sdxl, capsys):
+    from PIL import Image
+
+    from mapo.images import png_bytes
+    from mapo.pairs import PairWriter
+
+    def grey(value):
+        return png_bytes(Image.new("RGB", (16, 16), (value,) * 3))
+
+    with PairWriter(tmp_path / "pairs", {}) as writer:
+        writer.add_pair("one", grey(1), grey(2), split="train")
+        writer.add_pair("two", grey(3), grey(4), split="train", preference=0.5)
+    got = run(tmp_path / "r", sdxl, tmp_path / "pairs", steps=3)
+    assert "1 ties are left out" in capsys.readouterr().out and len(got) == 3
+    with PairWriter(tmp_path / "ties", {}) as writer:
+        writer.add_pair("two", grey(3), grey(4), split="train", preference=0.5)
+    with pytest.raises(MapoError, match="no pairs but 1 ties"):
+        run(tmp_path / "s", sdxl, tmp_path / "ties")

@@ -13,6 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from mapo.errors import MapoError, suggest
+from mapo.families import find_model
 from mapo.files import PARTIAL, prepare_out
 from mapo.images import ImageRow, read_picture
 from mapo.pairs import PairWriter, decode_picture
@@ -108,8 +109,8 @@ def build(
     prepare_out(out)
     work = out.with_name(f".{out.name}.pictures{PARTIAL}")
     folders = (work / "chosen", work / "rejected")
-    sampler = Sampler(model)
-    sampling = default_sampling(sampler.model, **how)
+    sampling = default_sampling(find_model(model), **how)
+    sampler = Sampler(model, sampling.precision)
     sides = [Sampling(**(asdict(sampling) | {"prefix": p})) for p in (recipe.chosen_prefix, recipe.rejected_prefix)]
     kept: list[tuple[ImageRow, ImageRow]] = []
     tried = judged_out = equal = 0

@@ -50,6 +50,7 @@ def cli() -> None:
 @click.option("--judge", help="Keep a pair only where SCORER:METRIC prefers the chosen picture (SCORER:-METRIC: less).")
 @click.option("--steps", type=int, help="Denoising steps; default: the model's own advice.")
 @click.option("--guidance", type=float, help="Classifier-free guidance; default: the model's own advice.")
+@click.option("--precision", help="float32 (default), bfloat16 or float16.")
 @click.option("--images-per-batch", type=int, help="Pictures made at a time.")
 def build(recipe: str, model: str, prompts: str, num_pairs: int, out: Path, judge: str | None, **how: Any) -> None:
     """Let a model make pairs by RECIPE: a name such as pick-style-cartoon, or a TOML file."""
@@ -136,6 +137,7 @@ def train(out: Path, config_file: Path | None, assignments: tuple[str, ...], **f
 @click.option("--steps", type=int, help="Denoising steps; default: the model's own advice.")
 @click.option("--guidance", type=float, help="Classifier-free guidance; default: the model's own advice.")
 @click.option("--prefix", default="", help="Words to put before every prompt.")
+@click.option("--precision", help="float32 (default), bfloat16 or float16.")
 @click.option("--images-per-batch", type=int, help="Pictures made at a time.")
 def sample(model: str, prompts: str, seeds: str, out: Path, **how: Any) -> None:
     """Make pictures. Same prompts and seeds, same noise, whatever the model."""

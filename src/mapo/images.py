@@ -36,6 +36,7 @@ class ImageRow:
     guidance: float = 0.0
     width: int = 0
     height: int = 0
+    precision: str = "float32"
     batch_layout: str = ""  # "batch number/picture in batch/batch size"
     version: int = VERSION
 

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from mapo.errors import MapoError
+from mapo.errors import MapoError, suggest
 from mapo.families import Model, family_of, find_model
 from mapo.files import prepare_out, read_json, sha256, write_json
 from mapo.images import ImageRow, append_images, png_bytes, read_images
 from mapo.splits import prompt_id
 
 FORMAT, VERSION = "mapo-images", 1
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Sampling:
     height: int
     prefix: str = ""
     negative_prompt: str = ""
+    precision: str = "float32"  # of the network's weights and arithmetic
     images_per_batch: int = 32
 
 
@@ -41,6 +43,8 @@ def default_sampling(model: Model, **changes: Any) -> Sampling:
     side = family_of(model).resolution(model)
     values = {"width": side, "height": side, "images_per_batch": 32 if side <= 128 else 4, **advised}
     sampling = Sampling(**(values | {k: v for k, v in changes.items() if v is not None}))
+    if sampling.precision not in PRECISIONS:
+        raise MapoError(f"--precision {sampling.precision!r} is not known. {suggest(sampling.precision, PRECISIONS)}")
     for name in ("steps", "width", "height", "images_per_batch"):
         if getattr(sampling, name) < 1:
             raise MapoError(f"--{name.replace('_', '-')} is {getattr(sampling, name)}; it must be at least 1.")
@@ -66,11 +70,12 @@ def noise_seed(prompt: str, seed: int) -> int:
 class Sampler:
     """A loaded pipeline that fills images folders."""
 
-    def __init__(self, model: str, device: Any = None, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, model: str, precision: str = "float32", device: Any = None) -> None:
         self.model = find_model(model)
         self.revision = self.model.revision()
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.pipeline = family_of(self.model).pipeline(self.model, self.device, dtype)
+        self.pipeline = family_of(self.model).pipeline(self.model, self.device, PRECISIONS[precision])
+        self.precision = precision
         self.sampler = type(self.pipeline.scheduler).__name__
 
     def batch(self, jobs: Sequence[tuple[str, int]], how: Sampling) -> list[Any]:
@@ -128,6 +133,7 @@ class Sampler:
             guidance=how.guidance,
             width=how.width,
             height=how.height,
+            precision=self.precision,
             batch_layout=layout,
         )
 
@@ -149,10 +155,7 @@ def _open(folder: Path, settings: dict[str, Any]) -> None:
         )
 
 
-def sample(
-    model: str, prompts: Sequence[str], seeds: Sequence[int], out: Path, *, batches: Sampler | None = None, **how: Any
-) -> list[ImageRow]:
+def sample(model: str, prompts: Sequence[str], seeds: Sequence[int], out: Path, **how: Any) -> list[ImageRow]:
     """Make a picture of every prompt at every seed in ``out``, going on where an earlier call stopped."""
     sampling = default_sampling(find_model(model), **how)
-    sampler = batches or Sampler(model)
-    return sampler.fill(out, [(p, s) for p in prompts for s in seeds], sampling)
+    return Sampler(model, sampling.precision).fill(out, [(p, s) for p in prompts for s in seeds], sampling)

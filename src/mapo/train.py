@@ -57,9 +57,15 @@ def train(config: Config, out: Path) -> None:
     """Train as ``config`` says into the run folder ``out``, or go on where an earlier run of it stopped."""
     config = _with_objective_defaults(config)
     pairs = PairSet(Path(config.pairs))
-    rows = [p for p in pairs if config.data.split in ("all", p.split)]
+    members = [p for p in pairs if config.data.split in ("all", p.split)]
+    rows = [p for p in members if p.preference > 0.5]
     if not rows:
-        raise MapoError(f"{config.pairs} has no pairs in the split {config.data.split!r}. Try --set data.split=all.")
+        ties = f" but {len(members)} ties" if members else ""
+        raise MapoError(
+            f"{config.pairs} has no pairs{ties} in the split {config.data.split!r}. Try --set data.split=all."
+        )
+    if len(rows) < len(members):
+        print(f"{len(members) - len(rows)} ties are left out: a tie prefers neither picture.")
     model = find_model(config.model)
     family = family_of(model)
     identity = {"pairs": pairs.fingerprint(), "model": model.revision()}

@@ -17,6 +17,7 @@ from typing import Any, Protocol, cast
 from torch import Tensor, nn
 
 from mapo.errors import MapoError
+from mapo.files import inside
 from mapo.noise import Schedule
 
 MINI = Path(__file__).parent.parent / "mini" / "model"
@@ -114,10 +115,10 @@ def find_model(name: str) -> Model:
 
 def _find_run(name: str, path: Path) -> Model:
     run = json.loads((path / "run.json").read_text("utf-8"))
-    base = find_model(run["base"])
+    base, weights = find_model(run["base"]), inside(path, run["denoiser"], f"{path}/run.json")
     if run["adapter"] == "lora":
-        return Model(name, base.base, base.denoiser, (*base.loras, path / run["denoiser"]))
-    return Model(name, base.base, path / run["denoiser"], ())
+        return Model(name, base.base, base.denoiser, (*base.loras, weights))
+    return Model(name, base.base, weights, ())
 
 
 def _download(name: str) -> Path:

@@ -22,13 +22,12 @@ def _file(source: Path) -> Path | None:
 
 
 def detects(source: Path) -> bool:
-    """A ``.jsonl`` file, or a folder that holds exactly one, whose first line has ``images`` and ``rank``."""
+    """A ``.jsonl`` file, or a folder that holds exactly one, that has ``images`` and ``rank`` among its first lines."""
     path = _file(source)
     if path is None:
         return False
     with path.open(encoding=encoding_of(path), errors="replace") as file:
-        first = next((line for line in file if line.strip()), "")
-    return '"images"' in first and '"rank"' in first
+        return any('"images"' in line and '"rank"' in line for line in itertools.islice(file, 100))
 
 
 def read(source: Path) -> Iterator[RawPair | BadRow]:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from mapo.errors import MapoError, suggest
 from mapo.files import PARTIAL, sha256
-from mapo.images import read_images, read_picture
+from mapo.images import ImageRow, read_images, read_picture
 from mapo.pairs import decode_picture
 from mapo.scores import read_scores, write_scores
 
@@ -59,6 +59,13 @@ def load_scorer(name: str) -> Scorer:
     return scorer
 
 
+def _picture(folder: Path, row: ImageRow) -> Image:
+    try:
+        return decode_picture(read_picture(folder, row))
+    except ValueError as error:
+        raise MapoError(f"{folder / row.file}: {error}. Make it again with `mapo sample`.") from None
+
+
 def score_images(folder: Path, names: str, out: Path, images_per_batch: int = 64) -> Path:
     """Score every picture of an images folder with each of ``names`` into one table at ``out``.
 
@@ -67,11 +74,6 @@ def score_images(folder: Path, names: str, out: Path, images_per_batch: int = 64
     images = read_images(folder)
     if not images:
         raise MapoError(f"{folder} holds no pictures.")
-    data = [read_picture(folder, row) for row in images]
-    try:
-        pictures = [decode_picture(png) for png in data]
-    except ValueError as error:
-        raise MapoError(f"{folder}: {error}") from None
     rows, parts = [], []
     content = sha256("".join(row.sha256 for row in images).encode())[:12]
     for name in scorer_names(names):
@@ -84,10 +86,10 @@ def score_images(folder: Path, names: str, out: Path, images_per_batch: int = 64
         mine = []
         bar = tqdm(total=len(images), desc=f"score {name}", unit="image")
         for start in range(0, len(images), images_per_batch):
-            part_of = slice(start, start + images_per_batch)
-            values = scorer(pictures[part_of], [row.prompt for row in images[part_of]])
+            batch = images[start : start + images_per_batch]
+            values = scorer([_picture(folder, row) for row in batch], [row.prompt for row in batch])
             for metric in scorer.metrics:
-                for row, value in zip(images[part_of], values[metric], strict=True):
+                for row, value in zip(batch, values[metric], strict=True):
                     mine.append(
                         {
                             "image": row.sha256,
@@ -103,7 +105,7 @@ def score_images(folder: Path, names: str, out: Path, images_per_batch: int = 64
                             "value": float(value),
                         }
                     )
-            bar.update(len(images[part_of]))
+            bar.update(len(batch))
         bar.close()
         write_scores(part, mine)
         rows += mine

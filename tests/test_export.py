@@ -1,0 +1,149 @@
+"""What other programs open."""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from data_fixtures import BLUE, GREEN, PICTURES, RED, encoded, files_below, make_set, noise
+from mapo.errors import MapoError
+from mapo.export import FORMATS, export_pairs
+from mapo.importers import import_pairs
+from mapo.pairs import PairSet, PairWriter
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> PairSet:
+    """Pairs of all three splits, a tie, a graded one, a ranking, and a JPEG beside the PNGs."""
+    folder = tmp_path_factory.mktemp("sets") / "pairs"
+    with PairWriter(folder, {}) as writer:
+        for k in range(60):
+            writer.add_pair(f"Bär {k} 🐻", PICTURES[k % 6], PICTURES[(k + 1 + k % 5) % 6], source="test", meta={"k": k})
+        writer.add_pair("tie", RED, BLUE, preference=0.5, split="train")
+        writer.add_pair("graded", RED, encoded(noise(), "JPEG"), preference=0.7, weight=2.0, split="train")
+        writer.add_pair("ranked", RED, GREEN, group="r:1", split="train")
+        writer.add_pair("ranked", RED, BLUE, group="r:1", split="train")
+    return PairSet(folder)
+
+
+def opened(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return datasets.load_dataset(str(folder), cache_dir=str(cache))
+
+
+def pixels(data: bytes) -> bytes:
+    return Image.open(io.BytesIO(data)).convert("RGB").tobytes()
+
+
+def test_load_dataset_opens_the_preference_export_and_decodes_the_very_pictures(
+    pairs: PairSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = opened(export_pairs(pairs, "preference", tmp_path / "hf"), tmp_path / "cache", monkeypatch)
+    assert set(found) == {"train", "validation", "test"}
+    for split, rows in found.items():
+        expected = [p for p in pairs if p.split == split]
+        assert len(rows) == len(expected) > 0
+        for row, pair in zip(rows, expected, strict=True):
+            for side in ("chosen", "rejected"):
+                assert isinstance(row[side], Image.Image)
+                assert row[side].convert("RGB").tobytes() == pixels(pairs.image_bytes(getattr(pair, side)))
+            for name in ("id", "prompt", "preference", "weight", "group", "source"):
+                assert row[name] == getattr(pair, name)
+            assert json.loads(row["meta"]) == pair.meta
+
+
+def test_load_dataset_opens_the_pickapic_export(
+    pairs: PairSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = opened(export_pairs(pairs, "pickapic", tmp_path / "pp"), tmp_path / "cache", monkeypatch)
+    assert sum(len(rows) for rows in found.values()) == len(pairs)
+    row = found["train"][0]
+    assert isinstance(row["jpg_0"], bytes)
+    assert {row["label_0"], row["label_1"]} == {0.0, 1.0}
+    assert row["has_label"] is True
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    return [row for path in sorted(folder.rglob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+
+
+def test_in_the_pickapic_export_the_labels_follow_the_pictures(pairs: PairSet, tmp_path: Path) -> None:
+    by_sides = {(p.prompt, frozenset((p.chosen, p.rejected))): p for p in pairs}
+    for row in rows_of(export_pairs(pairs, "pickapic", tmp_path / "pp")):
+        uids = (row["image_0_uid"], row["image_1_uid"])
+        pair = by_sides[row["caption"], frozenset(uids)]
+        assert [row["jpg_0"], row["jpg_1"]] == [pairs.image_bytes(uid) for uid in uids]
+        assert row["ranking_id"] == (pair.group or pair.id)
+        if pair.preference == 0.5:
+            assert (row["label_0"], row["label_1"], row["best_image_uid"]) == (0.5, 0.5, "")
+        else:
+            better = uids.index(pair.chosen)
+            assert (row["label_0"], row["label_1"]) == (float(better == 0), float(better == 1))
+            assert row["best_image_uid"] == uids[better] == pair.chosen
+
+
+def test_in_the_pickapic_export_the_side_tells_nothing(tmp_path: Path) -> None:
+    rows = rows_of(export_pairs(make_set(tmp_path / "set", 200), "pickapic", tmp_path / "pp"))
+    assert sum(row["label_0"] for row in rows) == pytest.approx(100, abs=28)  # four standard deviations
+
+
+def test_the_pickapic_export_comes_back_as_the_same_pairs_without_ties(pairs: PairSet, tmp_path: Path) -> None:
+    export_pairs(pairs, "pickapic", tmp_path / "pp")
+    counts = import_pairs(tmp_path / "pp", tmp_path / "again")
+    sure = {p.id: p for p in pairs if p.preference != 0.5}
+    again = {p.id: p for p in PairSet(tmp_path / "again")}
+    assert counts == {"pairs": len(sure), "ties": 1, "repeats": 0, "bad": 0}
+    assert again.keys() == sure.keys()
+    for name, pair in again.items():
+        assert (pair.prompt, pair.chosen, pair.rejected) == (sure[name].prompt, sure[name].chosen, sure[name].rejected)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_an_export_goes_into_files_of_its_splits_in_order(
+    pairs: PairSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    monkeypatch.setattr("mapo.export.ROWS_PER_FILE", 20)
+    monkeypatch.setattr("mapo.export.ROWS_AT_ONCE", 7)
+    out = export_pairs(pairs, format, tmp_path / "out")
+    train = [p.prompt for p in pairs if p.split == "train"]
+    count = -(-len(train) // 20)
+    assert count > 1
+    names = [f"train-{k:05d}-of-{count:05d}.parquet" for k in range(count)]
+    assert sorted(p.name for p in (out / "data").glob("train-*")) == names
+    column = "prompt" if format == "preference" else "caption"
+    assert [p for name in names for p in pq.read_table(out / "data" / name)[column].to_pylist()] == train
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_an_export_that_fails_leaves_nothing_behind(tmp_path: Path, format: str) -> None:
+    pairs = make_set(tmp_path / "set", 3)
+    shard = tmp_path / "set" / "images-00000.parquet"
+    data = bytearray(shard.read_bytes())
+    data[data.index(pairs.image_bytes(pairs[2].rejected)) + 40] ^= 255
+    shard.write_bytes(data)
+    with pytest.raises(MapoError, match="does not have the content of its hash"):
+        export_pairs(PairSet(tmp_path / "set"), format, tmp_path / "exports" / "out")
+    assert files_below(tmp_path / "exports") == set()
+
+
+def test_an_out_that_exists_is_refused_and_kept(pairs: PairSet, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(MapoError, match=r"already exists\. Choose another --out"):
+        export_pairs(pairs, "preference", tmp_path / "out")
+    assert files_below(tmp_path) == {"out"}
+
+
+def test_an_unknown_format_suggests_the_right_one(pairs: PairSet, tmp_path: Path) -> None:
+    with pytest.raises(MapoError, match=r"There is no export 'preferences'\. Did you mean 'preference'\?"):
+        export_pairs(pairs, "preferences", tmp_path / "out")

@@ -1,0 +1,40 @@
+"""What reads and describes data is light to import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+LIGHT = (
+    "mapo.errors",
+    "mapo.files",
+    "mapo.splits",
+    "mapo.pairs",
+    "mapo.importers",
+    "mapo.importers.pickapic",
+    "mapo.importers.ranking",
+    "mapo.prompts",
+    "mapo.images",
+    "mapo.scores",
+    "mapo.config",
+    "mapo.export",
+    "mapo.cli",
+)
+
+
+def loaded_by(modules: tuple[str, ...]) -> set[str]:
+    code = f"import sys, {', '.join(modules)}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return {name.partition(".")[0] for name in done.stdout.split()}
+
+
+@pytest.mark.parametrize("modules", [LIGHT, ("mapo.cli",)], ids=["data", "help"])
+def test_importing_what_describes_data_does_not_import_torch(modules: tuple[str, ...]) -> None:
+    heavy = {"torch", "diffusers", "transformers", "accelerate", "datasets", "matplotlib", "scipy"}
+    assert loaded_by(modules) & heavy == set()
+
+
+def test_the_help_needs_no_arrays_and_no_tables() -> None:
+    assert loaded_by(("mapo.cli",)) & {"numpy", "pyarrow", "PIL", "pydantic"} == set()
