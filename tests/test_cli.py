@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from conftest import make_pairs
 from mapo.cli import cli
+from tiny import make_pairs
 
 VERBS = ["build", "import", "encode", "train", "sample", "score", "report", "export", "demo"]
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import make_pairs
 from mapo.config import make_config
 from mapo.errors import MapoError
 from mapo.train import train
+from tiny import make_pairs
 
 BASE = {"optim": {"lr": 1e-3, "warmup_steps": 2}, "train": {"steps": 4, "pairs_per_step": 4, "precision": "float64"}}
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -125,14 +128,21 @@ def test_what_describes_a_pair_is_kept_and_what_is_not_known_is_left_out(tmp_pat
     assert (pair.chosen, pair.rejected, pair.source) == (sha256(RED), sha256(BLUE), "pickapic")
 
 
-def test_times_in_nanoseconds_are_kept_to_the_last_digit(tmp_path: Path) -> None:
+def test_times_in_nanoseconds_are_kept_to_the_last_digit_without_pandas(tmp_path: Path) -> None:
     numbers, pictures = ("label_0", "label_1"), ("jpg_0", "jpg_1")
     kinds = {"created_at": pa.timestamp("ns"), "caption": pa.string()}
     schema = pa.schema(kinds | dict.fromkeys(numbers, pa.int64()) | dict.fromkeys(pictures, pa.binary()))
     row = make_row(label_0=1, label_1=0, created_at=1_700_000_000_000_000_001)
-    (found,) = rows(write_parquet(tmp_path / "p.parquet", [row], schema))
-    assert isinstance(found, RawPair)
-    assert found.meta == {"created_at": "2023-11-14 22:13:20.000000001"}
+    path = write_parquet(tmp_path / "p.parquet", [row], schema)
+    (tmp_path / "pandas.py").write_text("raise ImportError")
+    code = "import sys, pathlib; from mapo.importers.pickapic import read; print(next(read(pathlib.Path(sys.argv[1]))).meta)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, path],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "{'created_at': '2023-11-14 22:13:20.000000001'}", done.stderr
 
 
 def test_a_folder_gives_the_pairs_of_all_its_files_in_order(tmp_path: Path) -> None:

@@ -137,7 +137,10 @@ def test_the_lists_of_prompts_are_fixed_and_half_of_them_have_two_objects() -> N
         assert both[1::2] == prompts(split, 2)
         assert {len(getattr(parse(text), "things", ())) for text in prompts(split, 1)} == {1}
         assert {len(getattr(parse(text), "things", ())) for text in prompts(split, 2)} == {2}
-    assert (prompts("test", 1)[0], prompts("test", 2)[0]) == ("a small green circle on a pink background", "a green heart right of a black square on a gray background")
+    assert (prompts("test", 1)[0], prompts("test", 2)[0]) == (
+        "a small green circle on a pink background",
+        "a green heart right of a black square on a gray background",
+    )
 
 
 def drawn(count: int, split: str = "train", two_objects: float = 0.5) -> list[tuple[str, Scene]]:

@@ -83,7 +83,7 @@ def parse(prompt: str) -> Scene | None:
     """The scene that ``prompt`` asks for, or None when it is not a caption of this world."""
     text = " ".join(prompt.lower().split())
     match = _CONTEXT.search(text)
-    if match is None:
+    if match is None or len(re.findall(_THING, text)) != 1 + (match[4] is not None):  # more is told than was read
         return None
     size, colour, shape, relation, size2, colour2, shape2, background = match.groups()
     things = [Thing(colour, shape, size or "")]
