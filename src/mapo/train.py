@@ -69,12 +69,13 @@ def train(config: Config, out: Path) -> None:
     model = find_model(config.model)
     family = family_of(model)
     identity = {"pairs": pairs.fingerprint(), "model": model.revision()}
-    checkpoint = _open_run(config, out, identity)
+    accelerator = Accelerator(mixed_precision="bf16" if config.train.precision == "bfloat16" else "no")
+    with accelerator.main_process_first():
+        checkpoint = _open_run(config, out, identity)
     if checkpoint and _steps_of(checkpoint) >= config.train.steps and (out / "run.json").exists():
         print(f"{out} has done its {_steps_of(checkpoint)} steps. Ask for more with --set train.steps=N.")
         return
 
-    accelerator = Accelerator(mixed_precision="bf16" if config.train.precision == "bfloat16" else "no")
     cache = _open_cache(config, family, model, pairs, accelerator)
     dtype = DTYPES[config.train.precision]
     denoiser = family.load_denoiser(model, accelerator.device, dtype)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from mapo.mini import scenes
 from mapo.mini.draw import (
     BACKGROUND_RGB,
     BLOCK,
@@ -188,3 +189,15 @@ def test_a_brighter_light_makes_a_brighter_realistic_picture() -> None:
     average = pose(scene)
     dark, bright = (draw(scene, at=replace(average, light=light)).mean() for light in (0.95, 1.05))
     assert bright / dark == pytest.approx(1.05 / 0.95, rel=0.01)
+
+
+def test_no_two_shapes_of_a_size_and_style_share_a_drawing() -> None:
+    for style in scenes.STYLES:
+        for size in scenes.SIZES:
+            drawn = [
+                draw(scenes.Scene((scenes.Thing("red", shape, size),), "white", style=style)).astype(int)
+                for shape in scenes.SHAPES
+            ]
+            for k, one in enumerate(drawn):
+                for other in drawn[:k]:
+                    assert (np.abs(one - other).max(-1) > 40).sum() >= 30, (style, size)

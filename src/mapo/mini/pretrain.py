@@ -45,7 +45,7 @@ class Settings:
     vae_steps: int = 2_500
     vae_batch: int = 16
     vae_lr: float = 2e-3
-    steps: int = 4_000
+    steps: int = 3_000
     batch: int = 64
     lr: float = 1.2e-3
     warmup_steps: int = 200
@@ -345,7 +345,7 @@ def pretrain(out: Path, settings: Settings) -> None:
         )  # fmt: skip
         with replacing(folder) as temporary:
             pipeline.to(torch.float16).save_pretrained(temporary, safe_serialization=True)
-            write_json(temporary / "sampling.json", {"steps": 16, "guidance": 3.0})
+            write_json(temporary / "sampling.json", {"steps": 12, "guidance": 1.5})
         pipeline.to(torch.float32)
 
     def snapshot(loop: _Loop) -> None:
