@@ -97,7 +97,7 @@ def test_a_judge_keeps_only_pairs_whose_chosen_picture_it_prefers(tmp_path, sdxl
 
     judge = Filter(Fussy(), "liked", 1)
     how = {"steps": 2, "images_per_batch": 2}
-    counts = build(read_recipe("pick-style-cartoon"), str(sdxl), PROMPTS, 3, tmp_path / "p", judge=judge, **how)
+    counts = build(read_recipe("pick-style-cartoon"), str(sdxl), PROMPTS, 3, tmp_path / "p", judges=[judge], **how)
     assert len(PairSet(tmp_path / "p")) == 3
     assert counts["judged_out"] >= 2
 
@@ -112,14 +112,17 @@ def test_a_judge_that_keeps_too_few_is_told_and_nothing_is_written(tmp_path, sdx
     with pytest.raises(MapoError, match="Of 10 tried pairs only 0 were kept"):
         build(
             read_recipe("pick-style-cartoon"), str(sdxl), PROMPTS, 2, tmp_path / "p",
-            judge=Filter(Never(), "liked", 1), steps=1, images_per_batch=4,
+            judges=[Filter(Never(), "liked")], steps=1, images_per_batch=4,
         )  # fmt: skip
     assert not (tmp_path / "p").exists()
 
 
 def test_judges_are_named_with_their_metric():
     found = parse_filter("mini-search:-hazard")
-    assert (found.scorer.name, found.metric, found.sign) == ("mini-search", "hazard", -1)
+    assert (found.scorer.name, found.metric, found.sign, found.threshold) == ("mini-search", "hazard", -1, None)
+    assert parse_filter("mini-search:prompt_following:0.5").threshold == 0.5
+    with pytest.raises(MapoError, match="the threshold 'x' is no number"):
+        parse_filter("mini-search:hazard:x")
     with pytest.raises(MapoError, match="Did you mean 'cartoon'"):
         parse_filter("mini-search:cartoons")
     with pytest.raises(MapoError, match="no scorer 'mini-serch'"):

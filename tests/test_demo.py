@@ -43,5 +43,5 @@ def test_every_stage_left_its_files(made):
 def test_the_judge_of_the_pairs_is_not_the_judge_of_the_result(made):
     summary, out = made
     provenance = json.loads((out / "pairs" / "set.json").read_text())["provenance"]
-    assert provenance["judge"].startswith(summary["judge_of_pairs"]["name"])
-    assert summary["judge"] not in provenance["judge"]
+    assert all(judge.startswith(summary["judge_of_pairs"]["name"]) for judge in provenance["judges"])
+    assert len(provenance["judges"]) == 2 and summary["judge"] not in str(provenance["judges"])

@@ -62,11 +62,17 @@ def read_recipe(name: str) -> Recipe:
 
 @dataclass(frozen=True)
 class Filter:
-    """Keep a pair only where ``scorer`` gives the chosen picture more of ``metric`` (or less, with ``sign`` −1)."""
+    """Keep a pair only where ``scorer`` gives the chosen picture more of ``metric`` than the rejected one, or more than
+    ``threshold`` where that is given (less, with ``sign`` −1)."""
 
     scorer: Scorer
     metric: str
-    sign: int
+    sign: int = 1
+    threshold: float | None = None
+
+    def __str__(self) -> str:
+        than = "" if self.threshold is None else f":{self.threshold:g}"
+        return f"{self.scorer.name}:{'-' * (self.sign < 0)}{self.metric}{than} (version {self.scorer.version})"
 
     def keeps(self, folders: Sequence[Path], rows: Sequence[Sequence[ImageRow]]) -> list[bool]:
         """One verdict per pair of rows."""
@@ -74,17 +80,24 @@ class Filter:
         for folder, side in zip(folders, rows, strict=True):
             pictures = [decode_picture(read_picture(folder, row)) for row in side]
             values.append(self.scorer(pictures, [row.prompt for row in side])[self.metric])
-        return [self.sign * c > self.sign * r for c, r in zip(*values, strict=True)]
+        chosen, rejected = values
+        bars = rejected if self.threshold is None else [self.threshold] * len(chosen)
+        return [self.sign * c > self.sign * bar for c, bar in zip(chosen, bars, strict=True)]
 
 
 def parse_filter(text: str) -> Filter:
-    """``SCORER:METRIC`` or ``SCORER:-METRIC``."""
-    name, colon, metric = text.partition(":")
+    """``SCORER:METRIC`` or ``SCORER:METRIC:THRESHOLD``, with ``-METRIC`` where less is better."""
+    name, _, rest = text.partition(":")
+    metric, colon, number = rest.partition(":")
     scorer = load_scorer(name)
     bare = metric.removeprefix("-")
-    if not colon or bare not in scorer.metrics:
-        raise MapoError(f"--judge {text!r}: write {name}:METRIC (or {name}:-METRIC). {suggest(bare, scorer.metrics)}")
-    return Filter(scorer, bare, -1 if metric.startswith("-") else 1)
+    if bare not in scorer.metrics:
+        raise MapoError(f"--judge {text!r}: write {name}:METRIC or {name}:-METRIC. {suggest(bare, scorer.metrics)}")
+    try:
+        threshold = float(number) if colon else None
+    except ValueError:
+        raise MapoError(f"--judge {text!r}: the threshold {number!r} is no number.") from None
+    return Filter(scorer, bare, -1 if metric.startswith("-") else 1, threshold)
 
 
 def build(
@@ -94,7 +107,7 @@ def build(
     num_pairs: int,
     out: Path,
     *,
-    judge: Filter | None = None,
+    judges: Sequence[Filter] = (),
     **how: Any,
 ) -> dict[str, int]:
     """Make ``num_pairs`` pairs into the set ``out``; its counts.
@@ -126,8 +139,9 @@ def build(
         jobs = [(prompts[k % len(prompts)], k // len(prompts)) for k in range(tried, tried + portion)]
         tried += portion
         rows = [sampler.fill(f, jobs, side, f"  {f.name}") for f, side in zip(folders, sides, strict=True)]
-        verdicts = judge.keeps(folders, rows) if judge else [True] * portion
-        for chosen, rejected, keep in zip(*rows, verdicts, strict=True):
+        verdicts = [judge.keeps(folders, rows) for judge in judges]
+        for number, (chosen, rejected) in enumerate(zip(*rows, strict=True)):
+            keep = all(verdict[number] for verdict in verdicts)
             same = chosen.sha256 == rejected.sha256
             equal += same
             judged_out += not keep and not same
@@ -142,9 +156,7 @@ def build(
         "revision": sampler.revision,
         "sampler": sampler.sampler,
         "sampling": asdict(sampling),
-        "judge": f"{judge.scorer.name} {judge.scorer.version}: {'-' * (judge.sign < 0)}{judge.metric}"
-        if judge
-        else None,
+        "judges": [str(judge) for judge in judges],
         "counts": counts,
     }
     with PairWriter(out, provenance) as writer:

@@ -47,20 +47,27 @@ def cli() -> None:
 @click.option("--prompts", required=True, help="mini:train, or a .txt, .json, .jsonl or .parquet file.")
 @click.option("--num-pairs", type=int, required=True, help="How many pairs the set shall hold.")
 @click.option("--out", type=OUT, required=True, help="The pairs set to write.")
-@click.option("--judge", help="Keep a pair only where SCORER:METRIC prefers the chosen picture (SCORER:-METRIC: less).")
+@click.option(
+    "--judge",
+    "judges",
+    multiple=True,
+    help="Keep a pair only where SCORER:METRIC prefers the chosen picture (:-METRIC if less is better), or where that "
+    "picture scores above SCORER:METRIC:THRESHOLD.",
+)
 @click.option("--steps", type=int, help="Denoising steps; default: the model's own advice.")
 @click.option("--guidance", type=float, help="Classifier-free guidance; default: the model's own advice.")
 @click.option("--precision", help="float32 (default), bfloat16 or float16.")
 @click.option("--images-per-batch", type=int, help="Pictures made at a time.")
-def build(recipe: str, model: str, prompts: str, num_pairs: int, out: Path, judge: str | None, **how: Any) -> None:
+def build(
+    recipe: str, model: str, prompts: str, num_pairs: int, out: Path, judges: tuple[str, ...], **how: Any
+) -> None:
     """Let a model make pairs by RECIPE: a name such as pick-style-cartoon, or a TOML file."""
     from mapo.build import build, parse_filter, read_recipe
     from mapo.prompts import read_prompts
 
     found = read_recipe(recipe)
-    counts = build(
-        found, model, read_prompts(prompts), num_pairs, out, judge=parse_filter(judge) if judge else None, **how
-    )
+    filters = [parse_filter(judge) for judge in judges]
+    counts = build(found, model, read_prompts(prompts), num_pairs, out, judges=filters, **how)
     _say(f"{num_pairs} pairs in {out} ({counts['tried']} tried, {counts['judged_out']} judged out)")
 
 

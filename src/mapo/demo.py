@@ -23,7 +23,8 @@ from mapo.train import train
 
 GOALS = {"pick-style-cartoon": "cartoon", "pick-style-pixel-art": "pixel_art", "pick-safety-hazard": "-hazard"}
 FOLLOWING = "prompt_following"
-PAIRS, STEPS, SEEDS = 256, 150, range(5)
+PAIRS, STEPS, SEEDS = 256, 80, range(12)
+TRAIN_PROMPTS, TEST_PROMPTS = "mini:train", "mini:test-one"
 JUDGE, CONFIRMED_BY = "mini-learned", "mini-search"  # makes the pairs; took no part in making them
 SETTINGS: dict[str, Any] = {
     "objective": {"name": "mapo"},
@@ -55,15 +56,15 @@ def demo(out: Path, recipe: str = "pick-style-cartoon") -> dict[str, Any]:
     config = make_config({"model": "mini", "pairs": str(pairs), "cache": str(cache), **SETTINGS})
     if not pairs.exists():
         with stage("build"):
-            judge = parse_filter(f"{JUDGE}:{goal}")
-            build(read_recipe(recipe), "mini", read_prompts("mini:train"), PAIRS, pairs, judge=judge)
+            judges = [parse_filter(f"{JUDGE}:{what}") for what in (goal, f"{FOLLOWING}:0.5")]
+            build(read_recipe(recipe), "mini", read_prompts(TRAIN_PROMPTS), PAIRS, pairs, judges=judges)
     if not (run / "run.json").exists():
         with stage("encode"):
             model = find_model("mini")
             encode(family_of(model), model, PairSet(pairs), cache, images_per_batch=32)
         with stage("train"):
             train(config, run)
-    prompts = read_prompts("mini:test")
+    prompts = read_prompts(TEST_PROMPTS)
     with stage("sample"):
         for name, model_name in (("before", "mini"), ("after", str(run))):
             sample(model_name, prompts, list(SEEDS), out / name)
