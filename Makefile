@@ -10,7 +10,7 @@ demo: setup
 	@$(BIN)/mapo demo --out demo
 
 test: setup lint
-	@$(BIN)/pytest -n 2
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --durations 8
 
 lint: setup
 	@$(BIN)/ruff check .

@@ -67,7 +67,7 @@ def test_every_example_in_the_help_is_a_command_that_parses(verb):
         (["train", "--lr", "1"], r"No such option: --lr|No such option '--lr'"),
         (["train", "--out", "x"], "Give --model, or model in the --config file"),
         (["train", "--model", "mini", "--pairs", "nowhere", "--out", "x"], "There is no pairs set at nowhere"),
-        (["train", "--model", "m", "--pairs", "p", "--out", "x", "--set", "optim.warmup=1"], "Did you mean 'warmup_steps'"),
+        (["train", "--model", "m", "--pairs", "p", "--out", "x", "--set", "optim.warmup=1"], "Did you mean 'optim.warmup_steps'"),
         (["train", "--model", "m", "--pairs", "p", "--out", "x", "--set", "optim.lr=fast"], "optim.lr = 'fast'"),
         (["train", "--model", "m", "--pairs", "p", "--out", "x", "--set", "optim.lr"], "does not look like"),
         (["train", "--model", "m", "--pairs", "p", "--out", "x", "--objective", "mappo"], "Did you mean 'mapo'"),
@@ -137,7 +137,7 @@ def test_ctrl_c_saves_and_exits_with_130_and_the_same_command_goes_on(tmp_path, 
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in said and "goes on from here" in said
+    assert process.returncode == 130 and "Traceback" not in said and "the same command goes on" in said
     done = len((out / "metrics.jsonl").read_text().splitlines())
     assert done >= 1 and [p.name for p in (out / "checkpoints").iterdir()] == [f"step-{done:08d}"]
     more = mapo(*command[:-4], "--set", f"train.steps={done + 2}", "--set", "train.pairs_per_step=2", env=env)

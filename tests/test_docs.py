@@ -27,7 +27,12 @@ def cli_reference() -> str:
                 settings = {"terminal_width": 100, "max_content_width": 100}
                 add(inner, click.Context(inner, info_name=name, parent=context, **settings))
 
-    add(cli, click.Context(cli, info_name="mapo", terminal_width=100, max_content_width=100))
+    add(
+        cli,
+        click.Context(
+            cli, info_name="mapo", terminal_width=100, max_content_width=100, help_option_names=["-h", "--help"]
+        ),
+    )
     return "\n".join(parts)
 
 

@@ -63,7 +63,7 @@ def test_prompts_and_seeds_start_from_different_noise():
 
 def test_other_settings_do_not_mix_in_one_folder(tmp_path, sdxl):
     sample(str(sdxl), PROMPTS[:1], [0], tmp_path / "a", steps=2)
-    with pytest.raises(MapoError, match="made with another steps"):
+    with pytest.raises(MapoError, match=r"made with other settings \(steps\)"):
         sample(str(sdxl), PROMPTS[:1], [0], tmp_path / "a", steps=3)
 
 
@@ -76,3 +76,10 @@ def test_seeds_are_read_as_ranges_and_lists(text, seeds):
 def test_seeds_that_are_none_are_refused(text):
     with pytest.raises(MapoError, match="no list of seeds"):
         parse_seeds(text)
+
+
+@pytest.mark.parametrize("how", [{"guidance": float("nan")}, {"guidance": -1.0}, {"steps": 0}, {"images_per_batch": 0}])
+def test_settings_that_make_no_sense_are_refused_before_anything_is_made(tmp_path, sdxl, how):
+    with pytest.raises(MapoError, match=f"--{next(iter(how)).replace('_', '-')} is"):
+        sample(str(sdxl), PROMPTS[:1], [0], tmp_path / "a", **how)
+    assert not (tmp_path / "a").exists()

@@ -170,6 +170,15 @@ def test_other_settings_in_the_same_folder_are_refused_by_name(tmp_path, sdxl, p
         run(tmp_path / "r", sdxl, make_pairs(tmp_path / "other", seed=9), tmp_path / "c2", steps=2)
 
 
+def test_a_refused_run_does_not_bind_its_folder(tmp_path, sdxl, pairs, cache):
+    with pytest.raises(MapoError, match="data.resolution is 50"):
+        run(tmp_path / "r", sdxl, pairs, data={"resolution": 50})
+    assert not (tmp_path / "r").exists()
+    with pytest.raises(MapoError, match="encoded with resolution"):
+        run(tmp_path / "r", sdxl, pairs, cache, data={"resolution": 32})
+    assert len(run(tmp_path / "r", sdxl, pairs, cache, steps=1)) == 1
+
+
 def test_a_cache_of_another_resolution_is_refused(tmp_path, sdxl, pairs, cache):
     with pytest.raises(MapoError, match="encoded with resolution 16, this run asks for 32"):
         run(tmp_path / "r", sdxl, pairs, cache, data={"resolution": 32})

@@ -34,7 +34,7 @@ from mapo.files import prepare_out, read_json, replacing, write_json
 from mapo.pairs import PairSet
 
 FORMAT, VERSION = "mapo-cache", 1
-PER_SHARD = 256
+PER_SHARD = 64
 T = TypeVar("T")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -260,17 +261,18 @@ def _say(text: str) -> None:
 def main() -> None:
     """Run a verb; what went wrong is said in a sentence (exit code 2, or 130 for Ctrl-C)."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.simplefilter("ignore", FutureWarning)  # libraries talking to programmers
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Abort:
-        _stop("Stopped. The same command goes on from here.", 130)
+        _stop("Stopped. Nothing half-written was left; the same command goes on.", 130)
     except click.ClickException as error:
         error.show()
         sys.exit(2)
     except MapoError as error:
         _stop(str(error), 2)
     except KeyboardInterrupt:
-        _stop("Stopped. The same command goes on from here.", 130)
+        _stop("Stopped. Nothing half-written was left; the same command goes on.", 130)
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
@@ -278,5 +280,7 @@ def main() -> None:
 
 
 def _stop(text: str, code: int) -> None:
+    if sys.stderr.isatty():
+        click.echo("", err=True)  # a progress bar may stand on the line
     click.echo(f"mapo: {text}", err=True)
     sys.exit(code)

@@ -125,10 +125,14 @@ def make_config(values: Mapping[str, Any]) -> Config:
         if error["type"] == "extra_forbidden":
             path = tuple(str(p) for p in error["loc"])
             elsewhere = [f"{s}.{path[-1]}" for s in Config.model_fields if path[-1] in _known_keys(Config, (s,))]
-            hint = f"Did you mean {elsewhere[0]!r}?" if elsewhere else suggest(path[-1], _known_keys(Config, path[:-1]))
+            inside = [".".join((*path[:-1], name)) for name in _known_keys(Config, path[:-1])]
+            hint = f"Did you mean {elsewhere[0]!r}?" if elsewhere else suggest(where, inside)
             raise MapoError(f"There is no setting {where!r}. {hint}") from None
         if error["type"] == "missing":
             raise MapoError(f"The setting {where} is missing.") from None
+        if error["type"] in ("model_type", "model_attributes_type"):
+            example = f"{where}.{_known_keys(Config, (where,))[0]}"
+            raise MapoError(f"{where} is a section of settings; set one of them, such as {example}.") from None
         why = error["msg"].removeprefix("Value error, ")
         raise MapoError(f"The setting {where} = {error['input']!r} does not fit: {why}.") from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -43,6 +44,8 @@ def default_sampling(model: Model, **changes: Any) -> Sampling:
     side = family_of(model).resolution(model)
     values = {"width": side, "height": side, "images_per_batch": 32 if side <= 128 else 4, **advised}
     sampling = Sampling(**(values | {k: v for k, v in changes.items() if v is not None}))
+    if not math.isfinite(sampling.guidance) or sampling.guidance < 0:
+        raise MapoError(f"--guidance is {sampling.guidance}; it must be a number that is not negative.")
     if sampling.precision not in PRECISIONS:
         raise MapoError(f"--precision {sampling.precision!r} is not known. {suggest(sampling.precision, PRECISIONS)}")
     for name in ("steps", "width", "height", "images_per_batch"):
@@ -151,7 +154,8 @@ def _open(folder: Path, settings: dict[str, Any]) -> None:
     changed = [k for k in settings if before.get(k) != settings[k]]
     if changed:
         raise MapoError(
-            f"{folder} holds pictures made with another {', '.join(changed)}. Choose another --out, or delete it first."
+            f"{folder} holds pictures that were made with other settings ({', '.join(changed)}). "
+            f"Delete {folder}, or choose another --out."
         )
 
 

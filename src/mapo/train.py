@@ -68,6 +68,7 @@ def train(config: Config, out: Path) -> None:
         print(f"{len(members) - len(rows)} ties are left out: a tie prefers neither picture.")
     model = find_model(config.model)
     family = family_of(model)
+    cache_key(family, model, config.data.resolution, config.data.flip)  # refuses a resolution that does not fit
     identity = {"pairs": pairs.fingerprint(), "model": model.revision()}
     accelerator = Accelerator(mixed_precision="bf16" if config.train.precision == "bfloat16" else "no")
     with accelerator.main_process_first():
@@ -302,18 +303,19 @@ def _open_run(config: Config, out: Path, identity: dict[str, str]) -> Path | Non
         out.mkdir(exist_ok=True)
         write_text(old, to_toml(config))
         return None
+    found = _checkpoints(out)
+    if not found:  # nothing was trained yet, so nothing is bound to the old settings
+        write_text(old, to_toml(config))
+        return None
+    checkpoint, state = found[-1], load_checkpoint(found[-1])[2]
     before = tomllib.loads(old.read_text("utf-8"))
     changed = [k for k in differences(before, tomllib.loads(to_toml(config))) if k not in MAY_CHANGE]
-    found = _checkpoints(out)
-    checkpoint = found[-1] if found else None
-    if checkpoint:
-        state = load_checkpoint(checkpoint)[2]
-        changed += [f"the content of {k}" for k, v in identity.items() if state.get(k) != v]
+    changed += [f"the content of {k}" for k, v in identity.items() if state.get(k) != v]
     if changed:
         raise MapoError(
             f"{out} was made with other settings ({', '.join(changed)}). Choose another --out, or delete it first."
         )
-    done = _steps_of(checkpoint) if checkpoint else 0
+    done = _steps_of(checkpoint)
     if done > config.train.steps:
         raise MapoError(f"{out} has done {done} steps already, train.steps asks for {config.train.steps}.")
     write_text(old, to_toml(config))
