@@ -125,8 +125,9 @@ def make_config(values: Mapping[str, Any]) -> Config:
         if error["type"] == "extra_forbidden":
             path = tuple(str(p) for p in error["loc"])
             elsewhere = [f"{s}.{path[-1]}" for s in Config.model_fields if path[-1] in _known_keys(Config, (s,))]
-            inside = [".".join((*path[:-1], name)) for name in _known_keys(Config, path[:-1])]
-            hint = f"Did you mean {elsewhere[0]!r}?" if elsewhere else suggest(where, inside)
+            section = "".join(f"{name}." for name in path[:-1])
+            near = suggest(path[-1], _known_keys(Config, path[:-1]), section)
+            hint = f"Did you mean {elsewhere[0]!r}?" if elsewhere else near
             raise MapoError(f"There is no setting {where!r}. {hint}") from None
         if error["type"] == "missing":
             raise MapoError(f"The setting {where} is missing.") from None

@@ -10,8 +10,11 @@ class MapoError(Exception):
     """Something the user can mend: what is wrong with which value, then what to do. The CLI exits with 2."""
 
 
-def suggest(wrong: str, known: Iterable[str]) -> str:
-    """`` Did you mean 'x'?`` when something known is close to ``wrong``, else the list of what is known."""
+def suggest(wrong: str, known: Iterable[str], prefix: str = "") -> str:
+    """``Did you mean 'x'?`` when something known is close to ``wrong``, else the list of what is known.
+
+    ``prefix`` is shown before each name.
+    """
     names = sorted(known)
     close = difflib.get_close_matches(wrong, names, 1, 0.6)
-    return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(names)}."
+    return f"Did you mean {prefix + close[0]!r}?" if close else f"Known: {', '.join(prefix + n for n in names)}."
