@@ -83,3 +83,15 @@ def test_settings_that_make_no_sense_are_refused_before_anything_is_made(tmp_pat
     with pytest.raises(MapoError, match=f"--{next(iter(how)).replace('_', '-')} is"):
         sample(str(sdxl), PROMPTS[:1], [0], tmp_path / "a", **how)
     assert not (tmp_path / "a").exists()
+
+
+def test_half_precision_gives_nearly_the_same_pictures_and_is_written_down(tmp_path, sdxl):
+    sample(str(sdxl), PROMPTS, [0], tmp_path / "full", steps=2)
+    rows = sample(str(sdxl), PROMPTS, [0], tmp_path / "half", steps=2, precision="bfloat16")
+    assert {r.precision for r in rows} == {"bfloat16"}
+    full, half = pixels(tmp_path / "full"), pixels(tmp_path / "half")
+    assert 0 < max(abs(full[k] - half[k]).mean() for k in full) < 12
+    with pytest.raises(MapoError, match="other settings"):
+        sample(str(sdxl), PROMPTS, [0], tmp_path / "full", steps=2, precision="bfloat16")
+    with pytest.raises(MapoError, match="'float8' is not known"):
+        sample(str(sdxl), PROMPTS, [0], tmp_path / "x", precision="float8")

@@ -246,3 +246,11 @@ def test_ties_are_left_out_and_counted(tmp_path, sdxl, capsys):
         writer.add_pair("two", grey(3), grey(4), split="train", preference=0.5)
     with pytest.raises(MapoError, match="no pairs but 1 ties"):
         run(tmp_path / "s", sdxl, tmp_path / "ties")
+
+
+def test_bfloat16_training_stays_close_to_float32(tmp_path, sdxl, pairs, cache):
+    full = run(tmp_path / "a", sdxl, pairs, cache, precision="float32")
+    half = run(tmp_path / "b", sdxl, pairs, cache, precision="bfloat16")
+    for one, other in zip(full, half, strict=True):
+        assert one["error_chosen"] == pytest.approx(other["error_chosen"], rel=0.02)
+    assert full[0]["error_chosen"] != half[0]["error_chosen"]

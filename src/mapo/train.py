@@ -70,7 +70,7 @@ def train(config: Config, out: Path) -> None:
     family = family_of(model)
     cache_key(family, model, config.data.resolution, config.data.flip)  # refuses a resolution that does not fit
     identity = {"pairs": pairs.fingerprint(), "model": model.revision()}
-    accelerator = Accelerator(mixed_precision="bf16" if config.train.precision == "bfloat16" else "no")
+    accelerator = Accelerator()
     with accelerator.main_process_first():
         checkpoint = _open_run(config, out, identity)
     if checkpoint and _steps_of(checkpoint) >= config.train.steps and (out / "run.json").exists():
@@ -184,7 +184,7 @@ class Loop:
         """The family's call of a denoiser, under this run's precision."""
 
         def predict(x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
-            with self.accelerator.autocast():
+            with torch.autocast(x_t.device.type, torch.bfloat16, enabled=self.config.train.precision == "bfloat16"):
                 return self.family.predict(denoiser, x_t, t, cond)
 
         return predict
