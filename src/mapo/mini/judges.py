@@ -156,10 +156,3 @@ def accuracy(judge: Judge, scenes: Sequence[Scene], pictures: Pictures) -> dict[
         if rows:
             table[style] = agreement([scenes[n] for n in rows], [seen[n] for n in rows])
     return table
-
-
-def as_text(table: dict[str, dict[str, float]]) -> str:
-    """The table of :func:`accuracy` in percent, a line per style."""
-    lines = [" " * 10 + "".join(f"{attribute:>12}" for attribute in table["all"])]
-    lines += [f"{style:10}" + "".join(f"{share:12.2%}" for share in row.values()) for style, row in table.items()]
-    return "\n".join(lines)
