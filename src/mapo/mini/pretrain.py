@@ -40,12 +40,12 @@ class Settings:
     """Everything that decides the result, written beside it."""
 
     seed: int = 0
-    pictures: int = 32_000
-    two_objects: float = 0.45
-    vae_steps: int = 2_500
+    pictures: int = 48_000
+    two_objects: float = 0.6
+    vae_steps: int = 4_000
     vae_batch: int = 16
     vae_lr: float = 2e-3
-    steps: int = 3_000
+    steps: int = 8_000
     batch: int = 64
     lr: float = 1.2e-3
     warmup_steps: int = 200
@@ -312,15 +312,18 @@ def train_denoiser(
 
 
 def scheduler() -> EulerDiscreteScheduler:
-    """The scheduler that ships with SDXL."""
+    """SDXL's scheduler, but that sampling begins at the last timestep ("trailing").
+
+    SDXL's own "leading" begins at 914 of 1,000 with twelve steps, and what the first step decides then comes out too
+    seldom: the unasked tape in 17 % of the pictures instead of 20 (Lin et al., arXiv 2305.08891, section 3.3).
+    """
     return EulerDiscreteScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
         num_train_timesteps=1000,
         prediction_type="epsilon",
-        timestep_spacing="leading",
-        steps_offset=1,
+        timestep_spacing="trailing",
         interpolation_type="linear",
         use_karras_sigmas=False,
     )
