@@ -51,9 +51,11 @@ def make_loop(model_name: str, folder: Path, objective: str, size: int) -> Any:
     """The training loop exactly as `mapo train` builds it, and its parts."""
     import copy
 
+    import numpy as np
     from accelerate import Accelerator
 
     from mapo.adapters import add_adapter, trainable
+    from mapo.batches import Members
     from mapo.cache import Cache, cache_key, encode
     from mapo.config import make_config
     from mapo.families import family_of, find_model
@@ -81,7 +83,8 @@ def make_loop(model_name: str, folder: Path, objective: str, size: int) -> Any:
     add_adapter(denoiser, family, config.adapter, 0)
     denoiser.train()
     optimizer = make_optimizer(trainable(denoiser).values(), config.optim)
-    return Loop(config, accelerator, family, model, list(pairs), cache, denoiser, denoiser, reference, optimizer)
+    members = Members(pairs, np.arange(len(pairs)))
+    return Loop(config, accelerator, family, model, members, cache, denoiser, denoiser, reference, optimizer)
 
 
 def our_steps(loop: Any) -> Callable[[], None]:

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mapo.objectives import LOGITS, NEEDS_REFERENCE, OBJECTIVES, logit_and_scale, score, settings_of
+from mapo.objectives import LOGITS, NEEDS_REFERENCE, OBJECTIVES, logit_and_scale, score, settings_of, soft
 from mapo.types import PairErrors
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "objectives.json").read_text())
@@ -111,3 +112,34 @@ def test_every_objective_takes_its_knobs_as_keywords_and_gives_one_loss_per_pair
     for name, objective in OBJECTIVES.items():
         assert objective(e, **settings_of(name)).shape == (5,)
         assert objective(e).dtype is torch.float64
+
+
+@given(errors, errors, st.floats(0.5, 1), st.sampled_from(sorted(OBJECTIVES)))
+def test_a_soft_label_mixes_both_ways_of_reading_the_pair(chosen, rejected, sure, name):
+    e = PairErrors(*(torch.tensor([v], dtype=torch.float64) for v in (chosen, rejected, 0.3, 0.4)))
+    got = soft(OBJECTIVES[name], e, torch.tensor([sure]))
+    sure = float(torch.tensor([sure]))
+    supervised = 0 if name == "dpo" else sure * chosen + (1 - sure) * rejected
+    strength = {"sft": 0.0, "dpo": 1.0, "mapo": 0.1, "mapo_aaai": 1 / 8}[name]
+    m = LOGITS[name](e) if name in LOGITS else torch.zeros(1, dtype=torch.float64)
+    comparison = sure * F.logsigmoid(m) + (1 - sure) * F.logsigmoid(-m)
+    assert got.item() == pytest.approx((supervised - strength * comparison).item(), rel=1e-9, abs=1e-12)
+
+
+@given(errors, errors, st.sampled_from(sorted(OBJECTIVES)))
+def test_a_certain_pair_is_the_objective_itself_and_a_tie_is_the_same_either_way(chosen, rejected, name):
+    e = PairErrors(*(torch.tensor([v], dtype=torch.float64) for v in (chosen, rejected, 0.3, 0.4)))
+    swapped = PairErrors(e.rejected, e.chosen, e.ref_rejected, e.ref_chosen)
+    one, half = torch.ones(1), torch.full((1,), 0.5)
+    assert torch.equal(soft(OBJECTIVES[name], e, one), OBJECTIVES[name](e))
+    tie = soft(OBJECTIVES[name], e, half)
+    assert torch.allclose(tie, soft(OBJECTIVES[name], swapped, half), rtol=1e-14, atol=0)
+
+
+def test_a_tie_pulls_the_errors_of_both_pictures_together():
+    for name in ("mapo", "dpo"):
+        w, losing = tensors(0.1, 0.11, dtype=torch.float64)
+        ref = [torch.tensor([0.1], dtype=torch.float64)] * 2 if name == "dpo" else []
+        loss = soft(OBJECTIVES[name], PairErrors(w, losing, *ref), torch.tensor([0.5]))
+        down, up = torch.autograd.grad(loss.sum(), (w, losing))
+        assert up > down and up > 0  # the larger error is pulled down harder

@@ -248,6 +248,25 @@ def test_ties_are_left_out_and_counted(tmp_path, sdxl, capsys):
         run(tmp_path / "s", sdxl, tmp_path / "ties")
 
 
+def test_a_tie_that_is_kept_is_trained_on_as_a_tie(tmp_path, sdxl, capsys):
+    from PIL import Image
+
+    from mapo.images import png_bytes
+    from mapo.pairs import PairWriter
+
+    pictures = [png_bytes(Image.new("RGB", (16, 16), (value,) * 3)) for value in (10, 200)]
+    losses = []
+    for sure in (0.5, 0.75, 1.0):
+        with PairWriter(tmp_path / f"{sure}", {}) as writer:
+            writer.add_pair("one", *pictures, split="train", preference=sure)
+        got = run(tmp_path / f"run{sure}", sdxl, tmp_path / f"{sure}", steps=1, data={"ties": "keep"})
+        losses.append(got[0]["loss"])
+    assert "1 ties are trained on as ties" in capsys.readouterr().out
+    tie, half_sure, certain = losses
+    assert abs(tie - certain) > 1e-3
+    assert half_sure == pytest.approx((tie + certain) / 2, rel=1e-9)  # the loss is linear in the preference
+
+
 def test_bfloat16_training_stays_close_to_float32(tmp_path, sdxl, pairs, cache):
     full = run(tmp_path / "a", sdxl, pairs, cache, precision="float32")
     half = run(tmp_path / "b", sdxl, pairs, cache, precision="bfloat16")

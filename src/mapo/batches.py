@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import TypeVar
+from typing import TypeVar, overload
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mapo.cache import Cache
 from mapo.families import Family, Model
-from mapo.pairs import Pair
+from mapo.pairs import Pair, PairSet
 from mapo.types import Batch
 
 T = TypeVar("T")
@@ -26,6 +26,26 @@ T = TypeVar("T")
 
 def _seed(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(":".join(map(str, parts)).encode()).digest()[:8], "big") >> 1
+
+
+class Members(Sequence[Pair]):
+    """Some pairs of a set, each read when it is asked for. ``weights`` are theirs, an array "n"."""
+
+    def __init__(self, pairs: PairSet, rows: np.ndarray) -> None:
+        self.pairs, self.rows = pairs, rows
+        self.weights = pairs.table["weight"].to_numpy()[rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Pair: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Pair]: ...
+    def __getitem__(self, index: int | slice) -> Pair | Sequence[Pair]:
+        if isinstance(index, slice):
+            return [self.pairs[int(row)] for row in self.rows[index]]
+        return self.pairs[int(self.rows[index])]
 
 
 @lru_cache(maxsize=4)

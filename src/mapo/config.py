@@ -73,11 +73,16 @@ class OptimConfig(Section):
 
 
 class DataConfig(Section):
-    """How pictures become latents. No ``resolution``: the model's own. ``flip`` mirrors both of a pair or neither."""
+    """Which pairs, and how pictures become latents. No ``resolution``: the model's own.
+
+    ``flip`` mirrors both pictures of a pair or neither. ``ties``: pairs whose preference is ½ are left out, or trained
+    on as the ties they are.
+    """
 
     resolution: Positive | None = None
     flip: bool = False
     split: Literal["train", "validation", "test", "all"] = "train"
+    ties: Literal["drop", "keep"] = "drop"
 
 
 class TrainConfig(Section):

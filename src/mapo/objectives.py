@@ -104,6 +104,18 @@ LOGITS: dict[str, Objective] = {"mapo": mapo_logit, "mapo_aaai": mapo_aaai_logit
 NEEDS_REFERENCE = frozenset({"dpo"})
 
 
+def soft(objective: Objective, errors: PairErrors, preference: Tensor, **settings: float) -> Tensor:
+    """p · L(w, l) + (1 − p) · L(l, w), "p", where ``preference`` p is how sure it is that chosen is better.
+
+    Swapping the pair negates the logit m, so this is p · log σ(m) + (1 − p) · log σ(−m) in the margin term and
+    p · ℓ_w + (1 − p) · ℓ_l in the supervised one. At p = 1 it is the objective itself, at a tie (½) it is symmetric.
+    """
+    swapped = PairErrors(errors.rejected, errors.chosen, errors.ref_rejected, errors.ref_chosen)
+    forth, back = objective(errors, **settings), objective(swapped, **settings)
+    sure = preference.to(forth.device, torch.float64)
+    return sure * forth + (1 - sure) * back
+
+
 def settings_of(name: str) -> dict[str, float]:
     """The knobs of an objective and their defaults."""
     parameters = inspect.signature(OBJECTIVES[name]).parameters.values()

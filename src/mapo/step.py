@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mapo.noise import Schedule, image_errors
-from mapo.objectives import OBJECTIVES, logit_and_scale
+from mapo.objectives import OBJECTIVES, logit_and_scale, soft
 from mapo.types import Batch, PairErrors
 
 Predict = Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor]  # x_t "b c h w", t "b", cond → "b c h w"
@@ -29,9 +29,13 @@ def pair_errors(predict: Predict, batch: Batch, schedule: Schedule, reference: P
     return errors
 
 
-def pair_losses(objective: str, errors: PairErrors, settings: Mapping[str, float]) -> Tensor:
-    """One loss per pair, "p"."""
-    return OBJECTIVES[objective](errors, **settings)
+def pair_losses(
+    objective: str, errors: PairErrors, settings: Mapping[str, float], preference: Tensor | None = None
+) -> Tensor:
+    """One loss per pair, "p"; ``preference`` "p" is how sure each pair is (none: certain)."""
+    if preference is None or bool((preference == 1).all()):
+        return OBJECTIVES[objective](errors, **settings)
+    return soft(OBJECTIVES[objective], errors, preference, **settings)
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from tqdm import tqdm
 
 from mapo import metrics
 from mapo.adapters import add_adapter, trainable, without_adapter
-from mapo.batches import load_batch, prefetched, rows_at
+from mapo.batches import Members, load_batch, prefetched, rows_at
 from mapo.cache import Cache, cache_key, encode
 from mapo.checkpoint import load_checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
 from mapo.config import Config, differences, make_config, to_toml
@@ -36,7 +37,7 @@ from mapo.files import prepare_out, replacing, write_json, write_text
 from mapo.noise import Schedule
 from mapo.objectives import NEEDS_REFERENCE, OBJECTIVES, settings_of
 from mapo.optim import learning_rate, make_optimizer
-from mapo.pairs import Pair, PairSet
+from mapo.pairs import PairSet
 from mapo.step import Predict, pair_errors, pair_losses, pair_metrics
 from mapo.types import Batch
 
@@ -57,15 +58,7 @@ def train(config: Config, out: Path) -> None:
     """Train as ``config`` says into the run folder ``out``, or go on where an earlier run of it stopped."""
     config = _with_objective_defaults(config)
     pairs = PairSet(Path(config.pairs))
-    members = [p for p in pairs if config.data.split in ("all", p.split)]
-    rows = [p for p in members if p.preference > 0.5]
-    if not rows:
-        ties = f" but {len(members)} ties" if members else ""
-        raise MapoError(
-            f"{config.pairs} has no pairs{ties} in the split {config.data.split!r}. Try --set data.split=all."
-        )
-    if len(rows) < len(members):
-        print(f"{len(members) - len(rows)} ties are left out: a tie prefers neither picture.")
+    members = _members(pairs, config)
     model = find_model(config.model)
     family = family_of(model)
     cache_key(family, model, config.data.resolution, config.data.flip)  # refuses a resolution that does not fit
@@ -101,7 +94,7 @@ def train(config: Config, out: Path) -> None:
         metrics.cut_back(out / "metrics.jsonl", step)
 
     wrapped = accelerator.prepare_model(denoiser) if accelerator.num_processes > 1 else denoiser
-    loop = Loop(config, accelerator, family, model, rows, cache, wrapped, denoiser, reference_copy, optimizer)
+    loop = Loop(config, accelerator, family, model, members, cache, wrapped, denoiser, reference_copy, optimizer)
     bar = tqdm(
         total=config.train.steps, initial=step, desc="train", unit="step", disable=not accelerator.is_main_process
     )
@@ -127,6 +120,22 @@ def train(config: Config, out: Path) -> None:
     accelerator.end_training()
 
 
+def _members(pairs: PairSet, config: Config) -> Members:
+    """The pairs of ``pairs`` that the configuration asks for, ties counted."""
+    splits, sure = (np.array(pairs.table[c].to_pylist()) for c in ("split", "preference"))
+    inside = (splits == config.data.split) | (config.data.split == "all")
+    ties = int((inside & (sure == 0.5)).sum())
+    keep = inside & ((sure > 0.5) | (config.data.ties == "keep"))
+    if not keep.any():
+        hint = "keep ties with --set data.ties=keep" if ties else "try --set data.split=all"
+        but = f" but {ties} ties" if ties else ""
+        raise MapoError(f"{config.pairs} has no pairs{but} in the split {config.data.split!r}; {hint}.")
+    if ties:
+        is_kept = config.data.ties == "keep"
+        print(f"{ties} ties are " + ("trained on as ties." if is_kept else "left out (data.ties=keep trains on them)."))
+    return Members(pairs, np.flatnonzero(keep))
+
+
 class Loop:
     """The training loop: yields the metrics of each step after the weights have moved."""
 
@@ -136,21 +145,21 @@ class Loop:
         accelerator: Accelerator,
         family: Family,
         model: Model,
-        rows: list[Pair],
+        members: Members,
         cache: Cache,
         wrapped: nn.Module,
         denoiser: nn.Module,
         reference_copy: nn.Module | None,
         optimizer: torch.optim.Optimizer,
     ) -> None:
-        self.config, self.accelerator, self.rows, self.optimizer = config, accelerator, rows, optimizer
+        self.config, self.accelerator, self.members, self.optimizer = config, accelerator, members, optimizer
         self.wrapped, self.denoiser, self.reference_copy = wrapped, denoiser, reference_copy
         self.family = family
         self.schedule: Schedule = family.schedule(model)
         self.dtype = DTYPES[config.train.precision]
         self.batch_at = partial(
             load_batch,
-            pairs=rows,
+            pairs=members,
             cache=cache,
             family=family,
             model=model,
@@ -177,8 +186,8 @@ class Loop:
         """The weight of the whole step's pairs over all processes."""
         size = self.config.train.pairs_per_step
         positions = range(step * size, (step + 1) * size)
-        total = sum(self.rows[row].weight for row in rows_at(positions, len(self.rows), self.config.train.seed))
-        return total or 1.0
+        rows = rows_at(positions, len(self.members), self.config.train.seed)
+        return float(self.members.weights[rows].sum()) or 1.0
 
     def predictor(self, denoiser: nn.Module) -> Predict:
         """The family's call of a denoiser, under this run's precision."""
@@ -237,7 +246,7 @@ class Loop:
             last = number == len(micros) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 errors = pair_errors(predict, batch, self.schedule, reference)
-                losses = pair_losses(objective, errors, settings)
+                losses = pair_losses(objective, errors, settings, batch.preference)
                 _check_finite(losses, batch, step + 1)
                 loss = (losses * batch.weight.to(losses.device)).sum() / total
                 self.accelerator.backward(loss * self.accelerator.num_processes)
