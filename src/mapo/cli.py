@@ -180,6 +180,7 @@ def score(images: Path, scorer: str, out: Path) -> None:
 @click.option("--goal", help="The metric that the verdict is about; -METRIC where less is better.")
 @click.option("--run", type=OUT, help="The run folder, for its training curves.")
 @click.option("--judge-of-pairs", help="The scorer that made or filtered the training pairs; it is marked.")
+@click.option("--blur", is_flag=True, help="Blur pictures until asked; done by itself after a sensitive pairs set.")
 @click.option("--out", type=OUT, required=True, help="The HTML page to write.")
 def report(before: Path, after: Path, scores: tuple[Path, ...], scorer: str, out: Path, **rest: Any) -> None:
     """Compare two images folders: one page with pictures, win rates and intervals."""

@@ -115,7 +115,7 @@ def train(config: Config, out: Path) -> None:
                 raise KeyboardInterrupt
     bar.close()
     if accelerator.is_main_process:
-        _finish(config, out, family, model, denoiser, step)
+        _finish(config, out, family, model, denoiser, step, sensitive=bool(pairs.info.get("sensitive")))
     accelerator.wait_for_everyone()
     accelerator.end_training()
 
@@ -355,7 +355,9 @@ def _save(
             shutil.rmtree(old)
 
 
-def _finish(config: Config, out: Path, family: Family, model: Model, denoiser: nn.Module, step: int) -> None:
+def _finish(
+    config: Config, out: Path, family: Family, model: Model, denoiser: nn.Module, step: int, sensitive: bool
+) -> None:
     """Write the weights in diffusers' format, then ``run.json``, which says that they are whole."""
     with replacing(out / "weights") as temporary:
         temporary.mkdir()
@@ -375,6 +377,7 @@ def _finish(config: Config, out: Path, family: Family, model: Model, denoiser: n
             "objective": config.objective.name,
             "steps": step,
             "pairs_seen": step * config.train.pairs_per_step,
+            "sensitive": sensitive,  # reports about its pictures blur them until asked
         },
     )
 

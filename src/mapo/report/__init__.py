@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -40,13 +41,15 @@ def write_report(
     goal: str | None = None,
     run: Path | None = None,
     judge_of_pairs: str | None = None,
+    blur: bool = False,
 ) -> dict[str, Any]:
     """Write a page about two folders of pictures of the same prompts and seeds; return its numbers.
 
     ``scores`` are files of `mapo score` that together cover both folders. ``goal`` is the metric that training was
     for, ``-metric`` when lower is better. ``run`` adds training curves and configuration. ``judge_of_pairs`` is the
-    scorer that made or filtered the training pairs. In the result win rates are shares of 1, and a bound that the data
-    cannot give is None.
+    scorer that made or filtered the training pairs. ``blur`` hides the pictures until the reader asks, as is done by
+    itself when a run trained on a sensitive set made some of them. In the result win rates are shares of 1, and a
+    bound that the data cannot give is None.
 
     Raises MapoError when pictures are missing or their seeds do not match, and when scores are stale or incomplete.
     """
@@ -62,6 +65,7 @@ def write_report(
     keys = list(first)
     best, worst = _extremes(verdict.headline)
     page = _environment().get_template("page.html.j2").render(
+        sensitive=blur or _sensitive(run, second),
         verdict=verdict,
         summary=summary,
         cautions=warnings,
@@ -82,6 +86,13 @@ def write_report(
     )  # fmt: skip
     write_text(out, page)
     return dict(summary)
+
+
+def _sensitive(run: Path | None, rows: Rows) -> bool:
+    """Whether the run, or a run folder that made one of the pictures, says that its pairs are sensitive."""
+    folders = {*([run] if run else []), *(Path(name) for name in {row.model for row in rows.values()})}
+    found = [folder / "run.json" for folder in folders if (folder / "run.json").is_file()]
+    return any(json.loads(path.read_text("utf-8")).get("sensitive", False) for path in found)
 
 
 def _environment() -> jinja2.Environment:
