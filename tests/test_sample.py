@@ -95,3 +95,9 @@ def test_half_precision_gives_nearly_the_same_pictures_and_is_written_down(tmp_p
         sample(str(sdxl), PROMPTS, [0], tmp_path / "full", steps=2, precision="bfloat16")
     with pytest.raises(MapoError, match="'float8' is not known"):
         sample(str(sdxl), PROMPTS, [0], tmp_path / "x", precision="float8")
+
+
+@pytest.mark.parametrize("text", ["9223372036854775808", "0-99999999999"])
+def test_seeds_too_large_or_too_many_are_refused(text):
+    with pytest.raises(MapoError, match="--seeds"):
+        parse_seeds(text)

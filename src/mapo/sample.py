@@ -20,6 +20,7 @@ from mapo.images import ImageRow, append_images, png_bytes, read_images
 from mapo.splits import prompt_id
 
 FORMAT, VERSION = "mapo-images", 1
+MOST_SEEDS = 1_000_000
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -61,6 +62,10 @@ def parse_seeds(text: str) -> list[int]:
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
             raise MapoError(f"--seeds {text!r} is no list of seeds. Write 0-3 or 0,5,7.")
+        if int(last if dash else first) >= 2**63:
+            raise MapoError(f"--seeds {text!r}: a seed has to be below 2^63.")
+        if int(last or first) - int(first) >= MOST_SEEDS:
+            raise MapoError(f"--seeds {text!r} are more than {MOST_SEEDS:,} seeds. Was a comma meant?")
         seeds += range(int(first), int(last if dash else first) + 1)
     return list(dict.fromkeys(seeds))
 

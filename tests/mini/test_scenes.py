@@ -24,6 +24,7 @@ from mapo.mini.scenes import (
     canonical,
     caption,
     context,
+    mirrored,
     one_object_scenes,
     parse,
     prompts,
@@ -126,20 +127,30 @@ def test_no_prompt_is_in_two_splits() -> None:
         assert {split_of(text) for text in texts} == {split}
         assert len(texts) == len(set(texts))
     assert sum(map(len, found.values())) == len(set(itertools.chain(*found.values())))
-    assert all(len(found[split]) >= 60 for split in SPLITS)
+    assert all(len(found[split]) >= 200 for split in SPLITS)
 
 
-def test_the_lists_of_prompts_are_fixed_and_half_of_them_have_two_objects() -> None:
+def test_no_scene_is_in_two_splits_in_other_words() -> None:
+    told = {split: {canonical(parse(text)) for text in prompts(split)} for split in SPLITS}
+    for one, other in itertools.combinations(SPLITS, 2):
+        assert not told[one] & told[other]
+    rng = random.Random(0)
     for split in SPLITS:
-        both = prompts(split)
+        for scene in itertools.islice(random_plain_scenes(split, rng, 1.0), 100):
+            assert {split_of(context(scene)), split_of(context(mirrored(scene)))} == {split}
+
+
+def test_the_lists_of_prompts_are_fixed_and_take_turns_between_one_object_and_two() -> None:
+    for split in SPLITS:
+        both, ones, twos = prompts(split), prompts(split, 1), prompts(split, 2)
         assert prompts(split) == both
-        assert both[::2] == prompts(split, 1)
-        assert both[1::2] == prompts(split, 2)
+        assert len(twos) == min(400, 4 * len(ones)) and sorted(both) == sorted(ones + twos)
+        assert both[: 2 * len(ones) : 2] == ones and both[1 : 2 * len(ones) : 2] == twos[: len(ones)]
         assert {len(getattr(parse(text), "things", ())) for text in prompts(split, 1)} == {1}
         assert {len(getattr(parse(text), "things", ())) for text in prompts(split, 2)} == {2}
     assert (prompts("test", 1)[0], prompts("test", 2)[0]) == (
         "a small green circle on a pink background",
-        "a green heart right of a black square on a gray background",
+        "a red star left of a blue triangle on a green background",
     )
 
 

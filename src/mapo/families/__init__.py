@@ -139,7 +139,17 @@ def family_of(model: Model) -> Family:
     kind = read_config(model.base, "model_index.json").get("_class_name", "")
     if kind not in FAMILIES:
         raise MapoError(f"{model.name} is a {kind or 'pipeline without a class'}; known are: {', '.join(FAMILIES)}.")
+    _hide_loading_bars()
     return cast("Family", importlib.import_module(FAMILIES[kind]))
+
+
+def _hide_loading_bars() -> None:
+    """The libraries' bars over files that lie on the disk pass in a second; those of downloads stay."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for logging in (diffusers_logging, transformers_logging):
+        logging.disable_progress_bar()
 
 
 def read_config(base: Path, name: str) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 A :class:`Scene` is everything that a caption can state; :func:`caption` writes it down and :func:`parse` reads it
 back, so that "was the prompt followed?" has an exact answer. Scenes belong to a split by the same stable hash of the
-prompt that pairs use (:func:`mapo.splits.split_of`), so no stage ever trains on a test prompt.
+prompt that pairs use (:func:`mapo.splits.split_of`), so no stage ever trains on a test prompt, nor on the same scene in
+other words.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "black")
 SHAPES = ("circle", "square", "triangle", "cross", "star", "heart")
 BACKGROUNDS = ("white", "gray", "pink", "blue", "green", "yellow")
 RELATIONS = ("left of", "right of", "above", "below")
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 STYLES = ("realistic", "cartoon", "pixel art", "sketch")
 DEFAULT_STYLE = "realistic"
 UNASKED_HAZARD = 0.25  # share of plain realistic pictures that carry the tape although nobody asked
@@ -96,10 +98,18 @@ def parse(prompt: str) -> Scene | None:
 
 def canonical(scene: Scene) -> Scene:
     """The same picture told from left to right or from top to bottom, so that equal pictures are equal scenes."""
-    if scene.relation in ("right of", "below"):
-        turned = {"right of": "left of", "below": "above"}[scene.relation]
-        return replace(scene, things=scene.things[::-1], relation=turned)
-    return scene
+    return mirrored(scene) if scene.relation in ("right of", "below") else scene
+
+
+def mirrored(scene: Scene) -> Scene:
+    """The same picture, told from its other object."""
+    return replace(scene, things=scene.things[::-1], relation=OPPOSITE.get(scene.relation, ""))
+
+
+def scene_split(scene: Scene) -> str:
+    """The split of a scene; "" where its two wordings fall into different ones, so that no picture is in two splits."""
+    splits = {split_of(context(told)) for told in (scene, mirrored(scene))}
+    return splits.pop() if len(splits) == 1 else ""
 
 
 @cache
@@ -128,8 +138,9 @@ def random_plain_scenes(split: str, rng: random.Random, two_objects: float = 0.5
             yield rng.choice(ones)
             continue
         scene = random_two_object_scene(rng)
-        if split_of(context(scene)) == split:
-            yield scene
+        while scene_split(scene) != split:
+            scene = random_two_object_scene(rng)
+        yield scene
 
 
 def random_captioned_scene(plain: Scene, rng: random.Random) -> tuple[str, Scene]:
@@ -146,18 +157,21 @@ def random_captioned_scene(plain: Scene, rng: random.Random) -> tuple[str, Scene
 
 
 def prompts(split: str, objects: int | None = None) -> list[str]:
-    """The fixed list of plain prompts of a split: every one-object scene and as many with two (at most 400 each)."""
+    """The fixed list of plain prompts of a split: every one-object scene and four times as many with two.
+
+    At most 400 of each; they take turns as long as there are both.
+    """
     ones = [context(s) for s in one_object_scenes() if split_of(context(s)) == split]
     rng = random.Random(f"mini:{split}")
     rng.shuffle(ones)
     ones = ones[:400]
     twos: dict[str, None] = {}
-    while len(twos) < len(ones):
-        text = context(random_two_object_scene(rng))
-        if split_of(text) == split:
-            twos[text] = None
+    while len(twos) < min(400, 4 * len(ones)):
+        scene = random_two_object_scene(rng)
+        if scene_split(scene) == split:
+            twos[context(scene)] = None
     if objects == 1:
         return ones
     if objects == 2:
         return list(twos)
-    return [p for pair in zip(ones, twos, strict=True) for p in pair]
+    return [p for turn in itertools.zip_longest(ones, twos) for p in turn if p is not None]
