@@ -281,7 +281,10 @@ def main() -> None:
 
 
 def _stop(text: str, code: int) -> None:
-    if sys.stderr.isatty():
-        click.echo("", err=True)  # a progress bar may stand on the line
+    bars = list(getattr(getattr(sys.modules.get("tqdm.std"), "tqdm", None), "_instances", ()))
+    for bar in bars:
+        bar.close()  # or it would be drawn once more behind the message
+    if not bars and sys.stderr.isatty():
+        click.echo("", err=True)
     click.echo(f"mapo: {text}", err=True)
     sys.exit(code)
