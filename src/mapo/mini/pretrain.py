@@ -45,7 +45,7 @@ class Settings:
     vae_steps: int = 4_000
     vae_batch: int = 16
     vae_lr: float = 2e-3
-    steps: int = 8_000
+    steps: int = 6_000
     batch: int = 64
     lr: float = 1.2e-3
     warmup_steps: int = 200
