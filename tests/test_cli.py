@@ -13,7 +13,7 @@ import pytest
 from mapo.cli import cli
 from tiny import make_pairs
 
-VERBS = ["build", "import", "encode", "train", "sample", "score", "report", "export", "demo"]
+VERBS = ["build", "import", "encode", "train", "sample", "score", "report", "export", "label", "demo"]
 
 
 def mapo(*words, **rest):
@@ -78,6 +78,12 @@ def test_every_example_in_the_help_is_a_command_that_parses(verb):
         (["sample", "--model", "mini", "--prompts", "mini:test", "--seeds", "a", "--out", "x"], "no list of seeds"),
         (["score", "nowhere", "--scorer", "mini", "--out", "x"], "nowhere is not an images folder"),
         (["import", "nowhere", "--out", "x"], "There is no file or folder nowhere"),
+        (["label", "nowhere"], "There is no pairs set at nowhere"),
+        (["label"], "Give PAIRS .* or else --before, --after and --out together"),
+        (["label", "--before", "a", "--after", "b"], "Give PAIRS"),
+        (["label", "nowhere", "--keep-ties"], "say what --apply shall keep"),
+        (["label", "nowhere", "--out", "x"], "--out only with --apply"),
+        (["label", "--before", "nowhere", "--after", "b", "--out", "x"], "nowhere is not an images folder"),
         (["export", "nowhere", "--to", "preference", "--out", "x"], "There is no pairs set at nowhere"),
         (["build", "pick-style-kartoon", "--model", "mini", "--prompts", "mini:train", "--num-pairs", "1", "--out", "x"],
          "Did you mean 'pick-style-cartoon'"),

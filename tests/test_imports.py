@@ -20,6 +20,10 @@ LIGHT = (
     "mapo.scores",
     "mapo.config",
     "mapo.export",
+    "mapo.label.votes",
+    "mapo.label.blind",
+    "mapo.label.ballot",
+    "mapo.label.consensus",
     "mapo.cli",
 )
 

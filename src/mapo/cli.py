@@ -197,6 +197,52 @@ def report(before: Path, after: Path, scores: tuple[Path, ...], scorer: str, out
     _say(f"the report is {out}")
 
 
+@cli.command(cls=Verb, example="mapo label work/pairs --annotator ann")
+@click.argument("pairs", type=OUT, required=False)
+@click.option("--annotator", help="Everybody votes under this name; without it the page asks.")
+@click.option("--summary", is_flag=True, help="Print the votes of every annotator and how far they agree; no page.")
+@click.option("--apply", is_flag=True, help="Write to --out the set that the votes make; no page.")
+@click.option("--keep-ties", is_flag=True, help="With --apply: keep pairs on which the votes are even.")
+@click.option("--keep-unlabeled", is_flag=True, help="With --apply: keep pairs without a vote as they are.")
+@click.option("--before", type=OUT, help="Compare two images folders blindly: that of the model before.")
+@click.option("--after", type=OUT, help="That of the model after, same prompts and seeds.")
+@click.option("--out", type=OUT, help="With --before: the votes.jsonl to write. With --apply: the new pairs set.")
+@click.option("--blur", is_flag=True, help="Blur pictures until asked, as those of a sensitive set always are.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Any but this machine's own asks for a token.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any that is free.")
+@click.option("--token", help="What the page's address must carry; default beyond this machine: a random one.")
+def label(
+    pairs: Path | None, before: Path | None, after: Path | None, out: Path | None, summary: bool, apply: bool,
+    keep_ties: bool, keep_unlabeled: bool, **how: Any,
+) -> None:  # fmt: skip
+    """Judge the pairs of a set by hand, on a local web page that does not say which picture is which."""
+    from mapo.label.blind import of_folders, of_pairs
+    from mapo.label.consensus import apply_votes, spoken, summarise
+    from mapo.label.votes import read_votes
+    from mapo.pairs import PairSet
+
+    if (keep_ties or keep_unlabeled) and not apply:
+        raise MapoError("--keep-ties and --keep-unlabeled say what --apply shall keep. Give --apply and --out as well.")
+    if pairs is not None and before is None and after is None and (out is not None) == apply:
+        if out is not None:
+            counts = apply_votes(PairSet(pairs), out, keep_ties, keep_unlabeled)
+            _say(f"{counts.pop('pairs')} pairs in {out} ({spoken(counts)})")
+            return
+        material, votes = of_pairs(PairSet(pairs)), pairs / "votes.jsonl"
+    elif pairs is None and before is not None and after is not None and out is not None and not apply:
+        material, votes = of_folders(before, after), out
+    else:
+        raise MapoError("Give PAIRS (and --out only with --apply), or else --before, --after and --out together.")
+    if summary:
+        _say(summarise(read_votes(votes), len(material.tasks)))
+        return
+    try:
+        from mapo.label.server import serve
+    except ModuleNotFoundError as error:
+        raise MapoError(f'The page needs {error.name}. Install it with: pip install "mapo[label]"') from None
+    serve(material, votes, say=_say, **how)
+
+
 @cli.command(cls=Verb, example="mapo export work/pairs --to preference --out work/hf")
 @click.argument("pairs", type=OUT)
 @click.option("--to", "format", required=True, help="preference (Hugging Face) or pickapic.")

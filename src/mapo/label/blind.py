@@ -1,0 +1,125 @@
+"""What is shown to whom: pictures in an order and on sides that say nothing about where they come from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mapo.errors import MapoError
+from mapo.files import read_json
+from mapo.images import ImageRow, read_images, read_picture
+from mapo.pairs import PairSet, decode_picture
+
+BLOCK = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Two pictures of a prompt to be judged. ``pictures`` are hashes in sorted order: which is chosen is not in it."""
+
+    pair: str
+    prompt: str
+    pictures: tuple[str, str]
+    record: Mapping[str, Any] = field(default_factory=dict)  # goes into the vote, never to the page
+
+
+@dataclass(frozen=True)
+class Material:
+    """All that the page can show: tasks by pair, and the pictures of these tasks by hash."""
+
+    tasks: Mapping[str, Task]
+    open_picture: Callable[[str], Image.Image]
+    sensitive: bool = False
+
+    def picture_names(self) -> frozenset[str]:
+        """The hashes of the pictures that may be served, and no others."""
+        return frozenset(name for task in self.tasks.values() for name in task.pictures)
+
+
+def pair_key(prompt: str, one: str, other: str) -> str:
+    """The name of two pictures of a prompt, whichever is chosen: 16 hexadecimal digits.
+
+    A pair's own id is a hash with the chosen picture first, so a page that knew it could work out which that is.
+    """
+    return hashlib.sha256("\0".join(("pair", prompt, *sorted((one, other)))).encode()).hexdigest()[:16]
+
+
+def sides(task: Task, annotator: str) -> tuple[str, str]:
+    """The pictures (left, right) for this annotator: a fair coin that always falls the same way."""
+    one, other = task.pictures
+    return (one, other) if _draw("side", annotator, task.pair) % 2 else (other, one)
+
+
+def order(tasks: Iterable[str], annotator: str) -> list[str]:
+    """The pairs in this annotator's own order.
+
+    All annotators get the same random twenty pairs before the next twenty, shuffled anew for each, so that people who
+    stop early have still judged the same pairs, without which no agreement can be measured.
+    """
+    drawn = sorted(tasks, key=lambda pair: (_draw("order", "", pair), pair))
+    places = {pair: place // BLOCK for place, pair in enumerate(drawn)}
+    return sorted(drawn, key=lambda pair: (places[pair], _draw("order", annotator, pair), pair))
+
+
+def _draw(*words: str) -> int:
+    return int.from_bytes(hashlib.sha256("\0".join(words).encode()).digest()[:8], "big")
+
+
+def of_pairs(pairs: PairSet) -> Material:
+    """The pairs of a set. A pair that is in the set both ways round is one task."""
+    columns = (pairs.table[c].to_pylist() for c in ("prompt", "chosen", "rejected"))
+    tasks: dict[str, Task] = {}
+    for prompt, chosen, rejected in zip(*columns, strict=True):
+        key = pair_key(prompt, chosen, rejected)
+        tasks[key] = Task(key, prompt, _sorted(chosen, rejected))
+    return Material(tasks, pairs.image, bool(pairs.info.get("sensitive")))
+
+
+def of_folders(before: Path, after: Path) -> Material:
+    """Two images folders: the pictures that have prompt and seed in common. Either is sensitive, both are."""
+    found: list[dict[tuple[str, int], ImageRow]] = []
+    for folder in (before, after):
+        rows: dict[tuple[str, int], ImageRow] = {}
+        for row in read_images(folder):
+            if (row.prompt_id, row.seed) in rows:
+                raise MapoError(
+                    f"{folder} has two pictures of the prompt {row.prompt!r} with seed {row.seed}. "
+                    "Leave one of them in its manifest.jsonl."
+                )
+            rows[row.prompt_id, row.seed] = row
+        found.append(rows)
+    common = [key for key in found[0] if key in found[1]]
+    if not common:
+        raise MapoError(f"{before} and {after} have no prompt and seed in common. Sample both with the same ones.")
+    tasks: dict[str, Task] = {}
+    places: dict[str, tuple[Path, ImageRow]] = {}
+    for key in common:
+        old, new = found[0][key], found[1][key]
+        places[old.sha256], places[new.sha256] = (before, old), (after, new)
+        pair = pair_key(f"{old.prompt_id}\0{old.seed}", old.sha256, new.sha256)
+        record = {"before": old.sha256, "after": new.sha256, "prompt_id": old.prompt_id, "seed": old.seed}
+        tasks[pair] = Task(pair, old.prompt, _sorted(old.sha256, new.sha256), record)
+
+    def open_picture(name: str) -> Image.Image:
+        try:
+            return decode_picture(read_picture(*places[name]))
+        except ValueError as error:
+            raise MapoError(f"{places[name][0] / places[name][1].file}: {error}. Sample it again.") from None
+
+    return Material(tasks, open_picture, _sensitive(before) or _sensitive(after))
+
+
+def _sorted(one: str, other: str) -> tuple[str, str]:
+    return (one, other) if one < other else (other, one)
+
+
+def _sensitive(folder: Path) -> bool:
+    if not (folder / "images.json").exists():
+        return False
+    info = read_json(folder / "images.json", "an images folder", "Make it with `mapo sample`.")
+    return isinstance(info, dict) and bool(info.get("sensitive"))

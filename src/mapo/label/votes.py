@@ -1,0 +1,180 @@
+"""Votes on disk: one JSON line each, appended at once, so that a crash costs at most the vote that was being cast."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from mapo.errors import MapoError
+
+CHOICES = ("left", "right", "tie", "bad", "skip")
+UNDO = "undo"
+COMPARISON = ("before", "after", "prompt_id", "seed")
+REMEDY = "Mend or delete that line; each line is a vote by itself."
+
+
+@dataclass(frozen=True)
+class Vote:
+    """What an annotator said about two pictures, and on which side each of them stood.
+
+    ``pair`` is `mapo.label.blind.pair_key`, which does not depend on which picture was chosen before. ``left`` and
+    ``right`` are hashes of pictures, ``time`` is UTC in ISO 8601. The last four are there only in a comparison of two
+    images folders.
+    """
+
+    time: str
+    annotator: str
+    pair: str
+    left: str
+    right: str
+    vote: str
+    before: str = ""  # the picture of the first folder
+    after: str = ""
+    prompt_id: str = ""
+    seed: int = 0
+
+    @property
+    def better(self) -> str | None:
+        """The hash of the picture that was found better; None for a tie, both bad, or a skipped pair."""
+        return {"left": self.left, "right": self.right}.get(self.vote)
+
+    @property
+    def outcome(self) -> str | None:
+        """Of a comparison: who won, ``before``, ``after`` or ``tie`` (both bad is a tie); None for a skipped pair.
+
+        Two equal pictures are a tie whatever was pressed.
+        """
+        if self.vote == "skip":
+            return None
+        if self.better is None or self.before == self.after:
+            return "tie"
+        return "after" if self.better == self.after else "before"
+
+
+def now() -> str:
+    """The time of a vote: UTC, ISO 8601, milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def read_votes(path: Path) -> list[Vote]:
+    """The votes that stand, in the order in which they were cast; none when the file is not there.
+
+    A vote that was taken back is left out, as is a half-written last line (a crash). Where an annotator has voted twice
+    on a pair (files put together), the later vote stands. Raises MapoError naming a line that is no vote.
+    """
+    try:
+        return standing(_parse(path.read_bytes(), path)[0])
+    except FileNotFoundError:
+        return []
+
+
+def standing(lines: Iterable[Vote]) -> list[Vote]:
+    """The votes that are left when every undo has taken its vote back."""
+    votes: dict[tuple[str, str], Vote] = {}
+    for vote in lines:
+        votes.pop((vote.annotator, vote.pair), None)  # a later vote stands later
+        if vote.vote != UNDO:
+            votes[vote.annotator, vote.pair] = vote
+    return list(votes.values())
+
+
+def _parse(data: bytes, path: Path) -> tuple[list[Vote], int]:
+    """The lines of the file, and how many bytes of it are whole (without a half-written last line)."""
+    votes: list[Vote] = []
+    end = 0
+    for number, line in enumerate(data.splitlines(keepends=True), 1):
+        try:
+            if line.strip():
+                votes.append(_vote(line))
+        except (ValueError, TypeError) as error:
+            if line.endswith(b"\n"):
+                raise MapoError(f"{path} line {number} is no vote ({error}). {REMEDY}") from None
+            break
+        end += len(line)
+    return votes, end
+
+
+def _vote(line: bytes) -> Vote:
+    values = json.loads(line)
+    if not isinstance(values, dict):
+        raise TypeError("it is no JSON object")
+    vote = Vote(**{f.name: values[f.name] for f in fields(Vote) if f.name in values})
+    for field in fields(vote):
+        kind = int if field.name == "seed" else str
+        if type(value := getattr(vote, field.name)) is not kind:
+            raise TypeError(f"{field.name} is {value!r}")
+    if vote.vote not in (*CHOICES, UNDO):
+        raise ValueError(f"vote is {vote.vote!r}, it must be one of {', '.join(CHOICES)} or {UNDO}")
+    return vote
+
+
+class VoteLog:
+    """The open ``votes.jsonl`` of one server, locked against a second one; use it in a ``with`` block."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        new = not path.exists()
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        except OSError as error:
+            raise MapoError(f"Votes cannot be written to {path} ({error.strerror}). Change its permissions.") from None
+        try:
+            self._lock()
+            if new:
+                _sync_folder(path.parent)
+            with os.fdopen(os.dup(self._file), "rb") as file:
+                data = file.read()
+            self.lines, end = _parse(data, path)
+            if end < len(data):
+                os.ftruncate(self._file, end)  # half a line, which nobody was told had been kept
+            elif data and not data.endswith(b"\n"):
+                os.write(self._file, b"\n")
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # goes with the process, however it ends
+        except BlockingIOError:
+            raise MapoError(
+                f"Another `mapo label` is writing to {self.path}. Open its page (several people can label there at "
+                "once), or stop it first."
+            ) from None
+
+    def append(self, vote: Vote) -> None:
+        """Write a line and wait until it is on the disk; on an OSError the file is as it was before."""
+        values = {k: v for k, v in asdict(vote).items() if vote.before or k not in COMPARISON}
+        line = (json.dumps(values, ensure_ascii=False) + "\n").encode()
+        size = os.fstat(self._file).st_size
+        try:
+            if os.write(self._file, line) < len(line):
+                raise OSError(28, "No space left on device", str(self.path))
+            os.fsync(self._file)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, size)
+            raise
+        self.lines.append(vote)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
+        os.close(self._file)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
