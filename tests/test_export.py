@@ -14,7 +14,7 @@ from PIL import Image
 
 from data_fixtures import BLUE, GREEN, PICTURES, RED, encoded, files_below, make_set, noise
 from mapo.errors import MapoError
-from mapo.export import FORMATS, export_pairs
+from mapo.export import FORMATS, describe, export_pairs
 from mapo.importers import import_pairs
 from mapo.pairs import PairSet, PairWriter
 
@@ -33,6 +33,11 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> PairSet:
     return PairSet(folder)
 
 
+def exported(pairs: PairSet, format: str, out: Path, **how: Any) -> Path:
+    export_pairs(pairs, format, out, **how)
+    return out
+
+
 def opened(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     datasets = pytest.importorskip("datasets")
@@ -49,7 +54,7 @@ def pixels(data: bytes) -> bytes:
 def test_load_dataset_opens_the_preference_export_and_decodes_the_very_pictures(
     pairs: PairSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = opened(export_pairs(pairs, "preference", tmp_path / "hf"), tmp_path / "cache", monkeypatch)
+    found = opened(exported(pairs, "preference", tmp_path / "hf"), tmp_path / "cache", monkeypatch)
     assert set(found) == {"train", "validation", "test"}
     for split, rows in found.items():
         expected = [p for p in pairs if p.split == split]
@@ -66,7 +71,7 @@ def test_load_dataset_opens_the_preference_export_and_decodes_the_very_pictures(
 def test_load_dataset_opens_the_pickapic_export(
     pairs: PairSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = opened(export_pairs(pairs, "pickapic", tmp_path / "pp"), tmp_path / "cache", monkeypatch)
+    found = opened(exported(pairs, "pickapic", tmp_path / "pp"), tmp_path / "cache", monkeypatch)
     assert sum(len(rows) for rows in found.values()) == len(pairs)
     row = found["train"][0]
     assert isinstance(row["jpg_0"], bytes)
@@ -80,7 +85,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 def test_in_the_pickapic_export_the_labels_follow_the_pictures(pairs: PairSet, tmp_path: Path) -> None:
     by_sides = {(p.prompt, frozenset((p.chosen, p.rejected))): p for p in pairs}
-    for row in rows_of(export_pairs(pairs, "pickapic", tmp_path / "pp")):
+    for row in rows_of(exported(pairs, "pickapic", tmp_path / "pp")):
         uids = (row["image_0_uid"], row["image_1_uid"])
         pair = by_sides[row["caption"], frozenset(uids)]
         assert [row["jpg_0"], row["jpg_1"]] == [pairs.image_bytes(uid) for uid in uids]
@@ -94,7 +99,7 @@ def test_in_the_pickapic_export_the_labels_follow_the_pictures(pairs: PairSet, t
 
 
 def test_in_the_pickapic_export_the_side_tells_nothing(tmp_path: Path) -> None:
-    rows = rows_of(export_pairs(make_set(tmp_path / "set", 200), "pickapic", tmp_path / "pp"))
+    rows = rows_of(exported(make_set(tmp_path / "set", 200), "pickapic", tmp_path / "pp"))
     assert sum(row["label_0"] for row in rows) == pytest.approx(100, abs=28)  # four standard deviations
 
 
@@ -114,14 +119,15 @@ def test_an_export_goes_into_files_of_its_splits_in_order(
     pairs: PairSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
 ) -> None:
     monkeypatch.setattr("mapo.export.ROWS_PER_FILE", 20)
-    monkeypatch.setattr("mapo.export.ROWS_AT_ONCE", 7)
-    out = export_pairs(pairs, format, tmp_path / "out")
+    monkeypatch.setattr("mapo.export.ROWS_PER_GROUP", 10)
+    monkeypatch.setattr("mapo.export.PAIRS_AT_ONCE", 7)
+    out = exported(pairs, format, tmp_path / "out")
     train = [p.prompt for p in pairs if p.split == "train"]
     count = -(-len(train) // 20)
     assert count > 1
     names = [f"train-{k:05d}-of-{count:05d}.parquet" for k in range(count)]
     assert sorted(p.name for p in (out / "data").glob("train-*")) == names
-    column = "prompt" if format == "preference" else "caption"
+    column = "caption" if format == "pickapic" else "prompt"
     assert [p for name in names for p in pq.read_table(out / "data" / name)[column].to_pylist()] == train
 
 
@@ -147,3 +153,62 @@ def test_an_out_that_exists_is_refused_and_kept(pairs: PairSet, tmp_path: Path) 
 def test_an_unknown_format_suggests_the_right_one(pairs: PairSet, tmp_path: Path) -> None:
     with pytest.raises(MapoError, match=r"There is no export 'preferences'\. Did you mean 'preference'\?"):
         export_pairs(pairs, "preferences", tmp_path / "out")
+
+
+COLUMNS = ("prompt", "preference", "weight", "id", "group", "source", "meta")
+
+
+@pytest.mark.parametrize("format", ["preference", "hub"])
+def test_every_column_comes_back_as_it_was(pairs: PairSet, tmp_path: Path, format: str) -> None:
+    rows = {row["id"]: row for row in rows_of(exported(pairs, format, tmp_path / "out"))}
+    assert len(rows) == len(pairs)
+    for pair in pairs.table.to_pylist():
+        row = rows[pair["id"]]
+        assert {c: row[c] for c in COLUMNS} == {c: pair[c] for c in COLUMNS}
+        for side in ("chosen", "rejected"):
+            assert row[side] == {"bytes": pairs.image_bytes(pair[side]), "path": None}
+
+
+def test_files_and_row_groups_stay_small_where_pictures_are_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with PairWriter(tmp_path / "set", {}) as writer:
+        for k in range(30):
+            writer.add_pair(f"p {k}", encoded(noise(2 * k)), encoded(noise(2 * k + 1)), split="train")
+    pair = len(encoded(noise(0))) + len(encoded(noise(1)))  # the others are as large but for a few bytes
+    monkeypatch.setattr("mapo.export.BYTES_PER_GROUP", int(2.5 * pair))
+    monkeypatch.setattr("mapo.export.BYTES_PER_FILE", int(8.5 * pair))
+    out = exported(PairSet(tmp_path / "set"), "preference", tmp_path / "out")
+    names = [f"train-{k:05d}-of-00004.parquet" for k in range(4)]
+    assert sorted(path.name for path in (out / "data").iterdir()) == names
+    with pq.ParquetFile(out / "data" / names[0]) as file:
+        assert [file.metadata.row_group(k).num_rows for k in range(file.num_row_groups)] == [3, 3, 3]
+
+
+def test_what_pickapic_cannot_tell_is_counted_and_said(pairs: PairSet, tmp_path: Path) -> None:
+    counts = export_pairs(pairs, "pickapic", tmp_path / "pp")
+    assert counts == {"pairs": len(pairs), "ties": 1, "graded": 1, "weighted": 1, "left_out": 0}
+    said = describe(counts, "pickapic")
+    assert said.startswith(f"{len(pairs)} pairs (1 ties; 1 graded preferences became sure ones")
+    assert "1 weights are not told" in said
+    assert describe(counts, "preference") == f"{len(pairs)} pairs (1 ties)"
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_pairs_kept_as_latents_only_are_refused_or_left_out_on_request(
+    pairs: PairSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    gone = pairs[3].rejected
+    monkeypatch.setattr(pairs, "keeps", lambda name: name != gone, raising=False)
+    without = [p for p in pairs if gone not in (p.chosen, p.rejected)]
+    missing = len(pairs) - len(without)
+    with pytest.raises(MapoError, match=rf"keeps the pictures of {missing} pairs as latents only \(row \d+'s"):
+        export_pairs(pairs, format, tmp_path / "out")
+    assert files_below(tmp_path) == set()
+    counts = export_pairs(pairs, format, tmp_path / "out", on_missing_picture="drop")
+    assert (counts["pairs"], counts["left_out"]) == (len(without), missing)
+    prompts = {row["caption" if format == "pickapic" else "prompt"] for row in rows_of(tmp_path / "out")}
+    assert prompts == {p.prompt for p in without}
+    monkeypatch.setattr(pairs, "keeps", lambda name: False, raising=False)
+    with pytest.raises(MapoError, match="nothing could be exported"):
+        export_pairs(pairs, format, tmp_path / "none", on_missing_picture="drop")

@@ -18,7 +18,7 @@ from mapo.files import PARTIAL, prepare_out
 from mapo.images import ImageRow, read_picture
 from mapo.pairs import PairWriter, decode_picture
 from mapo.sample import Sampler, Sampling, default_sampling
-from mapo.scorers import Scorer, load_scorer
+from mapo.scorers import Scorer, load_scorer, split_judge
 
 MOST_TRIES_PER_PAIR = 5
 
@@ -87,14 +87,13 @@ class Filter:
 
 def parse_filter(text: str) -> Filter:
     """``SCORER:METRIC`` or ``SCORER:METRIC:THRESHOLD``, with ``-METRIC`` where less is better."""
-    name, _, rest = text.partition(":")
-    metric, colon, number = rest.partition(":")
+    name, metric, number = split_judge(text)
     scorer = load_scorer(name)
     bare = metric.removeprefix("-")
     if bare not in scorer.metrics:
         raise MapoError(f"--judge {text!r}: write {name}:METRIC or {name}:-METRIC. {suggest(bare, scorer.metrics)}")
     try:
-        threshold = float(number) if colon else None
+        threshold = None if number is None else float(number)
     except ValueError:
         raise MapoError(f"--judge {text!r}: the threshold {number!r} is no number.") from None
     return Filter(scorer, bare, -1 if metric.startswith("-") else 1, threshold)

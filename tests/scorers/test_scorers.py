@@ -3,6 +3,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from mapo.errors import MapoError
@@ -10,7 +12,7 @@ from mapo.files import sha256
 from mapo.images import ImageRow, append_images, png_bytes
 from mapo.mini import scenes
 from mapo.mini.draw import draw
-from mapo.scorers import SCORERS, load_scorer, score_images, scorer_names
+from mapo.scorers import GROUPS, load_scorer, score_images, scorer_names, split_judge
 from mapo.scores import read_scores
 from mapo.splits import prompt_id
 
@@ -38,11 +40,11 @@ def test_both_judges_score_drawings_as_they_were_drawn(tmp_path):
         want = {"prompt_following": 1, "hazard": float(k % 3 == 0)}
         want |= {s.replace(" ", "_"): float(scenes.STYLES[k % 4] == s) for s in scenes.STYLES}
         assert row["value"] == want[row["metric"]], row
-    assert {row["scorer"] for row in rows} == set(SCORERS)
+    assert {row["scorer"] for row in rows} == set(GROUPS["mini"])
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
-@pytest.mark.parametrize("name", sorted(SCORERS))
+@pytest.mark.parametrize("name", GROUPS["mini"])
 def test_batch_size_and_order_change_nothing(name, tmp_path):
     one = read_scores(score_images(drawn(tmp_path / "i"), name, tmp_path / "a.parquet", images_per_batch=1))
     many = read_scores(score_images(tmp_path / "i", name, tmp_path / "b.parquet", images_per_batch=64))
@@ -60,29 +62,34 @@ def test_a_wrong_prompt_is_not_followed():
 
 
 def test_scoring_that_is_interrupted_goes_on_with_the_next_scorer(tmp_path, monkeypatch):
-    import mapo.scorers as module
+    from mapo.scorers.mini import Learned, Search
+
+    def cut(self, *given):
+        raise KeyboardInterrupt
 
     folder = drawn(tmp_path / "i")
-    real = module.load_scorer
-
-    def cut(name):
-        if name == "mini-search":
-            raise KeyboardInterrupt
-        return real(name)
-
-    monkeypatch.setattr(module, "load_scorer", cut)
-    with pytest.raises(KeyboardInterrupt):
-        score_images(folder, "mini", tmp_path / "s.parquet")
+    with monkeypatch.context() as patch:
+        patch.setattr(Search, "__call__", cut)
+        with pytest.raises(KeyboardInterrupt):
+            score_images(folder, "mini", tmp_path / "s.parquet")
     assert not (tmp_path / "s.parquet").exists()
-
-    class Done:
-        """Loads, but must not be asked again."""
-
-        version = real("mini-learned").version
-
-    monkeypatch.setattr(module, "load_scorer", lambda name: real(name) if name == "mini-search" else Done())
-    score_images(folder, "mini", tmp_path / "s.parquet")
+    with monkeypatch.context() as patch:
+        patch.setattr(Learned, "__call__", cut)  # it is done and must not be asked again
+        patch.setattr(Search, "__call__", Search.__mro__[1].__call__)
+        score_images(folder, "mini", tmp_path / "s.parquet")
     assert read_scores(tmp_path / "s.parquet").num_rows == 12 * 2 * 6
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_a_scorer_that_cannot_be_had_is_told_before_any_other_has_scored(tmp_path, monkeypatch):
+    from mapo.scorers.mini import Learned
+
+    def never(self, *given):
+        raise AssertionError
+
+    monkeypatch.setattr(Learned, "__call__", never)
+    with pytest.raises(MapoError, match="there is no folder /nowhere"):
+        score_images(drawn(tmp_path / "i"), "mini-learned,clip@/nowhere", tmp_path / "s.parquet")
 
 
 def test_a_scorer_that_gives_no_number_is_refused(tmp_path, monkeypatch):
@@ -94,6 +101,9 @@ def test_a_scorer_that_gives_no_number_is_refused(tmp_path, monkeypatch):
         def __call__(self, pictures, prompts, references=None):
             return {"x": [np.nan] * len(pictures)}
 
+        def notes(self):
+            return []
+
     monkeypatch.setattr(module, "load_scorer", lambda name: Nan())
     with pytest.raises(MapoError, match="nan gave nan for picture"):
         score_images(drawn(tmp_path / "i"), "mini-search", tmp_path / "s.parquet")
@@ -104,3 +114,44 @@ def test_groups_and_names_are_resolved():
     assert scorer_names("mini,mini-search") == ["mini-learned", "mini-search"]
     with pytest.raises(MapoError, match="Did you mean 'mini-learned'"):
         scorer_names("mini-lerned")
+
+
+def test_a_comma_begins_another_scorer_only_before_the_name_of_one():
+    assert scorer_names("clip@/a, b/c:d,mini-search, pickscore@o/n") == [
+        "clip@/a, b/c:d",
+        "mini-search",
+        "pickscore@o/n",
+    ]
+    assert scorer_names("clip@a,clip@b") == ["clip@a", "clip@b"]
+    assert scorer_names("clip@/x@y,z") == ["clip@/x@y,z"]
+
+
+SOURCE = st.text(st.characters(codec="utf-8", exclude_characters=","), min_size=1).filter(lambda s: s == s.strip())
+
+
+@given(SOURCE, SOURCE, st.sampled_from(["clip_score", "-clip_score"]), st.none() | st.floats(-9, 9))
+def test_a_judge_is_read_rightly_whatever_its_path(one, two, metric, threshold):
+    name = f"clip@{one}:{two}"
+    text = f"{name}:{metric}" + ("" if threshold is None else f":{threshold}")
+    assert split_judge(text) == (name, metric, None if threshold is None else str(threshold))
+
+
+def test_a_judge_without_a_source_is_read_from_the_left():
+    assert split_judge("mini-search:-hazard") == ("mini-search", "-hazard", None)
+    assert split_judge("mini-search:hazard:x") == ("mini-search", "hazard", "x")
+    assert split_judge("clip@/a/b") == ("clip@/a/b", "", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("mini@/x", "mini is several scorers and takes no source"),
+        ("mini-search@/x", "has no weights to choose"),
+        ("clip@", "has no source behind its @"),
+        ("clip@/nowhere/at-all", "there is no folder /nowhere/at-all"),
+        ("klip@/x", "Did you mean 'clip'"),
+    ],
+)
+def test_a_source_that_leads_nowhere_is_one_sentence(name, sentence):
+    with pytest.raises(MapoError, match=sentence):
+        load_scorer(name)

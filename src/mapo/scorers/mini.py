@@ -37,6 +37,10 @@ class _Judge:
         }
         return result | {metric: [float(s.style == style) for s in seen] for style, metric in STYLE_METRICS.items()}
 
+    def notes(self) -> list[str]:
+        """Nothing to note."""
+        return []
+
 
 class Learned(_Judge):
     """The judge that was trained on drawings."""

@@ -1,0 +1,136 @@
+"""Where the weights behind a scorer lie: a repository of the hub at a fixed commit, or a folder; never a pickle."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mapo.errors import MapoError
+
+MODEL = ("config.json", "model*.safetensors", "model.safetensors.index.json")
+PROCESSOR = (
+    "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json",
+    "merges.txt",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository of the hub; ``commit`` None is its newest one."""
+
+    name: str
+    commit: str | None = None
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files that are there. ``revision`` is the commit on the hub, or a hash of the content of a folder's files."""
+
+    folder: Path
+    revision: str
+    name: str  # of the repository or the folder
+
+
+def find_files(scorer: str, source: str | Repository, patterns: tuple[str, ...]) -> Files:
+    """The files :data:`MODEL` or :data:`PROCESSOR` of a folder or a repository, fetched from the hub if need be.
+
+    ``scorer`` is for messages. Raises MapoError where they are not to be had.
+    """
+    folder = Path(source).expanduser() if isinstance(source, str) else None
+    if folder and folder.is_dir():
+        found = Files(folder, _content(folder, patterns), folder.resolve().name)
+    else:
+        if isinstance(source, str):
+            if source.count("/") != 1 or source.startswith((".", "/", "~")) or source.endswith("/"):
+                raise MapoError(
+                    f"{scorer}@{source}: there is no folder {source}. Give a folder, or a repository of the hub such "
+                    f"as {scorer}@owner/name."
+                )
+            source = Repository(source)
+        folder = _snapshot(scorer, source, patterns)
+        found = Files(folder, folder.name, source.name)
+    if lack := _lacks(folder, patterns):
+        what = "a model in safetensors" if patterns == MODEL else "what prepares its pictures and texts"
+        raise MapoError(f"{scorer}: {folder} does not hold {what}: it lacks {lack}. Give another with {scorer}@FOLDER.")
+    return found
+
+
+def _lacks(folder: Path, patterns: tuple[str, ...]) -> str | None:
+    """The name of a file that is needed and not there, or None."""
+    if patterns == PROCESSOR:
+        old = (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
+        names = ["preprocessor_config.json", *([] if old else ["tokenizer.json"])]
+    else:
+        names = ["config.json", "model.safetensors"]
+        index = folder / "model.safetensors.index.json"
+        if index.is_file():
+            try:
+                shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+            except (ValueError, KeyError, TypeError, AttributeError):
+                return f"{index.name} that can be read"
+            names = ["config.json", *sorted(Path(str(shard)).name for shard in shards)]
+    return next((name for name in names if not (folder / name).is_file()), None)
+
+
+def _content(folder: Path, patterns: tuple[str, ...]) -> str:
+    digest = hashlib.sha256()
+    for path in sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}):
+        with path.open("rb") as file:
+            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _snapshot(scorer: str, source: Repository, patterns: tuple[str, ...]) -> Path:
+    """The hub is asked only for what its cache on this machine lacks; a download shows the hub's own bars."""
+    from huggingface_hub import snapshot_download
+
+    def get(here: bool = False) -> Path:
+        wanted = list(patterns)
+        return Path(
+            snapshot_download(source.name, revision=source.commit, allow_patterns=wanted, local_files_only=here)
+        )
+
+    with contextlib.suppress(Exception), quiet():
+        folder = get(here=True)
+        if not _lacks(folder, patterns):
+            return folder
+    try:
+        with quiet(bars=True):
+            return get()
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0][:160].rstrip(".")
+        commit = f" --revision {source.commit}" if source.commit else ""
+        kinds = ("*.json", "model*.safetensors") if patterns == MODEL else ("*.json", "*.txt")
+        command = f"hf download {source.name}{commit} " + " ".join(f'--include "{kind}"' for kind in kinds)
+        raise MapoError(
+            f"{scorer}: {source.name} is not on this machine and could not be fetched ({reason}); where there is a "
+            f"network, type `{command}`, or give a folder with {scorer}@FOLDER."
+        ) from None
+
+
+@contextlib.contextmanager
+def quiet(bars: bool = False) -> Iterator[None]:
+    """Libraries keep warnings and bars (but for those of downloads with ``bars``) to themselves inside the block."""
+    from transformers.utils import logging as messages
+
+    hub = logging.getLogger("huggingface_hub")
+    before = messages.get_verbosity(), hub.level, messages.is_progress_bar_enabled()
+    messages.set_verbosity_error()
+    hub.setLevel(logging.ERROR)
+    if not bars:
+        messages.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        messages.set_verbosity(before[0])
+        hub.setLevel(before[1])
+        if before[2]:
+            messages.enable_progress_bar()
