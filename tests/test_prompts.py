@@ -148,3 +148,14 @@ def test_a_source_that_is_no_file_says_what_to_give(source: str) -> None:
         MapoError, match=r"there is no file .*Give a \.txt, \.json, \.jsonl or \.parquet file, or mini:"
     ):
         read_prompts(source)
+
+
+def test_repeats_are_left_out_and_counted(tmp_path, capsys):
+    path = tmp_path / "p.txt"
+    path.write_text("a fox\nA  Fox\na fox\nan owl\n")
+    assert read_prompts(str(path)) == ["a fox", "an owl"]
+    said = capsys.readouterr().out
+    assert "2 prompts are there already and are left out (1 of them differ in case" in said
+    path.write_text("a fox\nan owl\n")
+    read_prompts(str(path))
+    assert capsys.readouterr().out == ""

@@ -1,102 +1,39 @@
-"""Pairs that a model makes itself: a recipe says how the chosen and the rejected picture of a prompt come about."""
+"""Pairs that a model makes itself: prompts → context prompts → pictures → judges → pairs.
+
+Every stage leaves its files in the work folder ``.<out>.build.partial`` (:mod:`mapo.work`), so the same command goes on
+where it was stopped, and several processes can share the work. The set depends on neither: portions of prompts are made
+in a fixed order, and what was made before is only found again.
+"""
 
 from __future__ import annotations
 
-import importlib.resources
+import math
+import os
 import shutil
-import tomllib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from mapo.errors import MapoError, suggest
+from mapo import minors
+from mapo.cache import LATENTS, read_latents, write_head, write_latents
+from mapo.candidates import Found, Latents, Maker, Portion
+from mapo.context import Contexts, Rewriter, open_rewriter
+from mapo.errors import MapoError
 from mapo.families import find_model
-from mapo.files import PARTIAL, prepare_out
-from mapo.images import ImageRow, read_picture
-from mapo.pairs import PairWriter, decode_picture
+from mapo.files import sha256
+from mapo.images import png_bytes, read_picture
+from mapo.judge import Filter, judges_of
+from mapo.pairs import Pair, PairWriter, pair_id
+from mapo.recipe import Recipe, changed_recipe
 from mapo.sample import Sampler, Sampling, default_sampling
-from mapo.scorers import Scorer, load_scorer, split_judge
+from mapo.work import WHOLE, Shard, Work, locked, open_work
 
 MOST_TRIES_PER_PAIR = 5
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The prefixes behind which a prompt gives the chosen and the rejected picture."""
-
-    name: str
-    about: str
-    chosen_prefix: str
-    rejected_prefix: str
-
-
-def recipe_names() -> list[str]:
-    """The recipes that the package carries."""
-    folder = importlib.resources.files("mapo") / "recipes"
-    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
-
-
-def read_recipe(name: str) -> Recipe:
-    """A recipe of the package by its name, or a TOML file of the user's."""
-    if name.endswith(".toml"):
-        path = Path(name)
-        if not path.is_file():
-            raise MapoError(f"There is no recipe file {name}.")
-        text = path.read_text("utf-8")
-    elif name in recipe_names():
-        text = (importlib.resources.files("mapo") / "recipes" / f"{name}.toml").read_text("utf-8")
-    else:
-        raise MapoError(f"There is no recipe {name!r}. {suggest(name, recipe_names())}")
-    try:
-        values = tomllib.loads(text)
-        prefixes = {side: values[side]["prefix"] for side in ("chosen", "rejected")}
-    except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
-        raise MapoError(f"The recipe {name} needs [chosen] prefix and [rejected] prefix ({error}).") from None
-    if prefixes["chosen"] == prefixes["rejected"]:
-        raise MapoError(f"The recipe {name} gives both pictures the same prefix, so they would be the same picture.")
-    return Recipe(Path(name).stem, str(values.get("about", "")), prefixes["chosen"], prefixes["rejected"])
-
-
-@dataclass(frozen=True)
-class Filter:
-    """Keep a pair only where ``scorer`` gives the chosen picture more of ``metric`` than the rejected one, or more than
-    ``threshold`` where that is given (less, with ``sign`` −1)."""
-
-    scorer: Scorer
-    metric: str
-    sign: int = 1
-    threshold: float | None = None
-
-    def __str__(self) -> str:
-        than = "" if self.threshold is None else f":{self.threshold:g}"
-        return f"{self.scorer.name}:{'-' * (self.sign < 0)}{self.metric}{than} (version {self.scorer.version})"
-
-    def keeps(self, folders: Sequence[Path], rows: Sequence[Sequence[ImageRow]]) -> list[bool]:
-        """One verdict per pair of rows."""
-        values = []
-        for folder, side in zip(folders, rows, strict=True):
-            pictures = [decode_picture(read_picture(folder, row)) for row in side]
-            values.append(self.scorer(pictures, [row.prompt for row in side])[self.metric])
-        chosen, rejected = values
-        bars = rejected if self.threshold is None else [self.threshold] * len(chosen)
-        return [self.sign * c > self.sign * bar for c, bar in zip(chosen, bars, strict=True)]
-
-
-def parse_filter(text: str) -> Filter:
-    """``SCORER:METRIC`` or ``SCORER:METRIC:THRESHOLD``, with ``-METRIC`` where less is better."""
-    name, metric, number = split_judge(text)
-    scorer = load_scorer(name)
-    bare = metric.removeprefix("-")
-    if bare not in scorer.metrics:
-        raise MapoError(f"--judge {text!r}: write {name}:METRIC or {name}:-METRIC. {suggest(bare, scorer.metrics)}")
-    try:
-        threshold = None if number is None else float(number)
-    except ValueError:
-        raise MapoError(f"--judge {text!r}: the threshold {number!r} is no number.") from None
-    return Filter(scorer, bare, -1 if metric.startswith("-") else 1, threshold)
+KEEP = ("pictures", "rejected-as-latents")
 
 
 def build(
@@ -107,64 +44,274 @@ def build(
     out: Path,
     *,
     judges: Sequence[Filter] = (),
+    context: str | None = None,
+    context_model: str | None = None,
+    keep: str = "pictures",
+    latents_for: str | None = None,
+    shard: Shard = WHOLE,
     **how: Any,
-) -> dict[str, int]:
-    """Make ``num_pairs`` pairs into the set ``out``; its counts.
+) -> dict[str, int] | None:
+    """Make ``num_pairs`` pairs into the set ``out``; its counts, or None where other shards are not done yet.
 
-    Pictures lie in ``.<out>.pictures.partial`` until the set is whole, so that an interrupted build goes on. Prompts
-    are used in turn, with the next seed when all have been used. Both pictures of a pair start from the same noise.
+    Prompts are used in turn, with the next seed when all have been used. ``context``: see :mod:`mapo.context`. ``keep``
+    is ``pictures``, or ``rejected-as-latents``: then no rejected picture ever lies on disk, only what the VAE of
+    ``latents_for`` (default: the model) makes of it. ``how`` changes the sampling (steps, guidance, …).
     """
     if out.exists():
         raise MapoError(f"{out} already exists. Choose another --out, or delete it first.")
     if num_pairs < 1:
         raise MapoError(f"--num-pairs is {num_pairs}; it must be at least 1.")
-    prepare_out(out)
-    work = out.with_name(f".{out.name}.pictures{PARTIAL}")
-    folders = (work / "chosen", work / "rejected")
-    sampling = default_sampling(find_model(model), **how)
-    sampler = Sampler(model, sampling.precision)
-    sides = [Sampling(**(asdict(sampling) | {"prefix": p})) for p in (recipe.chosen_prefix, recipe.rejected_prefix)]
-    kept: list[tuple[ImageRow, ImageRow]] = []
-    tried = judged_out = equal = 0
-    bar = tqdm(total=num_pairs, desc=f"build {recipe.name}", unit="pair")
-    while len(kept) < num_pairs:
-        if tried >= MOST_TRIES_PER_PAIR * num_pairs:
-            raise MapoError(
-                f"Of {tried} tried pairs only {len(kept)} were kept ({judged_out} judged out, {equal} with equal "
-                f"pictures). The pictures are in {work}. Use more prompts, fewer pairs, or another --judge."
-            )
-        portion = min(4 * sampling.images_per_batch, MOST_TRIES_PER_PAIR * num_pairs - tried)
-        portion = min(portion, -(-(num_pairs - len(kept)) // sampling.images_per_batch) * sampling.images_per_batch)
-        jobs = [(prompts[k % len(prompts)], k // len(prompts)) for k in range(tried, tried + portion)]
-        tried += portion
-        rows = [sampler.fill(f, jobs, side, f"  {f.name}") for f, side in zip(folders, sides, strict=True)]
-        verdicts = [judge.keeps(folders, rows) for judge in judges]
-        for number, (chosen, rejected) in enumerate(zip(*rows, strict=True)):
-            keep = all(verdict[number] for verdict in verdicts)
-            same = chosen.sha256 == rejected.sha256
-            equal += same
-            judged_out += not keep and not same
-            if keep and not same and len(kept) < num_pairs:
-                kept.append((chosen, rejected))
-        bar.update(len(kept) - bar.n)
-    bar.close()
-    counts = {"tried": tried, "judged_out": judged_out, "equal_pictures": equal}
+    if keep not in KEEP:
+        raise MapoError(f"--keep {keep!r} is not known. Write {' or '.join(KEEP)}.")
+    if latents_for and keep != "rejected-as-latents":
+        raise MapoError("--latents-for goes with --keep rejected-as-latents.")
+    recipe = changed_recipe(recipe)  # refuses two sides that are the same
+    safe = _safe_prompts(recipe, prompts)
+    judges, rewriter = judges_of(recipe, judges), _rewriter(recipe, context, context_model)
+    found = find_model(model)
+    sampling = default_sampling(found, **(recipe.advice(model) | {k: v for k, v in how.items() if v is not None}))
+    latents = Latents(find_model(latents_for or model)) if keep != "pictures" else None
     provenance = {
-        "recipe": asdict(recipe),
-        "model": sampler.model.stable_name,
-        "revision": sampler.revision,
-        "sampler": sampler.sampler,
+        "recipe": recipe.model_dump(),
+        "model": found.stable_name,
+        "revision": found.revision(),
         "sampling": asdict(sampling),
-        "judges": [str(judge) for judge in judges],
-        "counts": counts,
+        "context": rewriter.name if rewriter else "none",
+        "keep": keep,
     }
-    with PairWriter(out, provenance) as writer:
-        for chosen, rejected in kept:
-            meta = {
-                side: {k: v for k, v in asdict(row).items() if k not in ("prompt", "file", "prompt_id", "sha256")}
-                for side, row in (("chosen", chosen), ("rejected", rejected))
-            }
-            data = [read_picture(f, row) for f, row in zip(folders, (chosen, rejected), strict=True)]
-            writer.add_pair(chosen.prompt, *data, source=recipe.name, meta=meta)
-    shutil.rmtree(work)
+    settings = {**provenance, "prompts": sha256("\n".join(safe).encode())}
+    provenance["judges"] = [str(judge) for judge in judges]
+    if recipe.sensitive:
+        provenance["minors_list"] = minors.VERSION
+    if latents:  # what is not kept cannot be judged again
+        settings |= {"latents": latents.key.encoders, "judges": provenance["judges"]}
+    folder = open_work(out, settings)
+
+    def open_maker(shard: Shard) -> Maker:
+        return _open_maker(folder, shard, rewriter, recipe, safe, found, sampling, judges, latents)
+
+    plan = Plan(recipe, num_pairs, out, folder, open_maker, sampling.images_per_batch, provenance)
+    plan.counts = {"minors": len(prompts) - len(safe)}
+    _use_own_device()
+    if shard[1] > 1 and not _share(plan, shard):
+        return None
+    counts = _collect(plan, wait=shard[1] > 1)
+    for note in dict.fromkeys(note for judge in judges for note in judge.scorer.notes()):
+        print(note)
     return counts
+
+
+@dataclass
+class Plan:
+    """What is to be built, all of it checked."""
+
+    recipe: Recipe
+    num_pairs: int
+    out: Path
+    folder: Path  # to work in
+    open: Callable[[Shard], Maker]  # a maker that writes into the part of a shard and finds what any part has
+    batch: int
+    provenance: dict[str, Any]
+    counts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def most(self) -> int:
+        """As many prompts are tried at the most."""
+        return MOST_TRIES_PER_PAIR * self.num_pairs
+
+
+def _safe_prompts(recipe: Recipe, prompts: Sequence[str]) -> list[str]:
+    """All prompts; for a sensitive recipe those that name no minor, with a word on how many are left out."""
+    if not recipe.sensitive:
+        return list(prompts)
+    for side, prefix in recipe.prefixes.items():
+        if word := minors.names_minor(prefix):
+            raise MapoError(f"The {side} prefix {prefix!r} could mean a minor ({word!r}). Such pictures are not made.")
+    safe = [prompt for prompt in prompts if not minors.names_minor(prompt)]
+    if not safe:
+        raise MapoError(f"All {len(prompts)} prompts could mean minors, so none can be used with {recipe.name}.")
+    print(f"{len(prompts) - len(safe)} of {len(prompts)} prompts name or could mean minors and are not used.")
+    return safe
+
+
+def _rewriter(recipe: Recipe, context: str | None, context_model: str | None) -> Rewriter | None:
+    if recipe.context and context is None:
+        raise MapoError(
+            f"The recipe {recipe.name} makes pictures from context prompts, without style words. Say how to get them: "
+            "--context rules, local:MODEL or endpoint:URL, or none if the prompts have no style words already."
+        )
+    return open_rewriter(context or "none", context_model)
+
+
+def _open_maker(
+    folder: Path, shard: Shard, rewriter: Rewriter | None, recipe: Recipe, prompts: Sequence[str], model: Any,
+    sampling: Sampling, judges: Sequence[Filter], latents: Latents | None,
+) -> Maker:  # fmt: skip
+    work = Work(folder, shard, list(recipe.prefixes), ["rejected"] if latents else [])
+    known = [path for part in work.parts if (path := part / "contexts.jsonl").exists()]
+    contexts = Contexts(rewriter, known, work.own / "contexts.jsonl")
+    return Maker(recipe, prompts, model, sampling, judges, contexts, work, latents)
+
+
+def _use_own_device() -> None:
+    """On a machine with several GPUs each process takes its own, as torchrun or Slurm numbers them."""
+    import torch
+
+    place = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID"))
+    if place is not None and torch.cuda.is_available():
+        torch.cuda.set_device(int(place) % torch.cuda.device_count())
+
+
+def _share(plan: Plan, shard: Shard) -> bool:
+    """Make every n-th of the full portions that will be needed, as far as one's own show; whether all shards are done.
+
+    Portions that turn out too many are ignored, and those that lack are made when the set is put together.
+    """
+    index, count = shard
+    with locked(plan.folder, [f"{index}-of-{count}"]):
+        maker = plan.open(shard)
+        maker.work.mark(done=False)
+        start, kept, tried = index * plan.batch, 0, 0
+        bar = tqdm(desc=f"build {plan.recipe.name} {index}/{count}", unit="pair", disable=index > 0)
+        while start + plan.batch <= (end := min(plan.most, _needed(plan.num_pairs, kept, tried))):
+            mine = range(start, end - plan.batch + 1, count * plan.batch)
+            bar.total = kept + len(mine) * plan.batch * (kept + 1) // (tried + 1)
+            maker.prepare([k + j for k in mine for j in range(plan.batch)], plan.batch)
+            portion = maker.portion(start, plan.batch)
+            start, kept, tried = start + count * plan.batch, kept + len(portion.pairs), tried + plan.batch
+            _advance(bar, portion)
+        bar.close()
+        return maker.work.mark(done=True)
+
+
+def _needed(pairs: int, kept: int, tried: int) -> int:
+    """How many prompts give ``pairs`` pairs at the rate so far (at first: one each)."""
+    return math.ceil(pairs * (tried + 1) / (kept + 1))
+
+
+def _advance(bar: Any, portion: Portion, most: int | None = None) -> None:
+    count = len(portion.pairs) if most is None else min(len(portion.pairs), most)
+    if not portion.made:  # found, so it says nothing about the rate
+        bar.initial += count
+    bar.update(count)
+
+
+def _collect(plan: Plan, wait: bool) -> dict[str, int] | None:
+    """Go through the portions in order, make those that no part has, and write the set."""
+    names = sorted({"whole", *(path.name.removesuffix(".lock") for path in plan.folder.glob("*.lock"))})
+    with locked(plan.folder, names, wait):
+        if wait and (plan.out.exists() or not plan.folder.exists()):
+            return None  # another shard has put it together meanwhile
+        maker, totals = plan.open(WHOLE), Totals(plan.counts["minors"])
+        kept: list[Found] = []
+        bar = tqdm(total=plan.num_pairs, desc=f"build {plan.recipe.name}", unit="pair")
+        start = 0
+        while len(kept) < plan.num_pairs:
+            if start >= plan.most:
+                raise MapoError(_too_few(plan, totals, len(kept)))
+            missing = min(_needed(plan.num_pairs - len(kept), len(kept), start), plan.most - start)
+            size = min(plan.batch, missing)
+            maker.prepare(range(start, start + missing), size)
+            portion = maker.portion(start, size)
+            start += size
+            new = totals.add(portion)
+            _advance(bar, portion, min(len(new), plan.num_pairs - len(kept)))
+            kept = [*kept, *new][: plan.num_pairs]
+        bar.close()
+        _write(plan, maker, kept, totals.counts())
+        shutil.rmtree(plan.folder)
+    return {"pairs": len(kept), **totals.counts()}
+
+
+class Totals:
+    """What became of all prompts; knows the pairs that it has seen."""
+
+    def __init__(self, minors: int) -> None:
+        self.left_out, self.sums = minors, {"tried": 0, "judged_out": 0, "equal_pictures": 0, "repeats": 0}
+        self.minors: set[str] = set()
+        self.no_context: set[str] = set()
+        self.seen: set[Any] = set()
+
+    def add(self, portion: Portion) -> list[Found]:
+        """Count a portion; its pairs that are no repeats (of two prompts with the same context, the first)."""
+        for name in ("tried", "judged_out", "equal_pictures"):
+            self.sums[name] += getattr(portion, name)
+        self.minors |= portion.minors
+        self.no_context |= portion.no_context
+        new = []
+        for pair in portion.pairs:
+            (_, chosen), (_, rejected) = pair.chosen, pair.rejected
+            names = {
+                pair_id(pair.prompt, chosen.sha256, rejected.sha256),
+                (chosen.prompt_id, chosen.seed, rejected.seed),
+            }
+            if names & self.seen:
+                self.sums["repeats"] += 1
+            else:
+                new.append(pair)
+            self.seen |= names
+        return new
+
+    def counts(self) -> dict[str, int]:
+        """For the provenance and the last line."""
+        return {**self.sums, "minors": self.left_out + len(self.minors), "no_context": len(self.no_context)}
+
+
+def _too_few(plan: Plan, totals: Totals, kept: int) -> str:
+    counts = totals.counts()
+    return (
+        f"Of {counts['tried']} tried pairs only {kept} were kept ({counts['judged_out']} judged out, "
+        f"{counts['equal_pictures']} with equal pictures, {counts['repeats']} repeats). The pictures are in "
+        f"{plan.folder}, where the same command with fewer pairs or another --judge uses them. Or use more prompts."
+    )
+
+
+def _write(plan: Plan, maker: Maker, kept: Sequence[Found], counts: dict[str, int]) -> None:
+    """The set, in the order of the prompts."""
+    provenance = {**plan.provenance, "counts": counts}
+    with PairWriter(plan.out, provenance, sensitive=plan.recipe.sensitive) as writer:
+        for pair in kept:
+            rest = {"source": plan.recipe.name, "meta": pair.meta}
+            (_, chosen), (_, rejected) = pair.chosen, pair.rejected
+            if maker.latents:
+                writer.add_image(read_picture(*pair.chosen))
+                writer.add_latent_only(rejected.sha256, rejected.width, rejected.height)
+                writer.add_pair_by_hash(pair.prompt, chosen.sha256, rejected.sha256, **rest)
+            else:
+                writer.add_pair(pair.prompt, read_picture(*pair.chosen), read_picture(*pair.rejected), **rest)
+        if maker.latents:
+            folder = writer.work / LATENTS
+            folder.mkdir()
+            write_head(folder, maker.latents.model, maker.latents.key)
+            names = dict.fromkeys(pair.rejected[1].sha256 for pair in kept)
+            for tensors in read_latents([p for part in maker.work.parts if (p := part / LATENTS).exists()], names):
+                write_latents(folder, tensors)
+
+
+@lru_cache(maxsize=1)
+def _sampler(model: str, precision: str) -> Sampler:
+    return Sampler(model, precision)
+
+
+def remake(pair: Pair) -> tuple[bytes, bytes]:
+    """Make the pictures of a built pair again from its row alone: PNG bytes of chosen and rejected.
+
+    They are the same to the bit on the same machine with the same versions: each picture is made at its place in a
+    batch of the same size (the other places are filled with the same prompt, which changes nothing but them).
+    """
+    made = []
+    for side in ("chosen", "rejected"):
+        row = pair.meta.get(side)
+        if not isinstance(row, dict) or not row.get("batch_layout"):
+            raise MapoError(f"The pair {pair.id} does not say how its pictures were made: no model of ours made it.")
+        sampler = _sampler(row["model"], row["precision"])
+        if sampler.revision != row["revision"]:
+            raise MapoError(
+                f"The pair {pair.id} was made with revision {row['revision']} of {row['model']}, which is now "
+                f"{sampler.revision}. Get the old one."
+            )
+        _, place, size = map(int, row["batch_layout"].split("/"))
+        names = ("steps", "guidance", "width", "height", "prefix", "negative_prompt", "precision")
+        how = Sampling(**{name: row[name] for name in names}, images_per_batch=size)
+        made.append(png_bytes(sampler.batch([(pair.prompt, row["seed"])] * size, how)[place]))
+    return made[0], made[1]

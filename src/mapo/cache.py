@@ -14,7 +14,7 @@ so an interrupted encoding goes on where it stopped.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -35,6 +35,7 @@ from mapo.pairs import PairSet
 
 FORMAT, VERSION = "mapo-cache", 1
 PER_SHARD = 64
+LATENTS = "latents"  # within a set: the cache of pictures that it does not keep
 T = TypeVar("T")
 
 
@@ -54,6 +55,11 @@ def cache_key(family: Family, model: Model, resolution: int | None, flip: bool) 
     if side % (stride * 4):
         raise MapoError(f"data.resolution is {side}; it has to be a multiple of {stride * 4} for this model.")
     return CacheKey(fingerprint(model.base, family.PARTS), side, flip)
+
+
+def latents_key(model: Model, resolution: int) -> CacheKey:
+    """The key of latents that a set keeps in place of pictures: of the VAE alone, with the mirrored ones."""
+    return CacheKey(fingerprint(model.base, ("vae",)), resolution, True)
 
 
 def prompt_key(prompt: str) -> str:
@@ -108,6 +114,58 @@ def _check(folder: Path, key: CacheKey) -> None:
             )
 
 
+def write_head(folder: Path, model: Model, key: CacheKey) -> None:
+    """Write ``cache.json``."""
+    write_json(folder / "cache.json", {"format": FORMAT, "version": VERSION, "model": model.name, "key": vars(key)})
+
+
+def encode_pictures(
+    family: Family, encoders: Any, model: Model, key: CacheKey, pictures: Mapping[str, Image.Image]
+) -> dict[str, Tensor]:
+    """The entries of some pictures, by their hashes."""
+    pixels, sizes = zip(*(to_pixels(picture, key.resolution) for picture in pictures.values()), strict=True)
+    stack = torch.stack(pixels)
+    tensors: dict[str, Tensor] = {}
+    for flipped in (0, 1) if key.flip else (0,):
+        mean, logvar = family.encode_images(encoders, stack.flip(-1) if flipped else stack)
+        both = torch.stack([mean, logvar], 1).cpu().contiguous()
+        if not torch.isfinite(both).all():
+            raise MapoError(f"The VAE of {model.name} gave values that are not finite for one of {list(pictures)}.")
+        tensors |= {f"{name}|{flipped}": v.clone() for name, v in zip(pictures, both, strict=True)}
+    return tensors | {f"{n}|size": torch.tensor(s, dtype=torch.int32) for n, s in zip(pictures, sizes, strict=True)}
+
+
+def write_latents(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Add a shard of :func:`encode_pictures` entries to a cache."""
+    _write(folder, "latents", tensors)
+
+
+def read_latents(folders: Iterable[Path], names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    """The entries of the named pictures, wherever in ``folders`` they lie, in portions for a shard each."""
+    place = {key: path for folder in folders for path, keys in _shards(folder, "latents") for key in keys}
+    opened = lru_cache(maxsize=512)(lambda path: safe_open(path, "pt"))
+    for portion in _batches(list(names), PER_SHARD):
+        wanted = [f"{name}|{kind}" for name in portion for kind in ("0", "1", "size")]
+        lacking = [key for key in wanted if key not in place]
+        if lacking:
+            raise MapoError(f"The latents of picture {lacking[0].split('|')[0]} are missing. Build the set again.")
+        yield {key: opened(place[key]).get_tensor(key) for key in wanted}  # type: ignore[no-untyped-call]
+
+
+def _take_over(pairs: PairSet, names: list[str], folder: Path, model: Model, key: CacheKey) -> None:
+    """Put the latents that a set keeps in place of pictures into a cache, if they are of the same VAE and size."""
+    own = pairs.folder / LATENTS
+    info = read_json(own / "cache.json", "a cache", "The set is not whole; build it again.")
+    if info["key"] != vars(latents_key(model, key.resolution)):
+        raise MapoError(
+            f"{pairs.folder} keeps rejected pictures only as latents of {info['model']} at {info['key']['resolution']} "
+            f"pixels, which {model.name} at {key.resolution} cannot use. Train with that VAE and resolution, or build "
+            f"the set again with --latents-for."
+        )
+    for tensors in read_latents([own], names):
+        _write(folder, "latents", {k: v for k, v in tensors.items() if key.flip or not k.endswith("|1")})
+
+
 def encode(
     family: Family,
     model: Model,
@@ -128,12 +186,15 @@ def encode(
     else:
         prepare_out(folder)
         folder.mkdir(exist_ok=True)
-        write_json(folder / "cache.json", {"format": FORMAT, "version": VERSION, "model": model.name, "key": vars(key)})
+        write_head(folder, model, key)
     done = {name.split("|")[0] for kind in ("latents", "text") for _, names in _shards(folder, kind) for name in names}
     pictures = [name for name in pairs.image_names() if name not in done]
     prompts = [p for p in dict.fromkeys(pairs.table["prompt"].to_pylist()) if prompt_key(p) not in done]
     if not pictures and not prompts:
         return
+    if (pairs.folder / LATENTS).exists():
+        _take_over(pairs, [name for name in pictures if not pairs.keeps(name)], folder, model, key)
+        pictures = [name for name in pictures if pairs.keeps(name)]
     encoders = family.load_encoders(model, device)
     bar = tqdm(total=len(pictures) + len(prompts), desc="encode", unit="item")
     for shard in _batches(prompts, PER_SHARD):
@@ -149,17 +210,7 @@ def encode(
     for shard in _batches(pictures, PER_SHARD):
         tensors = {}
         for batch in _batches(shard, images_per_batch):
-            pixels, sizes = zip(*(to_pixels(pairs.image(name), key.resolution) for name in batch), strict=True)
-            stack = torch.stack(pixels)
-            for flipped in (0, 1) if flip else (0,):
-                mean, logvar = family.encode_images(encoders, stack.flip(-1) if flipped else stack)
-                both = torch.stack([mean, logvar], 1).cpu().contiguous()
-                if not torch.isfinite(both).all():
-                    raise MapoError(f"The VAE of {model.name} gave values that are not finite for one of {batch}.")
-                tensors |= {f"{name}|{flipped}": v.clone() for name, v in zip(batch, both, strict=True)}
-            tensors |= {
-                f"{name}|size": torch.tensor(s, dtype=torch.int32) for name, s in zip(batch, sizes, strict=True)
-            }
+            tensors |= encode_pictures(family, encoders, model, key, {name: pairs.image(name) for name in batch})
             bar.update(len(batch))
         _write(folder, "latents", tensors)
     bar.close()

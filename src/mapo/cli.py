@@ -44,10 +44,10 @@ def cli() -> None:
     example="mapo build pick-style-cartoon --model mini --prompts mini:train --num-pairs 64 --out work/pairs",
 )
 @click.argument("recipe")
-@click.option("--model", required=True, help="mini, a diffusers folder, a run folder, or a hub id of SDXL layout.")
+@click.option("--model", required=True, help="mini, a folder or hub id of a text-to-image pipeline, or a run folder.")
 @click.option("--prompts", required=True, help="mini:train, or a .txt, .json, .jsonl or .parquet file.")
 @click.option("--num-pairs", type=int, required=True, help="How many pairs the set shall hold.")
-@click.option("--out", type=OUT, required=True, help="The pairs set to write.")
+@click.option("--out", type=OUT, required=True, help="The pairs set to write. The same command again goes on.")
 @click.option(
     "--judge",
     "judges",
@@ -55,21 +55,42 @@ def cli() -> None:
     help="Keep a pair only where SCORER:METRIC prefers the chosen picture (:-METRIC if less is better), or where that "
     "picture scores above SCORER:METRIC:THRESHOLD.",
 )
+@click.option("--prefix", "prefixes", multiple=True, metavar="SIDE=WORDS", help="Another prefix, chosen or rejected.")
+@click.option("--candidates", type=int, help="Pictures of each prompt, for a recipe that takes the best and the worst.")
+@click.option("--seeds", type=click.Choice(["same", "other"]), help="Of a prompt's pictures; default: the recipe's.")
+@click.option(
+    "--context", metavar="HOW", help="Take style words out of prompts: rules, local:MODEL, endpoint:URL, none."
+)
+@click.option("--context-model", metavar="NAME", help="The model at the endpoint; its key: MAPO_ENDPOINT_KEY.")
+@click.option("--keep", type=click.Choice(["pictures", "rejected-as-latents"]), default="pictures", show_default=True)
+@click.option("--latents-for", metavar="MODEL", help="Whose VAE encodes rejected pictures not kept; default: --model.")
+@click.option("--shard", metavar="I/N", help="Make this share of the work; default: as torchrun or Slurm say.")
 @click.option("--steps", type=int, help="Denoising steps; default: the model's own advice.")
 @click.option("--guidance", type=float, help="Classifier-free guidance; default: the model's own advice.")
 @click.option("--precision", help="float32 (default), bfloat16 or float16.")
 @click.option("--images-per-batch", type=int, help="Pictures made at a time.")
 def build(
-    recipe: str, model: str, prompts: str, num_pairs: int, out: Path, judges: tuple[str, ...], **how: Any
-) -> None:
+    recipe: str, model: str, prompts: str, num_pairs: int, out: Path, judges: tuple[str, ...],
+    prefixes: tuple[str, ...], candidates: int | None, seeds: str | None, shard: str | None, **how: Any,
+) -> None:  # fmt: skip
     """Let a model make pairs by RECIPE: a name such as pick-style-cartoon, or a TOML file."""
-    from mapo.build import build, parse_filter, read_recipe
-    from mapo.prompts import read_prompts
+    from mapo.recipe import changed_recipe, read_recipe
 
-    found = read_recipe(recipe)
+    found = changed_recipe(read_recipe(recipe), prefixes, candidates, seeds)
+    from mapo.build import build
+    from mapo.judge import parse_filter
+    from mapo.prompts import read_prompts
+    from mapo.work import parse_shard, shard_of_environment
+
+    how["shard"] = parse_shard(shard) if shard else shard_of_environment()
     filters = [parse_filter(judge) for judge in judges]
     counts = build(found, model, read_prompts(prompts), num_pairs, out, judges=filters, **how)
-    _say(f"{num_pairs} pairs in {out} ({counts['tried']} tried, {counts['judged_out']} judged out)")
+    if counts is None:
+        index, count = how["shard"]
+        _say(f"shard {index}/{count} is done; the last one, or the same command with --shard 0/1, writes {out}")
+        return
+    rest = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in counts.items() if n and name != "pairs")
+    _say(f"{counts['pairs']} pairs in {out} ({rest})")
 
 
 @cli.command("import", cls=Verb, example="mapo import rankings.jsonl --out work/pairs")

@@ -8,14 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mapo.build import build, parse_filter, read_recipe
+from mapo.build import build
 from mapo.cache import encode
 from mapo.config import make_config
 from mapo.errors import MapoError, suggest
 from mapo.families import family_of, find_model
 from mapo.files import prepare_out, read_json, write_json
+from mapo.judge import parse_filter
 from mapo.pairs import PairSet
 from mapo.prompts import read_prompts
+from mapo.recipe import read_recipe
 from mapo.report import write_report
 from mapo.sample import sample
 from mapo.scorers import score_images

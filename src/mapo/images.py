@@ -91,10 +91,10 @@ def png_bytes(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def append_images(folder: Path, rows: list[ImageRow], data: list[bytes]) -> None:
-    """Write pictures, then their rows: a row is there only when its picture is."""
+def append_images(folder: Path, rows: list[ImageRow], data: list[bytes] | None) -> None:
+    """Write pictures, then their rows: a row is there only when its picture is. ``None``: rows alone."""
     folder.mkdir(parents=True, exist_ok=True)
-    for row, png in zip(rows, data, strict=True):
+    for row, png in zip(rows, data, strict=True) if data is not None else ():
         with replacing(folder / row.file) as temporary:
             temporary.write_bytes(png)
     path = folder / "manifest.jsonl"

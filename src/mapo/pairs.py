@@ -97,6 +97,14 @@ def _check(prompt: str, chosen: str, rejected: str, preference: float, weight: f
         raise ValueError("chosen and rejected are the same picture")
 
 
+def _meta(pair: Pair) -> str:
+    """The pair's meta as JSON; ValueError when a text of the pair cannot be written."""
+    text = json.dumps(dict(pair.meta), ensure_ascii=False, allow_nan=False)
+    for part in (text, pair.source, pair.group or ""):
+        part.encode()  # half a character is a ValueError here, not later for the whole table
+    return text
+
+
 def decode_picture(data: bytes) -> Image.Image:
     """Encoded bytes → RGB picture, upright (EXIF rotation applied) and opaque (alpha laid on white).
 
@@ -152,6 +160,10 @@ class PairWriter:
         self._store(row)
         return str(row["sha256"])
 
+    def add_latent_only(self, sha256: str, width: int, height: int) -> None:
+        """Name a picture that the set knows but does not keep."""
+        self._store({"sha256": sha256, "bytes": None, "width": width, "height": height})
+
     def _image_row(self, data: bytes) -> dict[str, Any]:
         name = sha256(data)
         if bytes.fromhex(name) in self._known:
@@ -173,9 +185,7 @@ class PairWriter:
         pair = make_pair(prompt, sha256(chosen), sha256(rejected), **rest)
         if pair.id in self._ids:
             return None
-        row = {**asdict(pair), "meta": json.dumps(dict(pair.meta), ensure_ascii=False, allow_nan=False)}
-        for text in (row["meta"], pair.source, pair.group or ""):
-            text.encode()  # half a character is a ValueError here, not later for the whole table
+        _meta(pair)
         images = []
         for side, data in (("chosen", chosen), ("rejected", rejected)):
             try:
@@ -184,6 +194,14 @@ class PairWriter:
                 raise ValueError(f"the {side} picture: {error}") from None
         for image in images:  # only now, or a bad pair would leave its good picture behind
             self._store(image)
+        return self.add_pair_by_hash(prompt, pair.chosen, pair.rejected, **rest)
+
+    def add_pair_by_hash(self, prompt: str, chosen: str, rejected: str, **rest: Any) -> Pair | None:
+        """Store a pair of pictures that are in the set already; None when the very same pair is there."""
+        pair = make_pair(prompt, chosen, rejected, **rest)
+        if pair.id in self._ids:
+            return None
+        row = {**asdict(pair), "meta": _meta(pair)}
         self._ids.add(pair.id)
         self._pairs.append(row)
         self.count += 1
@@ -200,7 +218,7 @@ class PairWriter:
             )
             self._shards, self._shard_bytes = self._shards + 1, 0
         self._shard.write_table(pa.Table.from_pylist(self._waiting, IMAGE_SCHEMA))
-        self._shard_bytes += sum(len(row["bytes"]) for row in self._waiting)
+        self._shard_bytes += sum(len(row["bytes"] or b"") for row in self._waiting)
         self._waiting.clear()
         if self._shard_bytes >= BYTES_PER_SHARD:
             self._shard.close()
@@ -304,12 +322,15 @@ class PairSet:
             yield self[row]
 
     def keeps(self, name: str) -> bool:
-        """Whether the bytes of a picture are in the set."""
-        return True
+        """Whether the set holds the bytes of a picture, or knows it by its hash alone."""
+        shard, group, row = self._place[name]
+        return next(iter(self._group(shard, group)[row : row + 1]), b"") is not None
 
     def image_bytes(self, name: str) -> bytes:
         """The encoded bytes of a picture, checked against the hash that names it."""
         shard, group, row = self._place[name]
+        if not self.keeps(name):
+            raise MapoError(f"{self.folder}: picture {name} is not kept in this set, only its latents are.")
         data: bytes | None = next(iter(self._group(shard, group)[row : row + 1]), None)
         if data is None or sha256(data) != name:
             raise MapoError(f"{self._shards[shard]}: picture {name} does not have the content of its hash. {REMEDY}")

@@ -22,6 +22,8 @@ BUILT_IN = {
 def read_prompts(source: str) -> list[str]:
     """The prompts of ``source``, in order and without repeats (of two that differ only in case, the first).
 
+    How many repeats were left out is printed.
+
     ``source`` is a built-in list (``mini:train``, ``mini:test-one``, …) or a file: ``.txt`` with a prompt a line,
     ``.jsonl`` or ``.json`` with strings or objects that have ``prompt`` or ``caption``, or ``.parquet`` with such a
     column.
@@ -37,14 +39,22 @@ def read_prompts(source: str) -> list[str]:
             f"--prompts: there is no file {source}. Give a .txt, .json, .jsonl or .parquet file, or mini:test."
         )
     prompts: dict[str, str] = {}
+    count = cased = 0
     try:
-        for prompt in _read(path):
-            if prompt.strip():
-                prompts.setdefault(prompt_id(prompt), prompt.strip())
+        for prompt in map(str.strip, _read(path)):
+            if prompt:
+                first = prompts.setdefault(prompt_id(prompt), prompt)
+                count += 1
+                cased += first != prompt
     except (ValueError, OSError) as error:
         raise MapoError(f"--prompts: {source} cannot be read ({error}).") from None
     if not prompts:
         raise MapoError(f"--prompts: {source} holds no prompts.")
+    if count > len(prompts):
+        print(
+            f"{source}: {count - len(prompts)} prompts are there already and are left out "
+            f"({cased} of them differ in case, white space or the coding of accents)."
+        )
     return list(prompts.values())
 
 

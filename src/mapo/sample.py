@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,9 +13,10 @@ import torch
 from tqdm import tqdm
 
 from mapo.errors import MapoError, suggest
-from mapo.families import Model, family_of, find_model
+from mapo.families import Model, find_model
 from mapo.files import prepare_out, read_json, sha256, write_json
 from mapo.images import ImageRow, append_images, png_bytes, read_images
+from mapo.pipelines import accepts, advice, open_pipeline, pipeline_class
 from mapo.splits import prompt_id
 
 FORMAT, VERSION = "mapo-images", 1
@@ -39,19 +39,19 @@ class Sampling:
 
 
 def default_sampling(model: Model, **changes: Any) -> Sampling:
-    """The sampling that suits a model: its ``sampling.json``, or 30 steps at guidance 5, at its own resolution."""
-    path = model.base / "sampling.json"
-    advised = json.loads(path.read_text("utf-8")) if path.is_file() else {"steps": 30, "guidance": 5.0}
-    side = family_of(model).resolution(model)
-    values = {"width": side, "height": side, "images_per_batch": 32 if side <= 128 else 4, **advised}
-    sampling = Sampling(**(values | {k: v for k, v in changes.items() if v is not None}))
+    """The sampling that suits a model: what its folder advises (``sampling.json``), else its family or its class."""
+    name, kind = pipeline_class(model)
+    changes = {key: value for key, value in changes.items() if value is not None}
+    if changes.get("guidance") and "guidance_scale" not in accepts(kind):
+        raise MapoError(f"--guidance: {model.name} is a {name}, which takes no guidance. Leave it out.")
+    sampling = Sampling(**(advice(model, name, kind) | changes))
     if not math.isfinite(sampling.guidance) or sampling.guidance < 0:
         raise MapoError(f"--guidance is {sampling.guidance}; it must be a number that is not negative.")
     if sampling.precision not in PRECISIONS:
         raise MapoError(f"--precision {sampling.precision!r} is not known. {suggest(sampling.precision, PRECISIONS)}")
-    for name in ("steps", "width", "height", "images_per_batch"):
-        if getattr(sampling, name) < 1:
-            raise MapoError(f"--{name.replace('_', '-')} is {getattr(sampling, name)}; it must be at least 1.")
+    for key in ("steps", "width", "height", "images_per_batch"):
+        if getattr(sampling, key) < 1:
+            raise MapoError(f"--{key.replace('_', '-')} is {getattr(sampling, key)}; it must be at least 1.")
     return sampling
 
 
@@ -75,38 +75,47 @@ def noise_seed(prompt: str, seed: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{prompt_id(prompt)}:{seed}".encode()).digest()[:8], "big") >> 1
 
 
+def full_prompt(prompt: str, prefix: str) -> str:
+    """What the text encoders are given."""
+    return f"{prefix} {prompt}".strip()
+
+
 class Sampler:
-    """A loaded pipeline that fills images folders."""
+    """A loaded pipeline that makes pictures, and fills images folders."""
 
     def __init__(self, model: str, precision: str = "float32", device: Any = None) -> None:
         self.model = find_model(model)
         self.revision = self.model.revision()
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.pipeline = family_of(self.model).pipeline(self.model, self.device, PRECISIONS[precision])
+        self.pipeline = open_pipeline(self.model, self.device, PRECISIONS[precision])
         self.precision = precision
-        self.sampler = type(self.pipeline.scheduler).__name__
+        self.sampler = type(getattr(self.pipeline, "scheduler", None)).__name__
+
+    def settings(self, how: Sampling) -> dict[str, Any]:
+        """What all pictures of an images folder share."""
+        return {"model": self.model.stable_name, "revision": self.revision, "sampler": self.sampler, **asdict(how)}
 
     def batch(self, jobs: Sequence[tuple[str, int]], how: Sampling) -> list[Any]:
         """The pictures of ``jobs`` (prompt, seed), each from its own generator."""
-        generators = [torch.Generator("cpu").manual_seed(noise_seed(prompt, seed)) for prompt, seed in jobs]
-        return list(
-            self.pipeline(
-                prompt=[f"{how.prefix} {prompt}".strip() for prompt, _ in jobs],
-                negative_prompt=[how.negative_prompt] * len(jobs) if how.negative_prompt else None,
-                num_inference_steps=how.steps,
-                guidance_scale=how.guidance,
-                width=how.width,
-                height=how.height,
-                generator=generators,
-            ).images
-        )
+        taken = accepts(type(self.pipeline))
+        if how.negative_prompt and "negative_prompt" not in taken:
+            raise MapoError(f"{self.model.name} is a {type(self.pipeline).__name__}, which takes no negative prompt.")
+        wanted = {
+            "prompt": [full_prompt(prompt, how.prefix) for prompt, _ in jobs],
+            "negative_prompt": [how.negative_prompt] * len(jobs) if how.negative_prompt else None,
+            "num_inference_steps": how.steps,
+            "guidance_scale": how.guidance,
+            "width": how.width,
+            "height": how.height,
+            "generator": [torch.Generator("cpu").manual_seed(noise_seed(prompt, seed)) for prompt, seed in jobs],
+        }
+        return list(self.pipeline(**{k: v for k, v in wanted.items() if k in taken and v is not None}).images)
 
     def fill(
         self, folder: Path, jobs: Sequence[tuple[str, int]], how: Sampling, desc: str = "sample"
     ) -> list[ImageRow]:
         """Make the pictures of ``jobs`` that ``folder`` lacks; its rows in the order of ``jobs``."""
-        settings = {"model": self.model.stable_name, "revision": self.revision, "sampler": self.sampler, **asdict(how)}
-        _open(folder, settings)
+        open_folder(folder, self.settings(how))
         manifest = folder / "manifest.jsonl"
         have = {(r.prompt, r.seed): r for r in read_images(folder)} if manifest.exists() else {}
         bar = tqdm(total=len(jobs), initial=sum(j in have for j in jobs), desc=desc, unit="image")
@@ -116,17 +125,18 @@ class Sampler:
             if not missing:
                 continue
             data = [png_bytes(picture) for picture in self.batch(batch, how)]
-            rows = [self._row(batch[k], how, data[k], f"{number}/{k}/{len(batch)}") for k in missing]
+            rows = [self.row(batch[k], how, data[k], f"{number}/{k}/{len(batch)}") for k in missing]
             append_images(folder, rows, [data[k] for k in missing])
             have |= {(r.prompt, r.seed): r for r in rows}
             bar.update(len(missing))
         bar.close()
         return [have[job] for job in jobs]
 
-    def _row(self, job: tuple[str, int], how: Sampling, png: bytes, layout: str) -> ImageRow:
+    def row(self, job: tuple[str, int], how: Sampling, png: bytes, layout: str, file: str | None = None) -> ImageRow:
+        """The manifest's row of a picture."""
         prompt, seed = job
         return ImageRow(
-            file=f"{prompt_id(prompt)}-{seed}.png",
+            file=f"{prompt_id(prompt)}-{seed}.png" if file is None else file,
             prompt_id=prompt_id(prompt),
             prompt=prompt,
             seed=seed,
@@ -146,7 +156,8 @@ class Sampler:
         )
 
 
-def _open(folder: Path, settings: dict[str, Any]) -> None:
+def open_folder(folder: Path, settings: dict[str, Any]) -> None:
+    """Make an images folder, or check that an old one was made with the same settings."""
     path = folder / "images.json"
     if not path.exists():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -125,7 +125,7 @@ def _download(name: str) -> Path:
     from diffusers import DiffusionPipeline
 
     try:
-        return Path(DiffusionPipeline.download(name))
+        return Path(DiffusionPipeline.download(name, use_safetensors=True))  # never a pickle
     except Exception as error:
         reason = str(error).strip().split("\n")[0][:200]
         raise MapoError(

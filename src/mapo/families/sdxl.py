@@ -33,7 +33,7 @@ class Encoders:
 
 def _load(kind: Any, base: Path, part: str, dtype: Any = torch.float32) -> Any:
     try:
-        return kind.from_pretrained(base, subfolder=part, torch_dtype=dtype)
+        return kind.from_pretrained(base, subfolder=part, torch_dtype=dtype, use_safetensors=True)
     except Exception as error:
         reason = str(error).strip().split("\n")[0][:200]
         raise MapoError(f"The model folder {base} is not whole: {part} cannot be loaded ({reason}).") from None
@@ -52,7 +52,9 @@ def load_denoiser(model: Model, device: Any, dtype: Any = torch.float32) -> nn.M
 
 def _load_pipeline_around(model: Model, unet: UNet2DConditionModel, dtype: Any) -> StableDiffusionXLPipeline:
     absent = {"vae": None, "text_encoder": None, "text_encoder_2": None, "tokenizer": None, "tokenizer_2": None}
-    return StableDiffusionXLPipeline.from_pretrained(model.base, unet=unet, torch_dtype=dtype, **absent)
+    return StableDiffusionXLPipeline.from_pretrained(
+        model.base, unet=unet, torch_dtype=dtype, use_safetensors=True, **absent
+    )
 
 
 def _fuse(pipeline: StableDiffusionXLPipeline, loras: Sequence[Path]) -> None:
@@ -150,7 +152,9 @@ def pipeline(model: Model, device: Any, dtype: Any = torch.float32) -> StableDif
     """The whole pipeline with the run's UNet or LoRA in place."""
     parts = {"unet": load_denoiser(model, "cpu", dtype)} if model.denoiser or model.loras else {}
     try:
-        made = StableDiffusionXLPipeline.from_pretrained(model.base, torch_dtype=dtype, add_watermarker=False, **parts)
+        made = StableDiffusionXLPipeline.from_pretrained(
+            model.base, torch_dtype=dtype, use_safetensors=True, add_watermarker=False, **parts
+        )
     except MapoError:
         raise
     except Exception as error:

@@ -1,0 +1,85 @@
+"""Any text-to-image pipeline that diffusers opens: what its call takes, how it is sampled, what its encoders cut off.
+
+Only training needs a family; making pictures does not.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from mapo.errors import MapoError
+from mapo.families import FAMILIES, Model, family_of, read_config
+
+PARTS = ("unet", "transformer", "vae")
+
+
+def pipeline_class(model: Model) -> tuple[str, Any]:
+    """The name and the class of a model folder's pipeline; refused where it makes no pictures from text alone."""
+    import diffusers
+
+    name = str(read_config(model.base, "model_index.json").get("_class_name", ""))
+    kind = getattr(diffusers, name, None)
+    if kind is None or not issubclass(kind, diffusers.DiffusionPipeline):
+        raise MapoError(f"{model.name} is a {name or 'pipeline without a class'}, which this diffusers does not know.")
+    taken = accepts(kind)
+    if "prompt" not in taken or taken.keys() & {"image", "num_frames", "video", "audio_length_in_s"}:
+        raise MapoError(f"{model.name} is a {name}, which does not make pictures from text alone.")
+    return name, kind
+
+
+def accepts(kind: Any) -> dict[str, inspect.Parameter]:
+    """The parameters of a pipeline's call."""
+    return dict(inspect.signature(kind.__call__).parameters)
+
+
+def _side(model: Model) -> int:
+    """The side in pixels of a pipeline that is of no family: its network's sample size times pixels per latent."""
+    known = {
+        p: read_config(model.base, f"{p}/config.json") for p in PARTS if (model.base / p / "config.json").is_file()
+    }
+    size: Any = next((c["sample_size"] for p, c in known.items() if p != "vae" and c.get("sample_size")), 128)
+    vae = known.get("vae", {})
+    blocks = vae.get("block_out_channels") or vae.get("encoder_block_out_channels") or [1]
+    return int(size if isinstance(size, int) else size[-1]) << len(blocks) - 1
+
+
+def advice(model: Model, name: str, kind: Any) -> dict[str, Any]:
+    """Steps, guidance and side as the model folder (``sampling.json``), its family, or its pipeline's class says."""
+    if name in FAMILIES:
+        side, values = family_of(model).resolution(model), {"steps": 30, "guidance": 5.0}
+    else:
+        side, defaults = _side(model), {key: parameter.default for key, parameter in accepts(kind).items()}
+        values = {"steps": defaults.get("num_inference_steps") or 30, "guidance": defaults.get("guidance_scale") or 0.0}
+    path = model.base / "sampling.json"
+    advised = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return {"width": side, "height": side, "images_per_batch": 32 if side <= 128 else 4, **values, **advised}
+
+
+def open_pipeline(model: Model, device: Any, dtype: Any) -> Any:
+    """The pipeline of a model: its family's, else as diffusers opens the folder; weights from safetensors only."""
+    name, kind = pipeline_class(model)
+    if name in FAMILIES:
+        return family_of(model).pipeline(model, device, dtype)
+    try:
+        made = kind.from_pretrained(model.base, torch_dtype=dtype, use_safetensors=True)
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        raise MapoError(f"The model folder {model.base} cannot be loaded ({reason}).") from None
+    made.set_progress_bar_config(disable=True)
+    return made.to(device)
+
+
+def too_long(pipeline: Any, texts: Sequence[str]) -> dict[str, int]:
+    """The texts of which every text encoder of the pipeline cuts the end off, with the number of tokens cut."""
+    room = accepts(type(pipeline)).get("max_sequence_length")
+    excess: dict[str, int] = {}
+    tokenizers = [t for t in (getattr(pipeline, f"tokenizer{n}", None) for n in ("", "_2", "_3")) if t is not None]
+    for number, tokenizer in enumerate({id(t): t for t in tokenizers}.values()):
+        own = tokenizer.model_max_length
+        most = min(own, room.default) if room and isinstance(room.default, int) and own > 77 else own
+        over = {t: len(i) - most for t, i in zip(texts, tokenizer(list(texts)).input_ids, strict=True) if len(i) > most}
+        excess = over if number == 0 else {t: min(n, excess[t]) for t, n in over.items() if t in excess}
+    return excess

@@ -1,0 +1,167 @@
+"""The work folder of a build: ordinary files, a part for each process, so that parts of several machines lie together.
+
+build.json                  what decides the pictures; another build does not go on here
+0-of-1/contexts.jsonl       prompts and their context prompts
+0-of-1/chosen/ rejected/    an images folder for each side (or candidate-0/ …)
+0-of-1/scores/              a table of scores for each portion and judge
+0-of-1/latents/             in place of the rejected pictures, where they are not kept
+0-of-2.done                 this shard has made its share
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mapo.config import differences
+from mapo.errors import MapoError
+from mapo.files import PARTIAL, prepare_out, read_json, write_json
+from mapo.images import ImageRow, append_images, read_images
+from mapo.scores import read_scores, write_scores
+
+Shard = tuple[int, int]  # this one, of how many
+WHOLE: Shard = (0, 1)
+
+
+def parse_shard(text: str) -> Shard:
+    """``0/4`` → the first of four."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+    if not match or int(match[1]) >= int(match[2]):
+        raise MapoError(f"--shard {text!r}: write I/N with I from 0 to N - 1, such as 0/4.")
+    return int(match[1]), int(match[2])
+
+
+def shard_of_environment() -> Shard:
+    """This process's place among those that torchrun or Slurm started; (0, 1) when neither did."""
+    for rank, world in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
+        if rank in os.environ and int(os.environ.get(world, "1")) > 1:
+            return int(os.environ[rank]), int(os.environ[world])
+    return WHOLE
+
+
+def open_work(out: Path, settings: Mapping[str, Any]) -> Path:
+    """The work folder of ``out``, made or found; refused in a sentence when it was begun with other settings."""
+    prepare_out(out)
+    folder = out.with_name(f".{out.name}.build{PARTIAL}")
+    head = folder / "build.json"
+    settings = json.loads(json.dumps(settings))
+    if not head.exists():
+        folder.mkdir(exist_ok=True)
+        write_json(head, settings)
+        return folder
+    before = read_json(head, "a build's work folder", f"Delete {folder}.")
+    changed = [f"{key} ({_at(before, key)}, now {_at(settings, key)})" for key in differences(before, settings)]
+    if changed:
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        raise MapoError(
+            f"An unfinished build of {out} lies in {folder}, made with other settings: {', '.join(changed[:5])}{more}. "
+            f"Go on with the old settings, delete {folder}, or choose another --out."
+        )
+    return folder
+
+
+def _at(values: Any, key: str) -> str:
+    for name in key.split("."):
+        values = values.get(name) if isinstance(values, Mapping) else None
+    text = json.dumps(values, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+@contextlib.contextmanager
+def locked(folder: Path, names: Sequence[str], wait: bool = False) -> Iterator[None]:
+    """Hold the locks of those names; they end with the process. Without ``wait`` a held one is an error."""
+    import fcntl
+
+    with contextlib.ExitStack() as stack:
+        for name in sorted(names):
+            file = stack.enter_context((folder / f"{name}.lock").open("a"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                raise MapoError(
+                    f"Another process is at work in {folder} ({name}). Wait for it, or stop it first."
+                ) from None
+            except OSError:  # a file system without locks
+                continue
+        yield
+
+
+class Work:
+    """The files of a build: what any part has is found, what is new goes into this process's own part."""
+
+    def __init__(self, folder: Path, shard: Shard, sides: Sequence[str], unkept: Sequence[str] = ()) -> None:
+        self.folder, self.shard, self.unkept = folder, shard, unkept
+        self.own = folder / f"{shard[0]}-of-{shard[1]}"
+        self.parts = sorted({*(p for p in folder.glob("*-of-*") if p.is_dir()), self.own})
+        self._rows: dict[tuple[str, int, int], dict[int, tuple[Path, ImageRow]]] = {}
+        for part in self.parts:
+            for side in sides:
+                if (part / side / "manifest.jsonl").exists():
+                    self._index(part, side, read_images(part / side, check_files=False))
+
+    def _index(self, part: Path, side: str, rows: Sequence[ImageRow]) -> None:
+        for row in rows:
+            start, place, size = map(int, row.batch_layout.split("/"))
+            self._rows.setdefault((side, start, size), {})[place] = (part / side, row)
+
+    def rows(self, side: str, start: int, jobs: Sequence[tuple[str, int]]) -> list[tuple[Path, ImageRow]] | None:
+        """The pictures of a batch with their folders, or None when they are not all there."""
+        found = self._rows.get((side, start, len(jobs)), {})
+        rows = [found[k] for k in range(len(jobs)) if k in found]
+        if [(row.prompt, row.seed) for _, row in rows] != list(jobs):
+            return None
+        there = side in self.unkept or all((folder / row.file).is_file() for folder, row in rows)
+        return rows if there else None
+
+    def add(self, side: str, rows: list[ImageRow], data: list[bytes] | None) -> None:
+        """Keep a batch of pictures; None: its rows alone."""
+        append_images(self.own / side, rows, data)
+        self._index(self.own, side, rows)
+
+    def values(self, table: str, scorer: Any) -> dict[tuple[str, str, str], float]:
+        """Value by picture, prompt and metric from the tables of that name, of this version of the scorer."""
+        found: dict[tuple[str, str, str], float] = {}
+        for part in self.parts:
+            path = part / "scores" / f"{table}-{scorer.name}.parquet"
+            for row in read_scores(path).to_pylist() if path.exists() else ():
+                if (row["version"], row["revision"]) == (scorer.version, scorer.revision):
+                    found[row["image"], row["prompt_id"], row["metric"]] = row["value"]
+        return found
+
+    def add_values(
+        self, table: str, scorer: Any, rows: Sequence[ImageRow], values: Mapping[str, Sequence[float]]
+    ) -> None:
+        """Keep what a scorer said of some pictures as an ordinary table of scores."""
+        shared = {"scorer": scorer.name, "version": scorer.version, "revision": scorer.revision, "reference": None}
+        write_scores(
+            self.own / "scores" / f"{table}-{scorer.name}.parquet",
+            [
+                {
+                    "image": row.sha256,
+                    "prompt_id": row.prompt_id,
+                    "prompt": row.prompt,
+                    "seed": row.seed,
+                    "model": row.model,
+                    "metric": metric,
+                    "value": float(value),
+                    **shared,
+                }
+                for metric in scorer.metrics
+                for row, value in zip(rows, values[metric], strict=True)
+            ],
+        )
+
+    def mark(self, done: bool) -> bool:
+        """Say whether this shard has made its share; whether now all have."""
+        index, count = self.shard
+        path = self.folder / f"{index}-of-{count}.done"
+        if not done:
+            path.unlink(missing_ok=True)
+            return False
+        path.touch()
+        return all((self.folder / f"{k}-of-{count}.done").exists() for k in range(count))
