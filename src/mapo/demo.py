@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,9 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def demo(out: Path, recipe: str = "pick-style-cartoon") -> dict[str, Any]:
+def demo(
+    out: Path, recipe: str = "pick-style-cartoon", test_prompts: str = TEST_PROMPTS, seeds: Sequence[int] = SEEDS
+) -> dict[str, Any]:
     """Run every stage into ``out``, going on where an earlier call stopped; what ``summary.json`` holds."""
     if recipe not in GOALS:
         raise MapoError(f"The demo has no recipe {recipe!r}. {suggest(recipe, GOALS)}")
@@ -66,10 +68,10 @@ def demo(out: Path, recipe: str = "pick-style-cartoon") -> dict[str, Any]:
             encode(family_of(model), model, PairSet(pairs), cache, images_per_batch=32)
         with stage("train"):
             train(config, run)
-    prompts = read_prompts(TEST_PROMPTS)
+    prompts = read_prompts(test_prompts)
     with stage("sample"):
         for name, model_name in (("before", "mini"), ("after", str(run))):
-            sample(model_name, prompts, list(SEEDS), out / name)
+            sample(model_name, prompts, list(seeds), out / name)
     with stage("score"):
         tables = [score_images(out / n, "mini", out / f"{n}-scores.parquet") for n in ("before", "after")]
     with stage("report"):
