@@ -13,7 +13,9 @@ import pytest
 from mapo.cli import cli
 from tiny import make_pairs
 
-VERBS = ["build", "import", "encode", "train", "sample", "score", "report", "export", "label", "demo"]
+VERBS = [
+    "build", "import", "check", "label", "encode", "train", "sample", "score", "report", "export", "demo",
+]  # fmt: skip
 
 
 def mapo(*words, **rest):

@@ -106,6 +106,24 @@ def import_(source: Path, out: Path, format: str | None, on_bad_row: str) -> Non
     _say(f"{counts['pairs']} pairs in {out} ({counts['ties']} ties, {counts['repeats']} repeats, {counts['bad']} bad)")
 
 
+@cli.command(cls=Verb, example="mapo check work/pairs --model mini --out work/check.html")
+@click.argument("pairs", type=OUT)
+@click.option("--out", type=OUT, default=Path("check.html"), show_default=True, help="The HTML page to write.")
+@click.option("--model", help="mini, a folder or a hub id: its tokenizers measure prompts, its resolution pictures.")
+@click.option("--json", "json_file", type=OUT, help="Write the numbers into this file too.")
+@click.option("--strict", is_flag=True, help="Warnings count as errors.")
+def check(pairs: Path, strict: bool, **how: Any) -> None:
+    """Look for what is wrong in a set. The exit code is 1 when there are errors, 0 when there are none."""
+    from mapo.check import check_pairs, lines
+    from mapo.pairs import PairSet
+
+    found = check_pairs(PairSet(pairs), **how)
+    _say("\n".join(lines(found)))
+    _say(f"the page is {how['out']}")
+    if found["errors"] or (strict and found["warnings"]):
+        sys.exit(1)
+
+
 @cli.command(cls=Verb, example="mapo encode --model mini --pairs work/pairs --out work/cache")
 @click.option("--model", required=True, help="mini, a diffusers folder, a run folder, or a hub id of SDXL layout.")
 @click.option("--pairs", type=OUT, required=True, help="A pairs set.")

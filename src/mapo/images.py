@@ -11,7 +11,7 @@ from types import UnionType
 from PIL import Image
 
 from mapo.errors import MapoError
-from mapo.files import inside, replacing, sha256
+from mapo.files import inside, read_json, replacing, sha256
 
 VERSION = 1
 REMEDY = "Make it with `mapo sample`."
@@ -74,6 +74,14 @@ def _check_types(row: ImageRow) -> None:
         value = getattr(row, field.name)
         if not isinstance(value, kinds[str(field.type)]) or isinstance(value, bool):
             raise TypeError(f"{field.name} is {value!r}")
+
+
+def is_sensitive(folder: Path) -> bool:
+    """Whether the folder's ``images.json`` marks its pictures, so that pages blur them until asked."""
+    if not (folder / "images.json").exists():
+        return False
+    info = read_json(folder / "images.json", "an images folder", REMEDY)
+    return isinstance(info, dict) and bool(info.get("sensitive"))
 
 
 def read_picture(folder: Path, row: ImageRow) -> bytes:

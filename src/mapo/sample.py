@@ -115,7 +115,7 @@ class Sampler:
         self, folder: Path, jobs: Sequence[tuple[str, int]], how: Sampling, desc: str = "sample"
     ) -> list[ImageRow]:
         """Make the pictures of ``jobs`` that ``folder`` lacks; its rows in the order of ``jobs``."""
-        open_folder(folder, self.settings(how))
+        open_folder(folder, self.settings(how), self.model.sensitive)
         manifest = folder / "manifest.jsonl"
         have = {(r.prompt, r.seed): r for r in read_images(folder)} if manifest.exists() else {}
         bar = tqdm(total=len(jobs), initial=sum(j in have for j in jobs), desc=desc, unit="image")
@@ -156,7 +156,7 @@ class Sampler:
         )
 
 
-def open_folder(folder: Path, settings: dict[str, Any]) -> None:
+def open_folder(folder: Path, settings: dict[str, Any], sensitive: bool = False) -> None:
     """Make an images folder, or check that an old one was made with the same settings."""
     path = folder / "images.json"
     if not path.exists():
@@ -164,7 +164,8 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> None:
             raise MapoError(f"{folder} exists and is no images folder. Choose another --out.")
         prepare_out(folder)
         folder.mkdir(exist_ok=True)
-        write_json(path, {"format": FORMAT, "version": VERSION, "settings": settings})
+        head = {"format": FORMAT, "version": VERSION, "sensitive": sensitive}
+        write_json(path, {**head, "settings": settings})
         return
     before = read_json(path, "an images folder", "Choose another --out.").get("settings", {})
     changed = [k for k in settings if before.get(k) != settings[k]]

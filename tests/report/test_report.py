@@ -108,10 +108,17 @@ def test_a_folder_that_is_no_run_is_refused(world, tmp_path):
 def test_pictures_of_a_run_on_sensitive_pairs_are_blurred_until_asked(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
-    world = World(tmp_path, model=str(run))
-    for sensitive, blur, want in ((False, False, False), (True, False, True), (False, True, True)):
-        (run / "run.json").write_text(json.dumps({"sensitive": sensitive}))
-        world.report(blur=blur)
+    world = World(tmp_path)
+    cases = (
+        (False, False, False, False),
+        (True, False, False, True),
+        (False, True, False, True),
+        (False, False, True, True),
+    )
+    for run_is, folder_is, blur, want in cases:
+        (run / "run.json").write_text(json.dumps({"sensitive": run_is}))
+        (tmp_path / "after" / "images.json").write_text(json.dumps({"sensitive": folder_is}))
+        world.report(run=run, blur=blur)
         boxes = [a for tag, a in Parsed(world.page).elements if tag == "input" and a.get("id") == "show-pictures"]
         assert len(boxes) == want and all("checked" not in box for box in boxes)
     assert re.search(r"#show-pictures:not\(:checked\) ~ main img \{ filter: blur", world.page)

@@ -34,6 +34,7 @@ class Model:
     base: Path  # a diffusers pipeline folder
     denoiser: Path | None = None
     loras: tuple[Path, ...] = ()
+    sensitive: bool = False  # trained on a sensitive set, so pages blur its pictures
 
     @property
     def stable_name(self) -> str:
@@ -56,6 +57,9 @@ class Family(Protocol):
 
     def load_denoiser(self, model: Model, device: Any, dtype: Any) -> nn.Module:
         """The network that is trained, on ``device``."""
+
+    def load_tokenizers(self, model: Model) -> tuple[Any, ...]:
+        """What turns prompts into tokens, one for each text encoder; no weights are read."""
 
     def load_encoders(self, model: Model, device: Any) -> Any:
         """What :meth:`encode_images` and :meth:`encode_prompts` need, in float32."""
@@ -94,11 +98,14 @@ class Family(Protocol):
         """Write a trained LoRA into the run folder, as ``pytorch_lora_weights.safetensors`` of diffusers' format."""
 
 
-def find_model(name: str) -> Model:
-    """``mini``, a run folder, a diffusers folder or a hub id → where its parts lie."""
+def find_model(name: str, weights: bool = True) -> Model:
+    """``mini``, a run folder, a diffusers folder or a hub id → where its parts lie.
+
+    Without ``weights`` only configurations and tokenizers of a hub id are fetched.
+    """
     path = MINI if name == "mini" else Path(name)
     if (path / "run.json").is_file():
-        return _find_run(name, path)
+        return _find_run(name, path, weights)
     if (path / "model_index.json").is_file():
         return Model(name, path)
     if path.is_dir():
@@ -110,21 +117,25 @@ def find_model(name: str) -> Model:
         raise MapoError(
             f"--model: there is no folder {name}. Give `mini`, a diffusers folder, a run folder or a hub id."
         )
-    return Model(name, _download(name))
+    return Model(name, _download(name, weights))
 
 
-def _find_run(name: str, path: Path) -> Model:
+def _find_run(name: str, path: Path, weights: bool) -> Model:
     run = json.loads((path / "run.json").read_text("utf-8"))
-    base, weights = find_model(run["base"]), inside(path, run["denoiser"], f"{path}/run.json")
+    base, denoiser = find_model(run["base"], weights), inside(path, run["denoiser"], f"{path}/run.json")
+    sensitive = base.sensitive or bool(run.get("sensitive"))
     if run["adapter"] == "lora":
-        return Model(name, base.base, base.denoiser, (*base.loras, weights))
-    return Model(name, base.base, weights, ())
+        return Model(name, base.base, base.denoiser, (*base.loras, denoiser), sensitive)
+    return Model(name, base.base, denoiser, (), sensitive)
 
 
-def _download(name: str) -> Path:
+def _download(name: str, weights: bool) -> Path:
     from diffusers import DiffusionPipeline
+    from huggingface_hub import snapshot_download
 
     try:
+        if not weights:
+            return Path(snapshot_download(name, allow_patterns=["model_index.json", "*/*config.json", "tokenizer*/*"]))
         return Path(DiffusionPipeline.download(name, use_safetensors=True))  # never a pickle
     except Exception as error:
         reason = str(error).strip().split("\n")[0][:200]

@@ -32,8 +32,9 @@ class Encoders:
 
 
 def _load(kind: Any, base: Path, part: str, dtype: Any = torch.float32) -> Any:
+    how = {} if kind is CLIPTokenizer else {"torch_dtype": dtype, "use_safetensors": True}
     try:
-        return kind.from_pretrained(base, subfolder=part, torch_dtype=dtype, use_safetensors=True)
+        return kind.from_pretrained(base, subfolder=part, **how)
     except Exception as error:
         reason = str(error).strip().split("\n")[0][:200]
         raise MapoError(f"The model folder {base} is not whole: {part} cannot be loaded ({reason}).") from None
@@ -65,14 +66,16 @@ def _fuse(pipeline: StableDiffusionXLPipeline, loras: Sequence[Path]) -> None:
         pipeline.unload_lora_weights()
 
 
+def load_tokenizers(model: Model) -> tuple[CLIPTokenizer, CLIPTokenizer]:
+    """Those of both text encoders."""
+    return _load(CLIPTokenizer, model.base, "tokenizer"), _load(CLIPTokenizer, model.base, "tokenizer_2")
+
+
 def load_encoders(model: Model, device: Any) -> Encoders:
     """VAE (in float32: SDXL's own overflows in half precision), tokenizers and text encoders."""
     return Encoders(
         _load(AutoencoderKL, model.base, "vae").to(device).eval(),
-        (
-            CLIPTokenizer.from_pretrained(model.base, subfolder="tokenizer"),
-            CLIPTokenizer.from_pretrained(model.base, subfolder="tokenizer_2"),
-        ),
+        load_tokenizers(model),
         (
             _load(CLIPTextModel, model.base, "text_encoder").to(device).eval(),
             _load(CLIPTextModelWithProjection, model.base, "text_encoder_2").to(device).eval(),

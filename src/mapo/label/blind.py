@@ -11,8 +11,7 @@ from typing import Any
 from PIL import Image
 
 from mapo.errors import MapoError
-from mapo.files import read_json
-from mapo.images import ImageRow, read_images, read_picture
+from mapo.images import ImageRow, is_sensitive, read_images, read_picture
 from mapo.pairs import PairSet, decode_picture
 
 BLOCK = 20
@@ -77,6 +76,8 @@ def of_pairs(pairs: PairSet) -> Material:
     for prompt, chosen, rejected in zip(*columns, strict=True):
         key = pair_key(prompt, chosen, rejected)
         tasks[key] = Task(key, prompt, _sorted(chosen, rejected))
+    if absent := sum(not pairs.keeps(task.pictures[0]) or not pairs.keeps(task.pictures[1]) for task in tasks.values()):
+        raise MapoError(f"{pairs.folder} keeps the pictures of {absent} pairs as latents only, so nobody can see them.")
     return Material(tasks, pairs.image, bool(pairs.info.get("sensitive")))
 
 
@@ -111,15 +112,8 @@ def of_folders(before: Path, after: Path) -> Material:
         except ValueError as error:
             raise MapoError(f"{places[name][0] / places[name][1].file}: {error}. Sample it again.") from None
 
-    return Material(tasks, open_picture, _sensitive(before) or _sensitive(after))
+    return Material(tasks, open_picture, is_sensitive(before) or is_sensitive(after))
 
 
 def _sorted(one: str, other: str) -> tuple[str, str]:
     return (one, other) if one < other else (other, one)
-
-
-def _sensitive(folder: Path) -> bool:
-    if not (folder / "images.json").exists():
-        return False
-    info = read_json(folder / "images.json", "an images folder", "Make it with `mapo sample`.")
-    return isinstance(info, dict) and bool(info.get("sensitive"))

@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from mapo.errors import MapoError
 from mapo.files import prepare_out, write_text
+from mapo.images import is_sensitive
 from mapo.report.curves import draw_curves, read_metrics
 from mapo.report.evidence import (
     PROMPT_FOLLOWING,
@@ -65,7 +66,7 @@ def write_report(
     keys = list(first)
     best, worst = _extremes(verdict.headline)
     page = _environment().get_template("page.html.j2").render(
-        sensitive=blur or _sensitive(run, second),
+        sensitive=blur or is_sensitive(before) or is_sensitive(after) or _sensitive(run),
         verdict=verdict,
         summary=summary,
         cautions=warnings,
@@ -88,11 +89,10 @@ def write_report(
     return dict(summary)
 
 
-def _sensitive(run: Path | None, rows: Rows) -> bool:
-    """Whether the run, or a run folder that made one of the pictures, says that its pairs are sensitive."""
-    folders = {*([run] if run else []), *(Path(name) for name in {row.model for row in rows.values()})}
-    found = [folder / "run.json" for folder in folders if (folder / "run.json").is_file()]
-    return any(json.loads(path.read_text("utf-8")).get("sensitive", False) for path in found)
+def _sensitive(run: Path | None) -> bool:
+    """Whether the run was trained on a set that is marked sensitive."""
+    path = run / "run.json" if run else None
+    return bool(path and path.is_file() and json.loads(path.read_text("utf-8")).get("sensitive"))
 
 
 def _environment() -> jinja2.Environment:

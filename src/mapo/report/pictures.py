@@ -23,6 +23,11 @@ def embed(folder: Path, row: ImageRow) -> tuple[str, str, bool]:
         picture = Image.open(io.BytesIO(read_picture(folder, row))).convert("RGB")
     except OSError as error:
         raise MapoError(f"{folder / row.file} is no readable picture ({error}). Sample it again.") from None
+    return shrink(picture)
+
+
+def shrink(picture: Image.Image) -> tuple[str, str, bool]:
+    """An RGB picture as a thumbnail, a larger version (empty when the thumbnail is all), and whether it is tiny."""
     if max(picture.size) <= PIXEL_SIDE:
         buffer = io.BytesIO()
         picture.save(buffer, "PNG", optimize=True)

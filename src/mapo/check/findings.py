@@ -1,0 +1,304 @@
+"""What can be wrong with a set, a function per subject. Each gives findings; what is alright gives none.
+
+An **error** is something that training would get wrong or could not read. A **warning** is something that is wrong in
+most sets but may be meant in this one. A **note** is good to know.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
+
+from mapo.check.encoder import Encoder, tokens
+from mapo.check.leak import MARGIN, Leak, Share, Together
+from mapo.check.pictures import ANIMATED, LATENTS, MISSING, UNREADABLE, Pictures, difference
+from mapo.check.rows import Finding, Flags, Integers, Rows, count, find, quote
+
+ALIKE = 2.0  # grey levels of 255
+NAMES = {"jpeg_quality": "JPEG quality", "bytes": "file size", "bytes_per_pixel": "bytes per pixel"}
+
+
+def check_files(rows: Rows, pictures: Pictures) -> list[Finding]:
+    """Pictures that are not there, damaged or animated; how the others are stored."""
+    found = pictures.found
+    state = found["state"]
+
+    def tell(i: int) -> str:
+        bad = [
+            f"{side}: {pictures.why[int(k)]}"
+            for side, k in (("chosen", rows.chosen[i]), ("rejected", rows.rejected[i]))
+            if int(k) in pictures.why
+        ]
+        return f"{quote(rows.texts[i])} {'; '.join(bad)}"
+
+    def kind(name: str, code: int, says: str) -> list[Finding]:
+        bad = state == code
+        remedy = "Make or import the set again, leaving these pictures out."
+        return find(name, "error", _either(rows, bad), says, remedy, tell, pictures=f"{int(bad.sum()):,}")
+
+    findings = kind("missing", MISSING, "Pictures that the set names but does not have: {pictures} in {n}.")
+    findings += kind("unreadable", UNREADABLE, "Unreadable pictures: {pictures} in {n}.")
+    findings += kind("animated", ANIMATED, "Animated pictures: {pictures} in {n}; training takes still ones.")
+    other = pictures.read & ~np.isin(found["mode"], ("RGB", "RGBA"))
+    modes = ", ".join(
+        f"{mode} {n:,}" for mode, n in zip(*np.unique(found["mode"][other], return_counts=True), strict=True)
+    )
+    for name, bad, says in (
+        ("latents_only", state == LATENTS, "Kept as latents only, so not looked at: {n}."),
+        ("rotated", found["rotated"], "Stored on their side, turned upright by EXIF when read: {n}."),
+        ("alpha", found["alpha"], "Transparent, laid on white when read: {n}."),
+        ("mode", other, f"Not stored as RGB, converted when read: {{n}} ({modes})."),
+    ):
+        if bad.any():
+            findings.append(Finding(name, "note", says.format(n=count(int(bad.sum()), "picture"))))
+    used = np.zeros(len(found), bool)
+    used[rows.chosen] = used[rows.rejected] = True
+    if not used.all():
+        findings.append(Finding("unused", "note", f"In no pair: {count(int((~used).sum()), 'picture')}."))
+    return findings
+
+
+def check_sizes(rows: Rows, pictures: Pictures, encoder: Encoder | None) -> list[Finding]:
+    """The two pictures of a pair differ in size; pictures smaller than the model works at."""
+    size = [(pictures.found["width"][k], pictures.found["height"][k]) for k in (rows.chosen, rows.rejected)]
+    (w1, h1), (w2, h2) = size
+    known = np.isfinite(w1) & np.isfinite(w2)
+    findings = find(
+        "sizes_differ", "warning", known & ((w1 != w2) | (h1 != h2)),
+        "Chosen and rejected differ in size: {n}.",
+        "They are scaled and cropped each in its own way; models that are told sizes are told the difference.",
+        lambda i: f"{quote(rows.texts[i])} {w1[i]:.0f} × {h1[i]:.0f} against {w2[i]:.0f} × {h2[i]:.0f}",
+    )  # fmt: skip
+    if encoder:
+        side = encoder.resolution
+        small = pictures.read & (np.minimum(pictures.found["width"], pictures.found["height"]) < side)
+        findings += find(
+            "small", "warning", _either(rows, small),
+            "Pictures with a side shorter than the {side} pixels at which {model} works: {pictures} in {n}.",
+            "They would be enlarged, and the model learns their blur.",
+            lambda i: f"{quote(rows.texts[i])} {w1[i]:.0f} × {h1[i]:.0f}, {w2[i]:.0f} × {h2[i]:.0f}",
+            pictures=f"{int(small.sum()):,}", side=side, model=encoder.name,
+        )  # fmt: skip
+    return findings
+
+
+def check_prompts(rows: Rows, encoder: Encoder | None) -> list[Finding]:
+    """Empty, repeated, nearly equal and too long prompts; prompts on both sides of a split."""
+    empty = np.array([not any(c.isprintable() and not c.isspace() for c in text) for text in rows.texts])
+    findings = find(
+        "empty_prompt", "error", empty, "Prompts in which there is nothing to read: {n}.",
+        "Leave these pairs out.", lambda i: ascii(rows.texts[i][:40]),
+    )  # fmt: skip
+    findings += find(
+        "prompt_in_two_splits", "error", _on_both_sides(rows, [rows.prompts]),
+        "Prompts in more than one split: {n}.",
+        "What is held out must not have been trained on: give all pairs of a prompt the same split.",
+        lambda i: f"{quote(rows.texts[i])} here in {rows.split[i]}",
+    )  # fmt: skip
+    exact: dict[str, int] = {}
+    spelling = np.array([exact.setdefault(text, len(exact)) for text in rows.texts])
+    first = np.full(int(rows.prompts.max()) + 1, -1)
+    first[rows.prompts[::-1]] = np.arange(len(rows))[::-1]
+    first_of = first[rows.prompts]  # the first row with the same prompt
+    findings += find(
+        "alike_prompts", "note", spelling != spelling[first_of],
+        "Prompts that are another one in other case, white space or coding of accents: {n}.",
+        "They count as one prompt wherever prompts are counted or split, and are encoded as they are.",
+        lambda i: f"{quote(rows.texts[i])}, in row {first_of[i]} {quote(rows.texts[first_of[i]])}",
+    )  # fmt: skip
+    numbers = np.bincount(rows.prompts)
+    if numbers.max() > 1:
+        most = int(numbers.argmax())
+        several, text = int((numbers > 1).sum()), quote(rows.texts[first[most]])
+        says = f"Prompts of several pairs: {several:,} of {len(numbers):,}; {numbers[most]:,} pairs of {text}."
+        findings.append(Finding("repeated_prompts", "note", says))
+    return findings + _too_long(rows, encoder)
+
+
+def _too_long(rows: Rows, encoder: Encoder | None) -> list[Finding]:
+    if encoder is None:
+        says = "The length of prompts was not checked."
+        return [Finding("length_unknown", "note", says, "Name the model: --model M.")]
+    length = tokens(encoder, rows.texts)
+    over = length - encoder.most_tokens
+    return find(
+        "long_prompt", "warning", over > 0,
+        "Prompts longer than the {most} tokens that {model} reads: {n}, by up to {over}.",
+        "The end of such a prompt is cut off, so that it says nothing in training. Shorten it.",
+        lambda i: f"{quote(rows.texts[i])} {length[i]} tokens, {over[i]} too many",
+        most=encoder.most_tokens, model=encoder.name, over=int(over.max()),
+    )  # fmt: skip
+
+
+def check_content(rows: Rows, pictures: Pictures) -> list[Finding]:
+    """The same pixels on both sides, in several pairs, in several splits, in several files; nearly the same."""
+    sides = [rows.chosen_content, rows.rejected_content]
+    same = sides[0] == sides[1]
+    findings = find(
+        "same_picture", "error", same, "The same picture on both sides, to the pixel: {n}.",
+        "Nothing can be preferred there. Leave these pairs out.", lambda i: quote(rows.texts[i]),
+    )  # fmt: skip
+    findings += find(
+        "picture_in_two_splits", "warning", _on_both_sides(rows, sides),
+        "Pictures that are in another split too, to the pixel: {n}.",
+        "Held-out numbers then measure memory too. Give pairs that share pictures the same split.",
+        lambda i: f"{quote(rows.texts[i])} here in {rows.split[i]}",
+    )  # fmt: skip
+    size = int(max(side.max() for side in sides)) + 1
+    least, most = np.full(size, np.iinfo(np.int64).max), np.full(size, -1)
+    for side in sides:
+        np.minimum.at(least, side, rows.prompts)
+        np.maximum.at(most, side, rows.prompts)
+    shared = [(least < most)[side] for side in sides]
+    findings += find(
+        "picture_of_two_prompts", "note", shared[0] | shared[1],
+        "Pictures that stand under another prompt too, to the pixel: {n}.",
+        "That may be meant, as with the photos of one subject.", lambda i: quote(rows.texts[i]),
+    )  # fmt: skip
+    uses = np.bincount(np.concatenate(sides), minlength=size)
+    if (uses > 1).any():
+        repeated, known = int((uses > 1).sum()), int((uses > 0).sum())
+        says = f"Pictures in several pairs: {repeated:,} of {known:,}, one in up to {int(uses.max()):,}."
+        findings.append(Finding("repeated_pictures", "note", says, "That is the rule in rankings."))
+    read = pictures.found[pictures.read]
+    if copies := len(read) - len(np.unique(read["content"])):
+        says = f"Files with exactly the pixels of another file: {copies:,}."
+        findings.append(Finding("same_pixels", "note", says, "They count as the same picture in everything said here."))
+    alike = np.where(same, np.inf, closeness(rows, pictures)) < ALIKE
+    findings += find(
+        "nearly_same", "note", alike,
+        "Nearly the same on both sides: {n}, less than {alike:g} of 255 grey levels apart in 8 × 8 averages.",
+        "Close pairs can teach the most, so nothing here removes any. Look at some.", lambda i: quote(rows.texts[i]),
+        alike=ALIKE,
+    )  # fmt: skip
+    return findings
+
+
+def closeness(rows: Rows, pictures: Pictures) -> NDArray[np.float64]:
+    """Grey levels by which the sketches of each pair's pictures differ; infinite where one was not read."""
+    apart = np.empty(len(rows))
+    for start in range(0, len(rows), 8192):
+        part = slice(start, start + 8192)
+        apart[part] = difference(pictures.found[rows.chosen[part]], pictures.found[rows.rejected[part]])
+    read = pictures.read
+    return np.where(read[rows.chosen] & read[rows.rejected], apart, np.inf)
+
+
+def check_labels(rows: Rows) -> list[Finding]:
+    """Pairs of one prompt that contradict or repeat each other, by content; ties and weights of nothing."""
+    reversed_, cycle = contradictions(rows)
+    first, earlier = _repeats(rows)
+    findings = find(
+        "contradiction", "warning", reversed_,
+        "Contradicted by another pair of the same prompt, which prefers the other picture: {n}.",
+        "People differ, so this can be right; from one judge it is a mistake. `mapo label` settles it.",
+        lambda i: f"{quote(rows.texts[i])} preference {rows.preference[i]:g}",
+    )  # fmt: skip
+    findings += find(
+        "cycle", "warning", cycle,
+        "On a circle, where A is preferred to B, B to C, and C to A: {n}.",
+        "No ranking fits such pairs.", lambda i: quote(rows.texts[i]),
+    )  # fmt: skip
+
+    def tell(i: int) -> str:
+        here, there = rows.preference[i], rows.preference[first[i]]
+        differ = "" if here == there else f", preference {here:g} here, {there:g} there"
+        return f"{quote(rows.texts[i])} as in row {first[i]}{differ}"
+
+    findings += find(
+        "repeated_pair", "warning", earlier, "Repeats of an earlier pair, with its prompt and its two pictures: {n}.",
+        "Such a pair counts several times. Keep one of them, or make it one with a weight.", tell,
+    )  # fmt: skip
+    ties = int((rows.preference == 0.5).sum())
+    if ties:
+        says = f"Ties (preference 0.5), left out of the leak test: {ties:,} of {count(len(rows), 'pair')}."
+        findings.append(Finding("ties", "note", says))
+    findings += find("no_weight", "note", rows.weight == 0, "Without part in training, as their weight is 0: {n}.")
+    return findings
+
+
+def contradictions(rows: Rows) -> tuple[Flags, Flags]:
+    """Which rows another row reverses, and which lie on a longer circle of preferences of one prompt."""
+    clear = (rows.preference > 0.5) & (rows.chosen_content != rows.rejected_content)
+    better, worse, size = _nodes(rows)
+    reversed_ = clear & np.isin(better * size + worse, (worse * size + better)[clear])
+    edges = csr_array((np.ones(int(clear.sum())), (better[clear], worse[clear])), shape=(size, size))
+    _, part = connected_components(edges, connection="strong")
+    return reversed_, clear & ~reversed_ & (part[better] == part[worse])
+
+
+def _nodes(rows: Rows) -> tuple[Integers, Integers, int]:
+    """The two sides of each row as numbers of (prompt, content), and how many of these there are."""
+    content = np.concatenate([rows.chosen_content, rows.rejected_content])
+    keys = np.tile(rows.prompts, 2) * (int(content.max()) + 1) + content
+    names, nodes = np.unique(keys, return_inverse=True)
+    return nodes[: len(rows)], nodes[len(rows) :], len(names)
+
+
+def _repeats(rows: Rows) -> tuple[Integers, Flags]:
+    """The first row with the same prompt and pictures, and whether that is an earlier one; not if it is reversed."""
+    better, worse, size = _nodes(rows)
+    tie = rows.preference == 0.5
+    left, right = np.where(tie, np.minimum(better, worse), better), np.where(tie, np.maximum(better, worse), worse)
+    _, first, place = np.unique(left * size + right, return_index=True, return_inverse=True)
+    return first[place], first[place] != np.arange(len(rows))
+
+
+def _either(rows: Rows, flags: NDArray[np.bool_]) -> Flags:
+    """The rows in which either picture is flagged."""
+    return np.asarray(flags[rows.chosen] | flags[rows.rejected])
+
+
+def _on_both_sides(rows: Rows, things: list[Integers]) -> Flags:
+    """The rows that have a thing (a number per row, in one or several columns) that is in more than one split."""
+    names, split = np.unique(np.array(rows.split), return_inverse=True)
+    size = int(max(t.max() for t in things)) + 1
+    least, most = np.full(size, len(names)), np.full(size, -1)
+    for thing in things:
+        np.minimum.at(least, thing, split)
+        np.maximum.at(most, thing, split)
+    return np.asarray(np.any([(least < most)[thing] for thing in things], axis=0))
+
+
+def check_leaks(leaks: list[Leak], together: Together) -> list[Finding]:
+    """What tells chosen from rejected without a look at what is shown."""
+    findings = []
+    for of_the_file, severity, remedy in (
+        (
+            True,
+            "error",
+            "Nothing that is shown can be the reason, so a model learns a shortcut. Bring both sides to one size and "
+            "one file type and quality before importing them.",
+        ),
+        (
+            False,
+            "warning",
+            "Alright where this is what is preferred, as in a style that is brighter; a shortcut anywhere else.",
+        ),
+    ):
+        found = [leak for leak in leaks if leak.of_the_file == of_the_file and leak.paired.tells]
+        if found:
+            found.sort(key=lambda leak: -abs(leak.paired.value - 0.5))
+            listed = ", ".join(f"{statistic(leak.name)} ({auc_words(leak.paired)})" for leak in found)
+            what = "the file" if of_the_file else "simple statistics of the picture"
+            name = "leak_file" if of_the_file else "leak_content"
+            findings.append(Finding(name, severity, f"Leak: chosen is told from rejected by {what}: {listed}.", remedy))
+    if together.share.low > 0.5 + MARGIN:
+        told = auc_words(together.share)
+        says = f"Leak: all these statistics together tell chosen from rejected in {told} of held-out pairs."
+        remedy = "What a line through a few numbers finds, a model finds too."
+        findings.append(Finding("leak_together", "warning", says, remedy))
+    return findings
+
+
+def statistic(name: str) -> str:
+    """A statistic in words."""
+    kind, _, value = name.partition(" ")
+    return {"format": f"file type {value}", "mode": f"colour mode {value}"}.get(kind, NAMES.get(name, name))
+
+
+def auc_words(share: Share) -> str:
+    """``0.81 [0.75, 0.86]``."""
+    return f"{share.value:.2f} [{share.low:.2f}, {share.high:.2f}]"

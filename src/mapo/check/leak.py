@@ -1,0 +1,160 @@
+"""The leak test: can chosen be told from rejected without looking at what is shown?
+
+A model learns whatever tells the two sides apart. Where the size of a file or the quality of a JPEG does, it may learn
+that instead of the preference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize, stats
+
+from mapo.check.pictures import Pictures
+
+EVEN = 0.5
+MARGIN = 0.05  # an AUC is called when its whole interval lies farther than this from one half
+FOLDS = 5
+RIDGE = 1.0  # in units of one pair's loss; keeps weights finite where a statistic tells every pair
+# What belongs to the file or the frame. Nothing shown in a picture can be the reason for a difference in these.
+OF_THE_FILE = ("width", "height", "pixels", "aspect", "jpeg_quality")
+OF_THE_CONTENT = ("brightness", "saturation", "contrast", "sharpness", "bytes", "bytes_per_pixel")
+LOGARITHMIC = ("width", "height", "pixels", "aspect", "bytes", "bytes_per_pixel")
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of pairs with its 95 % interval, and how many pairs and prompts it rests on."""
+
+    value: float
+    low: float
+    high: float
+    pairs: int
+    prompts: int
+
+    @property
+    def tells(self) -> bool:
+        """Whether the whole interval lies more than the margin away from one half."""
+        return self.low > EVEN + MARGIN or self.high < EVEN - MARGIN
+
+
+@dataclass(frozen=True)
+class Leak:
+    """How well one statistic tells chosen from rejected."""
+
+    name: str
+    of_the_file: bool
+    paired: Share  # pairs in which the chosen picture has more of it, ties half
+    auc: float  # the same over all chosen against all rejected pictures
+
+
+@dataclass(frozen=True)
+class Together:
+    """How well all statistics together tell it: the share of held-out pairs, and each row's margin (NaN: not asked)."""
+
+    share: Share
+    margins: Floats
+
+
+def statistics(pictures: Pictures) -> dict[str, Floats]:
+    """Name → a number per picture, NaN where it is not known. Those of the file come first."""
+    found, read = pictures.found, pictures.read
+    width, height = found["width"], found["height"]
+    values = {"width": width, "height": height, "pixels": width * height, "aspect": width / height}
+    values["jpeg_quality"] = found["jpeg_quality"]
+    for field in ("format", "mode"):
+        kinds = np.unique(found[field][read])
+        for kind in kinds[:1] if len(kinds) == 2 else kinds if len(kinds) > 2 else ():
+            values[f"{field} {kind}"] = np.where(read, found[field] == kind, np.nan)
+    values |= {name: found[name] for name in ("brightness", "saturation", "contrast", "sharpness", "bytes")}
+    values["bytes_per_pixel"] = found["bytes"] / (width * height)
+    return {name: np.asarray(column, np.float64) for name, column in values.items()}
+
+
+def find_leaks(values: dict[str, Floats], chosen: Integers, rejected: Integers, prompts: Integers) -> list[Leak]:
+    """One entry per statistic that is known of any pair; ``chosen`` and ``rejected`` are places of pictures."""
+    leaks = []
+    for name, column in values.items():
+        first, second = column[chosen], column[rejected]
+        known = np.isfinite(first) & np.isfinite(second)
+        if known.any():
+            paired = paired_auc(first[known], second[known], prompts[known])
+            leaks.append(Leak(name, name not in OF_THE_CONTENT, paired, auc(first[known], second[known])))
+    return leaks
+
+
+def auc(first: Floats, second: Floats) -> float:
+    """The chance that a value of ``first`` is above one of ``second``, ties half (Mann and Whitney)."""
+    ranks = stats.rankdata(np.concatenate([first, second]))[: len(first)]
+    return float((ranks.sum() - len(first) * (len(first) + 1) / 2) / (len(first) * len(second)))
+
+
+def paired_auc(first: Floats, second: Floats, prompts: Integers) -> Share:
+    """The share of pairs in which ``first`` is above ``second``, ties half."""
+    return share((np.sign(first - second) + 1) / 2, prompts)
+
+
+def share(values: Floats, prompts: Integers) -> Share:
+    """The mean of values 0, ½, 1, with an interval that knows that pairs of a prompt belong together.
+
+    Clopper and Pearson's interval at the effective number of pairs (Korn and Graubard 1998): as many independent
+    pairs as would have the variance that is found between prompts, or one per prompt where all agree.
+    """
+    mean, count = float(values.mean()), len(values)
+    _, place = np.unique(prompts, return_inverse=True)
+    groups = int(place.max()) + 1
+    if groups == 1:
+        return Share(mean, 0.0, 1.0, count, groups)
+    if not (values - mean).any() and mean not in (0, 1):  # nothing but ties
+        return Share(mean, mean, mean, count, groups)
+    residuals = np.bincount(place, values - mean)
+    variance = float(residuals @ residuals) / count**2 * groups / (groups - 1)
+    effective = float(groups) if variance == 0 else mean * (1 - mean) / variance
+    effective *= (stats.t.ppf(0.975, max(count - 1, 1)) / stats.t.ppf(0.975, groups - 1)) ** 2
+    hits, misses = mean * effective, (1 - mean) * effective
+    low = float(stats.beta.ppf(0.025, hits, misses + 1)) if hits > 0 else 0.0
+    high = float(stats.beta.ppf(0.975, hits + 1, misses)) if misses > 0 else 1.0
+    return Share(mean, low, high, count, groups)
+
+
+def tell_together(values: dict[str, Floats], chosen: Integers, rejected: Integers, prompts: Integers) -> Together:
+    """Logistic regression on the differences of all statistics, each pair judged by a model that never saw its prompt.
+
+    Five folds of whole prompts, no intercept (a pair has no first side), what is not known counts as no difference.
+    With fewer prompts than folds nothing is judged and the share is one half with no bounds.
+    """
+    columns = []
+    for name, column in values.items():
+        known = np.log(np.maximum(column, 1e-12)) if name in LOGARITHMIC else column
+        columns.append(np.nan_to_num(known[chosen] - known[rejected], nan=0.0))
+    differences = np.stack(columns, 1)  # "pairs statistics"
+    _, place = np.unique(prompts, return_inverse=True)
+    groups = int(place.max(initial=-1)) + 1
+    margins = np.full(len(chosen), np.nan)
+    if groups < FOLDS:
+        return Together(Share(EVEN, 0.0, 1.0, len(chosen), groups), margins)
+    folds = np.random.default_rng(0).permutation(groups)[place] % FOLDS
+    for fold in range(FOLDS):
+        held = folds == fold
+        train = differences[~held]
+        spread = np.sqrt((train**2).mean(0))
+        scale = np.divide(1.0, spread, out=np.zeros_like(spread), where=spread > 0)
+        margins[held] = (differences[held] * scale) @ _fit(train * scale)
+    return Together(share((np.sign(margins) + 1) / 2, prompts), margins)
+
+
+def _fit(differences: Floats) -> Floats:
+    """Weights w that minimise Σ log(1 + exp(−w·d)) + ridge/2·|w|²."""
+
+    def loss(weights: Floats) -> tuple[float, Floats]:
+        margins = differences @ weights
+        value = np.logaddexp(0, -margins).sum() + RIDGE / 2 * weights @ weights
+        slope = -(differences.T @ (1 / (1 + np.exp(np.minimum(margins, 700))))) + RIDGE * weights
+        return float(value), slope
+
+    return np.asarray(optimize.minimize(loss, np.zeros(differences.shape[1]), jac=True, method="L-BFGS-B").x)

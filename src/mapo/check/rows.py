@@ -1,0 +1,107 @@
+"""The pairs of a set as arrays, and a finding: what is wrong, how bad it is, and in which rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mapo.check.pictures import Pictures
+from mapo.pairs import PairSet
+from mapo.splits import normalise
+
+SEVERITIES = ("error", "warning", "note")
+SHOWN_ROWS = 5
+
+Integers = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """``pairs.parquet``, an entry per row. Numbers that name something (prompt, picture, pixels) start at 0."""
+
+    texts: list[str]
+    prompts: Integers  # equal where prompts are the same but for case, white space and the coding of accents
+    chosen: Integers  # places in Pictures.names
+    rejected: Integers
+    chosen_content: Integers  # equal where pixels are equal
+    rejected_content: Integers
+    preference: NDArray[np.float64]
+    weight: NDArray[np.float64]
+    split: list[str]
+    group: list[str | None]
+    source: list[str]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """``says`` is a sentence with the counts, ``remedy`` what to do; ``rows`` are the first five, (row, words)."""
+
+    name: str
+    severity: str
+    says: str
+    remedy: str = ""
+    count: int = 0  # rows it is about; 0 when it is about the whole set
+    rows: tuple[tuple[int, str], ...] = ()
+
+    @property
+    def more(self) -> int:
+        """How many rows are not shown."""
+        return self.count - len(self.rows) if self.rows else 0
+
+
+def read_rows(pairs: PairSet, pictures: Pictures) -> Rows:
+    """The rows of a set whose pictures were looked at."""
+    columns = {c: pairs.table[c].to_pylist() for c in ("prompt", "chosen", "rejected", "split", "group", "source")}
+    place = {name: i for i, name in enumerate(pictures.names)}
+    chosen, rejected = (np.array([place[n] for n in columns[side]], np.int64) for side in ("chosen", "rejected"))
+    _, content = np.unique(pictures.found["content"], return_inverse=True)
+    known: dict[str, int] = {}
+    return Rows(
+        columns["prompt"],
+        np.array([known.setdefault(normalise(p), len(known)) for p in columns["prompt"]], np.int64),
+        chosen,
+        rejected,
+        content[chosen],
+        content[rejected],
+        pairs.table["preference"].to_numpy(),
+        pairs.table["weight"].to_numpy(),
+        columns["split"],
+        columns["group"],
+        [source or "" for source in columns["source"]],
+    )
+
+
+def find(
+    name: str, severity: str, rows: Flags, says: str, remedy: str = "",
+    tell: Callable[[int], str] | None = None, **words: Any,
+) -> list[Finding]:  # fmt: skip
+    """A finding about rows, or none where there are none.
+
+    ``{n}`` in ``says`` is the number of rows with its noun, ``words`` fill the rest; ``tell`` says what is to be said
+    of a row.
+    """
+    places = np.flatnonzero(rows).tolist()
+    if not places:
+        return []
+    shown = tuple((i, tell(i)) for i in places[:SHOWN_ROWS]) if tell else ()
+    return [Finding(name, severity, says.format(n=count(len(places), "pair"), **words), remedy, len(places), shown)]
+
+
+def count(number: int, noun: str) -> str:
+    """``1 pair``, ``1,000 pairs``."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def quote(text: str, most: int = 60) -> str:
+    """A text of the set in quotation marks, short and on one line, with nothing that a terminal would obey."""
+    line = " ".join(text.split())
+    line = "".join(c if c.isprintable() else "\ufffd" for c in line)
+    return f"“{line if len(line) <= most else line[: most - 1].rstrip() + '…'}”"
