@@ -94,16 +94,30 @@ def build(
 
 
 @cli.command("import", cls=Verb, example="mapo import rankings.jsonl --out work/pairs")
-@click.argument("source", type=OUT)
+@click.argument("source")
 @click.option("--out", type=OUT, required=True, help="The pairs set to write.")
-@click.option("--format", help="pickapic or ranking; found by itself when left out.")
+@click.option(
+    "--format", help="pickapic, preference, ranking, scores, jsonl or folders; found by itself when left out."
+)
 @click.option("--on-bad-row", type=click.Choice(["stop", "drop"]), default="stop", show_default=True)
-def import_(source: Path, out: Path, format: str | None, on_bad_row: str) -> None:
-    """Make a pairs set from SOURCE: Parquet with Pick-a-Pic's columns, or rankings in JSONL."""
+@click.option("--ties", type=click.Choice(["drop", "keep"]), default="drop", show_default=True)
+@click.option(
+    "--rankings", type=click.Choice(["all", "best-worst"]), default="all", show_default=True,
+    help="The pairs of a ranking.",
+)  # fmt: skip
+@click.option("--least-gap", type=float, default=0, help="Best and worst of scores closer than this are a tie.")
+@click.option("--licence", help="The licence of the source, to be kept with the set.")
+def import_(source: str, out: Path, **how: Any) -> None:
+    """Make a pairs set from SOURCE: a file, a folder, or a set on the hub (owner/name, or hf://owner/name/path).
+
+    Parquet with the columns of Pick-a-Pic or with prompt, chosen, rejected; JSONL of pairs, rankings or scores; two
+    folders of pictures with captions. An import that was interrupted goes on with the same command.
+    """
     from mapo.importers import import_pairs
 
-    counts = import_pairs(source, out, format=format, on_bad_row=on_bad_row)
-    _say(f"{counts['pairs']} pairs in {out} ({counts['ties']} ties, {counts['repeats']} repeats, {counts['bad']} bad)")
+    counts = import_pairs(source, out, **how)
+    ties = f"{counts['ties']} ties {'kept' if how['ties'] == 'keep' else 'dropped'}"
+    _say(f"{counts['pairs']} pairs in {out} ({ties}, {counts['repeats']} repeats, {counts['bad']} bad)")
 
 
 @cli.command(cls=Verb, example="mapo check work/pairs --model mini --out work/check.html")
@@ -370,6 +384,7 @@ def main() -> None:
     """Run a verb; what went wrong is said in a sentence (exit code 2, or 130 for Ctrl-C)."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.simplefilter("ignore", FutureWarning)  # libraries talking to programmers
+    warnings.filterwarnings("ignore", module="PIL")  # about pictures that are refused or counted by us
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Abort:

@@ -1,254 +1,50 @@
-"""A set of preference pairs on disk: schema, writing, reading.
+"""A set of preference pairs on disk, opened for reading.
 
 A set is a folder::
 
-    images-00000.parquet …   sha256, bytes, width, height          each picture once
+    images-00000.parquet …   sha256, bytes, width, height          each picture once; bytes are null where not kept
+    pictures.npy             where each picture lies (see places.py)
     pairs.parquet            id, prompt, chosen, rejected, preference, weight, group, split, source, meta
-    set.json                 format, version, counts, provenance
+    set.json                 format, version, counts, conversions, provenance
 
 ``chosen`` and ``rejected`` are the pictures' hashes, ``preference`` is how sure it is that chosen is better (1: sure,
-0.5: a tie), ``meta`` is a JSON object. A set is written beside its place and renamed when it is complete.
+0.5: a tie), ``meta`` is a JSON object. ``writer.py`` writes sets; what everybody needs of it can be imported from here.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import shutil
-import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from threading import Lock
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from mapo.errors import MapoError
-from mapo.files import PARTIAL, prepare_out, read_json, sha256, write_json
-from mapo.splits import SPLITS, split_of
+from mapo.files import read_json, replacing, sha256, write_json
+from mapo.pictures import decode_picture
+from mapo.places import NAME as PLACES
+from mapo.places import Places
+from mapo.schema import FORMAT, IMAGE_SCHEMA, PAIR_SCHEMA, TIE, VERSION, Pair, check_values, make_pair, pair_id
+from mapo.splits import SPLITS
+from mapo.writer import PairWriter
 
-FORMAT, VERSION = "mapo-pairs", 1
-IMAGES_PER_ROW_GROUP = 32
-BYTES_PER_SHARD = 256 * 2**20
+__all__ = [
+    "IMAGE_SCHEMA", "PAIR_SCHEMA", "TIE", "Pair", "PairSet", "PairWriter",
+    "decode_picture", "make_pair", "pair_id", "replace_pairs", "sha256",
+]  # fmt: skip
+
 REMEDY = "Make the set with `mapo build` or `mapo import`."
-
-IMAGE_SCHEMA = pa.schema(
-    [("sha256", pa.string()), ("bytes", pa.binary()), ("width", pa.int32()), ("height", pa.int32())]
-)
-PAIR_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("prompt", pa.string()),
-        ("chosen", pa.string()),
-        ("rejected", pa.string()),
-        ("preference", pa.float64()),
-        ("weight", pa.float64()),
-        ("group", pa.string()),
-        ("split", pa.string()),
-        ("source", pa.string()),
-        ("meta", pa.string()),
-    ]
-)
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One row of ``pairs.parquet``."""
-
-    id: str
-    prompt: str
-    chosen: str
-    rejected: str
-    preference: float = 1.0
-    weight: float = 1.0
-    group: str | None = None
-    split: str = "train"
-    source: str = ""
-    meta: Mapping[str, Any] = field(default_factory=dict)
-
-
-def pair_id(prompt: str, chosen: str, rejected: str) -> str:
-    """The name of a pair: 16 hexadecimal digits of a hash of its prompt and its pictures."""
-    return hashlib.sha256("\0".join((prompt, chosen, rejected)).encode()).hexdigest()[:16]
-
-
-def make_pair(prompt: str, chosen: str, rejected: str, **rest: Any) -> Pair:
-    """A pair with its name and split filled in; ValueError when a value is outside the schema."""
-    pair = Pair(pair_id(prompt, chosen, rejected), prompt, chosen, rejected, **{"split": split_of(prompt), **rest})
-    _check(prompt, chosen, rejected, pair.preference, pair.weight, pair.split)
-    return pair
-
-
-def _check(prompt: str, chosen: str, rejected: str, preference: float, weight: float, split: str) -> None:
-    if not prompt.strip():
-        raise ValueError("the prompt is empty")
-    if not 0.5 <= preference <= 1:
-        raise ValueError(f"preference is {preference}, it must lie in 0.5 … 1 (swap the pictures if it is below)")
-    if not 0 <= weight < float("inf"):
-        raise ValueError(f"weight is {weight}, it must be a number that is not negative")
-    if split not in SPLITS:
-        raise ValueError(f"split is {split!r}, it must be one of {', '.join(SPLITS)}")
-    if chosen == rejected:
-        raise ValueError("chosen and rejected are the same picture")
-
-
-def _meta(pair: Pair) -> str:
-    """The pair's meta as JSON; ValueError when a text of the pair cannot be written."""
-    text = json.dumps(dict(pair.meta), ensure_ascii=False, allow_nan=False)
-    for part in (text, pair.source, pair.group or ""):
-        part.encode()  # half a character is a ValueError here, not later for the whole table
-    return text
-
-
-def decode_picture(data: bytes) -> Image.Image:
-    """Encoded bytes → RGB picture, upright (EXIF rotation applied) and opaque (alpha laid on white).
-
-    Raises ValueError for anything that is not one whole still picture.
-    """
-    if not data:
-        raise ValueError("it is empty")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture: Image.Image = Image.open(io.BytesIO(data))
-            if getattr(picture, "is_animated", False):
-                raise ValueError("it is animated")
-            picture = ImageOps.exif_transpose(picture)  # reads the pixels
-    except ValueError:
-        raise
-    except UnidentifiedImageError:
-        raise ValueError("it is in no format of pictures that is known") from None
-    except Exception as error:
-        raise ValueError(f"it cannot be decoded ({str(error) or type(error).__name__})") from None
-    if picture.mode.startswith(("I", "F")):
-        raise ValueError(f"its colour mode {picture.mode} has more than 8 bits per channel")
-    if "A" in picture.getbands() or "transparency" in picture.info:
-        rgba = picture.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return picture.convert("RGB")
-
-
-class PairWriter:
-    """Writes a set row by row; nothing appears at ``folder`` before the ``with`` block ends well."""
-
-    def __init__(self, folder: Path, provenance: Mapping[str, Any], sensitive: bool = False) -> None:
-        if folder.exists():
-            raise MapoError(f"{folder} already exists. Choose another --out, or delete it first.")
-        prepare_out(folder)
-        self.folder, self.provenance, self.sensitive = folder, dict(provenance), sensitive
-        self.work = folder.with_name(f".{folder.name}{PARTIAL}")
-        shutil.rmtree(self.work, ignore_errors=True)
-        self.work.mkdir()
-        self._known: set[bytes] = set()
-        self._waiting: list[dict[str, Any]] = []
-        self._shard: pq.ParquetWriter | None = None
-        self._shards = self._shard_bytes = 0
-        self._ids: set[str] = set()
-        self._pairs: list[dict[str, Any]] = []
-        self._table = pq.ParquetWriter(self.work / "pairs.parquet", PAIR_SCHEMA, compression="zstd")
-        self.count = 0
-
-    def add_image(self, data: bytes) -> str:
-        """Store an encoded picture once and return its hash; ValueError when it cannot be decoded."""
-        row = self._image_row(data)
-        self._store(row)
-        return str(row["sha256"])
-
-    def add_latent_only(self, sha256: str, width: int, height: int) -> None:
-        """Name a picture that the set knows but does not keep."""
-        self._store({"sha256": sha256, "bytes": None, "width": width, "height": height})
-
-    def _image_row(self, data: bytes) -> dict[str, Any]:
-        name = sha256(data)
-        if bytes.fromhex(name) in self._known:
-            return {"sha256": name}
-        picture = decode_picture(data)
-        return {"sha256": name, "bytes": data, "width": picture.width, "height": picture.height}
-
-    def _store(self, row: dict[str, Any]) -> None:
-        key = bytes.fromhex(row["sha256"])
-        if key in self._known:
-            return
-        self._known.add(key)
-        self._waiting.append(row)
-        if len(self._waiting) >= IMAGES_PER_ROW_GROUP:
-            self._flush_images()
-
-    def add_pair(self, prompt: str, chosen: bytes, rejected: bytes, **rest: Any) -> Pair | None:
-        """Store a pair and its pictures; None when the very same pair is already there."""
-        pair = make_pair(prompt, sha256(chosen), sha256(rejected), **rest)
-        if pair.id in self._ids:
-            return None
-        _meta(pair)
-        images = []
-        for side, data in (("chosen", chosen), ("rejected", rejected)):
-            try:
-                images.append(self._image_row(data))
-            except ValueError as error:
-                raise ValueError(f"the {side} picture: {error}") from None
-        for image in images:  # only now, or a bad pair would leave its good picture behind
-            self._store(image)
-        return self.add_pair_by_hash(prompt, pair.chosen, pair.rejected, **rest)
-
-    def add_pair_by_hash(self, prompt: str, chosen: str, rejected: str, **rest: Any) -> Pair | None:
-        """Store a pair of pictures that are in the set already; None when the very same pair is there."""
-        pair = make_pair(prompt, chosen, rejected, **rest)
-        if pair.id in self._ids:
-            return None
-        row = {**asdict(pair), "meta": _meta(pair)}
-        self._ids.add(pair.id)
-        self._pairs.append(row)
-        self.count += 1
-        if len(self._pairs) >= 4096:
-            self._flush_pairs()
-        return pair
-
-    def _flush_images(self) -> None:
-        if not self._waiting:
-            return
-        if self._shard is None:
-            self._shard = pq.ParquetWriter(
-                self.work / f"images-{self._shards:05d}.parquet", IMAGE_SCHEMA, compression="none"
-            )
-            self._shards, self._shard_bytes = self._shards + 1, 0
-        self._shard.write_table(pa.Table.from_pylist(self._waiting, IMAGE_SCHEMA))
-        self._shard_bytes += sum(len(row["bytes"] or b"") for row in self._waiting)
-        self._waiting.clear()
-        if self._shard_bytes >= BYTES_PER_SHARD:
-            self._shard.close()
-            self._shard = None
-
-    def _flush_pairs(self) -> None:
-        if self._pairs:
-            self._table.write_table(pa.Table.from_pylist(self._pairs, PAIR_SCHEMA))
-            self._pairs.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
-        try:
-            if kind is None:
-                self._flush_images()
-                self._flush_pairs()
-            if self._shard:
-                self._shard.close()
-            self._table.close()
-            if kind is None and self.count == 0:
-                raise MapoError(f"No pair to write to {self.folder}: the source gave none.")
-            if kind is None:
-                counts = {"pairs": self.count, "images": len(self._known)}
-                head = {"format": FORMAT, "version": VERSION, "sensitive": self.sensitive}
-                write_json(self.work / "set.json", {**head, **counts, "provenance": self.provenance})
-                self.work.rename(self.folder)
-        finally:
-            shutil.rmtree(self.work, ignore_errors=True)
+ROWS_AT_ONCE = 8192
+CHECKED = ("prompt", "chosen", "rejected", "preference", "weight", "split")
+MAY_BE_NULL = ("group", "source", "meta")
 
 
 class PairSet:
@@ -264,76 +60,116 @@ class PairSet:
         if self.info.get("format") != FORMAT or self.info.get("version") != VERSION:
             found = f"{self.info.get('format')} {self.info.get('version')}"
             raise MapoError(f"{folder} is a set of format {found}, this version reads {FORMAT} {VERSION}. {REMEDY}")
-        self.table = self._read(folder / "pairs.parquet", PAIR_SCHEMA)
+        try:
+            with pq.ParquetFile(folder / "pairs.parquet", memory_map=True) as file:
+                self.table = _cast(file.read(columns=PAIR_SCHEMA.names))
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+            raise MapoError(f"{folder / 'pairs.parquet'} is missing or damaged ({error}). {REMEDY}") from None
         if self.table.num_rows == 0:
             raise MapoError(f"{folder} holds no pairs. {REMEDY}")
-        self._shards = sorted(folder.glob("images-*.parquet"))
-        self._place: dict[str, tuple[int, int, int]] = {}
-        for number, shard in enumerate(self._shards):
+        self._places = self._open_places()
+        self._check(self.table)
+        self.info |= _counts(self.table)
+        self._group = lru_cache(maxsize=8)(self._read_group)
+        self._open_shard = lru_cache(maxsize=4)(lambda number: pq.ParquetFile(self._shard(number)))
+        self._reading = Lock()  # a Parquet reader is for one thread at a time
+
+    def _open_places(self) -> Places:
+        """The index of the pictures, after a look at whether the shards hold what it says."""
+        path = self.folder / PLACES
+        try:
+            places = Places(path)
+            pictures = np.bincount(places.records["shard"])
+        except (OSError, ValueError, EOFError) as error:
+            raise MapoError(f"{path} is missing or damaged ({error}). {REMEDY}") from None
+        for number, count in enumerate(pictures.tolist()):
+            shard = self._shard(number)
             try:
                 with pq.ParquetFile(shard) as file:
-                    for group in range(file.num_row_groups):
-                        for row, name in enumerate(file.read_row_group(group, ["sha256"])["sha256"].to_pylist()):
-                            self._place[name] = (number, group, row)
-            except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+                    if lacking := set(IMAGE_SCHEMA.names) - set(file.schema_arrow.names):
+                        raise ValueError(f"it has no column {', '.join(sorted(lacking))}")
+                    if file.metadata.num_rows != count:
+                        raise ValueError(f"it holds {file.metadata.num_rows} pictures, {PLACES} names {count}")
+            except FileNotFoundError:
+                raise MapoError(f"{shard} is missing, with {count} pictures. {REMEDY}") from None
+            except (pa.ArrowException, OSError, ValueError) as error:
                 raise MapoError(f"{shard} is damaged ({error}). {REMEDY}") from None
-        checked = ("prompt", "chosen", "rejected", "preference", "weight", "split")
-        for row, values in enumerate(zip(*(self.table[c].to_pylist() for c in checked), strict=True)):
-            for side, name in zip(checked[1:3], values[1:3], strict=True):
-                if name not in self._place:
-                    raise MapoError(f"{folder}: row {row} names the {side} picture {name}, no shard has it. {REMEDY}")
+        return places
+
+    def _shard(self, number: int) -> Path:
+        return self.folder / f"images-{number:05d}.parquet"
+
+    def _check(self, table: pa.Table) -> None:
+        """MapoError names the first row that is outside the schema or names a picture that is not there."""
+        for side in ("chosen", "rejected"):
+            if len(rows := self._places.missing(table[side])):
+                name = table[side][int(rows[0])].as_py()
+                raise MapoError(
+                    f"{self.folder}: row {rows[0]} names the {side} picture {name}, no shard has it. {REMEDY}"
+                )
+        preference, weight = (table[c].to_numpy() for c in ("preference", "weight"))
+        fine = (preference >= 0.5) & (preference <= 1) & (weight >= 0) & (weight < np.inf)
+        doubtful = [
+            pc.equal(pc.utf8_trim_whitespace(table["prompt"]), ""),
+            pc.equal(table["chosen"], table["rejected"]),
+            pc.invert(pc.is_in(table["split"], pa.array(SPLITS))),
+        ]
+        for mask in doubtful:
+            fine &= ~mask.to_numpy()
+        for row in np.flatnonzero(~fine).tolist():
             try:
-                _check(*values)
+                check_values(*(table[c][row].as_py() for c in CHECKED))
             except ValueError as error:
-                raise MapoError(f"{folder}: row {row}: {error}. {REMEDY}") from None
-        self._group = lru_cache(maxsize=8)(self._read_group)
+                raise MapoError(f"{self.folder}: row {row}: {error}. {REMEDY}") from None
 
-    @staticmethod
-    def _read(path: Path, schema: pa.Schema) -> pa.Table:
+    def _read_group(self, shard: int, group: int) -> list[bytes | None]:
         try:
-            table = pq.read_table(path, columns=schema.names, partitioning=None).cast(schema)
-            table.validate(full=True)
-            if empty := [c for c in schema.names if c not in ("group", "source", "meta") and table[c].null_count]:
-                raise ValueError(f"empty cells in {', '.join(empty)}")
-            return table
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise MapoError(f"{path} is missing or damaged ({error}). {REMEDY}") from None
-
-    def _read_group(self, shard: int, group: int) -> list[bytes]:
-        path = self._shards[shard]
-        try:
-            with pq.ParquetFile(path) as file:
-                return list(file.read_row_group(group, ["bytes"])["bytes"].to_pylist())
+            with self._reading:
+                return list(self._open_shard(shard).read_row_group(group, ["bytes"])["bytes"].to_pylist())
         except (pa.ArrowException, OSError, KeyError) as error:
-            raise MapoError(f"{path} is damaged ({error}). {REMEDY}") from None
+            raise MapoError(f"{self._shard(shard)} is damaged ({error}). {REMEDY}") from None
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
     def __getitem__(self, row: int) -> Pair:
-        values = self.table.slice(row, 1).to_pylist()[0]
+        return self._pair(row, self.table.slice(row, 1).to_pylist()[0])
+
+    def __iter__(self) -> Iterator[Pair]:
+        row = 0
+        for batch in self.table.to_batches(ROWS_AT_ONCE):
+            for values in batch.to_pylist():
+                yield self._pair(row, values)
+                row += 1
+
+    def _pair(self, row: int, values: dict[str, Any]) -> Pair:
         try:
             return Pair(**{**values, "meta": json.loads(values["meta"] or "{}")})
         except ValueError as error:
             raise MapoError(f"{self.folder}: row {row}: meta is no JSON ({error}). {REMEDY}") from None
 
-    def __iter__(self) -> Iterator[Pair]:
-        for row in range(len(self)):
-            yield self[row]
+    def _place(self, name: str) -> Any:
+        place = self._places.find(name)
+        if place is None:
+            raise MapoError(f"{self.folder} has no picture {name}.")
+        return place
 
     def keeps(self, name: str) -> bool:
-        """Whether the set holds the bytes of a picture, or knows it by its hash alone."""
-        shard, group, row = self._place[name]
-        return next(iter(self._group(shard, group)[row : row + 1]), b"") is not None
+        """Whether the bytes of a picture are in the set; False where it is kept as latents only."""
+        return bool(self._place(name)["kept"])
 
     def image_bytes(self, name: str) -> bytes:
         """The encoded bytes of a picture, checked against the hash that names it."""
-        shard, group, row = self._place[name]
-        if not self.keeps(name):
-            raise MapoError(f"{self.folder}: picture {name} is not kept in this set, only its latents are.")
-        data: bytes | None = next(iter(self._group(shard, group)[row : row + 1]), None)
+        place = self._place(name)
+        if not place["kept"]:
+            raise MapoError(
+                f"{self.folder} keeps the picture {name} as latents only, so it cannot be looked at. "
+                "Use the cache that was made with the set."
+            )
+        shard, group, row = (int(place[c]) for c in ("shard", "group", "row"))
+        data = next(iter(self._group(shard, group)[row : row + 1]), None)
         if data is None or sha256(data) != name:
-            raise MapoError(f"{self._shards[shard]}: picture {name} does not have the content of its hash. {REMEDY}")
+            raise MapoError(f"{self._shard(shard)}: picture {name} does not have the content of its hash. {REMEDY}")
         return data
 
     def image(self, name: str) -> Image.Image:
@@ -345,11 +181,46 @@ class PairSet:
 
     def image_names(self) -> list[str]:
         """The hashes of all pictures, in the order in which they lie on disk."""
-        return list(self._place)
+        records = self._places.records
+        order = np.lexsort((records["row"], records["group"], records["shard"]))
+        digits = np.ascontiguousarray(records["sha"][order]).tobytes().hex()
+        return [digits[start : start + 64] for start in range(0, len(digits), 64)]
 
     def fingerprint(self) -> str:
         """A hash of the pairs' names, preferences, weights and splits, in order."""
         digest = hashlib.sha256()
         for column in ("id", "preference", "weight", "split"):
-            digest.update(json.dumps(self.table[column].to_pylist()).encode())
+            for start in range(0, len(self), ROWS_AT_ONCE):
+                digest.update(json.dumps(self.table[column].slice(start, ROWS_AT_ONCE).to_pylist()).encode())
         return digest.hexdigest()[:16]
+
+
+def _cast(table: pa.Table) -> pa.Table:
+    """The table in the schema; ValueError when a cell is empty or no UTF-8."""
+    table = table.select(PAIR_SCHEMA.names).cast(PAIR_SCHEMA)
+    table.validate(full=True)
+    if empty := [c for c in PAIR_SCHEMA.names if c not in MAY_BE_NULL and table[c].null_count]:
+        raise ValueError(f"empty cells in {', '.join(empty)}")
+    return table
+
+
+def _counts(table: pa.Table) -> dict[str, int]:
+    return {"pairs": table.num_rows, "ties": int((table["preference"].to_numpy() == TIE).sum())}
+
+
+def replace_pairs(folder: Path, table: pa.Table) -> None:
+    """Give the set ``folder`` another table of pairs over its pictures, which stay as they are: relabelling.
+
+    The table is checked as an opened set's is, then ``pairs.parquet`` and the counts in ``set.json`` are replaced.
+    """
+    opened = PairSet(folder)
+    try:
+        table = _cast(table)
+    except (pa.ArrowException, ValueError, KeyError) as error:
+        raise MapoError(f"The new pairs of {folder} do not fit its schema ({error}).") from None
+    if table.num_rows == 0:
+        raise MapoError(f"No pairs would be left in {folder}. Keep at least one.")
+    opened._check(table)
+    with replacing(folder / "pairs.parquet") as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+    write_json(folder / "set.json", {**opened.info, **_counts(table)})  # a set counts its table again when opened

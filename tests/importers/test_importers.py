@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
-from data_fixtures import BLUE, GREEN, RED, files_below, write_parquet
+from data_fixtures import BLUE, GREEN, RED, encoded, files_below, make_set, noise, write_parquet
 from mapo.errors import MapoError
-from mapo.importers import IMPORTERS, BadRow, RawPair, import_pairs
+from mapo.files import sha256
+from mapo.importers import IMPORTERS, BadRow, Options, RawPair, import_pairs
 from mapo.importers import pickapic as some_format
+from mapo.importers.sources import Source
 from mapo.pairs import PairSet
 
 GOOD = RawPair("row 0", "a bear", RED, BLUE)
@@ -22,11 +28,11 @@ EMPTY = "the prompt is empty"
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     (tmp_path / "in").mkdir()
-    return write_parquet(tmp_path / "in" / "x.parquet", [{"x": 1}])
+    return write_parquet(tmp_path / "in" / "x.parquet", [{"caption": "1"}])
 
 
 def given(monkeypatch: pytest.MonkeyPatch, rows: list[RawPair | BadRow]) -> None:
-    monkeypatch.setattr(some_format, "read", lambda source: iter(rows))
+    monkeypatch.setattr(some_format, "read", lambda source, options, start=0: iter([row] for row in rows[start:]))
 
 
 def bad_rows(count: int) -> list[RawPair | BadRow]:
@@ -42,7 +48,10 @@ def test_pairs_ties_repeats_and_bad_rows_are_counted(
     counts = import_pairs(source, tmp_path / "set", on_bad_row="drop")
     assert counts == {"pairs": 2, "ties": 1, "repeats": 1, "bad": 2}
     opened = PairSet(tmp_path / "set")
-    assert opened.info["provenance"] == {"imported": "x.parquet", "format": "pickapic", "counts": counts}
+    assert opened.info["provenance"] == {
+        "imported": "x.parquet", "format": "pickapic", "ties": "drop", "rankings": "all", "least_gap": 0.0,
+        "licence": None, "counts": counts,
+    }  # fmt: skip
     assert [(p.preference, p.weight, p.group, p.source, p.meta) for p in opened] == [
         (1.0, 1.0, None, "pickapic", {}),
         (0.8, 2.0, "g", "pickapic", {"model": "x"}),
@@ -104,8 +113,8 @@ def test_a_source_that_gives_no_pairs_says_what_it_gave(
 def test_an_importer_that_breaks_off_leaves_nothing_behind(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read(source: Path) -> Iterator[RawPair]:
-        yield GOOD
+    def read(source: Source, options: Options, start: int = 0) -> Iterator[list[RawPair]]:
+        yield [GOOD]
         raise MapoError("the source ends here")
 
     monkeypatch.setattr(some_format, "read", read)
@@ -117,7 +126,7 @@ def test_an_importer_that_breaks_off_leaves_nothing_behind(
 def test_an_out_that_exists_is_refused_before_anything_is_read(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(some_format, "read", lambda source: pytest.fail("it was read"))
+    monkeypatch.setattr(some_format, "read", lambda *_: pytest.fail("it was read"))
     (tmp_path / "set").mkdir()
     with pytest.raises(MapoError, match="already exists"):
         import_pairs(source, tmp_path / "set")
@@ -129,6 +138,11 @@ def test_an_out_that_exists_is_refused_before_anything_is_read(
         ({"source": Path("nowhere")}, "There is no file or folder nowhere to import"),
         ({"format": "pickapick"}, r"There is no format 'pickapick'\. Did you mean 'pickapic'\?"),
         ({"on_bad_row": "skip"}, "--on-bad-row is 'skip'; it must be stop or drop"),
+        ({"ties": "yes"}, "--ties is 'yes'; it must be drop or keep"),
+        ({"rankings": "best"}, "--rankings is 'best'; it must be all or best-worst"),
+        ({"least_gap": -1.0}, "--least-gap is -1.0; it must be a number that is not negative"),
+        ({"least_gap": float("nan")}, "--least-gap is nan"),
+        ({"source": "hf://nobody"}, "hf://nobody is no set on the hub. Write hf://owner/name"),
     ],
 )
 def test_a_wrong_argument_is_refused_by_its_name(
@@ -139,26 +153,180 @@ def test_a_wrong_argument_is_refused_by_its_name(
     assert not (tmp_path / "set").exists()
 
 
-@pytest.mark.parametrize("name", ["x.csv", "x.json", "empty folder"])
-def test_a_source_of_no_known_format_names_the_known_ones(tmp_path: Path, name: str) -> None:
+UNKNOWN: dict[str, tuple[bytes | None, str]] = {
+    "x.csv": (
+        b"prompt,chosen",
+        rf"is in no format that is known\. Known formats: {', '.join(IMPORTERS)}; see `mapo import",
+    ),
+    "x.jsonl": (b'{"b": 1, "a": 2}', "its lines have a, b"),
+    "x.parquet": (b"text", "is no whole Parquet file"),
+    "zero.jsonl": (b"", r"is empty\. There is nothing to import"),
+    "zero.parquet": (b"", "is empty"),
+    "folder": (None, "is empty"),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_a_source_of_no_known_format_is_told_what_it_is(tmp_path: Path, name: str) -> None:
+    content, message = UNKNOWN[name]
     path = tmp_path / name
-    path.write_text("prompt,chosen\n") if path.suffix else path.mkdir()
-    with pytest.raises(MapoError, match=rf"is in no format that is known \({', '.join(IMPORTERS)}\)"):
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(MapoError, match=message):
+        import_pairs(path, tmp_path / "set")
+    assert files_below(tmp_path) == {name}
+
+
+def test_a_table_of_other_columns_is_told_its_columns(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "x.parquet", [{"url": "a", "text": "b"}])
+    with pytest.raises(MapoError, match="no format that is known: its columns are url, text"):
         import_pairs(path, tmp_path / "set")
 
 
-def test_the_format_is_found_by_itself(tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
+def test_a_set_of_ours_is_no_source(tmp_path: Path) -> None:
+    make_set(tmp_path / "mine", 2)
+    with pytest.raises(MapoError, match="mine is a set of pairs already"):
+        import_pairs(tmp_path / "mine", tmp_path / "set")
+
+
+def make_sources(folder: Path) -> dict[str, Path]:
+    """The same pair in every format."""
+    folder.mkdir()
     for name, data in (("a.png", RED), ("b.png", BLUE)):
-        (tmp_path / "in" / name).write_bytes(data)
-    line = {"prompt": "a bear", "images": ["a.png", "b.png"], "rank": [1, 2]}
-    (tmp_path / "in" / "r.jsonl").write_text(json.dumps(line))
-    import_pairs(tmp_path / "in", tmp_path / "ranking")
-    row = {"jpg_0": RED, "jpg_1": BLUE, "label_0": 1, "label_1": 0, "caption": "a bear"}
-    import_pairs(write_parquet(tmp_path / "p.parquet", [row]), tmp_path / "pickapic")
-    ids = [[p.id for p in PairSet(tmp_path / name)] for name in IMPORTERS]
-    assert ids[0] == ids[1]
-    assert [PairSet(tmp_path / name)[0].source for name in IMPORTERS] == list(IMPORTERS)
+        (folder / name).write_bytes(data)
+    for side, data in (("chosen", RED), ("rejected", BLUE)):
+        (folder / "two" / side).mkdir(parents=True)
+        (folder / "two" / side / "1.png").write_bytes(data)
+    (folder / "two" / "chosen" / "1.txt").write_text("a bear\n")
+    lines = {
+        "ranking": {"prompt": "a bear", "images": ["a.png", "b.png"], "rank": [1, 2]},
+        "scores": {"prompt": "a bear", "images": ["b.png", "a.png"], "scores": [0.1, 0.9]},
+        "jsonl": {"prompt": "a bear", "chosen": "a.png", "rejected": "b.png"},
+    }
+    for name, line in lines.items():
+        (folder / f"{name}.jsonl").write_text(json.dumps(line))
+    tables = {
+        "pickapic": {"jpg_0": RED, "jpg_1": BLUE, "label_0": 1, "label_1": 0, "caption": "a bear"},
+        "preference": {"prompt": "a bear", "chosen": RED, "rejected": BLUE},
+    }
+    paths = {name: write_parquet(folder / f"{name}.parquet", [row]) for name, row in tables.items()}
+    return paths | {name: folder / f"{name}.jsonl" for name in lines} | {"folders": folder / "two"}
+
+
+def test_every_format_is_found_by_itself_and_by_its_name_and_gives_the_same_pair(tmp_path: Path) -> None:
+    sources = make_sources(tmp_path / "in")
+    assert sources.keys() == IMPORTERS.keys()
+    for name, path in sources.items():
+        import_pairs(path, tmp_path / name)
+        import_pairs(path, tmp_path / f"{name} named", format=name)
+        for folder in (name, f"{name} named"):
+            (pair,) = PairSet(tmp_path / folder)
+            assert (pair.source, pair.prompt) == (name, "a bear")
+            assert (pair.chosen, pair.rejected) == (sha256(RED), sha256(BLUE))
+
+
+@pytest.mark.parametrize("name", IMPORTERS)
+def test_reading_from_a_row_on_gives_the_rest_of_the_rows(tmp_path: Path, name: str) -> None:
+    module = importlib.import_module(IMPORTERS[name])
+    source = make_long(tmp_path / "in", name, 70)
+    whole = list(module.read(source, Options()))
+    assert len(whole) == 70
+    assert sum(isinstance(item, BadRow) for row in whole for item in row) == 1
+    for start in (0, 1, 31, 32, 33, 64, 69, 70):
+        assert list(module.read(source, Options(), start)) == whole[start:]
+
+
+def make_long(folder: Path, name: str, count: int) -> Source:
+    """``count`` rows in two files or one, the fourth of them bad."""
+    (folder / "chosen").mkdir(parents=True)
+    (folder / "rejected").mkdir()
+    for side, data in (("chosen", RED), ("rejected", BLUE)):
+        (folder / side / "a.png").write_bytes(data)
+    if name == "folders":
+        (folder / "rejected" / "a.png").unlink()
+        for k in range(count):
+            for side, data in (("chosen", RED), ("rejected", BLUE)):
+                (folder / side / ("a.png" if k == 0 else f"{k:03}.png")).write_bytes(data)
+            if k != 3:
+                (folder / "chosen" / ("a.txt" if k == 0 else f"{k:03}.txt")).write_text(f"prompt {k}")
+        return Source(folder)
+    made: list[dict[str, Any]] = []
+    for k in range(count):
+        prompt = None if k == 3 else f"prompt {k}"
+        made.append(
+            {
+                "pickapic": {"jpg_0": RED, "jpg_1": BLUE, "label_0": 1, "label_1": 0, "caption": prompt},
+                "preference": {"prompt": prompt, "chosen": RED, "rejected": BLUE},
+                "ranking": {"prompt": prompt, "images": ["chosen/a.png", "rejected/a.png"] * 2, "rank": [1, 2, 3, 4]},
+                "scores": {"prompt": prompt, "images": ["chosen/a.png", "rejected/a.png"], "scores": [2, 1]},
+                "jsonl": {"prompt": prompt, "chosen": "chosen/a.png", "rejected": "rejected/a.png"},
+            }[name]
+        )
+    if name in ("pickapic", "preference"):
+        for part, start in enumerate(range(0, count, 40)):
+            table = pa.Table.from_pylist(made[start : start + 40])
+            pq.write_table(table, folder / f"{part}.parquet", row_group_size=12)
+    else:
+        (folder / "x.jsonl").write_text("\n\n".join(map(json.dumps, made)))
+    return Source(folder)
+
+
+def test_ties_are_kept_on_request(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given(monkeypatch, [GOOD, RawPair("row 1", "a bear", RED, GREEN, preference=0.5)])
+    assert import_pairs(source, tmp_path / "set", ties="keep") == {"pairs": 2, "ties": 1, "repeats": 0, "bad": 0}
+    opened = PairSet(tmp_path / "set")
+    assert [p.preference for p in opened] == [1.0, 0.5]
+    assert opened.info["ties"] == 1
+
+
+def test_a_source_of_ties_only_says_how_to_keep_them(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given(monkeypatch, [RawPair("row 1", "a bear", RED, GREEN, preference=0.5)])
+    with pytest.raises(MapoError, match=r"gave no pairs \(1 ties, 0 bad rows\)\. Keep the ties with --ties keep\."):
+        import_pairs(source, tmp_path / "set")
+
+
+def test_a_picture_of_a_tie_that_is_dropped_is_not_looked_at(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given(monkeypatch, [GOOD, RawPair("row 1", "a bear", b"text", GREEN, preference=0.5)])
+    assert import_pairs(source, tmp_path / "set")["ties"] == 1
+    with pytest.raises(MapoError, match=r"^row 1: the chosen picture: it is in no format"):
+        import_pairs(source, tmp_path / "other", ties="keep")
+
+
+def test_the_licence_of_the_source_is_kept(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given(monkeypatch, [GOOD])
+    import_pairs(source, tmp_path / "set", licence="CC-BY-4.0")
+    assert PairSet(tmp_path / "set").info["provenance"]["licence"] == "CC-BY-4.0"
+
+
+def test_what_is_converted_is_counted_once_for_each_picture(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clear = [encoded(Image.new("RGBA", (4, 4), (k, 0, 0, 99))) for k in range(3)]
+    grey = encoded(Image.new("L", (4, 4), 7))
+    pairs = [(clear[0], clear[1]), (clear[0], clear[2]), (grey, RED), (GREEN, BLUE)]
+    given(monkeypatch, [RawPair(f"row {k}", "a", *sides) for k, sides in enumerate(pairs)])
+    import_pairs(source, tmp_path / "set")
+    assert PairSet(tmp_path / "set").info["conversions"] == {"alpha": 3, "grey": 1}
+
+
+@pytest.mark.parametrize("workers", [1, 3, 8])
+def test_the_set_does_not_depend_on_the_number_of_workers(tmp_path: Path, workers: int) -> None:
+    rows = [
+        {"prompt": f"prompt {k}", "chosen": encoded(noise(k)), "rejected": encoded(noise(k % 7 + 1000), "JPEG")}
+        for k in range(150)
+    ]
+    rows[20]["chosen"] = rows[21]["rejected"] = rows[100]["chosen"] = b"text"
+    path = write_parquet(tmp_path / "x.parquet", rows)
+    counts = import_pairs(path, tmp_path / "many", workers=workers, on_bad_row="drop")
+    assert counts == {"pairs": 147, "ties": 0, "repeats": 0, "bad": 3}
+    opened = PairSet(tmp_path / "many")
+    assert [p.prompt for p in opened] == [f"prompt {k}" for k in range(150) if k not in (20, 21, 100)]
+    expected = dict.fromkeys(sha256(row[side]) for row in rows for side in ("chosen", "rejected"))
+    kept = [name for name in expected if name != sha256(b"text") and name != sha256(rows[21]["chosen"])]
+    assert opened.image_names() == kept
 
 
 def test_the_name_of_a_source_is_kept_even_when_it_is_the_working_folder(

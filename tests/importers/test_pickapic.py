@@ -15,8 +15,9 @@ import pytest
 from data_fixtures import BLUE, GREEN, RED, write_parquet
 from mapo.errors import MapoError
 from mapo.files import sha256
-from mapo.importers import BadRow, RawPair, import_pairs
+from mapo.importers import BadRow, Options, RawPair, import_pairs
 from mapo.importers.pickapic import NEEDED, detects, read
+from mapo.importers.sources import Source
 from mapo.pairs import PairSet
 
 
@@ -25,7 +26,7 @@ def make_row(**changes: Any) -> dict[str, Any]:
 
 
 def rows(path: Path) -> list[RawPair | BadRow]:
-    return list(read(path))
+    return [item for row in read(Source(path), Options()) for item in row]
 
 
 def test_the_picture_with_label_1_is_chosen(tmp_path: Path) -> None:
@@ -94,15 +95,13 @@ def test_missing_columns_are_named_together_with_those_there(tmp_path: Path) -> 
     path = write_parquet(tmp_path / "p.parquet", [{"caption": "a", "jpg_0": RED, "chosen": 1}])
     with pytest.raises(MapoError) as failure:
         rows(path)
-    assert "lacks the columns jpg_1, label_0, label_1 of Pick-a-Pic; it has caption, jpg_0, chosen." in str(
-        failure.value
-    )
+    assert "p.parquet lacks the columns jpg_1, label_0, label_1; it has caption, jpg_0, chosen." in str(failure.value)
 
 
 @pytest.mark.parametrize("column", NEEDED)
 def test_every_needed_column_is_needed(tmp_path: Path, column: str) -> None:
     path = write_parquet(tmp_path / "p.parquet", [{k: v for k, v in make_row().items() if k != column}])
-    with pytest.raises(MapoError, match=f"lacks the columns {column} of Pick-a-Pic"):
+    with pytest.raises(MapoError, match=f"lacks the columns {column}; it has"):
         rows(path)
 
 
@@ -116,7 +115,7 @@ def test_pictures_may_be_structs_as_the_image_feature_of_datasets_stores_them(tm
     assert isinstance(first, RawPair)
     assert (first.chosen, first.rejected) == (RED, GREEN)
     assert isinstance(second, BadRow)
-    assert second.why == "a picture has no bytes"
+    assert second.why == "the picture x.jpg cannot be read"
 
 
 def test_what_describes_a_pair_is_kept_and_what_is_not_known_is_left_out(tmp_path: Path) -> None:
@@ -135,10 +134,15 @@ def test_times_in_nanoseconds_are_kept_to_the_last_digit_without_pandas(tmp_path
     row = make_row(label_0=1, label_1=0, created_at=1_700_000_000_000_000_001)
     path = write_parquet(tmp_path / "p.parquet", [row], schema)
     (tmp_path / "pandas.py").write_text("raise ImportError")
-    code = "import sys, pathlib; from mapo.importers.pickapic import read; print(next(read(pathlib.Path(sys.argv[1]))).meta)"
+    code = """import sys, pathlib
+from mapo.importers import Options
+from mapo.importers.pickapic import read
+from mapo.importers.sources import Source
+print(next(read(Source(pathlib.Path(sys.argv[1])), Options()))[0].meta)
+"""
     done = subprocess.run(
         [sys.executable, "-c", code, path],
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
         capture_output=True,
         text=True,
     )
@@ -155,10 +159,13 @@ def test_a_folder_gives_the_pairs_of_all_its_files_in_order(tmp_path: Path) -> N
 def test_a_parquet_file_or_a_folder_of_some_is_detected(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "in" / "deep" / "p.parquet", [make_row()])
     (tmp_path / "empty").mkdir()
-    assert detects(path)
-    assert detects(tmp_path / "in")
-    assert not detects(tmp_path / "empty")
-    assert not detects(tmp_path / "x.jsonl")
+    other = write_parquet(tmp_path / "other.parquet", [{"prompt": "a", "chosen": RED, "rejected": BLUE}])
+    (tmp_path / "x.jsonl").write_text("{}")
+    assert detects(Source(path))
+    assert detects(Source(tmp_path / "in"))
+    assert not detects(Source(tmp_path / "empty"))
+    assert not detects(Source(tmp_path / "x.jsonl"))
+    assert not detects(Source(other))
 
 
 @pytest.mark.parametrize("content", [b"", b"text", None])

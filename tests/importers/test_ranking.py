@@ -12,8 +12,9 @@ import pytest
 from data_fixtures import make_picture
 from mapo.errors import MapoError
 from mapo.files import sha256
-from mapo.importers import BadRow, RawPair, import_pairs
+from mapo.importers import BadRow, Options, RawPair, import_pairs
 from mapo.importers.ranking import detects, read
+from mapo.importers.sources import Source
 from mapo.pairs import PairSet
 
 PROMPT = "a painting of an ocean, 雪"
@@ -65,6 +66,14 @@ def test_equal_ranks_are_ties_and_are_dropped_with_a_count(folder: Path) -> None
     assert pairs == [pair for pair in combinations(names, 2) if pair != (names[1], names[2])]
 
 
+def test_the_best_can_be_set_against_the_worst_alone(folder: Path) -> None:
+    path = write(folder, make_line(rank=[2, 1, 4, 3]), make_line(prompt="b", rank=[1, 1, 1, 1]))
+    counts = import_pairs(path, folder.parent / "set", rankings="best-worst")
+    assert counts == {"pairs": 1, "ties": 1, "repeats": 0, "bad": 0}
+    (pair,) = PairSet(folder.parent / "set")
+    assert (pair.chosen, pair.rejected, pair.group) == (sha256(DATA[1]), sha256(DATA[2]), "ranking:1")
+
+
 def test_every_line_is_a_group_of_its_own(folder: Path) -> None:
     write(folder, make_line(), "", make_line(prompt="b", images=NAMES[:2], rank=[2, 1]))
     import_pairs(folder, folder.parent / "set")
@@ -80,19 +89,19 @@ def test_pictures_lie_in_the_files_folder_wherever_one_works(folder: Path, monke
 
 BAD: dict[str, tuple[Any, str]] = {
     "no JSON": ('{"prompt": ', "it is no JSON"),
-    "no object": ([1], "it lacks one of prompt, images, rank"),
-    "no rank": ({"prompt": "a", "images": NAMES}, "it lacks one of prompt, images, rank"),
+    "no object": ([1], "it is no JSON object"),
+    "no rank": ({"prompt": "a", "images": NAMES}, "it lacks rank; it has prompt, images"),
     "prompt is no text": (make_line(prompt=3), "prompt must be a text"),
     "prompt is empty": (make_line(prompt=" "), "the prompt is empty"),
     "images is no list": (make_line(images="1.webp"), "images and rank lists"),
     "an image is no path": (make_line(images=[*NAMES[:3], None]), "an image is no path"),
-    "fewer ranks": (make_line(rank=[1, 2, 3]), "it has 4 images and 3 ranks"),
-    "one image": (make_line(images=NAMES[:1], rank=[1]), "it has 1 images and 1 ranks; it needs two or more"),
-    "a rank is a text": (make_line(rank=[1, 2, 3, "4"]), "a rank is no number"),
-    "a rank is true": (make_line(rank=[True, 2, 3, 4]), "a rank is no number"),
-    "a rank is NaN": (make_line(rank=[1, 2, 3, float("nan")]), "a rank is no number"),
-    "a rank is endless": (make_line(rank=[1, 2, 3, float("inf")]), "a rank is no number"),
-    "a rank is null": (make_line(rank=[1, 2, 3, None]), "a rank is no number"),
+    "fewer ranks": (make_line(rank=[1, 2, 3]), "it has 4 images and 3 in rank"),
+    "one image": (make_line(images=NAMES[:1], rank=[1]), "it has 1 images and 1 in rank; it needs two or more"),
+    "a rank is a text": (make_line(rank=[1, 2, 3, "4"]), "one of rank is no number"),
+    "a rank is true": (make_line(rank=[True, 2, 3, 4]), "one of rank is no number"),
+    "a rank is NaN": (make_line(rank=[1, 2, 3, float("nan")]), "one of rank is no number"),
+    "a rank is endless": (make_line(rank=[1, 2, 3, float("inf")]), "one of rank is no number"),
+    "a rank is null": (make_line(rank=[1, 2, 3, None]), "one of rank is no number"),
     "picture is gone": (make_line(images=[*NAMES[:3], "9.webp"]), "the picture 9.webp cannot be read"),
     "picture is a folder": (make_line(images=[*NAMES[:3], "sub"]), "the picture sub cannot be read"),
     "same picture twice": (make_line(images=["1.webp", "1.webp"], rank=[1, 2]), "are the same picture"),
@@ -131,7 +140,7 @@ def test_a_bad_line_can_be_dropped(folder: Path, name: str) -> None:
 def test_a_line_that_is_no_utf_8_is_named_by_its_number(folder: Path) -> None:
     path = write(folder, make_line())
     path.write_bytes(path.read_bytes() + '{"prompt": "Bär"}\n'.encode("latin-1"))
-    bad = list(read(path))[-1]
+    (bad,) = list(read(Source(path), Options()))[-1]
     assert isinstance(bad, BadRow)
     assert bad.where == "ranking.jsonl line 2"
     assert bad.why.startswith("it is no JSON")
@@ -141,8 +150,8 @@ def test_a_byte_order_mark_does_no_harm_and_utf_16_is_refused_in_a_sentence(fold
     path = write(folder, make_line())
     text = path.read_text("utf-8")
     path.write_text(text, "utf-8-sig")
-    assert detects(path)
-    assert all(isinstance(row, RawPair) for row in read(path))
+    assert detects(Source(path))
+    assert all(isinstance(item, RawPair) for row in read(Source(path), Options()) for item in row)
     path.write_text(text, "utf-16")
     with pytest.raises(MapoError, match=r"ranking\.jsonl is UTF-16 text\. Save it as UTF-8\."):
         import_pairs(path, folder.parent / "set")
@@ -150,22 +159,24 @@ def test_a_byte_order_mark_does_no_harm_and_utf_16_is_refused_in_a_sentence(fold
 
 def test_lines_may_hold_any_line_separator_of_unicode(folder: Path) -> None:
     path = write(folder, make_line(prompt="one\u2028two\x85three"))
-    assert {row.prompt for row in read(path) if isinstance(row, RawPair)} == {"one\u2028two\x85three"}
+    assert {item.prompt for row in read(Source(path), Options()) for item in row if isinstance(item, RawPair)} == {
+        "one\u2028two\x85three"
+    }
 
 
 def test_a_jsonl_file_of_rankings_or_the_folder_of_one_is_detected(folder: Path) -> None:
     path = write(folder, "", "not yet", make_line())
-    assert detects(path)
-    assert detects(folder)
+    assert detects(Source(path))
+    assert detects(Source(folder))
     (folder / "second.jsonl").write_text("{}")
-    assert not detects(folder)
-    assert not detects(folder / "second.jsonl")
-    assert not detects(folder / "1.webp")
+    assert not detects(Source(folder))
+    assert not detects(Source(folder / "second.jsonl"))
+    assert not detects(Source(folder / "1.webp"))
 
 
 def test_a_source_that_is_no_ranking_is_refused(folder: Path) -> None:
     with pytest.raises(MapoError, match=r"is no \.jsonl file and no folder with exactly one"):
         import_pairs(folder, folder.parent / "set", format="ranking")
     (folder / "empty.jsonl").write_text("\n\n")
-    with pytest.raises(MapoError, match="holds no rankings"):
+    with pytest.raises(MapoError, match="is empty: it holds no lines"):
         import_pairs(folder / "empty.jsonl", folder.parent / "set", format="ranking")

@@ -1,25 +1,33 @@
 """Importers: one generator per foreign format, from a source to raw pairs.
 
-A newcomer is a module with ``detects(source)`` and ``read(source)`` and one line in :data:`IMPORTERS`.
+A newcomer is a module with ``detects(source)`` and ``read(source, options, start)`` and one line in :data:`IMPORTERS`.
 """
 
 from __future__ import annotations
 
+import errno
 import importlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 from tqdm import tqdm
 
 from mapo.errors import MapoError, suggest
-from mapo.pairs import PairWriter
+from mapo.importers.sources import Source, find_source
+from mapo.pairs import TIE, PairWriter
 
 IMPORTERS = {
     "pickapic": "mapo.importers.pickapic",
+    "preference": "mapo.importers.preference",
     "ranking": "mapo.importers.ranking",
+    "scores": "mapo.importers.scores",
+    "jsonl": "mapo.importers.jsonl",
+    "folders": "mapo.importers.folders",
 }
+ROWS_PER_COMMIT = 8192
+COMPLAINTS_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -44,58 +52,162 @@ class BadRow:
     why: str
 
 
+@dataclass(frozen=True)
+class Options:
+    """What a person may ask for; the flags of ``mapo import`` have these names."""
+
+    ties: str = "drop"  # or keep
+    rankings: str = "all"  # or best-worst
+    least_gap: float = 0.0  # scores closer than this are a tie
+    on_bad_row: str = "stop"  # or drop
+
+    def __post_init__(self) -> None:
+        choices = {"ties": ("drop", "keep"), "rankings": ("all", "best-worst"), "on_bad_row": ("stop", "drop")}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                flag = "--" + name.replace("_", "-")
+                raise MapoError(f"{flag} is {getattr(self, name)!r}; it must be {' or '.join(known)}.")
+        if not 0 <= self.least_gap < float("inf"):
+            raise MapoError(f"--least-gap is {self.least_gap}; it must be a number that is not negative.")
+
+
 class Importer(Protocol):
     """What a format's module offers."""
 
-    def detects(self, source: Path) -> bool:
+    def detects(self, source: Source) -> bool:
         """Whether ``source`` looks like this format."""
 
-    def read(self, source: Path) -> Iterator[RawPair | BadRow]:
-        """The pairs of ``source``, in order; MapoError when it is not of this format at all."""
+    def read(self, source: Source, options: Options, start: int = 0) -> Iterator[list[RawPair | BadRow]]:
+        """A list for each row of ``source`` from number ``start`` on; MapoError when it is not of this format."""
 
 
-def import_pairs(source: Path, out: Path, *, format: str | None = None, on_bad_row: str = "stop") -> dict[str, int]:
-    """Read ``source`` into the set ``out``; its counts. Ties are dropped and counted.
+def import_pairs(
+    given: str | Path,
+    out: Path,
+    *,
+    format: str | None = None,
+    licence: str | None = None,
+    workers: int | None = None,
+    **options: Any,
+) -> dict[str, int]:
+    """Read a source (a path or a hub id) into the set ``out``; its counts. ``options`` are those of :class:`Options`.
 
-    A bad row stops the import and nothing is written, or with ``on_bad_row="drop"`` is dropped and counted.
+    Pictures are checked by ``workers`` threads (default: as many as there are cores); the set does not depend on their
+    number. An interrupted import goes on where it stopped when it is called again in the same way.
     """
-    if on_bad_row not in ("stop", "drop"):
-        raise MapoError(f"--on-bad-row is {on_bad_row!r}; it must be stop or drop.")
-    if not source.exists():
-        raise MapoError(f"There is no file or folder {source} to import.")
+    asked = Options(**options)
     if format is not None and format not in IMPORTERS:
         raise MapoError(f"There is no format {format!r}. {suggest(format, IMPORTERS)}")
-    names = [format] if format else list(IMPORTERS)
-    modules = {name: cast("Importer", importlib.import_module(IMPORTERS[name])) for name in names}
-    found = format or next((name for name, module in modules.items() if module.detects(source)), None)
-    if found is None:
-        raise MapoError(f"{source} is in no format that is known ({', '.join(IMPORTERS)}). See `mapo import --help`.")
+    if out.exists():
+        raise MapoError(f"{out} already exists. Choose another --out, or delete it first.")
+    source = find_source(given)
+    name, module = _importer(source, format)
     counts = {"pairs": 0, "ties": 0, "repeats": 0, "bad": 0}
-    complaints: list[str] = []
-    with PairWriter(out, {"imported": source.resolve().name, "format": found, "counts": counts}) as writer:
-        for row in tqdm(modules[found].read(source), desc=f"import {found}", unit="pair"):
-            try:
-                if isinstance(row, BadRow):
-                    raise ValueError(row.why)
-                if row.preference == 0.5:
-                    counts["ties"] += 1
-                    continue
-                rest = {"preference": row.preference, "weight": row.weight, "group": row.group, "meta": row.meta}
-                added = writer.add_pair(row.prompt, row.chosen, row.rejected, source=found, **rest)
-                counts["pairs" if added else "repeats"] += 1
-            except ValueError as error:
-                if on_bad_row == "stop":
-                    raise MapoError(
-                        f"{row.where}: {error}. Mend the row, or leave such rows out with --on-bad-row drop."
-                    ) from None
-                counts["bad"] += 1
-                if len(complaints) < 5:
-                    complaints.append(f"{row.where}: {error}")
-        if counts["pairs"] == 0:
-            first = f" First: {complaints[0]}." if complaints else ""
-            raise MapoError(f"{source} gave no pairs ({counts['ties']} ties, {counts['bad']} bad rows).{first}")
+    how = {"format": name, **{k: v for k, v in asdict(asked).items() if k != "on_bad_row"}}
+    provenance = {"imported": source.short_name, **how, "licence": licence, "counts": counts}
+    job = {"source": source.identity(), "licence": licence, "on_bad_row": asked.on_bad_row, **how}
+    try:
+        with PairWriter(out, provenance, job=job) as writer:
+            complaints = _import(source, module, name, asked, writer, counts, workers)
+            if counts["pairs"] == 0:
+                raise MapoError(_no_pairs(source, counts, complaints))
+    except ConnectionError as error:
+        raise MapoError(f"{error}. Repeat the command: it goes on where it stopped.") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise MapoError(
+            f"There is no space left for {out} ({error.strerror or error}). "
+            "Make room and repeat the command: it goes on where it stopped."
+        ) from None
     for complaint in complaints:
         print(f"left out: {complaint}")
     if counts["bad"] > len(complaints):
         print(f"left out: {counts['bad'] - len(complaints)} more")
     return counts
+
+
+def _import(
+    source: Source,
+    module: Importer,
+    name: str,
+    options: Options,
+    writer: PairWriter,
+    counts: dict[str, int],
+    workers: int | None,
+) -> list[str]:
+    """Fill ``writer`` and ``counts``; the first complaints about bad rows."""
+    from mapo.importers.checking import checked_rows
+
+    before = writer.progress or {"rows": 0, "counts": counts, "complaints": []}
+    done, complaints = int(before["rows"]), list(before["complaints"])
+    counts.update(before["counts"])
+    rows = checked_rows(module.read(source, options, done), workers, check_ties=options.ties == "keep")
+    since = 0
+    for row in tqdm(rows, desc=f"import {name}", unit="row", initial=done):
+        for item in row:
+            try:
+                if isinstance(item, BadRow):
+                    raise ValueError(item.why)
+                raw, pictures = item
+                counts["ties"] += raw.preference == TIE
+                if pictures is None:
+                    continue
+                rest: dict[str, Any] = {
+                    "preference": raw.preference,
+                    "weight": raw.weight,
+                    "group": raw.group,
+                    "meta": raw.meta,
+                }
+                added = writer.add_checked_pair(raw.prompt, *pictures, source=name, **rest)
+                counts["pairs" if added else "repeats"] += 1
+            except ValueError as error:
+                where = item.where if isinstance(item, BadRow) else item[0].where
+                if options.on_bad_row == "stop":
+                    raise MapoError(
+                        f"{where}: {error}. Mend the row, or leave such rows out with --on-bad-row drop."
+                    ) from None
+                counts["bad"] += 1
+                if len(complaints) < COMPLAINTS_SHOWN:
+                    complaints.append(f"{where}: {error}")
+        done, since = done + 1, since + 1
+        if writer.wants_commit or since >= ROWS_PER_COMMIT:
+            writer.commit({"rows": done, "counts": counts, "complaints": complaints})
+            since = 0
+    return complaints
+
+
+def _importer(source: Source, format: str | None) -> tuple[str, Importer]:
+    """The format that was named, or the first that recognises the source."""
+    if source.path is not None and (source.path / "set.json").is_file():
+        raise MapoError(f"{source.name} is a set of pairs already. Use it as it is.")
+    names = [format] if format else list(IMPORTERS)
+    modules = {name: cast("Importer", importlib.import_module(IMPORTERS[name])) for name in names}
+    found = format or next((name for name, module in modules.items() if module.detects(source)), None)
+    if found is None:
+        raise MapoError(_unknown(source))
+    return found, modules[found]
+
+
+def _unknown(source: Source) -> str:
+    """What a source is that no importer knows."""
+    from mapo.importers import lines, tables
+
+    known = f"Known formats: {', '.join(IMPORTERS)}; see `mapo import --help`."
+    if source.path is not None:
+        empty = not source.path.stat().st_size if source.path.is_file() else not any(source.path.iterdir())
+        if empty:
+            return f"{source.name} is empty. There is nothing to import."
+    if columns := tables.columns(source):
+        return f"{source.name} is in no format that is known: its columns are {', '.join(columns)}. {known}"
+    if columns is not None:
+        return f"{source.name} is no whole Parquet file. Fetch it again."
+    if keys := lines.keys(source):
+        return f"{source.name} is in no format that is known: its lines have {', '.join(sorted(keys))}. {known}"
+    return f"{source.name} is in no format that is known. {known}"
+
+
+def _no_pairs(source: Source, counts: dict[str, int], complaints: list[str]) -> str:
+    first = f" First: {complaints[0]}." if complaints else ""
+    advice = " Keep the ties with --ties keep." if counts["ties"] and not counts["bad"] else ""
+    return f"{source.name} gave no pairs ({counts['ties']} ties, {counts['bad']} bad rows).{first}{advice}"

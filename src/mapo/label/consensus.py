@@ -23,7 +23,8 @@ from mapo.errors import MapoError
 from mapo.files import prepare_out, read_json, replacing, write_json
 from mapo.label.blind import pair_key
 from mapo.label.votes import Vote, read_votes
-from mapo.pairs import PAIR_SCHEMA, PairSet, pair_id
+from mapo.pairs import PAIR_SCHEMA, TIE, PairSet, pair_id
+from mapo.places import NAME as PLACES
 
 VALUES = ("first", "second", "tie", "bad")  # first, second: the pictures of a pair, by the order of their hashes
 RESAMPLES = 1_000
@@ -235,7 +236,7 @@ def _write(pairs: PairSet, out: Path, rows: list[dict[str, Any]], labels: Mappin
     info = read_json(pairs.folder / "set.json", "a pairs set", "")
     with replacing(out) as temporary:
         temporary.mkdir()
-        for shard in sorted(pairs.folder.glob("images-*.parquet")):
+        for shard in [*sorted(pairs.folder.glob("images-*.parquet")), pairs.folder / PLACES]:
             try:
                 os.link(shard, temporary / shard.name)
             except OSError:  # another disk, or one without links
@@ -243,4 +244,5 @@ def _write(pairs: PairSet, out: Path, rows: list[dict[str, Any]], labels: Mappin
         shutil.copyfile(pairs.folder / "votes.jsonl", temporary / "votes.jsonl")
         pq.write_table(pa.Table.from_pylist(rows, PAIR_SCHEMA), temporary / "pairs.parquet", compression="zstd")
         provenance = {**info.get("provenance", {}), "labels": labels}
-        write_json(temporary / "set.json", {**info, "pairs": len(rows), "provenance": provenance})
+        ties = sum(row["preference"] == TIE for row in rows)
+        write_json(temporary / "set.json", {**info, "pairs": len(rows), "ties": ties, "provenance": provenance})

@@ -1,0 +1,100 @@
+"""Where a person's data lie: a file or folder on this machine, or a set on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mapo.errors import MapoError
+from mapo.files import inside
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./~-]+)?")
+FILE_ENDS = (".parquet", ".jsonl", ".json", ".csv", ".tar", ".zip", ".txt")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One of ``path`` (on this machine) and ``hub`` (``datasets/owner/name…``, as the hub's file system calls it)."""
+
+    path: Path | None = None
+    hub: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return str(self.path) if self.path is not None else f"hf://{self.hub}"
+
+    @property
+    def short_name(self) -> str:
+        """What the set remembers: no path of somebody's machine."""
+        return self.path.resolve().name if self.path is not None else self.name
+
+    def identity(self) -> list[Any]:
+        """Changes when the source does: sizes and times of its files, their versions on the hub."""
+        if self.path is None:
+            files = hub_files().find(self.hub, detail=True) if "*" not in (self.hub or "") else {}
+            return [self.hub, [[n, v.get("size"), str(v.get("blob_id", ""))] for n, v in sorted(files.items())]]
+        found = [self.path]
+        if self.path.is_dir():
+            found += [*self.path.glob("*/"), *self.path.glob("**/*.parquet"), *self.path.glob("*.jsonl")]
+        stats = [(str(path), path.stat()) for path in sorted(found)]
+        return [str(self.path.resolve()), [[name, s.st_size, s.st_mtime_ns] for name, s in stats]]
+
+
+def hub_files() -> Any:
+    """The hub as a file system (fsspec)."""
+    from huggingface_hub import HfFileSystem
+
+    return HfFileSystem()
+
+
+def find_source(given: str | Path) -> Source:
+    """``given`` is a path, a hub id (``owner/name``), or ``hf://…`` with a file, folder or pattern behind the id."""
+    text = str(given)
+    if text.startswith("hf:/"):  # a Path has lost one of the slashes
+        rest = text.removeprefix("hf:").strip("/").removeprefix("datasets/")
+        if not re.match(r"[\w.-]+/[\w.-]+", rest):
+            raise MapoError(f"{text} is no set on the hub. Write hf://owner/name.")
+        return _on_hub(rest)
+    path = Path(given)
+    if path.exists():
+        return Source(path=path)
+    if HUB_ID.fullmatch(text) and path.suffix not in FILE_ENDS and not path.parent.is_dir():
+        return _on_hub(text)
+    raise MapoError(f"There is no file or folder {given} to import.")
+
+
+def _on_hub(name: str) -> Source:
+    hub = f"datasets/{name}"
+    try:
+        files = hub_files()
+        there = bool(files.glob(hub) if "*" in hub else files.info(hub))
+    except FileNotFoundError:
+        there = False
+    except Exception as error:  # of whatever client the hub's library uses
+        raise MapoError(
+            f"The hub cannot be asked for {name} ({_first_line(error)}), and there is no file or folder of that name."
+        ) from None
+    if not there:
+        raise MapoError(f"There is no file or folder {name}, and the hub has no such set (or asks you to log in).")
+    return Source(hub=hub)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def picture_at(folder: Path, name: str) -> bytes:
+    """The bytes of a file below ``folder``; ValueError when it cannot be read or the path leads elsewhere."""
+    try:
+        path = inside(folder, name, "x")
+    except MapoError as error:
+        raise ValueError(str(error).removeprefix("x: ")) from None
+    try:
+        if not path.is_file():
+            raise OSError("no regular file")
+        return path.read_bytes()
+    except OSError:
+        raise ValueError(f"the picture {name} cannot be read") from None

@@ -1,0 +1,142 @@
+"""Encoded pictures: what is a whole still picture, and how it becomes upright, opaque, 8-bit RGB.
+
+A picture is kept as the bytes that came. What reading it changes has a name, so that it can be counted:
+
+=============  =====================================================================
+``alpha``      has an alpha channel or a transparent colour: laid on white
+``palette``    colours by number: looked up
+``grey``       grey or black and white: the same value in all three channels
+``CMYK``       printing colours: converted by Pillow's plain formula
+``16 bits``    16 bits per channel: the upper 8 are kept
+``rotated``    turned or mirrored as its EXIF orientation says
+``one of many``  MPO, a still with a second view or a preview: the first is taken
+=============  =====================================================================
+
+``YCbCr`` and ``HSV`` count under their own names; other colour modes are refused. Embedded colour profiles are not
+applied.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import dataclass
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mapo.files import sha256
+
+LEAST_SIDE = 2
+ORIENTATION = 0x0112
+DEEP = re.compile(r";16[BLN]\b")  # raw modes of 16 bits per channel; "BGR;16" is 16 bits per pixel
+PLAIN = ("RGB", "RGBA", "RGBX", "RGBa")
+MODES = {"P": "palette", "PA": "palette", "L": "grey", "LA": "grey", "1": "grey"} | {
+    m: m for m in ("CMYK", "YCbCr", "HSV")
+}
+CLEAR = ("RGBA", "RGBa", "LA", "PA")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that was decoded once and found whole; width and height are those of the upright picture.
+
+    ``data`` is None for a picture that is known but not kept.
+    """
+
+    sha256: str
+    data: bytes | None
+    width: int
+    height: int
+    conversions: tuple[str, ...] = ()
+
+
+def check_picture(data: bytes, name: str | None = None) -> Picture:
+    """Decode ``data`` to see that it is one whole still picture; ValueError says why it is not.
+
+    ``name`` is its hash where that is known already.
+    """
+    picture, conversions = _load(data)
+    width, height = picture.size
+    if "rotated" in conversions and picture.getexif().get(ORIENTATION, 1) >= 5:
+        width, height = height, width
+    if min(width, height) < LEAST_SIDE:
+        raise ValueError(f"it has {width} × {height} pixels; both sides must have {LEAST_SIDE} or more")
+    return Picture(name or sha256(data), data, width, height, conversions)
+
+
+def decode_picture(data: bytes) -> Image.Image:
+    """Encoded bytes → RGB picture, upright, opaque, 8 bits per channel.
+
+    Raises ValueError for anything that is not one whole still picture.
+    """
+    picture, conversions = _load(data)
+    if "rotated" in conversions:
+        picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I"):
+        picture = _upper_bits(picture)
+    if "alpha" in conversions:
+        rgba = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _load(data: bytes) -> tuple[Image.Image, tuple[str, ...]]:
+    """The picture as it lies in the file, its pixels read, and the names of what is to be changed."""
+    if not data:
+        raise ValueError("it is empty")
+    try:
+        picture: Image.Image = Image.open(io.BytesIO(data))
+        _refuse_size_and_frames(picture)
+        deep = picture.mode.startswith("I;16") or any(DEEP.search(str(tile[3])) for tile in _tiles(picture))
+        picture.load()
+        orientation = picture.getexif().get(ORIENTATION, 1)
+    except ValueError:
+        raise
+    except UnidentifiedImageError:
+        raise ValueError("it is in no format of pictures that is known") from None
+    except Image.DecompressionBombError:
+        raise ValueError(_too_large("far more")) from None
+    except Exception as error:
+        raise ValueError(f"it cannot be decoded ({str(error) or type(error).__name__})") from None
+    clear = picture.mode in CLEAR or "transparency" in picture.info
+    if not (deep or picture.mode in PLAIN or picture.mode in MODES):
+        raise ValueError(f"its colour mode {picture.mode} is not one that can be read as RGB with 8 bits a channel")
+    if deep and "transparency" in picture.info:
+        raise ValueError("it has 16 bits per channel and a transparent colour, which cannot be read together")
+    named = {
+        "alpha": clear,
+        "16 bits": deep,
+        "rotated": orientation in range(2, 9),
+        "one of many": picture.format == "MPO",
+        "grey": deep and picture.mode.startswith("I"),
+    }
+    if not named["grey"] and picture.mode not in PLAIN:
+        named[MODES[picture.mode]] = True
+    return picture, tuple(sorted(name for name, true in named.items() if true))
+
+
+def _refuse_size_and_frames(picture: Image.Image) -> None:
+    pixels, limit = picture.width * picture.height, Image.MAX_IMAGE_PIXELS
+    if limit is not None and pixels > limit:
+        raise ValueError(_too_large(f"{pixels} pixels, more"))
+    if picture.format == "MPO" or getattr(picture, "n_frames", 1) == 1:
+        return
+    if picture.format == "TIFF":
+        raise ValueError(f"it is a TIFF of {getattr(picture, 'n_frames', 1)} pages")
+    raise ValueError("it is animated")
+
+
+def _too_large(how: str) -> str:
+    return f"it has {how} than the limit of {Image.MAX_IMAGE_PIXELS} pixels (a decompression bomb?)"
+
+
+def _tiles(picture: Image.Image) -> list[tuple[object, ...]]:
+    tiles: list[tuple[object, ...]] = getattr(picture, "tile", None) or []
+    return tiles
+
+
+def _upper_bits(picture: Image.Image) -> Image.Image:
+    """Grey of 16 bits → grey of 8, as Pillow itself does with colours of 16 bits."""
+    import numpy as np
+
+    return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
