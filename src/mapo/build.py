@@ -280,7 +280,7 @@ def _write(plan: Plan, maker: Maker, kept: Sequence[Found], counts: dict[str, in
             else:
                 writer.add_pair(pair.prompt, read_picture(*pair.chosen), read_picture(*pair.rejected), **rest)
         if maker.latents:
-            folder = writer.work / LATENTS
+            folder = writer.content / LATENTS
             folder.mkdir()
             write_head(folder, maker.latents.model, maker.latents.key)
             names = dict.fromkeys(pair.rejected[1].sha256 for pair in kept)

@@ -43,7 +43,7 @@ class PairWriter:
     """Writes a set row by row; nothing appears at ``folder`` before the ``with`` block ends well.
 
     ``job`` (JSON) says what is written from what. With it, work up to the last :meth:`commit` outlives everything but a
-    MapoError, and ``progress`` is what that commit was given.
+    MapoError, and ``progress`` is what that commit was given. ``content`` is the folder that becomes the set.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class PairWriter:
         prepare_out(folder)
         self.folder, self.provenance, self.sensitive, self.job = folder, dict(provenance), sensitive, job
         self.work = folder.with_name(f".{folder.name}{PARTIAL}")
-        self._set = self.work / "set"
+        self.content = self.work / "set"
         self._ledger = self._open_ledger()
         state = self._ledger.state
         self._shards, self._parts = state.get("shards", 0), state.get("parts", 0)
@@ -73,13 +73,13 @@ class PairWriter:
         path = self.work / "ledger.sqlite3"
         if self.job is None:
             shutil.rmtree(self.work, ignore_errors=True)
-        self._set.mkdir(parents=True, exist_ok=True)
+        self.content.mkdir(parents=True, exist_ok=True)
         ledger = Ledger(path)
         if ledger.state and ledger.state["job"] != self.job:
             print(f"{self.work} held unfinished work from another source or other settings; it begins afresh.")
             ledger.close()
             shutil.rmtree(self.work)
-            self._set.mkdir(parents=True)
+            self.content.mkdir(parents=True)
             ledger = Ledger(path)
         return ledger
 
@@ -87,7 +87,7 @@ class PairWriter:
         state = self._ledger.state
         keep = {f"images-{k:05d}.parquet" for k in range(state.get("shards", 0))} | {"set", "ledger.sqlite3"}
         keep |= {f"pairs-{k:05d}.parquet" for k in range(state.get("parts", 0))}
-        for path in (*self.work.iterdir(), *self._set.iterdir()):
+        for path in (*self.work.iterdir(), *self.content.iterdir()):
             if path.name not in keep and not path.name.startswith("ledger.sqlite3-"):
                 path.unlink()
 
@@ -131,7 +131,7 @@ class PairWriter:
         if not self._waiting:
             return
         if self._shard is None:
-            path = self._set / f"images-{self._shards:05d}.parquet"
+            path = self.content / f"images-{self._shards:05d}.parquet"
             how = {"compression": "none", "use_dictionary": False, "write_statistics": False}  # no copies of pictures
             self._shard = pq.ParquetWriter(path, IMAGE_SCHEMA, **how)
             self._shards, self._groups = self._shards + 1, 0
@@ -150,7 +150,7 @@ class PairWriter:
     def _close_shard(self) -> None:
         if self._shard:
             self._shard.close()
-            _sync(self._set / f"images-{self._shards - 1:05d}.parquet")
+            _sync(self.content / f"images-{self._shards - 1:05d}.parquet")
             self._shard, self._shard_bytes = None, 0
 
     # ------------------------------------------------------------------ pairs
@@ -224,20 +224,20 @@ class PairWriter:
         if self.count == 0:
             raise MapoError(f"No pair to write to {self.folder}: the source gave none.")
         self.commit(self.progress)
-        with _pairs_file(self._set / "pairs.parquet") as whole:
+        with _pairs_file(self.content / "pairs.parquet") as whole:
             for number in range(self._parts):
                 with pq.ParquetFile(self.work / f"pairs-{number:05d}.parquet") as part:
                     for batch in part.iter_batches(PAIRS_PER_ROW_GROUP, use_threads=False):
                         whole.write_batch(batch)
         pictures, kept = self._ledger.count_pictures()
-        write_places(self._set / PLACES, pictures, self._ledger.places())
+        write_places(self.content / PLACES, pictures, self._ledger.places())
         counts = {"pairs": self.count, "ties": self._ties, "images": pictures, "images_not_kept": pictures - kept}
         head = {"format": FORMAT, "version": VERSION, "sensitive": self.sensitive, **counts}
         conversions = {name: self._conversions[name] for name in sorted(self._conversions)}
-        write_json(self._set / "set.json", {**head, "conversions": conversions, "provenance": self.provenance})
-        for path in self._set.iterdir():
+        write_json(self.content / "set.json", {**head, "conversions": conversions, "provenance": self.provenance})
+        for path in self.content.iterdir():
             _sync(path)
-        self._set.rename(self.folder)
+        self.content.rename(self.folder)
 
     def __enter__(self) -> Self:
         return self

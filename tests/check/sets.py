@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -39,6 +40,10 @@ def replace_picture(folder: Path, old: bytes, new: bytes, renamed: bool = True) 
         if row["sha256"] == sha256(old):
             row["sha256"], row["bytes"] = names[row["sha256"]], new
     pq.write_table(pa.Table.from_pylist(images, IMAGE_SCHEMA), path)
+    places = np.load(folder / "pictures.npy")
+    was, now = (np.frombuffer(bytes.fromhex(name), np.uint8) for name in next(iter(names.items())))
+    places["sha"][(places["sha"] == was).all(1)] = now
+    np.save(folder / "pictures.npy", places[np.argsort([bytes(sha) for sha in places["sha"]])])
     table = folder / "pairs.parquet"
     pairs = pq.read_table(table).to_pylist()
     for row in pairs:
