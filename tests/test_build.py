@@ -42,6 +42,9 @@ class Lightness:
         means = [[sum(band.getdata()) / (255 * len(band.getdata())) for band in p.split()] for p in pictures]
         return {"all": [sum(m) / 3 for m in means], "red": [m[0] for m in means]}
 
+    def notes(self):
+        return [f"{self.name} was asked"]
+
 
 class Fussy(Lightness):
     """A scorer that likes pictures whose first bytes fall so: about half of all, the same at every call."""

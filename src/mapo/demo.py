@@ -36,7 +36,10 @@ SETTINGS: dict[str, Any] = {
 
 
 def demo(
-    out: Path, recipe: str = "pick-style-cartoon", test_prompts: str = TEST_PROMPTS, seeds: Sequence[int] = SEEDS
+    out: Path,
+    recipe: str = "pick-style-cartoon",
+    test_prompts: str | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Run every stage into ``out``, going on where an earlier call stopped; what ``summary.json`` holds."""
     if recipe not in GOALS:
@@ -68,10 +71,10 @@ def demo(
             encode(family_of(model), model, PairSet(pairs), cache, images_per_batch=32)
         with stage("train"):
             train(config, run)
-    prompts = read_prompts(test_prompts)
+    prompts = read_prompts(test_prompts or TEST_PROMPTS)
     with stage("sample"):
         for name, model_name in (("before", "mini"), ("after", str(run))):
-            sample(model_name, prompts, list(seeds), out / name)
+            sample(model_name, prompts, list(seeds or SEEDS), out / name)
     with stage("score"):
         tables = [score_images(out / n, "mini", out / f"{n}-scores.parquet") for n in ("before", "after")]
     with stage("report"):

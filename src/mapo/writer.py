@@ -235,8 +235,9 @@ class PairWriter:
         head = {"format": FORMAT, "version": VERSION, "sensitive": self.sensitive, **counts}
         conversions = {name: self._conversions[name] for name in sorted(self._conversions)}
         write_json(self.content / "set.json", {**head, "conversions": conversions, "provenance": self.provenance})
-        for path in self.content.iterdir():
-            _sync(path)
+        for path in self.content.rglob("*"):
+            if path.is_file():
+                _sync(path)
         self.content.rename(self.folder)
 
     def __enter__(self) -> Self:

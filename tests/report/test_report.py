@@ -105,9 +105,7 @@ def test_a_folder_that_is_no_run_is_refused(world, tmp_path):
         world.report(run=tmp_path / "before")
 
 
-def test_pictures_of_a_run_on_sensitive_pairs_are_blurred_until_asked(tmp_path):
-    run = tmp_path / "run"
-    run.mkdir()
+def test_pictures_of_a_run_on_sensitive_pairs_are_blurred_until_asked(tmp_path, run):
     world = World(tmp_path)
     cases = (
         (False, False, False, False),

@@ -21,10 +21,10 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from mapo.build import parse_filter
 from mapo.errors import MapoError
 from mapo.files import sha256
 from mapo.images import ImageRow, append_images, png_bytes
+from mapo.judge import parse_filter
 from mapo.mini.pretrain import make_tokenizer
 from mapo.scorers import load_scorer, score_images
 from mapo.scorers.clip import CLIP, PICKSCORE, PICKSCORE_PROCESSOR
