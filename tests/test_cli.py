@@ -59,7 +59,7 @@ def test_every_example_in_the_help_is_a_command_that_parses(verb):
     command = cli.commands[verb]
     words = command.example.split()
     assert words[:2] == ["mapo", verb]
-    command.make_context(verb, words[2:])
+    command.make_context(verb, words[2:], **cli.context_settings)
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_every_command_in_the_documents_parses(page):
         command: click.Command = cli
         while isinstance(command, click.Group):
             command = command.commands[words.pop(0)]
-        command.make_context("mapo", [w.strip("\"'") for w in words])
+        command.make_context("mapo", [w.strip("\"'") for w in words], **cli.context_settings)
 
 
 def test_the_file_map_of_the_readme_names_every_module_and_nothing_else():

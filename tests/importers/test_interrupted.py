@@ -19,8 +19,9 @@ from mapo.pairs import PairSet
 
 ROWS = 400
 IMPORT = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs in its background
 import mapo.importers, mapo.writer
 from mapo.importers import tables
 mapo.importers.ROWS_PER_COMMIT = 50
