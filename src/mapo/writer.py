@@ -208,6 +208,13 @@ class PairWriter:
 
     def commit(self, progress: Any = None) -> None:
         """Close the files that are open; from now on a killed writer of this job comes back to here."""
+        self._close_files()
+        counts = {"pairs": self.count, "ties": self._ties, "conversions": dict(self._conversions)}
+        files = {"shards": self._shards, "parts": self._parts}
+        self._ledger.commit({"job": self.job, **files, **counts, "progress": progress})
+        self.progress, self.wants_commit = progress, False
+
+    def _close_files(self) -> None:
         self._flush_images()
         self._close_shard()
         self._flush_pairs()
@@ -215,15 +222,11 @@ class PairWriter:
             self._part.close()
             _sync(self.work / f"pairs-{self._parts - 1:05d}.parquet")
             self._part = None
-        counts = {"pairs": self.count, "ties": self._ties, "conversions": dict(self._conversions)}
-        files = {"shards": self._shards, "parts": self._parts}
-        self._ledger.commit({"job": self.job, **files, **counts, "progress": progress})
-        self.progress, self.wants_commit = progress, False
 
     def _finish(self) -> None:
         if self.count == 0:
             raise MapoError(f"No pair to write to {self.folder}: the source gave none.")
-        self.commit(self.progress)
+        self._close_files()  # without a commit: only who adds rows knows how far they go
         with _pairs_file(self.content / "pairs.parquet") as whole:
             for number in range(self._parts):
                 with pq.ParquetFile(self.work / f"pairs-{number:05d}.parquet") as part:
@@ -248,8 +251,8 @@ class PairWriter:
         try:
             if kind is None:
                 self._finish()
-        except OSError:
-            keep = self.job is not None
+        except BaseException as error:
+            keep = self.job is not None and not isinstance(error, MapoError)
             raise
         finally:
             for file in (self._shard, self._part):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import signal
 import subprocess
@@ -121,6 +122,43 @@ def test_what_was_written_after_the_last_commit_is_thrown_away(
     (work / "set" / "pairs.parquet").write_text("half a file")
     import_pairs(source, tmp_path / "set")
     assert contents(tmp_path / "set") == whole
+
+
+def make_source(kind: str, folder: Path) -> Path:
+    """Four good pairs and a bad row of a format."""
+    folder.mkdir()
+    for k in range(10):
+        (folder / f"{k}.png").write_bytes(encoded(noise(k)))
+    if kind == "folders":
+        for side, shift in (("chosen", 0), ("rejected", 5)):
+            (folder / side).mkdir()
+            for k in range(5):
+                (folder / f"{k + shift}.png").rename(folder / side / f"{k}.png")
+                (folder / side / f"{k}.txt").write_text(f"prompt {k}" if k else "")
+        return folder
+    extra = {"ranking": "rank", "scores": "scores"}.get(kind)
+    with (folder / "x.jsonl").open("w") as file:
+        for k in range(5):
+            names = [f"{k}.png", f"{k + 5}.png"]
+            row = {"images": names, extra: [1, 2]} if extra else dict(zip(("chosen", "rejected"), names, strict=True))
+            file.write(json.dumps({"prompt": f"prompt {k}" if k else None, **row}) + "\n")
+    return folder / "x.jsonl"
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "ranking", "scores", "folders"])
+def test_a_stop_while_the_set_is_put_together_loses_nothing(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    given = source if kind == "parquet" else make_source(kind, tmp_path / "source")
+    clean = import_pairs(given, tmp_path / "clean", on_bad_row="drop")
+    assert clean["bad"] == (kind != "parquet")
+    with monkeypatch.context() as patch:
+        patch.setattr("mapo.writer.write_places", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            import_pairs(given, tmp_path / "set", on_bad_row="drop")
+    assert not (tmp_path / "set").exists()
+    assert import_pairs(given, tmp_path / "set", on_bad_row="drop") == clean
+    assert contents(tmp_path / "set") == contents(tmp_path / "clean")
 
 
 def test_an_import_that_was_stopped_before_its_first_commit_leaves_nothing(

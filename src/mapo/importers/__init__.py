@@ -174,6 +174,7 @@ def _import(
         if writer.wants_commit or since >= ROWS_PER_COMMIT:
             writer.commit({"rows": done, "counts": counts, "complaints": complaints})
             since = 0
+    writer.commit({"rows": done, "counts": counts, "complaints": complaints})
     return complaints
 
 

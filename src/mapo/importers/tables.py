@@ -175,4 +175,7 @@ def number_of(value: Any, name: str) -> float:
     """A number; ValueError says what ``name`` is instead."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{name} is {value!r}, which is no number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} is too large a number") from None
