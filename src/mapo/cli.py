@@ -284,6 +284,8 @@ def label(
         material, votes = of_pairs(PairSet(pairs)), pairs / "votes.jsonl"
     elif pairs is None and before is not None and after is not None and out is not None and not apply:
         material, votes = of_folders(before, after), out
+    elif apply and pairs is not None and out is None:
+        raise MapoError("--apply needs --out, the pairs set to write.")
     else:
         raise MapoError("Give PAIRS (and --out only with --apply), or else --before, --after and --out together.")
     if summary:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -176,3 +177,10 @@ def test_the_identity_of_a_source_follows_its_files(tmp_path: Path) -> None:
         assert source.identity() == before
         write_parquet(path, [{"prompt": "a", "chosen": RED, "rejected": GREEN}] * 3)
         assert source.identity() != before
+
+
+def test_what_is_neither_file_nor_folder_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for given in (tmp_path / "pipe", "/dev/null", ""):
+        with pytest.raises(MapoError, match="is neither a file nor a folder"):
+            find_source(given)

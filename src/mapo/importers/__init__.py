@@ -165,7 +165,7 @@ def _import(
                 where = item.where if isinstance(item, BadRow) else item[0].where
                 if options.on_bad_row == "stop":
                     raise MapoError(
-                        f"{where}: {error}. Mend the row, or leave such rows out with --on-bad-row drop."
+                        f"{where}: {str(error).rstrip('.')}. Mend the row, or leave such rows out with --on-bad-row drop."
                     ) from None
                 counts["bad"] += 1
                 if len(complaints) < COMPLAINTS_SHOWN:

@@ -59,8 +59,10 @@ def find_source(given: str | Path) -> Source:
             raise MapoError(f"{text} is no set on the hub. Write hf://owner/name.")
         return _on_hub(rest)
     path = Path(given)
-    if path.exists():
+    if text and (path.is_file() or path.is_dir()):
         return Source(path=path)
+    if path.exists():
+        raise MapoError(f"{given or 'The empty name'} is neither a file nor a folder. Give one of the two.")
     if HUB_ID.fullmatch(text) and path.suffix not in FILE_ENDS and not path.parent.is_dir():
         return _on_hub(text)
     raise MapoError(f"There is no file or folder {given} to import.")
