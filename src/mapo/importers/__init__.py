@@ -164,8 +164,9 @@ def _import(
             except ValueError as error:
                 where = item.where if isinstance(item, BadRow) else item[0].where
                 if options.on_bad_row == "stop":
+                    why = str(error).rstrip(".")
                     raise MapoError(
-                        f"{where}: {str(error).rstrip('.')}. Mend the row, or leave such rows out with --on-bad-row drop."
+                        f"{where}: {why}. Mend the row, or leave such rows out with --on-bad-row drop."
                     ) from None
                 counts["bad"] += 1
                 if len(complaints) < COMPLAINTS_SHOWN:
