@@ -5,6 +5,7 @@ A record is ``sha`` (32 bytes), ``shard``, ``group``, ``row`` and whether its by
 
 from __future__ import annotations
 
+import binascii
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -18,12 +19,6 @@ NAME = "pictures.npy"
 RECORD = np.dtype([("sha", "u1", (32,)), ("shard", "<i4"), ("group", "<i4"), ("row", "<i4"), ("kept", "<i4")])
 AT_ONCE = 32_768  # names looked up
 WRITTEN_AT_ONCE = 4_096
-HEX = np.frombuffer(b"0123456789abcdef", np.uint8)
-LETTERS = (HEX[:, None].astype(np.uint16) | HEX[None].astype(np.uint16) << 8).ravel()  # two letters as one number
-IS_HEX = np.zeros(2**16, bool)
-IS_HEX[LETTERS] = True
-BYTES = np.zeros(2**16, np.uint8)  # two letters → the byte they write
-BYTES[LETTERS] = np.arange(256)
 
 
 def write_places(path: Path, count: int, places: Iterable[tuple[bytes, int, int, int, bool]]) -> None:
@@ -80,10 +75,12 @@ class Places:
     def _missing(self, names: pa.StringArray) -> list[int]:
         first = np.frombuffer(names.buffers()[1], np.int32)[names.offset]
         letters = np.frombuffer(names.buffers()[2], np.uint8)[first:][: 64 * len(names)]
-        regular = pc.all(pc.equal(pc.binary_length(names), 64)).as_py()
-        if not regular or not IS_HEX[letters.view("<u2")].all():
+        try:
+            if not pc.all(pc.equal(pc.binary_length(names), 64)).as_py():
+                raise ValueError("not all are 64 digits")
+            shas = np.frombuffer(binascii.unhexlify(letters.tobytes()), np.uint8).reshape(-1, 32)
+        except ValueError:
             return [row for row, name in enumerate(names.to_pylist()) if self.find(name) is None]
-        shas = BYTES[letters.view("<u2")].reshape(-1, 32)
         heads = _heads(shas)
         order = np.argsort(heads)  # neighbours lie together in the file too
         places = np.minimum(np.searchsorted(self._heads, heads[order]), len(self.records) - 1)

@@ -35,7 +35,7 @@ IMAGES_PER_ROW_GROUP = 256
 BYTES_PER_ROW_GROUP = 4 * 2**20  # what is read to get at one picture
 BYTES_PER_SHARD = 256 * 2**20
 PAIRS_AT_ONCE = 2048
-PAIRS_PER_ROW_GROUP = 16_384
+PAIRS_PER_ROW_GROUP = 4_096
 TEXTS_THAT_REPEAT = ["group", "split", "source"]
 
 
@@ -232,6 +232,7 @@ class PairWriter:
                 with pq.ParquetFile(self.work / f"pairs-{number:05d}.parquet") as part:
                     for batch in part.iter_batches(PAIRS_PER_ROW_GROUP, use_threads=False):
                         whole.write_batch(batch)
+                pa.default_memory_pool().release_unused()
         pictures, kept = self._ledger.count_pictures()
         write_places(self.content / PLACES, pictures, self._ledger.places())
         counts = {"pairs": self.count, "ties": self._ties, "images": pictures, "images_not_kept": pictures - kept}
