@@ -48,9 +48,14 @@ def test_no_prompt_of_the_mini_world_is_left_out():
     assert not [p for split in ("train", "validation", "test") for p in scenes.prompts(split) if names_minor(p)]
 
 
-@given(st.sampled_from(sorted(WORDS)), st.sampled_from(["a {} in a park", "{}", "{}, 8k", "the {}'s hat", "x-{}_y"]))
-def test_every_word_of_the_list_is_found_in_any_case_and_place(word, frame):
-    assert names_minor(frame.format(word)) and names_minor(frame.format(word.upper()))
+@pytest.mark.parametrize("frame", ["a {} in a park", "{}", "{}, 8k", "the {}'s hat", "x-{}_y"])
+def test_every_word_of_the_list_is_found_in_any_case_and_place(frame):
+    missed = [w for word in sorted(WORDS) for w in (word, word.upper(), word.title()) if not names_minor(frame.format(w))]
+    assert not missed
+
+
+def test_a_turkish_word_is_found_in_capitals():
+    assert names_minor("bir KIZ") and names_minor("bir kız")
 
 
 @given(st.integers(0, 120), st.sampled_from(["a {} year old man", "a {}-year-old man", "man ({}yo)", "a man aged {}"]))

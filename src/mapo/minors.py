@@ -37,7 +37,7 @@ LETTERS = str.maketrans("013457$@", "oieastsa")  # digits that stand for letters
 
 
 def _fold(text: str) -> str:
-    plain = unicodedata.normalize("NFKD", text)
+    plain = unicodedata.normalize("NFKD", text).replace("ı", "i")  # whose capital is the plain I
     return unicodedata.normalize("NFC", "".join(c for c in plain if not "\u0300" <= c <= "\u036f"))
 
 
