@@ -50,7 +50,9 @@ def test_no_prompt_of_the_mini_world_is_left_out():
 
 @pytest.mark.parametrize("frame", ["a {} in a park", "{}", "{}, 8k", "the {}'s hat", "x-{}_y"])
 def test_every_word_of_the_list_is_found_in_any_case_and_place(frame):
-    missed = [w for word in sorted(WORDS) for w in (word, word.upper(), word.title()) if not names_minor(frame.format(w))]
+    missed = [
+        w for word in sorted(WORDS) for w in (word, word.upper(), word.title()) if not names_minor(frame.format(w))
+    ]
     assert not missed
 
 
