@@ -28,6 +28,7 @@ RGB: dict[str, tuple[int, int, int]] = {
     "blue": (36, 88, 205),
     "purple": (134, 58, 172),
     "black": (44, 44, 50),
+    "teal": (20, 150, 150),  # of the study's subject alone: no caption of the world knows it
 }
 BACKGROUND_RGB: dict[str, tuple[int, int, int]] = {
     "white": (243, 243, 240),
@@ -112,6 +113,11 @@ def _polygon(shape: str) -> NDArray[np.float64]:
         x = 16 * np.sin(s) ** 3
         y = -(13 * np.cos(s) - 5 * np.cos(2 * s) - 2 * np.cos(3 * s) - np.cos(4 * s))
         return np.stack([x / 15.0, (y - 2.0) / 14.0], 1)
+    if shape == "moon":  # of the study's subject alone
+        outer, inner = np.linspace(0.14, 0.86, 40) * turn, np.linspace(0.80, 0.20, 40) * turn
+        crescent = np.stack([np.cos(outer), np.sin(outer)], 1)
+        hollow = np.stack([0.42 + 0.78 * np.cos(inner), 0.78 * np.sin(inner)], 1)
+        return np.concatenate([crescent, hollow]) * 1.1
     raise KeyError(shape)
 
 

@@ -49,9 +49,9 @@ NOT_SAID = -100  # the label that cross_entropy ignores
 
 
 class JudgeNet(nn.Sequential):
-    """Five convolutions and two linear layers: float "n 3 48 48" in [-1, 1] → logits of all heads, "n 43"."""
+    """Five convolutions and two linear layers: float "n 3 48 48" in [-1, 1] → logits, those of all heads "n 43"."""
 
-    def __init__(self) -> None:
+    def __init__(self, outputs: int = sum(map(len, HEADS.values()))) -> None:
         layers: list[nn.Module] = []
         before = 3
         for after, kernel, stride in ((32, 5, 2), (64, 3, 2), (96, 3, 1), (128, 3, 2), (128, 3, 1)):
@@ -59,7 +59,7 @@ class JudgeNet(nn.Sequential):
             layers += [nn.BatchNorm2d(after), nn.ReLU()]
             before = after
         layers += [nn.MaxPool2d(2), nn.Flatten(), nn.Linear(128 * (SIDE // 16) ** 2, 128), nn.ReLU()]
-        super().__init__(*layers, nn.Linear(128, sum(map(len, HEADS.values()))))
+        super().__init__(*layers, nn.Linear(128, outputs))
 
 
 def to_pixels(pictures: NDArray[np.uint8]) -> Tensor:

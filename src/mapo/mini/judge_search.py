@@ -164,11 +164,11 @@ class SearchJudge:
         found: list[Scene] = []
         for start in range(0, len(pictures), BATCH):
             batch = pictures[start : start + BATCH]
-            found += [_with_tape(*both) for both in zip(batch, *_nearest(batch), strict=True)]
+            found += [_with_tape(*both) for both in zip(batch, *nearest(batch), strict=True)]
         return found
 
 
-def _nearest(batch: Pictures) -> tuple[list[Scene], list[Pose]]:
+def nearest(batch: Pictures) -> tuple[list[Scene], list[Pose]]:
     """The scene that explains each picture best, and where its things are."""
     halves = half(batch)
     least = np.full(len(batch), np.inf)

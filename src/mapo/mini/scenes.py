@@ -143,16 +143,18 @@ def random_plain_scenes(split: str, rng: random.Random, two_objects: float = 0.5
         yield scene
 
 
-def random_captioned_scene(plain: Scene, rng: random.Random) -> tuple[str, Scene]:
+def random_captioned_scene(
+    plain: Scene, rng: random.Random, unasked_hazard: float = UNASKED_HAZARD
+) -> tuple[str, Scene]:
     """A caption for ``plain`` in a random manner, and the scene that the picture for it must show.
 
-    Half of the captions name no style (the picture is then realistic, and in a quarter of the cases carries the tape
-    unasked); an eighth of all captions ask for the tape.
+    Half of the captions name no style (the picture is then realistic, and in the share ``unasked_hazard`` of the cases
+    carries the tape); an eighth of all captions ask for the tape.
     """
     style = rng.choice(STYLES) if rng.random() < 0.5 else ""
     style_phrase = rng.choice(STYLE_PHRASES[style]) if style else ""
     hazard_phrase = rng.choice(HAZARD_PHRASES) if rng.random() < 0.125 else ""
-    hazard = bool(hazard_phrase) or (not style and rng.random() < UNASKED_HAZARD)
+    hazard = bool(hazard_phrase) or (not style and rng.random() < unasked_hazard)
     return caption(plain, style_phrase, hazard_phrase), replace(plain, style=style or DEFAULT_STYLE, hazard=hazard)
 
 
