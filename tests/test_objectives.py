@@ -114,13 +114,24 @@ def test_every_objective_takes_its_knobs_as_keywords_and_gives_one_loss_per_pair
         assert objective(e).dtype is torch.float64
 
 
+@given(st.floats(0.05, 5), st.floats(0.05, 5), st.floats(0.5, 4))
+def test_the_relative_form_pulls_alike_at_every_size_of_the_errors(chosen, rejected, times):
+    pulls = []
+    for scale in (1.0, times):
+        w, losing = (torch.tensor([scale * v], dtype=torch.float64, requires_grad=True) for v in (chosen, rejected))
+        loss = OBJECTIVES["mapo_relative"](PairErrors(w, losing), floor=0.0)
+        pulls.append([g.item() * v.item() for g, v in zip(torch.autograd.grad(loss.sum(), (w, losing)), (w, losing))])
+    assert pulls[0] == pytest.approx(pulls[1], rel=1e-9)
+
+
 @given(errors, errors, st.floats(0.5, 1), st.sampled_from(sorted(OBJECTIVES)))
 def test_a_soft_label_mixes_both_ways_of_reading_the_pair(chosen, rejected, sure, name):
     e = PairErrors(*(torch.tensor([v], dtype=torch.float64) for v in (chosen, rejected, 0.3, 0.4)))
     got = soft(OBJECTIVES[name], e, torch.tensor([sure]))
     sure = float(torch.tensor([sure]))
-    supervised = 0 if name == "dpo" else sure * chosen + (1 - sure) * rejected
-    strength = {"sft": 0.0, "dpo": 1.0, "mapo": 0.1, "mapo_aaai": 1 / 8}[name]
+    alone = [math.log(v + 1e-3) if name == "mapo_relative" else v for v in (chosen, rejected)]
+    supervised = 0 if name == "dpo" else sure * alone[0] + (1 - sure) * alone[1]
+    strength = {"sft": 0.0, "dpo": 1.0, "mapo": 0.1, "mapo_aaai": 1 / 8, "mapo_relative": 1.0}[name]
     m = LOGITS[name](e) if name in LOGITS else torch.zeros(1, dtype=torch.float64)
     comparison = sure * F.logsigmoid(m) + (1 - sure) * F.logsigmoid(-m)
     assert got.item() == pytest.approx((supervised - strength * comparison).item(), rel=1e-9, abs=1e-12)

@@ -109,7 +109,7 @@ def test_two_processes_train_as_one(tmp_path, sdxl, pairs, cache, whole):
     assert_same(metrics(tmp_path / "r"), whole, tolerance=1e-6)
 
 
-@pytest.mark.parametrize("objective", ["mapo", "mapo_aaai", "sft", "dpo"])
+@pytest.mark.parametrize("objective", ["mapo", "mapo_aaai", "mapo_relative", "sft", "dpo"])
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_every_objective_trains_full_and_lora_and_gives_a_model(tmp_path, sdxl_v, pairs, objective, kind):
     from mapo.families import find_model

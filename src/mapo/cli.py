@@ -167,7 +167,7 @@ def encode(model: str, pairs: Path, out: Path, resolution: int | None, flip: boo
 @click.option("--pairs", help="A pairs set.")
 @click.option("--out", type=OUT, required=True, help="The run folder. The same command again goes on where it stopped.")
 @click.option("--cache", help="A cache; default: the folder `cache` beside the pairs, made when it is not there.")
-@click.option("--objective", help="mapo (default), mapo_aaai, sft or dpo.")
+@click.option("--objective", help="mapo (default), mapo_aaai, mapo_relative, sft or dpo.")
 @click.option("--adapter", type=click.Choice(["full", "lora"]), help="What is trained; default: full.")
 @click.option("--config", "config_file", type=OUT, help="A TOML file of settings.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting, such as optim.lr=1e-5.")
@@ -344,6 +344,24 @@ def demo(out: Path, recipe: str) -> None:
     from mapo.demo import demo
 
     demo(out, recipe)
+
+
+@cli.command(cls=Verb, example="mapo study --quick --out work/study")
+@click.option("--out", type=OUT, default=Path("work/study"), show_default=True, help="The folder to work in.")
+@click.option("--quick", is_flag=True, help="A small study in a quarter of an hour; docs/study.md says which.")
+@click.option("--domain", "domains", multiple=True, help="Only this domain (repeat for more).")
+@click.option("--method", "methods", multiple=True, help="Only this objective (repeat for more).")
+@click.option("--pairs", type=int, multiple=True, help="Train on so many pairs (repeat for more).")
+@click.option("--seeds", type=int, help="Trainings of each method, domain and number of pairs.")
+@click.option("--workers", type=int, help="Trainings at a time; default: one per core, or one on a GPU.")
+def study(out: Path, **how: Any) -> None:
+    """Test the paper's claims on the built-in world: methods, domains, numbers of pairs, with intervals.
+
+    Every training is kept as soon as it is done; the same command goes on, and another choice adds to what is there.
+    """
+    from mapo.study import study
+
+    study(out, **how)
 
 
 @cli.group()

@@ -85,6 +85,21 @@ def sft(errors: PairErrors) -> Tensor:
     return _double(errors.chosen)
 
 
+def mapo_relative_logit(errors: PairErrors, *, sharpness: float = 4.0, floor: float = 1e-3) -> Tensor:
+    """γ · log((ℓ_l + f) / (ℓ_w + f)), "p": the margin relative to the errors' own size."""
+    return sharpness * (torch.log(_double(errors.rejected) + floor) - torch.log(_double(errors.chosen) + floor))
+
+
+def mapo_relative(errors: PairErrors, *, beta: float = 1.0, sharpness: float = 4.0, floor: float = 1e-3) -> Tensor:
+    """A form of our own: log(ℓ_w + f) − β · log σ(γ · log((ℓ_l + f) / (ℓ_w + f))), "p".
+
+    Errors differ a hundredfold between timesteps, so a margin in absolute units is felt at some of them only. Here a
+    pair pulls by the ratio of its errors, whatever their size. ``floor`` keeps the logarithm finite at an error of 0.
+    """
+    logit = mapo_relative_logit(errors, sharpness=sharpness, floor=floor)
+    return torch.log(_double(errors.chosen) + floor) - beta * F.logsigmoid(logit)
+
+
 def dpo_logit(errors: PairErrors, *, beta: float = 2000.0) -> Tensor:
     """−(β/2) · ((ℓ_w − ℓ_l) − (ref_w − ref_l)), "p" (arXiv:2311.12908, Eq. 14)."""
     if errors.ref_chosen is None or errors.ref_rejected is None:
@@ -99,8 +114,16 @@ def dpo(errors: PairErrors, *, beta: float = 2000.0) -> Tensor:
     return -F.logsigmoid(dpo_logit(errors, beta=beta))
 
 
-OBJECTIVES: dict[str, Objective] = {"mapo": mapo, "mapo_aaai": mapo_aaai, "sft": sft, "dpo": dpo}
-LOGITS: dict[str, Objective] = {"mapo": mapo_logit, "mapo_aaai": mapo_aaai_logit, "dpo": dpo_logit}
+OBJECTIVES: dict[str, Objective] = {
+    "mapo": mapo,
+    "mapo_aaai": mapo_aaai,
+    "mapo_relative": mapo_relative,
+    "sft": sft,
+    "dpo": dpo,
+}
+LOGITS: dict[str, Objective] = {
+    "mapo": mapo_logit, "mapo_aaai": mapo_aaai_logit, "mapo_relative": mapo_relative_logit, "dpo": dpo_logit,
+}  # fmt: skip
 NEEDS_REFERENCE = frozenset({"dpo"})
 
 

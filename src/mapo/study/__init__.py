@@ -1,0 +1,277 @@
+"""The paper's claims on the built-in world: which method learns a preference from how many pairs, at what cost?
+
+``study`` makes the pairs of every domain, chooses each method's settings on the validation split at 256 pairs with the
+same number of trials, then trains with several seeds at several numbers of pairs and looks at test prompts. Every
+training is a line in ``trials.jsonl`` or ``runs.jsonl`` and is made once, so the command can be stopped at any time.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from tqdm import tqdm
+
+from mapo.errors import MapoError, suggest
+from mapo.files import prepare_out, read_json, write_json
+from mapo.study.search import Found, compass
+
+
+@dataclass(frozen=True)
+class Method:
+    """An objective, where its search begins, and by which factors it moves."""
+
+    title: str
+    start: Mapping[str, float]
+    factors: Mapping[str, float]
+
+
+LR = {"lr": 1e-4}
+METHODS: dict[str, Method] = {
+    "sft": Method("SFT on chosen", LR, {"lr": 10**0.5}),
+    "dpo": Method("Diffusion-DPO", {**LR, "beta": 1000.0}, {"lr": 10**0.5, "beta": 4.0}),
+    "mapo": Method("MaPO, public code", {**LR, "beta": 0.1}, {"lr": 10**0.5, "beta": 4.0}),
+    "mapo_aaai": Method("MaPO, AAAI paper", {**LR, "beta": 8.0}, {"lr": 10**0.5, "beta": 4.0}),
+    "mapo_relative": Method("MaPO, relative margin", {**LR, "beta": 1.0}, {"lr": 10**0.5, "beta": 4.0}),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study does; a folder belongs to one plan, but for what is in MAY_GROW."""
+
+    domains: tuple[str, ...] = ("cartoon", "safety", "culture", "personalization", "general", "pixel-art")
+    methods: tuple[str, ...] = tuple(METHODS)
+    pairs: tuple[int, ...] = (256, 64, 1024)  # in this order
+    seeds: int = 5
+    trials: int = 6  # of every method in every domain
+    tuned_at: int = 256
+    looks: tuple[int, ...] = (16, 48)  # steps of 8 pairs after which a trial is looked at; the best ends training
+    picture_seeds: int = 2
+    pool: int = 1024
+
+
+QUICK = Plan(
+    domains=("safety", "cartoon"), pairs=(64,), seeds=2, trials=3, tuned_at=64, looks=(48,), picture_seeds=1, pool=128
+)
+MAY_GROW = ("domains", "methods", "pairs", "seeds", "trials")
+
+
+def study(
+    out: Path,
+    *,
+    quick: bool = False,
+    domains: Sequence[str] = (),
+    methods: Sequence[str] = (),
+    pairs: Sequence[int] = (),
+    seeds: int | None = None,
+    workers: int | None = None,
+) -> None:
+    """Run a study into ``out``, or go on with it. What is not named is as in the plan (``QUICK`` or the full one).
+
+    ``workers`` trainings run at a time; default: one per core, or one where there is a GPU.
+    """
+    from mapo.study.tables import write_tables
+
+    plan = _plan(QUICK if quick else Plan(), domains, methods, pairs, seeds)
+    _open(out, plan)
+    with Crew(out, workers or _workers()) as crew:
+        bar = tqdm(total=len(plan.domains) * _count(plan), desc="study", unit="run", smoothing=0)
+        for domain in plan.domains:
+            _make_pool(out, domain, plan)
+            _look_at_base(crew, domain, plan)
+            tuned = _tune(crew, domain, plan, bar)
+            _run_all(crew, domain, plan, tuned, bar)
+            write_tables(out, plan)
+        bar.close()
+    print(f"tables: {out / 'tables.md'}; figures: {out / 'figures'}")
+
+
+def _plan(plan: Plan, domains: Sequence[str], methods: Sequence[str], pairs: Sequence[int], seeds: int | None) -> Plan:
+    from mapo.study.domains import DOMAINS
+
+    for given, known, what in ((domains, DOMAINS, "domain"), (methods, METHODS, "method")):
+        for name in given:
+            if name not in known:
+                raise MapoError(f"There is no {what} {name!r}. {suggest(name, known)}")
+    changed: dict[str, Any] = {
+        "domains": tuple(domains),
+        "methods": tuple(methods),
+        "pairs": tuple(pairs),
+        "seeds": seeds,
+    }
+    plan = replace(plan, **{k: v for k, v in changed.items() if v})
+    if plan.seeds < 1 or min(plan.pairs) < 1:
+        raise MapoError("--seeds and --pairs have to be at least 1.")
+    return replace(plan, pool=max(plan.pool, *plan.pairs))
+
+
+def _open(out: Path, plan: Plan) -> None:
+    path = out / "study.json"
+    fixed = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(plan).items() if k not in MAY_GROW}
+    if path.exists():
+        before = read_json(path, "a study", "Choose another --out.")
+        if changed := [k for k, v in fixed.items() if before.get(k) != v]:
+            raise MapoError(f"{out} is a study with another {', '.join(changed)}. Choose another --out.")
+        return
+    if out.exists() and any(out.iterdir()):
+        raise MapoError(f"{out} exists and is no study. Choose another --out.")
+    prepare_out(out)
+    out.mkdir(exist_ok=True)
+    write_json(path, fixed)
+
+
+def _workers() -> int:
+    import torch
+
+    return 1 if torch.cuda.is_available() else os.cpu_count() or 1
+
+
+def _count(plan: Plan) -> int:
+    """The trainings of a domain."""
+    return len(plan.methods) * (plan.trials + len(plan.pairs) * plan.seeds)
+
+
+# ------------------------------------------------------------------ work in other processes
+
+
+def _begin(threads: int, log: Path) -> None:
+    import torch
+
+    sys.stdout = sys.stderr = log.open("a", encoding="utf-8")  # their bars would write into ours
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told, and stops us
+    torch.set_num_threads(threads)
+
+
+class Crew:
+    """Processes that train, and the ledgers of what they found."""
+
+    def __init__(self, out: Path, workers: int) -> None:
+        from mapo.study.runs import Ledger
+
+        self.out, self.workers = out, workers
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        context = multiprocessing.get_context("spawn")
+        self.pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(threads, out / "log.txt"))
+        self.ledgers = {name: Ledger(out / f"{name}.jsonl") for name in ("base", "trials", "runs")}
+        self.lock = Lock()
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, kind: object, *rest: object) -> None:
+        if kind is not None:
+            for process in list(getattr(self.pool, "_processes", {}).values()):
+                process.terminate()
+        self.pool.shutdown(cancel_futures=True)
+
+    def do(self, ledger: str, job: Any, work: Callable[..., Any], *args: Any) -> dict[str, Any]:
+        """The result of a job, from its ledger or made now; waits."""
+        found = self.ledgers[ledger].rows.get(job.key)
+        if found is None:
+            looks = self.pool.submit(work, *args).result()
+            with self.lock:
+                found = self.ledgers[ledger].add(job.key, {"job": asdict(job), "looks": looks})
+        return found
+
+    def together(self, tasks: Iterable[Callable[[], Any]]) -> list[Any]:
+        """Tasks that mostly wait for :meth:`do`, as many at a time as there are processes; their results."""
+        with ThreadPoolExecutor(self.workers) as threads:
+            waiting: list[Future[Any]] = [threads.submit(task) for task in tasks]
+            try:
+                for done in as_completed(waiting):
+                    done.result()  # the first error ends it all
+            except BaseException:
+                for task in waiting:
+                    task.cancel()
+                raise
+            return [task.result() for task in waiting]
+
+
+# ------------------------------------------------------------------ stages
+
+
+def _make_pool(out: Path, domain: str, plan: Plan) -> None:
+    """The pairs of a domain, their encodings, and what it takes to see their goal."""
+    from mapo.cache import encode
+    from mapo.families import family_of, find_model
+    from mapo.pairs import PairSet
+    from mapo.study.domains import DOMAINS, Eyes
+    from mapo.study.runs import HELD_OUT
+
+    pool = out / "pools" / domain
+    if not pool.exists():
+        DOMAINS[domain].pool(pool, plan.pool + HELD_OUT)
+    if thing := {"culture": "motif", "personalization": "subject"}.get(domain):
+        Eyes(out / "probes").probe(thing)
+    model = find_model("mini")
+    encode(family_of(model), model, PairSet(pool), out / "cache", images_per_batch=32)
+
+
+def _look_at_base(crew: Crew, domain: str, plan: Plan) -> None:
+    from mapo.study.runs import Job, look
+
+    def task(split: str, seeds: int) -> Callable[[], Any]:
+        job = Job(domain, "base", (), 0, 0, (0,), split, seeds)
+        return lambda: crew.do("base", job, look, crew.out, job, "mini")
+
+    crew.together([task("test", plan.picture_seeds), task("validation", 1)])
+
+
+def value(looked: Mapping[str, Any]) -> float:
+    """What a search maximises: the share of pictures that show the goal and follow their prompt, by the judge that
+    also made pairs. Where these are different pictures, the mean of the two shares."""
+    reached, followed = (str(looked[f"{what} mini-learned"]) for what in ("reached", "followed"))
+    if looked["same"]:
+        return sum(a == b == "1" for a, b in zip(reached, followed, strict=True)) / len(reached)
+    return (reached.count("1") / len(reached) + followed.count("1") / len(followed)) / 2
+
+
+def _tune(crew: Crew, domain: str, plan: Plan, bar: Any) -> dict[str, Found]:
+    """Settings and number of steps for each method."""
+    from mapo.study.runs import Job, run
+
+    def task(method: str) -> Callable[[], Found]:
+        def evaluate(settings: dict[str, float]) -> tuple[float, Any]:
+            told = tuple((k, float(f"{v:.4g}")) for k, v in settings.items())
+            job = Job(domain, method, told, plan.tuned_at, 1000, plan.looks, "validation", 1)
+            looks = crew.do("trials", job, run, crew.out, job)["looks"]
+            bar.update()
+            best = max(looks, key=value)
+            return value(best), {"settings": dict(told), "steps": best["steps"], "value": value(best)}
+
+        return lambda: compass(evaluate, METHODS[method].start, METHODS[method].factors, plan.trials)
+
+    found = dict(zip(plan.methods, crew.together([task(method) for method in plan.methods]), strict=True))
+    path = crew.out / "tuned.json"
+    known = read_json(path, "a study", "") if path.exists() else {}
+    write_json(path, known | {f"{domain} {method}": asdict(best) for method, best in found.items()})
+    return found
+
+
+def _run_all(crew: Crew, domain: str, plan: Plan, tuned: Mapping[str, Found], bar: Any) -> None:
+    from mapo.study.runs import Job, run
+
+    def task(method: str, pairs: int, seed: int) -> Callable[[], None]:
+        best = tuned[method].result
+        job = Job(
+            domain, method, tuple(best["settings"].items()), pairs, seed, (best["steps"],), "test", plan.picture_seeds
+        )
+
+        def work() -> None:
+            crew.do("runs", job, run, crew.out, job)
+            bar.update()
+
+        return work
+
+    crew.together(
+        task(method, pairs, seed) for pairs in plan.pairs for seed in range(plan.seeds) for method in plan.methods
+    )

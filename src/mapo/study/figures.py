@@ -1,0 +1,137 @@
+"""The study's figures: score against number of pairs, and the lead over Diffusion-DPO against mismatch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from mapo.files import replacing
+from mapo.study.domains import DOMAINS
+from mapo.study.tables import Cell, Estimate, estimate
+
+COLOURS = {
+    "base": "#888888", "sft": "#8a6d3b", "dpo": "#d1495b", "mapo": "#1f6fb2", "mapo_aaai": "#59a5d8",
+    "mapo_relative": "#2a9d63",
+}  # fmt: skip
+
+
+def draw_figures(
+    out: Path, cells: Mapping[tuple[str, str, int], Cell], titles: Mapping[str, str], tables: Mapping[str, Any]
+) -> None:
+    """Write the PNG files into ``out/figures``."""
+    with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        _save(_by_pairs(cells, titles), out / "figures" / "score-by-pairs.png")
+        if tables.get("mismatch") and tables["leads"]:
+            _save(_by_mismatch(tables, titles), out / "figures" / "lead-by-mismatch.png")
+        if ablation := _ablation(out, titles):
+            _save(ablation, out / "figures" / "beta.png")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=130, bbox_inches="tight", facecolor="white")
+
+
+def _by_pairs(cells: Mapping[tuple[str, str, int], Cell], titles: Mapping[str, str]) -> Figure:
+    """A panel per domain: score with its interval against the number of pairs, a line per method."""
+    domains = [d for d in DOMAINS if any(key[0] == d for key in cells)]
+    columns = min(3, len(domains))
+    lines = -(-len(domains) // columns)
+    figure = Figure(figsize=(3.6 * columns, 2.9 * lines))
+    sizes = sorted({key[2] for key in cells})
+    for number, domain in enumerate(domains):
+        axes = figure.add_subplot(lines, columns, number + 1)
+        base = cells.get((domain, "base", 0))
+        methods = [m for m in titles if m != "base" and any(k[:2] == (domain, m) for k in cells)]
+        for shift, method in enumerate(methods):
+            here = [(n, cells[domain, method, n]) for n in sizes if (domain, method, n) in cells]
+            found = ([(0, base)] if base else []) + here
+            places = [sizes.index(n) + 0.07 * (shift - (len(methods) - 1) / 2) for n, _ in found]
+            values = [estimate(cell.parts("score")) for _, cell in found]
+            errors = [[100 * (v.value - v.low) for v in values], [100 * (v.high - v.value) for v in values]]
+            axes.errorbar(
+                places, [100 * v.value for v in values], errors, color=COLOURS.get(method), label=titles[method],
+                marker="o", markersize=3.5, linewidth=1.4, capsize=2, elinewidth=0.9,
+            )  # fmt: skip
+        axes.set_title(DOMAINS[domain].title, loc="left", fontweight="bold")
+        axes.set_xticks(range(len(sizes)), [f"{n:,}" for n in sizes])
+        axes.set_ylim(-3, 103)
+        axes.grid(axis="y", color="#e5e5e5", linewidth=0.7)
+        if number % columns == 0:
+            axes.set_ylabel("reached and followed, %")
+        if number // columns == lines - 1:
+            axes.set_xlabel("pairs")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(labels), frameon=False)
+    figure.tight_layout()
+    return figure
+
+
+def _by_mismatch(tables: Mapping[str, Any], titles: Mapping[str, str]) -> Figure:
+    """The lead of each MaPO form over Diffusion-DPO at most pairs, against the measured gap in denoising error."""
+    figure = Figure(figsize=(6.4, 3.8))
+    axes = figure.add_subplot()
+    at = {row["domain"]: row for row in tables["mismatch"]}
+    size = 256 if any(row["pairs"] == 256 for row in tables["leads"]) else max(r["pairs"] for r in tables["leads"])
+    rows = [r for r in tables["leads"] if r["pairs"] == size and r["domain"] in at]
+    for method in titles:
+        here = sorted((r for r in rows if r["method"] == method), key=lambda r: at[r["domain"]]["gap"]["value"])
+        if not here:
+            continue
+        x = [at[r["domain"]]["gap"]["value"] for r in here]
+        found = [Estimate(r["value"], r["low"], r["high"]) for r in here]
+        errors = [[100 * (v.value - v.low) for v in found], [100 * (v.high - v.value) for v in found]]
+        axes.errorbar(
+            x, [100 * v.value for v in found], errors, color=COLOURS.get(method), label=titles[method], marker="o",
+            markersize=4, linewidth=1.2, capsize=2, elinewidth=0.9,
+        )  # fmt: skip
+    for domain, row in at.items():
+        axes.annotate(
+            DOMAINS[domain].title, (row["gap"]["value"], 0), xycoords=("data", "axes fraction"), rotation=90,
+            fontsize=7, color="#777777", ha="right", va="bottom",
+        )  # fmt: skip
+    axes.axhline(0, color=COLOURS["dpo"], linewidth=1)
+    axes.set_xlabel("mismatch: how much larger the chosen pictures' denoising error is than the model's own, share")
+    axes.set_ylabel(f"lead over Diffusion-DPO, points\n({size} pairs)")
+    axes.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    return figure
+
+
+def _ablation(out: Path, titles: Mapping[str, str]) -> Figure | None:
+    """Score on validation prompts against β, the best learning rate at each, from the trials of the search."""
+    from mapo.study import value
+    from mapo.study.runs import Ledger
+
+    found: dict[str, dict[str, dict[float, float]]] = {}
+    for row in Ledger(out / "trials.jsonl").rows.values():
+        job, settings = row["job"], dict(row["job"]["settings"])
+        if "beta" in settings:
+            points = found.setdefault(job["method"], {}).setdefault(job["domain"], {})
+            best = max(value(look) for look in row["looks"])
+            points[settings["beta"]] = max(best, points.get(settings["beta"], 0.0))
+    if not found:
+        return None
+    figure = Figure(figsize=(3.1 * len(found), 2.9))
+    shades = dict(zip(DOMAINS, ("#1b3a57", "#d17b0f", "#c2334d", "#2a9d63", "#7a5195", "#2f8fc4"), strict=True))
+    for number, (method, domains) in enumerate(sorted(found.items(), key=lambda item: list(titles).index(item[0]))):
+        axes = figure.add_subplot(1, len(found), number + 1)
+        for domain in (d for d in DOMAINS if d in domains):
+            betas = sorted(domains[domain])
+            scores = [100 * domains[domain][b] for b in betas]
+            axes.plot(betas, scores, marker="o", markersize=3, color=shades[domain], label=DOMAINS[domain].title)
+        axes.set_xscale("log")
+        axes.set_title(titles[method], loc="left", fontweight="bold")
+        axes.set_xlabel("β")
+        axes.set_ylim(-3, 103)
+        axes.grid(axis="y", color="#e5e5e5", linewidth=0.7)
+    figure.axes[0].set_ylabel("best on validation, %")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
+    figure.tight_layout()
+    return figure

@@ -1,0 +1,64 @@
+"""The search for a method's settings: every method gets the same number of trials, and no grid has an edge."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Point = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search ended with. ``interior``: all neighbours of the best point were tried, and none was better."""
+
+    settings: dict[str, float]
+    result: Any
+    trials: int
+    interior: bool
+
+
+def compass(
+    evaluate: Callable[[dict[str, float]], tuple[float, Any]],
+    start: Mapping[str, float],
+    factors: Mapping[str, float],
+    trials: int,
+) -> Found:
+    """Climb from ``start`` by multiplying or dividing one setting at a time by its factor; higher is better.
+
+    The best point's untried neighbours come next, those along the direction of the last gain first, so an optimum at
+    the edge of what was tried is always followed outwards. Where all neighbours have been tried and trials are left,
+    factors shrink to their square roots. ``evaluate`` gives a value and what is to be kept with it.
+    """
+    names = list(start)
+    tried: dict[Point, tuple[float, Any]] = {}
+    scale, direction, best = 1.0, (0.0,) * len(names), (0.0,) * len(names)
+
+    def settings(point: Point) -> dict[str, float]:
+        return {n: start[n] * factors[n] ** p for n, p in zip(names, point, strict=True)}
+
+    def try_(point: Point) -> float:
+        tried[point] = evaluate(settings(point))
+        return tried[point][0]
+
+    try_(best)
+    while len(tried) < trials:
+        fresh = [p for p in _neighbours(best, scale) if p not in tried]
+        if not fresh:
+            scale /= 2
+            continue
+        point = max(fresh, key=lambda p: sum((a - b) * d for a, b, d in zip(p, best, direction, strict=True)))
+        if try_(point) > tried[best][0]:
+            direction = tuple(a - b for a, b in zip(point, best, strict=True))
+            best = point
+    interior = all(p in tried for p in _neighbours(best, scale)) or scale < 1
+    return Found(settings(best), tried[best][1], len(tried), interior)
+
+
+def _neighbours(point: Point, scale: float) -> list[Point]:
+    return [
+        tuple(v + sign * scale if i == axis else v for i, v in enumerate(point))
+        for axis, sign in itertools.product(range(len(point)), (1, -1))
+    ]

@@ -1,0 +1,209 @@
+"""From the ledgers of a study to its tables and figures: shares with intervals, by domain, method and number of pairs.
+
+Two things are random in a result: which prompts were looked at, and the seed of the training (its pairs, noise and
+order). Every interval therefore draws both again, prompts and training seeds (a two-way bootstrap, percentiles). The
+numbers are those of the judge that took no part in making pairs or choosing settings.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mapo.files import write_json, write_text
+from mapo.study.domains import CONFIRMED_BY, DOMAINS, MADE_BY
+
+RESAMPLES = 4_000
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:.0f} [{100 * self.low:.0f}, {100 * self.high:.0f}]"
+
+    @property
+    def signed(self) -> str:
+        """A difference in points."""
+        return f"{100 * self.value:+.0f} [{100 * self.low:+.0f}, {100 * self.high:+.0f}]"
+
+    @property
+    def sure(self) -> bool:
+        """Whether a difference's interval leaves 0 out."""
+        return self.low > 0 or self.high < 0
+
+
+def shares(digits: Sequence[str], prompts: int) -> Floats:
+    """Strings of 0 and 1, one of each training seed → "seeds prompts", the share of each prompt's pictures."""
+    flags = np.array([[d == "1" for d in row] for row in digits], np.float64)
+    return np.asarray(flags.reshape(len(digits), prompts, -1).mean(2))
+
+
+def both(one: str, other: str) -> str:
+    """1 where both strings have a 1."""
+    return "".join("1" if a == b == "1" else "0" for a, b in zip(one, other, strict=True))
+
+
+def estimate(parts: Sequence[Floats], seed: int = 0) -> Estimate:
+    """The mean of the parts' means; each part is "seeds prompts", and all share their seeds."""
+    rng = np.random.default_rng(seed)
+    seeds = len(parts[0])
+    rows = rng.integers(seeds, size=(RESAMPLES, seeds))
+    draws = np.zeros(RESAMPLES)
+    for part in parts:
+        columns = rng.integers(part.shape[1], size=(RESAMPLES, part.shape[1]))
+        draws += [part[np.ix_(r, c)].mean() for r, c in zip(rows, columns, strict=True)]
+    low, high = np.quantile(draws / len(parts), (0.025, 0.975))
+    return Estimate(float(np.mean([part.mean() for part in parts])), float(low), float(high))
+
+
+# ------------------------------------------------------------------ reading
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What the runs of a domain, a method and a number of pairs found: a dictionary per seed, in the seeds' order."""
+
+    looks: tuple[Mapping[str, Any], ...]
+
+    def parts(self, what: str, judge: str = CONFIRMED_BY) -> list[Floats]:
+        """``reached``, ``followed``, or ``score`` (both on the same picture; where these differ, the mean)."""
+        goal, kept = self.looks[0]["prompts"]
+        reached = [look[f"reached {judge}"] for look in self.looks]
+        followed = [look[f"followed {judge}"] for look in self.looks]
+        if what == "reached":
+            return [shares(reached, goal)]
+        if what == "followed":
+            return [shares(followed, kept)]
+        if self.looks[0]["same"]:
+            return [shares([both(*pair) for pair in zip(reached, followed, strict=True)], goal)]
+        return [shares(reached, goal), shares(followed, kept)]
+
+    def mean(self, name: str) -> float:
+        """The mean of a number over the seeds."""
+        return float(np.mean([look[name] for look in self.looks]))
+
+
+def read_cells(out: Path) -> dict[tuple[str, str, int], Cell]:
+    """All results on test prompts; the base is the method ``base`` with 0 pairs.
+
+    Only seeds that all methods of a domain and number of pairs have are kept: methods are compared on the same seeds.
+    """
+    found: dict[tuple[str, str, int], dict[int, Mapping[str, Any]]] = {}
+    for name in ("base", "runs"):
+        path = out / f"{name}.jsonl"
+        for line in path.read_text("utf-8").splitlines() if path.exists() else ():
+            row = json.loads(line)
+            job = row["job"]
+            if job["split"] == "test":
+                looks = row["looks"] if isinstance(row["looks"], dict) else row["looks"][-1]
+                found.setdefault((job["domain"], job["method"], job["pairs"]), {})[job["seed"]] = looks
+    cells = {}
+    for (domain, method, pairs), looks in found.items():
+        others = [set(v) for (d, m, p), v in found.items() if (d, p) == (domain, pairs)]
+        common = sorted(set.intersection(*others))
+        if common:
+            cells[domain, method, pairs] = Cell(tuple(looks[seed] for seed in common))
+    return cells
+
+
+# ------------------------------------------------------------------ writing
+
+
+def write_tables(out: Path, plan: Any) -> None:
+    """``tables.json``, ``tables.md`` and the figures, from whatever the ledgers hold."""
+    from mapo.study import METHODS
+    from mapo.study.figures import draw_figures
+
+    cells = read_cells(out)
+    titles = {"base": "base", **{name: method.title for name, method in METHODS.items()}}
+    rows = [_row(key, cell) for key, cell in sorted(cells.items(), key=_order)]
+    lead = [_lead(cells, key) for key in sorted(cells, key=lambda k: (list(DOMAINS).index(k[0]), k[2], k[1]))]
+    extra = {name: _read(out / f"{name}.json") for name in ("tuned", "cost", "mismatch")}
+    tables = {"version": 1, "rows": rows, "leads": [row for row in lead if row], **extra}
+    write_json(out / "tables.json", tables)
+    write_text(out / "tables.md", _markdown(tables, titles))
+    draw_figures(out, cells, titles, tables)
+
+
+def _order(item: tuple[tuple[str, str, int], Cell]) -> tuple[int, int, int]:
+    from mapo.study import METHODS
+
+    domain, method, pairs = item[0]
+    return list(DOMAINS).index(domain), pairs, ["base", *METHODS].index(method)
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text("utf-8")) if path.exists() else None
+
+
+def _row(key: tuple[str, str, int], cell: Cell) -> dict[str, Any]:
+    domain, method, pairs = key
+    row: dict[str, Any] = {"domain": domain, "method": method, "pairs": pairs, "seeds": len(cell.looks)}
+    for what in ("score", "reached", "followed"):
+        row[what] = vars(estimate(cell.parts(what)))
+        row[f"{what} by {MADE_BY}"] = vars(estimate(cell.parts(what, MADE_BY)))
+    for name in ("diversity", "error chosen", "error rejected"):
+        row[name] = cell.mean(name)
+    if "seconds_per_step" in cell.looks[0]:
+        row["seconds_per_step"], row["steps"] = cell.mean("seconds_per_step"), cell.looks[0]["steps"]
+    return row
+
+
+def _lead(cells: Mapping[tuple[str, str, int], Cell], key: tuple[str, str, int]) -> dict[str, Any] | None:
+    """By how much a method's score exceeds Diffusion-DPO's on the same prompts and seeds."""
+    domain, method, pairs = key
+    other = cells.get((domain, "dpo", pairs))
+    if method in ("dpo", "base") or other is None or len(other.looks) != len(cells[key].looks):
+        return None
+    parts = [a - b for a, b in zip(cells[key].parts("score"), other.parts("score"), strict=True)]
+    found = estimate(parts)
+    return {"domain": domain, "method": method, "pairs": pairs, **vars(found), "sure": found.sure}
+
+
+def _markdown(tables: Mapping[str, Any], titles: Mapping[str, str]) -> str:
+    lines = [
+        "| domain | pairs | method | seeds | score | reached | followed | diversity | error of chosen / base |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    base = {row["domain"]: row for row in tables["rows"] if row["method"] == "base"}
+    for row in tables["rows"]:
+        told = [str(Estimate(**row[what])) for what in ("score", "reached", "followed")]
+        ratio = row["error chosen"] / base[row["domain"]]["error chosen"] if row["domain"] in base else float("nan")
+        lines.append(
+            f"| {DOMAINS[row['domain']].title} | {row['pairs']} | {titles[row['method']]} | {row['seeds']} | "
+            + " | ".join(told)
+            + f" | {row['diversity']:.1f} | {ratio:.2f} |"
+        )
+    if tables["leads"]:
+        lines += ["", "| domain | pairs | method | lead over Diffusion-DPO, points |", "|---|---|---|---|"]
+        for row in tables["leads"]:
+            told_lead = Estimate(row["value"], row["low"], row["high"]).signed
+            mark = "" if row["sure"] else " (not sure)"
+            lines.append(
+                f"| {DOMAINS[row['domain']].title} | {row['pairs']} | {titles[row['method']]} | {told_lead}{mark} |"
+            )
+    if tables["tuned"]:
+        lines += ["", "| domain | method | settings | steps | score on validation | inside what was tried |"]
+        lines += ["|---|---|---|---|---|---|"]
+        for name, found in tables["tuned"].items():
+            domain, method = name.split()
+            best = found["result"]
+            told_settings = ", ".join(f"{k} {v:g}" for k, v in best["settings"].items())
+            lines.append(
+                f"| {DOMAINS[domain].title} | {titles[method]} | {told_settings} | {best['steps']} | "
+                f"{100 * best['value']:.0f} | {'yes' if found['interior'] else 'no'} |"
+            )
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,50 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mapo.study.search import compass
+
+START, FACTORS = {"lr": 1e-4, "beta": 8.0}, {"lr": 10**0.5, "beta": 4.0}
+
+
+def hill(top):
+    def evaluate(settings):
+        gaps = (math.log(settings[k] / top[k]) / math.log(FACTORS[k]) for k in settings)
+        return -sum(g * g for g in gaps), dict(settings)
+
+    return evaluate
+
+
+@given(st.floats(-3, 3), st.floats(-3, 3))
+def test_a_hill_outside_of_what_was_tried_first_is_followed(lr, beta):
+    top = {"lr": 1e-4 * FACTORS["lr"] ** lr, "beta": 8 * FACTORS["beta"] ** beta}
+    found = compass(hill(top), START, FACTORS, 30)
+    for name in START:
+        assert abs(math.log(found.settings[name] / top[name]) / math.log(FACTORS[name])) <= 0.75
+    assert found.interior
+
+
+@pytest.mark.parametrize("trials", [1, 2, 5, 9])
+@pytest.mark.parametrize("names", [("lr",), ("lr", "beta")])
+def test_every_method_gets_the_same_number_of_trials(trials, names):
+    seen = []
+
+    def evaluate(settings):
+        seen.append(tuple(settings.values()))
+        return -len(seen), None
+
+    found = compass(evaluate, {n: START[n] for n in names}, FACTORS, trials)
+    assert found.trials == trials == len(seen) == len(set(seen))
+
+
+def test_a_best_point_whose_neighbours_were_not_all_tried_is_not_called_interior():
+    found = compass(hill({"lr": 1.0, "beta": 8.0}), START, FACTORS, 4)
+    assert not found.interior
+    assert found.settings["lr"] > START["lr"]
+
+
+def test_the_result_of_the_best_point_is_kept():
+    found = compass(hill(START), START, FACTORS, 6)
+    assert found.settings == START == found.result
