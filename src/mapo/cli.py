@@ -213,7 +213,7 @@ def sample(model: str, prompts: str, seeds: str, out: Path, **how: Any) -> None:
 
 @cli.command(cls=Verb, example="mapo score work/before --scorer mini --out work/before-scores.parquet")
 @click.argument("images", type=OUT)
-@click.option("--scorer", required=True, help="Scorers, separated by commas: mini, clip, pickscore, or clip@SOURCE.")
+@click.option("--scorer", required=True, help="Scorers, separated by commas: mini, pickscore, hps-v2.1, clip@SOURCE, …")
 @click.option("--out", type=OUT, required=True, help="The table of scores to write.")
 def score(images: Path, scorer: str, out: Path) -> None:
     """Give numbers to the pictures of an IMAGES folder."""

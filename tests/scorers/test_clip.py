@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -30,11 +29,9 @@ from mapo.scorers import load_scorer, score_images
 from mapo.scorers.clip import CLIP, PICKSCORE, PICKSCORE_PROCESSOR
 from mapo.scores import read_scores
 from mapo.splits import prompt_id
+from small_scorers import MEAN, PROMPTS, SIZES, STD, noise, values_without_and_with_torchvision
 
 SIDE, TOKENS = 32, 24
-MEAN, STD = (0.4814, 0.4578, 0.4082), (0.2686, 0.2613, 0.2757)
-SIZES = [(32, 32), (70, 41), (41, 70), (33, 96), (20, 11), (1, 1), (3, 3), (5, 1), (3, 64), (64, 3)]
-PROMPTS = ["a small red circle", "Zebra, two of them!", "a blue heart on a gray background", "Bär 🐻"]
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +72,6 @@ def folder(tmp_path_factory):
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     return folder
-
-
-def noise(size, seed=0):
-    return Image.frombytes("RGB", size, random.Random(seed).randbytes(3 * size[0] * size[1]))
 
 
 def by_hand(folder, picture, prompt):
@@ -318,47 +311,6 @@ def test_half_precision_weights_are_computed_in_float32(folder, tmp_path):
     assert {p.dtype for p in scorer.similarity.model.parameters()} == {torch.float32}
 
 
-RAISES = (
-    "def __getattr__(name):\n"
-    "    def asked(*given, **named):\n"
-    "        raise RuntimeError('torchvision was asked')\n"
-    "    return asked\n"
-)
-FAKE_TORCHVISION = {
-    "torchvision/__init__.py": "__version__ = '0.99.0'\n",
-    "torchvision/io/__init__.py": "",
-    "torchvision/transforms/__init__.py": "from enum import Enum\n"
-    "InterpolationMode = Enum('InterpolationMode', {n: n.lower() for n in "
-    "'NEAREST NEAREST_EXACT BILINEAR BICUBIC BOX HAMMING LANCZOS'.split()})\n",
-    "torchvision/transforms/functional.py": "from . import InterpolationMode\n" + RAISES,
-    "torchvision/transforms/v2/__init__.py": "",
-    "torchvision/transforms/v2/functional.py": RAISES,
-    "torchvision-0.99.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: torchvision\nVersion: 0.99.0\n",
-}
-
-TELL_VALUE = """
-import sys
-from PIL import Image
-from transformers.utils import is_torchvision_available
-from mapo.scorers import load_scorer
-picture = Image.linear_gradient("L").resize((50, 40)).convert("RGB")
-value = load_scorer(sys.argv[1])([picture], ["zebra"])
-print(is_torchvision_available(), value["pickscore"][0])
-"""
-
-
 def test_a_torchvision_that_is_installed_changes_no_score(folder, tmp_path):
-    for name, text in FAKE_TORCHVISION.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    said = []
-    for extra in ("", str(tmp_path)):
-        path = os.pathsep.join(p for p in (extra, *sys.path) if p)
-        done = subprocess.run(
-            [sys.executable, "-c", TELL_VALUE, f"pickscore@{folder}"],
-            capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path},
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        said.append(done.stdout.split())
-    assert [there for there, _ in said] == ["False", "True"]
-    assert said[0][1] == said[1][1]
+    without, beside = values_without_and_with_torchvision(f"pickscore@{folder}", tmp_path)
+    assert without == beside

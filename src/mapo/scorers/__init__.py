@@ -44,6 +44,11 @@ class Scorer(Protocol):
 SCORERS: dict[str, str] = {
     "clip": "mapo.scorers.clip:ClipScore",
     "pickscore": "mapo.scorers.clip:PickScore",
+    "hps-v2.0": "mapo.scorers.hps:HpsV20",
+    "hps-v2.1": "mapo.scorers.hps:HpsV21",
+    "aesthetic": "mapo.scorers.aesthetic:Aesthetic",
+    "siglip": "mapo.scorers.siglip:SiglipScore",
+    "dinov2": "mapo.scorers.dinov2:Dinov2Score",
     "mini-learned": "mapo.scorers.mini:Learned",
     "mini-search": "mapo.scorers.mini:Search",
 }
@@ -113,6 +118,14 @@ def check_inputs(scorer: str, pictures: Sequence[Image], prompts: Sequence[str])
         if not isinstance(picture, Image) or not isinstance(prompt, str):
             kinds = f"{type(picture).__name__} and {type(prompt).__name__}"
             raise TypeError(f"{scorer} takes a picture and its prompt, in this order; number {place} is {kinds}")
+    check_pictures(scorer, pictures)
+
+
+def check_pictures(scorer: str, pictures: Sequence[Image]) -> None:
+    """Refuse what is no picture, and other modes than RGB."""
+    for place, picture in enumerate(pictures):
+        if not isinstance(picture, Image):
+            raise TypeError(f"{scorer} takes pictures; number {place} is {type(picture).__name__}")
         if picture.mode != "RGB":
             raise TypeError(f"{scorer} takes RGB pictures; number {place} is {picture.mode}")
 

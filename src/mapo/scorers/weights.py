@@ -1,4 +1,7 @@
-"""Where the weights behind a scorer lie: a repository of the hub at a fixed commit, or a folder; never a pickle."""
+"""Where the weights behind a scorer lie: a repository of the hub at a fixed commit, or a folder.
+
+Models are read as safetensors; the few that are published only as a pickle go through ``checkpoint.py``.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,10 @@ from pathlib import Path
 from mapo.errors import MapoError
 
 MODEL = ("config.json", "model*.safetensors", "model.safetensors.index.json")
-PROCESSOR = (
-    "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json",
-    "merges.txt",
-)  # fmt: skip
+PICTURES = ("preprocessor_config.json",)
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
+PROCESSOR = (*PICTURES, *TOKENIZER)
+OPTIONAL = TOKENIZER[1:]  # vocab.json and merges.txt stand in for a tokenizer.json
 
 
 @dataclass(frozen=True)
@@ -38,34 +41,40 @@ class Files:
 
 
 def find_files(scorer: str, source: str | Repository, patterns: tuple[str, ...]) -> Files:
-    """The files :data:`MODEL` or :data:`PROCESSOR` of a folder or a repository, fetched from the hub if need be.
+    """The files :data:`MODEL`, :data:`PROCESSOR` or a part of it, or other names, of a folder or a repository.
 
-    ``scorer`` is for messages. Raises MapoError where they are not to be had.
+    Fetched from the hub if need be. ``scorer`` is for messages. Raises MapoError where they are not to be had.
     """
     folder = Path(source).expanduser() if isinstance(source, str) else None
     if folder and folder.is_dir():
         found = Files(folder, _content(folder, patterns), folder.resolve().name)
     else:
         if isinstance(source, str):
-            if source.count("/") != 1 or source.startswith((".", "/", "~")) or source.endswith("/"):
-                raise MapoError(
-                    f"{scorer}@{source}: there is no folder {source}. Give a folder, or a repository of the hub such "
-                    f"as {scorer}@owner/name."
-                )
-            source = Repository(source)
-        folder = _snapshot(scorer, source, patterns)
+            source = repository(scorer, source)
+        folder = snapshot(scorer, source, patterns)
         found = Files(folder, folder.name, source.name)
     if lack := _lacks(folder, patterns):
-        what = "a model in safetensors" if patterns == MODEL else "what prepares its pictures and texts"
+        whole = {MODEL: "a model in safetensors", PROCESSOR: "what prepares its pictures and texts"}
+        what = whole.get(patterns, "what is needed")
         raise MapoError(f"{scorer}: {folder} does not hold {what}: it lacks {lack}. Give another with {scorer}@FOLDER.")
     return found
 
 
+def repository(scorer: str, source: str, kinds: str = "a folder") -> Repository:
+    """The repository of that name. Raises MapoError for what is no name of one, hence a path that leads nowhere."""
+    if source.count("/") != 1 or source.startswith((".", "/", "~")) or source.endswith("/"):
+        raise MapoError(
+            f"{scorer}@{source}: there is no {kinds.removeprefix('a ')} {source}. Give {kinds}, or a repository of the "
+            f"hub such as {scorer}@owner/name."
+        )
+    return Repository(source)
+
+
 def _lacks(folder: Path, patterns: tuple[str, ...]) -> str | None:
     """The name of a file that is needed and not there, or None."""
-    if patterns == PROCESSOR:
-        old = (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
-        names = ["preprocessor_config.json", *([] if old else ["tokenizer.json"])]
+    if patterns != MODEL:
+        old = {"vocab.json", "merges.txt"} <= {name for name in patterns if (folder / name).is_file()}
+        names = [name for name in patterns if name not in OPTIONAL and not (old and name == "tokenizer.json")]
     else:
         names = ["config.json", "model.safetensors"]
         index = folder / "model.safetensors.index.json"
@@ -86,7 +95,7 @@ def _content(folder: Path, patterns: tuple[str, ...]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _snapshot(scorer: str, source: Repository, patterns: tuple[str, ...]) -> Path:
+def snapshot(scorer: str, source: Repository, patterns: tuple[str, ...]) -> Path:
     """The hub is asked only for what its cache on this machine lacks; a download shows the hub's own bars."""
     from huggingface_hub import snapshot_download
 
@@ -106,7 +115,7 @@ def _snapshot(scorer: str, source: Repository, patterns: tuple[str, ...]) -> Pat
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).split("\n")[0][:160].rstrip(".")
         commit = f" --revision {source.commit}" if source.commit else ""
-        kinds = ("*.json", "model*.safetensors") if patterns == MODEL else ("*.json", "*.txt")
+        kinds = {MODEL: ("*.json", "model*.safetensors"), PROCESSOR: ("*.json", "*.txt")}.get(patterns, patterns)
         command = f"hf download {source.name}{commit} " + " ".join(f'--include "{kind}"' for kind in kinds)
         raise MapoError(
             f"{scorer}: {source.name} is not on this machine and could not be fetched ({reason}); where there is a "
