@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mapo.context as module
-from mapo.context import KEY, Contexts, clean, open_rewriter, without_style
+from mapo import endpoint
+from mapo.context import Contexts, clean, open_rewriter, without_style
+from mapo.endpoint import KEY
 
 PROMPTS = ["a fox, 8k", "an owl", "a red square"]
 
@@ -172,7 +174,7 @@ def server(monkeypatch):
         def log_message(self, *args):
             pass
 
-    monkeypatch.setattr(module, "SECONDS_TO_WAIT", (0, 0, 0))
+    monkeypatch.setattr(endpoint, "SECONDS_TO_WAIT", (0, 0, 0))
     found = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=found.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{found.server_port}/v1", asked, answers
@@ -208,7 +210,7 @@ def test_a_busy_server_is_asked_again_and_a_refusal_is_told_without_the_key(serv
     with pytest.raises(MapoError, match=r"500 no"):
         list(rewriter(["an owl"]))
     assert len(asked) == 8
-    answers += [(200, "[]")]
+    answers += [(200, "[]")] * 4
     with pytest.raises(MapoError, match="no chat completion came back"):
         list(rewriter(["an owl"]))
 
@@ -227,7 +229,7 @@ def test_the_key_follows_no_redirect(server, monkeypatch):
 def test_a_server_that_is_not_there_is_named(monkeypatch):
     from mapo.errors import MapoError
 
-    monkeypatch.setattr(module, "SECONDS_TO_WAIT", (0,))
+    monkeypatch.setattr(endpoint, "SECONDS_TO_WAIT", (0,))
     with pytest.raises(MapoError, match=r"http://127.0.0.1:9/v1/chat/completions gave no answer"):
         list(open_rewriter("endpoint:http://127.0.0.1:9/v1", "m")(["an owl"]))
 

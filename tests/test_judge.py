@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mapo.errors import MapoError
-from mapo.judge import Filter, best_and_worst, choose, judges_of, parse_filter, ranks
+from mapo.judge import Filter, best_and_worst, choose, judges_of, parse_filter, ranks, unjudged
 from mapo.recipe import changed_recipe, read_recipe
 
 STYLE = read_recipe("pick-style-cartoon")
@@ -43,6 +43,7 @@ def test_a_filter_compares_the_pictures_or_the_chosen_one_with_its_threshold():
     assert less.keeps(1, 2) and not less.keeps(1, 1)
     assert bar.keeps(5.1, 9) and not bar.keeps(5, 0)
     assert not more.keeps(math.nan, 0) and not bar.keeps(math.nan, 0)
+    assert not more.keeps(None, 0) and not more.keeps(1, None) and not bar.keeps(None, 9) and bar.keeps(6, None)
 
 
 def test_the_recipe_s_threshold_is_that_of_judges_that_name_none():
@@ -84,6 +85,26 @@ def test_a_judge_with_a_threshold_ranks_nothing_and_vetoes():
 def test_a_recipe_with_prefixes_knows_its_sides():
     assert choose(STYLE, [], []) == ("chosen", "rejected")
     assert choose(STYLE, [Filter(Scorer(), "a")], [{"chosen": 1, "rejected": 2}]) is None
+
+
+def test_a_missing_number_keeps_no_pair_and_is_told_from_a_verdict():
+    order, bar = Filter(Scorer("s"), "a"), Filter(Scorer("t"), "a", 1, 5.0)
+    assert choose(BEST, [order], [sided(BEST, 3, None, 1)]) is None and unjudged(
+        BEST, [order], [sided(BEST, 3, None, 1)]
+    )
+    assert choose(STYLE, [order], [sided(STYLE, 3, None)]) is None and unjudged(STYLE, [order], [sided(STYLE, 3, None)])
+    assert choose(STYLE, [bar], [sided(STYLE, None, 6)]) is None and unjudged(STYLE, [bar], [sided(STYLE, None, 6)])
+    assert choose(STYLE, [bar], [sided(STYLE, 6, None)]) == ("chosen", "rejected")
+    assert not unjudged(STYLE, [bar], [sided(STYLE, 6, None)]) and not unjudged(STYLE, [order], [sided(STYLE, 1, 2)])
+
+
+def test_a_judge_of_the_request_with_a_threshold_looks_at_the_chosen_picture_alone():
+    class Reader(Scorer):
+        judges_request = True
+
+    assert Filter(Reader(), "a", 1, 5.0).sides(STYLE) == ["chosen"]
+    assert Filter(Reader(), "a").sides(STYLE) == Filter(Scorer(), "a", 1, 5.0).sides(STYLE) == ["chosen", "rejected"]
+    assert Filter(Reader(), "a", 1, 5.0).sides(BEST) == list(BEST.prefixes)
 
 
 @given(st.lists(st.lists(st.floats(-9, 9), min_size=3, max_size=3), min_size=1, max_size=4))

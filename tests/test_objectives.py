@@ -120,7 +120,12 @@ def test_the_relative_form_pulls_alike_at_every_size_of_the_errors(chosen, rejec
     for scale in (1.0, times):
         w, losing = (torch.tensor([scale * v], dtype=torch.float64, requires_grad=True) for v in (chosen, rejected))
         loss = OBJECTIVES["mapo_relative"](PairErrors(w, losing), floor=0.0)
-        pulls.append([g.item() * v.item() for g, v in zip(torch.autograd.grad(loss.sum(), (w, losing)), (w, losing))])
+        pulls.append(
+            [
+                g.item() * v.item()
+                for g, v in zip(torch.autograd.grad(loss.sum(), (w, losing)), (w, losing), strict=True)
+            ]
+        )
     assert pulls[0] == pytest.approx(pulls[1], rel=1e-9)
 
 

@@ -227,14 +227,15 @@ class Totals:
     """What became of all prompts; knows the pairs that it has seen."""
 
     def __init__(self, minors: int) -> None:
-        self.left_out, self.sums = minors, {"tried": 0, "judged_out": 0, "equal_pictures": 0, "repeats": 0}
+        self.left_out = minors
+        self.sums = {"tried": 0, "judged_out": 0, "unjudged": 0, "equal_pictures": 0, "repeats": 0}
         self.minors: set[str] = set()
         self.no_context: set[str] = set()
         self.seen: set[Any] = set()
 
     def add(self, portion: Portion) -> list[Found]:
         """Count a portion; its pairs that are no repeats (of two prompts with the same context, the first)."""
-        for name in ("tried", "judged_out", "equal_pictures"):
+        for name in ("tried", "judged_out", "unjudged", "equal_pictures"):
             self.sums[name] += getattr(portion, name)
         self.minors |= portion.minors
         self.no_context |= portion.no_context
@@ -261,8 +262,9 @@ def _too_few(plan: Plan, totals: Totals, kept: int) -> str:
     counts = totals.counts()
     return (
         f"Of {counts['tried']} tried pairs only {kept} were kept ({counts['judged_out']} judged out, "
-        f"{counts['equal_pictures']} with equal pictures, {counts['repeats']} repeats). The pictures are in "
-        f"{plan.folder}, where the same command with fewer pairs or another --judge uses them. Or use more prompts."
+        f"{counts['unjudged']} without a judge's number, {counts['equal_pictures']} with equal pictures, "
+        f"{counts['repeats']} repeats). The pictures are in {plan.folder}, where the same command with fewer pairs or "
+        "another --judge uses them. Or use more prompts."
     )
 
 

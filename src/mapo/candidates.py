@@ -19,7 +19,7 @@ from mapo.context import Contexts
 from mapo.errors import MapoError
 from mapo.families import Family, Model, family_of
 from mapo.images import ImageRow, png_bytes, read_picture
-from mapo.judge import Filter, choose
+from mapo.judge import Filter, choose, unjudged
 from mapo.minors import names_minor
 from mapo.pairs import decode_picture
 from mapo.pipelines import too_long
@@ -47,6 +47,7 @@ class Portion:
     pairs: list[Found] = field(default_factory=list)
     tried: int = 0
     judged_out: int = 0
+    unjudged: int = 0  # a judge gave no number
     equal_pictures: int = 0
     minors: set[str] = field(default_factory=set)  # prompts whose context could mean a minor
     no_context: set[str] = field(default_factory=set)  # prompts of which nothing was left
@@ -143,6 +144,8 @@ class Maker:
             sides = choose(self.recipe, self.judges, at)
             if len({found[side][number][1].sha256 for side in sides or found}) == 1:
                 result.equal_pictures += 1
+            elif sides is None and unjudged(self.recipe, self.judges, at):
+                result.unjudged += 1
             elif sides is None:
                 result.judged_out += 1
             else:
@@ -200,31 +203,34 @@ class Maker:
 
     def _values(
         self, judge: Filter, start: int, found: dict[str, list[tuple[Path, ImageRow]]], data: dict[str, list[bytes]]
-    ) -> dict[str, list[float]]:
-        """The judge's number for every picture, from the work folder's table or judged now."""
-        rows = [row for side in found.values() for _, row in side]
-        table = f"{start:07d}-{len(rows) // len(found)}"
+    ) -> dict[str, list[float | None]]:
+        """The judge's number for every picture that it looks at, from the work folder's table or judged now."""
+        sides = judge.sides(self.recipe)
+        rows = [row for side in sides for _, row in found[side]]
+        table = f"{start:07d}-{len(rows) // len(sides)}"
         known = self.work.values(table, judge.scorer)
         if any((row.sha256, row.prompt_id, judge.metric) not in known for row in rows):
             pngs = [
                 data[side][k] if side in data else read_picture(folder, row)
-                for side, places in found.items()
-                for k, (folder, row) in enumerate(places)
+                for side in sides
+                for k, (folder, row) in enumerate(found[side])
             ]
-            said = judge.scorer([decode_picture(png) for png in pngs], [row.prompt for row in rows])
+            asked = next(iter(self.recipe.prefixes.values())) if judge.judges_request else ""
+            prompts = [full_prompt(row.prompt, asked) if asked else row.prompt for row in rows]
+            said = judge.scorer([decode_picture(png) for png in pngs], prompts)
             self.work.add_values(table, judge.scorer, rows, said)
             known |= {
-                (row.sha256, row.prompt_id, m): float(v)
+                (row.sha256, row.prompt_id, m): None if v is None else float(v)
                 for m in judge.scorer.metrics
                 for row, v in zip(rows, said[m], strict=True)
             }
         return {
-            side: [known[row.sha256, row.prompt_id, judge.metric] for _, row in places]
+            side: [known.get((row.sha256, row.prompt_id, judge.metric)) for _, row in places]
             for side, places in found.items()
         }
 
     def _meta(
-        self, given: str, sides: tuple[str, str], rows: tuple[ImageRow, ImageRow], at: Sequence[dict[str, float]]
+        self, given: str, sides: tuple[str, str], rows: tuple[ImageRow, ImageRow], at: Sequence[dict[str, float | None]]
     ) -> dict[str, Any]:
         """What a pair's row keeps: how each picture was made, what it was made from, and what the judges said."""
         meta: dict[str, Any] = {

@@ -7,23 +7,16 @@ machine; ``endpoint:URL`` asks an OpenAI-compatible server. A prompt of which no
 from __future__ import annotations
 
 import json
-import os
 import re
-import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Protocol
 
+from mapo.endpoint import ASKED_AT_ONCE, Endpoint, NoAnswer
 from mapo.errors import MapoError
 
-KEY = "MAPO_ENDPOINT_KEY"  # the environment variable that holds an endpoint's key
 MOST_WORDS, MOST_TOKENS = 100, 200
-ASKED_AT_ONCE = 8
-SECONDS_TO_WAIT = (1, 4, 16)  # between tries
 INSTRUCTION = (
     "You are given a prompt for a picture. Say in one plain sentence what the picture shows: who or what, where, doing "
     "what, with which colours and things. Leave out everything about how it is made: style, medium, artist, camera, "
@@ -52,7 +45,7 @@ def open_rewriter(how: str, model: str | None = None) -> Rewriter | None:
     if kind == "local" and rest:
         return Local(rest)
     if kind == "endpoint" and rest:
-        return Endpoint(rest, model)
+        return Remote(rest, model)
     raise MapoError(f"--context {how!r} is not known. Write rules, local:MODEL, endpoint:URL or none.")
 
 
@@ -172,27 +165,14 @@ class Local:
         return tokenizer, model.to(device).eval()
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        """Follow none: the key is for the address that was given."""
-
-
-class Endpoint:
-    """A server that speaks OpenAI's chat completions. The key comes from the environment and is kept nowhere."""
+class Remote:
+    """A model behind an OpenAI-compatible endpoint."""
 
     def __init__(self, url: str, model: str | None) -> None:
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise MapoError(f"--context: endpoint:{url} has no address such as http://localhost:8000/v1.")
-        if parts.username or parts.password or parts.query:
-            raise MapoError(
-                f"--context: give the endpoint's address without name, password or query; the key belongs in {KEY}."
-            )
+        self.endpoint = Endpoint("--context", url, model or "")
         if not model:
             raise MapoError("--context endpoint:URL needs --context-model: the name of the model at that address.")
-        self.url = url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
-        self.model, self.name = model, f"endpoint:{url} {model}"
-        self._opener = urllib.request.build_opener(_NoRedirect)
+        self.name = f"endpoint:{url} {model}"
 
     def __call__(self, prompts: Sequence[str]) -> Iterator[tuple[str, str]]:
         """Eight questions at a time."""
@@ -206,29 +186,13 @@ class Endpoint:
 
     def ask(self, prompt: str) -> str:
         """The answer to one question; tried again while the server is busy or out of reach."""
-        body = json.dumps({"model": self.model, "messages": _messages(prompt), "temperature": 0}).encode()
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(KEY):
-            headers["Authorization"] = f"Bearer {key}"
-        for pause in (*SECONDS_TO_WAIT, None):
-            try:
-                with self._opener.open(urllib.request.Request(self.url, body, headers), timeout=120) as response:
-                    return str(json.load(response)["choices"][0]["message"]["content"] or "")
-            except urllib.error.HTTPError as error:
-                reason = f"{error.code} {error.read(300).decode(errors='replace')}"
-                again = error.code in (408, 409, 429) or error.code >= 500
-            except (KeyError, IndexError, TypeError, ValueError) as error:
-                reason, again = f"no chat completion came back: {error!r}", False
-            except OSError as error:
-                reason, again = str(getattr(error, "reason", error)), True
-            if pause is None or not again:
-                break
-            time.sleep(pause)
-        reason = reason.replace(key, "(key)") if key else reason
-        raise MapoError(
-            f"--context: {self.url} gave no answer ({' '.join(reason.split())[:200]}). Contexts so far are kept; mend "
-            "it and give the same command again."
-        )
+        try:
+            return self.endpoint.ask(_messages(prompt), str)
+        except NoAnswer as failure:
+            raise MapoError(
+                f"--context: {self.endpoint.url} gave no answer ({failure}). Contexts so far are kept; mend it "
+                "and give the same command again."
+            ) from None
 
 
 class Contexts:

@@ -28,11 +28,23 @@ class Filter:
         version = f"(version {self.scorer.version}{revision})"
         return f"{self.scorer.name}:{'-' * (self.sign < 0)}{self.metric}{than} {version}"
 
-    def keeps(self, chosen: float, rejected: float) -> bool:
-        """The verdict on a pair of values; a value that is no number keeps nothing."""
-        return self.sign * chosen > self.sign * (rejected if self.threshold is None else self.threshold)
+    def keeps(self, chosen: float | None, rejected: float | None) -> bool:
+        """The verdict on a pair of values; one that is no number (None: the scorer gave none) keeps nothing."""
+        least = rejected if self.threshold is None else self.threshold
+        return chosen is not None and least is not None and self.sign * chosen > self.sign * least
 
-    def verdict(self, chosen: float, rejected: float) -> dict[str, Any]:
+    def sides(self, recipe: Recipe) -> list[str]:
+        """The pictures of a prompt that it looks at: all, or, where it judges the request (as ``vlm`` does) and
+        has a threshold, the chosen one alone."""
+        alone = self.threshold is not None and not recipe.ranks and self.judges_request
+        return list(recipe.prefixes)[:1] if alone else list(recipe.prefixes)
+
+    @property
+    def judges_request(self) -> bool:
+        """Whether the scorer is told the prefix of the chosen picture together with the prompt."""
+        return bool(getattr(self.scorer, "judges_request", False))
+
+    def verdict(self, chosen: float | None, rejected: float | None) -> dict[str, Any]:
         """What a pair's row says of this judge."""
         return {
             "scorer": self.scorer.name,
@@ -70,8 +82,8 @@ def judges_of(recipe: Recipe, given: Sequence[Filter]) -> list[Filter]:
     if recipe.threshold is not None and not judges:
         raise MapoError(
             f"The recipe {recipe.name} keeps only pairs whose chosen picture a judge puts above {recipe.threshold:g} "
-            "(on the judge's scale of 1 to 10). Name the judge: --judge SCORER:METRIC, or with a threshold for another "
-            "scale, --judge SCORER:METRIC:THRESHOLD."
+            "of 10. Name the judge: --judge vlm@SOURCE:vlm_score, or one with another scale and a threshold on it, "
+            "--judge SCORER:METRIC:THRESHOLD."
         )
     if recipe.threshold is not None and not recipe.ranks:
         judges = [j if j.threshold is not None else replace(j, threshold=recipe.threshold) for j in judges]
@@ -99,8 +111,10 @@ def best_and_worst(judges: Sequence[Filter], values: Sequence[Sequence[float]]) 
     return mean.index(min(mean)), mean.index(max(mean))
 
 
-def choose(recipe: Recipe, judges: Sequence[Filter], values: Sequence[Mapping[str, float]]) -> tuple[str, str] | None:
-    """The sides that become chosen and rejected, or None where a judge does not agree.
+def choose(
+    recipe: Recipe, judges: Sequence[Filter], values: Sequence[Mapping[str, float | None]]
+) -> tuple[str, str] | None:
+    """The sides that become chosen and rejected, or None where a judge does not agree or gave no number to order by.
 
     ``values`` has for each judge a number per side. A recipe with two prefixes knows its sides already. Of candidates
     the best and the worst by mean rank are taken, and kept only where every judge prefers the one to the other.
@@ -108,7 +122,20 @@ def choose(recipe: Recipe, judges: Sequence[Filter], values: Sequence[Mapping[st
     sides = list(recipe.prefixes)
     best, worst = 0, 1
     if recipe.ranks:
-        best, worst = best_and_worst(judges, [[row[side] for side in sides] for row in values])
+        given = [[value for side in sides if (value := row[side]) is not None] for row in values]
+        if any(j.threshold is None and len(row) < len(sides) for j, row in zip(judges, given, strict=True)):
+            return None
+        best, worst = best_and_worst(judges, given)
     chosen, rejected = sides[best], sides[worst]
     agreed = all(j.keeps(row[chosen], row[rejected]) for j, row in zip(judges, values, strict=True))
     return (chosen, rejected) if agreed and best != worst else None
+
+
+def unjudged(recipe: Recipe, judges: Sequence[Filter], values: Sequence[Mapping[str, float | None]]) -> bool:
+    """Whether a judge gave no number for a picture on which it decides."""
+    chosen = list(recipe.prefixes)[:1]
+    return any(
+        row[side] is None
+        for j, row in zip(judges, values, strict=True)
+        for side in (row if j.threshold is None or recipe.ranks else chosen)
+    )

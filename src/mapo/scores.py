@@ -26,23 +26,27 @@ SCHEMA = pa.schema(
         ("version", pa.string()),
         ("revision", pa.string()),
         ("reference", pa.string()),
-        ("value", pa.float64()),
+        ("value", pa.float64()),  # null: the scorer gave none
     ],
     metadata={"mapo-scores": str(VERSION)},
 )
 
 
 def write_scores(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a table of scores, atomically. A value that is not a number is an error, never a row."""
+    """Write a table of scores, atomically. None is kept as null, NaN and infinities are an error, never a row."""
     rows = list(rows)
     for row in rows:
-        if not math.isfinite(row["value"]):
-            raise MapoError(
-                f"{row['scorer']} gave {row['value']} for picture {row['image'][:12]}; nothing was written."
-            )
+        check_value(row["value"], row["scorer"], row["image"])
     prepare_out(path)
     with replacing(path) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, SCHEMA), temporary, compression="zstd")
+
+
+def check_value(value: float | None, scorer: str, image: str) -> float | None:
+    """The value that a scorer gave a picture (its hash), which may be None; MapoError where it is no finite number."""
+    if value is not None and not math.isfinite(value):
+        raise MapoError(f"{scorer} gave {value} for picture {image[:12]}; nothing was written.")
+    return None if value is None else float(value)
 
 
 def read_scores(path: Path) -> pa.Table:

@@ -123,9 +123,9 @@ class Work:
         append_images(self.own / side, rows, data)
         self._index(self.own, side, rows)
 
-    def values(self, table: str, scorer: Any) -> dict[tuple[str, str, str], float]:
+    def values(self, table: str, scorer: Any) -> dict[tuple[str, str, str], float | None]:
         """Value by picture, prompt and metric from the tables of that name, of this version of the scorer."""
-        found: dict[tuple[str, str, str], float] = {}
+        found: dict[tuple[str, str, str], float | None] = {}
         for part in self.parts:
             path = part / "scores" / f"{table}-{scorer.name}.parquet"
             for row in read_scores(path).to_pylist() if path.exists() else ():
@@ -134,7 +134,7 @@ class Work:
         return found
 
     def add_values(
-        self, table: str, scorer: Any, rows: Sequence[ImageRow], values: Mapping[str, Sequence[float]]
+        self, table: str, scorer: Any, rows: Sequence[ImageRow], values: Mapping[str, Sequence[float | None]]
     ) -> None:
         """Keep what a scorer said of some pictures as an ordinary table of scores."""
         shared = {"scorer": scorer.name, "version": scorer.version, "revision": scorer.revision, "reference": None}
@@ -148,7 +148,7 @@ class Work:
                     "seed": row.seed,
                     "model": row.model,
                     "metric": metric,
-                    "value": float(value),
+                    "value": None if value is None else float(value),
                     **shared,
                 }
                 for metric in scorer.metrics

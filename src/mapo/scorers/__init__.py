@@ -34,8 +34,8 @@ class Scorer(Protocol):
 
     def __call__(
         self, pictures: Sequence[Image], prompts: Sequence[str], references: Sequence[Image] | None = None
-    ) -> Mapping[str, Sequence[float]]:
-        """One number per picture for each metric."""
+    ) -> Mapping[str, Sequence[float | None]]:
+        """One number per picture for each metric; None where there is none to give."""
 
     def notes(self) -> list[str]:
         """What a person must know about the numbers given so far, a sentence each."""
@@ -49,6 +49,9 @@ SCORERS: dict[str, str] = {
     "aesthetic": "mapo.scorers.aesthetic:Aesthetic",
     "siglip": "mapo.scorers.siglip:SiglipScore",
     "dinov2": "mapo.scorers.dinov2:Dinov2Score",
+    "imagereward": "mapo.scorers.imagereward:ImageReward",
+    "safety": "mapo.scorers.safety:Safety",
+    "vlm": "mapo.scorers.vlm:VlmScore",
     "mini-learned": "mapo.scorers.mini:Learned",
     "mini-search": "mapo.scorers.mini:Search",
 }
@@ -187,7 +190,7 @@ def _score(scorer: Scorer, folder: Path, images: Sequence[ImageRow], images_per_
                             "version": scorer.version,
                             "revision": scorer.revision,
                             "reference": None,
-                            "value": float(value),
+                            "value": None if value is None else float(value),
                         }
                     )
             bar.update(len(batch))

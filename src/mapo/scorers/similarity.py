@@ -118,12 +118,12 @@ def check_type(kind: str, folder: Path, wanted: str, title: str) -> None:
         raise MapoError(f"{kind}: {folder} is no {title} model; its config.json says {found}. Give one that is.")
 
 
-def load_model(kind: str, folder: Path, name: str) -> Any:
+def load_model(kind: str, folder: Path, name: str, **how: Any) -> Any:
     """The model of transformers' class ``name``. Weights that the file lacks are an error: they would be random."""
     try:
         with quiet():
             model, info = getattr(transformers, name).from_pretrained(
-                folder, use_safetensors=True, output_loading_info=True
+                folder, use_safetensors=True, output_loading_info=True, **how
             )
     except Exception as error:
         raise MapoError(f"{kind}: {folder} cannot be loaded ({reason(error)}).") from None

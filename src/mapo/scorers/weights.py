@@ -20,7 +20,9 @@ MODEL = ("config.json", "model*.safetensors", "model.safetensors.index.json")
 PICTURES = ("preprocessor_config.json",)
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
 PROCESSOR = (*PICTURES, *TOKENIZER)
-OPTIONAL = TOKENIZER[1:]  # vocab.json and merges.txt stand in for a tokenizer.json
+TALKING = ("chat_template.json", "chat_template.jinja", "generation_config.json", "added_tokens.json")
+CHAT = (*PROCESSOR, *TALKING)
+OPTIONAL = (*TOKENIZER[1:], *TALKING)  # vocab.json and merges.txt stand in for a tokenizer.json
 
 
 @dataclass(frozen=True)

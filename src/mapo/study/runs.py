@@ -81,9 +81,7 @@ def _run(work: Path, folder: Path, job: Job) -> list[dict[str, Any]]:
             "train": {"steps": steps, "pairs_per_step": PAIRS_PER_STEP, "seed": job.seed, "save_every_steps": 10**6},
         })  # fmt: skip
         train(config, folder / "run")
-        results.append(
-            {"steps": steps, **look(work, job, str(folder / "run")), **_times(folder / "run" / "metrics.jsonl")}
-        )
+        results.append({"steps": steps, **look(work, job, str(folder / "run")), **_speed(folder / "run")})
     return results
 
 
