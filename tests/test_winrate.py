@@ -7,7 +7,7 @@ from scipy import stats
 
 from mapo.errors import MapoError
 from mapo.scores import SCHEMA
-from mapo.winrate import is_binary, mean, mean_difference, paired, win_rate
+from mapo.winrate import is_binary, mean, mean_difference, paired, ratio, win_rate
 
 
 def table(values, model="m", **changes):
@@ -249,3 +249,28 @@ def test_a_value_that_is_no_number_is_refused_by_picture(value):
 def test_a_metric_nobody_gave_is_refused_with_a_suggestion():
     with pytest.raises(MapoError, match=r"before have no judge cartoons\. Did you mean 'judge cartoon'\?"):
         paired(table({("a", 0): 1.0}), table({("a", 0): 1.0}), "judge", "cartoons")
+
+
+# ------------------------------------------------------------------ ratios
+
+
+def test_a_ratio_is_the_sum_over_the_sum_and_its_interval_is_over_prompts():
+    rng = np.random.default_rng(0)
+    wholes = rng.uniform(1, 5, 60)
+    parts = 0.5 * wholes + rng.normal(0, 0.3, 60)
+    found = ratio(parts, wholes, names(60, 3))
+    assert found.value == pytest.approx(parts.sum() / wholes.sum(), rel=1e-12)
+    assert found.covers(0.5) and found.conclusive and (found.pairs, found.prompts) == (60, 20)
+    by_hand = stats.bootstrap(
+        (parts.reshape(20, 3).sum(1), wholes.reshape(20, 3).sum(1)), lambda p, w, axis: p.sum(axis) / w.sum(axis),
+        paired=True, rng=np.random.default_rng(1),
+    ).confidence_interval  # fmt: skip
+    assert (found.low, found.high) == pytest.approx((by_hand.low, by_hand.high), abs=0.004)
+
+
+def test_a_ratio_whose_interval_covers_nothing_is_not_conclusive_and_of_equal_weights_is_the_mean():
+    values = np.tile([-1.0, 1.0, 0.2], 10)
+    found = ratio(values, np.full(30, 2.0), names(30))
+    assert not found.conclusive and found.covers(0)
+    assert found.value == pytest.approx(mean(values, names(30)).value / 2)
+    assert found.low == pytest.approx(mean(values, names(30)).low / 2, abs=1e-9)

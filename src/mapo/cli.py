@@ -223,6 +223,39 @@ def score(images: Path, scorer: str, out: Path) -> None:
     _say(f"scores in {out}")
 
 
+@cli.command(cls=Verb, example="mapo mismatch --model mini --pairs work/pairs --num-pairs 32 --out work/mismatch.json")
+@click.option("--model", required=True, help="mini, a diffusers folder, a run folder, or a hub id of SDXL layout.")
+@click.option("--pairs", type=OUT, required=True, help="A pairs set.")
+@click.option("--out", type=OUT, default=Path("mismatch.json"), show_default=True, help="The numbers to write.")
+@click.option(
+    "--encoder", help="A scorer that embeds pictures, such as dinov2, or none; default: dinov2, for mini mini-learned."
+)
+@click.option("--split", default="train", show_default=True, help="train, validation, test or all.")
+@click.option("--num-pairs", type=int, default=128, show_default=True, help="Measure at most so many, at random.")
+@click.option("--seeds", default="1000-1001", show_default=True, help="Of own samples; not those the set is made of.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the choice of pairs, noise and timesteps.")
+@click.option("--steps", type=int, help="Denoising steps; default: the model's own advice.")
+@click.option("--guidance", type=float, help="Classifier-free guidance; default: the model's own advice.")
+@click.option("--precision", help="float32 (default), bfloat16 or float16.")
+@click.option("--images-per-batch", type=int, help="Pictures at a time.")
+def mismatch(model: str, pairs: Path, out: Path, seeds: str, **how: Any) -> None:
+    """Measure how far the pairs are from the model before anything is trained.
+
+    The model's own samples of the same prompts, which lie in an images folder beside --out, are compared with the
+    chosen and the rejected pictures: by the distance of embeddings, and by the model's denoising error.
+    """
+    from mapo.files import prepare_out
+
+    prepare_out(out)
+    from mapo.mismatch import measure
+    from mapo.mismatch.words import write_mismatch
+    from mapo.sample import parse_seeds
+
+    found = measure(model, pairs, out.with_name(f"{out.stem}-images"), seeds=parse_seeds(seeds), **how)
+    _say("\n".join(write_mismatch(found, out)))
+    _say(f"the numbers are in {out}")
+
+
 @cli.command(
     cls=Verb, example="mapo report --before work/before --after work/after --goal cartoon --out work/report.html"
 )

@@ -165,6 +165,17 @@ def mean(values: Sequence[float] | Floats, clusters: Sequence[str], rng: int | n
     return _interval(numbers, clusters, _exact if is_binary(numbers) else _no_spread, None, rng)
 
 
+def ratio(
+    parts: Sequence[float] | Floats,
+    wholes: Sequence[float] | Floats,
+    clusters: Sequence[str],
+    rng: int | np.random.Generator = 0,
+) -> Interval:
+    """The sum of ``parts`` over that of ``wholes``, all of which are positive; conclusive when it is not 0."""
+    weights = _numbers(wholes)
+    return _interval(_numbers(parts) / weights, clusters, _no_spread, 0.0, rng, weights)
+
+
 def is_binary(values: Iterable[float] | Floats) -> bool:
     """Whether all values are 0 or 1, so that their mean is a rate."""
     return all(v in (0.0, 1.0) for v in values)
@@ -180,13 +191,14 @@ def _numbers(values: Sequence[float] | Floats) -> Floats:
 
 
 def _interval(
-    values: Floats, clusters: Sequence[str], degenerate: Bounds, null: float | None, rng: int | np.random.Generator
-) -> Interval:
+    values: Floats, clusters: Sequence[str], degenerate: Bounds, null: float | None, rng: int | np.random.Generator,
+    weights: Floats | None = None,
+) -> Interval:  # fmt: skip
     assert len(values) == len(clusters), "one cluster per value"
     _, place = np.unique(np.asarray(clusters), return_inverse=True)
-    counts = np.bincount(place).astype(np.float64)
-    sums = np.bincount(place, values).astype(np.float64)
-    prompts, value = len(counts), float(values.mean())
+    counts = np.bincount(place, weights).astype(np.float64)
+    sums = np.bincount(place, values if weights is None else values * weights).astype(np.float64)
+    prompts, value = len(counts), float(np.average(values, weights=weights))
     means = sums / counts
     if prompts == 1 or np.ptp(means) <= 1e-12 * max(1.0, float(np.abs(means).max())):
         low, high = degenerate(value, prompts)

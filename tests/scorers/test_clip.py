@@ -314,3 +314,18 @@ def test_half_precision_weights_are_computed_in_float32(folder, tmp_path):
 def test_a_torchvision_that_is_installed_changes_no_score(folder, tmp_path):
     without, beside = values_without_and_with_torchvision(f"pickscore@{folder}", tmp_path)
     assert without == beside
+
+
+def test_pictures_are_embedded_at_unit_norm_where_their_cosine_with_a_text_is_that_of_the_formula(folder):
+    scorer, pictures = load_scorer(f"clip@{folder}"), [noise(size, k) for k, size in enumerate(SIZES)]
+    vectors = scorer.embed(pictures).double()
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(len(SIZES), dtype=torch.float64))
+    reading = CLIPTextModelWithProjection.from_pretrained(folder).double().eval()
+    for prompt in PROMPTS[:2]:
+        ids = torch.tensor([CLIPTokenizer.from_pretrained(folder)(prompt)["input_ids"]])
+        with torch.no_grad():
+            text = torch.nn.functional.normalize(reading(ids).text_embeds[0], dim=0)
+        expected = [by_hand(folder, picture, prompt) for picture in pictures]
+        assert (vectors @ text).tolist() == pytest.approx(expected, abs=1e-5)
+    single = torch.cat([load_scorer(f"pickscore@{folder}").embed([picture]) for picture in pictures])
+    torch.testing.assert_close(single.double(), vectors, rtol=0, atol=1e-5)

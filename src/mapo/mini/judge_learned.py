@@ -80,14 +80,28 @@ class LearnedJudge:
     @torch.no_grad()
     def __call__(self, pictures: NDArray[np.uint8]) -> list[Scene]:
         """The scenes, in canonical form, of uint8 pictures "n 48 48 3"."""
+        net = self._loaded()
+        found: list[Scene] = []
+        for batch in _portions(pictures):
+            best = [logits.argmax(1).tolist() for logits in _by_head(net(to_pixels(batch)))]
+            found += [_scene(dict(zip(HEADS, picks, strict=True))) for picks in zip(*best, strict=True)]
+        return found
+
+    @torch.no_grad()
+    def features(self, pictures: NDArray[np.uint8]) -> Tensor:
+        """What the last layer is given, "n 128", for uint8 pictures "n 48 48 3"."""
+        net = nn.Sequential(*list(self._loaded())[:-1])
+        return torch.cat([net(to_pixels(batch)) for batch in _portions(pictures)])
+
+    def _loaded(self) -> JudgeNet:
         if self.net is None:
             self.net = JudgeNet().eval()
             self.net.load_state_dict(load_file(self.weights))
-        found: list[Scene] = []
-        for batch in np.array_split(pictures, max(1, -(-len(pictures) // 256))):
-            best = [logits.argmax(1).tolist() for logits in _by_head(self.net(to_pixels(batch)))]
-            found += [_scene(dict(zip(HEADS, picks, strict=True))) for picks in zip(*best, strict=True)]
-        return found
+        return self.net
+
+
+def _portions(pictures: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+    return np.array_split(pictures, max(1, -(-len(pictures) // 256)))
 
 
 def _by_head(logits: Tensor) -> tuple[Tensor, ...]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL.Image import Image
+from torch import Tensor
 
 from mapo.errors import MapoError
 from mapo.scorers.similarity import Similarity, check_side, check_type, join, load_model, load_part, process
@@ -54,6 +55,10 @@ class ClipScore:
         """How well each picture shows its prompt."""
         return {"clip_score": (100 * self.similarity(pictures, prompts).clamp(min=0)).tolist()}
 
+    def embed(self, pictures: Sequence[Image]) -> Tensor:
+        """The embedding of each picture, "n d" of unit norm."""
+        return self.similarity.embed(pictures)
+
     def notes(self) -> list[str]:
         """What was cut."""
         return self.similarity.notes()
@@ -85,6 +90,10 @@ class PickScore:
         """How much people would like each picture for its prompt; only differences at one prompt mean anything."""
         cosines = self.similarity(pictures, prompts)
         return {"pickscore": (cosines * self.similarity.model.logit_scale.exp().item()).tolist()}
+
+    def embed(self, pictures: Sequence[Image]) -> Tensor:
+        """The embedding of each picture, "n d" of unit norm."""
+        return self.similarity.embed(pictures)
 
     def notes(self) -> list[str]:
         """What was cut."""

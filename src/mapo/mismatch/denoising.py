@@ -1,0 +1,184 @@
+"""The denoising error of the model's own samples and of a set's pictures, at the same noise and the same timesteps."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from mapo.cache import LATENTS, CacheKey, encode_pictures, latents_key, read_latents
+from mapo.errors import MapoError
+from mapo.families import Family, Model
+from mapo.files import read_json
+from mapo.mismatch.material import CHOSEN, OWN, REJECTED, Material, portions
+from mapo.noise import image_errors
+from mapo.pairs import Pair, PairSet
+from mapo.sample import PRECISIONS
+from mapo.winrate import Floats, Interval, mean, mean_difference, ratio
+
+BINS = 4
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The error of pictures, what it is above that of the own samples, and this as a share of the latter."""
+
+    error: Interval
+    gap: Interval
+    relative: Interval
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Errors at timesteps ``first`` … ``last``, means over pairs and draws.
+
+    ``margin`` is the error of the rejected minus that of the chosen; it and ``rejected`` are None where the set has
+    neither pictures nor fitting latents of the rejected.
+    """
+
+    first: int
+    last: int
+    own: Interval
+    chosen: Gap
+    rejected: Gap | None
+    margin: Interval | None
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the denoiser is given, on the CPU: by picture the latent "c h w" and the sizes, by prompt its tensors."""
+
+    latents: Mapping[str, Tensor]
+    sizes: Mapping[str, Tensor]
+    texts: Mapping[str, dict[str, Tensor]]
+    resolution: int
+
+
+def encode(
+    family: Family, model: Model, pairs: PairSet, key: CacheKey, material: Material, images_per_batch: int
+) -> Encoded:
+    """Encode the pictures (the mean of the VAE's posterior, not a sample of it) and prompts of ``material``."""
+    encoders = family.load_encoders(model, _device())
+    names, prompts = list(material.pictures), list(dict.fromkeys(pair.prompt for pair in material.pairs))
+    entries, texts = _kept_latents(pairs, material, model, key), dict[str, dict[str, Tensor]]()
+    with tqdm(total=len(names) + len(prompts), desc="encode", unit="item") as bar:
+        for portion in portions(prompts, images_per_batch):
+            for name, rows in family.encode_prompts(encoders, portion).items():
+                for prompt, row in zip(portion, rows.cpu(), strict=True):
+                    texts.setdefault(prompt, {})[name] = row
+            bar.update(len(portion))
+        for portion in portions(names, images_per_batch):
+            pictures = {name: material.pictures[name]() for name in portion}
+            entries |= encode_pictures(family, encoders, model, key, pictures)
+            bar.update(len(portion))
+    means = {name.split("|")[0]: both[0] for name, both in entries.items() if name.endswith("|0")}
+    latents = {name: family.scale_latents(model, one[None])[0] for name, one in means.items()}
+    return Encoded(latents, {name: entries[f"{name}|size"] for name in latents}, texts, key.resolution)
+
+
+def _kept_latents(pairs: PairSet, material: Material, model: Model, key: CacheKey) -> dict[str, Tensor]:
+    """The latents that the set keeps in place of rejected pictures, if they are of this VAE and resolution."""
+    names = [name for (name,) in material.sides[REJECTED] if name not in material.pictures]
+    if not names:
+        return {}
+    info = read_json(pairs.folder / LATENTS / "cache.json", "a cache", "The set is not whole; build it again.")
+    if info["key"] != vars(latents_key(model, key.resolution)):
+        return {}
+    found: dict[str, Tensor] = {}
+    for entries in read_latents([pairs.folder / LATENTS], dict.fromkeys(names)):
+        found |= entries
+    return found
+
+
+def draw(pair: Pair, number: int, draws: int, timesteps: int, seed: int, shape: Sequence[int]) -> tuple[int, Tensor]:
+    """The timestep, uniform in stratum ``number`` of ``draws``, and the noise "c h w" of a pair's draw."""
+    rng = np.random.default_rng([seed, number, *pair.id.encode()])
+    first, end = (timesteps * k // draws for k in (number, number + 1))
+    return int(rng.integers(first, end)), torch.from_numpy(rng.standard_normal(tuple(shape), np.float32))
+
+
+def denoise(
+    family: Family,
+    model: Model,
+    encoded: Encoded,
+    material: Material,
+    seed: int,
+    draws: int,
+    precision: str,
+    images_per_batch: int,
+) -> dict[str, Floats]:
+    """The error of each side's pictures, "pairs draws". Draw k of a pair takes its own samples in turn.
+
+    The sides go through the denoiser one after the other in the same batch layout, so equal pictures have equal errors.
+    """
+    device, dtype = _device(), PRECISIONS[precision]
+    denoiser, schedule = family.load_denoiser(model, device, dtype).eval(), family.schedule(model)
+    sides = material.sides_in(encoded.latents)
+    errors = {side: np.empty((len(material.pairs), draws)) for side in sides}
+    jobs = list(itertools.product(range(len(material.pairs)), range(draws)))
+    shape = next(iter(encoded.latents.values())).shape
+    with (
+        tqdm(total=len(jobs) * len(sides), desc="denoise", unit="image") as bar,
+        torch.no_grad(),
+        torch.backends.cudnn.flags(allow_tf32=False),
+    ):
+        for portion in portions(jobs, images_per_batch):
+            pairs = [material.pairs[row] for row, _ in portion]
+            drawn = [
+                draw(pair, k, draws, schedule.num_timesteps, seed, shape)
+                for pair, (_, k) in zip(pairs, portion, strict=True)
+            ]
+            t, noise = torch.tensor([t for t, _ in drawn]).to(device), torch.stack([n for _, n in drawn]).to(device)
+            texts = [encoded.texts[pair.prompt] for pair in pairs]
+            text = {name: torch.stack([one[name] for one in texts]) for name in texts[0]}
+            for side in sides:
+                lists = material.sides[side]
+                names = [lists[row][k % len(lists[row])] for row, k in portion]
+                latents = torch.stack([encoded.latents[name] for name in names]).to(device)
+                sizes = torch.stack([encoded.sizes[name] for name in names])
+                cond = text | family.size_condition(sizes, encoded.resolution)
+                x_t, target = schedule.add_noise(latents, noise, t), schedule.target(latents, noise, t)
+                given = {name: value.to(device, dtype) for name, value in cond.items()}
+                found = image_errors(family.predict(denoiser, x_t.to(dtype), t, given), target)
+                if not torch.isfinite(found).all():
+                    raise MapoError(
+                        f"The denoising error of a {side} picture is not finite, pairs {[p.id for p in pairs]}. "
+                        f"{'Use --precision float32.' if precision != 'float32' else 'The model is damaged.'}"
+                    )
+                errors[side][tuple(zip(*portion, strict=True))] = found.double().cpu().numpy()
+                bar.update(len(portion))
+    return errors
+
+
+def compare_errors(errors: Mapping[str, Floats], clusters: Sequence[str], timesteps: int) -> list[Errors]:
+    """The means over all timesteps, then over each quarter of them, with their intervals."""
+    draws = errors[OWN].shape[1]
+    found = []
+    for start, end in [(0, BINS), *((k, k + 1) for k in range(BINS))]:
+        columns = slice(draws * start // BINS, draws * end // BINS)
+        mine = {side: values[:, columns].mean(1) for side, values in errors.items()}
+        found.append(_errors(mine, clusters, timesteps * start // BINS, timesteps * end // BINS - 1))
+    return found
+
+
+def _errors(errors: Mapping[str, Floats], clusters: Sequence[str], first: int, last: int) -> Errors:
+    own = errors[OWN]
+
+    def gap(values: Floats) -> Gap:
+        relative = ratio(values - own, own, clusters)
+        return Gap(mean(values, clusters), mean_difference(own, values, clusters), relative)
+
+    chosen, rejected = errors[CHOSEN], errors.get(REJECTED)
+    margin = None if rejected is None else mean_difference(chosen, rejected, clusters)
+    return Errors(
+        first, last, mean(own, clusters), gap(chosen), None if rejected is None else gap(rejected), margin
+    )  # fmt: skip
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
