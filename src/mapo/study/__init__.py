@@ -79,6 +79,7 @@ def study(
 
     ``workers`` trainings run at a time; default: one per core, or one where there is a GPU.
     """
+    from mapo.study.cost import cost
     from mapo.study.tables import write_tables
 
     plan = _plan(QUICK if quick else Plan(), domains, methods, pairs, seeds)
@@ -87,11 +88,15 @@ def study(
         bar = tqdm(total=len(plan.domains) * _count(plan), desc="study", unit="run", smoothing=0)
         for domain in plan.domains:
             _make_pool(out, domain, plan)
+            _measure(out, domain)
             _look_at_base(crew, domain, plan)
             tuned = _tune(crew, domain, plan, bar)
             _run_all(crew, domain, plan, tuned, bar)
             write_tables(out, plan)
         bar.close()
+    if not (out / "cost.json").exists():
+        write_json(out / "cost.json", cost(out, plan.domains[0], plan.methods))
+        write_tables(out, plan)
     print(f"tables: {out / 'tables.md'}; figures: {out / 'figures'}")
 
 
@@ -214,6 +219,29 @@ def _make_pool(out: Path, domain: str, plan: Plan) -> None:
         Eyes(out / "probes").probe(thing)
     model = find_model("mini")
     encode(family_of(model), model, PairSet(pool), out / "cache", images_per_batch=32)
+
+
+def _measure(out: Path, domain: str) -> None:
+    """How far the domain's pairs are from the model, as `mapo mismatch` measures it."""
+    from mapo.mismatch import measure
+
+    path = out / "mismatch.json"
+    rows = read_json(path, "a study", "") if path.exists() else []
+    if any(row["domain"] == domain for row in rows):
+        return
+    found = measure("mini", out / "pools" / domain, out / "mismatch-images" / domain, split="all")
+    assert found.distances and found.distances.floor and found.errors.rejected  # a pool keeps both sides
+    rows.append(
+        {
+            "domain": domain,
+            "distance": asdict(found.distances.chosen),
+            "floor": asdict(found.distances.floor),
+            "gap": asdict(found.errors.chosen.relative),
+            "gap of rejected": asdict(found.errors.rejected.relative),
+            "encoder": [found.distances.encoder, found.distances.version, found.distances.revision],
+        }
+    )
+    write_json(path, rows)
 
 
 def _look_at_base(crew: Crew, domain: str, plan: Plan) -> None:

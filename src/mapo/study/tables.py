@@ -195,6 +195,21 @@ def _markdown(tables: Mapping[str, Any], titles: Mapping[str, str]) -> str:
             lines.append(
                 f"| {DOMAINS[row['domain']].title} | {row['pairs']} | {titles[row['method']]} | {told_lead}{mark} |"
             )
+    if tables["mismatch"]:
+        lines += ["", "| domain | distance of chosen | of its own samples | gap of chosen, % | gap of rejected, % |"]
+        lines += ["|---|---|---|---|---|"]
+        for row in tables["mismatch"]:
+            told = [_three(row[name]) for name in ("distance", "floor")]
+            told += [_three(row[name], 100, 0) for name in ("gap", "gap of rejected")]
+            lines.append(f"| {DOMAINS[row['domain']].title} | " + " | ".join(told) + " |")
+    if tables["cost"]:
+        least = tables["cost"]["methods"]
+        lines += [
+            "",
+            f"| method | ms per step of {tables['cost']['pairs_per_step']} pairs | peak memory, MiB |",
+            "|---|---|---|",
+        ]
+        lines += [f"| {titles[m]} | {c['ms_per_step']:.0f} | {c['peak_mib']:.0f} |" for m, c in least.items()]
     if tables["tuned"]:
         lines += ["", "| domain | method | settings | steps | score on validation | inside what was tried |"]
         lines += ["|---|---|---|---|---|---|"]
@@ -207,3 +222,9 @@ def _markdown(tables: Mapping[str, Any], titles: Mapping[str, str]) -> str:
                 f"{100 * best['value']:.0f} | {'yes' if found['interior'] else 'no'} |"
             )
     return "\n".join(lines) + "\n"
+
+
+def _three(interval: Mapping[str, Any], times: float = 1, digits: int = 3) -> str:
+    """A value and its interval."""
+    value, low, high = (f"{times * interval[k]:.{digits}f}" for k in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
