@@ -32,6 +32,7 @@ def test_judges_are_named_with_their_metric():
         "mini-search:hazard:nan": "the threshold 'nan' is no number",
         "mini-search:cartoons": "Did you mean 'cartoon'",
         "mini-serch:cartoon": "no scorer 'mini-serch'",
+        "guards:diversity": "guards looks at all pictures of a prompt together, so it judges no pairs",
     }.items():
         with pytest.raises(MapoError, match=message):
             parse_filter(text)
@@ -43,7 +44,8 @@ def test_a_filter_compares_the_pictures_or_the_chosen_one_with_its_threshold():
     assert less.keeps(1, 2) and not less.keeps(1, 1)
     assert bar.keeps(5.1, 9) and not bar.keeps(5, 0)
     assert not more.keeps(math.nan, 0) and not bar.keeps(math.nan, 0)
-    assert not more.keeps(None, 0) and not more.keeps(1, None) and not bar.keeps(None, 9) and bar.keeps(6, None)
+    assert not any(judge.keeps(*pair) for judge in (more, less) for pair in ((None, 1), (1, None), (None, None)))
+    assert not bar.keeps(None, 0) and bar.keeps(6, None)
 
 
 def test_the_recipe_s_threshold_is_that_of_judges_that_name_none():
@@ -80,6 +82,13 @@ def test_a_judge_with_a_threshold_ranks_nothing_and_vetoes():
     two = [Filter(Scorer("s"), "a"), Filter(Scorer("t"), "a", 1, 0.5)]
     assert choose(BEST, two, [sided(BEST, 3, 2, 1), sided(BEST, 0.6, 9, 9)]) == ("candidate-0", "candidate-2")
     assert choose(BEST, two, [sided(BEST, 3, 2, 1), sided(BEST, 0.4, 9, 9)]) is None
+
+
+def test_candidates_that_a_judge_could_not_order_make_no_pair():
+    two = [Filter(Scorer("s"), "a"), Filter(Scorer("t"), "a", 1, 0.5)]
+    assert choose(BEST, two, [sided(BEST, 3, None, 1), sided(BEST, 1, 1, 1)]) is None
+    assert choose(BEST, two, [sided(BEST, 3, 2, 1), sided(BEST, 1, None, None)]) == ("candidate-0", "candidate-2")
+    assert choose(BEST, two, [sided(BEST, 3, 2, 1), sided(BEST, None, 1, 1)]) is None
 
 
 def test_a_recipe_with_prefixes_knows_its_sides():

@@ -55,6 +55,49 @@ def test_pictures_equal_those_of_the_bare_pipeline_to_the_bit(tmp_path, sdxl):
         assert np.array_equal(pixels(tmp_path / "ours")[prompt, 7], np.asarray(want))
 
 
+def test_projecting_the_prompts_once_changes_no_bit_and_leaves_the_layers_as_they_were(sdxl, monkeypatch):
+    import contextlib
+
+    import mapo.sample
+    from mapo.families import find_model
+    from mapo.sample import Sampler, default_sampling
+
+    sampler, how = Sampler(str(sdxl)), default_sampling(find_model(str(sdxl)), steps=4, guidance=3.0)
+    calls, unet = [], sampler.pipeline.unet
+    layers = [m for n, m in unet.named_modules() if n.endswith("attn2.to_k")]
+    layers[0].register_forward_hook(lambda *given: calls.append(given[2]))
+    jobs = [(prompt, 3) for prompt in PROMPTS]
+    once = [np.asarray(picture) for picture in sampler.batch(jobs, how)]
+    assert len(calls) == 4 and all(given is calls[0] for given in calls)
+    assert not any("forward" in vars(layer) for layer in layers)
+    monkeypatch.setattr(mapo.sample, "prompts_projected_once", lambda pipeline: contextlib.nullcontext())
+    often = [np.asarray(picture) for picture in sampler.batch(jobs, how)]
+    assert len({id(given) for given in calls}) == 1 + 4
+    assert all(np.array_equal(a, b) for a, b in zip(once, often, strict=True))
+    monkeypatch.undo()
+    other = [np.asarray(picture) for picture in sampler.batch([(f"{p}!", 3) for p in PROMPTS], how)]
+    assert not np.array_equal(other[0], once[0])  # nothing is remembered beyond a batch
+
+
+def test_a_picture_asked_for_twice_is_made_once(tmp_path, sdxl):
+    rows = sample(str(sdxl), [PROMPTS[0], PROMPTS[1], PROMPTS[0]], [0], tmp_path / "a", steps=2, images_per_batch=1)
+    assert len(rows) == 3 and rows[0] == rows[2]
+    assert len(read_images(tmp_path / "a")) == 2
+
+
+def test_what_cannot_be_written_is_told_and_no_row_is_left_without_its_picture(tmp_path, sdxl, monkeypatch):
+    import mapo.sample
+
+    def full(*given):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mapo.sample, "append_images", full)
+        with pytest.raises(OSError, match="No space left"):
+            sample(str(sdxl), PROMPTS, [0, 1], tmp_path / "a", steps=2, images_per_batch=2)
+    assert len(sample(str(sdxl), PROMPTS, [0, 1], tmp_path / "a", steps=2, images_per_batch=2)) == 6
+
+
 def test_prompts_and_seeds_start_from_different_noise():
     seeds = {noise_seed(p, s) for p in PROMPTS for s in range(10)}
     assert len(seeds) == 30 and min(seeds) >= 0

@@ -24,10 +24,12 @@ def make_row(**changes: Any) -> dict[str, Any]:
 
 @settings(max_examples=25, deadline=None)
 @given(
-    values=st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=5),
+    values=st.lists(st.none() | st.floats(allow_nan=False, allow_infinity=False), max_size=5),
     prompt=st.text(st.characters(codec="utf-8")),
 )
-def test_scores_come_back_equal(values: list[float], prompt: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_scores_come_back_equal(
+    values: list[float | None], prompt: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     path = tmp_path_factory.mktemp("scores") / "deep" / "scores.parquet"
     rows = [make_row(value=value, prompt=prompt, seed=k) for k, value in enumerate(values)]
     write_scores(path, iter(rows))
@@ -40,7 +42,7 @@ def test_scores_come_back_equal(values: list[float], prompt: str, tmp_path_facto
 def test_a_score_that_is_no_number_is_an_error_and_the_old_table_stays(tmp_path: Path, value: float) -> None:
     path = tmp_path / "scores.parquet"
     write_scores(path, [make_row()])
-    with pytest.raises(MapoError, match=f"mini gave {value} for picture 0123456789ab; nothing was written"):
+    with pytest.raises(MapoError, match=f"mini gave {value} for picture 0123456789ab; only finite numbers are kept"):
         write_scores(path, [make_row(), make_row(scorer="mini", value=value)])
     assert read_scores(path).num_rows == 1
     assert files_below(tmp_path) == {"scores.parquet"}

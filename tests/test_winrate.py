@@ -238,12 +238,18 @@ def test_numbers_of_two_versions_are_not_compared(change):
         paired(table({("a", 0): 1.0}), table({("a", 0): 1.0}, **change), "judge", "cartoon")
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, None])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_value_that_is_no_number_is_refused_by_picture(value):
-    with pytest.raises(
-        MapoError, match=r"after hold (nan|inf|None) as judge cartoon of prompt 'a picture of a', seed 0"
-    ):
+    with pytest.raises(MapoError, match=r"after hold (nan|inf) as judge cartoon of prompt 'a picture of a', seed 0"):
         paired(table({("a", 0): 1.0}), table({("a", 0): value}), "judge", "cartoon")
+
+
+def test_a_pair_of_which_a_picture_was_given_no_number_is_left_out():
+    before = table({("a", 0): 1.0, ("b", 0): None, ("c", 0): 0.0, ("d", 0): None})
+    after = table({("a", 0): 0.5, ("b", 0): 1.0, ("c", 0): None, ("d", 0): None})
+    assert [(p.prompt_id, p.difference) for p in paired(before, after, "judge", "cartoon")] == [("a", -0.5)]
+    with pytest.raises(MapoError, match="judge gave no cartoon to any pair of pictures"):
+        paired(table({("a", 0): 1.0}), table({("a", 0): None}), "judge", "cartoon")
 
 
 def test_a_metric_nobody_gave_is_refused_with_a_suggestion():

@@ -8,7 +8,6 @@ in a fixed order, and what was made before is only found again.
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -30,7 +29,7 @@ from mapo.judge import Filter, judges_of
 from mapo.pairs import Pair, PairWriter, pair_id
 from mapo.recipe import Recipe, changed_recipe
 from mapo.sample import Sampler, Sampling, default_sampling
-from mapo.work import WHOLE, Shard, Work, locked, open_work
+from mapo.work import WHOLE, Shard, Work, locked, open_work, use_own_device
 
 MOST_TRIES_PER_PAIR = 5
 KEEP = ("pictures", "rejected-as-latents")
@@ -92,7 +91,7 @@ def build(
 
     plan = Plan(recipe, num_pairs, out, folder, open_maker, sampling.images_per_batch, provenance)
     plan.counts = {"minors": len(prompts) - len(safe)}
-    _use_own_device()
+    use_own_device()
     if shard[1] > 1 and not _share(plan, shard):
         return None
     counts = _collect(plan, wait=shard[1] > 1)
@@ -151,15 +150,6 @@ def _open_maker(
     known = [path for part in work.parts if (path := part / "contexts.jsonl").exists()]
     contexts = Contexts(rewriter, known, work.own / "contexts.jsonl")
     return Maker(recipe, prompts, model, sampling, judges, contexts, work, latents)
-
-
-def _use_own_device() -> None:
-    """On a machine with several GPUs each process takes its own, as torchrun or Slurm numbers them."""
-    import torch
-
-    place = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID"))
-    if place is not None and torch.cuda.is_available():
-        torch.cuda.set_device(int(place) % torch.cuda.device_count())
 
 
 def _share(plan: Plan, shard: Shard) -> bool:

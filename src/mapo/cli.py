@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,20 @@ OUT = click.Path(path_type=Path)
 
 
 class Verb(click.Command):
-    """A command that ends its help with an example that works."""
+    """A command that ends its help with an example that works; ``more`` gives the title and the lines of a list."""
 
-    def __init__(self, *args: Any, example: str = "", **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, example: str = "", more: Callable[[], tuple[str, list[str]]] | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.example = example
+        self.example, self.more = example, more
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Print the example as it stands."""
+        if self.more:
+            title, lines = self.more()
+            with formatter.section(title):
+                formatter.write("".join(f"  {line}\n" for line in lines))
         with formatter.section("Example"):
             for line in self.example.splitlines():
                 formatter.write(f"  {line}\n")
@@ -211,16 +218,38 @@ def sample(model: str, prompts: str, seeds: str, out: Path, **how: Any) -> None:
     _say(f"{len(rows)} pictures in {out}")
 
 
-@cli.command(cls=Verb, example="mapo score work/before --scorer mini --out work/before-scores.parquet")
-@click.argument("images", type=OUT)
-@click.option("--scorer", required=True, help="Scorers, separated by commas: mini, pickscore, hps-v2.1, clip@SOURCE, …")
-@click.option("--out", type=OUT, required=True, help="The table of scores to write.")
-def score(images: Path, scorer: str, out: Path) -> None:
-    """Give numbers to the pictures of an IMAGES folder."""
-    from mapo.scorers import score_images
+def _scorers() -> tuple[str, list[str]]:
+    """What the help of `mapo score` says of them."""
+    from mapo.scorers import GROUPS, SCORERS
 
-    score_images(images, scorer, out)
-    _say(f"scores in {out}")
+    groups = [f"{name}: {' and '.join(members)}" for name, members in GROUPS.items()]
+    return "Scorers", sorted([*SCORERS, *groups])
+
+
+@cli.command(cls=Verb, more=_scorers, example="mapo score work/before --scorer mini --out work/before-scores.parquet")
+@click.argument("images", type=OUT)
+@click.option("--scorer", required=True, help="Scorers, separated by commas; NAME@SOURCE with weights of your own.")
+@click.option("--out", type=OUT, required=True, help="The table of scores to write, or to complete.")
+@click.option(
+    "--references", type=OUT, help="For scorers that compare: an images folder, or a pairs set's chosen ones."
+)
+@click.option("--shard", metavar="I/N", help="Score this share of the pictures; default: as torchrun or Slurm say.")
+@click.option("--images-per-batch", type=int, default=64, show_default=True, help="Pictures given to a scorer at once.")
+def score(images: Path, scorer: str, out: Path, shard: str | None, **how: Any) -> None:
+    """Give numbers to the pictures of an IMAGES folder.
+
+    The same command again goes on where it was stopped, and scores only pictures that are new or have changed.
+    """
+    from mapo.score import score
+    from mapo.work import parse_shard, shard_of_environment
+
+    how["shard"] = parse_shard(shard) if shard else shard_of_environment()
+    counts = score(images, scorer, out, **how)
+    if counts is None:
+        index, count = how["shard"]
+        _say(f"shard {index}/{count} is done; the last one, or the same command with --shard 0/1, writes {out}")
+        return
+    _say(f"{counts['pictures']} pictures are scored in {out}{'' if counts['scored'] else '; nothing was left to do'}")
 
 
 @cli.command(cls=Verb, example="mapo mismatch --model mini --pairs work/pairs --num-pairs 32 --out work/mismatch.json")
@@ -272,7 +301,7 @@ def report(before: Path, after: Path, scores: tuple[Path, ...], scorer: str, out
     """Compare two images folders: one page with pictures, win rates and intervals."""
     from mapo.files import prepare_out
     from mapo.report import write_report
-    from mapo.scorers import score_images
+    from mapo.score import score_images
 
     prepare_out(out)
     tables = list(scores)

@@ -20,7 +20,7 @@ from mapo.prompts import read_prompts
 from mapo.recipe import read_recipe
 from mapo.report import write_report
 from mapo.sample import sample
-from mapo.scorers import score_images
+from mapo.score import score_images
 from mapo.train import train
 
 GOALS = {"pick-style-cartoon": "cartoon", "pick-style-pixel-art": "pixel_art", "pick-safety-hazard": "-hazard"}

@@ -12,6 +12,7 @@ from PIL import Image
 
 from mapo.errors import MapoError
 from mapo.files import inside, read_json, replacing, sha256
+from mapo.pictures import decode_picture
 
 VERSION = 1
 REMEDY = "Make it with `mapo sample`."
@@ -90,6 +91,14 @@ def read_picture(folder: Path, row: ImageRow) -> bytes:
     if sha256(data) != row.sha256:
         raise MapoError(f"{folder / row.file} is not the picture that the manifest names (its hash differs). {REMEDY}")
     return data
+
+
+def open_picture(folder: Path, row: ImageRow) -> Image.Image:
+    """The picture of a row, RGB; any thread may ask."""
+    try:
+        return decode_picture(read_picture(folder, row))
+    except ValueError as error:
+        raise MapoError(f"{folder / row.file}: {error}. {REMEDY.replace('Make it', 'Make it again')}") from None
 
 
 def png_bytes(picture: Image.Image) -> bytes:

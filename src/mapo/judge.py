@@ -67,6 +67,8 @@ def parse_filter(text: str) -> Filter:
         raise MapoError(f"--judge {text!r}: write {name}:METRIC or {name}:-METRIC. {suggest(bare, scorer.metrics)}")
     if scorer.needs_reference:
         raise MapoError(f"--judge {text!r}: {name} compares with reference pictures, so it judges no pairs.")
+    if getattr(scorer, "whole_prompts", False):
+        raise MapoError(f"--judge {text!r}: {name} looks at all pictures of a prompt together, so it judges no pairs.")
     try:
         threshold = None if number is None else float(number)
     except ValueError:

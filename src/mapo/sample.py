@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,35 @@ def full_prompt(prompt: str, prefix: str) -> str:
     return f"{prefix} {prompt}".strip()
 
 
+@contextlib.contextmanager
+def prompts_projected_once(pipeline: Any) -> Iterator[None]:
+    """Inside, a UNet computes the keys and values of the prompts once and not in every step; the numbers are the same.
+
+    Its layers that do nothing but project the prompts remember the last tensor that they were given.
+    """
+    network = getattr(pipeline, "unet", None)
+    layers = [m for n, m in network.named_modules() if n.endswith(("attn2.to_k", "attn2.to_v"))] if network else []
+    kept: dict[Any, tuple[Any, Any]] = {}
+
+    def remembering(layer: Any) -> Any:
+        real = layer.forward
+
+        def forward(given: Any, *rest: Any, **named: Any) -> Any:
+            if layer not in kept or kept[layer][0] is not given:
+                kept[layer] = given, real(given, *rest, **named)
+            return kept[layer][1]
+
+        return forward
+
+    for layer in layers:
+        layer.forward = remembering(layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
 class Sampler:
     """A loaded pipeline that makes pictures, and fills images folders."""
 
@@ -109,27 +140,47 @@ class Sampler:
             "height": how.height,
             "generator": [torch.Generator("cpu").manual_seed(noise_seed(prompt, seed)) for prompt, seed in jobs],
         }
-        return list(self.pipeline(**{k: v for k, v in wanted.items() if k in taken and v is not None}).images)
+        with torch.inference_mode(), prompts_projected_once(self.pipeline):
+            return list(self.pipeline(**{k: v for k, v in wanted.items() if k in taken and v is not None}).images)
 
     def fill(
         self, folder: Path, jobs: Sequence[tuple[str, int]], how: Sampling, desc: str = "sample"
     ) -> list[ImageRow]:
-        """Make the pictures of ``jobs`` that ``folder`` lacks; its rows in the order of ``jobs``."""
+        """Make the pictures of ``jobs`` that ``folder`` lacks; its rows in the order of ``jobs``.
+
+        A batch is encoded and written while the next one is made.
+        """
         open_folder(folder, self.settings(how), self.model.sensitive)
         manifest = folder / "manifest.jsonl"
         have = {(r.prompt, r.seed): r for r in read_images(folder)} if manifest.exists() else {}
         bar = tqdm(total=len(jobs), initial=sum(j in have for j in jobs), desc=desc, unit="image")
-        for number, start in enumerate(range(0, len(jobs), how.images_per_batch)):
-            batch = jobs[start : start + how.images_per_batch]
-            missing = [k for k, job in enumerate(batch) if job not in have]
-            if not missing:
-                continue
-            data = [png_bytes(picture) for picture in self.batch(batch, how)]
-            rows = [self.row(batch[k], how, data[k], f"{number}/{k}/{len(batch)}") for k in missing]
-            append_images(folder, rows, [data[k] for k in missing])
-            have |= {(r.prompt, r.seed): r for r in rows}
+
+        def keep(
+            pictures: Sequence[Any], batch: Sequence[tuple[str, int]], number: int, missing: Sequence[int]
+        ) -> None:
+            data = [png_bytes(pictures[k]) for k in missing]
+            rows = [
+                self.row(batch[k], how, png, f"{number}/{k}/{len(batch)}") for k, png in zip(missing, data, strict=True)
+            ]
+            append_images(folder, rows, data)
+            have.update({(r.prompt, r.seed): r for r in rows})
             bar.update(len(missing))
-        bar.close()
+
+        with bar, ThreadPoolExecutor(1) as writer:
+            kept: Future[None] | None = None
+            made = set(have)
+            for number, start in enumerate(range(0, len(jobs), how.images_per_batch)):
+                batch = jobs[start : start + how.images_per_batch]
+                missing = [k for k, job in enumerate(batch) if job not in made]
+                made.update(batch)
+                if not missing:
+                    continue
+                pictures = self.batch(batch, how)
+                if kept:
+                    kept.result()  # so that no more than one batch waits
+                kept = writer.submit(keep, pictures, batch, number, missing)
+            if kept:
+                kept.result()
         return [have[job] for job in jobs]
 
     def row(self, job: tuple[str, int], how: Sampling, png: bytes, layout: str, file: str | None = None) -> ImageRow:

@@ -45,7 +45,7 @@ def write_scores(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def check_value(value: float | None, scorer: str, image: str) -> float | None:
     """The value that a scorer gave a picture (its hash), which may be None; MapoError where it is no finite number."""
     if value is not None and not math.isfinite(value):
-        raise MapoError(f"{scorer} gave {value} for picture {image[:12]}; nothing was written.")
+        raise MapoError(f"{scorer} gave {value} for picture {image[:12]}; only finite numbers are kept.")
     return None if value is None else float(value)
 
 

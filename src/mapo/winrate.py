@@ -72,8 +72,9 @@ class Interval:
 def paired(before: pa.Table, after: pa.Table, scorer: str, metric: str) -> list[Pair]:
     """The pairs that both tables of scores hold for a scorer's metric, joined on prompt and seed, in before's order.
 
-    Raises MapoError when a table lacks the metric, holds a picture twice or a value that is no number, when the
-    scorer's version differs, and when no prompt and seed is in both.
+    A pair of which the scorer gave a picture no number (a null) is left out. Raises MapoError when a table lacks the
+    metric, holds a picture twice or a value that is NaN or infinite, when no pair has two numbers, when the scorer's
+    version differs, and when no prompt and seed is in both.
     """
     sides = [_side(table, name, scorer, metric) for table, name in ((before, "before"), (after, "after"))]
     versions = [sorted({f"{r['version']} {r['revision'] or ''}".strip() for r in side.values()}) for side in sides]
@@ -91,6 +92,9 @@ def paired(before: pa.Table, after: pa.Table, scorer: str, metric: str) -> list[
             f"Before and after share no pair of prompt and seed for {scorer} {metric}: {why}. "
             "Sample both from the same prompts with the same seeds."
         )
+    keys = [key for key in keys if first[key]["value"] is not None and second[key]["value"] is not None]
+    if not keys:
+        raise MapoError(f"{scorer} gave no {metric} to any pair of pictures, so there is nothing to compare.")
     return [
         Pair(
             *(key[0], first[key]["prompt"], key[1], first[key]["value"], second[key]["value"]),
@@ -114,7 +118,7 @@ def _side(table: pa.Table, name: str, scorer: str, metric: str) -> dict[tuple[st
             raise MapoError(
                 f"The scores of {name} hold {scorer} {metric} twice for {where}. Keep one score per picture."
             )
-        if row["value"] is None or not math.isfinite(row["value"]):
+        if row["value"] is not None and not math.isfinite(row["value"]):
             raise MapoError(
                 f"The scores of {name} hold {row['value']} as {scorer} {metric} of {where}, which is no number. "
                 "Score that picture again."

@@ -44,6 +44,17 @@ def shard_of_environment() -> Shard:
     return WHOLE
 
 
+def use_own_device() -> None:
+    """On a machine with several GPUs each process takes its own, as torchrun or Slurm numbers them."""
+    place = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID"))
+    if place is None:
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(place) % torch.cuda.device_count())
+
+
 def open_work(out: Path, settings: Mapping[str, Any]) -> Path:
     """The work folder of ``out``, made or found; refused in a sentence when it was begun with other settings."""
     prepare_out(out)
@@ -89,6 +100,17 @@ def locked(folder: Path, names: Sequence[str], wait: bool = False) -> Iterator[N
             except OSError:  # a file system without locks
                 continue
         yield
+
+
+def mark(folder: Path, shard: Shard, done: bool) -> bool:
+    """Say whether a shard has made its share; whether now all have."""
+    index, count = shard
+    path = folder / f"{index}-of-{count}.done"
+    if not done:
+        path.unlink(missing_ok=True)
+        return False
+    path.touch()
+    return all((folder / f"{k}-of-{count}.done").exists() for k in range(count))
 
 
 class Work:
@@ -158,10 +180,4 @@ class Work:
 
     def mark(self, done: bool) -> bool:
         """Say whether this shard has made its share; whether now all have."""
-        index, count = self.shard
-        path = self.folder / f"{index}-of-{count}.done"
-        if not done:
-            path.unlink(missing_ok=True)
-            return False
-        path.touch()
-        return all((self.folder / f"{k}-of-{count}.done").exists() for k in range(count))
+        return mark(self.folder, self.shard, done)

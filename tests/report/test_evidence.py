@@ -86,6 +86,20 @@ def test_a_pair_scored_on_neither_side_is_counted(world):
     assert "mini-search gave no cartoon to 2 of 30 pairs." in world.report()["cautions"]
 
 
+def test_a_pair_of_which_a_picture_was_given_no_number_is_counted_as_missing(world):
+    world.rows[3]["value"] = None
+    world.rows[-2]["value"] = None
+    world.add(lambda i: 0, lambda i: 0, metric="diversity")
+    for row in world.rows:
+        if row["metric"] == "diversity":
+            row["value"] = None
+    summary = world.report()
+    assert [(row["metric"], row["win_rate"]["pairs"]) for row in summary["comparisons"]] == [("cartoon", 28)]
+    assert "mini-search gave no cartoon to 2 of 30 pairs." in summary["cautions"]
+    with pytest.raises(MapoError, match="no scorer gave 'diversity'"):
+        world.report("diversity")
+
+
 def test_no_scores_at_all_are_refused(world):
     world.rows = []
     with pytest.raises(MapoError, match="no scores of these pictures"):

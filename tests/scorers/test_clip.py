@@ -25,7 +25,8 @@ from mapo.files import sha256
 from mapo.images import ImageRow, append_images, png_bytes
 from mapo.judge import parse_filter
 from mapo.mini.pretrain import make_tokenizer
-from mapo.scorers import load_scorer, score_images
+from mapo.score import score_images
+from mapo.scorers import load_scorer
 from mapo.scorers.clip import CLIP, PICKSCORE, PICKSCORE_PROCESSOR
 from mapo.scores import read_scores
 from mapo.splits import prompt_id
@@ -119,6 +120,13 @@ def test_batch_size_and_order_change_nothing_but_rounding(folder, asked, rng):
 
 def test_no_pictures_give_no_numbers(folder):
     assert load_scorer(f"clip@{folder}")([], []) == {"clip_score": []}
+
+
+@pytest.mark.parametrize("name", ["clip", "pickscore"])
+def test_prepared_pictures_get_the_same_numbers_to_the_bit(folder, name):
+    scorer, pictures = load_scorer(f"{name}@{folder}"), [noise(size, k) for k, size in enumerate(SIZES)]
+    prompts = (PROMPTS * 3)[: len(SIZES)]
+    assert scorer.score([scorer.prepare(p) for p in pictures], prompts) == scorer(pictures, prompts)
 
 
 def test_swapped_arguments_and_wrong_modes_are_refused(folder):

@@ -1,7 +1,6 @@
 import random
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +11,8 @@ from mapo.files import sha256
 from mapo.images import ImageRow, append_images, png_bytes
 from mapo.mini import scenes
 from mapo.mini.draw import draw
-from mapo.scorers import GROUPS, load_scorer, score_images, scorer_names, split_judge
+from mapo.score import score_images
+from mapo.scorers import GROUPS, load_scorer, scorer_names, split_judge
 from mapo.scores import read_scores
 from mapo.splits import prompt_id
 
@@ -61,26 +61,6 @@ def test_a_wrong_prompt_is_not_followed():
     assert list(scorer([larger], prompts[:1])["prompt_following"]) == [1]
 
 
-def test_scoring_that_is_interrupted_goes_on_with_the_next_scorer(tmp_path, monkeypatch):
-    from mapo.scorers.mini import Learned, Search
-
-    def cut(self, *given):
-        raise KeyboardInterrupt
-
-    folder = drawn(tmp_path / "i")
-    with monkeypatch.context() as patch:
-        patch.setattr(Search, "__call__", cut)
-        with pytest.raises(KeyboardInterrupt):
-            score_images(folder, "mini", tmp_path / "s.parquet")
-    assert not (tmp_path / "s.parquet").exists()
-    with monkeypatch.context() as patch:
-        patch.setattr(Learned, "__call__", cut)  # it is done and must not be asked again
-        patch.setattr(Search, "__call__", Search.__mro__[1].__call__)
-        score_images(folder, "mini", tmp_path / "s.parquet")
-    assert read_scores(tmp_path / "s.parquet").num_rows == 12 * 2 * 6
-    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
-
-
 def test_a_scorer_that_cannot_be_had_is_told_before_any_other_has_scored(tmp_path, monkeypatch):
     from mapo.scorers.mini import Learned
 
@@ -92,22 +72,15 @@ def test_a_scorer_that_cannot_be_had_is_told_before_any_other_has_scored(tmp_pat
         score_images(drawn(tmp_path / "i"), "mini-learned,clip@/nowhere", tmp_path / "s.parquet")
 
 
-def test_a_scorer_that_gives_no_number_is_refused(tmp_path, monkeypatch):
-    import mapo.scorers as module
+def test_the_help_names_every_scorer():
+    from click.testing import CliRunner
 
-    class Nan:
-        name, version, revision, metrics, needs_reference = "nan", "1", "", ("x",), False
+    from mapo.cli import cli
+    from mapo.scorers import SCORERS
 
-        def __call__(self, pictures, prompts, references=None):
-            return {"x": [np.nan] * len(pictures)}
-
-        def notes(self):
-            return []
-
-    monkeypatch.setattr(module, "load_scorer", lambda name: Nan())
-    with pytest.raises(MapoError, match="nan gave nan for picture"):
-        score_images(drawn(tmp_path / "i"), "mini-search", tmp_path / "s.parquet")
-    assert not (tmp_path / "s.parquet").exists()
+    said = CliRunner().invoke(cli, ["score", "--help"]).output
+    listed = said.partition("Scorers:\n")[2].split("\n\n")[0].splitlines()
+    assert {line.strip().partition(":")[0] for line in listed} == {*SCORERS, *GROUPS}
 
 
 def test_groups_and_names_are_resolved():

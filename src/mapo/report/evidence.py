@@ -124,9 +124,12 @@ def compare(
     """
     wanted = goal.removeprefix("-") if goal else None
     names: dict[tuple[str, str], set[Key]] = {}
+    nulls: dict[tuple[str, str], set[Key]] = {}  # pictures that the scorer gave no number
     for table in (before, after):
-        for row in table.select(["scorer", "metric", "prompt_id", "seed"]).to_pylist():
-            names.setdefault((row["scorer"], row["metric"]), set()).add((row["prompt_id"], row["seed"]))
+        for row in table.select(["scorer", "metric", "prompt_id", "seed", "value"]).to_pylist():
+            found = nulls if row["value"] is None else names
+            found.setdefault((row["scorer"], row["metric"]), set()).add((row["prompt_id"], row["seed"]))
+    names = {name: left for name, keys in names.items() if (left := keys - nulls.get(name, set()))}
     if wanted and wanted not in {m for _, m in names}:
         raise MapoError(f"--goal: no scorer gave {wanted!r}. {suggest(wanted, {m for _, m in names})}")
     order = sorted(names, key=lambda n: (n[1] != wanted, n[1] != PROMPT_FOLLOWING, n[1], n[0] == judge_of_pairs, n[0]))

@@ -10,27 +10,27 @@ import importlib
 import inspect
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from PIL.Image import Image
-from tqdm import tqdm
 
 from mapo.errors import MapoError, suggest
-from mapo.files import PARTIAL, sha256
-from mapo.images import ImageRow, read_images, read_picture
-from mapo.pairs import decode_picture
-from mapo.scores import read_scores, write_scores
 
 
 class Scorer(Protocol):
-    """What gives numbers. Batch size and order change nothing but rounding."""
+    """What gives numbers. Batch size and order change nothing but rounding.
+
+    A scorer that is a function of prepared pictures has two more methods, and preparing then runs beside the network:
+    ``prepare(picture)``, which any thread may call, and ``score(prepared, prompts, references)``, which is
+    ``__call__`` with what ``prepare`` made of the pictures and references.
+    """
 
     name: str
     version: str  # of our code that computes the number
     revision: str  # of the weights behind it, "" where there are none
     metrics: tuple[str, ...]  # names of its numbers; higher is better, or more of what the name says
-    needs_reference: bool
+    needs_reference: bool  # it is given a reference picture for each picture
+    whole_prompts: bool  # it is given all pictures of a prompt in one call
 
     def __call__(
         self, pictures: Sequence[Image], prompts: Sequence[str], references: Sequence[Image] | None = None
@@ -43,6 +43,7 @@ class Scorer(Protocol):
 
 SCORERS: dict[str, str] = {
     "clip": "mapo.scorers.clip:ClipScore",
+    "guards": "mapo.scorers.guards:Guards",
     "pickscore": "mapo.scorers.clip:PickScore",
     "hps-v2.0": "mapo.scorers.hps:HpsV20",
     "hps-v2.1": "mapo.scorers.hps:HpsV21",
@@ -131,67 +132,3 @@ def check_pictures(scorer: str, pictures: Sequence[Image]) -> None:
             raise TypeError(f"{scorer} takes pictures; number {place} is {type(picture).__name__}")
         if picture.mode != "RGB":
             raise TypeError(f"{scorer} takes RGB pictures; number {place} is {picture.mode}")
-
-
-def _picture(folder: Path, row: ImageRow) -> Image:
-    try:
-        return decode_picture(read_picture(folder, row))
-    except ValueError as error:
-        raise MapoError(f"{folder / row.file}: {error}. Make it again with `mapo sample`.") from None
-
-
-def score_images(folder: Path, names: str, out: Path, images_per_batch: int = 64) -> Path:
-    """Score every picture of an images folder with each of ``names`` into one table at ``out``.
-
-    Each scorer's rows are kept beside ``out`` until all are done, so an interrupted call goes on with the next scorer.
-    """
-    images = read_images(folder)
-    if not images:
-        raise MapoError(f"{folder} holds no pictures.")
-    scorers = [load_scorer(name) for name in scorer_names(names)]
-    if twice := {s.name for s in scorers if sum(s.name == other.name for other in scorers) > 1}:
-        raise MapoError(f"--scorer: two scorers would be called {min(twice)} in the table. Score with one at a time.")
-    rows, parts = [], []
-    content = "".join(row.sha256 for row in images)
-    while scorers:
-        scorer = scorers.pop(0)  # so that no two hold their weights at a time
-        key = sha256(f"{scorer.name} {scorer.version} {scorer.revision} {content}".encode())[:16]
-        part = out.with_name(f".{out.name}.{key}{PARTIAL}")
-        parts.append(part)
-        if not part.exists():
-            write_scores(part, _score(scorer, folder, images, images_per_batch))
-            for note in scorer.notes():
-                print(f"note: {note}")
-        rows += read_scores(part).to_pylist()
-    write_scores(out, rows)
-    for part in parts:
-        part.unlink()
-    return out
-
-
-def _score(scorer: Scorer, folder: Path, images: Sequence[ImageRow], images_per_batch: int) -> list[dict[str, Any]]:
-    """One scorer's rows of the table."""
-    rows: list[dict[str, Any]] = []
-    with tqdm(total=len(images), desc=f"score {scorer.name}", unit="image") as bar:
-        for start in range(0, len(images), images_per_batch):
-            batch = images[start : start + images_per_batch]
-            values = scorer([_picture(folder, row) for row in batch], [row.prompt for row in batch])
-            for metric in scorer.metrics:
-                for row, value in zip(batch, values[metric], strict=True):
-                    rows.append(
-                        {
-                            "image": row.sha256,
-                            "prompt_id": row.prompt_id,
-                            "prompt": row.prompt,
-                            "seed": row.seed,
-                            "model": row.model,
-                            "scorer": scorer.name,
-                            "metric": metric,
-                            "version": scorer.version,
-                            "revision": scorer.revision,
-                            "reference": None,
-                            "value": None if value is None else float(value),
-                        }
-                    )
-            bar.update(len(batch))
-    return rows

@@ -18,7 +18,7 @@ from mapo.scorers import check_inputs
 from mapo.scorers.checkpoint import check_shapes, find_checkpoint, read_tensors
 from mapo.scorers.clip import CLIP, clip_similarity
 from mapo.scorers.similarity import join
-from mapo.scorers.weights import MODEL, PROCESSOR, Repository, find_files
+from mapo.scorers.weights import MODEL, PROCESSOR, Repository, find_files, quiet
 
 HEAD = Repository("trl-lib/ddpo-aesthetic-predictor", "cf4bd10345610935a80a5d3be9a3133c50f121e4")
 FILE = "aesthetic-model.pth"
@@ -58,9 +58,20 @@ class Aesthetic:
     ) -> Mapping[str, Sequence[float]]:
         """The rating; prompts are not looked at."""
         check_inputs("aesthetic", pictures, prompts)
-        if not pictures:
+        with quiet():
+            return self.score([self.prepare(picture) for picture in pictures], prompts)
+
+    def prepare(self, picture: Image) -> Tensor:
+        """What the network sees of a picture."""
+        return self.similarity.prepare(picture)
+
+    def score(
+        self, prepared: Sequence[Tensor], prompts: Sequence[str], references: object = None
+    ) -> Mapping[str, Sequence[float]]:
+        """The same of prepared pictures."""
+        if not prepared:
             return {"aesthetic": []}
-        values = self.similarity.embed(pictures)
+        values = self.similarity.embeddings(prepared)
         for weight, bias in self.layers:
             values = values @ weight.T + bias
         return {"aesthetic": values[:, 0].tolist()}

@@ -40,7 +40,7 @@ class ClipScore:
     """CLIP score, 0 … 100: 100 · max(cosine, 0) (arXiv 2104.08718, with 100 in place of its 2.5 as is usual)."""
 
     metrics: tuple[str, ...] = ("clip_score",)
-    needs_reference = False
+    needs_reference = whole_prompts = False
     version = "1"
 
     def __init__(self, source: str | None = None) -> None:
@@ -53,7 +53,20 @@ class ClipScore:
         self, pictures: Sequence[Image], prompts: Sequence[str], references: object = None
     ) -> Mapping[str, Sequence[float]]:
         """How well each picture shows its prompt."""
-        return {"clip_score": (100 * self.similarity(pictures, prompts).clamp(min=0)).tolist()}
+        return self._scaled(self.similarity(pictures, prompts))
+
+    def prepare(self, picture: Image) -> Tensor:
+        """What the network sees of a picture."""
+        return self.similarity.prepare(picture)
+
+    def score(
+        self, prepared: Sequence[Tensor], prompts: Sequence[str], references: object = None
+    ) -> Mapping[str, Sequence[float]]:
+        """The same of prepared pictures."""
+        return self._scaled(self.similarity.cosines(prepared, prompts))
+
+    def _scaled(self, cosines: Tensor) -> dict[str, list[float]]:
+        return {"clip_score": (100 * cosines.clamp(min=0)).tolist()}
 
     def embed(self, pictures: Sequence[Image]) -> Tensor:
         """The embedding of each picture, "n d" of unit norm."""
@@ -71,7 +84,7 @@ class PickScore:
     """
 
     metrics: tuple[str, ...] = ("pickscore",)
-    needs_reference = False
+    needs_reference = whole_prompts = False
     version = "1"
 
     def __init__(self, source: str | None = None) -> None:
@@ -88,7 +101,19 @@ class PickScore:
         self, pictures: Sequence[Image], prompts: Sequence[str], references: object = None
     ) -> Mapping[str, Sequence[float]]:
         """How much people would like each picture for its prompt; only differences at one prompt mean anything."""
-        cosines = self.similarity(pictures, prompts)
+        return self._scaled(self.similarity(pictures, prompts))
+
+    def prepare(self, picture: Image) -> Tensor:
+        """What the network sees of a picture."""
+        return self.similarity.prepare(picture)
+
+    def score(
+        self, prepared: Sequence[Tensor], prompts: Sequence[str], references: object = None
+    ) -> Mapping[str, Sequence[float]]:
+        """The same of prepared pictures."""
+        return self._scaled(self.similarity.cosines(prepared, prompts))
+
+    def _scaled(self, cosines: Tensor) -> dict[str, list[float]]:
         return {"pickscore": (cosines * self.similarity.model.logit_scale.exp().item()).tolist()}
 
     def embed(self, pictures: Sequence[Image]) -> Tensor:

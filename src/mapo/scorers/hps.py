@@ -158,6 +158,16 @@ class _Hps:
         """How much people would like each picture for its prompt; only differences at one prompt mean anything."""
         return {self.metrics[0]: (100 * self.similarity(pictures, prompts)).tolist()}
 
+    def prepare(self, picture: Image.Image) -> Tensor:
+        """What the network sees of a picture."""
+        return self.similarity.prepare(picture)
+
+    def score(
+        self, prepared: Sequence[Tensor], prompts: Sequence[str], references: object = None
+    ) -> Mapping[str, Sequence[float]]:
+        """The same of prepared pictures."""
+        return {self.metrics[0]: (100 * self.similarity.cosines(prepared, prompts)).tolist()}
+
     def notes(self) -> list[str]:
         """What was cut."""
         return self.similarity.notes()

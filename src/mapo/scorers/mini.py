@@ -21,7 +21,7 @@ STYLE_METRICS = {style: style.replace(" ", "_") for style in scenes.STYLES}
 
 class _Judge:
     metrics = ("prompt_following", *STYLE_METRICS.values(), "hazard")
-    needs_reference = False
+    needs_reference = whole_prompts = False
     revision = ""
 
     def __init__(self, name: str) -> None:

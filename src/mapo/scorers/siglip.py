@@ -61,6 +61,16 @@ class SiglipScore:
         """How well each picture shows its prompt."""
         return {"siglip_score": (100 * self.similarity(pictures, prompts)).tolist()}
 
+    def prepare(self, picture: Image) -> Tensor:
+        """What the network sees of a picture."""
+        return self.similarity.prepare(picture)
+
+    def score(
+        self, prepared: Sequence[Tensor], prompts: Sequence[str], references: object = None
+    ) -> Mapping[str, Sequence[float]]:
+        """The same of prepared pictures."""
+        return {"siglip_score": (100 * self.similarity.cosines(prepared, prompts)).tolist()}
+
     def embed(self, pictures: Sequence[Image]) -> Tensor:
         """The pictures' embeddings, "n d", of unit norm."""
         return self.similarity.embed(pictures)

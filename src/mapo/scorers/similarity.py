@@ -51,14 +51,24 @@ class Similarity:
         """The network, in float32."""
         return self.load().float().eval().to(self.device)
 
+    def prepare(self, picture: Image) -> Tensor:
+        """What the network sees of an RGB picture, "3 s s"; any thread may ask."""
+        return self.pixels([picture])[0]
+
     def __call__(self, pictures: Sequence[Image], prompts: Sequence[str]) -> Tensor:
-        """The cosine of each picture's and its prompt's embedding, "n". Equal prompts are embedded once."""
+        """The cosine of each picture's and its prompt's embedding, "n"."""
         check_inputs(self.kind, pictures, prompts)
-        if not pictures:
+        with quiet():
+            return self.cosines([self.prepare(picture) for picture in pictures], prompts)
+
+    def cosines(self, prepared: Sequence[Tensor], prompts: Sequence[str]) -> Tensor:
+        """The cosines "n" of prepared pictures and their prompts. Equal prompts are embedded once."""
+        if not prepared:
             return torch.empty(0)
         place = {text: number for number, text in enumerate(dict.fromkeys(prompts))}
         with computing():
-            found = self.model(pixel_values=self.pixels(pictures).to(self.device), **self._tokens(list(place)))
+            pixels = torch.stack(list(prepared)).to(self.device)
+            found = self.model(pixel_values=pixels, **self._tokens(list(place)))
             asked = torch.tensor([place[prompt] for prompt in prompts], device=self.device)
             cosines: Tensor = (found.image_embeds * found.text_embeds[asked]).sum(-1)
             return cosines.cpu()
@@ -66,8 +76,14 @@ class Similarity:
     def embed(self, pictures: Sequence[Image]) -> Tensor:
         """The pictures' embeddings, "n d", of unit norm."""
         check_pictures(self.kind, pictures)
+        with quiet():
+            return self.embeddings([self.prepare(picture) for picture in pictures])
+
+    def embeddings(self, prepared: Sequence[Tensor]) -> Tensor:
+        """The embeddings of prepared pictures."""
         with computing():
-            seen = self.model.vision_model(pixel_values=self.pixels(pictures).to(self.device)).pooler_output
+            pixels = torch.stack(list(prepared)).to(self.device)
+            seen = self.model.vision_model(pixel_values=pixels).pooler_output
             if hasattr(self.model, "visual_projection"):
                 seen = self.model.visual_projection(seen)
             return torch.nn.functional.normalize(seen, dim=-1).cpu()
