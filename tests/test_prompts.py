@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -142,12 +145,142 @@ def test_a_parquet_column_that_is_no_text_is_refused(tmp_path: Path) -> None:
         read_prompts(str(tmp_path / "p.parquet"))
 
 
-@pytest.mark.parametrize("source", ["nowhere.txt", "."])
+@pytest.mark.parametrize("source", ["nowhere.txt", "nowhere.jsonl:text", ""])
 def test_a_source_that_is_no_file_says_what_to_give(source: str) -> None:
     with pytest.raises(
-        MapoError, match=r"there is no file .*Give a \.txt, \.json, \.jsonl or \.parquet file, or mini:"
+        MapoError, match=r"there is no file .*Give a \.txt, \.json, \.jsonl or \.parquet file, or mini:.*owner/name"
     ):
         read_prompts(source)
+
+
+def test_a_column_behind_a_colon_is_read_in_its_place(tmp_path: Path) -> None:
+    rows = [{"Prompt": BEAR, "prompt": "other"}, {"Prompt": SNOW, "prompt": "other"}]
+    (tmp_path / "p.jsonl").write_bytes(json_rows(list(rows)))
+    (tmp_path / "p.json").write_text(json.dumps(rows))
+    write_parquet(tmp_path / "p.parquet", rows)
+    for name in ("p.jsonl", "p.json", "p.parquet"):
+        assert read_prompts(f"{tmp_path / name}:Prompt") == [BEAR, SNOW]
+    with pytest.raises(MapoError, match="line 1 has no words"):
+        read_prompts(f"{tmp_path / 'p.jsonl'}:words")
+    with pytest.raises(MapoError, match="it has no column words, but Prompt, prompt; name one behind a colon"):
+        read_prompts(f"{tmp_path / 'p.parquet'}:words")
+
+
+def test_a_file_whose_name_has_a_colon_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a:b.txt").write_text("a fox\n")
+    assert read_prompts(str(tmp_path / "a:b.txt")) == ["a fox"]
+
+
+def test_a_text_has_no_columns(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a fox\n")
+    with pytest.raises(MapoError, match="a text has no column prompt"):
+        read_prompts(f"{tmp_path / 'p.txt'}:prompt")
+
+
+GENEVAL = """\
+{"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"}
+{"tag": "counting", "include": [{"class": "clock", "count": 2}], "exclude": [{"class": "clock", "count": 3}], "prompt": "a photo of two clocks"}
+{"tag": "position", "include": [{"class": "dog", "count": 1}, {"class": "tie", "count": 1, "position": ["left of", 0]}], "prompt": "a photo of a tie left of a dog"}
+"""
+IMAGEREWARD = """\
+[
+    {
+        "id": "005695-0057",
+        "prompt": "a harbour at dusk, oil on canvas"
+    },
+    {
+        "id": "005784-0093",
+        "prompt": "an owl in a library, sharp, detailed"
+    }
+]
+"""
+
+
+def test_the_prompts_of_geneval_are_read_as_they_are_published(tmp_path: Path) -> None:
+    (tmp_path / "geneval.jsonl").write_text(GENEVAL)
+    assert read_prompts(str(tmp_path / "geneval.jsonl")) == [
+        "a photo of a bench",
+        "a photo of two clocks",
+        "a photo of a tie left of a dog",
+    ]
+
+
+def test_the_prompts_of_image_reward_are_read_as_they_are_published(tmp_path: Path) -> None:
+    (tmp_path / "imagereward.json").write_text(IMAGEREWARD)
+    prompts = ["a harbour at dusk, oil on canvas", "an owl in a library, sharp, detailed"]
+    assert read_prompts(str(tmp_path / "imagereward.json")) == prompts
+
+
+# ------------------------------------------------------------------ folders and the hub
+
+
+def test_a_folder_gives_its_files_of_the_first_kind_in_order(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    (folder / "data").mkdir(parents=True)
+    (folder / "README.txt").write_text("not a prompt")
+    write_parquet(folder / "data" / "b.parquet", [{"prompt": SNOW}])
+    write_parquet(folder / "data" / "a.parquet", [{"prompt": BEAR}])
+    assert read_prompts(str(folder)) == [BEAR, SNOW]
+
+
+def test_a_folder_without_prompts_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    with pytest.raises(MapoError, match=r"it holds no \.parquet, \.jsonl, \.json or \.txt file"):
+        read_prompts(str(tmp_path / "set"))
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The hub as a file system in memory, with a set of two splits."""
+    files = fsspec.filesystem("memory", skip_instance_cache=True)
+    files.store.clear()
+    root = "datasets/somebody/prompts"
+    files.pipe(f"{root}/README.md", b"# Prompts")
+    for split, prompts in (("train", ["a fox", "an owl"]), ("test", [BEAR])):
+        buffer = io.BytesIO()
+        pq.write_table(pa.table({"caption": prompts, "jpg": [RED] * len(prompts)}), buffer)
+        files.pipe(f"{root}/data/{split}-00000-of-00001.parquet", buffer.getvalue())
+    files.pipe(f"{root}/lists/words.jsonl", json_rows([{"words": SNOW}]))
+    monkeypatch.setattr("mapo.importers.sources.hub_files", lambda: files)
+    return files
+
+
+@pytest.mark.parametrize(
+    ("source", "want"),
+    [
+        ("somebody/prompts", [BEAR, "a fox", "an owl"]),
+        ("hf://somebody/prompts", [BEAR, "a fox", "an owl"]),
+        ("somebody/prompts:caption", [BEAR, "a fox", "an owl"]),
+        ("hf://somebody/prompts/data/test-*.parquet", [BEAR]),
+        ("hf://somebody/prompts/data/train-00000-of-00001.parquet:caption", ["a fox", "an owl"]),
+        ("hf://somebody/prompts/lists/words.jsonl:words", [SNOW]),
+    ],
+)
+def test_a_set_on_the_hub_can_be_the_source(hub: Any, source: str, want: list[str]) -> None:
+    assert read_prompts(source) == want
+
+
+def test_a_set_that_the_hub_has_not_is_refused(hub: Any) -> None:
+    with pytest.raises(MapoError, match="There is no file or folder somebody/else, and the hub has no such set"):
+        read_prompts("somebody/else")
+
+
+def test_of_several_files_it_is_said_which_were_read(hub: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    read_prompts("somebody/prompts")
+    said = capsys.readouterr().out
+    assert "prompts of 2 files, test-00000-of-00001.parquet to train-00000-of-00001.parquet" in said
+
+
+def test_a_connection_that_breaks_is_told_in_a_sentence(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(Exception):
+        pass
+
+    def breaks(*args: Any, **how: Any) -> Any:
+        raise Broken("the line went dead")
+
+    monkeypatch.setattr(hub, "open", breaks, raising=False)
+    with pytest.raises(MapoError, match=r"hf://datasets/somebody/prompts cannot be read \(the line went dead\)"):
+        read_prompts("somebody/prompts")
 
 
 def test_repeats_are_left_out_and_counted(tmp_path, capsys):

@@ -7,7 +7,7 @@ from scipy import stats
 
 from mapo.errors import MapoError
 from mapo.scores import SCHEMA
-from mapo.winrate import is_binary, mean, mean_difference, paired, ratio, win_rate
+from mapo.winrate import is_binary, mean, mean_difference, mean_share, paired, ratio, win_rate
 
 
 def table(values, model="m", **changes):
@@ -236,6 +236,32 @@ def test_a_picture_scored_twice_is_refused():
 def test_numbers_of_two_versions_are_not_compared(change):
     with pytest.raises(MapoError, match="before in version 1 and after in"):
         paired(table({("a", 0): 1.0}), table({("a", 0): 1.0}, **change), "judge", "cartoon")
+
+
+def test_a_table_with_two_versions_of_a_scorer_is_refused():
+    mixed = pa.concat_tables([table({("a", 0): 1.0}), table({("b", 0): 1.0}, version="2", revision="abc")])
+    with pytest.raises(MapoError, match=r"before hold judge cartoon in 2 versions \(1, 2 abc\)"):
+        paired(mixed, table({("a", 0): 1.0, ("b", 0): 0.0}), "judge", "cartoon")
+    again = pa.concat_tables([table({("a", 0): 1.0}), table({("a", 0): 1.0}, version="2")])
+    with pytest.raises(MapoError, match=r"before hold judge cartoon in 2 versions"):
+        paired(again, table({("a", 0): 1.0}), "judge", "cartoon")
+
+
+def test_a_pair_without_a_number_is_left_out():
+    before = table({("a", 0): 1.0, ("b", 0): None, ("c", 0): 0.0})
+    after = table({("a", 0): None, ("b", 0): None, ("c", 0): 1.0})
+    assert [p.prompt_id for p in paired(before, after, "judge", "cartoon")] == ["c"]
+    with pytest.raises(MapoError, match="gave no cartoon to any pair"):
+        paired(table({("a", 0): None}), table({("a", 0): 1.0}), "judge", "cartoon")
+
+
+def test_shares_of_votes_make_a_win_rate():
+    shares = [1.0, 0.5, 2 / 3, 0.0] * 10
+    result = mean_share(shares, names(40))
+    assert result.value == pytest.approx(sum(shares) / 40) and result.low < result.value < result.high
+    signs = [1.0, 0.0, 1.0, -1.0] * 10
+    assert win_rate(signs, names(40)) == mean_share([1.0, 0.5, 1.0, 0.0] * 10, names(40))
+    assert mean_share([0.9] * 40, names(40)).conclusive
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -52,7 +52,9 @@ def cli() -> None:
 )
 @click.argument("recipe")
 @click.option("--model", required=True, help="mini, a folder or hub id of a text-to-image pipeline, or a run folder.")
-@click.option("--prompts", required=True, help="mini:train, or a .txt, .json, .jsonl or .parquet file.")
+@click.option(
+    "--prompts", required=True, help="mini:train, a .txt, .json, .jsonl or .parquet file, or a set on the hub."
+)
 @click.option("--num-pairs", type=int, required=True, help="How many pairs the set shall hold.")
 @click.option("--out", type=OUT, required=True, help="The pairs set to write. The same command again goes on.")
 @click.option(
@@ -199,7 +201,12 @@ def train(out: Path, config_file: Path | None, assignments: tuple[str, ...], **f
 
 @cli.command(cls=Verb, example="mapo sample --model mini --prompts mini:test --seeds 0-1 --out work/before")
 @click.option("--model", required=True, help="mini, a diffusers folder, a run folder, or a hub id of SDXL layout.")
-@click.option("--prompts", required=True, help="mini:test, or a .txt, .json, .jsonl or .parquet file.")
+@click.option(
+    "--prompts",
+    required=True,
+    help="mini:test, a .txt, .json, .jsonl or .parquet file, or a set on the hub (owner/name, hf://owner/name/path); "
+    "SOURCE:COLUMN for another column than prompt or caption.",
+)
 @click.option("--seeds", default="0", show_default=True, help="0-3, or 0,5,7: so many pictures of every prompt.")
 @click.option("--out", type=OUT, required=True, help="The images folder to write, or to complete.")
 @click.option("--steps", type=int, help="Denoising steps; default: the model's own advice.")
@@ -291,21 +298,29 @@ def mismatch(model: str, pairs: Path, out: Path, seeds: str, **how: Any) -> None
 @click.option("--before", type=OUT, required=True, help="Images of the model before.")
 @click.option("--after", type=OUT, required=True, help="Images of the model after, same prompts and seeds.")
 @click.option("--scores", type=OUT, multiple=True, help="Tables of scores of both; default: made beside --out.")
-@click.option("--scorer", default="mini", show_default=True, help="The scorers to use where --scores is not given.")
+@click.option("--scorer", help="The scorers to use where --scores is not given; default: mini and the guards.")
+@click.option("--votes", type=OUT, multiple=True, help="Votes of `mapo label --before … --after …`, as a win rate.")
 @click.option("--goal", help="The metric that the verdict is about; -METRIC where less is better.")
-@click.option("--run", type=OUT, help="The run folder, for its training curves.")
-@click.option("--judge-of-pairs", help="The scorer that made or filtered the training pairs; it is marked.")
+@click.option("--run", type=OUT, help="The run: adds its curves and pairs, and leaves prompts it was trained on out.")
+@click.option(
+    "--judge-of-pairs",
+    "judges_of_pairs",
+    multiple=True,
+    help="A scorer to be marked as one that made or filtered the training pairs; those that --run knows are.",
+)
 @click.option("--blur", is_flag=True, help="Blur pictures until asked; done by itself after a sensitive pairs set.")
 @click.option("--out", type=OUT, required=True, help="The HTML page to write.")
-def report(before: Path, after: Path, scores: tuple[Path, ...], scorer: str, out: Path, **rest: Any) -> None:
+def report(before: Path, after: Path, scores: tuple[Path, ...], scorer: str | None, out: Path, **rest: Any) -> None:
     """Compare two images folders: one page with pictures, win rates and intervals."""
     from mapo.files import prepare_out
     from mapo.report import write_report
     from mapo.score import score_images
+    from mapo.scorers import SCORERS
 
     prepare_out(out)
     tables = list(scores)
     if not tables:
+        scorer = scorer or ("mini,guards" if "guards" in SCORERS else "mini")
         for images in (before, after):
             tables.append(score_images(images, scorer, out.parent / f"{images.name}-scores.parquet"))
     write_report(before, after, tables, out, **rest)

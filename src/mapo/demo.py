@@ -76,11 +76,9 @@ def demo(
         for name, model_name in (("before", "mini"), ("after", str(run))):
             sample(model_name, prompts, list(seeds or SEEDS), out / name)
     with stage("score"):
-        tables = [score_images(out / n, "mini", out / f"{n}-scores.parquet") for n in ("before", "after")]
+        tables = [score_images(out / n, "mini,guards", out / f"{n}-scores.parquet") for n in ("before", "after")]
     with stage("report"):
-        found = write_report(
-            out / "before", out / "after", tables, out / "report.html", goal=goal, run=run, judge_of_pairs=JUDGE
-        )
+        found = write_report(out / "before", out / "after", tables, out / "report.html", goal=goal, run=run)
     summary = summarise(found, goal, seconds)
     write_json(out / "summary.json", summary)
     print(table(summary))

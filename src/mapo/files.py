@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -68,12 +69,21 @@ def read_json(path: Path, what: str, remedy: str) -> Any:
 def encoding_of(path: Path) -> str:
     """The encoding of a text file of the user's: UTF-8, or UTF-16 where a byte order mark says so."""
     with path.open("rb") as file:
-        return "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+        return _encoding(file.read(2))
+
+
+def _encoding(start: bytes) -> str:
+    return "utf-16" if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
 def read_text(path: Path) -> str:
     """The text of a file of the user's, lines ending in a line feed; ValueError when it is no text."""
-    text = path.read_text(encoding_of(path))
+    return decode_text(path.read_bytes())
+
+
+def decode_text(data: bytes) -> str:
+    """The text in these bytes, as :func:`read_text` has it."""
+    text = io.TextIOWrapper(io.BytesIO(data), _encoding(data[:2])).read()
     if "\0" in text:
         raise ValueError("it holds NUL characters, so it is no UTF-8 text")
     return text

@@ -121,7 +121,7 @@ def write_card(
             graded=int((rows & (preference > 0.5) & (preference < 1)).sum()),
             weighted=int((rows & (weight != 1)).sum()),
             left_out=len(pairs) - total,
-            provenance=[(_cell(k), _cell(v)) for k, v in _flat(provenance)],
+            provenance=[(_cell(k), _cell(v)) for k, v in flat(provenance)],
             sensitive=sensitive,
             licence=_cell(licence or UNKNOWN),
             sources=[(_cell(k), _cell(v)) for k, v in sources.items()],
@@ -153,14 +153,14 @@ def _dataset_info(sizes: Mapping[str, Size]) -> dict[str, Any]:
     }
 
 
-def _flat(value: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+def flat(value: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
     """The provenance as rows of a table, without the licences, which have one of their own."""
     for key, inner in value.items():
         name = f"{above} · {key}" if above else str(key)
         if name in ("licence", "licences"):
             continue
         if isinstance(inner, dict):
-            yield from _flat(inner, name)
+            yield from flat(inner, name)
         elif isinstance(inner, list):
             yield name, "; ".join(map(str, inner)) or "none"
         else:

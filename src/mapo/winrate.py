@@ -72,7 +72,7 @@ class Interval:
 def paired(before: pa.Table, after: pa.Table, scorer: str, metric: str) -> list[Pair]:
     """The pairs that both tables of scores hold for a scorer's metric, joined on prompt and seed, in before's order.
 
-    A pair of which the scorer gave a picture no number (a null) is left out. Raises MapoError when a table lacks the
+    A pair in which a value is null (the scorer gave no number) is left out. Raises MapoError when a table lacks the
     metric, holds a picture twice or a value that is NaN or infinite, when no pair has two numbers, when the scorer's
     version differs, and when no prompt and seed is in both.
     """
@@ -112,6 +112,12 @@ def _side(table: pa.Table, name: str, scorer: str, metric: str) -> dict[tuple[st
         hint = suggest(f"{scorer} {metric}", known) if known else "It has no rows at all."
         raise MapoError(f"The scores of {name} have no {scorer} {metric}. {hint} Run `mapo score` with that scorer.")
     found: dict[tuple[str, int], dict[str, Any]] = {}
+    versions = sorted({f"{row['version']} {row['revision'] or ''}".strip() for row in rows})
+    if len(versions) > 1:
+        raise MapoError(
+            f"The scores of {name} hold {scorer} {metric} in {len(versions)} versions ({', '.join(versions)}), which "
+            "cannot be compared. Score that folder again with one version."
+        )
     for row in rows:
         key, where = (row["prompt_id"], row["seed"]), f"prompt {row['prompt']!r}, seed {row['seed']}"
         if key in found:
@@ -138,7 +144,14 @@ def win_rate(
     ``differences`` are after minus before. When all prompts agree there is nothing to resample, and the interval is
     the exact one of Clopper and Pearson over prompts.
     """
-    return _interval((np.sign(_numbers(differences)) + 1) / 2, clusters, _exact, EVEN, rng)
+    return mean_share((np.sign(_numbers(differences)) + 1) / 2, clusters, rng)
+
+
+def mean_share(
+    shares: Sequence[float] | Floats, clusters: Sequence[str], rng: int | np.random.Generator = 0
+) -> Interval:
+    """A win rate from each pair's own share, 0 … 1 (such as the votes of several people); conclusive off 50 %."""
+    return _interval(_numbers(shares), clusters, _exact, EVEN, rng)
 
 
 def mean_difference(

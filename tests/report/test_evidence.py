@@ -127,3 +127,40 @@ def test_bounds_that_the_data_cannot_give_are_unknown_and_not_infinite(tmp_path)
     summary = world.add(lambda i: 21.5, lambda i: 21.9 + i, metric="pickscore").report("pickscore")
     assert summary["headline"]["difference"]["low"] is None
     assert "unknown" in Parsed(world.page).text and "inf" not in json.dumps(summary)
+
+
+def test_pictures_without_a_number_are_counted_and_their_pairs_left_out(world):
+    world.add(lambda i: None if i == 3 else 1.0, lambda i: None if i in (3, 7) else 2.0, scorer="vlm", metric="rating")
+    summary = world.report()
+    (row,) = [c for c in summary["comparisons"] if c["scorer"] == "vlm"]
+    assert (row["win_rate"]["pairs"], row["pictures_without_a_number"]) == (28, 3)
+    said = "vlm: 3 pictures without a number for rating (1 before, 2 after); 2 of 30 pairs are left out of it."
+    assert said in summary["cautions"]
+
+
+def test_a_scorer_that_gave_no_numbers_at_all_is_named_and_not_shown(world):
+    world.add(lambda i: None, lambda i: 1.0, scorer="vlm", metric="rating")
+    summary = world.report()
+    assert "vlm gave no pair of pictures a number for rating, so it is not shown." in summary["cautions"]
+    assert [c["scorer"] for c in summary["comparisons"]] == ["mini-search"]
+    with pytest.raises(MapoError, match="no pair of pictures has a number for 'rating'"):
+        world.report("rating")
+
+
+def test_a_score_that_is_nan_is_refused_by_picture(world):
+    world.rows[3]["value"] = float("nan")
+    with pytest.raises(MapoError, match="hold nan as mini-search cartoon of prompt 'prompt 1', seed 1"):
+        world.report()
+
+
+def test_scores_of_two_versions_are_refused(world):
+    world.rows[3]["version"] = "0"
+    with pytest.raises(MapoError, match=r"before hold mini-search cartoon in 2 versions \(0 r1, 1 r1\)"):
+        world.report()
+
+
+def test_scores_before_and_after_in_different_versions_are_refused(world):
+    for row in world.rows[30:]:
+        row["revision"] = "r2"
+    with pytest.raises(MapoError, match="scored before in version 1 r1 and after in 1 r2"):
+        world.report()

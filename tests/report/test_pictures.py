@@ -9,37 +9,59 @@ from worlds import make_images
 
 from mapo.mini import scenes
 from mapo.mini.draw import draw
-from mapo.report import EXTREMES, SHOWN_PAIRS
-from mapo.report.pictures import LARGE_BYTES, LARGE_SIDE, THUMB_BYTES, THUMB_SIDE, embed, spread
+from mapo.report import SHOWN_PAIRS
+from mapo.report.cards import EXTREMES
+from mapo.report.pictures import MOST_BYTES_EACH, SIDES, embed, room, spread
+
+MOST_PICTURES = 2 * (SHOWN_PAIRS + 2 * EXTREMES)
+
+
+def opened(uri):
+    data = base64.b64decode(uri.split(",")[1])
+    return Image.open(io.BytesIO(data)), len(data)
 
 
 def test_pictures_of_the_built_in_world_are_embedded_to_the_pixel(tmp_path):
     scene = scenes.parse(scenes.prompts("test")[0])
     drawn = draw(scene, random.Random(0))
     row = make_images(tmp_path, "b", ["p"], (0,), lambda *_: Image.fromarray(drawn))[0]
-    small, large, tiny = embed(tmp_path, row)
-    assert (large, tiny) == ("", True)
-    kind, data = small.split(",")
-    assert kind == "data:image/png;base64"
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))), drawn)
+    uri, tiny = embed(tmp_path, row, room(MOST_PICTURES))
+    assert tiny and uri.startswith("data:image/png;base64,")
+    assert np.array_equal(np.asarray(opened(uri)[0]), drawn)
 
 
-def test_large_pictures_keep_within_their_bytes_even_when_they_are_noise(tmp_path):
+@pytest.mark.parametrize("pictures", [2, 300, MOST_PICTURES])
+def test_large_pictures_keep_within_their_bytes_even_when_they_are_noise(tmp_path, pictures):
     noise = np.random.default_rng(0).integers(0, 256, (700, 900, 3), dtype=np.uint8)
     row = make_images(tmp_path, "b", ["p"], (0,), lambda *_: Image.fromarray(noise))[0]
-    for uri, side, most in zip(
-        embed(tmp_path, row)[:2], (THUMB_SIDE, LARGE_SIDE), (THUMB_BYTES, LARGE_BYTES), strict=True
-    ):
-        data = base64.b64decode(uri.split(",")[1])
-        picture = Image.open(io.BytesIO(data))
-        assert (picture.format, max(picture.size)) == ("WEBP", side)
-        assert picture.width / picture.height == pytest.approx(9 / 7, abs=0.01)
-        assert len(data) <= most
+    side, most = room(pictures)
+    uri, tiny = embed(tmp_path, row, (side, most))
+    picture, size = opened(uri)
+    assert not tiny and size <= most
+    assert picture.format == "WEBP" and max(picture.size) <= side
+    assert picture.width / picture.height == pytest.approx(9 / 7, abs=0.02)
 
 
-def test_a_page_cannot_grow_beyond_15_megabytes():
-    pictures = 2 * (SHOWN_PAIRS + 2 * EXTREMES + 1)
-    assert pictures * (THUMB_BYTES + LARGE_BYTES) * 4 / 3 < 14e6
+def test_a_picture_as_people_paint_them_keeps_its_side(tmp_path):
+    smooth = np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+    picture = Image.fromarray(smooth).resize((1024, 1024), Image.Resampling.BICUBIC)
+    row = make_images(tmp_path, "b", ["p"], (0,), lambda *_: picture)[0]
+    for pictures, side in ((100, 512), (350, 448), (MOST_PICTURES, 384)):
+        assert opened(embed(tmp_path, row, room(pictures))[0])[0].size == (side, side)
+
+
+def test_small_pictures_of_noise_still_keep_within_their_bytes(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
+    row = make_images(tmp_path, "b", ["p"], (0,), lambda *_: Image.fromarray(noise))[0]
+    side, most = room(MOST_PICTURES)
+    assert opened(embed(tmp_path, row, (side, most))[0])[1] <= most
+
+
+def test_fewer_pictures_get_more_room_and_a_page_cannot_grow_beyond_15_megabytes():
+    sizes = [room(n) for n in range(1, MOST_PICTURES + 1)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == (SIDES[0][1], MOST_BYTES_EACH)
+    assert max(n * most for n, (_, most) in enumerate(sizes, 1)) * 4 / 3 < 14e6
 
 
 def test_shown_pairs_take_every_prompt_once_before_any_twice():

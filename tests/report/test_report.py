@@ -5,7 +5,7 @@ import pytest
 from worlds import Parsed, World, make_images, score_rows
 
 from mapo.errors import MapoError
-from mapo.report import EXTREMES, SHOWN_PAIRS
+from mapo.report import SHOWN_PAIRS
 
 
 def test_the_page_asks_nothing_of_the_network(world, run):
@@ -78,18 +78,27 @@ def test_the_page_is_written_where_it_was_asked_for_and_nowhere_else(world):
     assert sorted(p.name for p in world.root.iterdir()) == ["after", "before", "report.html", "scores.parquet"]
 
 
-def test_a_page_of_500_pictures_shows_48_pairs_and_is_small(tmp_path):
-    world = World(tmp_path, prompts=125)
+def test_a_page_shows_up_to_250_pairs_of_all_prompts(tmp_path):
+    world = World(tmp_path, prompts=130)
     world.report()
-    assert len(Parsed(world.page).cards()) <= SHOWN_PAIRS + 2 * EXTREMES
-    assert "48 of 250 pairs" in Parsed(world.page).text
+    cards = Parsed(world.page).cards()
+    shown = [(c["data-prompt"], c["data-seed"]) for c in cards[:SHOWN_PAIRS]]
+    assert len(set(shown)) == SHOWN_PAIRS == 250 and {p for p, _ in shown} == set(world.prompts)
+    assert "250 of 260 pairs" in Parsed(world.page).text
     assert (tmp_path / "report.html").stat().st_size < 1e6
+
+
+def test_every_picture_is_in_the_page_once_for_each_card(world):
+    world.report()
+    sources = [a["src"] for tag, a in Parsed(world.page).elements if tag == "img"]
+    assert len(sources) == 2 * (1 + len(Parsed(world.page).cards()))
+    assert "All 30 pairs" in Parsed(world.page).text
 
 
 def test_curves_and_configuration_of_a_run_are_shown(world, run):
     world.report(run=run)
     text = Parsed(world.page).text
-    assert world.page.count("<svg") == 3
+    assert world.page.count("<svg") == 3  # cartoon is yes or no, so it has no histogram
     # steps 91-100 against 1-10: (0.1 - 0.00955) / (0.1 - 0.00055) - 1
     assert "Relative to the first 10 steps" in text and "chosen \u22129.0\u202f%, rejected +0.0\u202f%" in text
     assert "# <b>bold</b>" in text and "<b>bold" not in world.page

@@ -3,7 +3,7 @@ import re
 import pytest
 from worlds import Parsed, World
 
-from mapo.report import EXTREMES
+from mapo.report.cards import EXTREMES
 from mapo.report.verdict import decimals, number, signed, span
 from mapo.winrate import Interval
 
@@ -35,7 +35,7 @@ def test_a_difference_within_the_interval_is_not_called(world):
 def test_nineteen_pairs_or_nine_prompts_are_too_little_to_call(tmp_path):
     summary = World(tmp_path, prompts=9).report()
     assert summary["call"] == "undecided"
-    assert summary["verdict"].startswith("Too little to call cartoon: 18 pairs from 9 prompts")
+    assert summary["verdict"].startswith("Nothing can be concluded on cartoon: 18 pairs from 9 prompts are too few")
 
 
 def test_a_minus_turns_the_goal_so_that_less_is_better(world):
@@ -63,7 +63,7 @@ def test_without_a_goal_a_single_metric_is_the_goal(world):
 
 def test_the_judge_of_the_pairs_is_marked_and_does_not_speak_first(world):
     world.add(lambda i: 0, lambda i: 1, scorer="mini-learned")
-    summary = world.report(judge_of_pairs="mini-learned")
+    summary = world.report(judges_of_pairs=["mini-learned"])
     assert summary["headline"]["scorer"] == "mini-search"
     assert [(c["scorer"], c["made_pairs"]) for c in summary["comparisons"]] == [
         ("mini-search", False),
@@ -74,15 +74,15 @@ def test_the_judge_of_the_pairs_is_marked_and_does_not_speak_first(world):
 
 
 def test_a_judge_that_is_the_only_scorer_speaks_with_a_warning(world):
-    summary = world.report(judge_of_pairs="mini-search")
+    summary = world.report(judges_of_pairs=["mini-search"])
     assert summary["headline"]["made_pairs"]
     assert "no independent evidence" in summary["detail"]
 
 
 def test_a_judge_that_scores_nothing_here_is_named_in_the_provenance(world):
-    summary = world.report(judge_of_pairs="people")
+    summary = world.report(judges_of_pairs=["hps-v2.1"])
     assert "made the training pairs and scores nothing here" in world.page
-    assert not summary["cautions"]
+    assert summary["judges_of_pairs"] == ["hps-v2.1"] and not summary["cautions"]
 
 
 def test_of_several_scorers_the_most_cautious_speaks(world):
@@ -90,6 +90,20 @@ def test_of_several_scorers_the_most_cautious_speaks(world):
     summary = world.report()
     assert summary["headline"]["scorer"] == "mini-learned"
     assert "most cautious of 2 scorers. mini-search: 95.0" in summary["detail"]
+
+
+def test_a_score_of_how_well_text_fits_says_how_well_prompts_are_followed(world):
+    world.add(lambda i: 30 + i / 10, lambda i: 29 + i / 10, scorer="clip", metric="clip_score")
+    summary = world.report()
+    assert [r["metric"] for r in summary["prompt_following"]] == ["clip_score"]
+    assert "clip (clip score): 31.45 before and 30.45 after. Prompts are followed worse" in Parsed(world.page).text
+
+
+def test_before_and_after_of_a_metric_have_the_same_decimals(world):
+    world.add(lambda i: i / 10, lambda i: 20 + i, metric="aesthetic")
+    world.report("aesthetic")
+    told = re.search(r"aesthetic, mean(\S+)\s→\s(\S+)", Parsed(world.page).text.replace("\n", ""))
+    assert told and len(told[1].partition(".")[2]) == len(re.match(r"[\d.]+", told[2])[0].partition(".")[2])
 
 
 def test_scorers_that_contradict_each_other_call_no_winner(world):

@@ -63,9 +63,15 @@ def find_source(given: str | Path) -> Source:
         return Source(path=path)
     if path.exists():
         raise MapoError(f"{given or 'The empty name'} is neither a file nor a folder. Give one of the two.")
-    if HUB_ID.fullmatch(text) and path.suffix not in FILE_ENDS and not path.parent.is_dir():
+    if is_hub_id(text):
         return _on_hub(text)
     raise MapoError(f"There is no file or folder {given} to import.")
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether ``text`` reads as ``owner/name`` and not as a path that a person has mistyped."""
+    path = Path(text)
+    return bool(HUB_ID.fullmatch(text)) and path.suffix not in FILE_ENDS and not path.parent.is_dir()
 
 
 def _on_hub(name: str) -> Source:

@@ -15,78 +15,168 @@ from markupsafe import Markup
 from mapo.errors import MapoError
 from mapo.files import prepare_out, write_text
 from mapo.images import is_sensitive
+from mapo.report.cards import Cards, count_gains, extremes
 from mapo.report.curves import draw_curves, read_metrics
+from mapo.report.distributions import count_changes, draw_distribution
 from mapo.report.evidence import (
-    PROMPT_FOLLOWING,
+    FOLLOWING,
+    PREFERENCE,
     Comparison,
+    Guard,
     Rows,
     cautions,
     compare,
     read_evidence,
     read_pictures,
+    scores_without,
+    without_prompts,
 )
-from mapo.report.pictures import embed, spread
-from mapo.report.verdict import Verdict, followed, judge, number, percent, score, signed, span
-from mapo.winrate import MIN_PAIRS, MIN_PROMPTS, Pair
+from mapo.report.guards import compare_guards, warning
+from mapo.report.people import compare_people, read_people
+from mapo.report.pictures import spread
+from mapo.report.training import Training, read_config, read_training
+from mapo.report.verdict import Verdict, followed, judge, number, percent, places, signed, span, told_by
+from mapo.splits import prompt_id
+from mapo.winrate import MIN_PAIRS, MIN_PROMPTS
 
-SHOWN_PAIRS = 48
+SHOWN_PAIRS = 250
 FIRST_PAIRS = 12  # in sight at once; the others unfold
-EXTREMES = 6  # best and worst changes
 
 
 def write_report(
     before: Path,
     after: Path,
-    scores: list[Path],
+    scores: Sequence[Path],
     out: Path,
     goal: str | None = None,
     run: Path | None = None,
-    judge_of_pairs: str | None = None,
+    judges_of_pairs: Sequence[str] = (),
+    votes: Sequence[Path] = (),
     blur: bool = False,
 ) -> dict[str, Any]:
     """Write a page about two folders of pictures of the same prompts and seeds; return its numbers.
 
-    ``scores`` are files of `mapo score` that together cover both folders. ``goal`` is the metric that training was
-    for, ``-metric`` when lower is better. ``run`` adds training curves and configuration. ``judge_of_pairs`` is the
-    scorer that made or filtered the training pairs. ``blur`` hides the pictures until the reader asks, as is done by
-    itself when a run trained on a sensitive set made some of them. In the result win rates are shares of 1, and a
-    bound that the data cannot give is None.
+    ``scores`` are files of `mapo score` that together cover both folders, ``votes`` those of `mapo label` on the two.
+    ``goal`` is the metric that training was for, ``-metric`` when lower is better; without one it is what people
+    prefer, where there are votes. ``run`` adds training curves, configuration and what is known of its pairs: prompts
+    that it was trained on are left out of everything, and the judges that made or filtered its pairs are marked, as
+    are ``judges_of_pairs``. ``blur`` hides the pictures until the reader asks, as is done by itself when a run trained
+    on a sensitive set made some of them. In the result win rates are shares of 1, and a bound that the data cannot
+    give is None.
 
-    Raises MapoError when pictures are missing or their seeds do not match, and when scores are stale or incomplete.
+    Raises MapoError when pictures are missing or their seeds do not match, when scores or votes are stale or
+    incomplete, and when all prompts were trained on.
     """
     prepare_out(out)
     first, second = read_pictures(before, after)
-    tables = read_evidence(scores, first, second)
-    comparisons = compare(*tables, len(first), goal, judge_of_pairs)
+    tables = read_evidence(scores, first, second, may_be_empty=bool(votes))
+    cast = read_people(votes, first, second)
+    training = read_training(run) if run else Training()
+    seen = {r.prompt_id for r in first.values() if prompt_id(r.prompt) in training.prompts}
+    first, second = (without_prompts(rows, seen) for rows in (first, second))
+    if not first:
+        raise MapoError(
+            f"{run} was trained on all {len(seen)} prompts of these pictures, so they say nothing about others. "
+            "Sample both models from prompts that are held out."
+        )
+    one, two = (scores_without(table, seen) for table in tables)
+    judges = sorted({*judges_of_pairs, *training.judges})
+    if goal == PREFERENCE and not votes:
+        raise MapoError(f"--goal {PREFERENCE} is what people say. Give their --votes.")
+    comparisons, silent = compare(one, two, len(first), None if goal == PREFERENCE else goal, judges)
+    guards, mute = compare_guards(one, two)
+    if cast:
+        comparisons.insert(0, compare_people(cast, first, second, training.annotators))
+    if not comparisons:
+        raise MapoError("There are no scores to compare these pictures by. Run `mapo score` on both folders first.")
     verdict = judge(comparisons, goal)
-    curves = draw_curves(read_metrics(run)) if run else []
-    warnings = cautions(first, second, comparisons, judge_of_pairs)
-    summary = _plain(_summary(first, second, comparisons, verdict, goal, judge_of_pairs, warnings))
-    cards = _Cards(before, after, first, second, verdict.headline or comparisons[0])
-    keys = list(first)
-    best, worst = _extremes(verdict.headline)
+    warnings = [warning(g) for g in guards if g.warns] + cautions(first, second, comparisons)
+    warnings += [*silent, *mute, *_about_prompts(training, seen, run, second)]
+    summary = _plain(_summary(first, second, comparisons, guards, verdict, goal, judges, warnings))
     page = _environment().get_template("page.html.j2").render(
         sensitive=blur or is_sensitive(before) or is_sensitive(after) or _sensitive(run),
         verdict=verdict,
         summary=summary,
         cautions=warnings,
         comparisons=comparisons,
-        following=[c for c in comparisons if c.metric == PROMPT_FOLLOWING],
-        cards=[cards.card(keys[i]) for i in spread([k[0] for k in keys], SHOWN_PAIRS)],
-        first_pairs=FIRST_PAIRS,
-        pairs=len(keys),
-        best=[cards.card((p.prompt_id, p.seed)) for p in best],
-        worst=[cards.card((p.prompt_id, p.seed)) for p in worst],
-        counts=_counts(verdict.headline),
-        curves=[(c.title, c.note, Markup(c.svg)) for c in curves],  # drawn here, holds no foreign text
-        config=_config(run),
+        guards=guards,
+        following=[c for c in comparisons if c.metric in FOLLOWING],
+        pairs=len(first),
+        **_pictures(before, after, first, second, verdict.headline or comparisons[0], verdict),
+        **_plots(comparisons, guards),
+        curves=_marked(draw_curves(read_metrics(run)) if run else []),
+        config=read_config(run) if run else "",
         run=str(run) if run else "",
+        training=training,
         provenance=_provenance(before, after, first, second),
-        files=[str(p) for p in scores],
+        files=[str(p) for p in (*scores, *votes)],
         limits=(MIN_PAIRS, MIN_PROMPTS),
     )  # fmt: skip
     write_text(out, page)
     return dict(summary)
+
+
+def _about_prompts(training: Training, seen: set[str], run: Path | None, after: Rows) -> list[str]:
+    """Whether the prompts are held out, as far as that can be known."""
+    found: list[str] = []
+    if seen:
+        found.append(
+            f"{len(seen)} prompts were trained on; their pictures and scores are left out of this page, whose "
+            "numbers are those of held-out prompts."
+        )
+    for folder in training.lost:
+        found.append(
+            f"The pairs {folder} that the run was trained on cannot be opened, so it is not known whether these "
+            "prompts are held out, nor which judges made the pairs."
+        )
+    models = sorted({r.model for r in after.values() if Path(r.model).is_absolute()})
+    if run is None and models:
+        found.append(
+            f"{models[0]} made the pictures after, and without --run it was not looked up whether these prompts are "
+            "held out, nor which judges made its pairs."
+        )
+    return found
+
+
+def _pictures(
+    before: Path, after: Path, first: Rows, second: Rows, shown: Comparison, verdict: Verdict
+) -> dict[str, Any]:
+    """The template's pictures: pairs that are spread over the prompts, and the largest gains and losses."""
+    keys = list(first)
+    some = [keys[i] for i in spread([k[0] for k in keys], SHOWN_PAIRS)]
+    best, worst = ([(p.prompt_id, p.seed) for p in pairs] for pairs in extremes(verdict.headline))
+    cards = Cards(before, after, first, second, [*some, *best, *worst], shown)
+    return {
+        "cards": [cards.card(key) for key in some],
+        "best": [cards.card(key) for key in best],
+        "worst": [cards.card(key) for key in worst],
+        "counts": count_gains(verdict.headline),
+        "first_pairs": FIRST_PAIRS,
+    }
+
+
+def _plots(comparisons: Sequence[Comparison], guards: Sequence[Guard]) -> dict[str, Any]:
+    """The template's distributions: of numbers a histogram each, of yes and no how the answers changed."""
+    numbers = [c for c in comparisons if not c.rate and not c.panel]
+    plots = [
+        draw_distribution(c.metric.replace("_", " "), _in_words(c, c.scorer), c.pairs, f"metric{i}")
+        for i, c in enumerate(numbers)
+    ]
+    guarded = [
+        draw_distribution(g.metric.replace("_", " "), _in_words(g), g.pairs, f"guard{i}") for i, g in enumerate(guards)
+    ]
+    changes = [(c, count_changes(c.pairs)) for c in comparisons if c.rate and not c.panel]
+    return {"distributions": _marked(plots), "guard_plots": _marked(guarded), "changes": changes}
+
+
+def _in_words(found: Comparison | Guard, scorer: str = "") -> str:
+    by = f"{scorer}. " if scorer else ""
+    first, second = (number(side, False, places(found)) for side in (found.before, found.after))
+    return f"{by}Mean {first} before, {second} after."
+
+
+def _marked(plots: Sequence[Any]) -> list[tuple[str, str, Markup]]:
+    return [(p.title, p.note, Markup(p.svg)) for p in plots]  # drawn here, holds no foreign text
 
 
 def _sensitive(run: Path | None) -> bool:
@@ -104,73 +194,11 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        percent=percent, number=number, signed=signed, span=span, followed=followed, words=lambda n: n.replace("_", " ")
-    )
+        percent=percent, number=number, signed=signed, span=span, followed=followed, told_by=told_by,
+        places=places,
+        words=lambda n: n.replace("_", " "),
+    )  # fmt: skip
     return environment
-
-
-class _Cards:
-    """Pairs of pictures ready for the page, each embedded once however often it is asked for."""
-
-    def __init__(self, before: Path, after: Path, first: Rows, second: Rows, shown: Comparison) -> None:
-        self.sides = ((before, first), (after, second))
-        self.shown = shown
-        self.scores = {(p.prompt_id, p.seed): p for p in shown.pairs}
-        self.ready: dict[tuple[str, int], dict[str, Any]] = {}
-
-    def card(self, key: tuple[str, int]) -> dict[str, Any]:
-        if key not in self.ready:
-            (small, large, tiny), (small_after, large_after, tiny_after) = (
-                embed(folder, rows[key]) for folder, rows in self.sides
-            )
-            row, pair = self.sides[0][1][key], self.scores.get(key)
-            self.ready[key] = {
-                "prompt": row.prompt,
-                "seed": row.seed,
-                "before": small,
-                "after": small_after,
-                "large_before": large,
-                "large_after": large_after,
-                "pixels": tiny and tiny_after,
-                "width": row.width,
-                "height": row.height,
-                "change": self._change(pair) if pair else "",
-            }
-        return self.ready[key]
-
-    def _change(self, pair: Pair) -> str:
-        first, second = score(pair.before, self.shown), score(pair.after, self.shown)
-        return f"{self.shown.metric.replace('_', ' ')} {first}\u00a0→\u00a0{second}"
-
-
-def _extremes(headline: Comparison | None) -> tuple[list[Pair], list[Pair]]:
-    """The pairs that gained and lost most by the headline's scorer, one of a prompt; ties in the pictures' order."""
-    if headline is None:
-        return [], []
-    ranked = {p.prompt_id: p for p in sorted(headline.pairs, key=headline.gain)}  # the best of each prompt
-    best = sorted((p for p in ranked.values() if headline.gain(p) > 0), key=lambda p: -headline.gain(p))
-    ranked = {p.prompt_id: p for p in sorted(headline.pairs, key=lambda p: -headline.gain(p))}  # and the worst
-    worst = sorted((p for p in ranked.values() if headline.gain(p) < 0), key=headline.gain)
-    return best[:EXTREMES], worst[:EXTREMES]
-
-
-def _counts(headline: Comparison | None) -> dict[str, int]:
-    gains = [headline.gain(p) for p in headline.pairs] if headline else []
-    return {
-        "better": sum(g > 0 for g in gains),
-        "equal": sum(g == 0 for g in gains),
-        "worse": sum(g < 0 for g in gains),
-    }
-
-
-def _config(run: Path | None) -> str:
-    path = run / "config.toml" if run else None
-    if path is None or not path.is_file():
-        return ""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise MapoError(f"{path} cannot be read ({error}). Run `mapo train` again or leave --run out.") from None
 
 
 def _provenance(before: Path, after: Path, first: Rows, second: Rows) -> list[tuple[str, str, str]]:
@@ -203,9 +231,10 @@ def _summary(
     first: Rows,
     second: Rows,
     comparisons: Sequence[Comparison],
+    guards: Sequence[Guard],
     verdict: Verdict,
     goal: str | None,
-    judge_of_pairs: str | None,
+    judges: list[str],
     warnings: list[str],
 ) -> dict[str, Any]:
     rows = [
@@ -215,24 +244,32 @@ def _summary(
             "version": c.version,
             "lower_is_better": c.lower_is_better,
             "made_pairs": c.made_pairs,
+            "pictures_without_a_number": sum(c.unnumbered),
             "win_rate": asdict(c.win),
             "before": asdict(c.before),
             "after": asdict(c.after),
             "difference": asdict(c.difference),
+            **({"people": asdict(c.panel)} if c.panel else {}),
         }
         for c in comparisons
     ]
     found = next((i for i, c in enumerate(comparisons) if c is verdict.headline), None)
+    intervals = ("before", "after", "difference")
     return {
-        "version": 1,
+        "version": 2,
         "verdict": verdict.sentence,
         "detail": verdict.detail,
         "call": verdict.call,
         "goal": goal,
-        "judge_of_pairs": judge_of_pairs,
+        "judges_of_pairs": judges,
         "headline": None if found is None else rows[found],
         "comparisons": rows,
-        "prompt_following": [r for r in rows if r["metric"] == PROMPT_FOLLOWING],
+        "prompt_following": [r for r in rows if r["metric"] in FOLLOWING],
+        "guards": [
+            {"metric": g.metric, "spread": g.spread, "shift": g.shift, "warns": g.warns}
+            | {name: asdict(getattr(g, name)) for name in intervals}
+            for g in guards
+        ],
         "cautions": warnings,
         "pairs": len(first),
         "prompts": len({k[0] for k in first}),
@@ -247,7 +284,7 @@ def _plain(value: Any) -> Any:
     """The same with bounds that are not known as null, which JSON can say."""
     if isinstance(value, Mapping):
         return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

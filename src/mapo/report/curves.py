@@ -1,16 +1,12 @@
-"""Training curves of a run as SVG that takes its colours from the page, so that they are at home in the dark too."""
+"""Training curves of a run."""
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -18,30 +14,12 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from mapo.errors import MapoError
+from mapo.report.svg import CHOSEN, INK, REJECTED, SIZE, TEXT, Plot, new_figure, to_svg
 
 FIRST = 20  # steps that later errors are measured against, at most
-SIZE = 8.5  # of text, in points of a figure that is about as wide on the page as drawn
 POINTS = 300  # per curve, at most
-# Stand-ins that only this page draws with; they become CSS variables in the SVG.
-INK, FAINT, CHOSEN, REJECTED, TEXT = "#010203", "#040506", "#070809", "#0a0b0c", "#0d0e0f"
-VARIABLES = {
-    INK: "var(--muted)",
-    FAINT: "var(--line)",
-    CHOSEN: "var(--after)",
-    REJECTED: "var(--rejected)",
-    TEXT: "var(--ink)",
-}
 
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A plot with its heading and what it says in a sentence, for those who cannot see it."""
-
-    title: str
-    note: str
-    svg: str
 
 
 def read_metrics(run: Path) -> dict[str, Floats]:
@@ -78,9 +56,9 @@ def smooth(values: Floats, reach: int) -> Floats:
     return np.asarray((sums[high] - sums[low]) / (high - low))
 
 
-def draw_curves(metrics: Mapping[str, Floats]) -> list[Curve]:
+def draw_curves(metrics: Mapping[str, Floats]) -> list[Plot]:
     """Denoising errors relative to the first steps, margin and accuracy: those that the run recorded."""
-    curves: list[Curve] = []
+    curves: list[Plot] = []
     errors = [n for n in ("error_chosen", "error_rejected") if n in metrics]
     if errors:
         curves.append(_errors(metrics, errors))
@@ -107,7 +85,7 @@ def _thin(count: int) -> NDArray[np.intp]:
     return np.unique(np.linspace(0, count - 1, min(count, POINTS)).round().astype(np.intp))
 
 
-def _errors(metrics: Mapping[str, Floats], names: Sequence[str]) -> Curve:
+def _errors(metrics: Mapping[str, Floats], names: Sequence[str]) -> Plot:
     figure, axes = _figure(metrics)
     words: list[str] = []
     first = 1
@@ -128,10 +106,10 @@ def _errors(metrics: Mapping[str, Floats], names: Sequence[str]) -> Curve:
     axes.axhline(1, color=INK, linewidth=0.7, linestyle=(0, (2, 2)), zorder=0)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, labelcolor=INK, fontsize=SIZE)
     note = f"Relative to the first {first} steps. At the end, over as many steps: {', '.join(words)}." if words else ""
-    return Curve("Denoising error", note, _svg(figure, "errors"))
+    return Plot("Denoising error", note, to_svg(figure, "errors"))
 
 
-def _single(metrics: Mapping[str, Floats], name: str, title: str, meaning: str, even: float | None) -> Curve:
+def _single(metrics: Mapping[str, Floats], name: str, title: str, meaning: str, even: float | None) -> Plot:
     figure, axes = _figure(metrics)
     seen, values = _column(metrics, name)
     note = f"{meaning[0].upper()}{meaning[1:]}."
@@ -145,44 +123,10 @@ def _single(metrics: Mapping[str, Floats], name: str, title: str, meaning: str, 
     axes.axhline(0 if even is None else even, color=INK, linewidth=0.7, linestyle=(0, (2, 2)), zorder=0)
     if even is not None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.0f}\u202f%"))
-    return Curve(title, note, _svg(figure, name))
+    return Plot(title, note, to_svg(figure, name))
 
 
 def _figure(metrics: Mapping[str, Floats]) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(3.7, 2.25), layout="constrained")
-    axes = figure.subplots()
-    figure.patch.set_alpha(0)
-    axes.patch.set_alpha(0)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(FAINT)
-    axes.tick_params(colors=INK, labelcolor=INK, length=3, width=0.7, labelsize=SIZE)
-    axes.grid(axis="y", color=FAINT, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.set_xlabel("pairs seen" if "pairs_seen" in metrics else "step", color=INK, fontsize=SIZE)
+    figure, axes = new_figure("pairs seen" if "pairs_seen" in metrics else "step")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(_short))
     return figure, axes
-
-
-def _short(value: float, _: object = None) -> str:
-    for size, letter in ((1_000_000, "M"), (1_000, "k")):
-        if abs(value) >= 10 * size or (abs(value) >= size and value % (size / 10) == 0):
-            return f"{value / size:g}{letter}"
-    return f"{value:g}"
-
-
-def _svg(figure: Figure, name: str) -> str:
-    """The figure as inline SVG: text stays text, colours become the page's, names are unique on the page."""
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", text, flags=re.DOTALL)
-    text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", text)
-    text = re.sub(r"<svg[^>]*?(viewBox=\"[^\"]*\")[^>]*>", r'<svg aria-hidden="true" \1>', text, count=1)
-    text = re.sub(r"font-family: [^;\"]*;|xlink:(?=href)", "", text)
-    for colour, variable in VARIABLES.items():
-        text = text.replace(colour, variable)
-    return text

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mapo.errors import MapoError, suggest
 from mapo.images import ImageRow, read_images
@@ -15,10 +17,28 @@ from mapo.scores import SCHEMA, read_scores
 from mapo.winrate import Interval, Pair, is_binary, mean, mean_difference, paired, win_rate
 
 PROMPT_FOLLOWING = "prompt_following"
+FOLLOWING = (PROMPT_FOLLOWING, "clip_score", "siglip_score")  # metrics of how well a picture fits its prompt
+GUARDS = "guards"  # a scorer whose metrics have no better or worse
+PEOPLE, PREFERENCE = "people", "human_preference"  # what the votes of people are called beside scorers and metrics
 SAMPLING = ("sampler", "steps", "guidance", "prefix", "negative_prompt", "width", "height")
 
 Key = tuple[str, int]
 Rows = dict[Key, ImageRow]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The people behind a comparison, without their names. ``shares``: votes and share for after of each, most first.
+
+    ``votes`` are those that count, ``ties`` and ``both_bad`` of them count half; ``skipped`` ones do not count.
+    """
+
+    votes: int
+    ties: int
+    both_bad: int
+    skipped: int
+    shares: list[tuple[int, float]]
+    also_made_pairs: int  # how many of them also labelled the training pairs
 
 
 @dataclass(frozen=True)
@@ -32,15 +52,44 @@ class Comparison:
     made_pairs: bool  # the scorer also made or filtered the training pairs
     rate: bool  # every value is 0 or 1
     pairs: list[Pair]
-    missing: int  # pairs that the scorer gave no number
+    missing: int  # pairs that have no number
+    unnumbered: tuple[int, int]  # pictures before and after that the scorer was asked about and gave no number
     win: Interval
     before: Interval
     after: Interval
     difference: Interval
+    panel: Panel | None = None  # where people are the scorer: a pair's numbers are their shares for either picture
 
     def gain(self, pair: Pair) -> float:
         """How much better after is than before, in the scorer's unit."""
         return -pair.difference if self.lower_is_better else pair.difference
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A guard's mean before and after. ``spread``: the standard deviation, over prompts, of a prompt's mean before.
+
+    NaN where there is one prompt only.
+    """
+
+    metric: str
+    pairs: list[Pair]
+    before: Interval
+    after: Interval
+    difference: Interval
+    spread: float
+
+    @property
+    def shift(self) -> float:
+        """How many spreads the mean has moved; infinite where nothing differed before."""
+        if self.spread == 0:
+            return math.copysign(math.inf, self.difference.value) if self.difference.value else 0.0
+        return self.difference.value / self.spread
+
+    @property
+    def warns(self) -> bool:
+        """Whether the mean has moved by more than the spread."""
+        return abs(self.shift) > 1
 
 
 def read_pictures(before: Path, after: Path) -> tuple[Rows, Rows]:
@@ -88,7 +137,9 @@ def _name(rows: Sequence[ImageRow]) -> str:
     return f"{named} and {len(rows) - 5} more" if len(rows) > 5 else named
 
 
-def read_evidence(paths: Iterable[Path], before: Rows, after: Rows) -> tuple[pa.Table, pa.Table]:
+def read_evidence(
+    paths: Iterable[Path], before: Rows, after: Rows, may_be_empty: bool = False
+) -> tuple[pa.Table, pa.Table]:
     """The rows of all score files, dealt to the pictures they were given to; a row said twice counts once."""
     sides: tuple[dict[Any, dict[str, Any]], dict[Any, dict[str, Any]]] = ({}, {})
     for path in paths:
@@ -108,66 +159,92 @@ def read_evidence(paths: Iterable[Path], before: Rows, after: Rows) -> tuple[pa.
                 f"{path} has {len(strange)} scores of other pictures than these: {first['prompt']!r} "
                 f"seed {first['seed']} {why}. Run `mapo score` on both folders again."
             )
-    if not (sides[0] or sides[1]):
+    if not (sides[0] or sides[1] or may_be_empty):
         raise MapoError("There are no scores of these pictures. Run `mapo score` on both folders first.")
     return pa.Table.from_pylist(list(sides[0].values()), SCHEMA), pa.Table.from_pylist(list(sides[1].values()), SCHEMA)
 
 
 def compare(
-    before: pa.Table, after: pa.Table, pictures: int, goal: str | None, judge_of_pairs: str | None
-) -> list[Comparison]:
-    """Every scorer's every metric: the goal's first, then prompt following, then by name.
+    before: pa.Table, after: pa.Table, pictures: int, goal: str | None, judges_of_pairs: Collection[str]
+) -> tuple[list[Comparison], list[str]]:
+    """Every scorer's every metric: the goal's first, then prompt following, then by name; and a sentence on each that
+    gave no pair a number. Guards are not among them.
 
     ``pictures`` counts the pairs of pictures, so that unscored ones are noticed. ``goal`` is a metric, with ``-`` in
     front when lower is better. Raises MapoError when no scorer gave it, and when a picture was scored before and not
     after or the other way round.
     """
     wanted = goal.removeprefix("-") if goal else None
-    names: dict[tuple[str, str], set[Key]] = {}
-    nulls: dict[tuple[str, str], set[Key]] = {}  # pictures that the scorer gave no number
+    rows = [*before.select(["scorer", "metric"]).to_pylist(), *after.select(["scorer", "metric"]).to_pylist()]
+    names = {(r["scorer"], r["metric"]) for r in rows}
+    scored = {n for n in names if n[0] != GUARDS}
+    if wanted and wanted not in {m for _, m in scored}:
+        if (GUARDS, wanted) in names:
+            raise MapoError(f"--goal: {wanted} is a guard, which has no better or worse. Name a scorer's metric.")
+        raise MapoError(f"--goal: no scorer gave {wanted!r}. {suggest(wanted, {m for _, m in scored})}")
+    order = sorted(scored, key=lambda n: (n[1] != wanted, n[1] not in FOLLOWING, n[1], n[0] in judges_of_pairs, n[0]))
+    found: list[Comparison] = []
+    silent: list[str] = []
+    for name in order:
+        pairs, unnumbered = gather(before, after, name)
+        if pairs:
+            lower, made = goal == f"-{name[1]}", name[0] in judges_of_pairs
+            found.append(_compare(name, pairs, _version(before, name[0]), pictures, unnumbered, lower, made))
+        else:
+            silent.append(f"{name[0]} gave no pair of pictures a number for {name[1]}, so it is not shown.")
+    if wanted and wanted not in {c.metric for c in found}:
+        raise MapoError(f"--goal: no pair of pictures has a number for {wanted!r}. Score both folders again.")
+    return found, silent
+
+
+def gather(before: pa.Table, after: pa.Table, name: tuple[str, str]) -> tuple[list[Pair], tuple[int, int]]:
+    """The pairs of a scorer's metric, and how many pictures before and after it was asked about and gave no number.
+
+    No pairs where it gave none a number.
+    """
+    scorer, metric = name
+    sides: list[dict[Key, Any]] = []
     for table in (before, after):
-        for row in table.select(["scorer", "metric", "prompt_id", "seed", "value"]).to_pylist():
-            found = nulls if row["value"] is None else names
-            found.setdefault((row["scorer"], row["metric"]), set()).add((row["prompt_id"], row["seed"]))
-    names = {name: left for name, keys in names.items() if (left := keys - nulls.get(name, set()))}
-    if wanted and wanted not in {m for _, m in names}:
-        raise MapoError(f"--goal: no scorer gave {wanted!r}. {suggest(wanted, {m for _, m in names})}")
-    order = sorted(names, key=lambda n: (n[1] != wanted, n[1] != PROMPT_FOLLOWING, n[1], n[0] == judge_of_pairs, n[0]))
-    return [
-        _compare(before, after, name, names[name], pictures, goal == f"-{name[1]}", judge_of_pairs) for name in order
-    ]
+        mask = pc.and_(pc.equal(table["scorer"], scorer), pc.equal(table["metric"], metric))
+        rows = table.filter(mask).select(["prompt_id", "seed", "value"]).to_pylist()
+        sides.append({(r["prompt_id"], r["seed"]): r["value"] for r in rows})
+    if lonely := sides[0].keys() ^ sides[1].keys():
+        where = ", ".join(f"prompt {k[0]} seed {k[1]}" for k in sorted(lonely)[:5])
+        raise MapoError(
+            f"{scorer} {metric} was given to only one picture of {len(lonely)} pairs ({where}). "
+            "Run `mapo score` on both folders again."
+        )
+    nulls = [{k for k, v in side.items() if v is None} for side in sides]
+    there = sides[0].keys() - nulls[0] - nulls[1]
+    return paired(before, after, scorer, metric) if there else [], (len(nulls[0]), len(nulls[1]))
+
+
+def _version(table: pa.Table, scorer: str) -> str:
+    row = next(r for r in table.select(["scorer", "version", "revision"]).to_pylist() if r["scorer"] == scorer)
+    return " ".join(v for v in (row["version"], row["revision"]) if v)
 
 
 def _compare(
-    before: pa.Table,
-    after: pa.Table,
     name: tuple[str, str],
-    keys: set[Key],
+    pairs: list[Pair],
+    version: str,
     pictures: int,
+    unnumbered: tuple[int, int],
     lower: bool,
-    judge: str | None,
+    made_pairs: bool,
 ) -> Comparison:
-    scorer, metric = name
-    pairs = paired(before, after, scorer, metric)
-    if len(pairs) < len(keys):
-        have = {(p.prompt_id, p.seed) for p in pairs}
-        where = ", ".join(f"prompt {k[0]} seed {k[1]}" for k in sorted(keys - have)[:5])
-        raise MapoError(
-            f"{scorer} {metric} was given to only one picture of {len(keys) - len(pairs)} pairs ({where}). "
-            "Run `mapo score` on both folders again."
-        )
     first, second = [p.before for p in pairs], [p.after for p in pairs]
     clusters = [p.prompt_id for p in pairs]
-    version = next(r for r in before.select(["scorer", "version", "revision"]).to_pylist() if r["scorer"] == scorer)
     return Comparison(
-        scorer=scorer,
-        metric=metric,
-        version=" ".join(v for v in (version["version"], version["revision"]) if v),
+        scorer=name[0],
+        metric=name[1],
+        version=version,
         lower_is_better=lower,
-        made_pairs=scorer == judge,
+        made_pairs=made_pairs,
         rate=is_binary([*first, *second]),
         pairs=pairs,
         missing=pictures - len(pairs),
+        unnumbered=unnumbered,
         win=win_rate([-p.difference if lower else p.difference for p in pairs], clusters),
         before=mean(first, clusters),
         after=mean(second, clusters),
@@ -175,7 +252,17 @@ def _compare(
     )
 
 
-def cautions(before: Rows, after: Rows, comparisons: Sequence[Comparison], judge_of_pairs: str | None) -> list[str]:
+def without_prompts(rows: Rows, prompt_ids: Collection[str]) -> Rows:
+    """The pictures of all other prompts."""
+    return {k: r for k, r in rows.items() if k[0] not in prompt_ids}
+
+
+def scores_without(table: pa.Table, prompt_ids: Collection[str]) -> pa.Table:
+    """The scores of all other prompts."""
+    return table.filter(pc.invert(pc.is_in(table["prompt_id"], pa.array(sorted(prompt_ids), pa.string()))))
+
+
+def cautions(before: Rows, after: Rows, comparisons: Sequence[Comparison]) -> list[str]:
     """What a reader must know before believing the numbers, one sentence each."""
     found: list[str] = []
     for name in SAMPLING:
@@ -193,12 +280,27 @@ def cautions(before: Rows, after: Rows, comparisons: Sequence[Comparison], judge
     if equal:
         found.append(f"{equal} of {len(before)} pairs show the very same picture before and after; they count as ties.")
     for c in comparisons:
-        if c.missing:
+        if sum(c.unnumbered):
+            without, lacking = c.unnumbered
+            found.append(
+                f"{c.scorer}: {without + lacking} pictures without a number for {c.metric} ({without} before, "
+                f"{lacking} after); {c.missing} of {c.missing + len(c.pairs)} pairs are left out of it."
+            )
+        elif c.missing and c.panel is None:
             found.append(f"{c.scorer} gave no {c.metric} to {c.missing} of {c.missing + len(c.pairs)} pairs.")
-    if judge_of_pairs and any(c.made_pairs for c in comparisons):
+    found += _about_judges(comparisons)
+    return found
+
+
+def _about_judges(comparisons: Sequence[Comparison]) -> list[str]:
+    found: list[str] = []
+    for judge in sorted({c.scorer for c in comparisons if c.made_pairs}):
         found.append(
-            f"{judge_of_pairs} also made or filtered the training pairs. Its numbers show that training did what "
+            f"{judge} also made or filtered the training pairs. Its numbers show that training did what "
             "it was told to, not that the pictures are better; they are marked, and stay out of the verdict where "
             "another scorer can speak."
         )
+    for c in comparisons:
+        if c.panel and c.panel.also_made_pairs:
+            found.append(f"{c.panel.also_made_pairs} of {len(c.panel.shares)} annotators also labelled training pairs.")
     return found

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mapo.report.evidence import Comparison
+from mapo.report.evidence import PEOPLE, PREFERENCE, PROMPT_FOLLOWING, Comparison, Guard
 from mapo.winrate import EVEN, MIN_PAIRS, MIN_PROMPTS, Interval
 
 THIN, MINUS, DASH = "\u202f", "\u2212", "\u2013"
@@ -23,13 +23,14 @@ class Verdict:
 
 
 def judge(comparisons: Sequence[Comparison], goal: str | None) -> Verdict:
-    """What can be said about the goal.
+    """What can be said about the goal, which is what people prefer where there are votes and no goal was named.
 
     Of several scorers that did not make the training pairs (as far as was said) the most cautious speaks, so that no
     scorer is picked for its answer; where their calls contradict each other there is none.
     """
     metrics = {c.metric for c in comparisons}
-    metric = goal.removeprefix("-") if goal else next(iter(metrics)) if len(metrics) == 1 else None
+    only = PREFERENCE if PREFERENCE in metrics else next(iter(metrics)) if len(metrics) == 1 else None
+    metric = goal.removeprefix("-") if goal else only
     if metric is None:
         clear = sum(c.win.conclusive for c in comparisons)
         return Verdict(
@@ -52,8 +53,8 @@ def judge(comparisons: Sequence[Comparison], goal: str | None) -> Verdict:
     if win.pairs < MIN_PAIRS or win.prompts < MIN_PROMPTS:
         call = "undecided"
         sentence = (
-            f"Too little to call {word}: {_count(win)}, and a verdict takes {MIN_PAIRS} from {MIN_PROMPTS}. "
-            f"After wins {percent(win.value)} ({bounds})."
+            f"Nothing can be concluded on {word}: {_count(win)} are too few, a verdict takes {MIN_PAIRS} pairs from "
+            f"{MIN_PROMPTS} prompts. After wins {percent(win.value)} ({bounds})."
         )
     elif not win.conclusive:
         call = "undecided"
@@ -62,7 +63,43 @@ def judge(comparisons: Sequence[Comparison], goal: str | None) -> Verdict:
         call, sentence = "better", f"After beats before on {word}: it wins {numbers} ({bounds})."
     else:
         call, sentence = "worse", f"After is worse than before on {word}: it wins only {numbers} ({bounds})."
-    return Verdict(sentence, _detail(headline, free, heard), call, headline)
+    detail = _detail(headline, free, heard)
+    people = next((c for c in comparisons if c.scorer == PEOPLE and c is not headline), None)
+    return Verdict(sentence, f"{detail} {_beside(people, call)}" if people else detail, call, headline)
+
+
+def _beside(people: Comparison, call: str) -> str:
+    """What people said where the verdict is about a scorer's metric."""
+    win = people.win
+    told = f"{percent(win.value)} of {_count(win)}, {span(win, True)}"
+    if not win.conclusive:
+        return f"People, asked blindly, are not clearly of either opinion: after wins {told}."
+    if (call, win.value > EVEN) in (("better", False), ("worse", True)):
+        return f"People, asked blindly, say otherwise: after wins {told}."
+    return f"People, asked blindly: after wins {told}."
+
+
+def told_by(people: Comparison) -> str:
+    """Who the people were, in sentences, without names."""
+    panel = people.panel
+    assert panel, "the comparison is one of people"
+    who = "one person" if len(panel.shares) == 1 else f"{len(panel.shares)} people"
+    words = [
+        f"{panel.votes} votes by {who} on {len(people.pairs)} of {len(people.pairs) + people.missing} pairs, blind."
+    ]
+    words.append(
+        f"{panel.ties} ties and {panel.both_bad} times both bad count half; {panel.skipped} skipped do not count."
+    )
+    if len(panel.shares) == 1:
+        words.append("The interval is over prompts: it says nothing about other people.")
+    else:
+        each = ", ".join(f"{percent(share)} of {votes}" for votes, share in panel.shares[:8])
+        more = f" and {len(panel.shares) - 8} more" if len(panel.shares) > 8 else ""
+        words.append(
+            f"Where several judged a pair their votes are averaged. Each by themselves gave after {each}{more} votes. "
+            "The interval is over prompts, for these people: others may see it otherwise."
+        )
+    return " ".join(words)
 
 
 def _caution(comparison: Comparison) -> float:
@@ -73,7 +110,8 @@ def _caution(comparison: Comparison) -> float:
 
 def _detail(headline: Comparison, free: Sequence[Comparison], heard: Sequence[Comparison]) -> str:
     win = headline.win
-    said = f"By {headline.scorer}, from {win.prompts} prompts; ties count half."
+    who = PEOPLE + " who did not know which was which" if headline.panel else headline.scorer
+    said = f"By {who}, from {win.prompts} prompts; ties count half."
     if headline.made_pairs:
         return f"{said} It is also the judge that made the training pairs, so this is no independent evidence."
     if len(free) > 1:
@@ -93,10 +131,11 @@ def followed(comparison: Comparison) -> str:
     """One sentence on how well prompts are followed before and after."""
     c = comparison
     change = f"{signed(c.difference, c.rate)} (95{THIN}% interval {span(c.difference, c.rate, sign=True)})"
-    values = f"{number(c.before, c.rate)} before and {number(c.after, c.rate)} after"
+    values = f"{number(c.before, c.rate, places(c))} before and {number(c.after, c.rate, places(c))} after"
+    name = c.scorer if c.metric == PROMPT_FOLLOWING else f"{c.scorer} ({c.metric.replace('_', ' ')})"
     if not c.difference.conclusive:
-        return f"{c.scorer}: {values}. The difference, {change}, is not clear of zero."
-    return f"{c.scorer}: {values}. Prompts are followed {'better' if c.difference.value > 0 else 'worse'}: {change}."
+        return f"{name}: {values}. The difference, {change}, is not clear of zero."
+    return f"{name}: {values}. Prompts are followed {'better' if c.difference.value > 0 else 'worse'}: {change}."
 
 
 def _count(win: Interval) -> str:
@@ -123,9 +162,14 @@ def decimals(interval: Interval) -> int:
     return min(6, max(0, 1 - math.floor(math.log10(scale)))) if scale > 0 else 0
 
 
-def number(interval: Interval, rate: bool) -> str:
+def places(found: Comparison | Guard) -> int:
+    """How many decimals before and after are both written with."""
+    return max(decimals(found.before), decimals(found.after))
+
+
+def number(interval: Interval, rate: bool, places: int | None = None) -> str:
     """The estimate alone, as per cent for a rate."""
-    return percent(interval.value) if rate else _minus(interval.value, decimals(interval))
+    return percent(interval.value) if rate else _minus(interval.value, decimals(interval) if places is None else places)
 
 
 def signed(interval: Interval, rate: bool) -> str:
@@ -134,12 +178,12 @@ def signed(interval: Interval, rate: bool) -> str:
     return f"{value} points" if rate else value
 
 
-def span(interval: Interval, rate: bool, sign: bool = False) -> str:
+def span(interval: Interval, rate: bool, sign: bool = False, places: int | None = None) -> str:
     """The interval's two ends."""
     if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
         return "unknown"
-    scale, places = (100, 1) if rate else (1, decimals(interval))
-    ends = [_minus(scale * end, places, sign) for end in (interval.low, interval.high)]
+    scale, digits = (100, 1) if rate else (1, decimals(interval) if places is None else places)
+    ends = [_minus(scale * end, digits, sign) for end in (interval.low, interval.high)]
     return (" to " if sign else DASH).join(ends) + ("" if sign or not rate else f"{THIN}%")
 
 

@@ -1,0 +1,74 @@
+"""Pairs of pictures ready for the page, and which of them stand where."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from mapo.report.evidence import Comparison, Key, Rows
+from mapo.report.pictures import embed, room
+from mapo.report.verdict import percent, score
+from mapo.winrate import Pair
+
+EXTREMES = 6  # best and worst changes
+
+
+class Cards:
+    """The cards of ``keys``; every picture is read and embedded once, on all cores."""
+
+    def __init__(
+        self, before: Path, after: Path, first: Rows, second: Rows, keys: Iterable[Key], shown: Comparison
+    ) -> None:
+        self.shown, self.rows = shown, first
+        self.scores = {(p.prompt_id, p.seed): p for p in shown.pairs}
+        wanted = [(f, rows[key]) for key in dict.fromkeys(keys) for f, rows in ((before, first), (after, second))]
+        size = room(len(wanted))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            made = pool.map(lambda place: embed(place[0], place[1], size), wanted)
+            self.pictures = dict(zip(((folder, row.file) for folder, row in wanted), made, strict=True))
+        self.places = {key: ((before, first[key].file), (after, second[key].file)) for key in dict.fromkeys(keys)}
+
+    def card(self, key: Key) -> dict[str, Any]:
+        """What the template shows of a pair."""
+        (first, tiny), (second, tiny_after) = (self.pictures[place] for place in self.places[key])
+        row, pair = self.rows[key], self.scores.get(key)
+        return {
+            "prompt": row.prompt,
+            "seed": row.seed,
+            "before": first,
+            "after": second,
+            "pixels": tiny and tiny_after,
+            "width": row.width,
+            "height": row.height,
+            "change": self._change(pair) if pair else "",
+        }
+
+    def _change(self, pair: Pair) -> str:
+        if self.shown.panel:
+            return f"{percent(pair.after)} of the votes for after"
+        first, second = score(pair.before, self.shown), score(pair.after, self.shown)
+        return f"{self.shown.metric.replace('_', ' ')} {first}\u00a0→\u00a0{second}"
+
+
+def extremes(headline: Comparison | None) -> tuple[list[Pair], list[Pair]]:
+    """The pairs that gained and lost most by the headline's scorer, one of a prompt; ties in the pictures' order."""
+    if headline is None:
+        return [], []
+    ranked = {p.prompt_id: p for p in sorted(headline.pairs, key=headline.gain)}  # the best of each prompt
+    best = sorted((p for p in ranked.values() if headline.gain(p) > 0), key=lambda p: -headline.gain(p))
+    ranked = {p.prompt_id: p for p in sorted(headline.pairs, key=lambda p: -headline.gain(p))}  # and the worst
+    worst = sorted((p for p in ranked.values() if headline.gain(p) < 0), key=headline.gain)
+    return best[:EXTREMES], worst[:EXTREMES]
+
+
+def count_gains(headline: Comparison | None) -> dict[str, int]:
+    """How many pairs got better, stayed equal and got worse."""
+    gains: Sequence[float] = [headline.gain(p) for p in headline.pairs] if headline else []
+    return {
+        "better": sum(g > 0 for g in gains),
+        "equal": sum(g == 0 for g in gains),
+        "worse": sum(g < 0 for g in gains),
+    }
