@@ -1,19 +1,23 @@
 import base64
 import hashlib
 import json
-from dataclasses import replace
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import mapo.build
 import mapo.work
-from mapo.build import build, remake
+from mapo.build import build
 from mapo.cache import Cache, cache_key, encode
 from mapo.errors import MapoError
 from mapo.families import family_of, find_model
 from mapo.judge import Filter, parse_filter
 from mapo.pairs import PairSet, decode_picture, sha256
 from mapo.recipe import changed_recipe, read_recipe
+from mapo.remake import remake
 from tiny import make_sdxl
 
 PROMPTS = ["a red square", "a blue heart", "a green star"]
@@ -73,7 +77,7 @@ class Never(Fussy):
 
 
 def test_pairs_share_prompt_seed_and_noise_and_differ_in_the_prefix(tmp_path, sdxl):
-    counts = build(CARTOON, str(sdxl), PROMPTS, 7, tmp_path / "p", **HOW)
+    counts = build(CARTOON, str(sdxl), PROMPTS, 7, tmp_path / "p", prompts_from="some.txt", **HOW)
     pairs = list(PairSet(tmp_path / "p"))
     assert len(pairs) == counts["pairs"] == 7 and counts["judged_out"] == 0
     assert [p.prompt for p in pairs] == [PROMPTS[k % 3] for k in range(7)]
@@ -85,6 +89,8 @@ def test_pairs_share_prompt_seed_and_noise_and_differ_in_the_prefix(tmp_path, sd
     head = json.loads((tmp_path / "p" / "set.json").read_text())
     assert head["provenance"]["model"] == str(sdxl) and len(head["provenance"]["revision"]) == 16
     assert head["sensitive"] is False
+    assert head["provenance"]["prompts"] == "some.txt"
+    assert head["provenance"]["prompts_sha256"] == sha256("\n".join(PROMPTS).encode())
     assert [f.name for f in tmp_path.iterdir()] == ["p"]
 
 
@@ -105,16 +111,6 @@ def test_other_seeds_give_the_two_pictures_other_noise(tmp_path, sdxl):
     seeds = [(p.meta["chosen"]["seed"], p.meta["rejected"]["seed"]) for p in PairSet(tmp_path / "p")]
     assert seeds == [(0, 1), (0, 1), (0, 1), (2, 3)]
     assert all(p.meta["chosen"]["noise_seed"] != p.meta["rejected"]["noise_seed"] for p in PairSet(tmp_path / "p"))
-
-
-def test_a_pair_can_be_made_again_from_its_row(tmp_path, sdxl):
-    build(read_recipe("pick-style-pixel-art"), str(sdxl), PROMPTS, 6, tmp_path / "p", **HOW)
-    for pair in PairSet(tmp_path / "p"):
-        assert [sha256(png) for png in remake(pair)] == [pair.chosen, pair.rejected]
-    with pytest.raises(MapoError, match="does not say how its pictures were made"):
-        remake(replace(pair, meta={}))
-    with pytest.raises(MapoError, match=r"revision 0000 of .* which is now"):
-        remake(replace(pair, meta={"chosen": {**pair.meta["chosen"], "revision": "0000"}}))
 
 
 @pytest.mark.parametrize("where", [2, 3, 4])
@@ -264,8 +260,67 @@ def test_processes_that_torchrun_numbers_share_the_work(tmp_path, sdxl, monkeypa
         cli.main(command, standalone_mode=False)
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("shard 1/2 is done") and said[-1].startswith("6 pairs in")
-    build(CARTOON, str(sdxl), PROMPTS, 6, tmp_path / "one", steps=1, images_per_batch=2)
+    build(CARTOON, str(sdxl), PROMPTS, 6, tmp_path / "one", steps=1, images_per_batch=2, prompts_from="prompts.txt")
     assert contents(tmp_path / "p") == contents(tmp_path / "one")
+
+
+@pytest.mark.parametrize("how", ["--shard", "torchrun", "the same shard twice"])
+def test_processes_at_the_same_time_make_the_set_of_one(tmp_path, sdxl, how):
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start(*words):
+        return subprocess.Popen(
+            [sys.executable, *words], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def command(out, *more):
+        words = [
+            "-m",
+            "mapo",
+            "build",
+            "pick-style-cartoon",
+            "--num-pairs",
+            "10",
+            "--steps",
+            "1",
+            "--images-per-batch",
+            "2",
+        ]
+        return [*words, "--model", str(sdxl), "--prompts", str(tmp_path / "prompts.txt"), "--out", str(out), *more]
+
+    shards = {"--shard": ("0/2", "1/2"), "the same shard twice": ("0/1", "0/1")}
+    if how == "torchrun":
+        words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        processes = [start(*words, *command(tmp_path / "many"))]
+    else:
+        processes = [start(*command(tmp_path / "many", "--shard", shard)) for shard in shards[how]]
+    said = [process.communicate(timeout=300)[0] for process in processes]
+    codes = [process.returncode for process in processes]
+    if how == "the same shard twice":
+        assert sorted(codes) == [0, 2], said
+        assert "Another process is at work" in said[codes.index(2)] or "already exists" in said[codes.index(2)]
+    else:
+        assert set(codes) == {0}, said
+        assert sum("10 pairs in" in text for text in said) == 1
+    build(CARTOON, str(sdxl), PROMPTS, 10, tmp_path / "one", steps=1, images_per_batch=2, prompts_from="prompts.txt")
+    assert contents(tmp_path / "many") == contents(tmp_path / "one")
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["many", "one", "prompts.txt"]
+
+
+def test_a_shard_that_ends_while_another_puts_the_set_together_leaves_it_to_that(tmp_path, sdxl, monkeypatch):
+    arguments, how = (CARTOON, str(sdxl), PROMPTS, 6, tmp_path / "p"), {"steps": 1, "images_per_batch": 2}
+    assert build(*arguments, shard=(0, 2), **how) is None
+    real = mapo.build._share
+
+    def slow(plan, shard):
+        ended = real(plan, shard)
+        assert build(*arguments, **how)["pairs"] == 6  # another process is faster from here on
+        return ended
+
+    monkeypatch.setattr(mapo.build, "_share", slow)
+    assert build(*arguments, shard=(1, 2), **how) is None
+    assert len(PairSet(tmp_path / "p")) == 6 and [f.name for f in tmp_path.iterdir()] == ["p"]
 
 
 def test_a_shard_that_is_at_work_keeps_others_from_writing_the_set(tmp_path, sdxl):

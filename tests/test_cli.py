@@ -14,7 +14,7 @@ from mapo.cli import cli
 from tiny import make_pairs
 
 VERBS = [
-    "build", "import", "check", "label", "encode", "train", "sample", "score", "report", "export", "demo",
+    "build", "remake", "import", "check", "label", "encode", "train", "sample", "score", "report", "export", "demo",
 ]  # fmt: skip
 
 

@@ -194,21 +194,32 @@ def test_what_pickapic_cannot_tell_is_counted_and_said(pairs: PairSet, tmp_path:
     assert describe(counts, "preference") == f"{len(pairs)} pairs (1 ties)"
 
 
+def with_latents_of(gone: set[str], pairs: PairSet, folder: Path) -> PairSet:
+    """The same pairs, with some pictures known and not kept."""
+    with PairWriter(folder, {}) as writer:
+        for pair in pairs:
+            for name in (pair.chosen, pair.rejected):
+                writer.add_latent_only(name, 6, 4) if name in gone else writer.add_image(pairs.image_bytes(name))
+            rest = {k: getattr(pair, k) for k in ("preference", "weight", "group", "split", "source", "meta")}
+            writer.add_pair_by_hash(pair.prompt, pair.chosen, pair.rejected, **rest)
+    return PairSet(folder)
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_pairs_kept_as_latents_only_are_refused_or_left_out_on_request(
-    pairs: PairSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
+    pairs: PairSet, tmp_path: Path, format: str
 ) -> None:
     gone = pairs[3].rejected
-    monkeypatch.setattr(pairs, "keeps", lambda name: name != gone, raising=False)
     without = [p for p in pairs if gone not in (p.chosen, p.rejected)]
     missing = len(pairs) - len(without)
+    partly = with_latents_of({gone}, pairs, tmp_path / "partly")
     with pytest.raises(MapoError, match=rf"keeps the pictures of {missing} pairs as latents only \(row \d+'s"):
-        export_pairs(pairs, format, tmp_path / "out")
-    assert files_below(tmp_path) == set()
-    counts = export_pairs(pairs, format, tmp_path / "out", on_missing_picture="drop")
+        export_pairs(partly, format, tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"partly"}
+    counts = export_pairs(partly, format, tmp_path / "out", on_missing_picture="drop")
     assert (counts["pairs"], counts["left_out"]) == (len(without), missing)
     prompts = {row["caption" if format == "pickapic" else "prompt"] for row in rows_of(tmp_path / "out")}
     assert prompts == {p.prompt for p in without}
-    monkeypatch.setattr(pairs, "keeps", lambda name: False, raising=False)
+    nothing = with_latents_of(set(pairs.image_names()), pairs, tmp_path / "nothing")
     with pytest.raises(MapoError, match="nothing could be exported"):
-        export_pairs(pairs, format, tmp_path / "none", on_missing_picture="drop")
+        export_pairs(nothing, format, tmp_path / "none", on_missing_picture="drop")

@@ -289,9 +289,24 @@ def test_the_command_writes_beside_the_set_and_says_what_is_next(tmp_path: Path)
     assert card_of(tmp_path / "pairs-hub").data.license == "mit"
 
 
+def test_a_set_that_is_the_working_folder_is_exported_beside_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from click.testing import CliRunner
+
+    write(tmp_path / "pairs")
+    (tmp_path / "pairs" / "below").mkdir()
+    for here, name in ((tmp_path / "pairs", "."), (tmp_path / "pairs" / "below", "..")):
+        monkeypatch.chdir(here)
+        done = CliRunner().invoke(cli, ["export", name, "--to", "hub"])
+        assert done.exit_code == 0, done.output
+        (tmp_path / "pairs-hub").rename(tmp_path / f"done in {here.name}")
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
+        (["--to", "hub", "--license", "MIT licence"], "--license is 'MIT licence'; write the hub's name for it"),
         (["--to", "preference", "--out", "x", "--license", "mit"], "--license is for --to hub alone"),
         (["--to", "pickapic", "--out", "x", "--private"], "--private is for --to hub alone"),
         (["--to", "pickapic", "--out", "x", "--source-license", "a=b"], "--source-license is for --to hub alone"),

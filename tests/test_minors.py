@@ -11,7 +11,7 @@ a girl with a kite|GIRLS|a boy's hat|school-girl|Schoolyard at noon|1girl, solo,
 ｇｉｒｌ|gi\u200brl|a 16 year old woman|16yo|17 y/o|aged 12|age: 9|a sixteen-year-old|twelve years old|6 months old
 preteen|pre-teen|teen-age party|high school|5th grade|a goat kid|niña|nina|Mädchen|少女|女の子|소녀|девочка|étudiante
 school_uniform|cowboy|a young woman|13-17 years|13 to 17 years|under 18|tomboys|garçon|schoolgirls|petite|12 ans
-chibi style|16 岁|barely legal|little sister|लड़की|बच्चा|طفل|ребёнок|babysitter|childproof|a student|a minor key
+gіrl in a park|sсhооlgіrl|bοy|chibi style|16 岁|barely legal|little sister|लड़की|बच्चा|طفل|ребёнок|babysitter|childproof|a student|a minor key
 kindergarten|toddlers|infant|underage|under-age|a babe in arms|youth|daughter|lolita|0 days, 3 weeks old|grade 7
 """.replace("\n", "|")
     .strip("|")

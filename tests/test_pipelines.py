@@ -6,13 +6,14 @@ import pytest
 import torch
 from PIL import Image
 
-from mapo.build import build, remake
+from mapo.build import build
 from mapo.errors import MapoError
 from mapo.families import find_model
 from mapo.images import read_images
 from mapo.pairs import PairSet, sha256
 from mapo.pipelines import open_pipeline, pipeline_class, too_long
 from mapo.recipe import read_recipe
+from mapo.remake import remake
 from mapo.sample import default_sampling, sample
 
 PROMPTS = ["a red square", "a blue heart", "a green star"]

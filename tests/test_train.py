@@ -242,6 +242,9 @@ def test_ties_are_left_out_and_counted(tmp_path, sdxl, capsys):
         writer.add_pair("two", grey(3), grey(4), split="train", preference=0.5)
     got = run(tmp_path / "r", sdxl, tmp_path / "pairs", steps=3)
     assert "1 ties are left out" in capsys.readouterr().out and len(got) == 3
+    with pytest.raises(MapoError, match="other settings"):
+        run(tmp_path / "r", sdxl, tmp_path / "pairs", steps=4, optim={"lr": 5e-4})
+    assert "ties" not in capsys.readouterr().out  # what is refused says nothing else first
     with PairWriter(tmp_path / "ties", {}) as writer:
         writer.add_pair("two", grey(3), grey(4), split="train", preference=0.5)
     with pytest.raises(MapoError, match="no pairs but 1 ties"):

@@ -7,11 +7,12 @@ in a fixed order, and what was made before is only found again.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,11 @@ from mapo.context import Contexts, Rewriter, open_rewriter
 from mapo.errors import MapoError
 from mapo.families import find_model
 from mapo.files import sha256
-from mapo.images import png_bytes, read_picture
+from mapo.images import read_picture
 from mapo.judge import Filter, judges_of
-from mapo.pairs import Pair, PairWriter, pair_id
+from mapo.pairs import PairWriter, pair_id
 from mapo.recipe import Recipe, changed_recipe
-from mapo.sample import Sampler, Sampling, default_sampling
+from mapo.sample import Sampling, default_sampling
 from mapo.work import WHOLE, Shard, Work, locked, open_work, use_own_device
 
 MOST_TRIES_PER_PAIR = 5
@@ -48,13 +49,15 @@ def build(
     keep: str = "pictures",
     latents_for: str | None = None,
     shard: Shard = WHOLE,
+    prompts_from: str | None = None,
     **how: Any,
 ) -> dict[str, int] | None:
     """Make ``num_pairs`` pairs into the set ``out``; its counts, or None where other shards are not done yet.
 
     Prompts are used in turn, with the next seed when all have been used. ``context``: see :mod:`mapo.context`. ``keep``
     is ``pictures``, or ``rejected-as-latents``: then no rejected picture ever lies on disk, only what the VAE of
-    ``latents_for`` (default: the model) makes of it. ``how`` changes the sampling (steps, guidance, …).
+    ``latents_for`` (default: the model) makes of it. ``prompts_from`` is the name of the prompts that the set keeps.
+    ``how`` changes the sampling (steps, guidance, …).
     """
     if out.exists():
         raise MapoError(f"{out} already exists. Choose another --out, or delete it first.")
@@ -70,7 +73,7 @@ def build(
     found = find_model(model)
     sampling = default_sampling(found, **(recipe.advice(model) | {k: v for k, v in how.items() if v is not None}))
     latents = Latents(find_model(latents_for or model)) if keep != "pictures" else None
-    provenance = {
+    provenance: dict[str, Any] = {
         "recipe": recipe.model_dump(),
         "model": found.stable_name,
         "revision": found.revision(),
@@ -79,6 +82,7 @@ def build(
         "keep": keep,
     }
     settings = {**provenance, "prompts": sha256("\n".join(safe).encode())}
+    provenance["prompts"], provenance["prompts_sha256"] = prompts_from, sha256("\n".join(prompts).encode())
     provenance["judges"] = [str(judge) for judge in judges]
     if recipe.sensitive:
         provenance["minors_list"] = minors.VERSION
@@ -189,7 +193,11 @@ def _advance(bar: Any, portion: Portion, most: int | None = None) -> None:
 def _collect(plan: Plan, wait: bool) -> dict[str, int] | None:
     """Go through the portions in order, make those that no part has, and write the set."""
     names = sorted({"whole", *(path.name.removesuffix(".lock") for path in plan.folder.glob("*.lock"))})
-    with locked(plan.folder, names, wait):
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(plan.folder, names, wait))
+        except FileNotFoundError:  # the locks have gone with the folder
+            return None
         if wait and (plan.out.exists() or not plan.folder.exists()):
             return None  # another shard has put it together meanwhile
         maker, totals = plan.open(WHOLE), Totals(plan.counts["minors"])
@@ -209,7 +217,9 @@ def _collect(plan: Plan, wait: bool) -> dict[str, int] | None:
             kept = [*kept, *new][: plan.num_pairs]
         bar.close()
         _write(plan, maker, kept, totals.counts())
-        shutil.rmtree(plan.folder)
+        gone = plan.folder.with_name(f"{plan.folder.name}.{os.getpid()}.old")
+        plan.folder.rename(gone)  # at once, so that no other shard finds half of it
+        shutil.rmtree(gone)
     return {"pairs": len(kept), **totals.counts()}
 
 
@@ -278,32 +288,3 @@ def _write(plan: Plan, maker: Maker, kept: Sequence[Found], counts: dict[str, in
             names = dict.fromkeys(pair.rejected[1].sha256 for pair in kept)
             for tensors in read_latents([p for part in maker.work.parts if (p := part / LATENTS).exists()], names):
                 write_latents(folder, tensors)
-
-
-@lru_cache(maxsize=1)
-def _sampler(model: str, precision: str) -> Sampler:
-    return Sampler(model, precision)
-
-
-def remake(pair: Pair) -> tuple[bytes, bytes]:
-    """Make the pictures of a built pair again from its row alone: PNG bytes of chosen and rejected.
-
-    They are the same to the bit on the same machine with the same versions: each picture is made at its place in a
-    batch of the same size (the other places are filled with the same prompt, which changes nothing but them).
-    """
-    made = []
-    for side in ("chosen", "rejected"):
-        row = pair.meta.get(side)
-        if not isinstance(row, dict) or not row.get("batch_layout"):
-            raise MapoError(f"The pair {pair.id} does not say how its pictures were made: no model of ours made it.")
-        sampler = _sampler(row["model"], row["precision"])
-        if sampler.revision != row["revision"]:
-            raise MapoError(
-                f"The pair {pair.id} was made with revision {row['revision']} of {row['model']}, which is now "
-                f"{sampler.revision}. Get the old one."
-            )
-        _, place, size = map(int, row["batch_layout"].split("/"))
-        names = ("steps", "guidance", "width", "height", "prefix", "negative_prompt", "precision")
-        how = Sampling(**{name: row[name] for name in names}, images_per_batch=size)
-        made.append(png_bytes(sampler.batch([(pair.prompt, row["seed"])] * size, how)[place]))
-    return made[0], made[1]

@@ -101,6 +101,9 @@ class Maker:
     @cached_property
     def sampler(self) -> Sampler:
         """The pipeline, loaded when the first picture is made."""
+        from diffusers.utils import logging
+
+        logging.set_verbosity_error()  # it would repeat every prompt that is too long, which _warn has told in short
         return Sampler(self.model.name, self.sampling.precision)
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from mapo import __version__
-from mapo.errors import MapoError
+from mapo.errors import MapoError, printable
 
 OUT = click.Path(path_type=Path)
 
@@ -88,11 +88,12 @@ def build(
     found = changed_recipe(read_recipe(recipe), prefixes, candidates, seeds)
     from mapo.build import build
     from mapo.judge import parse_filter
-    from mapo.prompts import read_prompts
+    from mapo.prompts import read_prompts, source_name
     from mapo.work import parse_shard, shard_of_environment
 
     how["shard"] = parse_shard(shard) if shard else shard_of_environment()
     filters = [parse_filter(judge) for judge in judges]
+    how["prompts_from"] = source_name(prompts)
     counts = build(found, model, read_prompts(prompts), num_pairs, out, judges=filters, **how)
     if counts is None:
         index, count = how["shard"]
@@ -100,6 +101,27 @@ def build(
         return
     rest = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in counts.items() if n and name != "pairs")
     _say(f"{counts['pairs']} pairs in {out} ({rest})")
+
+
+@cli.command(cls=Verb, example="mapo remake work/pairs --pair 0123456789abcdef --out work/again")
+@click.argument("pairs", type=OUT)
+@click.option(
+    "--pair", "ids", multiple=True, required=True, metavar="ID", help="The id of a pair; several if you like."
+)
+@click.option("--out", type=OUT, required=True, help="The folder to write the pictures into.")
+def remake(pairs: Path, ids: tuple[str, ...], out: Path) -> None:
+    """Make the pictures of built pairs again from their rows, and compare. The exit code is 1 where one differs."""
+    from mapo.pairs import PairSet
+    from mapo.remake import remake_pairs
+
+    found = remake_pairs(PairSet(pairs), ids, out)
+    for picture in found:
+        same = "the same to the bit" if picture.same else "DIFFERS from that of the set"
+        where = picture.file or "not written, as the set keeps its latents only"
+        _say(f"{picture.pair} {picture.side:8} {same}: {where}")
+    if not all(picture.same for picture in found):
+        _say("Other versions of the libraries or another machine round otherwise; look at the pictures.")
+        sys.exit(1)
 
 
 @cli.command("import", cls=Verb, example="mapo import rankings.jsonl --out work/pairs")
@@ -397,7 +419,8 @@ def export(pairs: Path, format: str, out: Path | None, on_missing_picture: str, 
     card["source_licences"] = parse_licences(card["source_licences"])
     opened = PairSet(pairs)
     if format == "hub":
-        out = out or pairs.with_name(f"{pairs.name}-hub")
+        beside = pairs.resolve() if pairs.name in ("", "..") else pairs
+        out = out or beside.with_name(f"{beside.name}-hub")
         counts, address = export_to_hub(opened, out, on_missing_picture=on_missing_picture, **card)
         _say(f"{describe(counts, format)} in {out}" if counts else f"{out} was written before and is uploaded as it is")
         _say(f"published at {address}" if address else f"read {out}/README.md, then upload with --repo OWNER/NAME")
@@ -474,7 +497,7 @@ def _device() -> str:
 
 
 def _say(text: str) -> None:
-    click.echo(text)
+    click.echo(printable(text))
 
 
 def main() -> None:
@@ -505,5 +528,5 @@ def _stop(text: str, code: int) -> None:
         bar.close()  # or it would be drawn once more behind the message
     if not bars and sys.stderr.isatty():
         click.echo("", err=True)
-    click.echo(f"mapo: {text}", err=True)
+    click.echo(f"mapo: {printable(text)}", err=True)
     sys.exit(code)

@@ -64,7 +64,8 @@ def demo(
     if not pairs.exists():
         with stage("build"):
             judges = [parse_filter(f"{JUDGE}:{what}") for what in (goal, f"{FOLLOWING}:0.5")]
-            build(read_recipe(recipe), "mini", read_prompts(TRAIN_PROMPTS), PAIRS, pairs, judges=judges)
+            prompts = read_prompts(TRAIN_PROMPTS)
+            build(read_recipe(recipe), "mini", prompts, PAIRS, pairs, judges=judges, prompts_from=TRAIN_PROMPTS)
     if not (run / "run.json").exists():
         with stage("encode"):
             model = find_model("mini")

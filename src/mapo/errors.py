@@ -18,3 +18,8 @@ def suggest(wrong: str, known: Iterable[str], prefix: str = "") -> str:
     names = sorted(known)
     close = difflib.get_close_matches(wrong, names, 1, 0.6)
     return f"Did you mean {prefix + close[0]!r}?" if close else f"Known: {', '.join(prefix + n for n in names)}."
+
+
+def printable(text: str) -> str:
+    """The text with everything escaped that a terminal would obey or could not show: names and prompts are data."""
+    return "".join(c if c.isprintable() or c in "\n\t\u00a0\u3000" else ascii(c)[1:-1] for c in text)

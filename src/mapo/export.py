@@ -139,6 +139,8 @@ def export_pairs(
         raise MapoError(f"There is no export {format!r}. {suggest(format, FORMATS)}")
     if out.exists():
         raise MapoError(f"{out} already exists. Choose another --out, or delete it first.")
+    if licence and not hub.LICENCE.fullmatch(licence):
+        raise MapoError(f"--license is {licence!r}; write the hub's name for it, such as cc-by-4.0, mit or other.")
     schema, convert = FORMATS[format]
     sources = hub.sources(pairs, source_licences or {})
     prepare_out(out)
@@ -169,6 +171,8 @@ def export_pairs(
 def _kept(pairs: PairSet, on_missing_picture: str) -> Mask:
     """The rows whose two pictures are there as pictures."""
     fine, first = np.ones(len(pairs), bool), ""
+    if pairs.keeps_all():
+        return fine
     for side in ("chosen", "rejected"):
         for row, name in enumerate(pairs.table[side]):
             if not pairs.keeps(name.as_py()):

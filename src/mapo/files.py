@@ -96,13 +96,22 @@ def sha256(data: bytes) -> str:
 
 def inside(folder: Path, name: str, where: str) -> Path:
     """``folder / name``, refused when it would leave ``folder`` (absolute, ``..`` or a link that leads out)."""
+    if not name:
+        raise MapoError(f"{where}: a path is empty. Name a file inside {folder}.")
     try:
         safe = not Path(name).is_absolute() and (folder / name).resolve().is_relative_to(folder.resolve())
-    except (OSError, ValueError, RuntimeError):  # a NUL, half a character, links in a circle
-        safe = False
+    except (OSError, ValueError, RuntimeError):
+        raise MapoError(
+            f"{where}: no file can have the path {_short(name)} (it holds a NUL or half a character, or its links "
+            "lead in a circle). Use paths inside the folder."
+        ) from None
     if not safe:
-        raise MapoError(f"{where}: the path {name!r} leaves its folder {folder}. Use paths inside the folder.")
+        raise MapoError(f"{where}: the path {_short(name)} leaves its folder {folder}. Use paths inside the folder.")
     return folder / name
+
+
+def _short(name: str) -> str:
+    return repr(name if len(name) <= 200 else f"{name[:200]}…")
 
 
 def prepare_out(path: Path) -> Path:

@@ -33,7 +33,9 @@ AGES = re.compile(
     re.VERBOSE,
 )
 TENS = re.compile(rf"\b(twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety){_GAP}(?:{NUMBERS.replace(' ', '|')})\b")
-LETTERS = str.maketrans("013457$@", "oieastsa")  # digits that stand for letters, as in t33n
+LETTERS = str.maketrans(  # what stands for letters: digits as in t33n, and Cyrillic and Greek that look like Latin
+    "013457$@" + "аеорсухіјѕһԁ" + "οαιερτκυ", "oieastsa" + "aeopcyxijshd" + "oaieptku"
+)
 
 
 def _fold(text: str) -> str:
@@ -53,8 +55,8 @@ def _is_named(word: str) -> bool:
 def names_minor(prompt: str) -> str | None:
     """The first words of ``prompt`` that name or could mean a minor, or None.
 
-    Case, accents, full-width letters and invisible characters do not matter; ``school_girl``, ``1girl`` and ``t33n``
-    are seen too.
+    Case, accents, full-width letters and invisible characters do not matter; ``school_girl``, ``1girl``, ``t33n`` and
+    letters of other alphabets that look like these are seen too.
     """
     text = "".join(c for c in unicodedata.normalize("NFKC", prompt).casefold() if unicodedata.category(c) != "Cf")
     if age := AGES.search(TENS.sub(r"\1", text)):

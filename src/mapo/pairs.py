@@ -158,6 +158,10 @@ class PairSet:
         """Whether the bytes of a picture are in the set; False where it is kept as latents only."""
         return bool(self._place(name)["kept"])
 
+    def keeps_all(self) -> bool:
+        """Whether no picture of the set is kept as latents only; answered without a look at each pair."""
+        return bool(self._places.records["kept"].all())
+
     def image_bytes(self, name: str) -> bytes:
         """The encoded bytes of a picture, checked against the hash that names it."""
         place = self._place(name)

@@ -12,6 +12,7 @@ from mapo.files import decode_text
 from mapo.importers import sources
 from mapo.importers.sources import Source, find_source, is_hub_id
 from mapo.mini import scenes
+from mapo.schema import check_text
 from mapo.splits import prompt_id
 
 BUILT_IN = {
@@ -61,6 +62,14 @@ def read_prompts(source: str) -> list[str]:
             f"({cased} of them differ in case, white space or the coding of accents)."
         )
     return list(prompts.values())
+
+
+def source_name(source: str) -> str:
+    """What a set remembers of where its prompts came from: no path of somebody's machine."""
+    name = source.rpartition(":")[0] or source
+    if source in BUILT_IN or source.startswith("hf:/") or is_hub_id(source) or is_hub_id(name):
+        return source
+    return Path(source).name
 
 
 def _find(source: str) -> tuple[Source, str | None]:
@@ -148,10 +157,12 @@ def _load(line: str, number: int) -> Any:
 
 
 def _prompt_of(value: Any, where: str, column: str | None) -> str:
-    if isinstance(value, str) and column is None:
-        return value
     if isinstance(value, dict):
-        for key in (column,) if column else COLUMNS:
-            if isinstance(value.get(key), str):
-                return str(value[key])
-    raise ValueError(f"{where} has no {column or 'prompt'}")
+        keys = (column,) if column else COLUMNS
+        value = next((value[key] for key in keys if isinstance(value.get(key), str)), None)
+    elif column:
+        value = None
+    if not isinstance(value, str):
+        raise ValueError(f"{where} has no {column or 'prompt'}")
+    check_text(value, where)
+    return value

@@ -57,9 +57,23 @@ def pair_id(prompt: str, chosen: str, rejected: str) -> str:
 
 def make_pair(prompt: str, chosen: str, rejected: str, **rest: Any) -> Pair:
     """A pair with its name and split filled in; ValueError when a value is outside the schema."""
+    check_text(prompt, "the prompt")
     pair = Pair(pair_id(prompt, chosen, rejected), prompt, chosen, rejected, **{"split": split_of(prompt), **rest})
     check_values(prompt, chosen, rejected, pair.preference, pair.weight, pair.split)
     return pair
+
+
+def check_text(text: str, what: str) -> None:
+    """ValueError for a text that UTF-8 cannot hold, as JSON can write it (``"\\ud83d"``)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        if 0xDC80 <= code <= 0xDCFF:  # how Python marks a byte that it could not read
+            raise ValueError(f"{what} is no UTF-8: byte {code - 0xDC00:#04x} at place {error.start}") from None
+        raise ValueError(
+            f"{what} has half a character at place {error.start} (U+{code:04X}, a lone surrogate)"
+        ) from None
 
 
 def check_values(prompt: str, chosen: str, rejected: str, preference: float, weight: float, split: str) -> None:
@@ -78,7 +92,10 @@ def check_values(prompt: str, chosen: str, rejected: str, preference: float, wei
 
 def to_row(pair: Pair) -> dict[str, Any]:
     """A pair as a row of the table; ValueError for what no JSON or UTF-8 can hold."""
-    meta = json.dumps(dict(pair.meta), ensure_ascii=False, allow_nan=False)
-    for text in (meta, pair.source, pair.group or ""):
-        text.encode()  # half a character is a ValueError here, not later for the whole table
+    try:
+        meta = json.dumps(dict(pair.meta), ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"meta is no JSON ({error})") from None
+    for what, text in (("meta", meta), ("source", pair.source), ("group", pair.group or "")):
+        check_text(text, what)  # here, not later for the whole table
     return {**vars(pair), "meta": meta}

@@ -58,7 +58,7 @@ def train(config: Config, out: Path) -> None:
     """Train as ``config`` says into the run folder ``out``, or go on where an earlier run of it stopped."""
     config = _with_objective_defaults(config)
     pairs = PairSet(Path(config.pairs))
-    members = _members(pairs, config)
+    members, ties = _members(pairs, config)
     model = find_model(config.model)
     family = family_of(model)
     cache_key(family, model, config.data.resolution, config.data.flip)  # refuses a resolution that does not fit
@@ -69,6 +69,9 @@ def train(config: Config, out: Path) -> None:
     if checkpoint and _steps_of(checkpoint) >= config.train.steps and (out / "run.json").exists():
         print(f"{out} has done its {_steps_of(checkpoint)} steps. Ask for more with --set train.steps=N.")
         return
+    if ties and accelerator.is_main_process:
+        is_kept = config.data.ties == "keep"
+        print(f"{ties} ties are " + ("trained on as ties." if is_kept else "left out (data.ties=keep trains on them)."))
 
     cache = _open_cache(config, family, model, pairs, accelerator)
     dtype = DTYPES[config.train.precision]
@@ -120,8 +123,8 @@ def train(config: Config, out: Path) -> None:
     accelerator.end_training()
 
 
-def _members(pairs: PairSet, config: Config) -> Members:
-    """The pairs of ``pairs`` that the configuration asks for, ties counted."""
+def _members(pairs: PairSet, config: Config) -> tuple[Members, int]:
+    """The pairs of ``pairs`` that the configuration asks for, and how many ties its split has."""
     splits, sure = (np.array(pairs.table[c].to_pylist()) for c in ("split", "preference"))
     inside = (splits == config.data.split) | (config.data.split == "all")
     ties = int((inside & (sure == 0.5)).sum())
@@ -130,10 +133,7 @@ def _members(pairs: PairSet, config: Config) -> Members:
         hint = "keep ties with --set data.ties=keep" if ties else "try --set data.split=all"
         but = f" but {ties} ties" if ties else ""
         raise MapoError(f"{config.pairs} has no pairs{but} in the split {config.data.split!r}; {hint}.")
-    if ties:
-        is_kept = config.data.ties == "keep"
-        print(f"{ties} ties are " + ("trained on as ties." if is_kept else "left out (data.ties=keep trains on them)."))
-    return Members(pairs, np.flatnonzero(keep))
+    return Members(pairs, np.flatnonzero(keep)), ties
 
 
 class Loop:
@@ -333,7 +333,7 @@ def _open_run(config: Config, out: Path, identity: dict[str, str]) -> Path | Non
 
 def _open_cache(config: Config, family: Family, model: Model, pairs: PairSet, accelerator: Accelerator) -> Cache:
     """The cache of the pairs, completed first where something is missing."""
-    folder = Path(config.cache) if config.cache else pairs.folder.parent / "cache"
+    folder = Path(config.cache) if config.cache else pairs.folder.resolve().parent / "cache"
     key = cache_key(family, model, config.data.resolution, config.data.flip)
     if accelerator.is_main_process:
         encode(

@@ -14,8 +14,9 @@ import pytest
 from click.testing import CliRunner
 from sets import check, png, random_rows, replace_picture, write_set
 
-from mapo.check import gallery, lines
+from mapo.check import check_pairs, gallery, lines
 from mapo.cli import cli
+from mapo.pairs import PairSet
 
 EVIL = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>"
 
@@ -163,4 +164,16 @@ def test_what_cannot_be_checked_is_refused_and_leaves_no_page(tmp_path: Path) ->
     folder = write_set(tmp_path / "set", random_rows(2))
     with pytest.raises(MapoError, match="there is no folder ./nowhere"):
         check(folder, model="./nowhere")
-    assert [p.name for p in tmp_path.iterdir()] == ["set"]
+    for where, why in (
+        ({"out": tmp_path / "set"}, "set is a folder. Name a file to write, such as .*/set/check.html"),
+        ({"out": tmp_path / "set" / "pairs.parquet"}, "pairs.parquet belongs to the set itself"),
+        ({"out": tmp_path / "set" / "images-00000.parquet"}, "images-00000.parquet belongs to the set itself"),
+        (
+            {"out": tmp_path / "a.html", "json_file": tmp_path / "set" / "set.json"},
+            "set.json belongs to the set itself",
+        ),
+        ({"out": tmp_path / "a.html", "json_file": tmp_path / "set" / ".." / "a.html"}, "--json names the page"),
+    ):
+        with pytest.raises(MapoError, match=why):
+            check_pairs(PairSet(folder), **where)
+    assert [p.name for p in tmp_path.iterdir()] == ["set"] and len(PairSet(folder)) == 2

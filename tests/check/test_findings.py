@@ -14,7 +14,8 @@ from sets import check, named, png, random_rows, replace_picture, rows_of, write
 
 from data_fixtures import encoded, noise
 from mapo.check.pictures import jpeg_quality, look_at_pictures
-from mapo.pairs import PairSet
+from mapo.files import sha256
+from mapo.pairs import PairSet, PairWriter
 
 A, B, C, D = (png(900 + k) for k in range(4))
 
@@ -119,17 +120,11 @@ def test_modes_transparency_rotation_and_types_are_counted(tmp_path: Path) -> No
 
 
 def test_pictures_that_are_kept_as_latents_only_are_counted_and_not_looked_at(tmp_path: Path) -> None:
-    from mapo.check import check_pairs
-
-    class Sparing(PairSet):
-        def keeps(self, name: str) -> bool:
-            return name not in self.table["rejected"].to_pylist()
-
-        def image_bytes(self, name: str) -> bytes:
-            assert self.keeps(name)
-            return super().image_bytes(name)
-
-    summary = check_pairs(Sparing(write_set(tmp_path / "set", random_rows(4))), tmp_path / "check.html")
+    with PairWriter(tmp_path / "set", {}) as writer:
+        for prompt, chosen, rejected, _ in random_rows(4):
+            writer.add_latent_only(sha256(rejected), 24, 16)
+            writer.add_pair_by_hash(prompt, writer.add_image(chosen), sha256(rejected))
+    summary = check(tmp_path / "set")
     assert named(summary)["latents_only"]["says"] == "Kept as latents only, so not looked at: 4 pictures."
     assert (summary["errors"], summary["pictures_read"], summary["leaks"]) == (0, 4, [])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,6 +76,14 @@ def write(path: str, data: bytes) -> Callable[[Path], None]:
     return lambda root: (root / path).write_bytes(data) and None
 
 
+def pipe(path: str) -> Callable[[Path], None]:
+    def spoil(root: Path) -> None:
+        (root / path).unlink()
+        os.mkfifo(root / path)
+
+    return spoil
+
+
 BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "no caption": (lambda root: (root / "chosen" / "b.txt").unlink(), r"there is no caption \(b\.txt or b\.caption\)"),
     "two lines": (write("chosen/b.txt", b"one\ntwo"), "the caption chosen/b.txt has 2 lines; a prompt is one line"),
@@ -82,6 +91,8 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "UTF-16 without a mark": (write("chosen/b.txt", "ab".encode("utf-16-le")), "it holds NUL characters"),
     "UTF-32": (write("chosen/b.txt", "ab".encode("utf-32")), "the caption chosen/b.txt cannot be read"),
     "Latin-1": (write("chosen/b.txt", "Bär".encode("latin-1")), "the caption chosen/b.txt cannot be read"),
+    "caption is a pipe": (pipe("chosen/b.txt"), r"the caption chosen/b.txt cannot be read \(it is no file\)"),
+    "picture is a pipe": (pipe("chosen/b.png"), r"the picture chosen/b.png cannot be read \(it is no file\)"),
     "empty caption": (write("chosen/b.txt", b"\n"), "the prompt is empty"),
     "captions differ": (write("rejected/b.txt", b"other"), r"its captions differ \(chosen/b.txt, rejected/b.txt\)"),
     "no partner": (lambda root: (root / "rejected" / "b.png").unlink(), "rejected has no pictures of this name"),

@@ -67,8 +67,8 @@ def test_pairs_ties_repeats_and_bad_rows_are_counted(
         (RawPair("row 7", "a", RED, b"text"), "the rejected picture: it is in no format of pictures"),
         (RawPair("row 7", "a", b"", RED), "the chosen picture: it is empty"),
         (RawPair("row 7", "a", RED, BLUE, preference=0.3), "preference is 0.3"),
-        (RawPair("row 7", "\ud83d", RED, BLUE), "surrogates"),
-        (RawPair("row 7", "a", RED, BLUE, group="\ud83d"), "surrogates"),
+        (RawPair("row 7", "\ud83d", RED, BLUE), "the prompt has half a character at place 0"),
+        (RawPair("row 7", "a", RED, BLUE, group="\ud83d"), "group has half a character at place 0"),
     ],
 )
 def test_a_bad_row_stops_the_import_and_nothing_is_written(

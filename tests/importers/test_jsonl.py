@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from data_fixtures import BLUE, GREEN, RED
+from data_fixtures import BLUE, GREEN, RED, encoded, make_picture, noise
 from mapo.errors import MapoError
 from mapo.files import sha256
 from mapo.importers import import_pairs
 from mapo.importers.jsonl import detects
 from mapo.importers.sources import Source
 from mapo.pairs import PairSet
+from test_pictures import NO_PICTURE
 
 
 @pytest.fixture
@@ -67,6 +68,10 @@ BAD: dict[str, tuple[Any, str]] = {
     "path is a number": (make_line(chosen=3), "chosen and rejected must be paths"),
     "path climbs out": (make_line(chosen="../secret.png"), "the path '../secret.png' leaves its folder"),
     "path is absolute": (make_line(chosen="/etc/hostname"), "the path '/etc/hostname' leaves its folder"),
+    "path is empty": (make_line(chosen=""), "a path is empty"),
+    "path has a NUL": (make_line(chosen="a\0.png"), r"no file can have the path 'a\\x00\.png'"),
+    "path is too long": (make_line(chosen="a" * 5000), r"the picture a{200} cannot be read \(File name too long\)"),
+    "prompt is half a character": (make_line(prompt="a \ud83d"), "the prompt has half a character at place 2"),
     "link leads out": (make_line(chosen="link.png"), "the path 'link.png' leaves its folder"),
     "picture of no bytes": (make_line(rejected="zero.png"), "the rejected picture: it is empty"),
     "preference is a text": (make_line(preference="1"), "preference is '1', which is no number"),
@@ -85,6 +90,23 @@ def test_a_bad_line_is_named_by_its_number_and_can_be_dropped(folder: Path, name
     assert not (folder.parent / "set").exists()
     counts = import_pairs(path, folder.parent / "set", on_bad_row="drop")
     assert counts == {"pairs": 1, "ties": 0, "repeats": 0, "bad": 1}
+
+
+BAD_PICTURES = NO_PICTURE | {
+    "one pixel": (make_picture("red", (1, 1)), "it has 1 × 1 pixels"),
+    "cut off": (encoded(noise(), "JPEG")[:-300], "it cannot be decoded"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PICTURES)
+def test_a_bad_picture_of_any_kind_names_its_line_and_can_be_dropped(folder: Path, name: str) -> None:
+    data, why = BAD_PICTURES[name]
+    (folder / "bad").write_bytes(data)
+    path = write(folder, make_line(), make_line(rejected="bad"))
+    with pytest.raises(MapoError, match=rf"^x\.jsonl line 2: the rejected picture: .*{why}"):
+        import_pairs(path, folder.parent / "set")
+    assert not (folder.parent / "set").exists()
+    assert import_pairs(path, folder.parent / "set", on_bad_row="drop")["bad"] == 1
 
 
 def test_a_file_of_blank_lines_is_empty(folder: Path) -> None:

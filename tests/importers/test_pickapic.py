@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -115,7 +116,22 @@ def test_pictures_may_be_structs_as_the_image_feature_of_datasets_stores_them(tm
     assert isinstance(first, RawPair)
     assert (first.chosen, first.rejected) == (RED, GREEN)
     assert isinstance(second, BadRow)
-    assert second.why == "the picture x.jpg cannot be read"
+    assert second.why == "the picture x.jpg cannot be read (it is not there)"
+
+
+def test_a_text_that_is_no_utf_8_is_a_bad_row_and_the_others_are_read(tmp_path: Path) -> None:
+    rows = [make_row(caption=text) for text in ("a bear", "?", "ein Bär")]
+    table = pa.Table.from_pylist(rows)
+    data = b"a bear" + b"\xff" + "ein Bär".encode()
+    texts = pa.Array.from_buffers(
+        pa.string(), 3, [None, pa.py_buffer(struct.pack("<4i", 0, 6, 7, len(data))), pa.py_buffer(data)]
+    )
+    place = table.schema.get_field_index("caption")
+    pq.write_table(table.set_column(place, "caption", texts), tmp_path / "x.parquet")
+    with pytest.raises(MapoError, match=r"^x\.parquet row 1: the prompt is no UTF-8: byte 0xff at place 0"):
+        import_pairs(tmp_path / "x.parquet", tmp_path / "set")
+    assert import_pairs(tmp_path / "x.parquet", tmp_path / "set", on_bad_row="drop")["bad"] == 1
+    assert [pair.prompt for pair in PairSet(tmp_path / "set")] == ["a bear", "ein Bär"]
 
 
 def test_what_describes_a_pair_is_kept_and_what_is_not_known_is_left_out(tmp_path: Path) -> None:

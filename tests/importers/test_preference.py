@@ -65,6 +65,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "preference of the other": ({"preference": 0.25}, "preference is 0.25, it must lie in 0.5 … 1"),
     "preference that is no number": ({"preference": float("nan")}, "preference is nan"),
     "negative weight": ({"weight": -1.0}, "weight is -1.0"),
+    "group that is a list": ({"group": ["g"]}, r"group is \['g'\], which is no name"),
     "meta that is no JSON": ({"meta": "{"}, "meta is no JSON"),
     "meta that is a list": ({"meta": "[]"}, "meta is no JSON object"),
     "same picture": ({"rejected": RED}, "chosen and rejected are the same picture"),
@@ -87,8 +88,8 @@ PATHS = {
     "../secret.png": "the path '../secret.png' leaves its folder",
     "/etc/hostname": "the path '/etc/hostname' leaves its folder",
     "link.png": "the path 'link.png' leaves its folder",
-    "gone.png": "the picture gone.png cannot be read",
-    ".": r"the picture \. cannot be read",
+    "gone.png": r"the picture gone\.png cannot be read \(it is not there\)",
+    ".": r"the picture \. cannot be read \(it is no file\)",
 }
 
 

@@ -77,7 +77,7 @@ def test_a_file_cut_at_any_byte_is_read_and_goes_on_with_a_fresh_line(
     [
         ("no json", "Expecting value"),
         ("[1]", "no JSON object"),
-        ('{"time": "now"}', "missing"),
+        ('{"time": "now"}', "it lacks annotator, pair, left, right, vote"),
         (json.dumps({**VOTE.__dict__, "vote": "both"}), "vote is 'both'"),
         (json.dumps({**VOTE.__dict__, "left": 3}), "left is 3"),
         (json.dumps({**VOTE.__dict__, "seed": True}), "seed is True"),

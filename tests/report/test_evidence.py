@@ -95,8 +95,9 @@ def test_a_pair_of_which_a_picture_was_given_no_number_is_counted_as_missing(wor
             row["value"] = None
     summary = world.report()
     assert [(row["metric"], row["win_rate"]["pairs"]) for row in summary["comparisons"]] == [("cartoon", 28)]
-    assert "mini-search gave no cartoon to 2 of 30 pairs." in summary["cautions"]
-    with pytest.raises(MapoError, match="no scorer gave 'diversity'"):
+    said = "mini-search: 2 pictures without a number for cartoon (1 before, 1 after); 2 of 30 pairs are left out of it."
+    assert said in summary["cautions"]
+    with pytest.raises(MapoError, match="no pair of pictures has a number for 'diversity'"):
         world.report("diversity")
 
 

@@ -20,9 +20,11 @@ from mapo.check.gallery import Gallery, random_rows, suspicious_rows
 from mapo.check.leak import MARGIN, Leak, Share, Together, find_leaks, statistics, tell_together
 from mapo.check.pictures import Pictures, look_at_pictures
 from mapo.check.rows import SEVERITIES, Finding, Rows, count, read_rows
+from mapo.errors import MapoError
 from mapo.files import prepare_out, write_json, write_text
 from mapo.pairs import PairSet
 
+OWN_FILES = ("set.json", "pairs.parquet", "pictures.npy", "votes.jsonl")
 SHOWN_KINDS = 8  # of sizes, sources and the like; the rest is summed
 ASPECTS = (
     (0.5, "taller than 1:2"), (0.64, "about 9:16"), (0.72, "about 2:3"), (0.95, "about 3:4"), (1.05, "square"),
@@ -40,7 +42,10 @@ def check_pairs(
     """
     for path in (out, json_file):
         if path:
+            _refuse(path, pairs)
             prepare_out(path)
+    if json_file and json_file.resolve() == out.resolve():
+        raise MapoError(f"--json names the page {out} itself. Give it a file of its own.")
     encoder = open_encoder(model) if model else None
     pictures = look_at_pictures(pairs)
     rows = read_rows(pairs, pictures)
@@ -65,6 +70,15 @@ def check_pairs(
     if json_file:
         write_json(json_file, summary)
     return summary
+
+
+def _refuse(path: Path, pairs: PairSet) -> None:
+    """MapoError where a page or its numbers would take the place of a folder or of a file that the set consists of."""
+    if path.is_dir():
+        raise MapoError(f"{path} is a folder. Name a file to write, such as {path / 'check.html'}.")
+    own = path.name in OWN_FILES or path.match("images-*.parquet")
+    if own and path.resolve().parent == pairs.folder.resolve():
+        raise MapoError(f"{path} belongs to the set itself. Name another file to write.")
 
 
 def _leaks(rows: Rows, pictures: Pictures, values: dict[str, Any]) -> tuple[list[Leak], Together]:

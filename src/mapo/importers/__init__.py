@@ -14,7 +14,7 @@ from typing import Any, Protocol, cast
 
 from tqdm import tqdm
 
-from mapo.errors import MapoError, suggest
+from mapo.errors import MapoError, printable, suggest
 from mapo.importers.sources import Source, find_source
 from mapo.pairs import TIE, PairWriter
 
@@ -121,7 +121,7 @@ def import_pairs(
             "Make room and repeat the command: it goes on where it stopped."
         ) from None
     for complaint in complaints:
-        print(f"left out: {complaint}")
+        print(f"left out: {printable(complaint)}")
     if counts["bad"] > len(complaints):
         print(f"left out: {counts['bad'] - len(complaints)} more")
     return counts

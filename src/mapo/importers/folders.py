@@ -94,11 +94,14 @@ def _pair(root: Path, name: str, sides: tuple[str, str], files: list[File]) -> R
 def _caption(root: Path, path: str) -> str:
     """The one line of a caption file; line ends behind it do not count."""
     try:
-        text = read_text(inside(root, path, "x")).rstrip("\r\n")
+        place = inside(root, path, "x")
+        if not place.is_file():  # a pipe would be waited for
+            raise OSError(0, "it is no file")
+        text = read_text(place).rstrip("\r\n")
     except MapoError as error:
         raise ValueError(str(error).removeprefix("x: ")) from None
     except (OSError, ValueError) as error:
-        raise ValueError(f"the caption {path} cannot be read ({error})") from None
+        raise ValueError(f"the caption {path} cannot be read ({getattr(error, 'strerror', error)})") from None
     if count := text.count("\n"):
         raise ValueError(f"the caption {path} has {count + 1} lines; a prompt is one line")
     return text

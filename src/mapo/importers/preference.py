@@ -35,7 +35,9 @@ def pair_of(row: Mapping[str, Any], where: str, chosen: bytes, rejected: bytes) 
     if not isinstance(row["prompt"], str):
         raise ValueError("there is no prompt")
     preference, weight = (1.0 if row.get(n) is None else tables.number_of(row[n], n) for n in ("preference", "weight"))
-    group = None if row.get("group") is None else str(row["group"])
+    group = row.get("group")
+    if not isinstance(group, str | int | None):
+        raise ValueError(f"group is {group!r}, which is no name")
     meta = row.get("meta")
     if isinstance(meta, str):
         try:
@@ -44,4 +46,5 @@ def pair_of(row: Mapping[str, Any], where: str, chosen: bytes, rejected: bytes) 
             raise ValueError("meta is no JSON") from None
     if not isinstance(meta, Mapping | None):
         raise ValueError("meta is no JSON object")
+    group = None if group is None else str(group)
     return RawPair(where, row["prompt"], chosen, rejected, preference, weight, group, dict(meta or {}))

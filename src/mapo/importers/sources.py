@@ -102,7 +102,7 @@ def picture_at(folder: Path, name: str) -> bytes:
         raise ValueError(str(error).removeprefix("x: ")) from None
     try:
         if not path.is_file():
-            raise OSError("no regular file")
+            raise OSError(0, "it is no file" if path.exists() else "it is not there")
         return path.read_bytes()
-    except OSError:
-        raise ValueError(f"the picture {name} cannot be read") from None
+    except OSError as error:
+        raise ValueError(f"the picture {name[:200]} cannot be read ({error.strerror})") from None

@@ -101,7 +101,7 @@ def rows(
         except Exception as error:
             if table.folder is None:  # of whatever client the hub's library uses: nothing is wrong with the rows
                 raise ConnectionError(f"{table.name} row {number} could not be fetched ({error})") from None
-            if isinstance(error, OSError):
+            if isinstance(error, OSError | UnicodeDecodeError):
                 raise _damaged(table, number, error) from None
             raise
     if total == 0:
@@ -153,7 +153,22 @@ def _values(table: pa.Table) -> list[Row]:
     for place, field in enumerate(table.schema):
         if pa.types.is_timestamp(field.type):  # in nanoseconds it has no Python value
             table = table.set_column(place, field.name, table[field.name].cast(pa.string()))
+    try:
+        rows: list[Row] = table.to_pylist()
+        return rows
+    except UnicodeDecodeError:
+        return _with_broken_texts(table)
+
+
+def _with_broken_texts(table: pa.Table) -> list[Row]:
+    """The rows of a table with texts that are no UTF-8: each wrong byte becomes half a character, which is refused."""
+    kinds = (pa.string(), pa.large_string())
+    texts = [field.name for field in table.schema if field.type in kinds]
+    for name in texts:
+        table = table.set_column(table.schema.get_field_index(name), name, table[name].cast(pa.binary()))
     rows: list[Row] = table.to_pylist()
+    for row in rows:
+        row |= {k: row[k].decode("utf-8", "surrogateescape") for k in texts if row[k] is not None}
     return rows
 
 

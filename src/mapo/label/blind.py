@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,9 +61,10 @@ def order(tasks: Iterable[str], annotator: str) -> list[str]:
     All annotators get the same random twenty pairs before the next twenty, shuffled anew for each, so that people who
     stop early have still judged the same pairs, without which no agreement can be measured.
     """
-    drawn = sorted(tasks, key=lambda pair: (_draw("order", "", pair), pair))
-    places = {pair: place // BLOCK for place, pair in enumerate(drawn)}
-    return sorted(drawn, key=lambda pair: (places[pair], _draw("order", annotator, pair), pair))
+    drawn = sorted(tasks)  # the names of tasks are hashes, so this is as good as a draw
+    starts = range(0, len(drawn), BLOCK)
+    blocks = (sorted(drawn[s : s + BLOCK], key=lambda pair: (_draw("order", annotator, pair), pair)) for s in starts)
+    return list(itertools.chain.from_iterable(blocks))
 
 
 def _draw(*words: str) -> int:
@@ -76,7 +78,8 @@ def of_pairs(pairs: PairSet) -> Material:
     for prompt, chosen, rejected in zip(*columns, strict=True):
         key = pair_key(prompt, chosen, rejected)
         tasks[key] = Task(key, prompt, _sorted(chosen, rejected))
-    if absent := sum(not pairs.keeps(task.pictures[0]) or not pairs.keeps(task.pictures[1]) for task in tasks.values()):
+    absent = 0 if pairs.keeps_all() else sum(not all(map(pairs.keeps, task.pictures)) for task in tasks.values())
+    if absent:
         raise MapoError(f"{pairs.folder} keeps the pictures of {absent} pairs as latents only, so nobody can see them.")
     return Material(tasks, pairs.image, bool(pairs.info.get("sensitive")))
 

@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -106,6 +106,8 @@ def _vote(line: bytes) -> Vote:
     values = json.loads(line)
     if not isinstance(values, dict):
         raise TypeError("it is no JSON object")
+    if missing := [f.name for f in fields(Vote) if f.default is MISSING and f.name not in values]:
+        raise TypeError(f"it lacks {', '.join(missing)}")
     vote = Vote(**{f.name: values[f.name] for f in fields(Vote) if f.name in values})
     for field in fields(vote):
         kind = int if field.name == "seed" else str
