@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ from mapo.train import train
 
 GOALS = {"pick-style-cartoon": "cartoon", "pick-style-pixel-art": "pixel_art", "pick-safety-hazard": "-hazard"}
 FOLLOWING = "prompt_following"
-PAIRS, STEPS, SEEDS = 256, 80, range(12)
-TRAIN_PROMPTS, TEST_PROMPTS = "mini:train", "mini:test-one"
+PAIRS, STEPS, SEEDS = 256, 80, range(5)
+TRAIN_PROMPTS, TEST_PROMPTS = "mini:train", "mini:test"
 JUDGE, CONFIRMED_BY = "mini-learned", "mini-search"  # makes the pairs; took no part in making them
 SETTINGS: dict[str, Any] = {
     "objective": {"name": "mapo"},
@@ -35,12 +35,7 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def demo(
-    out: Path,
-    recipe: str = "pick-style-cartoon",
-    test_prompts: str | None = None,
-    seeds: Sequence[int] | None = None,
-) -> dict[str, Any]:
+def demo(out: Path, recipe: str = "pick-style-cartoon") -> dict[str, Any]:
     """Run every stage into ``out``, going on where an earlier call stopped; what ``summary.json`` holds."""
     if recipe not in GOALS:
         raise MapoError(f"The demo has no recipe {recipe!r}. {suggest(recipe, GOALS)}")
@@ -72,10 +67,10 @@ def demo(
             encode(family_of(model), model, PairSet(pairs), cache, images_per_batch=32)
         with stage("train"):
             train(config, run)
-    prompts = read_prompts(test_prompts or TEST_PROMPTS)
+    prompts = read_prompts(TEST_PROMPTS)
     with stage("sample"):
         for name, model_name in (("before", "mini"), ("after", str(run))):
-            sample(model_name, prompts, list(seeds or SEEDS), out / name)
+            sample(model_name, prompts, list(SEEDS), out / name)
     with stage("score"):
         tables = [score_images(out / n, "mini,guards", out / f"{n}-scores.parquet") for n in ("before", "after")]
     with stage("report"):

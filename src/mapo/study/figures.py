@@ -10,11 +10,11 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from mapo.files import replacing
-from mapo.study.domains import DOMAINS
+from mapo.study.domains import DOMAINS, MADE_BY
 from mapo.study.tables import Cell, Estimate, estimate
 
 COLOURS = {
-    "base": "#888888", "sft": "#8a6d3b", "dpo": "#d1495b", "mapo": "#1f6fb2", "mapo_aaai": "#59a5d8",
+    "sft": "#8a6d3b", "dpo": "#d1495b", "mapo": "#1f6fb2", "mapo_aaai": "#59a5d8",
     "mapo_relative": "#2a9d63",
 }  # fmt: skip
 
@@ -51,7 +51,8 @@ def _by_pairs(cells: Mapping[tuple[str, str, int], Cell], titles: Mapping[str, s
         for shift, method in enumerate(methods):
             here = [(n, cells[domain, method, n]) for n in sizes if (domain, method, n) in cells]
             found = ([(0, base)] if base else []) + here
-            places = [sizes.index(n) + 0.07 * (shift - (len(methods) - 1) / 2) for n, _ in found]
+            dodge = 0.045 * (shift - (len(methods) - 1) / 2)
+            places = [sizes.index(n) + (dodge if n else 0.0) for n, _ in found]
             values = [estimate(cell.parts("score")) for _, cell in found]
             errors = [[100 * (v.value - v.low) for v in values], [100 * (v.high - v.value) for v in values]]
             axes.errorbar(
@@ -83,20 +84,20 @@ def _by_mismatch(tables: Mapping[str, Any], titles: Mapping[str, str]) -> Figure
         here = sorted((r for r in rows if r["method"] == method), key=lambda r: at[r["domain"]]["gap"]["value"])
         if not here:
             continue
-        x = [at[r["domain"]]["gap"]["value"] for r in here]
+        x = [100 * at[r["domain"]]["gap"]["value"] for r in here]
         found = [Estimate(r["value"], r["low"], r["high"]) for r in here]
         errors = [[100 * (v.value - v.low) for v in found], [100 * (v.high - v.value) for v in found]]
         axes.errorbar(
             x, [100 * v.value for v in found], errors, color=COLOURS.get(method), label=titles[method], marker="o",
             markersize=4, linewidth=1.2, capsize=2, elinewidth=0.9,
         )  # fmt: skip
-    for domain, row in at.items():
+    for domain in sorted({r["domain"] for r in rows}):
         axes.annotate(
-            DOMAINS[domain].title, (row["gap"]["value"], 0), xycoords=("data", "axes fraction"), rotation=90,
-            fontsize=7, color="#777777", ha="right", va="bottom",
+            DOMAINS[domain].title, (100 * at[domain]["gap"]["value"], 0), xycoords=("data", "axes fraction"),
+            rotation=90, fontsize=7, color="#777777", ha="right", va="bottom",
         )  # fmt: skip
     axes.axhline(0, color=COLOURS["dpo"], linewidth=1)
-    axes.set_xlabel("mismatch: how much larger the chosen pictures' denoising error is than the model's own, share")
+    axes.set_xlabel("mismatch: by how much the chosen pictures' denoising error exceeds that of own samples, %")
     axes.set_ylabel(f"lead over Diffusion-DPO, points\n({size} pairs)")
     axes.legend(frameon=False, fontsize=8)
     figure.tight_layout()
@@ -104,17 +105,21 @@ def _by_mismatch(tables: Mapping[str, Any], titles: Mapping[str, str]) -> Figure
 
 
 def _ablation(out: Path, titles: Mapping[str, str]) -> Figure | None:
-    """Score on validation prompts against β, the best learning rate at each, from the trials of the search."""
+    """Score on validation prompts against β, the best learning rate at each, from the trials of the search.
+
+    One training with each setting, so the intervals are over prompts alone.
+    """
     from mapo.study import value
     from mapo.study.runs import Ledger
 
-    found: dict[str, dict[str, dict[float, float]]] = {}
+    found: dict[str, dict[str, dict[float, Estimate]]] = {}
     for row in Ledger(out / "trials.jsonl").rows.values():
         job, settings = row["job"], dict(row["job"]["settings"])
         if "beta" in settings:
             points = found.setdefault(job["method"], {}).setdefault(job["domain"], {})
-            best = max(value(look) for look in row["looks"])
-            points[settings["beta"]] = max(best, points.get(settings["beta"], 0.0))
+            best = estimate(Cell((max(row["looks"], key=value),)).parts("score", MADE_BY))
+            if settings["beta"] not in points or best.value > points[settings["beta"]].value:
+                points[settings["beta"]] = best
     if not found:
         return None
     figure = Figure(figsize=(3.1 * len(found), 2.9))
@@ -123,9 +128,17 @@ def _ablation(out: Path, titles: Mapping[str, str]) -> Figure | None:
         axes = figure.add_subplot(1, len(found), number + 1)
         for domain in (d for d in DOMAINS if d in domains):
             betas = sorted(domains[domain])
-            scores = [100 * domains[domain][b] for b in betas]
-            axes.plot(betas, scores, marker="o", markersize=3, color=shades[domain], label=DOMAINS[domain].title)
+            found_at = [domains[domain][beta] for beta in betas]
+            errors = [[100 * (v.value - v.low) for v in found_at], [100 * (v.high - v.value) for v in found_at]]
+            axes.errorbar(
+                betas,
+                [100 * v.value for v in found_at], errors, marker="o", markersize=3,
+                color=shades[domain], label=DOMAINS[domain].title, linewidth=1.2, elinewidth=0.8, capsize=2,
+            )  # fmt: skip
         axes.set_xscale("log")
+        ticks = sorted({beta for points in domains.values() for beta in points})
+        axes.set_xticks(ticks, [f"{beta:g}" for beta in ticks])
+        axes.minorticks_off()
         axes.set_title(titles[method], loc="left", fontweight="bold")
         axes.set_xlabel("β")
         axes.set_ylim(-3, 103)
