@@ -15,6 +15,7 @@ from tiny import make_pairs
 
 VERBS = [
     "build", "remake", "import", "check", "label", "encode", "train", "sample", "score", "report", "export", "demo",
+    "mismatch", "study",
 ]  # fmt: skip
 
 

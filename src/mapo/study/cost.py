@@ -18,20 +18,20 @@ STEPS, PAIRS_PER_STEP, ROUNDS = 14, 16, 3
 FIRST = 4  # steps that are not counted: the first ones are slower
 
 
-def cost(work: Path, domain: str, methods: Sequence[str]) -> dict[str, Any]:
+def cost(work: Path, domain: str, methods: Sequence[str], rounds: int = ROUNDS) -> dict[str, Any]:
     """Milliseconds per step and MiB above what a process holds before it trains, medians of rounds in turn."""
     found: dict[str, list[Mapping[str, float]]] = {method: [] for method in methods}
     context = multiprocessing.get_context("spawn")
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for method in methods:
             with ProcessPoolExecutor(1, context) as pool:
                 found[method].append(pool.submit(_one, work, domain, method).result())
     machine = {"processor": platform.machine(), "cores": os.cpu_count(), "device": found[methods[0]][0]["device"]}
     rows = {
-        method: {name: statistics.median(r[name] for r in rounds) for name in ("ms_per_step", "peak_mib")}
-        for method, rounds in found.items()
+        method: {name: statistics.median(r[name] for r in measured) for name in ("ms_per_step", "peak_mib")}
+        for method, measured in found.items()
     }
-    return {"machine": machine, "pairs_per_step": PAIRS_PER_STEP, "rounds": ROUNDS, "methods": rows}
+    return {"machine": machine, "pairs_per_step": PAIRS_PER_STEP, "rounds": rounds, "methods": rows}
 
 
 def _one(work: Path, domain: str, method: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from mapo.files import write_json, write_text
 from mapo.study.domains import CONFIRMED_BY, DOMAINS, MADE_BY
+from mapo.study.runs import Ledger
 
 RESAMPLES = 4_000
 Floats = NDArray[np.float64]
@@ -103,9 +104,7 @@ def read_cells(out: Path) -> dict[tuple[str, str, int], Cell]:
     """
     found: dict[tuple[str, str, int], dict[int, Mapping[str, Any]]] = {}
     for name in ("base", "runs"):
-        path = out / f"{name}.jsonl"
-        for line in path.read_text("utf-8").splitlines() if path.exists() else ():
-            row = json.loads(line)
+        for row in Ledger(out / f"{name}.jsonl").rows.values():
             job = row["job"]
             if job["split"] == "test":
                 looks = row["looks"] if isinstance(row["looks"], dict) else row["looks"][-1]
