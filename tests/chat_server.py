@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
@@ -13,7 +13,7 @@ def said(text):
 
 @contextmanager
 def chat_server(answer):
-    """``answer(body)`` gives a status and a text, or seconds of silence. Yields the address and what was asked."""
+    """``answer(body)`` gives a status and a text (or its parts), or seconds of silence. Yields the address and what was asked."""
     asked = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -30,7 +30,10 @@ def chat_server(answer):
             if status == 307:
                 self.send_header("Location", "/elsewhere")
             self.end_headers()
-            self.wfile.write(text.encode())
+            with suppress(OSError):  # whoever asked may have had enough
+                for part in [text] if isinstance(text, str) else text:
+                    self.wfile.write(part.encode())
+                    self.wfile.flush()
 
         def log_message(self, *args):
             pass

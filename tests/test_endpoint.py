@@ -1,3 +1,6 @@
+import itertools
+import time
+
 import pytest
 
 from chat_server import chat_server, said
@@ -33,7 +36,7 @@ def test_an_answer_is_what_is_made_of_it_and_asked_for_until_it_is_one():
     ("answer", "kind", "tries"),
     [
         (said("3"), "nonsense", 3), ((200, "{}"), "nonsense", 3), ((200, "<html>"), "nonsense", 3),
-        ((400, "policy"), "nonsense", 3), ((500, "oops"), "silent", 3), ((429, "slower"), "silent", 3),
+        ((400, "policy"), "nonsense", 3), ((200, "[" * 100_000), "nonsense", 3), ((500, "oops"), "silent", 3), ((429, "slower"), "silent", 3),
         ((401, "no"), "refused", 1), ((404, "nobody"), "refused", 1), ((307, ""), "refused", 1),
     ],
 )  # fmt: skip
@@ -48,6 +51,32 @@ def test_silence_and_a_server_that_hangs_up_are_waited_for(monkeypatch):
     monkeypatch.setattr(endpoint, "SECONDS_TO_ANSWER", 0.3)
     with chat_server(in_turn(0.6, 0.0, said("2"))) as (url, asked):
         assert Endpoint("x", url, "m").ask(ASKED, even) == 2 and len(asked) == 3
+
+
+def trickle():
+    for _ in range(100):
+        time.sleep(0.1)
+        yield " "
+
+
+def test_an_answer_that_trickles_in_for_ever_is_silence(monkeypatch):
+    monkeypatch.setattr(endpoint, "SECONDS_TO_ANSWER", 0.4)
+    with chat_server(lambda body: (200, trickle())) as (url, asked):
+        with pytest.raises(NoAnswer, match="not ended in time") as failure:
+            Endpoint("x", url, "m").ask(ASKED, even)
+        assert (failure.value.kind, len(asked)) == ("silent", 3)
+
+
+def test_an_answer_without_end_is_not_read_into_memory():
+    sent = []
+    with chat_server(lambda body: (200, (sent.append(1) or part for part in itertools.repeat(" " * 1_000_000)))) as (
+        url,
+        asked,
+    ):
+        with pytest.raises(NoAnswer, match="more than 4,000,000 bytes") as failure:
+            Endpoint("x", url, "m").ask(ASKED, even)
+        assert (failure.value.kind, len(asked)) == ("nonsense", 3)
+    assert len(sent) < 60
 
 
 def test_the_key_is_sent_and_never_told(monkeypatch):

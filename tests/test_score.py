@@ -423,6 +423,15 @@ def test_a_picture_that_was_damaged_is_named(tmp_path):
         score(folder, "brightness", tmp_path / "s.parquet")
 
 
+def test_a_finished_table_does_not_speak_for_files_that_were_exchanged(tmp_path):
+    folder, out = write_images(tmp_path / "i"), tmp_path / "s.parquet"
+    score(folder, "brightness", out)
+    first, second = read_images(folder)[:2]
+    (folder / second.file).write_bytes((folder / first.file).read_bytes())
+    with pytest.raises(MapoError, match=rf"{second.file} is not the picture that the manifest names"):
+        score(folder, "brightness", out)
+
+
 def test_a_second_process_is_told_that_one_is_at_work(tmp_path, monkeypatch):
     folder, out = write_images(tmp_path / "i"), tmp_path / "s.parquet"
     real, said = Brightness.__call__, []

@@ -337,15 +337,21 @@ def report(before: Path, after: Path, scores: tuple[Path, ...], scorer: str | No
     from mapo.files import prepare_out
     from mapo.report import write_report
     from mapo.score import score_images
-    from mapo.scorers import SCORERS
+    from mapo.scorers import SCORERS, scorer_names
 
+    if scores and scorer:
+        raise MapoError("--scorer is for a report that makes the scores itself. Leave it out, or --scores.")
+    rest["judges_of_pairs"] = [name for judge in rest["judges_of_pairs"] for name in scorer_names(judge)]
     prepare_out(out)
     tables = list(scores)
     if not tables:
         scorer = scorer or ("mini,guards" if "guards" in SCORERS else "mini")
-        for images in (before, after):
-            tables.append(score_images(images, scorer, out.parent / f"{images.name}-scores.parquet"))
-    write_report(before, after, tables, out, **rest)
+        alike = before.resolve().name == after.resolve().name
+        for images, side in ((before, "before"), (after, "after")):
+            name = side if alike else images.resolve().name
+            tables.append(score_images(images, scorer, out.parent / f"{name}-scores.parquet"))
+    summary = write_report(before, after, tables, out, **rest)
+    _say(summary["verdict"].replace("\u202f", " "))  # no thin spaces in a terminal
     _say(f"the report is {out}")
 
 

@@ -19,6 +19,7 @@ KEY = "MAPO_ENDPOINT_KEY"  # the environment variable that holds an endpoint's k
 ASKED_AT_ONCE = 8
 SECONDS_TO_WAIT = (1, 4, 16)  # between tries
 SECONDS_TO_ANSWER = 120
+MOST_BYTES = 4_000_000  # of an answer
 REFUSALS = (301, 302, 303, 307, 308, 401, 403, 404)  # address or key is wrong, so nothing will be answered
 T = TypeVar("T")
 
@@ -72,7 +73,7 @@ class Endpoint:
         try:
             request = urllib.request.Request(self.url, body, headers)
             with self._opener.open(request, timeout=SECONDS_TO_ANSWER) as response:
-                answer = str(json.load(response)["choices"][0]["message"]["content"] or "")
+                answer = str(json.loads(_body(response))["choices"][0]["message"]["content"] or "")
         except urllib.error.HTTPError as error:
             kind: Literal["refused", "silent", "nonsense"] = "refused" if error.code in REFUSALS else "nonsense"
             kind = "silent" if error.code in (408, 409, 429) or error.code >= 500 else kind
@@ -80,13 +81,25 @@ class Endpoint:
             with contextlib.suppress(OSError, http.client.HTTPException):
                 said = error.read(300).decode(errors="replace")
             raise NoAnswer(kind, f"{error.code} {said}") from None
-        except (KeyError, IndexError, TypeError, ValueError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
             raise NoAnswer("nonsense", f"no chat completion came back: {error!r}") from None
         except (OSError, http.client.HTTPException) as error:
             raise NoAnswer("silent", str(getattr(error, "reason", error)) or type(error).__name__) from None
         if (found := read(answer)) is None:
             raise NoAnswer("nonsense", f"it said {answer[:160]!r}")
         return found
+
+
+def _body(response: http.client.HTTPResponse) -> bytes:
+    """All of an answer; TimeoutError for one that trickles in too slowly, ValueError for one that does not end."""
+    end, data = time.monotonic() + SECONDS_TO_ANSWER, bytearray()
+    while part := response.read1(65_536):
+        data += part
+        if len(data) > MOST_BYTES:
+            raise ValueError(f"more than {MOST_BYTES:,} bytes")
+        if time.monotonic() > end:
+            raise TimeoutError("the answer had not ended in time")
+    return bytes(data)
 
 
 def _key(option: str) -> str:

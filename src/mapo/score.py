@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from mapo.errors import MapoError
 from mapo.files import PARTIAL, prepare_out, sha256
-from mapo.images import ImageRow, open_picture, read_images
+from mapo.images import ImageRow, check_pictures, open_picture, read_images
 from mapo.references import References
 from mapo.scorers import Scorer, load_scorer, scorer_names
 from mapo.scores import SCHEMA, check_value, read_scores, write_scores
@@ -57,6 +57,7 @@ def score(
     """
     task = _open_task(folder, names, out, references, images_per_batch)
     if task.is_done():
+        check_pictures(folder, task.images)  # that the manifest and so the table still speak of them
         return task.counts()
     task.work.mkdir(exist_ok=True)
     use_own_device()

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from mapo.errors import MapoError
 from mapo.files import prepare_out, write_text
-from mapo.images import is_sensitive
+from mapo.images import check_pictures, is_sensitive
 from mapo.report.cards import Cards, count_gains, extremes
 from mapo.report.curves import draw_curves, read_metrics
 from mapo.report.distributions import count_changes, draw_distribution
@@ -67,7 +67,7 @@ def write_report(
     Raises MapoError when pictures are missing or their seeds do not match, when scores or votes are stale or
     incomplete, and when all prompts were trained on.
     """
-    prepare_out(out)
+    _check_out(out, [*scores, *votes])
     first, second = read_pictures(before, after)
     tables = read_evidence(scores, first, second, may_be_empty=bool(votes))
     cast = read_people(votes, first, second)
@@ -90,6 +90,8 @@ def write_report(
     if not comparisons:
         raise MapoError("There are no scores to compare these pictures by. Run `mapo score` on both folders first.")
     verdict = judge(comparisons, goal)
+    for folder, rows in ((before, first), (after, second)):
+        check_pictures(folder, rows.values())
     warnings = [warning(g) for g in guards if g.warns] + cautions(first, second, comparisons)
     warnings += [*silent, *mute, *_about_prompts(training, seen, run, second)]
     summary = _plain(_summary(first, second, comparisons, guards, verdict, goal, judges, warnings))
@@ -114,6 +116,15 @@ def write_report(
     )  # fmt: skip
     write_text(out, page)
     return dict(summary)
+
+
+def _check_out(out: Path, read: Sequence[Path]) -> None:
+    """Refuse a page that would be written over a folder, or over what it is made from."""
+    if out.is_dir():
+        raise MapoError(f"--out: {out} is a folder. Name the page to write, such as {out / 'report.html'}.")
+    if out.exists() and any(path.exists() and path.samefile(out) for path in read):
+        raise MapoError(f"--out: {out} is also given as --scores or --votes. Choose another name for the page.")
+    prepare_out(out)
 
 
 def _about_prompts(training: Training, seen: set[str], run: Path | None, after: Rows) -> list[str]:

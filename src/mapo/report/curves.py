@@ -105,7 +105,8 @@ def _errors(metrics: Mapping[str, Floats], names: Sequence[str]) -> Plot:
         words.append(f"{label} {100 * last:+.1f}\u202f%".replace("-", "\u2212"))
     axes.axhline(1, color=INK, linewidth=0.7, linestyle=(0, (2, 2)), zorder=0)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, labelcolor=INK, fontsize=SIZE)
-    note = f"Relative to the first {first} steps. At the end, over as many steps: {', '.join(words)}." if words else ""
+    steps = "step" if first == 1 else f"{first} steps"
+    note = f"Relative to the first {steps}. At the end, over as many: {', '.join(words)}." if words else ""
     return Plot("Denoising error", note, to_svg(figure, "errors"))
 
 

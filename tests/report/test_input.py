@@ -1,0 +1,69 @@
+"""What `mapo report` is given, and what it makes of it before anything is written."""
+
+import pytest
+from click.testing import CliRunner
+from worlds import World, picture
+
+from mapo.cli import cli
+from mapo.errors import MapoError
+from mapo.images import png_bytes
+from mapo.report import write_report
+
+
+def ask(world, *words):
+    folders = ("--before", str(world.root / "before"), "--after", str(world.root / "after"))
+    out = ("--out", str(world.root / "page.html"))
+    return CliRunner().invoke(cli, ["report", *folders, *out, *map(str, words)])
+
+
+def test_a_picture_that_has_changed_is_seen_though_the_page_does_not_show_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("mapo.report.SHOWN_PAIRS", 5)
+    world = World(tmp_path)
+    world.report(None)
+    hidden = tmp_path / "after" / world.after[-1].file
+    hidden.write_bytes(png_bytes(picture("another")))
+    with pytest.raises(MapoError, match=f"{hidden.name} is not the picture that the manifest names"):
+        world.report(None)
+
+
+def test_a_page_is_not_written_over_a_folder_nor_over_what_it_is_made_from(world):
+    world.report()
+    votes = world.vote("votes.jsonl", ["after"] * 20)
+    kept = votes.read_bytes(), (world.root / "scores.parquet").read_bytes()
+    for name in ("votes.jsonl", "scores.parquet"):
+        result = ask(world, "--scores", world.root / "scores.parquet", "--votes", votes, "--out", world.root / name)
+        assert isinstance(result.exception, MapoError)
+        assert f"{name} is also given as --scores or --votes" in str(result.exception)
+    assert kept == (votes.read_bytes(), (world.root / "scores.parquet").read_bytes())
+    with pytest.raises(MapoError, match="is a folder. Name the page to write"):
+        write_report(world.root / "before", world.root / "after", [], world.root / "before")
+
+
+def test_folders_of_one_name_have_a_table_each(world):
+    for side in ("before", "after"):
+        (world.root / f"model-{side}").mkdir()
+        (world.root / side).rename(world.root / f"model-{side}" / "images")
+    folders = [w for side in ("before", "after") for w in (f"--{side}", world.root / f"model-{side}" / "images")]
+    result = ask(world, *folders, "--scorer", "mini-learned", "--goal", "cartoon")
+    assert result.exit_code == 0, result.exception
+    assert {p.name for p in world.root.glob("*.parquet")} == {"before-scores.parquet", "after-scores.parquet"}
+
+
+def test_the_verdict_is_printed(world):
+    sentence = world.report()["verdict"].replace("\u202f", " ")
+    result = ask(world, "--scores", world.root / "scores.parquet", "--goal", "cartoon")
+    assert result.stdout.splitlines() == [sentence, f"the report is {world.root / 'page.html'}"]
+
+
+def test_judges_of_pairs_are_known_by_name_and_a_group_stands_for_all_in_it(world):
+    world.report()
+    given = ("--scores", world.root / "scores.parquet", "--goal", "cartoon")
+    assert "Did you mean 'mini-search'" in str(ask(world, *given, "--judge-of-pairs", "mini-serch").exception)
+    assert ask(world, *given, "--judge-of-pairs", "mini").exit_code == 0
+    assert "mini-search also made or filtered the training pairs" in (world.root / "page.html").read_text()
+
+
+def test_scorers_are_not_named_beside_tables_that_are_there(world):
+    world.report()
+    result = ask(world, "--scores", world.root / "scores.parquet", "--scorer", "mini")
+    assert "--scorer is for a report that makes the scores itself" in str(result.exception)
