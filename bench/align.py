@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bench/results"))
     parser.add_argument("--work", type=Path, default=Path("work/align"))
     args = parser.parse_args()
-    results = {recipe: demo(args.work / recipe, recipe) for recipe in GOALS}
+    results = {recipe: demo(args.work / recipe, recipe, "mini:test", range(5)) for recipe in GOALS}
     machine = {"processor": platform.machine(), "python": platform.python_version()}
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "align.json").write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")

@@ -94,7 +94,7 @@ def _parse(data: bytes, path: Path) -> tuple[list[Vote], int]:
         try:
             if line.strip():
                 votes.append(_vote(line))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             if line.endswith(b"\n"):
                 raise MapoError(f"{path} line {number} is no vote ({error}). {REMEDY}") from None
             break
