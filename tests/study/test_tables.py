@@ -32,6 +32,12 @@ def test_an_interval_is_wider_when_trainings_differ():
     assert estimate([wild]).high - estimate([wild]).low > 3 * (estimate([calm]).high - estimate([calm]).low)
 
 
+def test_an_interval_of_pictures_that_are_all_alike_is_the_exact_one_over_prompts():
+    found = estimate([np.ones((3, 42))])
+    assert (found.value, found.high) == (1, 1) and found.low == pytest.approx(0.025 ** (1 / 42))
+    assert estimate([np.zeros((3, 42))]).high == pytest.approx(1 - 0.025 ** (1 / 42))
+
+
 def test_the_score_asks_for_both_on_one_picture_or_takes_the_mean_of_two_kinds():
     look = {"prompts": [2, 2], "same": True, "reached mini-search": "1100", "followed mini-search": "1010"}
     assert estimate(Cell((look,)).parts("score")).value == pytest.approx(0.25)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from mapo.files import write_json, write_text
 from mapo.study.domains import CONFIRMED_BY, DOMAINS, MADE_BY
@@ -58,7 +59,15 @@ def both(one: str, other: str) -> str:
 
 
 def estimate(parts: Sequence[Floats], seed: int = 0) -> Estimate:
-    """The mean of the parts' means; each part is "seeds prompts", and all share their seeds."""
+    """The mean of the parts' means; each part is "seeds prompts", and all share their seeds.
+
+    Where all pictures are alike there is nothing to draw again, and a share's interval is the exact one over prompts.
+    """
+    everything = np.concatenate([part.ravel() for part in parts])
+    if np.ptp(everything) == 0 and everything[0] in (0, 1):
+        prompts = min(part.shape[1] for part in parts)
+        exact = stats.binomtest(round(everything[0] * prompts), prompts).proportion_ci(0.95, "exact")
+        return Estimate(float(everything[0]), float(exact.low), float(exact.high))
     rng = np.random.default_rng(seed)
     seeds = len(parts[0])
     rows = rng.integers(seeds, size=(RESAMPLES, seeds))
@@ -168,7 +177,8 @@ def _lead(cells: Mapping[tuple[str, str, int], Cell], key: tuple[str, str, int])
     if method in ("dpo", "base") or other is None or len(other.looks) != len(cells[key].looks):
         return None
     parts = [a - b for a, b in zip(cells[key].parts("score"), other.parts("score"), strict=True)]
-    found = estimate(parts)
+    found = estimate([(part + 1) / 2 for part in parts])
+    found = Estimate(*(2 * v - 1 for v in (found.value, found.low, found.high)))
     return {"domain": domain, "method": method, "pairs": pairs, **vars(found), "sure": found.sure}
 
 
