@@ -7,6 +7,7 @@ bit. What the work folder has already is not made again.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -179,30 +180,42 @@ class Maker:
         """The rows of each side, and the PNG bytes of those sides that were made just now."""
         found: dict[str, list[tuple[Path, ImageRow]]] = {}
         data: dict[str, list[bytes]] = {}
+        made: dict[str, Future[list[bytes]]] = {}
         count = len(self.recipe.prefixes)
-        for place, (side, prefix) in enumerate(self.recipe.prefixes.items()):
-            seeds = [r if self.recipe.seeds == "same" else r * count + place for r, _, _ in jobs]
-            wanted = [(prompt, seed) for (_, _, prompt), seed in zip(jobs, seeds, strict=True)]
-            rows = self.work.rows(side, start, wanted)
-            if rows is None:
-                result.made = True
-                how = replace(self.sampling, prefix=prefix)
-                self._warn()
-                data[side] = [png_bytes(picture) for picture in self.sampler.batch(wanted, how)]
-                kept = not (self.latents and side == "rejected")
-                made = [
-                    self.sampler.row(
-                        job, how, png, f"{start}/{k}/{len(jobs)}",
-                        file=f"{start:07d}-{k:02d}-of-{len(jobs)}.png" if kept else "",
-                    )
-                    for k, (job, png) in enumerate(zip(wanted, data[side], strict=True))
-                ]  # fmt: skip
-                if kept:
-                    open_folder(self.work.own / side, self.sampler.settings(how))
-                    self.work.add(side, made, data[side])
-                rows = [(self.work.own / side, row) for row in made]
-            found[side] = rows
+        with ThreadPoolExecutor(1) as writer:  # a side is encoded and written while the next one is made
+            for place, (side, prefix) in enumerate(self.recipe.prefixes.items()):
+                seeds = [r if self.recipe.seeds == "same" else r * count + place for r, _, _ in jobs]
+                wanted = [(prompt, seed) for (_, _, prompt), seed in zip(jobs, seeds, strict=True)]
+                found[side] = self.work.rows(side, start, wanted) or []
+                if not found[side]:
+                    result.made = True
+                    how = replace(self.sampling, prefix=prefix)
+                    self._warn()
+                    pictures = self.sampler.batch(wanted, how)
+                    made[side] = writer.submit(self._keep, side, start, wanted, how, pictures, found[side])
+            for side, future in made.items():
+                data[side] = future.result()
         return found, data
+
+    def _keep(
+        self, side: str, start: int, jobs: Sequence[tuple[str, int]], how: Sampling, pictures: Sequence[Any],
+        found: list[tuple[Path, ImageRow]],
+    ) -> list[bytes]:  # fmt: skip
+        """Write the pictures of a side, where they may be kept, and add their rows to ``found``; their PNG bytes."""
+        data = [png_bytes(picture) for picture in pictures]
+        kept = not (self.latents and side == "rejected")
+        rows = [
+            self.sampler.row(
+                job, how, png, f"{start}/{k}/{len(jobs)}",
+                file=f"{start:07d}-{k:02d}-of-{len(jobs)}.png" if kept else "",
+            )
+            for k, (job, png) in enumerate(zip(jobs, data, strict=True))
+        ]  # fmt: skip
+        if kept:
+            open_folder(self.work.own / side, self.sampler.settings(how))
+            self.work.add(side, rows, data)
+        found += [(self.work.own / side, row) for row in rows]
+        return data
 
     def _values(
         self, judge: Filter, start: int, found: dict[str, list[tuple[Path, ImageRow]]], data: dict[str, list[bytes]]
