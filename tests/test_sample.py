@@ -79,6 +79,30 @@ def test_projecting_the_prompts_once_changes_no_bit_and_leaves_the_layers_as_the
     assert not np.array_equal(other[0], once[0])  # nothing is remembered beyond a batch
 
 
+def test_the_negative_prompt_is_encoded_once_and_changes_no_bit(sdxl, monkeypatch):
+    import contextlib
+
+    import mapo.sample
+    from mapo.families import find_model
+    from mapo.sample import Sampler, default_sampling
+
+    sampler, how = (
+        Sampler(str(sdxl)),
+        default_sampling(find_model(str(sdxl)), steps=2, guidance=3.0, negative_prompt="blurry"),
+    )
+    calls, encoder = [], sampler.pipeline.text_encoder
+    deep = next(m for n, m in encoder.named_modules() if n.endswith("final_layer_norm"))
+    deep.register_forward_hook(lambda *given: calls.append(1))
+    batches = [[(prompt, seed) for prompt in PROMPTS] for seed in (3, 4)]
+    once = [np.asarray(picture) for jobs in batches for picture in sampler.batch(jobs, how)]
+    assert len(calls) == 3  # the prompts of each batch, and the negative one
+    assert "forward" not in vars(encoder)
+    monkeypatch.setattr(mapo.sample, "equal_prompts_encoded_once", lambda *given: contextlib.nullcontext())
+    often = [np.asarray(picture) for jobs in batches for picture in sampler.batch(jobs, how)]
+    assert len(calls) == 3 + 4
+    assert all(np.array_equal(a, b) for a, b in zip(once, often, strict=True))
+
+
 def test_a_picture_asked_for_twice_is_made_once(tmp_path, sdxl):
     rows = sample(str(sdxl), [PROMPTS[0], PROMPTS[1], PROMPTS[0]], [0], tmp_path / "a", steps=2, images_per_batch=1)
     assert len(rows) == 3 and rows[0] == rows[2]

@@ -111,6 +111,35 @@ def prompts_projected_once(pipeline: Any) -> Iterator[None]:
             del layer.forward
 
 
+@contextlib.contextmanager
+def equal_prompts_encoded_once(pipeline: Any, known: dict[str, tuple[Any, Any]]) -> Iterator[None]:
+    """Inside, a batch of one and the same text, as negative prompts are, is encoded once and then taken from ``known``.
+
+    Of each text encoder ``known`` has the last such batch and what came of it.
+    """
+    encoders = {n: m for n in ("text_encoder", "text_encoder_2") if (m := getattr(pipeline, n, None)) is not None}
+
+    def remembering(name: str, real: Any) -> Any:
+        def forward(tokens: Any, *rest: Any, **named: Any) -> Any:
+            plain = not rest and all(v is None or isinstance(v, bool) for v in named.values())
+            if not plain or tokens.ndim != 2 or bool((tokens != tokens[:1]).any()):
+                return real(tokens, *rest, **named)
+            asked = tokens.tolist(), named
+            if known.get(name, (None,))[0] != asked:
+                known[name] = asked, real(tokens, **named)
+            return known[name][1]
+
+        return forward
+
+    for name, encoder in encoders.items():
+        encoder.forward = remembering(name, encoder.forward)
+    try:
+        yield
+    finally:
+        for encoder in encoders.values():
+            del encoder.forward
+
+
 class Sampler:
     """A loaded pipeline that makes pictures, and fills images folders."""
 
@@ -121,6 +150,7 @@ class Sampler:
         self.pipeline = open_pipeline(self.model, self.device, PRECISIONS[precision])
         self.precision = precision
         self.sampler = type(getattr(self.pipeline, "scheduler", None)).__name__
+        self.encoded: dict[str, tuple[Any, Any]] = {}
 
     def settings(self, how: Sampling) -> dict[str, Any]:
         """What all pictures of an images folder share."""
@@ -140,7 +170,11 @@ class Sampler:
             "height": how.height,
             "generator": [torch.Generator("cpu").manual_seed(noise_seed(prompt, seed)) for prompt, seed in jobs],
         }
-        with torch.inference_mode(), prompts_projected_once(self.pipeline):
+        encoded, projected = (
+            equal_prompts_encoded_once(self.pipeline, self.encoded),
+            prompts_projected_once(self.pipeline),
+        )
+        with torch.inference_mode(), encoded, projected:
             return list(self.pipeline(**{k: v for k, v in wanted.items() if k in taken and v is not None}).images)
 
     def fill(
