@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import textwrap
 import threading
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -26,7 +25,7 @@ from mapo.errors import MapoError
 from mapo.scorers import check_inputs
 from mapo.scorers.auto import read_json_object
 from mapo.scorers.checkpoint import check_shapes, find_checkpoint, read_tensors
-from mapo.scorers.similarity import computing, device, join, reason
+from mapo.scorers.similarity import computing, device, join, reason, told_of_cuts
 from mapo.scorers.weights import TOKENIZER, Repository, find_files, quiet
 
 WEIGHTS = Repository("THUDM/ImageReward", "5736be03b2652728fb87788c9797b0570450ab72")
@@ -35,7 +34,6 @@ FILE, CONFIG = "ImageReward.pt", "med_config.json"
 CENTRE, SPREAD = 0.16717362830052426, 1.0333394966054072  # of the rewards, in the authors' code
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of the pixels
 TOKENS = 35
-NAMED = 5
 HEAD_WIDTH = 64  # of a BLIP vision transformer of either size
 NAMES = (  # of the checkpoint → of the classes of transformers
     (r"^blip\.visual_encoder\.cls_token$", "vision.embeddings.class_embedding"),
@@ -175,15 +173,8 @@ class ImageReward:
         return {name: tokens[name].to(self.device) for name in ("input_ids", "attention_mask")}
 
     def notes(self) -> list[str]:
-        """One sentence on the prompts that were too long, the first five named."""
-        if not self.cut:
-            return []
-        named = [f"{textwrap.shorten(text, 60)!r} ({count} tokens)" for text, count in self.cut.items()][:NAMED]
-        more = f"; and {len(self.cut) - NAMED} more" if len(self.cut) > NAMED else ""
-        return [
-            f"imagereward: {len(self.cut)} prompts have more than the {TOKENS} tokens that it reads and were cut: "
-            f"{'; '.join(named)}{more}"
-        ]
+        """What was cut."""
+        return told_of_cuts("imagereward", self.cut, f"than the {TOKENS} tokens that it reads")
 
 
 def _tokenizer(folder: Path, most: int) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -101,15 +101,17 @@ class Similarity:
         return {name: tokens[name].to(self.device) for name in names}
 
     def notes(self) -> list[str]:
-        """One sentence on the prompts that were too long, the first five named."""
-        if not self.cut:
-            return []
-        named = [f"{textwrap.shorten(text, 60)!r} ({count} tokens)" for text, count in self.cut.items()][:NAMED]
-        more = f"; and {len(self.cut) - NAMED} more" if len(self.cut) > NAMED else ""
-        return [
-            f"{self.kind}: {len(self.cut)} prompts have more tokens than the model reads and were cut: "
-            f"{'; '.join(named)}{more}"
-        ]
+        """What was cut."""
+        return told_of_cuts(self.kind, self.cut, "tokens than the model reads")
+
+
+def told_of_cuts(kind: str, cut: Mapping[str, int], most: str) -> list[str]:
+    """One sentence on prompts that have "more ``most``", the first five named with their number of tokens."""
+    if not cut:
+        return []
+    named = [f"{textwrap.shorten(text, 60)!r} ({count} tokens)" for text, count in cut.items()][:NAMED]
+    more = f"; and {len(cut) - NAMED} more" if len(cut) > NAMED else ""
+    return [f"{kind}: {len(cut)} prompts have more {most} and were cut: {'; '.join(named)}{more}"]
 
 
 def device() -> str:

@@ -10,7 +10,7 @@ import io
 import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -230,6 +230,3 @@ def diversity(pictures: Pictures, prompts: Sequence[str]) -> float:
         groups.setdefault(prompt, []).append(picture)
     gaps = [float(np.sqrt(np.square(a - b).mean())) for g in groups.values() for a, b in itertools.combinations(g, 2)]
     return float(np.mean(gaps)) if gaps else 0.0
-
-
-__all__ = ["CONFIRMED_BY", "DOMAINS", "MADE_BY", "Domain", "Eyes", "diversity", "replace", "right_attributes"]
