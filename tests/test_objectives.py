@@ -114,19 +114,30 @@ def test_every_objective_takes_its_knobs_as_keywords_and_gives_one_loss_per_pair
         assert objective(e).dtype is torch.float64
 
 
-@given(st.floats(0.05, 5), st.floats(0.05, 5), st.floats(0.5, 4))
+def relative_pulls(chosen, rejected, **settings):
+    """The derivatives of the relative form by chosen and by rejected error."""
+    w, losing = (torch.tensor([v], dtype=torch.float64, requires_grad=True) for v in (chosen, rejected))
+    loss = OBJECTIVES["mapo_relative"](PairErrors(w, losing), **settings)
+    return [g.item() for g in torch.autograd.grad(loss.sum(), (w, losing))]
+
+
+@given(st.floats(0.05, 5), st.floats(0.05, 5), st.floats(0.01, 100))
 def test_the_relative_form_pulls_alike_at_every_size_of_the_errors(chosen, rejected, times):
-    pulls = []
-    for scale in (1.0, times):
-        w, losing = (torch.tensor([scale * v], dtype=torch.float64, requires_grad=True) for v in (chosen, rejected))
-        loss = OBJECTIVES["mapo_relative"](PairErrors(w, losing), floor=0.0)
-        pulls.append(
-            [
-                g.item() * v.item()
-                for g, v in zip(torch.autograd.grad(loss.sum(), (w, losing)), (w, losing), strict=True)
-            ]
-        )
-    assert pulls[0] == pytest.approx(pulls[1], rel=1e-9)
+    pulls = relative_pulls(chosen, rejected, floor=0.0)
+    assert relative_pulls(times * chosen, times * rejected, floor=0.0) == pytest.approx(pulls, rel=1e-9)
+
+
+@given(errors, errors, st.floats(0.1, 20), st.floats(0.1, 20))
+def test_the_relative_form_pulls_on_chosen_by_one_more_than_it_pushes_rejected(chosen, rejected, beta, sharpness):
+    down, up = relative_pulls(chosen, rejected, beta=beta, sharpness=sharpness)
+    logit = sharpness * (rejected - chosen) / ((chosen + rejected) / 2 + 1e-3)
+    gate = 1 / (1 + math.exp(logit))
+    assert down == pytest.approx(1 + beta * gate, rel=1e-9) and up == pytest.approx(-beta * gate, rel=1e-9, abs=1e-300)
+
+
+def test_the_push_of_the_relative_form_ends_where_rejected_is_far_enough():
+    behind, even, ahead = (relative_pulls(0.1, v, beta=2.0, sharpness=4.0, floor=0.0)[1] for v in (0.01, 0.1, 0.3))
+    assert behind == pytest.approx(-2, abs=5e-3) and even == pytest.approx(-1) and ahead > -0.04
 
 
 @given(errors, errors, st.floats(0.5, 1), st.sampled_from(sorted(OBJECTIVES)))
@@ -134,9 +145,9 @@ def test_a_soft_label_mixes_both_ways_of_reading_the_pair(chosen, rejected, sure
     e = PairErrors(*(torch.tensor([v], dtype=torch.float64) for v in (chosen, rejected, 0.3, 0.4)))
     got = soft(OBJECTIVES[name], e, torch.tensor([sure]))
     sure = float(torch.tensor([sure]))
-    alone = [math.log(v + 1e-3) if name == "mapo_relative" else v for v in (chosen, rejected)]
-    supervised = 0 if name == "dpo" else sure * alone[0] + (1 - sure) * alone[1]
-    strength = {"sft": 0.0, "dpo": 1.0, "mapo": 0.1, "mapo_aaai": 1 / 8, "mapo_relative": 1.0}[name]
+    supervised = 0 if name == "dpo" else sure * chosen + (1 - sure) * rejected
+    size = (chosen + rejected) / 2 + 1e-3
+    strength = {"sft": 0.0, "dpo": 1.0, "mapo": 0.1, "mapo_aaai": 1 / 8, "mapo_relative": size * 2 / 4}[name]
     m = LOGITS[name](e) if name in LOGITS else torch.zeros(1, dtype=torch.float64)
     comparison = sure * F.logsigmoid(m) + (1 - sure) * F.logsigmoid(-m)
     assert got.item() == pytest.approx((supervised - strength * comparison).item(), rel=1e-9, abs=1e-12)

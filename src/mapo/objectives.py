@@ -85,19 +85,25 @@ def sft(errors: PairErrors) -> Tensor:
     return _double(errors.chosen)
 
 
+def _size(errors: PairErrors, floor: float) -> Tensor:
+    return ((_double(errors.chosen) + _double(errors.rejected)) / 2 + floor).detach()
+
+
 def mapo_relative_logit(errors: PairErrors, *, sharpness: float = 4.0, floor: float = 1e-3) -> Tensor:
-    """γ · log((ℓ_l + f) / (ℓ_w + f)), "p": the margin relative to the errors' own size."""
-    return sharpness * (torch.log(_double(errors.rejected) + floor) - torch.log(_double(errors.chosen) + floor))
+    """γ · (ℓ_l − ℓ_w) / c, "p": the margin in units of the pair's own error, c = ½ (ℓ_w + ℓ_l) + f held constant."""
+    return sharpness * (_double(errors.rejected) - _double(errors.chosen)) / _size(errors, floor)
 
 
-def mapo_relative(errors: PairErrors, *, beta: float = 1.0, sharpness: float = 4.0, floor: float = 1e-3) -> Tensor:
-    """A form of our own: log(ℓ_w + f) − β · log σ(γ · log((ℓ_l + f) / (ℓ_w + f))), "p".
+def mapo_relative(errors: PairErrors, *, beta: float = 2.0, sharpness: float = 4.0, floor: float = 1e-3) -> Tensor:
+    """A form of our own: ℓ_w − β · (c/γ) · log σ(γ · (ℓ_l − ℓ_w) / c), "p", with c = ½ (ℓ_w + ℓ_l) + f held constant.
 
-    Errors differ a hundredfold between timesteps, so a margin in absolute units is felt at some of them only. Here a
-    pair pulls by the ratio of its errors, whatever their size. ``floor`` keeps the logarithm finite at an error of 0.
+    With g = σ(−γ (ℓ_l − ℓ_w) / c), in 0 … 1, the gradient is (1 + βg) ∇ℓ_w − βg ∇ℓ_l. So chosen always pulls harder
+    than rejected pushes, ``beta`` bounds the push, and the push ends once the rejected error exceeds the chosen one by a
+    share of their size that ``sharpness`` γ sets, at every timestep alike although errors differ a hundredfold between
+    timesteps. ``floor`` f keeps c above 0.
     """
     logit = mapo_relative_logit(errors, sharpness=sharpness, floor=floor)
-    return torch.log(_double(errors.chosen) + floor) - beta * F.logsigmoid(logit)
+    return _double(errors.chosen) - beta / sharpness * _size(errors, floor) * F.logsigmoid(logit)
 
 
 def dpo_logit(errors: PairErrors, *, beta: float = 2000.0) -> Tensor:

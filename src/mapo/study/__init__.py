@@ -7,12 +7,21 @@ training is a line in ``trials.jsonl`` or ``runs.jsonl`` and is made once, so th
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import (
+    BrokenExecutor,
+    CancelledError,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    as_completed,
+)
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Lock
@@ -40,7 +49,7 @@ METHODS: dict[str, Method] = {
     "dpo": Method("Diffusion-DPO", {**LR, "beta": 1000.0}, {"lr": 10**0.5, "beta": 4.0}),
     "mapo": Method("MaPO, public code", {**LR, "beta": 0.1}, {"lr": 10**0.5, "beta": 4.0}),
     "mapo_aaai": Method("MaPO, AAAI paper", {**LR, "beta": 8.0}, {"lr": 10**0.5, "beta": 4.0}),
-    "mapo_relative": Method("MaPO, relative margin", {**LR, "beta": 1.0}, {"lr": 10**0.5, "beta": 4.0}),
+    "mapo_relative": Method("MaPO, relative margin", {**LR, "beta": 2.0}, {"lr": 10**0.5, "beta": 4.0}),
 }
 
 
@@ -84,6 +93,8 @@ def study(
 
     plan = _plan(QUICK if quick else Plan(), domains, methods, pairs, seeds)
     _open(out, plan)
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as by Ctrl-C, and leave no process behind
     with Crew(out, workers or _workers()) as crew:
         bar = tqdm(total=len(plan.domains) * _count(plan), desc="study", unit="run", smoothing=0)
         for domain in plan.domains:
@@ -168,20 +179,29 @@ class Crew:
         self.pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(threads, out / "log.txt"))
         self.ledgers = {name: Ledger(out / f"{name}.jsonl") for name in ("base", "trials", "runs")}
         self.lock = Lock()
+        self.stopped = False
 
     def __enter__(self) -> Crew:
         return self
 
-    def __exit__(self, kind: object, *rest: object) -> None:
-        if kind is not None:
-            for process in list(getattr(self.pool, "_processes", {}).values()):
-                process.terminate()
+    def __exit__(self, *error: object) -> None:
+        if error[0] is not None:
+            self.stop()
         self.pool.shutdown(cancel_futures=True)
+        shutil.rmtree(self.out / "running", ignore_errors=True)
+
+    def stop(self) -> None:
+        """End all trainings at once; they are made again when the study goes on."""
+        self.stopped = True
+        for process in list((getattr(self.pool, "_processes", None) or {}).values()):
+            process.kill()
 
     def do(self, ledger: str, job: Any, work: Callable[..., Any], *args: Any) -> dict[str, Any]:
         """The result of a job, from its ledger or made now; waits."""
         found = self.ledgers[ledger].rows.get(job.key)
         if found is None:
+            if self.stopped:
+                raise CancelledError
             looks = self.pool.submit(work, *args).result()
             with self.lock:
                 found = self.ledgers[ledger].add(job.key, {"job": asdict(job), "looks": looks})
@@ -194,9 +214,15 @@ class Crew:
             try:
                 for done in as_completed(waiting):
                     done.result()  # the first error ends it all
-            except BaseException:
+            except BaseException as error:
+                self.stop()
                 for task in waiting:
                     task.cancel()
+                if isinstance(error, BrokenExecutor):
+                    raise MapoError(
+                        "A training was killed, as happens when memory runs out. What was done is kept: the same "
+                        "command goes on; --workers 1 needs less memory."
+                    ) from None
                 raise
             return [task.result() for task in waiting]
 
