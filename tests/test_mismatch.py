@@ -26,10 +26,13 @@ from mapo.mismatch.denoising import Encoded, denoise, draw, encode
 from mapo.mismatch.distance import compare_embeddings, default_encoder, embed, load_encoder
 from mapo.mismatch.material import choose_pairs, gather, own_samples
 from mapo.mismatch.words import SCALE, Domain, read_scale, sentences, table, write_mismatch
+from mapo.objectives import OBJECTIVES
 from mapo.pairs import PairSet, PairWriter, make_pair
 from mapo.recipe import read_recipe
 from mapo.sample import default_sampling, sample
 from mapo.scorers import load_scorer
+from mapo.study.domains import DOMAINS
+from mapo.study.scale import scale_toml
 from mapo.winrate import Interval
 from tiny import make_pairs, make_sdxl
 
@@ -335,7 +338,7 @@ def test_an_error_that_is_not_finite_names_its_pairs(sdxl, material):
 
 
 def domain(name, distance, gap, **rest):
-    return Domain(name, distance, "mini-learned", "1", "", gap, **rest)
+    return Domain(name, distance, "mini-learned", "1", "", gap, **{"pairs": 256, "best": "mapo", **rest})
 
 
 def test_a_few_pairs_conclude_nothing_and_are_written_with_bounds_that_json_knows(sdxl, tmp_path):
@@ -374,13 +377,14 @@ def test_with_a_study_the_words_name_the_domains_around_and_what_won_there(style
         distances=replace(found.distances, chosen=near),
         errors=replace(found.errors, chosen=replace(found.errors.chosen, relative=near)),
     )
-    low = domain("culture", (0.1, 0.08, 0.12), (0.29, 0.26, 0.33))
-    high = domain("style", (0.5, 0.45, 0.6), (3.0, 2.0, 4.0), best="mapo", settings={"beta": 0.1})
+    low = domain("culture", (0.1, 0.08, 0.12), (0.29, 0.26, 0.33), level=["sft", "base"], worse=["dpo"])
+    high = domain("style", (0.5, 0.45, 0.6), (3.0, 2.0, 4.0), settings={"beta": 0.1}, worse=["sft", "dpo", "base"])
     text = "\n".join(sentences(found, [high, low]))
     assert "by its distance the set lies between culture and style." in text
     assert "by its relative gap the set lies about where culture does." in text
-    assert "in style mapo won (beta = 0.1)." in text
-    assert "in culture no objective could be told to be the best." in text
+    assert "in style, with 256 pairs, mapo (beta = 0.1) won over sft and dpo." in text
+    nothing = "in culture, with 256 pairs, no objective was surely better than the untrained model"
+    assert f"{nothing}; dpo did worse than the best." in text
     assert "of the built-in world" in text
     assert "below style, the lowest" in "\n".join(sentences(found, [high]))
     assert "above culture, the highest" in "\n".join(sentences(found, [low]))
@@ -388,27 +392,38 @@ def test_with_a_study_the_words_name_the_domains_around_and_what_won_there(style
 
 def test_only_the_same_encoder_and_the_same_kind_of_model_are_compared(style):
     found, _ = style
-    scale = [domain("style", (0.5, 0.4, 0.6), (3.0, 2.0, 4.0), best="mapo")]
+    scale = [domain("style", (0.5, 0.4, 0.6), (3.0, 2.0, 4.0), level=["sft"], worse=["dpo", "base"])]
     foreign = replace(found, built_in=False)
     text = "\n".join(sentences(foreign, scale))
     assert "by its distance" in text and "relative gap" not in text
+    assert "in style, with 256 pairs, mapo and sft cannot be told apart; dpo did worse." in text
     other = replace(foreign, distances=replace(found.distances, encoder="clip"))
     text = "\n".join(sentences(other, scale))
-    assert "mapo won" not in text and "measured none with this encoder and model" in text
+    assert "in style" not in text and "measured none with this encoder and model" in text
 
 
 def test_the_scale_of_the_package_can_be_read_and_its_intervals_hold_their_values():
-    for one in read_scale():
+    scale = read_scale()
+    assert {one.name for one in scale} <= {domain.title for domain in DOMAINS.values()}
+    for one in scale:
         for value, low, high in (one.distance, one.relative_gap):
             assert low <= value <= high
+        assert {one.best, *one.level, *one.worse} == {"base", *OBJECTIVES}
     assert SCALE.is_file()
 
 
-def test_a_scale_is_read_as_its_comments_say(tmp_path):
-    lines = [line.removeprefix("# ") for line in SCALE.read_text().splitlines() if line.startswith(("# ", "#\n"))]
-    entry = "\n".join(line for line in lines if line.startswith("[[") or " = " in line)
-    (tmp_path / "scale.toml").write_text(entry.replace("VALUE, LOW, HIGH", "2, 1, 3").replace("VALUE", "0.5"))
+def test_a_study_writes_the_scale_that_is_read(tmp_path):
+    three = {"value": 0.5, "low": 0.25, "high": 1.0}
+    tables = {
+        "mismatch": [{"domain": "general", "distance": three, "gap": three, "encoder": ["mini-learned", "1", ""]}],
+        "ranks": [
+            {"domain": "general", "pairs": n, "best": ["mapo"], "level": ["sft"], "worse": ["dpo"]} for n in (64, 256)
+        ],
+        "tuned": {"general mapo": {"result": {"settings": {"lr": 1e-4, "beta": 0.1}}}},
+    }
+    (tmp_path / "scale.toml").write_text(scale_toml(tables))
     (one,) = read_scale(tmp_path / "scale.toml")
-    assert one.name == "general preference" and one.distance == one.relative_gap == (2, 1, 3)
-    assert one.settings == {"beta": 0.5} and one.best == "mapo"
+    assert one.name == "general preference" and one.distance == one.relative_gap == (0.5, 0.25, 1)
+    assert one.settings == {"lr": 1e-4, "beta": 0.1} and (one.best, one.level, one.worse) == ("mapo", ["sft"], ["dpo"])
+    assert one.pairs == 256
     assert read_scale(tmp_path / "absent.toml") == []

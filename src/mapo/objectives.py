@@ -98,9 +98,9 @@ def mapo_relative(errors: PairErrors, *, beta: float = 2.0, sharpness: float = 4
     """A form of our own: ℓ_w − β · (c/γ) · log σ(γ · (ℓ_l − ℓ_w) / c), "p", with c = ½ (ℓ_w + ℓ_l) + f held constant.
 
     With g = σ(−γ (ℓ_l − ℓ_w) / c), in 0 … 1, the gradient is (1 + βg) ∇ℓ_w − βg ∇ℓ_l. So chosen always pulls harder
-    than rejected pushes, ``beta`` bounds the push, and the push ends once the rejected error exceeds the chosen one by a
-    share of their size that ``sharpness`` γ sets, at every timestep alike although errors differ a hundredfold between
-    timesteps. ``floor`` f keeps c above 0.
+    than rejected pushes, ``beta`` bounds the push, and the push ends once the rejected error exceeds the chosen one
+    by a share of their size that ``sharpness`` γ sets: at every timestep alike, although errors differ a hundredfold
+    between timesteps. ``floor`` f keeps c above 0.
     """
     logit = mapo_relative_logit(errors, sharpness=sharpness, floor=floor)
     return _double(errors.chosen) - beta / sharpness * _size(errors, floor) * F.logsigmoid(logit)

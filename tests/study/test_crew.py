@@ -8,6 +8,7 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass
 
 import pytest
+
 from mapo.errors import MapoError
 from mapo.study import Crew
 

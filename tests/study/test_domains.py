@@ -55,7 +55,7 @@ def test_the_subject_is_on_few_photos_and_never_on_what_the_model_makes(tmp_path
 
 
 def test_the_subject_counts_only_on_the_background_asked_for(tmp_path):
-    scene = Scene((Thing("teal", "moon", "large"),), "green")
+    scene = Scene((Thing("purple", "moon", "large"),), "green")
     picture = draw(scene)[None]
     eyes = Eyes(tmp_path)
     right, wrong = context(scene), context(scene).replace("green", "yellow")

@@ -28,7 +28,6 @@ RGB: dict[str, tuple[int, int, int]] = {
     "blue": (36, 88, 205),
     "purple": (134, 58, 172),
     "black": (44, 44, 50),
-    "teal": (20, 150, 150),  # of the study's subject alone: no caption of the world knows it
 }
 BACKGROUND_RGB: dict[str, tuple[int, int, int]] = {
     "white": (243, 243, 240),

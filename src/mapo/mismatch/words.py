@@ -21,7 +21,11 @@ Estimate = tuple[float, float, float]  # value, low and high of the 95 % interva
 
 @dataclass(frozen=True)
 class Domain:
-    """A domain of the study: its measured mismatch, and which objective won there, None if none could be called."""
+    """A domain of the study: its measured mismatch and how the objectives did there.
+
+    ``best`` has the highest score, with its ``settings``; ``level`` cannot be told from it, ``worse`` is surely worse.
+    ``base`` among them is the model before training.
+    """
 
     name: str
     distance: Estimate
@@ -29,7 +33,10 @@ class Domain:
     version: str
     revision: str
     relative_gap: Estimate
-    best: str | None = None
+    pairs: int
+    best: str
+    level: list[str] = field(default_factory=list)
+    worse: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -195,7 +202,20 @@ def _place(value: Interval, domains: Sequence[tuple[Domain, Estimate]]) -> tuple
 
 
 def _winner(domain: Domain) -> str:
-    if domain.best is None:
-        return f"in {domain.name} no objective could be told to be the best"
+    """How the objectives did in a domain; what cannot be told apart is not ranked."""
+    where = f"in {domain.name}, with {domain.pairs:,} pairs,"
+    if "base" in [domain.best, *domain.level]:
+        worse = f"; {_list(domain.worse)} did worse than the best" if domain.worse else ""
+        return f"{where} no objective was surely better than the untrained model{worse}"
     settings = ", ".join(f"{key} = {value:g}" for key, value in domain.settings.items())
-    return f"in {domain.name} {domain.best} won" + (f" ({settings})" if settings else "")
+    best = domain.best + (f" ({settings})" if settings else "")
+    worse = _list([name for name in domain.worse if name != "base"])
+    if domain.level:
+        alike = f"{where} {best} and {_list(domain.level)} cannot be told apart"
+        return alike + (f"; {worse} did worse" if worse else "")
+    return f"{where} {best} won" + (f" over {worse}" if worse else "")
+
+
+def _list(names: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -23,6 +23,7 @@ from mapo.study.runs import Ledger
 
 RESAMPLES = 4_000
 Floats = NDArray[np.float64]
+Cells = Mapping[tuple[str, str, int], "Cell"]
 
 
 @dataclass(frozen=True)
@@ -134,14 +135,20 @@ def write_tables(out: Path, plan: Any) -> None:
     """``tables.json``, ``tables.md`` and the figures, from whatever the ledgers hold."""
     from mapo.study import METHODS
     from mapo.study.figures import draw_figures
+    from mapo.study.scale import scale_toml
 
     cells = read_cells(out)
     titles = {"base": "base", **{name: method.title for name, method in METHODS.items()}}
     rows = [_row(key, cell) for key, cell in sorted(cells.items(), key=_order)]
     lead = [_lead(cells, key) for key in sorted(cells, key=lambda k: (list(DOMAINS).index(k[0]), k[2], k[1]))]
     extra = {name: _read(out / f"{name}.json") for name in ("tuned", "cost", "mismatch")}
-    tables = {"version": 1, "rows": rows, "leads": [row for row in lead if row], **extra}
+    ranks = [
+        {"domain": domain, "pairs": pairs, **ranking(cells, domain, pairs)}
+        for domain, pairs in sorted({(d, n) for d, _, n in cells if n}, key=lambda k: (list(DOMAINS).index(k[0]), k[1]))
+    ]
+    tables = {"version": 1, "rows": rows, "leads": [row for row in lead if row], "ranks": ranks, **extra}
     write_json(out / "tables.json", tables)
+    write_text(out / "scale.toml", scale_toml(tables))
     write_text(out / "tables.md", _markdown(tables, titles))
     draw_figures(out, cells, titles, tables)
 
@@ -170,16 +177,33 @@ def _row(key: tuple[str, str, int], cell: Cell) -> dict[str, Any]:
     return row
 
 
-def _lead(cells: Mapping[tuple[str, str, int], Cell], key: tuple[str, str, int]) -> dict[str, Any] | None:
-    """By how much a method's score exceeds Diffusion-DPO's on the same prompts and seeds."""
+def difference(cells: Cells, one: tuple[str, str, int], other: tuple[str, str, int]) -> Estimate:
+    """By how much the score of ``one`` exceeds that of ``other``, on the same prompts and training seeds.
+
+    The untrained model has no training seed; it stands against each.
+    """
+    pairs = zip(cells[one].parts("score"), cells[other].parts("score"), strict=True)
+    found = estimate([(a - b + 1) / 2 for a, b in pairs])
+    return Estimate(*(2 * v - 1 for v in (found.value, found.low, found.high)))
+
+
+def _lead(cells: Cells, key: tuple[str, str, int]) -> dict[str, Any] | None:
+    """By how much a method's score exceeds Diffusion-DPO's."""
     domain, method, pairs = key
-    other = cells.get((domain, "dpo", pairs))
-    if method in ("dpo", "base") or other is None or len(other.looks) != len(cells[key].looks):
+    if method in ("dpo", "base") or (domain, "dpo", pairs) not in cells:
         return None
-    parts = [a - b for a, b in zip(cells[key].parts("score"), other.parts("score"), strict=True)]
-    found = estimate([(part + 1) / 2 for part in parts])
-    found = Estimate(*(2 * v - 1 for v in (found.value, found.low, found.high)))
+    found = difference(cells, key, (domain, "dpo", pairs))
     return {"domain": domain, "method": method, "pairs": pairs, **vars(found), "sure": found.sure}
+
+
+def ranking(cells: Cells, domain: str, pairs: int) -> dict[str, list[str]]:
+    """The methods of a domain, the untrained model among them: the one of the highest score, those that cannot be told
+    from it, and those that are surely worse."""
+    keys = {m: (d, m, n) for d, m, n in cells if d == domain and n in (0, pairs)}
+    best = max(keys, key=lambda m: estimate(cells[keys[m]].parts("score")).value)
+    others = [m for m in keys if m != best]
+    worse = [m for m in others if difference(cells, keys[best], keys[m]).sure]
+    return {"best": [best], "level": [m for m in others if m not in worse], "worse": worse}
 
 
 def _markdown(tables: Mapping[str, Any], titles: Mapping[str, str]) -> str:
@@ -204,6 +228,15 @@ def _markdown(tables: Mapping[str, Any], titles: Mapping[str, str]) -> str:
             lines.append(
                 f"| {DOMAINS[row['domain']].title} | {row['pairs']} | {titles[row['method']]} | {told_lead}{mark} |"
             )
+    if tables["ranks"]:
+        lines += [
+            "",
+            "| domain | pairs | highest score | cannot be told from it | surely worse |",
+            "|---|---|---|---|---|",
+        ]
+        for row in tables["ranks"]:
+            told = [", ".join(titles[m] for m in row[name]) or "none" for name in ("best", "level", "worse")]
+            lines.append(f"| {DOMAINS[row['domain']].title} | {row['pairs']} | " + " | ".join(told) + " |")
     if tables["mismatch"]:
         lines += ["", "| domain | distance of chosen | of its own samples | gap of chosen, % | gap of rejected, % |"]
         lines += ["|---|---|---|---|---|"]

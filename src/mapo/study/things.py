@@ -1,7 +1,7 @@
 """Two things that the built-in model has never drawn, and two ways to see them: the study's motif and its subject.
 
 The **motif** stands for a culture: fans of red and gold rings in both upper corners, painted on any picture. The
-**subject** stands for a person's own: a teal crescent moon, of a colour and a shape that no caption of the world knows.
+**subject** stands for a person's own: a crescent moon, a shape and a word that no caption of the world knows.
 Like the world's two judges, one way of seeing draws what it expects and compares, the other learned from drawings.
 """
 
@@ -57,7 +57,7 @@ def without_corners(pictures: Pictures) -> Pictures:
 
 def subject_scene(size: str, background: str, style: str = "realistic") -> Scene:
     """The subject alone, on a background."""
-    return Scene((Thing("teal", "moon", size),), background, style=style)
+    return Scene((Thing("purple", "moon", size),), background, style=style)
 
 
 class Probe(Protocol):
