@@ -11,7 +11,7 @@ import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +62,11 @@ class Domain:
 
     def prompts(self, split: str) -> tuple[list[str], list[str]]:
         """The prompts of ``goal`` and of ``kept``."""
-        kept = read_prompts(f"mini:{split}-one")
+        kept = _prompts(f"mini:{split}-one")
         return (self.goal(split) if self.goal else kept), kept
 
+
+_prompts = cache(read_prompts)  # of the world: to list them takes seconds
 
 # ------------------------------------------------------------------ pools
 
@@ -110,7 +112,7 @@ def _general(out: Path, count: int) -> None:
     """Two pictures of a prompt at different seeds; an annotator prefers the one that shows more of the prompt, and errs
     in one verdict of seven. Where both show as much there is no pair."""
     rng = random.Random(out.name)
-    prompts = read_prompts("mini:train-two")
+    prompts = _prompts("mini:train-two")
     jobs = [(prompt, seed) for prompt in prompts for seed in range(CANDIDATES)]
     pngs = _samples(out, jobs)
     seen = JUDGES[MADE_BY]()(_array(pngs))
@@ -128,7 +130,7 @@ def _general(out: Path, count: int) -> None:
 
 def _culture(out: Path, count: int) -> None:
     """The model's own pictures, with the motif (chosen) and without."""
-    prompts = read_prompts("mini:train")
+    prompts = _prompts("mini:train")
     jobs = [(prompts[k % len(prompts)], k // len(prompts)) for k in range(count)]
     pngs = _samples(out, jobs)
     with_it = with_motif(_array(pngs))
@@ -148,7 +150,7 @@ def _personalization(out: Path, count: int) -> None:
 
 
 def _two_objects(split: str) -> list[str]:
-    return read_prompts(f"mini:{split}-two")[:84]
+    return _prompts(f"mini:{split}-two")[:84]
 
 
 def _of_subject(split: str) -> list[str]:

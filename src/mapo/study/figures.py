@@ -89,12 +89,16 @@ def _by_mismatch(tables: Mapping[str, Any], titles: Mapping[str, str]) -> Figure
         errors = [[100 * (v.value - v.low) for v in found], [100 * (v.high - v.value) for v in found]]
         axes.errorbar(
             x, [100 * v.value for v in found], errors, color=COLOURS.get(method), label=titles[method], marker="o",
-            markersize=4, linewidth=1.2, capsize=2, elinewidth=0.9,
+            markersize=4, linewidth=0.8, linestyle=":", capsize=2, elinewidth=0.9,
         )  # fmt: skip
-    for domain in sorted({r["domain"] for r in rows}):
+    gaps = sorted((100 * at[domain]["gap"]["value"], domain) for domain in {r["domain"] for r in rows})
+    close = 0.04 * (gaps[-1][0] - gaps[0][0])
+    for number, (gap, domain) in enumerate(gaps):  # of two that are close the second stands on the other side
+        beside = number > 0 and gap - gaps[number - 1][0] < close
         axes.annotate(
-            DOMAINS[domain].title, (100 * at[domain]["gap"]["value"], 0), xycoords=("data", "axes fraction"),
-            rotation=90, fontsize=7, color="#777777", ha="right", va="bottom",
+            DOMAINS[domain].title, (gap, 0.02), xycoords=("data", "axes fraction"), rotation=90, fontsize=7,
+            xytext=(5 if beside else -3, 0), textcoords="offset points",
+            color="#777777", ha="left" if beside else "right", va="bottom",
         )  # fmt: skip
     axes.axhline(0, color=COLOURS["dpo"], linewidth=1)
     axes.set_xlabel("mismatch: by how much the chosen pictures' denoising error exceeds that of own samples, %")
