@@ -413,11 +413,15 @@ def test_the_scale_of_the_package_can_be_read_and_its_intervals_hold_their_value
 
 
 def test_a_study_writes_the_scale_that_is_read(tmp_path):
-    three = {"value": 0.5, "low": 0.25, "high": 1.0}
+    three = {"value": 0.5, "low": 0.25, "high": 1.0, "prompts": 100}
+    measured = {"distance": three, "gap": three, "encoder": ["mini-learned", "1", ""]}
+    few = {**measured, "gap": {**three, "prompts": 6}}
     tables = {
-        "mismatch": [{"domain": "general", "distance": three, "gap": three, "encoder": ["mini-learned", "1", ""]}],
+        "mismatch": [{"domain": "general", **measured}, {"domain": "personalization", **few}],
         "ranks": [
-            {"domain": "general", "pairs": n, "best": ["mapo"], "level": ["sft"], "worse": ["dpo"]} for n in (64, 256)
+            {"domain": domain, "pairs": n, "best": ["mapo"], "level": ["sft"], "worse": ["dpo"]}
+            for n in (64, 256)
+            for domain in ("general", "personalization")
         ],
         "tuned": {"general mapo": {"result": {"settings": {"lr": 1e-4, "beta": 0.1}}}},
     }

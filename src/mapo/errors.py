@@ -10,6 +10,10 @@ class MapoError(Exception):
     """Something the user can mend: what is wrong with which value, then what to do. The CLI exits with 2."""
 
 
+class DivergedError(MapoError):
+    """A loss or gradient is not finite."""
+
+
 def suggest(wrong: str, known: Iterable[str], prefix: str = "") -> str:
     """``Did you mean 'x'?`` when something known is close to ``wrong``, else the list of what is known.
 

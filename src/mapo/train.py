@@ -31,7 +31,7 @@ from mapo.batches import Members, load_batch, prefetched, rows_at
 from mapo.cache import Cache, cache_key, encode
 from mapo.checkpoint import load_checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
 from mapo.config import Config, differences, make_config, to_toml
-from mapo.errors import MapoError, suggest
+from mapo.errors import DivergedError, MapoError, suggest
 from mapo.families import Family, Model, family_of, find_model
 from mapo.files import prepare_out, replacing, write_json, write_text
 from mapo.noise import Schedule
@@ -255,7 +255,7 @@ class Loop:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = float(nn.utils.clip_grad_norm_(parameters, self.config.optim.clip_norm))
         if not math.isfinite(norm):
-            raise MapoError(
+            raise DivergedError(
                 f"Step {step + 1}: the gradient is not finite; the weights were left as they were. "
                 f"Pairs {', '.join(batch.ids[:5])}, timesteps {batch.timesteps[:5].tolist()}. Try a lower optim.lr, "
                 "or train.precision=float32."
@@ -272,7 +272,7 @@ def _check_finite(losses: Tensor, batch: Batch, step: int) -> None:
     bad = (~torch.isfinite(losses)).nonzero().flatten().tolist()
     if bad:
         named = ", ".join(f"{batch.ids[i]} (timestep {int(batch.timesteps[i])})" for i in bad[:5])
-        raise MapoError(
+        raise DivergedError(
             f"Step {step}: the loss is not finite for {len(bad)} pairs: {named}. The weights were left as they were. "
             "Look at these pictures, try a lower optim.lr, or train.precision=float32."
         )

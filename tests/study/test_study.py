@@ -4,9 +4,10 @@ from dataclasses import replace
 import pytest
 
 import mapo.study as module
-from mapo.errors import MapoError
+from mapo.errors import DivergedError, MapoError
 from mapo.study import QUICK, study
 from mapo.study.cost import cost
+from mapo.study.runs import Job, run
 
 TINY = replace(
     QUICK, domains=("safety",), methods=("sft", "dpo"), pairs=(8,), seeds=1, trials=2, tuned_at=8, looks=(1, 2), pool=8
@@ -76,3 +77,26 @@ def test_another_plan_and_unknown_names_are_refused(made, monkeypatch):
         study(made, domains=["saftey"])
     with pytest.raises(MapoError, match="There is no method 'ddpo'"):
         study(made, methods=["ddpo"])
+
+
+def test_a_trial_that_diverges_is_a_result_and_the_worst_one(made):
+    job = Job("safety", "sft", (("lr", 1e30),), 8, 0, (3,), "validation", 1)
+    (look,) = run(made, job)
+    assert look["steps"] == 3 and "not finite" in look["failed"] and module.merit(look) < 0
+    with pytest.raises(DivergedError):
+        run(made, replace(job, split="test"))
+
+
+def test_of_equal_scores_the_one_that_keeps_prompts_followed_is_chosen():
+    look = {"same": True, "reached mini-learned": "0000", "followed mini-learned": "0000"}
+    kept = {**look, "followed mini-learned": "1111"}
+    better = {**look, "reached mini-learned": "1000", "followed mini-learned": "1000"}
+    assert module.merit(look) < module.merit(kept) < module.merit(better)
+    assert module.value(look) == module.value(kept) == 0
+
+
+def test_numbers_that_make_no_sense_are_refused(tmp_path):
+    for wrong in ({"seeds": 0}, {"pairs": [0]}, {"workers": 0}):
+        with pytest.raises(MapoError, match="at least 1"):
+            study(tmp_path / "new", **wrong)
+    assert not (tmp_path / "new").exists()

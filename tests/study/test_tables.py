@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from mapo.study.tables import Cell, both, estimate, read_cells, shares
+from mapo.study.tables import Cell, both, difference, estimate, ranking, read_cells, shares
 
 
 def test_digits_become_the_share_of_each_prompt_and_seed():
@@ -14,15 +14,15 @@ def test_both_means_on_the_same_picture():
     assert both("1100", "1010") == "1000"
 
 
-def test_an_interval_covers_the_truth_about_as_often_as_it_says():
+@pytest.mark.parametrize(("seeds", "spread", "least"), [(3, 0.0, 0.92), (3, 0.1, 0.84), (5, 0.1, 0.89), (8, 0.08, 0.9)])
+def test_an_interval_covers_the_truth_about_as_often_as_it_says(seeds, spread, least):
     rng = np.random.default_rng(0)
     hits = 0
-    for trial in range(60):
-        runs, prompts = rng.normal(0, 0.08, (8, 1)), rng.normal(0, 0.15, (1, 40))
-        chance = np.clip(0.6 + runs + prompts, 0, 1)
-        found = estimate([rng.binomial(4, chance) / 4], seed=trial)
+    for _ in range(400):
+        runs, prompts = rng.normal(0, spread, (seeds, 1)), rng.normal(0, 0.15, (1, 40))
+        found = estimate([rng.binomial(4, np.clip(0.6 + runs + prompts, 0, 1)) / 4])
         hits += found.low <= 0.6 <= found.high
-    assert hits >= 51  # 85 %: with eight runs a percentile interval is a little short
+    assert least <= hits / 400 <= 0.995
 
 
 def test_an_interval_is_wider_when_trainings_differ():
@@ -36,6 +36,59 @@ def test_an_interval_of_pictures_that_are_all_alike_is_the_exact_one_over_prompt
     found = estimate([np.ones((3, 42))])
     assert (found.value, found.high) == (1, 1) and found.low == pytest.approx(0.025 ** (1 / 42))
     assert estimate([np.zeros((3, 42))]).high == pytest.approx(1 - 0.025 ** (1 / 42))
+
+
+def test_parts_whose_pictures_are_all_alike_still_have_an_interval():
+    found = estimate([np.zeros((1, 4)), np.ones((1, 42))])
+    assert found.value == 0.5 and 0.2 < found.low < 0.45 and 0.55 < found.high < 0.8
+    equal = estimate([np.zeros((3, 42))], least=-1.0)
+    assert equal.low == -equal.high and 0.03 < equal.high < 0.1 and not equal.sure
+
+
+def test_wordings_of_a_scene_are_not_counted_as_prompts():
+    look = {"prompts": [8, 4], "same": False, "reached mini-search": "11110000", "followed mini-search": "1101"}
+    reached, followed = Cell((look,), wordings=4).parts("score")
+    assert reached.tolist() == [[1, 0]] and followed.shape == (1, 4)
+
+
+def cells_of(**reached):
+    """A cell of each method with the digits of each training seed, on four prompts with two pictures each."""
+    looks = {
+        method: tuple(
+            {"prompts": [4, 4], "same": True, "reached mini-search": d, "followed mini-search": "1" * 8} for d in all_
+        )
+        for method, all_ in reached.items()
+    }
+    return {("safety", method, 0 if method == "base" else 64): Cell(rows) for method, rows in looks.items()}
+
+
+def test_a_lead_has_the_sign_of_the_better_method_and_the_untrained_model_stands_against_every_seed():
+    cells = cells_of(base=["00000000"], dpo=["10101010"] * 3, mapo=["11111111", "11111110", "11111111"])
+    lead = difference(cells, ("safety", "mapo", 64), ("safety", "dpo", 64))
+    assert lead.value == pytest.approx(11.5 / 12 - 0.5) and lead.sure
+    assert difference(cells, ("safety", "dpo", 64), ("safety", "mapo", 64)).value == pytest.approx(-lead.value)
+    assert difference(cells, ("safety", "mapo", 64), ("safety", "base", 0)).value == pytest.approx(11.5 / 12 * 1)
+    ranks = ranking(cells, "safety", 64)
+    assert ranks == {"best": ["mapo"], "level": [], "worse": ["base", "dpo"]}
+
+
+def test_nothing_is_ranked_with_fewer_than_three_trainings_or_where_methods_are_alike():
+    few = cells_of(base=["00000000"], dpo=["00000000"] * 2, mapo=["11111111"] * 2)
+    assert ranking(few, "safety", 64) == {"best": ["mapo"], "level": ["base", "dpo"], "worse": []}
+    alike = cells_of(base=["10101010"], dpo=["10101011"] * 3, mapo=["10111010"] * 3)
+    assert ranking(alike, "safety", 64)["worse"] == []
+
+
+def test_runs_with_settings_that_were_chosen_anew_do_not_mix_with_old_ones(tmp_path):
+    def row(lr, seed):
+        job = {"domain": "safety", "method": "sft", "pairs": 64, "seed": seed, "split": "test"}
+        job |= {"settings": [["lr", lr]], "steps": [16]}
+        return json.dumps({"key": f"{lr}{seed}", "job": job, "looks": [{"seed": seed, "lr": lr}]}) + "\n"
+
+    (tmp_path / "runs.jsonl").write_text(row(1e-4, 0) + row(1e-3, 0) + row(1e-4, 1))
+    chosen = {"result": {"settings": {"lr": 1e-4}, "steps": 16}}
+    (tmp_path / "tuned.json").write_text(json.dumps({"safety sft": chosen}))
+    assert [look["lr"] for look in read_cells(tmp_path)["safety", "sft", 64].looks] == [1e-4, 1e-4]
 
 
 def test_the_score_asks_for_both_on_one_picture_or_takes_the_mean_of_two_kinds():

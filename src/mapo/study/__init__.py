@@ -90,18 +90,21 @@ def study(
     """
     from mapo.study.cost import cost
     from mapo.study.tables import write_tables
+    from mapo.work import locked
 
     plan = _plan(QUICK if quick else Plan(), domains, methods, pairs, seeds)
+    if workers is not None and workers < 1:
+        raise MapoError("--workers has to be at least 1.")
     _open(out, plan)
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as by Ctrl-C, and leave no process behind
-    with Crew(out, workers or _workers()) as crew:
+    with locked(out, ["study"]), Crew(out, workers or _workers()) as crew:
         bar = tqdm(total=len(plan.domains) * _count(plan), desc="study", unit="run", smoothing=0)
         for domain in plan.domains:
             _make_pool(out, domain, plan)
             _measure(out, domain)
-            _look_at_base(crew, domain, plan)
-            tuned = _tune(crew, domain, plan, bar)
+            untrained = _look_at_base(crew, domain, plan)
+            tuned = _tune(crew, domain, plan, untrained, bar)
             _run_all(crew, domain, plan, tuned, bar)
             write_tables(out, plan)
         bar.close()
@@ -119,12 +122,12 @@ def _plan(plan: Plan, domains: Sequence[str], methods: Sequence[str], pairs: Seq
             if name not in known:
                 raise MapoError(f"There is no {what} {name!r}. {suggest(name, known)}")
     changed: dict[str, Any] = {
-        "domains": tuple(domains),
-        "methods": tuple(methods),
-        "pairs": tuple(pairs),
+        "domains": tuple(dict.fromkeys(domains)),
+        "methods": tuple(dict.fromkeys(methods)),
+        "pairs": tuple(dict.fromkeys(pairs)),
         "seeds": seeds,
     }
-    plan = replace(plan, **{k: v for k, v in changed.items() if v})
+    plan = replace(plan, **{k: v for k, v in changed.items() if v not in ((), None)})
     if plan.seeds < 1 or min(plan.pairs) < 1:
         raise MapoError("--seeds and --pairs have to be at least 1.")
     return replace(plan, pool=max(plan.pool, *plan.pairs))
@@ -270,26 +273,38 @@ def _measure(out: Path, domain: str) -> None:
     write_json(path, rows)
 
 
-def _look_at_base(crew: Crew, domain: str, plan: Plan) -> None:
+def _look_at_base(crew: Crew, domain: str, plan: Plan) -> Mapping[str, Any]:
+    """What the untrained model does; its look at the validation prompts."""
     from mapo.study.runs import Job, look
 
     def task(split: str, seeds: int) -> Callable[[], Any]:
         job = Job(domain, "base", (), 0, 0, (0,), split, seeds)
         return lambda: crew.do("base", job, look, crew.out, job, "mini")
 
-    crew.together([task("test", plan.picture_seeds), task("validation", 1)])
+    return crew.together([task("test", plan.picture_seeds), task("validation", 1)])[1]["looks"]  # type: ignore[no-any-return]
 
 
 def value(looked: Mapping[str, Any]) -> float:
     """What a search maximises: the share of pictures that show the goal and follow their prompt, by the judge that
-    also made pairs. Where these are different pictures, the mean of the two shares."""
+    also made pairs. Where these are different pictures, the mean of the two shares. A training that diverged has −1."""
+    if "failed" in looked:
+        return -1.0
     reached, followed = (str(looked[f"{what} mini-learned"]) for what in ("reached", "followed"))
     if looked["same"]:
         return sum(a == b == "1" for a, b in zip(reached, followed, strict=True)) / len(reached)
     return (reached.count("1") / len(reached) + followed.count("1") / len(followed)) / 2
 
 
-def _tune(crew: Crew, domain: str, plan: Plan, bar: Any) -> dict[str, Found]:
+def merit(looked: Mapping[str, Any]) -> float:
+    """What a search compares: :func:`value`, and where that is equal the mean of its two shares. So a method that
+    reaches nothing ends with settings that at least keep prompts followed."""
+    if "failed" in looked:
+        return -1.0
+    told = [str(looked[f"{what} mini-learned"]) for what in ("reached", "followed")]
+    return value(looked) + 1e-4 * sum(flags.count("1") / len(flags) for flags in told)
+
+
+def _tune(crew: Crew, domain: str, plan: Plan, untrained: Mapping[str, Any], bar: Any) -> dict[str, Found]:
     """Settings and number of steps for each method."""
     from mapo.study.runs import Job, run
 
@@ -299,15 +314,17 @@ def _tune(crew: Crew, domain: str, plan: Plan, bar: Any) -> dict[str, Found]:
             job = Job(domain, method, told, plan.tuned_at, 1000, plan.looks, "validation", 1)
             looks = crew.do("trials", job, run, crew.out, job)["looks"]
             bar.update()
-            best = max(looks, key=value)
-            return value(best), {"settings": dict(told), "steps": best["steps"], "value": value(best)}
+            best = max(looks, key=merit)
+            return merit(best), {"settings": dict(told), "steps": best["steps"], "value": value(best)}
 
         return lambda: compass(evaluate, METHODS[method].start, METHODS[method].factors, plan.trials)
 
     found = dict(zip(plan.methods, crew.together([task(method) for method in plan.methods]), strict=True))
     path = crew.out / "tuned.json"
     known = read_json(path, "a study", "") if path.exists() else {}
-    write_json(path, known | {f"{domain} {method}": asdict(best) for method, best in found.items()})
+    for method, best in found.items():
+        known[f"{domain} {method}"] = {**asdict(best), "helped": best.result["value"] > value(untrained)}
+    write_json(path, known)
     return found
 
 

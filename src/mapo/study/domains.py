@@ -45,6 +45,7 @@ MADE_BY, CONFIRMED_BY = "mini-learned", "mini-search"  # judges of the pairs and
 NOISE = 0.15  # share of verdicts that the annotator of the general domain gets wrong
 CANDIDATES = 5  # pictures of a prompt that this annotator sees
 PHOTOS = 8  # of the subject
+PHRASES = ("", "realistic image.", "realistic 8k image.", "a realistic photo of")  # about the subject
 SEEN_BACKGROUNDS = ("white", "gray", "pink")  # on the subject's photos; the other three are for looking
 Flags = NDArray[np.bool_]
 
@@ -59,6 +60,7 @@ class Domain:
     about: str
     pool: Callable[[Path, int], None]  # writes a pairs set of so many pairs
     goal: Callable[[str], list[str]] | None = None
+    wordings: int = 1  # of each scene, one after the other in ``goal``
 
     def prompts(self, split: str) -> tuple[list[str], list[str]]:
         """The prompts of ``goal`` and of ``kept``."""
@@ -157,8 +159,7 @@ def _of_subject(split: str) -> list[str]:
     """The subject on backgrounds that none of its photos has: one of them for validation, two for the test."""
     unseen = [ground for ground in BACKGROUNDS if ground not in SEEN_BACKGROUNDS]
     grounds = unseen[:1] if split == "validation" else unseen[1:]
-    phrases = ("", "realistic image.", "realistic 8k image.", "a realistic photo of")
-    return [caption(subject_scene(size, g), phrase) for g in grounds for size in SIZES for phrase in phrases]
+    return [caption(subject_scene(size, g), phrase) for g in grounds for size in SIZES for phrase in PHRASES]
 
 
 DOMAINS: dict[str, Domain] = {
@@ -173,7 +174,14 @@ DOMAINS: dict[str, Domain] = {
         Domain(
             "pixel-art", "style: pixel art", "pixel art unasked", partial(_built, "pick-style-pixel-art", "pixel_art")
         ),
-        Domain("personalization", "personalization", "a subject from eight photos", _personalization, _of_subject),
+        Domain(
+            "personalization",
+            "personalization",
+            "a subject from eight photos",
+            _personalization,
+            _of_subject,
+            len(PHRASES),
+        ),
     )
 }
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from mapo.files import replacing
 from mapo.study.domains import DOMAINS, MADE_BY
 from mapo.study.tables import Cell, Estimate, estimate
+from mapo.winrate import MIN_PROMPTS
 
 COLOURS = {
     "sft": "#8a6d3b", "dpo": "#d1495b", "mapo": "#1f6fb2", "mapo_aaai": "#59a5d8",
@@ -25,8 +26,8 @@ def draw_figures(
     """Write the PNG files into ``out/figures``."""
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         _save(_by_pairs(cells, titles), out / "figures" / "score-by-pairs.png")
-        if tables.get("mismatch") and tables["leads"]:
-            _save(_by_mismatch(tables, titles), out / "figures" / "lead-by-mismatch.png")
+        if tables.get("mismatch") and tables["leads"] and (by_mismatch := _by_mismatch(tables, titles)):
+            _save(by_mismatch, out / "figures" / "lead-by-mismatch.png")
         if ablation := _ablation(out, titles):
             _save(ablation, out / "figures" / "beta.png")
 
@@ -35,6 +36,16 @@ def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=130, bbox_inches="tight", facecolor="white")
+
+
+def _legend(figure: Figure, columns: int) -> None:
+    """One legend above all panels, with what is in any of them."""
+    known = {
+        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        list(known.values()), list(known), loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, frameon=False
+    )
 
 
 def _by_pairs(cells: Mapping[tuple[str, str, int], Cell], titles: Mapping[str, str]) -> Figure:
@@ -67,19 +78,20 @@ def _by_pairs(cells: Mapping[tuple[str, str, int], Cell], titles: Mapping[str, s
             axes.set_ylabel("reached and followed, %")
         if number // columns == lines - 1:
             axes.set_xlabel("pairs")
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(labels), frameon=False)
+    _legend(figure, len(titles))
     figure.tight_layout()
     return figure
 
 
-def _by_mismatch(tables: Mapping[str, Any], titles: Mapping[str, str]) -> Figure:
-    """The lead of each MaPO form over Diffusion-DPO at most pairs, against the measured gap in denoising error."""
+def _by_mismatch(tables: Mapping[str, Any], titles: Mapping[str, str]) -> Figure | None:
+    """The lead of each method over Diffusion-DPO against the measured gap in denoising error, where that is known."""
     figure = Figure(figsize=(6.4, 3.8))
     axes = figure.add_subplot()
-    at = {row["domain"]: row for row in tables["mismatch"]}
+    at = {row["domain"]: row for row in tables["mismatch"] if row["gap"]["prompts"] >= MIN_PROMPTS}
     size = 256 if any(row["pairs"] == 256 for row in tables["leads"]) else max(r["pairs"] for r in tables["leads"])
     rows = [r for r in tables["leads"] if r["pairs"] == size and r["domain"] in at]
+    if not rows:
+        return None
     for method in titles:
         here = sorted((r for r in rows if r["method"] == method), key=lambda r: at[r["domain"]]["gap"]["value"])
         if not here:
@@ -109,9 +121,9 @@ def _by_mismatch(tables: Mapping[str, Any], titles: Mapping[str, str]) -> Figure
 
 
 def _ablation(out: Path, titles: Mapping[str, str]) -> Figure | None:
-    """Score on validation prompts against β, the best learning rate at each, from the trials of the search.
-
-    One training with each setting, so the intervals are over prompts alone.
+    """Score on validation prompts against β, from the trials of the search: the best of those with each β, one training
+    each. Where the search went on from a β it tried more learning rates, so other points are lower bounds, and the
+    intervals are over prompts alone.
     """
     from mapo.study import value
     from mapo.study.runs import Ledger
@@ -119,9 +131,10 @@ def _ablation(out: Path, titles: Mapping[str, str]) -> Figure | None:
     found: dict[str, dict[str, dict[float, Estimate]]] = {}
     for row in Ledger(out / "trials.jsonl").rows.values():
         job, settings = row["job"], dict(row["job"]["settings"])
-        if "beta" in settings:
+        looks = [look for look in row["looks"] if "failed" not in look]
+        if "beta" in settings and looks:
             points = found.setdefault(job["method"], {}).setdefault(job["domain"], {})
-            best = estimate(Cell((max(row["looks"], key=value),)).parts("score", MADE_BY))
+            best = estimate(Cell((max(looks, key=value),), DOMAINS[job["domain"]].wordings).parts("score", MADE_BY))
             if settings["beta"] not in points or best.value > points[settings["beta"]].value:
                 points[settings["beta"]] = best
     if not found:
@@ -148,7 +161,6 @@ def _ablation(out: Path, titles: Mapping[str, str]) -> Figure | None:
         axes.set_ylim(-3, 103)
         axes.grid(axis="y", color="#e5e5e5", linewidth=0.7)
     figure.axes[0].set_ylabel("best on validation, %")
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
+    _legend(figure, 3)
     figure.tight_layout()
     return figure

@@ -19,6 +19,7 @@ from PIL import Image
 from mapo.batches import load_batch
 from mapo.cache import Cache, cache_key
 from mapo.config import make_config
+from mapo.errors import DivergedError
 from mapo.families import family_of, find_model
 from mapo.files import sha256
 from mapo.noise import Schedule
@@ -32,6 +33,9 @@ JUDGES = ("mini-learned", "mini-search")
 HELD_OUT = 32  # pairs at the end of a pool that no run trains on
 PAIRS_PER_STEP = 8
 WARMUP_STEPS = 8
+VERSION = (
+    2  # of results: raise it when pools, probes or an objective change, so that old lines are not taken for new ones
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Job:
     steps: tuple[int, ...]
     split: str
     picture_seeds: int
+    version: int = VERSION
 
     @property
     def key(self) -> str:
@@ -71,7 +76,7 @@ def _run(work: Path, folder: Path, job: Job) -> list[dict[str, Any]]:
     settings = dict(job.settings)
     lr = settings.pop("lr")
     _subset(work / "pools" / job.domain, folder / "pairs", job.pairs, job.seed)
-    results = []
+    results: list[dict[str, Any]] = []
     for steps in job.steps:
         config = make_config({
             "model": "mini", "pairs": str(folder / "pairs"), "cache": str(work / "cache"),
@@ -80,7 +85,12 @@ def _run(work: Path, folder: Path, job: Job) -> list[dict[str, Any]]:
             "data": {"split": "all"},
             "train": {"steps": steps, "pairs_per_step": PAIRS_PER_STEP, "seed": job.seed, "save_every_steps": 10**6},
         })  # fmt: skip
-        train(config, folder / "run")
+        try:
+            train(config, folder / "run")
+        except DivergedError as error:
+            if job.split == "test":
+                raise
+            return [*results, {"steps": steps, "failed": str(error)}]  # a trial of too high a rate is a result
         results.append({"steps": steps, **look(work, job, str(folder / "run")), **_speed(folder / "run")})
     return results
 

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from mapo.study.domains import DOMAINS
+from mapo.winrate import MIN_PROMPTS
 
 HEAD = """\
 # What mismatch came with which result: the domains of the study of the built-in world (docs/study.md), as
 # `mapo mismatch` measured them on its model, and the ranking of the objectives there. Written by `mapo study`.
-# Numbers are [value, low, high] of the 95 % interval; `level` cannot be told from `best`, `worse` is surely worse,
-# and `base` is the model before training.
+# Numbers are [value, low, high] of the 95 % interval; `level` cannot be told from `best`; of `worse` the
+# difference to it leaves 0 out. `base` is the model before training. A domain of fewer than ten prompts is left out.
 """
 
 
@@ -21,7 +22,7 @@ def scale_toml(tables: Mapping[str, Any]) -> str:
     text = HEAD
     for row in tables["mismatch"] or []:
         ranks = [rank for rank in tables["ranks"] if rank["domain"] == row["domain"]]
-        if not ranks:
+        if not ranks or row["gap"]["prompts"] < MIN_PROMPTS:
             continue
         rank = next((r for r in ranks if r["pairs"] == 256), max(ranks, key=lambda r: r["pairs"]))
         encoder, version, revision = row["encoder"]

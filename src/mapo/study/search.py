@@ -12,7 +12,7 @@ Point = tuple[float, ...]
 
 @dataclass(frozen=True)
 class Found:
-    """What a search ended with. ``interior``: all neighbours of the best point were tried, and none was better."""
+    """What a search ended with. ``interior``: higher and lower values of every setting were tried."""
 
     settings: dict[str, float]
     result: Any
@@ -53,8 +53,8 @@ def compass(
         if try_(point) > tried[best][0]:
             direction = tuple(a - b for a, b in zip(point, best, strict=True))
             best = point
-    interior = all(p in tried for p in _neighbours(best, scale)) or scale < 1
-    return Found(settings(best), tried[best][1], len(tried), interior)
+    sides = {(i, other[i] > best[i]) for other in tried for i in range(len(best)) if other[i] != best[i]}
+    return Found(settings(best), tried[best][1], len(tried), len(sides) == 2 * len(best))
 
 
 def _neighbours(point: Point, scale: float) -> list[Point]:

@@ -1,8 +1,7 @@
 """From the ledgers of a study to its tables and figures: shares with intervals, by domain, method and number of pairs.
 
 Two things are random in a result: which prompts were looked at, and the seed of the training (its pairs, noise and
-order). Every interval therefore draws both again, prompts and training seeds (a two-way bootstrap, percentiles). The
-numbers are those of the judge that took no part in making pairs or choosing settings.
+order). Every interval therefore counts both. The numbers are those of the judge that took no part in choosing settings.
 """
 
 from __future__ import annotations
@@ -20,10 +19,12 @@ from scipy import stats
 from mapo.files import write_json, write_text
 from mapo.study.domains import CONFIRMED_BY, DOMAINS, MADE_BY
 from mapo.study.runs import Ledger
+from mapo.winrate import MIN_PROMPTS
 
-RESAMPLES = 4_000
+MIN_SEEDS = 3  # with fewer nothing is called sure
 Floats = NDArray[np.float64]
-Cells = Mapping[tuple[str, str, int], "Cell"]
+Key = tuple[str, str, int]  # domain, method, number of pairs
+Cells = Mapping[Key, "Cell"]
 
 
 @dataclass(frozen=True)
@@ -59,25 +60,47 @@ def both(one: str, other: str) -> str:
     return "".join("1" if a == b == "1" else "0" for a, b in zip(one, other, strict=True))
 
 
-def estimate(parts: Sequence[Floats], seed: int = 0) -> Estimate:
-    """The mean of the parts' means; each part is "seeds prompts", and all share their seeds.
+def estimate(parts: Sequence[Floats], least: float = 0.0, level: float = 0.95) -> Estimate:
+    """The mean of the parts' means, with its interval within ``least`` … 1; each part is "seeds prompts".
 
-    Where all pictures are alike there is nothing to draw again, and a share's interval is the exact one over prompts.
+    Variance of the mean = that among seeds + that among prompts − what is in both; Student's t with the degrees of
+    freedom of Welch and Satterthwaite, so that few seeds make wide intervals. With one seed only prompts are drawn.
+    Where all prompts of a part are alike, as many more are thought of as Agresti and Coull do (two of four differ);
+    a share whose pictures are all alike has the exact interval over prompts.
     """
-    everything = np.concatenate([part.ravel() for part in parts])
-    if np.ptp(everything) == 0 and everything[0] in (0, 1):
-        prompts = min(part.shape[1] for part in parts)
-        exact = stats.binomtest(round(everything[0] * prompts), prompts).proportion_ci(0.95, "exact")
-        return Estimate(float(everything[0]), float(exact.low), float(exact.high))
-    rng = np.random.default_rng(seed)
+    value = float(np.mean([part.mean() for part in parts]))
+    prompts = min(part.shape[1] for part in parts)
+    if len(parts) == 1 and np.ptp(parts[0]) == 0 and value in (0, 1) and least == 0:
+        exact = stats.binomtest(round(value * prompts), prompts).proportion_ci(level, "exact")
+        return Estimate(value, float(exact.low), float(exact.high))
     seeds = len(parts[0])
-    rows = rng.integers(seeds, size=(RESAMPLES, seeds))
-    draws = np.zeros(RESAMPLES)
-    for part in parts:
-        columns = rng.integers(part.shape[1], size=(RESAMPLES, part.shape[1]))
-        draws += [part[np.ix_(r, c)].mean() for r, c in zip(rows, columns, strict=True)]
-    low, high = np.quantile(draws / len(parts), (0.025, 0.975))
-    return Estimate(float(np.mean([part.mean() for part in parts])), float(low), float(high))
+    runs = np.mean([part.mean(1) for part in parts], axis=0)
+    among_seeds = float(runs.var(ddof=1)) / seeds if seeds > 1 else 0.0
+    among_prompts = sum(_prompt_variance(part.mean(0)) for part in parts) / len(parts) ** 2
+    in_both = sum(_left_over(part) for part in parts) / len(parts) ** 2
+    variance = max(among_seeds, among_prompts, among_seeds + among_prompts - in_both)
+    freedom = (among_seeds + among_prompts) ** 2 / (
+        among_seeds**2 / max(seeds - 1, 1) + among_prompts**2 / max(prompts - 1, 1)
+    )
+    reach = float(stats.t.ppf((1 + level) / 2, freedom)) * variance**0.5
+    return Estimate(value, max(least, value - reach), min(1.0, value + reach))
+
+
+def _prompt_variance(means: Floats) -> float:
+    """The variance of the mean of "prompts" values."""
+    n = len(means)
+    if np.ptp(means) == 0:
+        return 2.0 / (n + 4) * (1 - 2 / (n + 4)) / (n + 4)
+    return float(means.var(ddof=1)) / n
+
+
+def _left_over(part: Floats) -> float:
+    """The variance of the mean that is neither of seeds nor of prompts, "seeds prompts"."""
+    seeds, prompts = part.shape
+    if seeds < 2 or prompts < 2:
+        return 0.0
+    rest = part - part.mean(0) - part.mean(1)[:, None] + part.mean()
+    return float(np.square(rest).sum() / ((seeds - 1) * (prompts - 1)) / (seeds * prompts))
 
 
 # ------------------------------------------------------------------ reading
@@ -85,13 +108,18 @@ def estimate(parts: Sequence[Floats], seed: int = 0) -> Estimate:
 
 @dataclass(frozen=True)
 class Cell:
-    """What the runs of a domain, a method and a number of pairs found: a dictionary per seed, in the seeds' order."""
+    """What the runs of a domain, a method and a number of pairs found: a dictionary per seed, in the seeds' order.
+
+    ``wordings`` of a scene follow each other among the goal's prompts; they are no prompts of their own.
+    """
 
     looks: tuple[Mapping[str, Any], ...]
+    wordings: int = 1
 
     def parts(self, what: str, judge: str = CONFIRMED_BY) -> list[Floats]:
         """``reached``, ``followed``, or ``score`` (both on the same picture; where these differ, the mean)."""
         goal, kept = self.looks[0]["prompts"]
+        goal //= self.wordings
         reached = [look[f"reached {judge}"] for look in self.looks]
         followed = [look[f"followed {judge}"] for look in self.looks]
         if what == "reached":
@@ -107,16 +135,20 @@ class Cell:
         return float(np.mean([look[name] for look in self.looks]))
 
 
-def read_cells(out: Path) -> dict[tuple[str, str, int], Cell]:
+def read_cells(out: Path) -> dict[Key, Cell]:
     """All results on test prompts; the base is the method ``base`` with 0 pairs.
 
-    Only seeds that all methods of a domain and number of pairs have are kept: methods are compared on the same seeds.
+    Of a method whose settings were chosen again only runs with the new ones count. Only seeds that all methods of a
+    domain and number of pairs have are kept: methods are compared on the same seeds.
     """
-    found: dict[tuple[str, str, int], dict[int, Mapping[str, Any]]] = {}
+    found: dict[Key, dict[int, Mapping[str, Any]]] = {}
+    tuned = _read(out / "tuned.json") or {}
     for name in ("base", "runs"):
         for row in Ledger(out / f"{name}.jsonl").rows.values():
             job = row["job"]
-            if job["split"] == "test":
+            best = tuned.get(f"{job['domain']} {job['method']}", {}).get("result")
+            chosen = best is None or (dict(job["settings"]) == best["settings"] and job["steps"] == [best["steps"]])
+            if job["split"] == "test" and chosen:
                 looks = row["looks"] if isinstance(row["looks"], dict) else row["looks"][-1]
                 found.setdefault((job["domain"], job["method"], job["pairs"]), {})[job["seed"]] = looks
     cells = {}
@@ -124,7 +156,7 @@ def read_cells(out: Path) -> dict[tuple[str, str, int], Cell]:
         others = [set(v) for (d, m, p), v in found.items() if (d, p) == (domain, pairs)]
         common = sorted(set.intersection(*others))
         if common:
-            cells[domain, method, pairs] = Cell(tuple(looks[seed] for seed in common))
+            cells[domain, method, pairs] = Cell(tuple(looks[seed] for seed in common), DOMAINS[domain].wordings)
     return cells
 
 
@@ -153,7 +185,7 @@ def write_tables(out: Path, plan: Any) -> None:
     draw_figures(out, cells, titles, tables)
 
 
-def _order(item: tuple[tuple[str, str, int], Cell]) -> tuple[int, int, int]:
+def _order(item: tuple[Key, Cell]) -> tuple[int, int, int]:
     from mapo.study import METHODS
 
     domain, method, pairs = item[0]
@@ -177,32 +209,34 @@ def _row(key: tuple[str, str, int], cell: Cell) -> dict[str, Any]:
     return row
 
 
-def difference(cells: Cells, one: tuple[str, str, int], other: tuple[str, str, int]) -> Estimate:
+def difference(cells: Cells, one: Key, other: Key, level: float = 0.95) -> Estimate:
     """By how much the score of ``one`` exceeds that of ``other``, on the same prompts and training seeds.
 
     The untrained model has no training seed; it stands against each.
     """
     pairs = zip(cells[one].parts("score"), cells[other].parts("score"), strict=True)
-    found = estimate([(a - b + 1) / 2 for a, b in pairs])
-    return Estimate(*(2 * v - 1 for v in (found.value, found.low, found.high)))
+    return estimate([a - b for a, b in pairs], -1.0, level)
 
 
-def _lead(cells: Cells, key: tuple[str, str, int]) -> dict[str, Any] | None:
+def _lead(cells: Cells, key: Key) -> dict[str, Any] | None:
     """By how much a method's score exceeds Diffusion-DPO's."""
     domain, method, pairs = key
     if method in ("dpo", "base") or (domain, "dpo", pairs) not in cells:
         return None
     found = difference(cells, key, (domain, "dpo", pairs))
-    return {"domain": domain, "method": method, "pairs": pairs, **vars(found), "sure": found.sure}
+    enough = len(cells[key].looks) >= MIN_SEEDS
+    return {"domain": domain, "method": method, "pairs": pairs, **vars(found), "sure": found.sure and enough}
 
 
 def ranking(cells: Cells, domain: str, pairs: int) -> dict[str, list[str]]:
     """The methods of a domain, the untrained model among them: the one of the highest score, those that cannot be told
-    from it, and those that are surely worse."""
+    from it, and those whose difference to it leaves 0 out, at 95 % for all comparisons together (Bonferroni)."""
     keys = {m: (d, m, n) for d, m, n in cells if d == domain and n in (0, pairs)}
     best = max(keys, key=lambda m: estimate(cells[keys[m]].parts("score")).value)
     others = [m for m in keys if m != best]
-    worse = [m for m in others if difference(cells, keys[best], keys[m]).sure]
+    level = 1 - 0.05 / max(1, len(others))
+    enough = min(len(cells[key].looks) for m, key in keys.items() if m != "base") >= MIN_SEEDS
+    worse = [m for m in others if enough and difference(cells, keys[best], keys[m], level).sure]
     return {"best": [best], "level": [m for m in others if m not in worse], "worse": worse}
 
 
@@ -218,7 +252,8 @@ def _markdown(tables: Mapping[str, Any], titles: Mapping[str, str]) -> str:
         lines.append(
             f"| {DOMAINS[row['domain']].title} | {row['pairs']} | {titles[row['method']]} | {row['seeds']} | "
             + " | ".join(told)
-            + f" | {row['diversity']:.1f} | {ratio:.2f} |"
+            + f" | {row['diversity']:.1f}".replace(" 0.0", " -")
+            + f" | {ratio:.2f} |"
         )
     if tables["leads"]:
         lines += ["", "| domain | pairs | method | lead over Diffusion-DPO, points |", "|---|---|---|---|"]
@@ -238,12 +273,16 @@ def _markdown(tables: Mapping[str, Any], titles: Mapping[str, str]) -> str:
             told = [", ".join(titles[m] for m in row[name]) or "none" for name in ("best", "level", "worse")]
             lines.append(f"| {DOMAINS[row['domain']].title} | {row['pairs']} | " + " | ".join(told) + " |")
     if tables["mismatch"]:
-        lines += ["", "| domain | distance of chosen | of its own samples | gap of chosen, % | gap of rejected, % |"]
-        lines += ["|---|---|---|---|---|"]
+        lines += [
+            "",
+            "| domain | prompts | distance of chosen | of its own samples | gap of chosen, % | gap of rejected, % |",
+        ]
+        lines += ["|---|---|---|---|---|---|"]
         for row in tables["mismatch"]:
             told = [_three(row[name]) for name in ("distance", "floor")]
             told += [_three(row[name], 100, 0) for name in ("gap", "gap of rejected")]
-            lines.append(f"| {DOMAINS[row['domain']].title} | " + " | ".join(told) + " |")
+            count = f"{row['gap']['prompts']}" + ("" if row["gap"]["prompts"] >= MIN_PROMPTS else " (too few)")
+            lines.append(f"| {DOMAINS[row['domain']].title} | {count} | " + " | ".join(told) + " |")
     if tables["cost"]:
         least = tables["cost"]["methods"]
         lines += [
@@ -261,9 +300,13 @@ def _markdown(tables: Mapping[str, Any], titles: Mapping[str, str]) -> str:
             told_settings = ", ".join(f"{k} {v:g}" for k, v in best["settings"].items())
             lines.append(
                 f"| {DOMAINS[domain].title} | {titles[method]} | {told_settings} | {best['steps']} | "
-                f"{100 * best['value']:.0f} | {'yes' if found['interior'] else 'no'} |"
+                f"{100 * best['value']:.0f} | {_inside(found)} |"
             )
     return "\n".join(lines) + "\n"
+
+
+def _inside(found: Mapping[str, Any]) -> str:
+    return "no setting helped" if not found["helped"] else "yes" if found["interior"] else "no"
 
 
 def _three(interval: Mapping[str, Any], times: float = 1, digits: int = 3) -> str:
