@@ -73,6 +73,9 @@ def test_another_plan_and_unknown_names_are_refused(made, monkeypatch):
     monkeypatch.setattr(module, "QUICK", replace(TINY, looks=(3,)))
     with pytest.raises(MapoError, match="is a study with another looks"):
         study(made, quick=True)
+    monkeypatch.setattr(module, "QUICK", TINY)
+    with pytest.raises(MapoError, match="has pools of 8 pairs"):
+        study(made, quick=True, pairs=[9])
     with pytest.raises(MapoError, match="There is no domain 'saftey'.*safety"):
         study(made, domains=["saftey"])
     with pytest.raises(MapoError, match="There is no method 'ddpo'"):

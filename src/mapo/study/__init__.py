@@ -69,7 +69,7 @@ class Plan:
 
 
 QUICK = Plan(
-    domains=("safety", "cartoon"), pairs=(64,), seeds=2, trials=3, tuned_at=64, looks=(48,), picture_seeds=1, pool=128
+    domains=("safety", "culture"), pairs=(64,), seeds=3, trials=3, tuned_at=64, looks=(48,), picture_seeds=1, pool=128
 )
 MAY_GROW = ("domains", "methods", "pairs", "seeds", "trials")
 
@@ -139,6 +139,8 @@ def _open(out: Path, plan: Plan) -> None:
     if path.exists():
         before = read_json(path, "a study", "Choose another --out.")
         if changed := [k for k, v in fixed.items() if before.get(k) != v]:
+            if changed == ["pool"]:
+                raise MapoError(f"{out} has pools of {before['pool']} pairs. For more --pairs choose another --out.")
             raise MapoError(f"{out} is a study with another {', '.join(changed)}. Choose another --out.")
         return
     if out.exists() and any(out.iterdir()):

@@ -77,7 +77,7 @@ def _by_pairs(cells: Mapping[tuple[str, str, int], Cell], titles: Mapping[str, s
         if number % columns == 0:
             axes.set_ylabel("reached and followed, %")
         if number // columns == lines - 1:
-            axes.set_xlabel("pairs")
+            axes.set_xlabel("pairs in the set")
     _legend(figure, len(titles))
     figure.tight_layout()
     return figure
