@@ -3,6 +3,7 @@
 import json
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -410,6 +411,11 @@ def test_the_scale_of_the_package_can_be_read_and_its_intervals_hold_their_value
             assert low <= value <= high
         assert {one.best, *one.level, *one.worse} == {"base", *OBJECTIVES}
     assert SCALE.is_file()
+
+
+def test_the_scale_of_the_package_is_that_of_the_committed_study():
+    tables = json.loads((Path(__file__).parents[1] / "bench/results/study/tables.json").read_text())
+    assert SCALE.read_text() == scale_toml(tables)
 
 
 def test_a_study_writes_the_scale_that_is_read(tmp_path):

@@ -20,7 +20,9 @@ def made(tmp_path_factory):
     out = tmp_path_factory.mktemp("study") / "study"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "QUICK", TINY)
-        patch.setattr("mapo.study.cost.cost", lambda out, domain, methods: cost(out, domain, methods[:1], rounds=1))
+        patch.setattr(
+            "mapo.study.cost.cost", lambda out, domain, methods, rounds: cost(out, domain, methods[:1], rounds)
+        )
         study(out, quick=True, workers=2)
         yield out
 

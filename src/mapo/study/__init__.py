@@ -109,7 +109,7 @@ def study(
             write_tables(out, plan)
         bar.close()
     if not (out / "cost.json").exists():
-        write_json(out / "cost.json", cost(out, plan.domains[0], plan.methods))
+        write_json(out / "cost.json", cost(out, plan.domains[0], plan.methods, rounds=1 if quick else 3))
         write_tables(out, plan)
     print(f"tables: {out / 'tables.md'}; figures: {out / 'figures'}")
 

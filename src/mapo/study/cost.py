@@ -14,11 +14,11 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-STEPS, PAIRS_PER_STEP, ROUNDS = 14, 16, 3
+STEPS, PAIRS_PER_STEP = 14, 16
 FIRST = 4  # steps that are not counted: the first ones are slower
 
 
-def cost(work: Path, domain: str, methods: Sequence[str], rounds: int = ROUNDS) -> dict[str, Any]:
+def cost(work: Path, domain: str, methods: Sequence[str], rounds: int) -> dict[str, Any]:
     """Milliseconds per step and MiB above what a process holds before it trains, medians of rounds in turn."""
     found: dict[str, list[Mapping[str, float]]] = {method: [] for method in methods}
     context = multiprocessing.get_context("spawn")

@@ -123,7 +123,7 @@ def _by_mismatch(tables: Mapping[str, Any], titles: Mapping[str, str]) -> Figure
 def _ablation(out: Path, titles: Mapping[str, str]) -> Figure | None:
     """Score on validation prompts against β, from the trials of the search: the best of those with each β, one training
     each. Where the search went on from a β it tried more learning rates, so other points are lower bounds, and the
-    intervals are over prompts alone.
+    intervals are over prompts alone. A domain with fewer scenes than a conclusion takes is left out.
     """
     from mapo.study import value
     from mapo.study.runs import Ledger
@@ -132,7 +132,8 @@ def _ablation(out: Path, titles: Mapping[str, str]) -> Figure | None:
     for row in Ledger(out / "trials.jsonl").rows.values():
         job, settings = row["job"], dict(row["job"]["settings"])
         looks = [look for look in row["looks"] if "failed" not in look]
-        if "beta" in settings and looks:
+        scenes = min(looks[0]["prompts"]) // DOMAINS[job["domain"]].wordings if looks else 0
+        if "beta" in settings and scenes >= MIN_PROMPTS:
             points = found.setdefault(job["method"], {}).setdefault(job["domain"], {})
             best = estimate(Cell((max(looks, key=value),), DOMAINS[job["domain"]].wordings).parts("score", MADE_BY))
             if settings["beta"] not in points or best.value > points[settings["beta"]].value:

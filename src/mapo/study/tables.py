@@ -270,7 +270,7 @@ def _markdown(tables: Mapping[str, Any], titles: Mapping[str, str]) -> str:
             "|---|---|---|---|---|",
         ]
         for row in tables["ranks"]:
-            told = [", ".join(titles[m] for m in row[name]) or "none" for name in ("best", "level", "worse")]
+            told = ["; ".join(titles[m] for m in row[name]) or "none" for name in ("best", "level", "worse")]
             lines.append(f"| {DOMAINS[row['domain']].title} | {row['pairs']} | " + " | ".join(told) + " |")
     if tables["mismatch"]:
         lines += [
