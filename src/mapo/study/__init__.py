@@ -68,9 +68,7 @@ class Plan:
     pool: int = 1024
 
 
-QUICK = Plan(
-    domains=("safety", "culture"), pairs=(64,), seeds=3, trials=3, tuned_at=64, looks=(48,), picture_seeds=1, pool=128
-)
+QUICK = Plan(domains=("safety", "culture"), pairs=(64,), seeds=3, trials=3, tuned_at=64, picture_seeds=1, pool=128)
 MAY_GROW = ("domains", "methods", "pairs", "seeds", "trials")
 
 
