@@ -382,7 +382,7 @@ def test_with_a_study_the_words_name_the_domains_around_and_what_won_there(style
     high = domain("style", (0.5, 0.45, 0.6), (3.0, 2.0, 4.0), settings={"beta": 0.1}, worse=["sft", "dpo", "base"])
     text = "\n".join(sentences(found, [high, low]))
     assert "by its distance the set lies between culture and style." in text
-    assert "by its relative gap the set lies about where culture does." in text
+    assert "by its relative gap the set lies about as far as culture." in text
     assert "in style, with 256 pairs, mapo (beta = 0.1) won over sft and dpo." in text
     nothing = "in culture, with 256 pairs, no objective was surely better than the untrained model"
     assert f"{nothing}; dpo did worse than the best." in text
@@ -397,7 +397,9 @@ def test_only_the_same_encoder_and_the_same_kind_of_model_are_compared(style):
     foreign = replace(found, built_in=False)
     text = "\n".join(sentences(foreign, scale))
     assert "by its distance" in text and "relative gap" not in text
-    assert "in style, with 256 pairs, mapo and sft cannot be told apart; dpo did worse." in text
+    assert (
+        "in style, with 256 pairs, mapo had the highest score, and sft cannot be told from it; dpo did worse." in text
+    )
     other = replace(foreign, distances=replace(found.distances, encoder="clip"))
     text = "\n".join(sentences(other, scale))
     assert "in style" not in text and "measured none with this encoder and model" in text

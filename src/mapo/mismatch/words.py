@@ -193,7 +193,7 @@ def _place(value: Interval, domains: Sequence[tuple[Domain, Estimate]]) -> tuple
     above = [d for d, (_, low, _) in ordered if low > value.high][:1]
     like = [d for d, (_, low, high) in ordered if high >= value.low and low <= value.high]
     if like:
-        words = f"about where {' and '.join(d.name for d in like)} does"
+        words = f"about as far as {_list([d.name for d in like])}"
     elif below and above:
         words = f"between {below[0].name} and {above[0].name}"
     else:
@@ -211,7 +211,7 @@ def _winner(domain: Domain) -> str:
     best = domain.best + (f" ({settings})" if settings else "")
     worse = _list([name for name in domain.worse if name != "base"])
     if domain.level:
-        alike = f"{where} {best} and {_list(domain.level)} cannot be told apart"
+        alike = f"{where} {best} had the highest score, and {_list(domain.level)} cannot be told from it"
         return alike + (f"; {worse} did worse" if worse else "")
     return f"{where} {best} won" + (f" over {worse}" if worse else "")
 
