@@ -33,9 +33,7 @@ JUDGES = ("mini-learned", "mini-search")
 HELD_OUT = 32  # pairs at the end of a pool that no run trains on
 PAIRS_PER_STEP = 8
 WARMUP_STEPS = 8
-VERSION = (
-    2  # of results: raise it when pools, probes or an objective change, so that old lines are not taken for new ones
-)
+VERSION = 2  # of results; raise it when pools, probes or an objective change, or old lines are taken for new ones
 
 
 @dataclass(frozen=True)
