@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from mapo.mini.draw import draw
-from mapo.mini.scenes import Scene, Thing, context, parse
+from mapo.mini.scenes import BACKGROUNDS, COLOURS, Scene, Thing, context, parse
 from mapo.pairs import PairSet
 from mapo.splits import split_of
 from mapo.study.domains import DOMAINS, Eyes, diversity, right_attributes
-from mapo.study.things import motif_by_search, subject_by_search
+from mapo.study.things import motif_by_search, subject_by_search, subject_scene
 
 RED, BLUE = Thing("red", "circle"), Thing("blue", "square")
 
@@ -48,19 +48,31 @@ def test_the_motif_is_on_chosen_pictures_alone(tmp_path):
 def test_the_subject_is_on_few_photos_and_never_on_what_the_model_makes(tmp_path):
     DOMAINS["personalization"].pool(tmp_path / "personalization", 20)
     pairs = PairSet(tmp_path / "personalization")
-    assert len({pair.chosen for pair in pairs}) == 8
+    assert len({pair.chosen for pair in pairs}) == 10
     assert len({pair.rejected for pair in pairs}) == 20
-    assert subject_by_search(read(pairs, "chosen"))[0].all()
-    assert not subject_by_search(read(pairs, "rejected"))[0].any()
+    assert all(subject_by_search(read(pairs, "chosen")))
+    assert not any(subject_by_search(read(pairs, "rejected")))
 
 
-def test_the_subject_counts_only_on_the_background_asked_for(tmp_path):
-    scene = Scene((Thing("purple", "moon", "large"),), "green")
-    picture = draw(scene)[None]
-    eyes = Eyes(tmp_path)
-    right, wrong = context(scene), context(scene).replace("green", "yellow")
-    assert eyes.reached("personalization", "mini-search", picture, [right]).tolist() == [True]
-    assert eyes.reached("personalization", "mini-search", picture, [wrong]).tolist() == [False]
+def test_no_photo_shows_what_is_asked_for_and_photos_show_every_colour_and_background(tmp_path):
+    DOMAINS["personalization"].pool(tmp_path / "personalization", 10)
+    seen = {pair.prompt for pair in PairSet(tmp_path / "personalization")}
+    for words in (COLOURS, BACKGROUNDS):
+        assert all(any(f" {word} " in prompt for prompt in seen) for word in words)
+    asked = [prompt for split in ("validation", "test") for prompt in DOMAINS["personalization"].prompts(split)[0]]
+    assert len(asked) == (39 - 10) * 4 and not any(old in new for old in seen for new in asked)
+
+
+def test_the_subject_counts_only_in_the_colour_and_on_the_background_asked_for(tmp_path):
+    scene = subject_scene("purple", "green")
+    picture, eyes = draw(scene)[None], Eyes(tmp_path)
+    for prompt, right in (
+        (context(scene), True),
+        (f"a realistic photo of {context(scene)}", True),
+        (context(scene).replace("green", "yellow"), False),
+        (context(scene).replace("purple", "red"), False),
+    ):
+        assert eyes.reached("personalization", "mini-search", picture, [prompt]).tolist() == [right]
 
 
 def test_style_and_tape_are_seen(tmp_path):

@@ -85,11 +85,17 @@ def test_another_plan_and_unknown_names_are_refused(made, monkeypatch):
 
 
 def test_a_trial_that_diverges_is_a_result_and_the_worst_one(made):
-    job = Job("safety", "sft", (("lr", 1e30),), 8, 0, (3,), "validation", 1)
+    job = Job("safety", "sft", (("lr", 1e30),), 8, 0, (3,), "validation", 1, version=2)
     (look,) = run(made, job)
     assert look["steps"] == 3 and "not finite" in look["failed"] and module.merit(look) < 0
     with pytest.raises(DivergedError):
         run(made, replace(job, split="test"))
+
+
+def test_with_more_pairs_than_settings_were_chosen_at_a_training_goes_on_until_it_saw_each():
+    plan = module.Plan()
+    assert [module.looks_of(16, pairs, plan) for pairs in (64, 256, 1024, 1025)] == [(16,), (16,), (16, 128), (16, 129)]
+    assert module.looks_of(48, 300, plan) == (48,)
 
 
 def test_of_equal_scores_the_one_that_keeps_prompts_followed_is_chosen():

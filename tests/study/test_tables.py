@@ -3,7 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from mapo.study.tables import Cell, both, difference, estimate, ranking, read_cells, shares
+from mapo.study.domains import DOMAINS
+from mapo.study.tables import Cell, both, difference, estimate, ranking, read_cells, read_passes, shares
 
 
 def test_digits_become_the_share_of_each_prompt_and_seed():
@@ -64,10 +65,11 @@ def cells_of(**reached):
 
 def test_a_lead_has_the_sign_of_the_better_method_and_the_untrained_model_stands_against_every_seed():
     cells = cells_of(base=["00000000"], dpo=["10101010"] * 3, mapo=["11111111", "11111110", "11111111"])
-    lead = difference(cells, ("safety", "mapo", 64), ("safety", "dpo", 64))
+    base, dpo, mapo = cells.values()
+    lead = difference(mapo, dpo)
     assert lead.value == pytest.approx(11.5 / 12 - 0.5) and lead.sure
-    assert difference(cells, ("safety", "dpo", 64), ("safety", "mapo", 64)).value == pytest.approx(-lead.value)
-    assert difference(cells, ("safety", "mapo", 64), ("safety", "base", 0)).value == pytest.approx(11.5 / 12 * 1)
+    assert difference(dpo, mapo).value == pytest.approx(-lead.value)
+    assert difference(mapo, base).value == pytest.approx(11.5 / 12 * 1)
     ranks = ranking(cells, "safety", 64)
     assert ranks == {"best": ["mapo"], "level": [], "worse": ["base", "dpo"]}
 
@@ -79,16 +81,30 @@ def test_nothing_is_ranked_with_fewer_than_three_trainings_or_where_methods_are_
     assert ranking(alike, "safety", 64)["worse"] == []
 
 
-def test_runs_with_settings_that_were_chosen_anew_do_not_mix_with_old_ones(tmp_path):
-    def row(lr, seed):
-        job = {"domain": "safety", "method": "sft", "pairs": 64, "seed": seed, "split": "test"}
-        job |= {"settings": [["lr", lr]], "steps": [16]}
-        return json.dumps({"key": f"{lr}{seed}", "job": job, "looks": [{"seed": seed, "lr": lr}]}) + "\n"
+def line(method="sft", seed=0, lr=1e-4, steps=(16,), version=DOMAINS["safety"].version):
+    """A ledger's line of a training on 64 pairs, looked at after each of ``steps``."""
+    job = {"domain": "safety", "method": method, "pairs": 64, "seed": seed, "split": "test", "version": version}
+    job |= {"settings": [["lr", lr]], "steps": steps}
+    looks = [{"seed": seed, "lr": lr, "steps": n} for n in steps]
+    return json.dumps({"key": f"{method}{lr}{seed}{steps}{version}", "job": job, "looks": looks}) + "\n"
 
-    (tmp_path / "runs.jsonl").write_text(row(1e-4, 0) + row(1e-3, 0) + row(1e-4, 1))
+
+def test_runs_with_settings_that_were_chosen_anew_do_not_mix_with_old_ones(tmp_path):
+    (tmp_path / "runs.jsonl").write_text(line(seed=0) + line(lr=1e-3) + line(seed=1) + line(seed=2, version=0))
     chosen = {"result": {"settings": {"lr": 1e-4}, "steps": 16}}
     (tmp_path / "tuned.json").write_text(json.dumps({"safety sft": chosen}))
     assert [look["lr"] for look in read_cells(tmp_path)["safety", "sft", 64].looks] == [1e-4, 1e-4]
+
+
+def test_a_training_that_went_on_is_seen_after_the_chosen_steps_and_at_its_end(tmp_path):
+    failed = json.loads(line(seed=2, steps=(16, 128)))
+    failed["looks"][-1] = {"steps": 128, "failed": "not finite"}
+    whole = "".join(line(seed=seed, steps=(16, 128)) for seed in (0, 1))
+    (tmp_path / "runs.jsonl").write_text(whole + json.dumps(failed) + "\n" + line(seed=3))
+    key = "safety", "sft", 64
+    assert [(look["seed"], look["steps"]) for look in read_cells(tmp_path)[key].looks] == [(k, 16) for k in range(4)]
+    told = [[(look["seed"], look["steps"]) for look in cell.looks] for cell in read_passes(tmp_path)[key]]
+    assert told == [[(0, 16), (1, 16)], [(0, 128), (1, 128)]]
 
 
 def test_the_score_asks_for_both_on_one_picture_or_takes_the_mean_of_two_kinds():
@@ -98,11 +114,8 @@ def test_the_score_asks_for_both_on_one_picture_or_takes_the_mean_of_two_kinds()
 
 
 def test_methods_are_compared_on_seeds_that_all_of_them_have(tmp_path):
-    def row(method, seed):
-        job = {"domain": "safety", "method": method, "pairs": 64, "seed": seed, "split": "test"}
-        return json.dumps({"key": f"{method}{seed}", "job": job, "looks": [{"seed": seed}]}) + "\n"
-
-    (tmp_path / "runs.jsonl").write_text("".join(row("dpo", s) for s in (0, 1, 2)) + row("mapo", 2) + row("mapo", 0))
+    lines = [line("dpo", seed) for seed in (0, 1, 2)] + [line("mapo", seed) for seed in (2, 0)]
+    (tmp_path / "runs.jsonl").write_text("".join(lines))
     cells = read_cells(tmp_path)
     assert [look["seed"] for look in cells["safety", "dpo", 64].looks] == [0, 2]
     assert [look["seed"] for look in cells["safety", "mapo", 64].looks] == [0, 2]

@@ -6,11 +6,14 @@ import pytest
 
 from mapo.mini.draw import draw
 from mapo.mini.judges import JUDGES, accuracy, drawings
-from mapo.mini.scenes import BACKGROUNDS, SIZES, context, parse
+from mapo.mini.scenes import BACKGROUNDS, COLOURS, context, parse
 from mapo.study.things import (
     CORNERS,
     LearnedProbe,
+    _subject,
+    motif_by_learning,
     motif_by_search,
+    subject_by_learning,
     subject_by_search,
     subject_scene,
     with_motif,
@@ -18,7 +21,7 @@ from mapo.study.things import (
 )
 
 SCENES, PICTURES = drawings("test", 40, seed=7)
-SUBJECTS = [subject_scene(size, ground) for size in SIZES for ground in BACKGROUNDS]
+SUBJECTS = [subject_scene(colour, ground) for colour in COLOURS for ground in BACKGROUNDS if colour != ground]
 
 
 def subjects():
@@ -29,7 +32,7 @@ def subjects():
 @pytest.fixture(scope="module")
 def probes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("probes")
-    return {thing: LearnedProbe(thing, folder, steps=60, batch=32) for thing in ("motif", "subject")}
+    return {thing: LearnedProbe(thing, folder, steps) for thing, steps in (("motif", 60), ("subject", 150))}
 
 
 def test_no_caption_of_the_world_knows_the_subject():
@@ -51,16 +54,25 @@ def test_judges_read_a_picture_whose_corners_were_drawn_over():
 def test_seeing_by_drawing_is_right_on_drawings():
     assert motif_by_search(with_motif(PICTURES)).all()
     assert not motif_by_search(PICTURES).any()
-    shown, where = subject_by_search(subjects())
-    assert shown.all()
-    assert where == [scene.background for scene in SUBJECTS]
-    assert not subject_by_search(PICTURES)[0].any()
+    assert subject_by_search(subjects()) == SUBJECTS
+    assert subject_by_search(PICTURES) == [None] * len(PICTURES)
 
 
 def test_seeing_by_learning_is_right_on_drawings(probes):
-    for thing, there in (("motif", with_motif(PICTURES)), ("subject", subjects())):
-        assert probes[thing](there).mean() >= 0.9
-        assert probes[thing](PICTURES).mean() <= 0.1
+    assert motif_by_learning(with_motif(PICTURES), probes["motif"]).mean() >= 0.9
+    assert motif_by_learning(PICTURES, probes["motif"]).mean() <= 0.1
+    found = subject_by_learning(subjects(), probes["subject"])
+    assert np.mean([one == asked for one, asked in zip(found, SUBJECTS, strict=True)]) >= 0.9
+    assert np.mean([one is None for one in subject_by_learning(PICTURES, probes["subject"])]) >= 0.9
+
+
+def test_both_ways_of_seeing_say_what_a_broken_subject_is_nearer_to(probes):
+    rng = random.Random(5)
+    broken = [_subject(rng, whole=False) for _ in range(80)]
+    pictures, right = np.stack([p for p, _ in broken]), np.array([labels[0] == 1 for _, labels in broken])
+    assert 0.2 < right.mean() < 0.8
+    for seen in (subject_by_search(pictures), subject_by_learning(pictures, probes["subject"])):
+        assert (np.array([one is not None for one in seen]) == right).mean() >= 0.8
 
 
 def test_the_subject_can_be_drawn_in_every_style():

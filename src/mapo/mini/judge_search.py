@@ -113,15 +113,15 @@ def _maps(style: str, shape: str, place: Place) -> Array:
 
 
 @cache
-def bank(slot: str, style: str) -> Bank:
+def bank(slot: str, style: str, shapes: tuple[str, ...] = SHAPES) -> Bank:
     """The drawings of a slot in a style, made once in a process."""
     region, places = SLOTS[slot][2], _places(slot, style)
-    drawn = np.stack([_maps(style, shape, place)[region] for shape in SHAPES for place in places])
+    drawn = np.stack([_maps(style, shape, place)[region] for shape in shapes for place in places])
     drawn = drawn.reshape(len(drawn), -1, 3)  # "shapes·places, pixels, 3"
     grams = drawn.transpose(0, 2, 1) @ drawn
     squares = sum(np.einsum("tij,im,jm->tm", grams, mix, mix, optimize=True) for mix in MIXES)
     maps = np.ascontiguousarray(drawn.transpose(1, 0, 2).reshape(drawn.shape[1], -1))
-    return Bank(region, places, maps, np.asarray(squares, np.float32).reshape(len(SHAPES), len(places), -1))
+    return Bank(region, places, maps, np.asarray(squares, np.float32).reshape(len(shapes), len(places), -1))
 
 
 def explain(halves: Array, it: Bank) -> tuple[Array, NDArray[np.intp]]:
@@ -164,14 +164,14 @@ class SearchJudge:
         found: list[Scene] = []
         for start in range(0, len(pictures), BATCH):
             batch = pictures[start : start + BATCH]
-            found += [_with_tape(*both) for both in zip(batch, *nearest(batch), strict=True)]
+            found += [_with_tape(*both) for both in zip(batch, *nearest(batch)[:2], strict=True)]
         return found
 
 
-def nearest(batch: Pictures) -> tuple[list[Scene], list[Pose]]:
-    """The scene that explains each picture best, and where its things are."""
+def nearest(batch: Pictures) -> tuple[list[Scene], list[Pose], Array]:
+    """The scene that explains each picture best, where its things are, and the squared error "n" that is left."""
     halves = half(batch)
-    least = np.full(len(batch), np.inf)
+    least = np.full(len(batch), np.inf, np.float32)
     scenes: list[Scene] = [SLOTS["small"][0]] * len(batch)
     poses: list[Pose] = [pose(SLOTS["small"][0])] * len(batch)
     for style, (slots, relation) in itertools.product(STYLES, LAYOUTS.items()):
@@ -190,4 +190,4 @@ def nearest(batch: Pictures) -> tuple[list[Scene], list[Pose]]:
                 where.append(it.places[place[n, shape, ground * len(COLOURS) + colour]])
             scenes[n] = Scene(tuple(things), BACKGROUNDS[ground], relation, style)
             poses[n] = Pose(tuple((p.x, p.y) for p in where), tuple(p.radius for p in where), phase=where[0].phase)
-    return scenes, poses
+    return scenes, poses, least

@@ -275,10 +275,11 @@ def _measure(out: Path, domain: str) -> None:
 
 def _look_at_base(crew: Crew, domain: str, plan: Plan) -> Mapping[str, Any]:
     """What the untrained model does; its look at the validation prompts."""
+    from mapo.study.domains import DOMAINS
     from mapo.study.runs import Job, look
 
     def task(split: str, seeds: int) -> Callable[[], Any]:
-        job = Job(domain, "base", (), 0, 0, (0,), split, seeds)
+        job = Job(domain, "base", (), 0, 0, (0,), split, seeds, DOMAINS[domain].version)
         return lambda: crew.do("base", job, look, crew.out, job, "mini")
 
     return crew.together([task("test", plan.picture_seeds), task("validation", 1)])[1]["looks"]  # type: ignore[no-any-return]
@@ -306,12 +307,15 @@ def merit(looked: Mapping[str, Any]) -> float:
 
 def _tune(crew: Crew, domain: str, plan: Plan, untrained: Mapping[str, Any], bar: Any) -> dict[str, Found]:
     """Settings and number of steps for each method."""
+    from mapo.study.domains import DOMAINS
     from mapo.study.runs import Job, run
+
+    version = DOMAINS[domain].version
 
     def task(method: str) -> Callable[[], Found]:
         def evaluate(settings: dict[str, float]) -> tuple[float, Any]:
             told = tuple((k, float(f"{v:.4g}")) for k, v in settings.items())
-            job = Job(domain, method, told, plan.tuned_at, 1000, plan.looks, "validation", 1)
+            job = Job(domain, method, told, plan.tuned_at, 1000, plan.looks, "validation", 1, version)
             looks = crew.do("trials", job, run, crew.out, job)["looks"]
             bar.update()
             best = max(looks, key=merit)
@@ -328,14 +332,24 @@ def _tune(crew: Crew, domain: str, plan: Plan, untrained: Mapping[str, Any], bar
     return found
 
 
+def looks_of(chosen: int, pairs: int, plan: Plan) -> tuple[int, ...]:
+    """The steps after which a training is looked at: those that were chosen, and on more pairs than they were chosen
+    at also those that show it every pair once."""
+    from mapo.study.runs import PAIRS_PER_STEP
+
+    one_pass = -(-pairs // PAIRS_PER_STEP)
+    return (chosen, one_pass) if pairs > plan.tuned_at and one_pass > chosen else (chosen,)
+
+
 def _run_all(crew: Crew, domain: str, plan: Plan, tuned: Mapping[str, Found], bar: Any) -> None:
+    from mapo.study.domains import DOMAINS
     from mapo.study.runs import Job, run
 
     def task(method: str, pairs: int, seed: int) -> Callable[[], None]:
         best = tuned[method].result
-        job = Job(
-            domain, method, tuple(best["settings"].items()), pairs, seed, (best["steps"],), "test", plan.picture_seeds
-        )
+        steps, settings = looks_of(best["steps"], pairs, plan), tuple(best["settings"].items())
+        seeds, version = plan.picture_seeds, DOMAINS[domain].version
+        job = Job(domain, method, settings, pairs, seed, steps, "test", seeds, version)
 
         def work() -> None:
             crew.do("runs", job, run, crew.out, job)

@@ -25,7 +25,7 @@ from mapo.images import png_bytes, read_picture
 from mapo.judge import parse_filter
 from mapo.mini.draw import draw
 from mapo.mini.judges import JUDGES, attributes, follows
-from mapo.mini.scenes import BACKGROUNDS, SIZES, Scene, caption, context, parse
+from mapo.mini.scenes import BACKGROUNDS, COLOURS, Scene, caption, context, parse
 from mapo.pairs import PairWriter
 from mapo.prompts import read_prompts
 from mapo.recipe import read_recipe
@@ -33,7 +33,9 @@ from mapo.sample import Sampler, default_sampling
 from mapo.study.things import (
     LearnedProbe,
     Pictures,
+    motif_by_learning,
     motif_by_search,
+    subject_by_learning,
     subject_by_search,
     subject_scene,
     with_motif,
@@ -44,9 +46,8 @@ PNG = bytes
 MADE_BY, CONFIRMED_BY = "mini-learned", "mini-search"  # judges of the pairs and of the search; of the results
 NOISE = 0.15  # share of verdicts that the annotator of the general domain gets wrong
 CANDIDATES = 5  # pictures of a prompt that this annotator sees
-PHOTOS = 8  # of the subject
+PHOTOS = 10  # of the subject, each in another colour on another background
 PHRASES = ("", "realistic image.", "realistic 8k image.", "a realistic photo of")  # about the subject
-SEEN_BACKGROUNDS = ("white", "gray", "pink")  # on the subject's photos; the other three are for looking
 Flags = NDArray[np.bool_]
 
 
@@ -61,6 +62,7 @@ class Domain:
     pool: Callable[[Path, int], None]  # writes a pairs set of so many pairs
     goal: Callable[[str], list[str]] | None = None
     wordings: int = 1  # of each scene, one after the other in ``goal``
+    version: int = 2  # of its results; raise it when pool, prompts, probes or an objective change
 
     def prompts(self, split: str) -> tuple[list[str], list[str]]:
         """The prompts of ``goal`` and of ``kept``."""
@@ -140,12 +142,23 @@ def _culture(out: Path, count: int) -> None:
     _write(out, "pictures with a motif in their corners over those without", pairs, count)
 
 
+def _subject_scenes() -> tuple[list[Scene], list[Scene]]:
+    """The subject as its photos show it, in every colour and on every background, and as none of them does."""
+    rng = random.Random("subject")
+    scenes = [subject_scene(c, g) for c in COLOURS for g in BACKGROUNDS if c != g]
+    everything = len(COLOURS), len(BACKGROUNDS)
+    while True:
+        rng.shuffle(scenes)
+        seen = scenes[:PHOTOS]
+        if (len({s.things for s in seen}), len({s.background for s in seen})) == everything:
+            return seen, scenes[PHOTOS:]
+
+
 def _personalization(out: Path, count: int) -> None:
     """A few photos of the subject (chosen), and what the model makes of the same prompts (rejected)."""
     rng = random.Random(out.name)
-    scenes = [subject_scene(size, ground) for ground in SEEN_BACKGROUNDS for size in SIZES]
-    photos = [(context(s), _png(draw(s, rng))) for s in itertools.islice(itertools.cycle(scenes), PHOTOS)]
-    jobs = [(photos[k % PHOTOS][0], k // PHOTOS * 2 + (k % PHOTOS >= len(scenes))) for k in range(count)]
+    photos = [(context(scene), _png(draw(scene, rng))) for scene in _subject_scenes()[0]]
+    jobs = [(photos[k % PHOTOS][0], k // PHOTOS) for k in range(count)]
     pngs = _samples(out, jobs)
     pairs = ((prompt, photos[k % PHOTOS][1], png) for k, ((prompt, _), png) in enumerate(zip(jobs, pngs, strict=True)))
     _write(out, "photos of a subject over the model's own pictures", pairs, count)
@@ -156,10 +169,11 @@ def _two_objects(split: str) -> list[str]:
 
 
 def _of_subject(split: str) -> list[str]:
-    """The subject on backgrounds that none of its photos has: one of them for validation, two for the test."""
-    unseen = [ground for ground in BACKGROUNDS if ground not in SEEN_BACKGROUNDS]
-    grounds = unseen[:1] if split == "validation" else unseen[1:]
-    return [caption(subject_scene(size, g), phrase) for g in grounds for size in SIZES for phrase in PHRASES]
+    """The subject in colours on backgrounds that no photo has together, a third of them for validation."""
+    unseen = _subject_scenes()[1]
+    third = len(unseen) // 3
+    scenes = unseen[:third] if split == "validation" else unseen[third:]
+    return [caption(scene, phrase) for scene in scenes for phrase in PHRASES]
 
 
 DOMAINS: dict[str, Domain] = {
@@ -177,10 +191,11 @@ DOMAINS: dict[str, Domain] = {
         Domain(
             "personalization",
             "personalization",
-            "a subject from eight photos",
+            "a subject from ten photos",
             _personalization,
             _of_subject,
             len(PHRASES),
+            version=3,
         ),
     )
 }
@@ -211,12 +226,12 @@ class Eyes:
 
     def reached(self, domain: str, judge: str, pictures: Pictures, prompts: Sequence[str]) -> Flags:
         """Which pictures show what the domain's pairs prefer."""
+        by_search = judge == CONFIRMED_BY
         if domain == "culture":
-            return motif_by_search(pictures) if judge == CONFIRMED_BY else self.probe("motif")(pictures)
+            return motif_by_search(pictures) if by_search else motif_by_learning(pictures, self.probe("motif"))
         if domain == "personalization":
-            shown, where = subject_by_search(pictures)
-            right = np.array([f"{ground} background" in p for ground, p in zip(where, prompts, strict=True)])
-            return np.asarray((shown if judge == CONFIRMED_BY else self.probe("subject")(pictures)) & right)
+            found = subject_by_search(pictures) if by_search else subject_by_learning(pictures, self.probe("subject"))
+            return np.array([s is not None and context(s) in p for s, p in zip(found, prompts, strict=True)])
         seen = self.judges[judge](pictures)
         if domain == "general":
             return np.array([follows(_parsed(p), s) for p, s in zip(prompts, seen, strict=True)])

@@ -136,28 +136,50 @@ class Cell:
 
 
 def read_cells(out: Path) -> dict[Key, Cell]:
-    """All results on test prompts; the base is the method ``base`` with 0 pairs.
+    """All results on test prompts; the base is the method ``base`` with 0 pairs."""
+    found = _results(out)
+    return {key: Cell(tuple(looks[0] for looks in rows), _wordings(key)) for key, rows in found.items()}
+
+
+def read_passes(out: Path) -> dict[Key, tuple[Cell, Cell]]:
+    """Of trainings that went on until they had seen every pair once: after the chosen steps, and at their end."""
+    found = _results(out, longer=True)
+    return {
+        key: tuple(Cell(tuple(looks[n] for looks in rows), _wordings(key)) for n in (0, -1))  # type: ignore[misc]
+        for key, rows in found.items()
+    }
+
+
+def _wordings(key: Key) -> int:
+    return DOMAINS[key[0]].wordings
+
+
+def _results(out: Path, longer: bool = False) -> dict[Key, list[list[Mapping[str, Any]]]]:
+    """The looks on test prompts of each training, in the order of their seeds; if ``longer``, of those with two.
 
     Of a method whose settings were chosen again only runs with the new ones count. Only seeds that all methods of a
     domain and number of pairs have are kept: methods are compared on the same seeds.
     """
-    found: dict[Key, dict[int, Mapping[str, Any]]] = {}
+    found: dict[Key, dict[int, list[Mapping[str, Any]]]] = {}
     tuned = _read(out / "tuned.json") or {}
     for name in ("base", "runs"):
         for row in Ledger(out / f"{name}.jsonl").rows.values():
             job = row["job"]
+            if job["split"] != "test" or job["version"] != DOMAINS[job["domain"]].version:
+                continue
             best = tuned.get(f"{job['domain']} {job['method']}", {}).get("result")
-            chosen = best is None or (dict(job["settings"]) == best["settings"] and job["steps"] == [best["steps"]])
-            if job["split"] == "test" and chosen:
-                looks = row["looks"] if isinstance(row["looks"], dict) else row["looks"][-1]
-                found.setdefault((job["domain"], job["method"], job["pairs"]), {})[job["seed"]] = looks
-    cells = {}
-    for (domain, method, pairs), looks in found.items():
+            if best and (dict(job["settings"]) != best["settings"] or job["steps"][0] != best["steps"]):
+                continue
+            looks = [row["looks"]] if isinstance(row["looks"], dict) else row["looks"]
+            if longer and (len(looks) == 1 or "failed" in looks[-1]):
+                continue
+            found.setdefault((job["domain"], job["method"], job["pairs"]), {})[job["seed"]] = looks
+    kept = {}
+    for (domain, method, pairs), rows in found.items():
         others = [set(v) for (d, m, p), v in found.items() if (d, p) == (domain, pairs)]
-        common = sorted(set.intersection(*others))
-        if common:
-            cells[domain, method, pairs] = Cell(tuple(looks[seed] for seed in common), DOMAINS[domain].wordings)
-    return cells
+        if common := sorted(set.intersection(*others)):
+            kept[domain, method, pairs] = [rows[seed] for seed in common]
+    return kept
 
 
 # ------------------------------------------------------------------ writing
@@ -178,14 +200,16 @@ def write_tables(out: Path, plan: Any) -> None:
         {"domain": domain, "pairs": pairs, **ranking(cells, domain, pairs)}
         for domain, pairs in sorted({(d, n) for d, _, n in cells if n}, key=lambda k: (list(DOMAINS).index(k[0]), k[1]))
     ]
-    tables = {"version": 1, "rows": rows, "leads": [row for row in lead if row], "ranks": ranks, **extra}
+    passes = [_pass(*item) for item in sorted(read_passes(out).items(), key=_order)]
+    leads = [row for row in lead if row]
+    tables = {"version": 2, "rows": rows, "leads": leads, "ranks": ranks, "passes": passes, **extra}
     write_json(out / "tables.json", tables)
     write_text(out / "scale.toml", scale_toml(tables))
     write_text(out / "tables.md", _markdown(tables, titles))
     draw_figures(out, cells, titles, tables)
 
 
-def _order(item: tuple[Key, Cell]) -> tuple[int, int, int]:
+def _order(item: tuple[Key, Any]) -> tuple[int, int, int]:
     from mapo.study import METHODS
 
     domain, method, pairs = item[0]
@@ -209,12 +233,12 @@ def _row(key: tuple[str, str, int], cell: Cell) -> dict[str, Any]:
     return row
 
 
-def difference(cells: Cells, one: Key, other: Key, level: float = 0.95) -> Estimate:
+def difference(one: Cell, other: Cell, level: float = 0.95) -> Estimate:
     """By how much the score of ``one`` exceeds that of ``other``, on the same prompts and training seeds.
 
     The untrained model has no training seed; it stands against each.
     """
-    pairs = zip(cells[one].parts("score"), cells[other].parts("score"), strict=True)
+    pairs = zip(one.parts("score"), other.parts("score"), strict=True)
     return estimate([a - b for a, b in pairs], -1.0, level)
 
 
@@ -223,9 +247,27 @@ def _lead(cells: Cells, key: Key) -> dict[str, Any] | None:
     domain, method, pairs = key
     if method in ("dpo", "base") or (domain, "dpo", pairs) not in cells:
         return None
-    found = difference(cells, key, (domain, "dpo", pairs))
+    found = difference(cells[key], cells[domain, "dpo", pairs])
     enough = len(cells[key].looks) >= MIN_SEEDS
     return {"domain": domain, "method": method, "pairs": pairs, **vars(found), "sure": found.sure and enough}
+
+
+def _pass(key: Key, cells: tuple[Cell, Cell]) -> dict[str, Any]:
+    """What it brought to go on until every pair was seen once."""
+    (domain, method, pairs), (short, long) = key, cells
+    told = {
+        "short": estimate(short.parts("score")),
+        "long": estimate(long.parts("score")),
+        "gain": difference(long, short),
+    }
+    row = {
+        "domain": domain,
+        "method": method,
+        "pairs": pairs,
+        "seeds": len(long.looks),
+        "steps": long.looks[0]["steps"],
+    }
+    return row | {name: vars(estimated) for name, estimated in told.items()}
 
 
 def ranking(cells: Cells, domain: str, pairs: int) -> dict[str, list[str]]:
@@ -236,7 +278,7 @@ def ranking(cells: Cells, domain: str, pairs: int) -> dict[str, list[str]]:
     others = [m for m in keys if m != best]
     level = 1 - 0.05 / max(1, len(others))
     enough = min(len(cells[key].looks) for m, key in keys.items() if m != "base") >= MIN_SEEDS
-    worse = [m for m in others if enough and difference(cells, keys[best], keys[m], level).sure]
+    worse = [m for m in others if enough and difference(cells[keys[best]], cells[keys[m]], level).sure]
     return {"best": [best], "level": [m for m in others if m not in worse], "worse": worse}
 
 
@@ -272,6 +314,16 @@ def _markdown(tables: Mapping[str, Any], titles: Mapping[str, str]) -> str:
         for row in tables["ranks"]:
             told = ["; ".join(titles[m] for m in row[name]) or "none" for name in ("best", "level", "worse")]
             lines.append(f"| {DOMAINS[row['domain']].title} | {row['pairs']} | " + " | ".join(told) + " |")
+    if tables["passes"]:
+        lines += [
+            "",
+            "| domain | pairs | method | seeds | score, chosen steps | all pairs seen once | steps | gain, points |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        for row in tables["passes"]:
+            what = (DOMAINS[row["domain"]].title, row["pairs"], titles[row["method"]], row["seeds"])
+            found = (Estimate(**row["short"]), Estimate(**row["long"]), row["steps"], Estimate(**row["gain"]).signed)
+            lines.append("| " + " | ".join(map(str, what + found)) + " |")
     if tables["mismatch"]:
         lines += [
             "",

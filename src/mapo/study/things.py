@@ -1,7 +1,8 @@
 """Two things that the built-in model has never drawn, and two ways to see them: the study's motif and its subject.
 
 The **motif** stands for a culture: fans of red and gold rings in both upper corners, painted on any picture. The
-**subject** stands for a person's own: a crescent moon, a shape and a word that no caption of the world knows.
+**subject** stands for what is somebody's own: a crescent moon in any colour, a shape and a word that no caption of the
+world knows.
 Like the world's two judges, one way of seeing draws what it expects and compares, the other learned from drawings.
 """
 
@@ -10,9 +11,8 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator
-from functools import cache
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,9 +23,18 @@ from tqdm import tqdm
 
 from mapo.files import replacing
 from mapo.mini.draw import SIDE, draw, pose
-from mapo.mini.judge_learned import JudgeNet, augment, to_pixels
-from mapo.mini.judge_search import BATCH, LIGHT, half, nearest
-from mapo.mini.scenes import BACKGROUNDS, SIZES, STYLES, Scene, Thing, random_plain_scenes
+from mapo.mini.judge_learned import NOT_SAID, JudgeNet, augment, to_pixels
+from mapo.mini.judge_search import BATCH, bank, explain, half, nearest
+from mapo.mini.scenes import (
+    BACKGROUNDS,
+    COLOURS,
+    DEFAULT_STYLE,
+    SHAPES,
+    STYLES,
+    Scene,
+    Thing,
+    random_plain_scenes,
+)
 
 Pictures = NDArray[np.uint8]
 Flags = NDArray[np.bool_]
@@ -35,7 +44,6 @@ RED, GOLD = np.array((190, 30, 45), np.float32), np.array((238, 190, 60), np.flo
 _Y, _X = (a.astype(np.float32) + 0.5 for a in np.mgrid[:SIDE, :SIDE])
 _FROM_CORNER = np.minimum(np.hypot(_Y, _X), np.hypot(_Y, SIDE - _X))
 CORNERS: Flags = _FROM_CORNER < REACH + 0.5
-PLACES = 7  # of a drawing of the subject, along each axis, at most
 
 
 def with_motif(pictures: Pictures) -> Pictures:
@@ -55,15 +63,9 @@ def without_corners(pictures: Pictures) -> Pictures:
     return plain
 
 
-def subject_scene(size: str, background: str, style: str = "realistic") -> Scene:
-    """The subject alone, on a background."""
-    return Scene((Thing("purple", "moon", size),), background, style=style)
-
-
-class Probe(Protocol):
-    """Sees one thing: the pictures "n 48 48 3" on which it is."""
-
-    def __call__(self, pictures: Pictures) -> Flags: ...  # noqa: D102
+def subject_scene(colour: str, background: str) -> Scene:
+    """The subject alone, in one of the world's colours, on a background."""
+    return Scene((Thing(colour, "moon", "large"),), background)
 
 
 # ------------------------------------------------------------------ seeing by drawing
@@ -74,7 +76,7 @@ def motif_by_search(pictures: Pictures) -> Flags:
     found: list[bool] = []
     for start in range(0, len(pictures), BATCH):
         batch = pictures[start : start + BATCH]
-        bare = np.stack([draw(scene, at=at) for scene, at in zip(*nearest(without_corners(batch)), strict=True)])
+        bare = np.stack([draw(scene, at=at) for scene, at in zip(*nearest(without_corners(batch))[:2], strict=True)])
         errors = [
             np.square(batch[:, CORNERS] - d[:, CORNERS].astype(np.float32)).sum((1, 2))
             for d in (with_motif(bare), bare)
@@ -83,66 +85,73 @@ def motif_by_search(pictures: Pictures) -> Flags:
     return np.array(found, bool)
 
 
-@cache
-def _subjects() -> tuple[NDArray[np.float32], list[str]]:
-    """The subject at all sizes, places and backgrounds, "drawings pixels", and the background of each."""
-    drawings, grounds = [], []
-    for size, ground in itertools.product(SIZES, BACKGROUNDS):
-        scene = subject_scene(size, ground)
-        middle, reach = pose(scene).centres[0], (6.0, 4.0) if size == "small" else (3.0, 2.5)
-        for x, y in itertools.product(np.linspace(-1, 1, PLACES), np.linspace(-1, 1, PLACES - 2)):
-            at = pose(scene)
-            centre = (middle[0] + float(x) * reach[0], middle[1] + float(y) * reach[1])
-            drawings.append(draw(scene, at=type(at)((centre,), at.radii)))
-            grounds.append(ground)
-    return half(np.stack(drawings)).reshape(len(drawings), -1), grounds
-
-
-def _misfit(seen: NDArray[np.float32], drawn: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Squared error "n m" of pictures "n k" against drawings "m k", each made a little darker or lighter to fit."""
-    products, squares = seen @ drawn.T, np.square(drawn).sum(1)
-    light = np.clip(products / squares, *LIGHT)
-    return np.asarray(np.square(seen).sum(1)[:, None] - 2 * light * products + light**2 * squares, np.float32)
-
-
-def subject_by_search(pictures: Pictures) -> tuple[Flags, list[str]]:
-    """Whether some drawing of the subject is nearer than every ordinary scene, and on which background it then is."""
-    shown: list[bool] = []
-    where: list[str] = []
-    drawn, grounds = _subjects()
+def subject_by_search(pictures: Pictures) -> list[Scene | None]:
+    """The subject as each picture shows it; None where some ordinary scene is nearer than every drawing of it."""
+    found: list[Scene | None] = []
     for start in range(0, len(pictures), BATCH):
         batch = pictures[start : start + BATCH]
-        seen = half(batch).reshape(len(batch), -1)
-        errors = _misfit(seen, drawn)
-        ordinary = half(np.stack([draw(scene, at=at) for scene, at in zip(*nearest(batch), strict=True)]))
-        usual = np.array([_misfit(s[None], d.reshape(1, -1))[0, 0] for s, d in zip(seen, ordinary, strict=True)])
-        shown += list(errors.min(1) < usual)
-        where += [grounds[k] for k in errors.argmin(1)]
-    return np.array(shown, bool), where
+        errors = explain(half(batch), bank("large", DEFAULT_STYLE, ("moon",)))[0][:, 0]  # "n mixes"
+        for error, usual in zip(errors, nearest(batch)[2], strict=True):
+            ground, colour = divmod(int(error.argmin()), len(COLOURS))
+            found.append(subject_scene(COLOURS[colour], BACKGROUNDS[ground]) if error.min() < usual else None)
+    return found
 
 
 # ------------------------------------------------------------------ seeing by learning
 
 
-def drawings(thing: str, rng: random.Random) -> Iterator[tuple[NDArray[np.uint8], int]]:
-    """Endless (picture, whether it shows the thing), half and half: scenes of the train split in every style."""
+Drawing = tuple[NDArray[np.uint8], tuple[int, ...]]  # a picture and the right answer of every head
+HEADS = {"motif": (2,), "subject": (2, len(COLOURS), len(BACKGROUNDS))}  # is it there, and how
+STEPS = {"motif": 80, "subject": 400}
+ABSENT = (0, NOT_SAID, NOT_SAID)
+
+
+def drawings(thing: str, rng: random.Random) -> Iterator[Drawing]:
+    """Endless drawings with the thing and without: scenes of the train split in every style, and for the subject what
+    lies between it and an ordinary object, as models draw it while they learn."""
     for plain in random_plain_scenes("train", rng):
         there = rng.random() < 0.5
-        scene = Scene(plain.things, plain.background, plain.relation, rng.choice(STYLES), rng.random() < 0.25)
-        if thing == "subject" and there:
-            scene = subject_scene(rng.choice(SIZES), rng.choice(BACKGROUNDS), scene.style)
-        picture = draw(scene, rng)
-        yield (with_motif(picture[None])[0] if thing == "motif" and there else picture), int(there)
+        if thing == "subject" and (there or rng.random() < 0.5):
+            yield _subject(rng, whole=rng.random() < 0.5)
+            continue
+        picture = draw(
+            Scene(plain.things, plain.background, plain.relation, rng.choice(STYLES), rng.random() < 0.25), rng
+        )
+        if thing == "motif":
+            yield (with_motif(picture[None])[0] if there else picture), (int(there),)
+        else:
+            yield picture, ABSENT
+
+
+def _subject(rng: random.Random, whole: bool) -> Drawing:
+    """The subject, or a mixture of it and another shape in its place, which is the one that it is nearer to."""
+    colour, ground = rng.choice(COLOURS), rng.choice(BACKGROUNDS)
+    scene = replace(subject_scene(colour, ground), hazard=rng.random() < 0.25)
+    other = replace(scene, things=(Thing(colour, rng.choice(SHAPES), "large"),))
+    at = pose(scene, rng)
+    subject, usual = (draw(s, at=at).astype(np.float32) for s in (scene, other))
+    if whole:
+        share = np.ones((SIDE, SIDE, 1), np.float32)
+    elif rng.random() < 0.5:
+        share = np.full((SIDE, SIDE, 1), rng.random(), np.float32)  # of the subject, all over
+    else:  # one side of a line shows the subject
+        angle, offset = rng.uniform(0, 2 * np.pi), rng.uniform(-9, 9)
+        (x, y), *_ = at.centres
+        share = np.clip(0.5 + ((_X - x) * np.cos(angle) + (_Y - y) * np.sin(angle) - offset) / 3, 0, 1)[..., None]
+    picture = usual + (subject - usual) * share
+    nearer = np.square(picture - subject).sum() < np.square(picture - usual).sum()
+    labels = (1, COLOURS.index(colour), BACKGROUNDS.index(ground)) if nearer else ABSENT
+    return np.rint(picture).astype(np.uint8), labels
 
 
 class LearnedProbe:
     """A small network that learned to see one thing on drawings; its weights are trained once into ``folder``."""
 
-    def __init__(self, thing: str, folder: Path, steps: int = 80, batch: int = 40) -> None:
-        self.path = folder / f"{thing}.safetensors"
-        self.net = JudgeNet(outputs=2)
+    def __init__(self, thing: str, folder: Path, steps: int | None = None, batch: int = 40) -> None:
+        self.path, self.heads = folder / f"{thing}.safetensors", HEADS[thing]
+        self.net = JudgeNet(outputs=sum(self.heads))
         if not self.path.exists():
-            self._train(thing, steps, batch)
+            self._train(thing, steps or STEPS[thing], batch)
         self.net.load_state_dict(load_file(self.path))
         self.net.eval()
 
@@ -150,14 +159,15 @@ class LearnedProbe:
         rng, draws = drawings(thing, random.Random(f"probe:{thing}")), torch.Generator().manual_seed(0)
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            net = JudgeNet(outputs=2)
+            net = JudgeNet(outputs=sum(self.heads))
         optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps, pct_start=0.1)
         for _ in tqdm(range(steps), desc=f"learn to see the {thing}", unit="step"):
-            pictures, there = zip(*itertools.islice(rng, batch), strict=True)
-            loss = F.cross_entropy(net(augment(to_pixels(np.stack(pictures)), draws)), torch.tensor(there))
+            pictures, right = zip(*itertools.islice(rng, batch), strict=True)
+            logits = net(augment(to_pixels(np.stack(pictures)), draws)).split(self.heads, 1)
+            errors = [F.cross_entropy(z, y) for z, y in zip(logits, torch.tensor(right).T, strict=True)]
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.stack(errors).sum().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -165,6 +175,20 @@ class LearnedProbe:
             save_file({k: v.contiguous() for k, v in net.state_dict().items()}, temporary)
 
     @torch.no_grad()
-    def __call__(self, pictures: Pictures) -> Flags:
-        """Whether each picture shows the thing."""
-        return np.asarray(self.net(to_pixels(pictures)).argmax(1).numpy() == 1)
+    def __call__(self, pictures: Pictures) -> NDArray[np.int64]:
+        """The answer of every head for each picture, "n heads"; the first is whether the thing is there."""
+        logits = self.net(to_pixels(pictures)).split(self.heads, 1)
+        return torch.stack([z.argmax(1) for z in logits], 1).numpy()
+
+
+def motif_by_learning(pictures: Pictures, probe: LearnedProbe) -> Flags:
+    """Whether the probe of the motif sees it."""
+    return np.asarray(probe(pictures)[:, 0] == 1)
+
+
+def subject_by_learning(pictures: Pictures, probe: LearnedProbe) -> list[Scene | None]:
+    """The subject as the probe sees it on each picture, or None."""
+    return [
+        subject_scene(COLOURS[colour], BACKGROUNDS[ground]) if there else None
+        for there, colour, ground in probe(pictures)
+    ]
