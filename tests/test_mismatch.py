@@ -355,7 +355,7 @@ def test_a_few_pairs_conclude_nothing_and_are_written_with_bounds_that_json_know
 
 
 def test_what_is_printed_has_every_number_and_claims_nothing_without_a_study(style, tmp_path):
-    found, _ = style
+    found = replace(style[0], usual=True)
     lines = write_mismatch(found, tmp_path / "m.json", [])
     text = "\n".join(lines)
     assert f"{found.distances.chosen.value:.3f} [{found.distances.chosen.low:.3f}, " in text
@@ -371,7 +371,7 @@ def test_what_is_printed_has_every_number_and_claims_nothing_without_a_study(sty
 
 
 def test_with_a_study_the_words_name_the_domains_around_and_what_won_there(style):
-    found, _ = style
+    found = replace(style[0], usual=True)
     near = Interval(0.30, 0.25, 0.35, 128, 128, True)
     found = replace(
         found,
@@ -391,8 +391,14 @@ def test_with_a_study_the_words_name_the_domains_around_and_what_won_there(style
     assert "above culture, the highest" in "\n".join(sentences(found, [low]))
 
 
+def test_pictures_are_as_usual_whatever_the_batch_but_not_with_a_prefix(style_set, tmp_path):
+    how = {"encoder": "none", "num_pairs": 2, "seeds": [5], "draws": 4}
+    assert measure("mini", style_set, tmp_path / "1", **how, images_per_batch=1).usual
+    assert not measure("mini", style_set, tmp_path / "2", **how, prefix="sketch image.").usual
+
+
 def test_only_the_same_encoder_and_the_same_kind_of_model_are_compared(style):
-    found, _ = style
+    found = replace(style[0], usual=True)
     scale = [domain("style", (0.5, 0.4, 0.6), (3.0, 2.0, 4.0), level=["sft"], worse=["dpo", "base"])]
     foreign = replace(found, built_in=False)
     text = "\n".join(sentences(foreign, scale))
@@ -400,6 +406,9 @@ def test_only_the_same_encoder_and_the_same_kind_of_model_are_compared(style):
     assert (
         "in style, with 256 pairs, mapo had the highest score, and sft cannot be told from it; dpo did worse." in text
     )
+    assert not style[0].usual  # it took other steps than the model advises
+    unlike = "\n".join(sentences(style[0], scale))
+    assert "Study:" not in unlike and "nothing is said about them" in unlike
     other = replace(foreign, distances=replace(found.distances, encoder="clip"))
     text = "\n".join(sentences(other, scale))
     assert "in style" not in text and "measured none with this encoder and model" in text

@@ -46,6 +46,7 @@ class Mismatch:
     seed: int  # of the choice of pairs, of noise and timesteps
     draws: int  # of noise and timestep, for each pair
     sampling: dict[str, Any]
+    usual: bool  # whether pictures were made as the model advises, which is how the study's scale was measured
     distances: Distances | None
     errors: Errors
     bins: tuple[Errors, ...]
@@ -87,6 +88,8 @@ def measure(
     opened, found = PairSet(pairs), find_model(model)
     family = family_of(found)
     key, sampling = cache_key(family, found, None, False), default_sampling(found, **how)
+    pace = {"precision": sampling.precision, "images_per_batch": sampling.images_per_batch}  # changes no picture
+    usual = sampling == default_sampling(found, **pace)
     members, of_pairs = choose_pairs(opened, split, num_pairs, seed)
     scorer = load_encoder(encoder or default_encoder(found))
     material = gather(opened, members, images, own_samples(model, members, seeds, images, sampling))
@@ -99,6 +102,6 @@ def measure(
     bins = compare_errors(errors, material.clusters, family.schedule(found).num_timesteps)
     return Mismatch(
         found.stable_name, found.revision(), found.base == MINI, str(pairs), opened.fingerprint(), split, of_pairs,
-        len(members), len(set(material.clusters)), tuple(seeds), seed, draws, asdict(sampling), distances,
+        len(members), len(set(material.clusters)), tuple(seeds), seed, draws, asdict(sampling), usual, distances,
         bins[0], tuple(bins[1:]), tuple(material.notes(encoded.latents.keys())),
     )  # fmt: skip

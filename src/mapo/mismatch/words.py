@@ -162,6 +162,9 @@ def _on_gap(side: str, gap: Gap) -> str:
 
 def _on_choice(found: Mismatch, scale: Sequence[Domain]) -> list[str]:
     """Between which domains of the study the set lies, and what won there. Only like is compared with like."""
+    if not found.usual:
+        why = "the own samples were made otherwise than the model advises, and the study's scale as it advises"
+        return [f"Objective and β: {why}, so nothing is said about them."]
     d = found.distances
     places: list[tuple[str, Interval, list[tuple[Domain, Estimate]]]] = []
     if d is not None:
