@@ -448,3 +448,15 @@ def test_a_study_writes_the_scale_that_is_read(tmp_path):
     assert one.settings == {"lr": 1e-4, "beta": 0.1} and (one.best, one.level, one.worse) == ("mapo", ["sft"], ["dpo"])
     assert one.pairs == 256
     assert read_scale(tmp_path / "absent.toml") == []
+
+
+def test_what_cannot_be_measured_or_written_is_told_before_any_work(style_set, tmp_path):
+    with pytest.raises(MapoError, match="--seed is -1; it must not be negative"):
+        measure("mini", style_set, tmp_path / "own", seed=-1)
+    notes = tmp_path / "notes.txt"
+    notes.write_text("prompts of mine")
+    for out, why in ((notes, "exists and is no file of `mapo mismatch`"), (tmp_path, "is a folder. Name the file")):
+        told = ["mismatch", "--model", "mini", "--pairs", str(style_set), "--out", str(out)]
+        with pytest.raises(MapoError, match=why):
+            CliRunner().invoke(cli, told, catch_exceptions=False)
+    assert notes.read_text() == "prompts of mine" and not (tmp_path / "own").exists()

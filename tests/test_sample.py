@@ -168,3 +168,15 @@ def test_half_precision_gives_nearly_the_same_pictures_and_is_written_down(tmp_p
 def test_seeds_too_large_or_too_many_are_refused(text):
     with pytest.raises(MapoError, match="--seeds"):
         parse_seeds(text)
+
+
+def test_a_picture_that_is_gone_or_damaged_is_made_again(tmp_path, sdxl):
+    how = {"steps": 2, "images_per_batch": 1}
+    rows = sample(str(sdxl), PROMPTS, [0], tmp_path / "a", **how)
+    before = {row.file: (tmp_path / "a" / row.file).read_bytes() for row in rows}
+    (tmp_path / "a" / rows[0].file).unlink()
+    (tmp_path / "a" / rows[1].file).write_bytes(before[rows[1].file][:100])
+    again = sample(str(sdxl), PROMPTS, [0], tmp_path / "a", **how)
+    assert {row.file: (tmp_path / "a" / row.file).read_bytes() for row in again} == before
+    assert [row.sha256 for row in again] == [row.sha256 for row in rows]
+    assert len(read_images(tmp_path / "a")) == len(PROMPTS)

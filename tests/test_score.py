@@ -16,7 +16,7 @@ from mapo.errors import MapoError
 from mapo.files import sha256
 from mapo.images import ImageRow, append_images, png_bytes, read_images
 from mapo.pairs import PairWriter
-from mapo.score import score, score_images
+from mapo.score import refuse_table_of_others, score, score_images
 from mapo.scores import read_scores, write_scores
 from mapo.splits import prompt_id
 
@@ -126,7 +126,7 @@ def mean_of(folder, row):
 def test_every_picture_gets_its_row_for_every_metric_with_its_hash(tmp_path):
     folder = write_images(tmp_path / "i")
     counts = score(folder, "brightness,together", tmp_path / "s.parquet", images_per_batch=5)
-    assert counts == {"pictures": 12, "scored": 24, "missing": 0}
+    assert counts == {"pictures": 12, "scored": 24, "missing": 0, "silent": 0}
     want = {}
     for row in read_images(folder):
         light = mean_of(folder, row)
@@ -213,7 +213,7 @@ def test_a_finished_table_leaves_nothing_to_do(tmp_path, monkeypatch):
     score(folder, "brightness,together", out)
     before = out.stat().st_mtime_ns
     for names in ("brightness,together", "together", "brightness"):
-        assert score(folder, names, out) == {"pictures": 12, "scored": 0, "missing": 0}
+        assert score(folder, names, out) == {"pictures": 12, "scored": 0, "missing": 0, "silent": 0}
     assert len(Brightness.calls) == 1 and out.stat().st_mtime_ns == before
     assert hidden(tmp_path) == []
 
@@ -222,7 +222,7 @@ def test_only_pictures_that_changed_are_scored_anew(tmp_path):
     folder, out = write_images(tmp_path / "i"), tmp_path / "s.parquet"
     score(folder, "brightness,together", out)
     change(folder, [4], noise("other"))
-    assert score(folder, "brightness,together", out) == {"pictures": 12, "scored": 1 + 3, "missing": 0}
+    assert score(folder, "brightness,together", out) == {"pictures": 12, "scored": 1 + 3, "missing": 0, "silent": 0}
     assert Brightness.calls[1:] == [["a drawing 1"]]
     assert Together.calls[4:] == [["a drawing 1"] * 3]  # what is compared with each other changes together
     shas = {row.sha256 for row in read_images(folder)}
@@ -263,7 +263,7 @@ def test_a_picture_without_a_number_has_a_row_and_is_asked_about_again(tmp_path,
         "note: brightness gave no light to 2 of 12 pictures",
         "note: brightness gave no dark to 2 of 12 pictures",
     ]
-    assert score(folder, "brightness", out) == {"pictures": 12, "scored": 2, "missing": 4}
+    assert score(folder, "brightness", out) == {"pictures": 12, "scored": 2, "missing": 4, "silent": 2}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -320,7 +320,7 @@ def test_one_process_can_end_what_shards_began(tmp_path):
 def test_a_shard_of_a_finished_table_has_nothing_to_do(tmp_path):
     folder, out = write_images(tmp_path / "i"), tmp_path / "s.parquet"
     score(folder, "brightness", out)
-    assert score(folder, "brightness", out, shard=(1, 2)) == {"pictures": 12, "scored": 0, "missing": 0}
+    assert score(folder, "brightness", out, shard=(1, 2)) == {"pictures": 12, "scored": 0, "missing": 0, "silent": 0}
     assert hidden(tmp_path) == []
 
 
@@ -456,3 +456,12 @@ def test_a_table_of_an_older_road_is_completed(tmp_path):
     write_scores(out, [row for row in rows if row["seed"] != 1])
     assert score(folder, "brightness", out)["scored"] == 4
     assert sorted(map(str, read_scores(out).to_pylist())) == sorted(map(str, rows))
+
+
+def test_a_table_of_another_folder_is_not_written_over(tmp_path):
+    first, second, out = write_images(tmp_path / "i"), write_images(tmp_path / "j"), tmp_path / "s.parquet"
+    score(first, "brightness", out)
+    refuse_table_of_others(first, out)
+    with pytest.raises(MapoError, match=r"s\.parquet holds scores of other pictures .* and of none in"):
+        refuse_table_of_others(second, out)
+    refuse_table_of_others(second, tmp_path / "new.parquet")

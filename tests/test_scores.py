@@ -89,3 +89,11 @@ def test_a_table_in_a_folder_that_looks_like_a_partition_is_read_as_any_other(tm
     path = tmp_path / "model=sdxl" / "seed=9" / "scores.parquet"
     write_scores(path, [make_row(model="mini", seed=1)])
     assert read_scores(path).select(["model", "seed"]).to_pylist() == [{"model": "mini", "seed": 1}]
+
+
+@pytest.mark.parametrize("name", ["image", "prompt_id", "scorer", "metric", "seed"])
+def test_a_row_that_says_not_what_it_is_about_is_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "scores.parquet"
+    write_scores(path, [make_row(), {**make_row(seed=2), name: None}])
+    with pytest.raises(MapoError, match=rf"scores\.parquet has no {name} in row 2"):
+        read_scores(path)

@@ -306,3 +306,20 @@ def test_a_ratio_whose_interval_covers_nothing_is_not_conclusive_and_of_equal_we
     assert not found.conclusive and found.covers(0)
     assert found.value == pytest.approx(mean(values, names(30)).value / 2)
     assert found.low == pytest.approx(mean(values, names(30)).low / 2, abs=1e-9)
+
+
+@pytest.mark.parametrize("prompts", [20, 42, 100])
+def test_three_prompts_that_agree_call_nothing_and_six_do(prompts):
+    for speaking, called in ((3, False), (5, False), (6, True), (8, True)):
+        differences = [1.0] * speaking + [0.0] * (prompts - speaking)
+        found = win_rate(differences, names(prompts))
+        assert found.conclusive is called and found.covers(0.5) is not called
+        other = mean_difference([1.0] * prompts, [1.0 - d for d in differences], names(prompts))
+        assert other.conclusive is called and other.covers(0.0) is not called and other.value < 0
+
+
+def test_where_nothing_differs_but_by_chance_about_one_interval_in_twenty_calls_it():
+    rng, prompts, called = np.random.default_rng(1), 42, 0
+    for _ in range(200):
+        called += win_rate(rng.choice([-1, 0, 1], prompts, p=[0.05, 0.9, 0.05]), names(prompts)).conclusive
+    assert called <= 12

@@ -269,16 +269,19 @@ def score(images: Path, scorer: str, out: Path, shard: str | None, **how: Any) -
 
     The same command again goes on where it was stopped, and scores only pictures that are new or have changed.
     """
-    from mapo.score import score
+    from mapo.score import refuse_table_of_others, score
     from mapo.work import parse_shard, shard_of_environment
 
     how["shard"] = parse_shard(shard) if shard else shard_of_environment()
+    refuse_table_of_others(images, out)
     counts = score(images, scorer, out, **how)
     if counts is None:
         index, count = how["shard"]
         _say(f"shard {index}/{count} is done; the last one, or the same command with --shard 0/1, writes {out}")
         return
-    _say(f"{counts['pictures']} pictures are scored in {out}{'' if counts['scored'] else '; nothing was left to do'}")
+    some = f"{counts['pictures'] - counts['silent']} of " if counts["silent"] else ""
+    done = "" if counts["scored"] else "; nothing was left to do"
+    _say(f"{some}{counts['pictures']} pictures are scored in {out}{done}")
 
 
 @cli.command(cls=Verb, example="mapo mismatch --model mini --pairs work/pairs --num-pairs 32 --out work/mismatch.json")
@@ -302,9 +305,9 @@ def mismatch(model: str, pairs: Path, out: Path, seeds: str, **how: Any) -> None
     The model's own samples of the same prompts, which lie in an images folder beside --out, are compared with the
     chosen and the rejected pictures: by the distance of embeddings, and by the model's denoising error.
     """
-    from mapo.files import prepare_out
+    from mapo.files import prepare_file
 
-    prepare_out(out)
+    prepare_file(out, "file of `mapo mismatch`", b'{\n "format": "mapo-mismatch"', "mismatch.json")
     from mapo.mismatch import measure
     from mapo.mismatch.words import write_mismatch
     from mapo.sample import parse_seeds
@@ -334,17 +337,18 @@ def mismatch(model: str, pairs: Path, out: Path, seeds: str, **how: Any) -> None
 @click.option("--out", type=OUT, required=True, help="The HTML page to write.")
 def report(before: Path, after: Path, scores: tuple[Path, ...], scorer: str | None, out: Path, **rest: Any) -> None:
     """Compare two images folders: one page with pictures, win rates and intervals."""
-    from mapo.files import prepare_out
-    from mapo.report import write_report
+    from mapo.report import check_out, write_report
+    from mapo.report.evidence import read_pictures
     from mapo.score import score_images
     from mapo.scorers import SCORERS, scorer_names
 
     if scores and scorer:
         raise MapoError("--scorer is for a report that makes the scores itself. Leave it out, or --scores.")
     rest["judges_of_pairs"] = [name for judge in rest["judges_of_pairs"] for name in scorer_names(judge)]
-    prepare_out(out)
+    check_out(out, [*scores, *rest["votes"]])
     tables = list(scores)
     if not tables:
+        read_pictures(before, after)  # whether they can be compared, before hours of scoring
         scorer = scorer or ("mini,guards" if "guards" in SCORERS else "mini")
         alike = before.resolve().name == after.resolve().name
         for images, side in ((before, "before"), (after, "after")):

@@ -114,6 +114,18 @@ def _short(name: str) -> str:
     return repr(name if len(name) <= 200 else f"{name[:200]}…")
 
 
+def prepare_file(path: Path, what: str, starts: bytes, example: str) -> Path:
+    """As :func:`prepare_out` for a file, which may only replace an older one of its kind: empty, or with this start."""
+    if path.is_dir():
+        raise MapoError(f"--out: {path} is a folder. Name the file to write, such as {path / example}.")
+    if path.exists():
+        with path.open("rb") as file:
+            start = file.read(len(starts))
+        if start and start.lower() != starts.lower():
+            raise MapoError(f"--out: {path} exists and is no {what}. Choose another name.")
+    return prepare_out(path)
+
+
 def prepare_out(path: Path) -> Path:
     """Make the parent of an output path, or say in one sentence why it cannot be written."""
     try:

@@ -14,7 +14,7 @@ from types import UnionType
 from PIL import Image
 
 from mapo.errors import MapoError
-from mapo.files import inside, read_json, replacing, sha256
+from mapo.files import inside, read_json, replacing, sha256, write_text
 from mapo.pictures import decode_picture
 
 VERSION = 1
@@ -80,6 +80,25 @@ def _check_types(row: ImageRow) -> None:
             raise TypeError(f"{field.name} is {value!r}")
 
 
+def keep_whole(folder: Path) -> list[ImageRow]:
+    """The rows whose picture is there and unchanged; the others leave the manifest, so that they can be made again."""
+    rows = read_images(folder, check_files=False)
+
+    def is_whole(row: ImageRow) -> bool:
+        path = inside(folder, row.file, str(folder / "manifest.jsonl"))
+        return path.is_file() and sha256(path.read_bytes()) == row.sha256
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        whole = [row for row, good in zip(rows, pool.map(is_whole, rows), strict=True) if good]
+    if len(whole) < len(rows):
+        write_text(folder / "manifest.jsonl", "".join(_line(row) for row in whole))
+    return whole
+
+
+def _line(row: ImageRow) -> str:
+    return json.dumps(asdict(row), ensure_ascii=False) + "\n"
+
+
 def is_sensitive(folder: Path) -> bool:
     """Whether the folder's ``images.json`` marks its pictures, so that pages blur them until asked."""
     if not (folder / "images.json").exists():
@@ -131,7 +150,7 @@ def append_images(folder: Path, rows: list[ImageRow], data: list[bytes] | None) 
         with replacing(path) as temporary:
             temporary.write_bytes(kept + b"\n" if _is_json(kept[start:]) else kept[:start])
     with path.open("a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows))
+        file.write("".join(map(_line, rows)))
 
 
 def _is_json(line: bytes) -> bool:

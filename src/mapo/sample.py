@@ -17,7 +17,7 @@ from tqdm import tqdm
 from mapo.errors import MapoError, suggest
 from mapo.families import Model, find_model
 from mapo.files import prepare_out, read_json, sha256, write_json
-from mapo.images import ImageRow, append_images, png_bytes, read_images
+from mapo.images import ImageRow, append_images, keep_whole, png_bytes
 from mapo.pipelines import accepts, advice, open_pipeline, pipeline_class
 from mapo.splits import prompt_id
 
@@ -180,13 +180,13 @@ class Sampler:
     def fill(
         self, folder: Path, jobs: Sequence[tuple[str, int]], how: Sampling, desc: str = "sample"
     ) -> list[ImageRow]:
-        """Make the pictures of ``jobs`` that ``folder`` lacks; its rows in the order of ``jobs``.
+        """Make the pictures of ``jobs`` that ``folder`` lacks or has damaged; its rows in the order of ``jobs``.
 
         A batch is encoded and written while the next one is made.
         """
         open_folder(folder, self.settings(how), self.model.sensitive)
         manifest = folder / "manifest.jsonl"
-        have = {(r.prompt, r.seed): r for r in read_images(folder)} if manifest.exists() else {}
+        have = {(r.prompt, r.seed): r for r in keep_whole(folder)} if manifest.exists() else {}
         bar = tqdm(total=len(jobs), initial=sum(j in have for j in jobs), desc=desc, unit="image")
 
         def keep(

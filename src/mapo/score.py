@@ -51,8 +51,9 @@ def score(
 ) -> dict[str, int] | None:
     """Score the pictures of ``folder`` with each of ``names`` into the table ``out``.
 
-    The result counts ``pictures``, those ``scored`` now and values that are ``missing`` because a scorer gave none; it
-    is None where other shards are not done yet. A picture to which a scorer gave no number at all is asked about again.
+    The result counts ``pictures``, those ``scored`` now, values that are ``missing`` because a scorer gave none, and
+    ``silent`` pictures, to which one of the scorers gave no number at all; it is None where other shards are not done
+    yet. A picture to which a scorer gave no number at all is asked about again.
     Rows of other scorers stay in the table for prompts whose pictures are still the same.
     """
     task = _open_task(folder, names, out, references, images_per_batch)
@@ -70,6 +71,16 @@ def score_images(folder: Path, names: str, out: Path, images_per_batch: int = IM
     """The same in this process alone; the table's path."""
     score(folder, names, out, images_per_batch=images_per_batch)
     return out
+
+
+def refuse_table_of_others(folder: Path, out: Path) -> None:
+    """A table without one picture of the folder is that of another one, whose scores would be lost."""
+    theirs = _read_table(out)
+    if theirs and not {row["image"] for row in theirs} & {row.sha256 for row in read_images(folder)}:
+        raise MapoError(
+            f"--out: {out} holds scores of other pictures ({theirs[0]['model']}, {theirs[0]['prompt']!r}) and of none "
+            f"in {folder}. Choose another --out, or delete it."
+        )
 
 
 @dataclass(frozen=True)
@@ -201,8 +212,15 @@ class Task:
     def counts(self) -> dict[str, int]:
         """What the caller is told of the table."""
         names = {asked.name for asked in self.asked}
-        missing = sum(row["value"] is None and row["scorer"] in names for row in self.table)
-        return {"pictures": len(self.images), "scored": self.scored, "missing": missing}
+        asked = [row for row in self.table if row["scorer"] in names]
+        said = {(row["scorer"], row["prompt_id"], row["seed"]) for row in asked if row["value"] is not None}
+        silent = {
+            (row["prompt_id"], row["seed"])
+            for row in asked
+            if (row["scorer"], row["prompt_id"], row["seed"]) not in said
+        }
+        missing = sum(row["value"] is None for row in asked)
+        return {"pictures": len(self.images), "scored": self.scored, "missing": missing, "silent": len(silent)}
 
 
 def _together(pairs: Iterable[tuple[T, str]]) -> dict[T, str]:

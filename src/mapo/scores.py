@@ -61,4 +61,8 @@ def read_scores(path: Path) -> pa.Table:
     version = (table.schema.metadata or {}).get(b"mapo-scores", b"").decode()
     if version != str(VERSION) or set(SCHEMA.names) - set(table.column_names):
         raise MapoError(f"{path} is no table of scores of version {VERSION}. {remedy}")
+    for name in ("image", "prompt_id", "prompt", "seed", "scorer", "metric"):
+        if table[name].null_count:
+            row = table[name].is_null().to_pylist().index(True) + 1
+            raise MapoError(f"{path} has no {name} in row {row}. {remedy}")
     return table.select(SCHEMA.names)

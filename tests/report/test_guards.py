@@ -58,6 +58,11 @@ def test_a_guard_that_never_differed_before_warns_of_any_move(world):
     assert not guarded(world, "saturation", 0, before=lambda i: 0.5).report()["guards"][0]["warns"]
 
 
+def test_few_prompts_do_not_look_over_optimised(tmp_path):
+    world = guarded(World(tmp_path, prompts=4), "saturation", 3.0)
+    assert not world.report()["guards"][0]["warns"]
+
+
 def test_with_one_prompt_the_spread_is_unknown_and_nothing_warns(tmp_path):
     world = World(tmp_path, prompts=1)
     summary = world.add(lambda i: i, lambda i: i + 5, scorer="guards", metric="saturation").report()

@@ -35,7 +35,7 @@ def test_a_page_is_not_written_over_a_folder_nor_over_what_it_is_made_from(world
         assert isinstance(result.exception, MapoError)
         assert f"{name} is also given as --scores or --votes" in str(result.exception)
     assert kept == (votes.read_bytes(), (world.root / "scores.parquet").read_bytes())
-    with pytest.raises(MapoError, match="is a folder. Name the page to write"):
+    with pytest.raises(MapoError, match="is a folder. Name the file to write"):
         write_report(world.root / "before", world.root / "after", [], world.root / "before")
 
 
@@ -67,3 +67,22 @@ def test_scorers_are_not_named_beside_tables_that_are_there(world):
     world.report()
     result = ask(world, "--scores", world.root / "scores.parquet", "--scorer", "mini")
     assert "--scorer is for a report that makes the scores itself" in str(result.exception)
+
+
+def test_folders_that_cannot_be_compared_are_refused_before_anything_is_scored(world, monkeypatch):
+    monkeypatch.setattr("mapo.score.score_images", lambda *_: pytest.fail("it scored"))
+    manifest = world.root / "after" / "manifest.jsonl"
+    manifest.write_text("".join(manifest.read_text().splitlines(keepends=True)[1:]))
+    result = ask(world)
+    assert isinstance(result.exception, MapoError) and "lacks 1 pictures" in str(result.exception)
+
+
+def test_a_page_replaces_a_page_and_no_other_file(world):
+    world.report()
+    page, notes = world.root / "page.html", world.root / "notes.txt"
+    notes.write_text("prompts of mine")
+    for _ in range(2):
+        assert not ask(world, "--scores", world.root / "scores.parquet", "--out", page).exception
+    result = ask(world, "--scores", world.root / "scores.parquet", "--out", notes)
+    assert isinstance(result.exception, MapoError) and "notes.txt exists and is no HTML page" in str(result.exception)
+    assert notes.read_text() == "prompts of mine"

@@ -50,6 +50,7 @@ BLACK, WHITE = Image.new("RGB", (40, 30), "black"), Image.new("RGB", (30, 44), "
     ("answer", "score"),
     [
         ("Score: 7", 7), ("score:10", 10), ("**Score: 3**", 3), ("**Score:** 3", 3), ("Score: 8/10.", 8), ("SCORE = 1", 1),
+        ("Score: 3 ... or rather Score: 9", None), ("Score: 4. Final score: 4", 4),
         ("The fox is there, two of three owls are not.\nScore: 4", 4), ('{"score": 6}', 6), ("9", 9), (" 7/10 ", 7),
         ("<think>Score: 2, or 3?</think>Score: 5", 5), ("Score: 5. I counted 3 dogs.", 5),
         ("Score: 0", None), ("Score: 11", None), ("Score: 100", None), ("Score: -3", None), ("Score: 7.5", None),

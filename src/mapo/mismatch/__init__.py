@@ -83,6 +83,8 @@ def measure(
     """
     if num_pairs < 1:
         raise MapoError(f"--num-pairs is {num_pairs}; it must be at least 1.")
+    if seed < 0:
+        raise MapoError(f"--seed is {seed}; it must not be negative.")
     if not seeds or draws < BINS or draws % BINS:
         raise ValueError(f"it takes a seed, and draws in a multiple of {BINS}")
     opened, found = PairSet(pairs), find_model(model)

@@ -13,7 +13,7 @@ import jinja2
 from markupsafe import Markup
 
 from mapo.errors import MapoError
-from mapo.files import prepare_out, write_text
+from mapo.files import prepare_file, write_text
 from mapo.images import check_pictures, is_sensitive
 from mapo.report.cards import Cards, count_gains, extremes
 from mapo.report.curves import draw_curves, read_metrics
@@ -67,7 +67,7 @@ def write_report(
     Raises MapoError when pictures are missing or their seeds do not match, when scores or votes are stale or
     incomplete, and when all prompts were trained on.
     """
-    _check_out(out, [*scores, *votes])
+    check_out(out, [*scores, *votes])
     first, second = read_pictures(before, after)
     tables = read_evidence(scores, first, second, may_be_empty=bool(votes))
     cast = read_people(votes, first, second)
@@ -118,13 +118,11 @@ def write_report(
     return dict(summary)
 
 
-def _check_out(out: Path, read: Sequence[Path]) -> None:
+def check_out(out: Path, read: Sequence[Path]) -> None:
     """Refuse a page that would be written over a folder, or over what it is made from."""
-    if out.is_dir():
-        raise MapoError(f"--out: {out} is a folder. Name the page to write, such as {out / 'report.html'}.")
     if out.exists() and any(path.exists() and path.samefile(out) for path in read):
         raise MapoError(f"--out: {out} is also given as --scores or --votes. Choose another name for the page.")
-    prepare_out(out)
+    prepare_file(out, "HTML page", b"<!doctype html", "report.html")
 
 
 def _about_prompts(training: Training, seen: set[str], run: Path | None, after: Rows) -> list[str]:

@@ -88,8 +88,8 @@ class Guard:
 
     @property
     def warns(self) -> bool:
-        """Whether the mean has moved by more than the spread."""
-        return abs(self.shift) > 1
+        """Whether the mean has moved, and by more than the spread."""
+        return self.difference.conclusive and abs(self.shift) > 1
 
 
 def read_pictures(before: Path, after: Path) -> tuple[Rows, Rows]:

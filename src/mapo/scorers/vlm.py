@@ -103,12 +103,16 @@ def read_template() -> str:
 
 
 def read_score(answer: str) -> int | None:
-    """The number behind the first "score:", or an answer that is nothing but a number; whole and 1 … 10, else None."""
+    """The number behind "score:", or an answer that is nothing but a number; whole and 1 … 10, else None.
+
+    Where "score:" stands more than once with different things behind it, nobody knows which was meant: None.
+    """
     text = re.sub(r"<think>.*?(?:</think>|$)", "", answer, flags=re.DOTALL).strip()
-    found = re.search(r"\bscore[\"'*_\s]*[:=][\"'*_\s]*(\S+)", text, re.IGNORECASE)
-    word = found[1] if found else text
-    number = re.fullmatch(r"[*_]*(\d{1,2})(?:\s*/\s*10)?[.,;}\"'*_]*", word)
-    return int(number[1]) if number and 1 <= int(number[1]) <= 10 else None
+    words = re.findall(r"\bscore[\"'*_\s]*[:=][\"'*_\s]*(\S+)", text, re.IGNORECASE) or [text]
+    numbers = [re.fullmatch(r"[*_]*(\d{1,2})(?:\s*/\s*10)?[.,;}\"'*_]*", word) for word in words]
+    said = {int(number[1]) if number else None for number in numbers}
+    (score,) = said if len(said) == 1 else (None,)
+    return score if score is not None and 1 <= score <= 10 else None
 
 
 def open_back_end(source: str | None) -> BackEnd:

@@ -7,6 +7,7 @@ order). Every interval therefore counts both. The numbers are those of the judge
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -272,11 +273,12 @@ def _pass(key: Key, cells: tuple[Cell, Cell]) -> dict[str, Any]:
 
 def ranking(cells: Cells, domain: str, pairs: int) -> dict[str, list[str]]:
     """The methods of a domain, the untrained model among them: the one of the highest score, those that cannot be told
-    from it, and those whose difference to it leaves 0 out, at 95 % for all comparisons together (Bonferroni)."""
+    from it, and those whose difference to it leaves 0 out, at 95 % for all pairs of methods together (Bonferroni),
+    as nobody knew before which one would be the highest."""
     keys = {m: (d, m, n) for d, m, n in cells if d == domain and n in (0, pairs)}
     best = max(keys, key=lambda m: estimate(cells[keys[m]].parts("score")).value)
     others = [m for m in keys if m != best]
-    level = 1 - 0.05 / max(1, len(others))
+    level = 1 - 0.05 / max(1, math.comb(len(keys), 2))
     enough = min(len(cells[key].looks) for m, key in keys.items() if m != "base") >= MIN_SEEDS
     worse = [m for m in others if enough and difference(cells[keys[best]], cells[keys[m]], level).sure]
     return {"best": [best], "level": [m for m in others if m not in worse], "worse": worse}
