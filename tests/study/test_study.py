@@ -72,10 +72,9 @@ def test_the_same_command_trains_nothing_again_and_half_a_line_is_made_again(mad
 
 
 def test_another_plan_and_unknown_names_are_refused(made, monkeypatch):
-    monkeypatch.setattr(module, "QUICK", replace(TINY, looks=(3,)))
-    with pytest.raises(MapoError, match="is a study with another looks"):
-        study(made, quick=True)
     monkeypatch.setattr(module, "QUICK", TINY)
+    with pytest.raises(MapoError, match="is a study with another looks"):
+        study(made, quick=True, looks=[3])
     with pytest.raises(MapoError, match="has pools of 8 pairs"):
         study(made, quick=True, pairs=[9])
     with pytest.raises(MapoError, match="There is no domain 'saftey'.*safety"):
@@ -107,7 +106,7 @@ def test_of_equal_scores_the_one_that_keeps_prompts_followed_is_chosen():
 
 
 def test_numbers_that_make_no_sense_are_refused(tmp_path):
-    for wrong in ({"seeds": 0}, {"pairs": [0]}, {"workers": 0}):
+    for wrong in ({"seeds": 0}, {"pairs": [0]}, {"looks": [0, 4]}, {"workers": 0}):
         with pytest.raises(MapoError, match="at least 1"):
             study(tmp_path / "new", **wrong)
     assert not (tmp_path / "new").exists()

@@ -80,6 +80,7 @@ def study(
     methods: Sequence[str] = (),
     pairs: Sequence[int] = (),
     seeds: int | None = None,
+    looks: Sequence[int] = (),
     workers: int | None = None,
 ) -> None:
     """Run a study into ``out``, or go on with it. What is not named is as in the plan (``QUICK`` or the full one).
@@ -90,7 +91,7 @@ def study(
     from mapo.study.tables import write_tables
     from mapo.work import locked
 
-    plan = _plan(QUICK if quick else Plan(), domains, methods, pairs, seeds)
+    plan = _plan(QUICK if quick else Plan(), domains, methods, pairs, seeds, looks)
     if workers is not None and workers < 1:
         raise MapoError("--workers has to be at least 1.")
     _open(out, plan)
@@ -112,7 +113,14 @@ def study(
     print(f"tables: {out / 'tables.md'}; figures: {out / 'figures'}")
 
 
-def _plan(plan: Plan, domains: Sequence[str], methods: Sequence[str], pairs: Sequence[int], seeds: int | None) -> Plan:
+def _plan(
+    plan: Plan,
+    domains: Sequence[str],
+    methods: Sequence[str],
+    pairs: Sequence[int],
+    seeds: int | None,
+    looks: Sequence[int],
+) -> Plan:
     from mapo.study.domains import DOMAINS
 
     for given, known, what in ((domains, DOMAINS, "domain"), (methods, METHODS, "method")):
@@ -124,10 +132,11 @@ def _plan(plan: Plan, domains: Sequence[str], methods: Sequence[str], pairs: Seq
         "methods": tuple(dict.fromkeys(methods)),
         "pairs": tuple(dict.fromkeys(pairs)),
         "seeds": seeds,
+        "looks": tuple(sorted(set(looks))),
     }
     plan = replace(plan, **{k: v for k, v in changed.items() if v not in ((), None)})
-    if plan.seeds < 1 or min(plan.pairs) < 1:
-        raise MapoError("--seeds and --pairs have to be at least 1.")
+    if plan.seeds < 1 or min(*plan.pairs, *plan.looks) < 1:
+        raise MapoError("--seeds, --pairs and --look have to be at least 1.")
     return replace(plan, pool=max(plan.pool, *plan.pairs))
 
 
