@@ -463,7 +463,13 @@ def demo(out: Path, recipe: str) -> None:
 @click.option("--method", "methods", multiple=True, help="Only this objective (repeat for more).")
 @click.option("--pairs", type=int, multiple=True, help="Train on so many pairs (repeat for more).")
 @click.option("--seeds", type=int, help="Trainings of each method, domain and number of pairs.")
-@click.option("--look", "looks", type=int, multiple=True, help="Look at a trial after so many steps (repeat for more).")
+@click.option(
+    "--look",
+    "looks",
+    type=int,
+    multiple=True,
+    help="Look at trials after so many steps (repeat for more); default: 16, 48.",
+)
 @click.option("--workers", type=int, help="Trainings at a time; default: one per core, or one on a GPU.")
 def study(out: Path, **how: Any) -> None:
     """Test the paper's claims on the built-in world: methods, domains, numbers of pairs, with intervals.

@@ -213,12 +213,9 @@ class Task:
         """What the caller is told of the table."""
         names = {asked.name for asked in self.asked}
         asked = [row for row in self.table if row["scorer"] in names]
-        said = {(row["scorer"], row["prompt_id"], row["seed"]) for row in asked if row["value"] is not None}
-        silent = {
-            (row["prompt_id"], row["seed"])
-            for row in asked
-            if (row["scorer"], row["prompt_id"], row["seed"]) not in said
-        }
+        keys = [(row["scorer"], row["prompt_id"], row["seed"]) for row in asked]
+        said = {key for key, row in zip(keys, asked, strict=True) if row["value"] is not None}
+        silent = {key[1:] for key in keys if key not in said}
         missing = sum(row["value"] is None for row in asked)
         return {"pictures": len(self.images), "scored": self.scored, "missing": missing, "silent": len(silent)}
 

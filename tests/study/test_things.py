@@ -10,7 +10,7 @@ from mapo.mini.scenes import BACKGROUNDS, COLOURS, context, parse
 from mapo.study.things import (
     CORNERS,
     LearnedProbe,
-    _subject,
+    draw_subject,
     motif_by_learning,
     motif_by_search,
     subject_by_learning,
@@ -68,7 +68,7 @@ def test_seeing_by_learning_is_right_on_drawings(probes):
 
 def test_both_ways_of_seeing_say_what_a_broken_subject_is_nearer_to(probes):
     rng = random.Random(5)
-    broken = [_subject(rng, whole=False) for _ in range(80)]
+    broken = [draw_subject(rng, whole=False) for _ in range(80)]
     pictures, right = np.stack([p for p, _ in broken]), np.array([labels[0] == 1 for _, labels in broken])
     assert 0.2 < right.mean() < 0.8
     for seen in (subject_by_search(pictures), subject_by_learning(pictures, probes["subject"])):

@@ -90,7 +90,7 @@ def measure(
     opened, found = PairSet(pairs), find_model(model)
     family = family_of(found)
     key, sampling = cache_key(family, found, None, False), default_sampling(found, **how)
-    pace = {"precision": sampling.precision, "images_per_batch": sampling.images_per_batch}  # changes no picture
+    pace = {"precision": sampling.precision, "images_per_batch": sampling.images_per_batch}  # change them by rounding
     usual = sampling == default_sampling(found, **pace)
     members, of_pairs = choose_pairs(opened, split, num_pairs, seed)
     scorer = load_encoder(encoder or default_encoder(found))

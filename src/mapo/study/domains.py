@@ -46,7 +46,7 @@ PNG = bytes
 MADE_BY, CONFIRMED_BY = "mini-learned", "mini-search"  # judges of the pairs and of the search; of the results
 NOISE = 0.15  # share of verdicts that the annotator of the general domain gets wrong
 CANDIDATES = 5  # pictures of a prompt that this annotator sees
-PHOTOS = 10  # of the subject, each in another colour on another background
+PHOTOS = 10  # of the subject, no two of one colour on one background
 PHRASES = ("", "realistic image.", "realistic 8k image.", "a realistic photo of")  # about the subject
 Flags = NDArray[np.bool_]
 

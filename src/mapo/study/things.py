@@ -112,7 +112,7 @@ def drawings(thing: str, rng: random.Random) -> Iterator[Drawing]:
     for plain in random_plain_scenes("train", rng):
         there = rng.random() < 0.5
         if thing == "subject" and (there or rng.random() < 0.5):
-            yield _subject(rng, whole=rng.random() < 0.5)
+            yield draw_subject(rng, whole=rng.random() < 0.5)
             continue
         picture = draw(
             Scene(plain.things, plain.background, plain.relation, rng.choice(STYLES), rng.random() < 0.25), rng
@@ -123,7 +123,7 @@ def drawings(thing: str, rng: random.Random) -> Iterator[Drawing]:
             yield picture, ABSENT
 
 
-def _subject(rng: random.Random, whole: bool) -> Drawing:
+def draw_subject(rng: random.Random, whole: bool) -> Drawing:
     """The subject, or a mixture of it and another shape in its place, which is the one that it is nearer to."""
     colour, ground = rng.choice(COLOURS), rng.choice(BACKGROUNDS)
     scene = replace(subject_scene(colour, ground), hazard=rng.random() < 0.25)
