@@ -91,12 +91,6 @@ def test_a_trial_that_diverges_is_a_result_and_the_worst_one(made):
         run(made, replace(job, split="test"))
 
 
-def test_with_more_pairs_than_settings_were_chosen_at_a_training_goes_on_until_it_saw_each():
-    plan = module.Plan()
-    assert [module.looks_of(16, pairs, plan) for pairs in (64, 256, 1024, 1025)] == [(16,), (16,), (16, 128), (16, 129)]
-    assert module.looks_of(48, 300, plan) == (48,)
-
-
 def test_of_equal_scores_the_one_that_keeps_prompts_followed_is_chosen():
     look = {"same": True, "reached mini-learned": "0000", "followed mini-learned": "0000"}
     kept = {**look, "followed mini-learned": "1111"}

@@ -63,12 +63,15 @@ class Plan:
     seeds: int = 5
     trials: int = 6  # of every method in every domain
     tuned_at: int = 256
-    looks: tuple[int, ...] = (16, 48)  # steps of 8 pairs after which a trial is looked at; the best ends training
+    looks: tuple[int, ...] = (16, 48, 128)  # steps of 8 pairs after which a trial is looked at; the best ends training
     picture_seeds: int = 2
     pool: int = 1024
 
 
-QUICK = Plan(domains=("safety", "culture"), pairs=(64,), seeds=3, trials=3, tuned_at=64, picture_seeds=1, pool=128)
+QUICK = Plan(
+    domains=("safety", "culture"), pairs=(64,), seeds=3,
+    trials=3, tuned_at=64, looks=(16, 48), picture_seeds=1, pool=128,
+)  # fmt: skip
 MAY_GROW = ("domains", "methods", "pairs", "seeds", "trials")
 
 
@@ -341,24 +344,14 @@ def _tune(crew: Crew, domain: str, plan: Plan, untrained: Mapping[str, Any], bar
     return found
 
 
-def looks_of(chosen: int, pairs: int, plan: Plan) -> tuple[int, ...]:
-    """The steps after which a training is looked at: those that were chosen, and on more pairs than they were chosen
-    at also those that show it every pair once."""
-    from mapo.study.runs import PAIRS_PER_STEP
-
-    one_pass = -(-pairs // PAIRS_PER_STEP)
-    return (chosen, one_pass) if pairs > plan.tuned_at and one_pass > chosen else (chosen,)
-
-
 def _run_all(crew: Crew, domain: str, plan: Plan, tuned: Mapping[str, Found], bar: Any) -> None:
     from mapo.study.domains import DOMAINS
     from mapo.study.runs import Job, run
 
     def task(method: str, pairs: int, seed: int) -> Callable[[], None]:
         best = tuned[method].result
-        steps, settings = looks_of(best["steps"], pairs, plan), tuple(best["settings"].items())
-        seeds, version = plan.picture_seeds, DOMAINS[domain].version
-        job = Job(domain, method, settings, pairs, seed, steps, "test", seeds, version)
+        settings, version = tuple(best["settings"].items()), DOMAINS[domain].version
+        job = Job(domain, method, settings, pairs, seed, (best["steps"],), "test", plan.picture_seeds, version)
 
         def work() -> None:
             crew.do("runs", job, run, crew.out, job)

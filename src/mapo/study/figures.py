@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from mapo.files import replacing
 from mapo.study.domains import DOMAINS, MADE_BY
-from mapo.study.tables import Cell, Estimate, Key, estimate, read_passes
+from mapo.study.tables import Cell, Estimate, Key, estimate
 from mapo.winrate import MIN_PROMPTS
 
 COLOURS = {
@@ -23,7 +23,7 @@ COLOURS = {
 def draw_figures(out: Path, cells: Mapping[Key, Cell], titles: Mapping[str, str], tables: Mapping[str, Any]) -> None:
     """Write the PNG files into ``out/figures``."""
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        _save(_by_pairs(cells, read_passes(out), titles), out / "figures" / "score-by-pairs.png")
+        _save(_by_pairs(cells, titles), out / "figures" / "score-by-pairs.png")
         if tables.get("mismatch") and tables["leads"] and (by_mismatch := _by_mismatch(tables, titles)):
             _save(by_mismatch, out / "figures" / "lead-by-mismatch.png")
         if ablation := _ablation(out, titles):
@@ -46,18 +46,13 @@ def _legend(figure: Figure, columns: int) -> None:
     )
 
 
-def _by_pairs(cells: Mapping[Key, Cell], passes: Mapping[Key, tuple[Cell, Cell]], titles: Mapping[str, str]) -> Figure:
-    """A panel per domain: score with its interval against the number of pairs, a line per method. Behind a dotted line
-    stand, hollow, trainings on the most pairs that went on until each was seen once."""
+def _by_pairs(cells: Mapping[Key, Cell], titles: Mapping[str, str]) -> Figure:
+    """A panel per domain: score with its interval against the number of pairs, a line per method."""
     domains = [d for d in DOMAINS if any(key[0] == d for key in cells)]
     columns = min(3, len(domains))
     lines = -(-len(domains) // columns)
     figure = Figure(figsize=(3.6 * columns, 2.9 * lines))
     sizes = sorted({key[2] for key in cells})
-    ticks = [f"{n:,}" for n in sizes]
-    longer = {key: last for key, (_, last) in passes.items() if key[2] == sizes[-1]}
-    if longer:
-        ticks.append(f"{sizes[-1]:,}\nlonger")
     for number, domain in enumerate(domains):
         axes = figure.add_subplot(lines, columns, number + 1)
         base = cells.get((domain, "base", 0))
@@ -73,17 +68,8 @@ def _by_pairs(cells: Mapping[Key, Cell], passes: Mapping[Key, tuple[Cell, Cell]]
                 places, [100 * v.value for v in values], errors, color=COLOURS.get(method), label=titles[method],
                 marker="o", markersize=3.5, linewidth=1.4, capsize=2, elinewidth=0.9,
             )  # fmt: skip
-            if (domain, method, sizes[-1]) in longer:
-                last = estimate(longer[domain, method, sizes[-1]].parts("score"))
-                axes.errorbar(
-                    [len(sizes) + dodge], [100 * last.value],
-                    [[100 * (last.value - last.low)], [100 * (last.high - last.value)]], color=COLOURS.get(method),
-                    marker="o", markersize=4, markerfacecolor="white", capsize=2, elinewidth=0.9, linestyle="",
-                )  # fmt: skip
-        if longer:
-            axes.axvline(len(sizes) - 0.5, color="#999999", linewidth=0.8, linestyle=":")
         axes.set_title(DOMAINS[domain].title, loc="left", fontweight="bold")
-        axes.set_xticks(range(len(ticks)), ticks)
+        axes.set_xticks(range(len(sizes)), [f"{n:,}" for n in sizes])
         axes.set_ylim(-3, 103)
         axes.grid(axis="y", color="#e5e5e5", linewidth=0.7)
         if number % columns == 0:

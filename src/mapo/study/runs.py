@@ -86,9 +86,9 @@ def _run(work: Path, folder: Path, job: Job) -> list[dict[str, Any]]:
         try:
             train(config, folder / "run")
         except DivergedError as error:
-            if job.split == "test" and not results:
+            if job.split == "test":
                 raise
-            return [*results, {"steps": steps, "failed": str(error)}]  # of a search, or of a longer training: a result
+            return [*results, {"steps": steps, "failed": str(error)}]  # of a search, a result
         results.append({"steps": steps, **look(work, job, str(folder / "run")), **_speed(folder / "run")})
     return results
 

@@ -137,31 +137,12 @@ class Cell:
 
 
 def read_cells(out: Path) -> dict[Key, Cell]:
-    """All results on test prompts; the base is the method ``base`` with 0 pairs."""
-    found = _results(out)
-    return {key: Cell(tuple(looks[0] for looks in rows), _wordings(key)) for key, rows in found.items()}
-
-
-def read_passes(out: Path) -> dict[Key, tuple[Cell, Cell]]:
-    """Of trainings that went on until they had seen every pair once: after the chosen steps, and at their end."""
-    found = _results(out, longer=True)
-    return {
-        key: tuple(Cell(tuple(looks[n] for looks in rows), _wordings(key)) for n in (0, -1))  # type: ignore[misc]
-        for key, rows in found.items()
-    }
-
-
-def _wordings(key: Key) -> int:
-    return DOMAINS[key[0]].wordings
-
-
-def _results(out: Path, longer: bool = False) -> dict[Key, list[list[Mapping[str, Any]]]]:
-    """The looks on test prompts of each training, in the order of their seeds; if ``longer``, of those with two.
+    """All results on test prompts; the base is the method ``base`` with 0 pairs.
 
     Of a method whose settings were chosen again only runs with the new ones count. Only seeds that all methods of a
     domain and number of pairs have are kept: methods are compared on the same seeds.
     """
-    found: dict[Key, dict[int, list[Mapping[str, Any]]]] = {}
+    found: dict[Key, dict[int, Mapping[str, Any]]] = {}
     tuned = _read(out / "tuned.json") or {}
     for name in ("base", "runs"):
         for row in Ledger(out / f"{name}.jsonl").rows.values():
@@ -169,18 +150,16 @@ def _results(out: Path, longer: bool = False) -> dict[Key, list[list[Mapping[str
             if job["split"] != "test" or job["version"] != DOMAINS[job["domain"]].version:
                 continue
             best = tuned.get(f"{job['domain']} {job['method']}", {}).get("result")
-            if best and (dict(job["settings"]) != best["settings"] or job["steps"][0] != best["steps"]):
+            if best and (dict(job["settings"]) != best["settings"] or job["steps"] != [best["steps"]]):
                 continue
-            looks = [row["looks"]] if isinstance(row["looks"], dict) else row["looks"]
-            if longer and (len(looks) == 1 or "failed" in looks[-1]):
-                continue
-            found.setdefault((job["domain"], job["method"], job["pairs"]), {})[job["seed"]] = looks
-    kept = {}
+            look = row["looks"] if isinstance(row["looks"], dict) else row["looks"][0]
+            found.setdefault((job["domain"], job["method"], job["pairs"]), {})[job["seed"]] = look
+    cells = {}
     for (domain, method, pairs), rows in found.items():
         others = [set(v) for (d, m, p), v in found.items() if (d, p) == (domain, pairs)]
         if common := sorted(set.intersection(*others)):
-            kept[domain, method, pairs] = [rows[seed] for seed in common]
-    return kept
+            cells[domain, method, pairs] = Cell(tuple(rows[seed] for seed in common), DOMAINS[domain].wordings)
+    return cells
 
 
 # ------------------------------------------------------------------ writing
@@ -201,9 +180,7 @@ def write_tables(out: Path, plan: Any) -> None:
         {"domain": domain, "pairs": pairs, **ranking(cells, domain, pairs)}
         for domain, pairs in sorted({(d, n) for d, _, n in cells if n}, key=lambda k: (list(DOMAINS).index(k[0]), k[1]))
     ]
-    passes = [_pass(*item) for item in sorted(read_passes(out).items(), key=_order)]
-    leads = [row for row in lead if row]
-    tables = {"version": 2, "rows": rows, "leads": leads, "ranks": ranks, "passes": passes, **extra}
+    tables = {"version": 2, "rows": rows, "leads": [row for row in lead if row], "ranks": ranks, **extra}
     write_json(out / "tables.json", tables)
     write_text(out / "scale.toml", scale_toml(tables))
     write_text(out / "tables.md", _markdown(tables, titles))
@@ -253,24 +230,6 @@ def _lead(cells: Cells, key: Key) -> dict[str, Any] | None:
     return {"domain": domain, "method": method, "pairs": pairs, **vars(found), "sure": found.sure and enough}
 
 
-def _pass(key: Key, cells: tuple[Cell, Cell]) -> dict[str, Any]:
-    """What it brought to go on until every pair was seen once."""
-    (domain, method, pairs), (short, long) = key, cells
-    told = {
-        "short": estimate(short.parts("score")),
-        "long": estimate(long.parts("score")),
-        "gain": difference(long, short),
-    }
-    row = {
-        "domain": domain,
-        "method": method,
-        "pairs": pairs,
-        "seeds": len(long.looks),
-        "steps": long.looks[0]["steps"],
-    }
-    return row | {name: vars(estimated) for name, estimated in told.items()}
-
-
 def ranking(cells: Cells, domain: str, pairs: int) -> dict[str, list[str]]:
     """The methods of a domain, the untrained model among them: the one of the highest score, those that cannot be told
     from it, and those whose difference to it leaves 0 out, at 95 % for all pairs of methods together (Bonferroni),
@@ -316,16 +275,6 @@ def _markdown(tables: Mapping[str, Any], titles: Mapping[str, str]) -> str:
         for row in tables["ranks"]:
             told = ["; ".join(titles[m] for m in row[name]) or "none" for name in ("best", "level", "worse")]
             lines.append(f"| {DOMAINS[row['domain']].title} | {row['pairs']} | " + " | ".join(told) + " |")
-    if tables["passes"]:
-        lines += [
-            "",
-            "| domain | pairs | method | seeds | score, chosen steps | all pairs seen once | steps | gain, points |",
-            "|---|---|---|---|---|---|---|---|",
-        ]
-        for row in tables["passes"]:
-            what = (DOMAINS[row["domain"]].title, row["pairs"], titles[row["method"]], row["seeds"])
-            found = (Estimate(**row["short"]), Estimate(**row["long"]), row["steps"], Estimate(**row["gain"]).signed)
-            lines.append("| " + " | ".join(map(str, what + found)) + " |")
     if tables["mismatch"]:
         lines += [
             "",
