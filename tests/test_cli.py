@@ -158,6 +158,25 @@ def test_a_stopped_run_saves_and_exits_with_130_and_the_same_command_goes_on(tmp
     assert (out / "run.json").exists()
 
 
+def test_a_verb_that_is_told_to_end_says_so_and_the_same_command_goes_on(tmp_path, sdxl):
+    out, env = tmp_path / "images", {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = ["sample", "--model", sdxl, "--prompts", "mini:validation", "--out", out, "--steps", "2"]
+    command += ["--images-per-batch", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mapo", *map(str, command)], stderr=subprocess.PIPE, text=True, env=env
+    )
+    until = time.monotonic() + 120
+    while time.monotonic() < until and not list(tmp_path.rglob("*.png")):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in said
+    assert said.splitlines()[-1] == "mapo: Stopped. Nothing half-written was left; the same command goes on."
+    again = mapo(*command, env=env)
+    assert again.returncode == 0, again.stderr
+    assert len(list(out.rglob("*.png"))) == len((out / "manifest.jsonl").read_text().splitlines())
+
+
 @pytest.mark.parametrize("adapter", ["full", "lora"])
 def test_a_foreign_model_with_v_prediction_goes_the_whole_road(tmp_path, sdxl_v, adapter):
     """Other sizes, another scheduler: build, train, sample, export, with files between the stages."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -518,7 +519,8 @@ def _say(text: str) -> None:
 
 
 def main() -> None:
-    """Run a verb; what went wrong is said in a sentence (exit code 2, or 130 for Ctrl-C)."""
+    """Run a verb; what went wrong is said in a sentence (exit code 2, or 130 for Ctrl-C and SIGTERM)."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.simplefilter("ignore", FutureWarning)  # libraries talking to programmers
     warnings.filterwarnings("ignore", module="PIL")  # about pictures that are refused or counted by us

@@ -7,7 +7,6 @@ training is a line in ``trials.jsonl`` or ``runs.jsonl`` and is made once, so th
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import shutil
@@ -98,8 +97,6 @@ def study(
     if workers is not None and workers < 1:
         raise MapoError("--workers has to be at least 1.")
     _open(out, plan)
-    with contextlib.suppress(ValueError):  # not in the main thread
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as by Ctrl-C, and leave no process behind
     with locked(out, ["study"]), Crew(out, workers or _workers()) as crew:
         bar = tqdm(total=len(plan.domains) * _count(plan), desc="study", unit="run", smoothing=0)
         for domain in plan.domains:
