@@ -23,7 +23,7 @@ from concurrent.futures import (
 )
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from threading import Lock
+from threading import Lock, RLock
 from typing import Any
 
 from tqdm import tqdm
@@ -35,17 +35,21 @@ from mapo.study.search import Found, compass
 
 @dataclass(frozen=True)
 class Method:
-    """An objective, where its search begins, and by which factors it moves."""
+    """An objective, where its search begins, by which factors it moves, and after which steps, beside the plan's, its
+    trials are looked at."""
 
     title: str
     start: Mapping[str, float]
     factors: Mapping[str, float]
+    looks: tuple[int, ...] = ()
 
 
 LR = {"lr": 1e-4}
 METHODS: dict[str, Method] = {
     "sft": Method("SFT on chosen", LR, {"lr": 10**0.5}),
-    "dpo": Method("Diffusion-DPO", {**LR, "beta": 1000.0}, {"lr": 10**0.5, "beta": 4.0}),
+    # Far from the reference it is a race: chosen pictures are learned for some steps, then all prompts are forgotten.
+    # So it begins lower, moves β further, and may be stopped at more places.
+    "dpo": Method("Diffusion-DPO", {"lr": 3e-5, "beta": 100.0}, {"lr": 10**0.5, "beta": 10.0}, (24, 32, 64, 96)),
     "mapo": Method("MaPO, public code", {**LR, "beta": 0.1}, {"lr": 10**0.5, "beta": 4.0}),
     "mapo_aaai": Method("MaPO, AAAI paper", {**LR, "beta": 8.0}, {"lr": 10**0.5, "beta": 4.0}),
     "mapo_relative": Method("MaPO, relative margin", {**LR, "beta": 2.0}, {"lr": 10**0.5, "beta": 4.0}),
@@ -176,6 +180,7 @@ def _begin(threads: int, log: Path) -> None:
 
     sys.stdout = sys.stderr = log.open("a", encoding="utf-8")  # their bars would write into ours
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told, and stops us
+    tqdm.set_lock(RLock())  # its own choice is a semaphore of the system, which would outlive us
     torch.set_num_threads(threads)
 
 
@@ -322,9 +327,12 @@ def _tune(crew: Crew, domain: str, plan: Plan, untrained: Mapping[str, Any], bar
     version = DOMAINS[domain].version
 
     def task(method: str) -> Callable[[], Found]:
+        more = (steps for steps in METHODS[method].looks if steps < plan.looks[-1])
+        steps = tuple(sorted({*plan.looks, *more}))
+
         def evaluate(settings: dict[str, float]) -> tuple[float, Any]:
             told = tuple((k, float(f"{v:.4g}")) for k, v in settings.items())
-            job = Job(domain, method, told, plan.tuned_at, 1000, plan.looks, "validation", 1, version)
+            job = Job(domain, method, told, plan.tuned_at, 1000, steps, "validation", 1, version)
             looks = crew.do("trials", job, run, crew.out, job)["looks"]
             bar.update()
             best = max(looks, key=merit)
