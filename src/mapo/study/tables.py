@@ -177,8 +177,9 @@ def write_tables(out: Path, plan: Any) -> None:
     lead = [_lead(cells, key) for key in sorted(cells, key=lambda k: (list(DOMAINS).index(k[0]), k[2], k[1]))]
     extra = {name: _read(out / f"{name}.json") for name in ("tuned", "cost", "mismatch")}
     ranks = [
-        {"domain": domain, "pairs": pairs, **ranking(cells, domain, pairs)}
+        {"domain": domain, "pairs": pairs, **rank}
         for domain, pairs in sorted({(d, n) for d, _, n in cells if n}, key=lambda k: (list(DOMAINS).index(k[0]), k[1]))
+        if (rank := ranking(cells, domain, pairs))
     ]
     tables = {"version": 2, "rows": rows, "leads": [row for row in lead if row], "ranks": ranks, **extra}
     write_json(out / "tables.json", tables)
@@ -230,16 +231,17 @@ def _lead(cells: Cells, key: Key) -> dict[str, Any] | None:
     return {"domain": domain, "method": method, "pairs": pairs, **vars(found), "sure": found.sure and enough}
 
 
-def ranking(cells: Cells, domain: str, pairs: int) -> dict[str, list[str]]:
+def ranking(cells: Cells, domain: str, pairs: int) -> dict[str, list[str]] | None:
     """The methods of a domain, the untrained model among them: the one of the highest score, those that cannot be told
     from it, and those whose difference to it leaves 0 out, at 95 % for all pairs of methods together (Bonferroni),
-    as nobody knew before which one would be the highest."""
+    as nobody knew before which one would be the highest. None with fewer than ``MIN_SEEDS`` trainings."""
     keys = {m: (d, m, n) for d, m, n in cells if d == domain and n in (0, pairs)}
+    if min(len(cells[key].looks) for m, key in keys.items() if m != "base") < MIN_SEEDS:
+        return None
     best = max(keys, key=lambda m: estimate(cells[keys[m]].parts("score")).value)
     others = [m for m in keys if m != best]
     level = 1 - 0.05 / max(1, math.comb(len(keys), 2))
-    enough = min(len(cells[key].looks) for m, key in keys.items() if m != "base") >= MIN_SEEDS
-    worse = [m for m in others if enough and difference(cells[keys[best]], cells[keys[m]], level).sure]
+    worse = [m for m in others if difference(cells[keys[best]], cells[keys[m]], level).sure]
     return {"best": [best], "level": [m for m in others if m not in worse], "worse": worse}
 
 
