@@ -91,6 +91,12 @@ def test_a_trial_that_diverges_is_a_result_and_the_worst_one(made):
         run(made, replace(job, split="test"))
 
 
+def test_diffusion_dpo_may_stop_at_more_places_but_not_later_than_the_others():
+    assert module.looks_of("dpo", module.Plan()) == (16, 24, 32, 48, 64, 96, 128)
+    assert module.looks_of("dpo", QUICK) == (16, 24, 32, 48)
+    assert module.looks_of("mapo", module.Plan()) == (16, 48, 128)
+
+
 def test_of_equal_scores_the_one_that_keeps_prompts_followed_is_chosen():
     look = {"same": True, "reached mini-learned": "0000", "followed mini-learned": "0000"}
     kept = {**look, "followed mini-learned": "1111"}

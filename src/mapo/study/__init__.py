@@ -321,6 +321,11 @@ def merit(looked: Mapping[str, Any]) -> float:
     return value(looked) + 1e-4 * sum(flags.count("1") / len(flags) for flags in told)
 
 
+def looks_of(method: str, plan: Plan) -> tuple[int, ...]:
+    """The steps after which a method's trials are looked at: the plan's, and before its last one the method's own."""
+    return tuple(sorted({*plan.looks, *(steps for steps in METHODS[method].looks if steps < max(plan.looks))}))
+
+
 def _tune(crew: Crew, domain: str, plan: Plan, untrained: Mapping[str, Any], bar: Any) -> dict[str, Found]:
     """Settings and number of steps for each method."""
     from mapo.study.domains import DOMAINS
@@ -329,8 +334,7 @@ def _tune(crew: Crew, domain: str, plan: Plan, untrained: Mapping[str, Any], bar
     version = DOMAINS[domain].version
 
     def task(method: str) -> Callable[[], Found]:
-        more = (steps for steps in METHODS[method].looks if steps < plan.looks[-1])
-        steps = tuple(sorted({*plan.looks, *more}))
+        steps = looks_of(method, plan)
 
         def evaluate(settings: dict[str, float]) -> tuple[float, Any]:
             told = tuple((k, float(f"{v:.4g}")) for k, v in settings.items())
