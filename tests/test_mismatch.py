@@ -440,12 +440,16 @@ def test_a_study_writes_the_scale_that_is_read(tmp_path):
             for n in (64, 256)
             for domain in ("general", "personalization")
         ],
-        "tuned": {"general mapo": {"result": {"settings": {"lr": 1e-4, "beta": 0.1}}}},
+        "tuned": {"general mapo": {"result": {"settings": {"lr": 1e-4, "beta": 0.1}, "steps": 48}}},
     }
     (tmp_path / "scale.toml").write_text(scale_toml(tables))
     (one,) = read_scale(tmp_path / "scale.toml")
     assert one.name == "general preference" and one.distance == one.relative_gap == (0.5, 0.25, 1)
-    assert one.settings == {"lr": 1e-4, "beta": 0.1} and (one.best, one.level, one.worse) == ("mapo", ["sft"], ["dpo"])
+    assert one.settings == {"lr": 1e-4, "beta": 0.1, "steps": 48} and (one.best, one.level, one.worse) == (
+        "mapo",
+        ["sft"],
+        ["dpo"],
+    )
     assert one.pairs == 256
     assert read_scale(tmp_path / "absent.toml") == []
 

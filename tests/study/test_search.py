@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mapo.study.search import compass
+from mapo.study.search import Found, compass, lengthen
 
 START, FACTORS = {"lr": 1e-4, "beta": 8.0}, {"lr": 10**0.5, "beta": 4.0}
 
@@ -48,3 +48,25 @@ def test_a_best_point_whose_neighbours_were_not_all_tried_is_not_called_interior
 def test_the_result_of_the_best_point_is_kept():
     found = compass(hill(START), START, FACTORS, 6)
     assert found.settings == START == found.result
+
+
+@pytest.mark.parametrize(
+    ("top", "enough", "best", "tried"),
+    [
+        (384, 0.95, 384, [384, 1152]),  # as long as it helps
+        (128, 0.95, 128, [384]),
+        (1152, 0.9, 384, [384]),  # 0.5, 0.9, 0.99: until that is enough
+        (1152, 0.3, 128, []),
+    ],
+)
+def test_an_optimum_at_the_last_look_is_followed(top, enough, best, tried):
+    merits = {128: 0.5, 384: 0.9, 1152: 0.99, 3456: 0.2}
+    asked = []
+
+    def evaluate(steps):
+        asked.append(steps)
+        return (merits[steps] if steps <= top else 0.1), steps
+
+    found = lengthen(evaluate, Found(START, 0.5, 128, 6, True), 128, enough)
+    assert (found.result, asked) == (best, tried)
+    assert found.merit == merits[best] and found.settings == START

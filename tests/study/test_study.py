@@ -1,10 +1,11 @@
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 import mapo.study as module
-from mapo.errors import DivergedError, MapoError
+from mapo.errors import MapoError
 from mapo.study import QUICK, study
 from mapo.study.cost import cost
 from mapo.study.runs import Job, run
@@ -83,12 +84,41 @@ def test_another_plan_and_unknown_names_are_refused(made, monkeypatch):
         study(made, methods=["ddpo"])
 
 
-def test_a_trial_that_diverges_is_a_result_and_the_worst_one(made):
+def test_a_training_that_diverges_is_a_result_and_the_worst_one(made):
     job = Job("safety", "sft", (("lr", 1e30),), 8, 0, (3,), "validation", 1, version=2)
     (look,) = run(made, job)
     assert look["steps"] == 3 and "not finite" in look["failed"] and module.merit(look) < 0
-    with pytest.raises(DivergedError):
-        run(made, replace(job, split="test"))
+    (test,) = run(made, replace(job, split="test", picture_seeds=2))
+    known = lines(made, "base")[0]["looks"]
+    assert test["reached mini-search"] == "0" * 84 == test["followed mini-learned"]
+    assert test["prompts"] == known["prompts"] == [42, 42] and test["same"] is known["same"]
+
+
+def test_the_best_trial_goes_further_where_it_was_best_at_its_last_look(tmp_path):
+    def train(work, job):
+        share = {"sft": {1: 1, 2: 3, 6: 5, 18: 4}, "dpo": {1: 3, 2: 1}}[job.method]
+        flags = {steps: "1" * share[steps] + "0" * (10 - share[steps]) for steps in job.steps}
+        told = ("reached mini-learned", "followed mini-learned")
+        return [{"steps": steps, "same": True, **dict.fromkeys(told, flags[steps])} for steps in job.steps]
+
+    class Here(module.Crew):
+        def do(self, ledger, job, work, *args):
+            return {"looks": train(*args)}
+
+    base = {"same": True, "reached mini-learned": "0", "followed mini-learned": "0"}
+    bar = SimpleNamespace(total=0, update=lambda: None)
+    with Here(tmp_path, 1) as crew:
+        found = module._tune(crew, "safety", replace(TINY, longer=True), base, bar)
+        assert {method: best.result["steps"] for method, best in found.items()} == {"sft": 6, "dpo": 1}
+        assert bar.total == 2  # 6 and 18 steps
+        found = module._tune(crew, "safety", TINY, base, bar)
+        assert {method: best.result["steps"] for method, best in found.items()} == {"sft": 2, "dpo": 1}
+
+
+def test_steps_that_are_named_are_the_last_ones():
+    assert module._plan(module.Plan(), (), (), (), None, ()).longer
+    assert not module._plan(module.Plan(), (), (), (), None, (16, 48)).longer
+    assert not QUICK.longer
 
 
 def test_diffusion_dpo_may_stop_at_more_places_but_not_later_than_the_others():

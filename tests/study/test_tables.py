@@ -109,3 +109,12 @@ def test_methods_are_compared_on_seeds_that_all_of_them_have(tmp_path):
     cells = read_cells(tmp_path)
     assert [look["seed"] for look in cells["safety", "dpo", 64].looks] == [0, 2]
     assert [look["seed"] for look in cells["safety", "mapo", 64].looks] == [0, 2]
+
+
+def test_a_training_that_diverged_counts_with_zeros_and_has_no_error():
+    lost = {"prompts": [2, 2], "same": True, "failed": "loss is not finite"}
+    lost |= {"reached mini-search": "00", "followed mini-search": "00"}
+    good = {**lost, "reached mini-search": "11", "followed mini-search": "11", "error chosen": 0.25}
+    del good["failed"]
+    assert estimate(Cell((good, lost)).parts("score")).value == pytest.approx(0.5)
+    assert Cell((good, lost)).mean("error chosen") == 0.25 and Cell((lost,)).mean("error chosen") is None

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from mapo.errors import MapoError, suggest
 from mapo.files import prepare_out, read_json, write_json
-from mapo.study.search import Found, compass
+from mapo.study.search import Found, compass, lengthen
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,16 @@ class Plan:
     trials: int = 6  # of every method in every domain
     tuned_at: int = 256
     looks: tuple[int, ...] = (16, 48, 128)  # steps of 8 pairs after which a trial is looked at; the best ends training
+    longer: bool = True  # whether the best trial goes further where its last look was its best and below ENOUGH
     picture_seeds: int = 2
     pool: int = 1024
 
 
 QUICK = Plan(
     domains=("safety", "culture"), pairs=(64,), seeds=3,
-    trials=3, tuned_at=64, looks=(16, 48), picture_seeds=1, pool=128,
+    trials=3, tuned_at=64, looks=(16, 48), longer=False, picture_seeds=1, pool=128,
 )  # fmt: skip
+ENOUGH = 0.95
 MAY_GROW = ("domains", "methods", "pairs", "seeds", "trials")
 
 
@@ -91,7 +93,8 @@ def study(
 ) -> None:
     """Run a study into ``out``, or go on with it. What is not named is as in the plan (``QUICK`` or the full one).
 
-    ``workers`` trainings run at a time; default: one per core, or one where there is a GPU.
+    Where ``looks`` are given no training goes further than the last of them. ``workers`` trainings run at a time;
+    default: one per core, or one where there is a GPU.
     """
     from mapo.study.cost import cost
     from mapo.study.tables import write_tables
@@ -139,6 +142,7 @@ def _plan(
         "pairs": tuple(dict.fromkeys(pairs)),
         "seeds": seeds,
         "looks": tuple(sorted(set(looks))),
+        "longer": False if looks else None,
     }
     plan = replace(plan, **{k: v for k, v in changed.items() if v not in ((), None)})
     if plan.seeds < 1 or min(*plan.pairs, *plan.looks) < 1:
@@ -336,7 +340,7 @@ def _tune(crew: Crew, domain: str, plan: Plan, untrained: Mapping[str, Any], bar
     def task(method: str) -> Callable[[], Found]:
         steps = looks_of(method, plan)
 
-        def evaluate(settings: dict[str, float]) -> tuple[float, Any]:
+        def trial(settings: Mapping[str, float], steps: tuple[int, ...]) -> tuple[float, Any]:
             told = tuple((k, float(f"{v:.4g}")) for k, v in settings.items())
             job = Job(domain, method, told, plan.tuned_at, 1000, steps, "validation", 1, version)
             looks = crew.do("trials", job, run, crew.out, job)["looks"]
@@ -344,7 +348,19 @@ def _tune(crew: Crew, domain: str, plan: Plan, untrained: Mapping[str, Any], bar
             best = max(looks, key=merit)
             return merit(best), {"settings": dict(told), "steps": best["steps"], "value": value(best)}
 
-        return lambda: compass(evaluate, METHODS[method].start, METHODS[method].factors, plan.trials)
+        def search() -> Found:
+            begin = METHODS[method]
+            found = compass(lambda settings: trial(settings, steps), begin.start, begin.factors, plan.trials)
+            if not plan.longer or found.result["steps"] < steps[-1]:
+                return found
+
+            def longer(steps: int) -> tuple[float, Any]:
+                bar.total += 1
+                return trial(found.settings, (steps,))
+
+            return lengthen(longer, found, steps[-1], ENOUGH)
+
+        return search
 
     found = dict(zip(plan.methods, crew.together([task(method) for method in plan.methods]), strict=True))
     path = crew.out / "tuned.json"

@@ -86,9 +86,7 @@ def _run(work: Path, folder: Path, job: Job) -> list[dict[str, Any]]:
         try:
             train(config, folder / "run")
         except DivergedError as error:
-            if job.split == "test":
-                raise
-            return [*results, {"steps": steps, "failed": str(error)}]  # of a search, a result
+            return [*results, {"steps": steps, "failed": str(error), **_nothing(job)}]  # a result like others
         results.append({"steps": steps, **look(work, job, str(folder / "run")), **_speed(folder / "run")})
     return results
 
@@ -136,6 +134,16 @@ def look(work: Path, job: Job, model: str) -> dict[str, Any]:
         seen[f"followed {judge}"] = _digits(eyes.followed(job.domain, judge, pictures, prompts))
     seen |= {"prompts": [len(goal), len(kept)], "same": goal == kept}
     return {**seen, **{name: round(value, 6) for name, value in errors(work, job.domain, model).items()}}
+
+
+def _nothing(job: Job) -> dict[str, Any]:
+    """The look at a model that is lost: no picture shows anything."""
+    goal, kept = DOMAINS[job.domain].prompts(job.split)
+    seen = {f"{what} {judge}": "" for what in ("reached", "followed") for judge in JUDGES}
+    for name in seen:
+        prompts, seeds = (goal, job.picture_seeds) if name.startswith("reached") or goal == kept else (kept, 1)
+        seen[name] = "0" * (len(prompts) * seeds)
+    return {**seen, "prompts": [len(goal), len(kept)], "same": goal == kept}
 
 
 def _pictures(sampler: Sampler, prompts: Sequence[str], seeds: int) -> tuple[Any, list[str]]:

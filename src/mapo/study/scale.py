@@ -28,7 +28,7 @@ def scale_toml(tables: Mapping[str, Any]) -> str:
         encoder, version, revision = row["encoder"]
         (best,) = rank["best"]
         found = (tables["tuned"] or {}).get(f"{row['domain']} {best}")
-        settings = found["result"]["settings"] if found else {}
+        settings = {**found["result"]["settings"], "steps": found["result"]["steps"]} if found else {}
         entry = {
             "name": DOMAINS[row["domain"]].title,
             "distance": _three(row["distance"]),

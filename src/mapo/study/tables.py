@@ -131,9 +131,10 @@ class Cell:
             return [shares([both(*pair) for pair in zip(reached, followed, strict=True)], goal)]
         return [shares(reached, goal), shares(followed, kept)]
 
-    def mean(self, name: str) -> float:
-        """The mean of a number over the seeds."""
-        return float(np.mean([look[name] for look in self.looks]))
+    def mean(self, name: str) -> float | None:
+        """The mean of a number over the seeds; a training that diverged has none."""
+        known = [look[name] for look in self.looks if name in look]
+        return float(np.mean(known)) if known else None
 
 
 def read_cells(out: Path) -> dict[Key, Cell]:
@@ -207,8 +208,9 @@ def _row(key: tuple[str, str, int], cell: Cell) -> dict[str, Any]:
         row[f"{what} by {MADE_BY}"] = vars(estimate(cell.parts(what, MADE_BY)))
     for name in ("diversity", "error chosen", "error rejected"):
         row[name] = cell.mean(name)
-    if "seconds_per_step" in cell.looks[0]:
+    if method != "base":
         row["seconds_per_step"], row["steps"] = cell.mean("seconds_per_step"), cell.looks[0]["steps"]
+        row["diverged"] = sum("failed" in look for look in cell.looks)
     return row
 
 
@@ -253,12 +255,13 @@ def _markdown(tables: Mapping[str, Any], titles: Mapping[str, str]) -> str:
     base = {row["domain"]: row for row in tables["rows"] if row["method"] == "base"}
     for row in tables["rows"]:
         told = [str(Estimate(**row[what])) for what in ("score", "reached", "followed")]
-        ratio = row["error chosen"] / base[row["domain"]]["error chosen"] if row["domain"] in base else float("nan")
+        error, untrained = row["error chosen"], base.get(row["domain"], {}).get("error chosen")
+        seeds = f"{row['seeds']}" + (f" ({row['diverged']} diverged)" if row.get("diverged") else "")
         lines.append(
-            f"| {DOMAINS[row['domain']].title} | {row['pairs']} | {titles[row['method']]} | {row['seeds']} | "
+            f"| {DOMAINS[row['domain']].title} | {row['pairs']} | {titles[row['method']]} | {seeds} | "
             + " | ".join(told)
-            + f" | {row['diversity']:.1f}".replace(" 0.0", " -")
-            + f" | {ratio:.2f} |"
+            + (f" | {row['diversity']:.1f}" if row["diversity"] else " | -")
+            + (f" | {error / untrained:.2f} |" if error is not None and untrained else " | - |")
         )
     if tables["leads"]:
         lines += ["", "| domain | pairs | method | lead over Diffusion-DPO, points |", "|---|---|---|---|"]
