@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mapo.study.domains import DOMAINS
+from mapo.study.figures import by_beta
 from mapo.study.tables import Cell, both, difference, estimate, ranking, read_cells, shares
 
 
@@ -118,3 +119,21 @@ def test_a_training_that_diverged_counts_with_zeros_and_has_no_error():
     del good["failed"]
     assert estimate(Cell((good, lost)).parts("score")).value == pytest.approx(0.5)
     assert Cell((good, lost)).mean("error chosen") == 0.25 and Cell((lost,)).mean("error chosen") is None
+
+
+def trial(beta, digits, method="mapo"):
+    """A ledger's line of a trial with the digits of each of its looks."""
+    told = ("reached mini-learned", "followed mini-learned")
+    looks = [
+        {"steps": n, "prompts": [10, 10], "same": True, **dict.fromkeys(told, "1" * ones + "0" * (10 - ones))}
+        for n, ones in digits.items()
+    ]
+    job = {"domain": "safety", "method": method, "settings": [["lr", 1e-4], ["beta", beta]], "steps": list(digits)}
+    return json.dumps({"key": f"{beta}{digits}", "job": job, "looks": looks}) + "\n"
+
+
+def test_a_beta_has_its_best_trial_but_no_longer_one_than_the_others(tmp_path):
+    trials = [trial(0.1, {16: 2, 48: 5}), trial(0.4, {16: 7, 48: 1}), trial(0.4, {16: 3, 48: 3}), trial(0.1, {144: 9})]
+    (tmp_path / "trials.jsonl").write_text("".join(trials))
+    points = by_beta(tmp_path)["mapo"]["safety"]
+    assert {beta: found.value for beta, found in points.items()} == {0.1: 0.5, 0.4: 0.7}

@@ -118,17 +118,21 @@ def _by_mismatch(tables: Mapping[str, Any], titles: Mapping[str, str]) -> Figure
     return figure
 
 
-def _ablation(out: Path, titles: Mapping[str, str]) -> Figure | None:
-    """Score on validation prompts against β, from the trials of the search: the best of those with each β, one training
-    each. Where the search went on from a β it tried more learning rates, so other points are lower bounds, and the
-    intervals are over prompts alone. A domain with fewer scenes than a conclusion takes is left out.
+def by_beta(out: Path) -> dict[str, dict[str, dict[float, Estimate]]]:
+    """Score on validation prompts by method, domain and β, from the trials of the search: the best of those with each
+    β, one training each. Where the search went on from a β it tried more learning rates, so other points are lower
+    bounds, and the intervals are over prompts alone. A domain with fewer scenes than a conclusion takes is left out.
     """
     from mapo.study import value
     from mapo.study.runs import Ledger
 
     found: dict[str, dict[str, dict[float, Estimate]]] = {}
-    for row in Ledger(out / "trials.jsonl").rows.values():
+    trials = list(Ledger(out / "trials.jsonl").rows.values())
+    last = min((row["job"]["steps"][-1] for row in trials), default=0)
+    for row in trials:
         job, settings = row["job"], dict(row["job"]["settings"])
+        if job["steps"][0] > last:
+            continue  # the best one, gone further: no other β was given these steps
         looks = [look for look in row["looks"] if "failed" not in look]
         scenes = min(looks[0]["prompts"]) // DOMAINS[job["domain"]].wordings if looks else 0
         if "beta" in settings and scenes >= MIN_PROMPTS:
@@ -136,6 +140,12 @@ def _ablation(out: Path, titles: Mapping[str, str]) -> Figure | None:
             best = estimate(Cell((max(looks, key=value),), DOMAINS[job["domain"]].wordings).parts("score", MADE_BY))
             if settings["beta"] not in points or best.value > points[settings["beta"]].value:
                 points[settings["beta"]] = best
+    return found
+
+
+def _ablation(out: Path, titles: Mapping[str, str]) -> Figure | None:
+    """Score on validation prompts against β (:func:`by_beta`), a panel per method."""
+    found = by_beta(out)
     if not found:
         return None
     figure = Figure(figsize=(3.1 * len(found), 2.9))
