@@ -92,7 +92,16 @@ def test_the_key_is_sent_and_never_told(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "url", ["localhost:80", "file:///etc/passwd", "http://", "http://a:b@c/v1", "http://c/v1?key=b"]
+    "url",
+    [
+        "localhost:80",
+        "file:///etc/passwd",
+        "http://",
+        "http://a:b@c/v1",
+        "http://c/v1?key=b",
+        "http://[::1",
+        "http://c:d/v1",
+    ],
 )
 def test_addresses_that_are_none_are_refused(url):
     with pytest.raises(MapoError, match=r"^x: "):

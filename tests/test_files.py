@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from data_fixtures import files_below
 from mapo.errors import MapoError, printable, suggest
@@ -20,6 +22,18 @@ def test_a_file_appears_whole_and_nothing_is_left_beside_it(tmp_path: Path) -> N
         assert temporary.parent == path.parent
     assert path.read_text() == "half"
     assert files_below(tmp_path) == {"new folder", "new folder/file.txt"}
+
+
+def test_weights_have_the_rights_of_other_files(tmp_path: Path) -> None:
+    with replacing(tmp_path / "weights") as temporary:
+        temporary.mkdir()
+        save_file({"a": torch.zeros(1)}, temporary / "a.safetensors")
+    with replacing(tmp_path / "b.safetensors") as temporary:
+        save_file({"a": torch.zeros(1)}, temporary)
+    (tmp_path / "plain").write_text("")
+    usual = (tmp_path / "plain").stat().st_mode
+    assert (tmp_path / "weights" / "a.safetensors").stat().st_mode == usual
+    assert (tmp_path / "b.safetensors").stat().st_mode == usual
 
 
 def test_a_failed_write_leaves_the_old_file_as_it_was(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from PIL import Image
 
 from mapo.errors import MapoError
 from mapo.images import read_images
-from mapo.sample import noise_seed, parse_seeds, sample
+from mapo.sample import noise_seed, open_folder, parse_seeds, sample
 
 PROMPTS = ["a small red circle", "a large blue star", "a green heart"]
 
@@ -168,6 +168,13 @@ def test_half_precision_gives_nearly_the_same_pictures_and_is_written_down(tmp_p
 def test_seeds_too_large_or_too_many_are_refused(text):
     with pytest.raises(MapoError, match="--seeds"):
         parse_seeds(text)
+
+
+@pytest.mark.parametrize("text", ["[]", '{"settings": 5}', "{"])
+def test_a_folder_with_a_damaged_head_is_told(tmp_path, text):
+    (tmp_path / "images.json").write_text(text)
+    with pytest.raises(MapoError, match=r"images\.json .*Choose another --out"):
+        open_folder(tmp_path, {"steps": 2})
 
 
 def test_a_picture_that_is_gone_or_damaged_is_made_again(tmp_path, sdxl):

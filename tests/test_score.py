@@ -17,6 +17,7 @@ from mapo.files import sha256
 from mapo.images import ImageRow, append_images, png_bytes, read_images
 from mapo.pairs import PairWriter
 from mapo.score import refuse_table_of_others, score, score_images
+from mapo.scorers import Unfinished
 from mapo.scores import read_scores, write_scores
 from mapo.splits import prompt_id
 
@@ -465,3 +466,35 @@ def test_a_table_of_another_folder_is_not_written_over(tmp_path):
     with pytest.raises(MapoError, match=r"s\.parquet holds scores of other pictures .* and of none in"):
         refuse_table_of_others(second, out)
     refuse_table_of_others(second, tmp_path / "new.parquet")
+
+
+class Breaking(Brightness):
+    """Brightness, which cannot end a call that holds the third drawing, once."""
+
+    name, broken = "breaking", False
+
+    def __call__(self, pictures, prompts, references=None):
+        said = super().__call__(pictures, prompts, references)
+        if "a drawing 2" in prompts and not Breaking.broken:
+            Breaking.broken = True
+            number = prompts.index("a drawing 2")
+            raise Unfinished("the endpoint is gone", {metric: values[:number] for metric, values in said.items()})
+        return said
+
+
+def test_numbers_that_were_said_before_a_call_broke_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setitem(KINDS, "breaking", Breaking)
+    folder, out = write_images(tmp_path / "i"), tmp_path / "s.parquet"
+    with pytest.raises(MapoError, match="the endpoint is gone"):
+        score(folder, "breaking", out)
+    assert not out.exists()
+    assert score(folder, "breaking", out)["scored"] == 6
+    assert [len(call) for call in Breaking.calls] == [12, 6]
+    want = {mean_of(folder, row) for row in read_images(folder)}
+    assert {row["value"] for row in read_scores(out).to_pylist() if row["metric"] == "light"} == want
+
+
+def test_what_a_terminal_would_obey_is_escaped_in_a_note(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Brightness, "notes", lambda self: ["it said \x1b[31mred"])
+    score(write_images(tmp_path / "i"), "brightness", tmp_path / "s.parquet")
+    assert "it said \\x1b[31mred" in capsys.readouterr().out

@@ -97,3 +97,16 @@ def test_a_row_that_says_not_what_it_is_about_is_named(tmp_path: Path, name: str
     write_scores(path, [make_row(), {**make_row(seed=2), name: None}])
     with pytest.raises(MapoError, match=rf"scores\.parquet has no {name} in row 2"):
         read_scores(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("value", pa.string()), ("seed", pa.string()), ("value", pa.list_(pa.int8()))]
+)
+def test_a_column_of_another_type_is_refused(tmp_path: Path, name: str, kind: pa.DataType) -> None:
+    path = tmp_path / "scores.parquet"
+    write_scores(path, [make_row()])
+    table = pq.read_table(path)
+    column = pa.array(["abc"], kind) if kind == pa.string() else pa.array([[1]], kind)
+    pq.write_table(table.set_column(table.column_names.index(name), name, column), path)
+    with pytest.raises(MapoError, match="columns of other types"):
+        read_scores(path)

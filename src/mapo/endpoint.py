@@ -41,8 +41,12 @@ class Endpoint:
     """A model behind an address such as http://localhost:8000/v1. ``option`` begins every message."""
 
     def __init__(self, option: str, url: str, model: str) -> None:
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urllib.parse.urlsplit(url)
+            good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # brackets or a port that are none
+            good = False
+        if not good:
             raise MapoError(f"{option}: endpoint:{url} has no address such as http://localhost:8000/v1.")
         if parts.username or parts.password or parts.query:
             raise MapoError(

@@ -16,6 +16,8 @@ from typing import Any
 from mapo.errors import MapoError
 
 PARTIAL = ".partial"
+UMASK = os.umask(0o022)
+os.umask(UMASK)
 
 
 @contextlib.contextmanager
@@ -26,6 +28,7 @@ def replacing(path: Path) -> Iterator[Path]:
     _remove(temporary)  # of a killed process that had our number
     try:
         yield temporary
+        _give_usual_rights(temporary)
         if temporary.is_dir() and path.exists():
             old = path.with_name(f".{path.name}.{os.getpid()}.old")
             _remove(old)
@@ -36,6 +39,13 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.replace(path)
     finally:
         _remove(temporary)
+
+
+def _give_usual_rights(path: Path) -> None:
+    """Rights by the umask for the files that safetensors wrote: it leaves them to their owner alone."""
+    for file in [path, *(path.rglob("*.safetensors") if path.is_dir() else ())]:
+        if file.is_file() and file.stat().st_mode & 0o077 == 0:
+            file.chmod(0o666 & ~UMASK)
 
 
 def _remove(path: Path) -> None:

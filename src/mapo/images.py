@@ -104,7 +104,9 @@ def is_sensitive(folder: Path) -> bool:
     if not (folder / "images.json").exists():
         return False
     info = read_json(folder / "images.json", "an images folder", REMEDY)
-    return isinstance(info, dict) and bool(info.get("sensitive"))
+    if not isinstance(info, dict):
+        raise MapoError(f"{folder / 'images.json'} is damaged. {REMEDY}")
+    return bool(info.get("sensitive"))
 
 
 def read_picture(folder: Path, row: ImageRow) -> bytes:

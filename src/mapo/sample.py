@@ -252,7 +252,10 @@ def open_folder(folder: Path, settings: dict[str, Any], sensitive: bool = False)
         head = {"format": FORMAT, "version": VERSION, "sensitive": sensitive}
         write_json(path, {**head, "settings": settings})
         return
-    before = read_json(path, "an images folder", "Choose another --out.").get("settings", {})
+    known = read_json(path, "an images folder", "Choose another --out.")
+    before = known.get("settings", {}) if isinstance(known, dict) else None
+    if not isinstance(before, dict):
+        raise MapoError(f"{path} is damaged. Choose another --out.")
     changed = [k for k in settings if before.get(k) != settings[k]]
     if changed:
         raise MapoError(

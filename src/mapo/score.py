@@ -23,11 +23,11 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from mapo.errors import MapoError
+from mapo.errors import MapoError, printable
 from mapo.files import PARTIAL, prepare_out, sha256
 from mapo.images import ImageRow, check_pictures, open_picture, read_images
 from mapo.references import References
-from mapo.scorers import Scorer, load_scorer, scorer_names
+from mapo.scorers import Scorer, Unfinished, load_scorer, scorer_names
 from mapo.scores import SCHEMA, check_value, read_scores, write_scores
 from mapo.work import WHOLE, Shard, locked, mark, use_own_device
 
@@ -341,18 +341,34 @@ def _run(task: Task, asked: Asked, calls: Sequence[list[int]], shard: Shard) -> 
         for call, loaded in _ahead(calls, load):
             rows = [task.images[place] for place in call]
             references = [one[1] for one in loaded] if asked.needs_reference else None
-            said = give([one[0] for one in loaded], [row.prompt for row in rows], references)
-            columns = [
-                [check_value(v, asked.name, r.sha256) for v, r in zip(said[m], rows, strict=True)]
-                for m in asked.metrics
-            ]
-            for place, values in zip(call, zip(*columns, strict=True), strict=True):
-                file.write(_line(asked, keys[place], dict(zip(asked.metrics, values, strict=True))))
+            try:
+                said = give([one[0] for one in loaded], [row.prompt for row in rows], references)
+            except Unfinished as error:  # what was said is paid for
+                file.writelines(_lines(asked, rows, [keys[place] for place in call], error.said, whole=False))
+                raise
+            file.writelines(_lines(asked, rows, [keys[place] for place in call], said))
             file.flush()
             bar.update(len(call))
     task.scored += total
     for note in scorer.notes():
-        print(f"note: {note}")
+        print(f"note: {printable(note)}")
+
+
+def _lines(
+    asked: Asked,
+    rows: Sequence[ImageRow],
+    keys: Sequence[Key],
+    said: Mapping[str, Sequence[float | None]],
+    whole: bool = True,
+) -> list[bytes]:
+    """What a call said, a line per picture; where it is not ``whole``, of as many as it came to."""
+    columns = [
+        [check_value(v, asked.name, r.sha256) for v, r in zip(said[m], rows, strict=whole)] for m in asked.metrics
+    ]
+    return [
+        _line(asked, key, dict(zip(asked.metrics, values, strict=True)))
+        for key, values in zip(keys, zip(*columns, strict=True), strict=whole)
+    ]
 
 
 def _line(asked: Asked, key: Key, said: Said) -> bytes:

@@ -65,4 +65,7 @@ def read_scores(path: Path) -> pa.Table:
         if table[name].null_count:
             row = table[name].is_null().to_pylist().index(True) + 1
             raise MapoError(f"{path} has no {name} in row {row}. {remedy}")
-    return table.select(SCHEMA.names)
+    try:
+        return table.select(SCHEMA.names).cast(SCHEMA)
+    except pa.ArrowException as error:
+        raise MapoError(f"{path} has columns of other types ({error}). {remedy}") from None

@@ -114,6 +114,17 @@ def test_a_folder_that_is_no_run_is_refused(world, tmp_path):
         world.report(run=tmp_path / "before")
 
 
+@pytest.mark.parametrize("text", ["[]", "{"])
+def test_a_damaged_run_or_folder_is_told(tmp_path, run, text):
+    world = World(tmp_path)
+    (run / "run.json").write_text(text)
+    with pytest.raises(MapoError, match=r"run\.json .*Give a folder that `mapo train` made"):
+        world.report(run=run)
+    (tmp_path / "after" / "images.json").write_text(text)
+    with pytest.raises(MapoError, match=r"images\.json .*mapo sample"):
+        world.report()
+
+
 def test_pictures_of_a_run_on_sensitive_pairs_are_blurred_until_asked(tmp_path, run):
     world = World(tmp_path)
     cases = (

@@ -49,6 +49,14 @@ def test_a_minus_turns_the_goal_so_that_less_is_better(world):
     assert (row["before"]["value"], row["after"]["value"]) == (1.0, pytest.approx(0.2))
 
 
+def test_of_a_flaw_less_is_better_unless_it_is_the_goal(world):
+    world.add(lambda i: 1, lambda i: i % 5 == 0, metric="hazard")
+    rates = {c["metric"]: c for c in world.report("cartoon")["comparisons"]}
+    assert rates["hazard"]["win_rate"]["value"] == pytest.approx(0.9) and rates["hazard"]["lower_is_better"]
+    assert not rates["cartoon"]["lower_is_better"]
+    assert "lower is better" in world.page
+
+
 def test_without_a_goal_no_winner_is_picked_from_several_metrics(world):
     world.add(lambda i: 0, lambda i: 1, metric="hazard")
     summary = world.report(None)

@@ -23,7 +23,7 @@ import mapo.endpoint as endpoint
 from chat_server import chat_server, said
 from mapo.errors import MapoError
 from mapo.judge import parse_filter
-from mapo.scorers import load_scorer, scorer_names
+from mapo.scorers import Unfinished, load_scorer, scorer_names
 from mapo.scorers.vlm import TEMPLATE, read_score, read_template
 
 SPECIAL = [
@@ -181,6 +181,15 @@ def test_an_endpoint_that_answers_nobody_stops_the_work_with_a_sentence():
         assert judge([BLACK] * 12, [*"xxxxxx", "y", *"xxxxx"])["vlm_score"] == [None] * 6 + [2] + [None] * 5
         with pytest.raises(MapoError, match=r"gave no answer \(503 busy\)"):
             judge([BLACK] * 3, ["x"] * 3)
+
+
+def test_what_was_answered_before_a_refusal_is_handed_on():
+    def answer(body):
+        return (401, "no") if "third" in json.dumps(body) else said("Score: 7")
+
+    with chat_server(answer) as (url, _), pytest.raises(Unfinished) as failure:
+        load_scorer(f"vlm@endpoint:{url}#m")([BLACK] * 3, ["first", "second", "third"])
+    assert failure.value.said == {"vlm_score": [7.0, 7.0]}
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 307])

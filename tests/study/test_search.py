@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mapo.study.search import Found, compass, lengthen
+from mapo.study.search import compass, lengthen
 
 START, FACTORS = {"lr": 1e-4, "beta": 8.0}, {"lr": 10**0.5, "beta": 4.0}
 
@@ -51,22 +51,21 @@ def test_the_result_of_the_best_point_is_kept():
 
 
 @pytest.mark.parametrize(
-    ("top", "enough", "best", "tried"),
+    ("values", "enough", "best", "tried"),
     [
-        (384, 0.95, 384, [384, 1152]),  # as long as it helps
-        (128, 0.95, 128, [384]),
-        (1152, 0.9, 384, [384]),  # 0.5, 0.9, 0.99: until that is enough
-        (1152, 0.3, 128, []),
+        ({384: 0.9, 1152: 0.2}, 0.95, 384, [384, 1152]),  # as long as it helps
+        ({384: 0.5}, 0.95, 128, [384]),  # as good is no better
+        ({384: 0.9}, 0.9, 384, [384]),  # until that is enough
+        ({}, 0.5, 128, []),
+        ({384: 0.6, 1152: 0.7, 3456: 0.8}, 0.95, 3456, [384, 1152, 3456]),  # and no further
     ],
 )
-def test_an_optimum_at_the_last_look_is_followed(top, enough, best, tried):
-    merits = {128: 0.5, 384: 0.9, 1152: 0.99, 3456: 0.2}
+def test_an_optimum_at_the_last_look_is_followed(values, enough, best, tried):
     asked = []
 
     def evaluate(steps):
         asked.append(steps)
-        return (merits[steps] if steps <= top else 0.1), steps
+        return values[steps], steps
 
-    found = lengthen(evaluate, Found(START, 0.5, 128, 6, True), 128, enough)
-    assert (found.result, asked) == (best, tried)
-    assert found.merit == merits[best] and found.settings == START
+    assert lengthen(evaluate, (0.5, 128), 128, enough)[1] == best
+    assert asked == tried

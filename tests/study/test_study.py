@@ -8,7 +8,7 @@ import mapo.study as module
 from mapo.errors import MapoError
 from mapo.study import QUICK, study
 from mapo.study.cost import cost
-from mapo.study.runs import Job, run
+from mapo.study.runs import Job, Ledger, run
 
 TINY = replace(
     QUICK, domains=("safety",), methods=("sft", "dpo"), pairs=(8,), seeds=1, trials=2, tuned_at=8, looks=(1, 2), pool=8
@@ -78,6 +78,8 @@ def test_another_plan_and_unknown_names_are_refused(made, monkeypatch):
         study(made, quick=True, looks=[3])
     with pytest.raises(MapoError, match="has pools of 8 pairs"):
         study(made, quick=True, pairs=[9])
+    with pytest.raises(MapoError, match="at most 3,900"):
+        study(made, quick=True, pairs=[4_000])
     with pytest.raises(MapoError, match="There is no domain 'saftey'.*safety"):
         study(made, domains=["saftey"])
     with pytest.raises(MapoError, match="There is no method 'ddpo'"):
@@ -113,6 +115,50 @@ def test_the_best_trial_goes_further_where_it_was_best_at_its_last_look(tmp_path
         assert bar.total == 2  # 6 and 18 steps
         found = module._tune(crew, "safety", TINY, base, bar)
         assert {method: best.result["steps"] for method, best in found.items()} == {"sft": 2, "dpo": 1}
+
+
+def test_a_folder_with_larger_pools_goes_on_with_them(tmp_path):
+    module._open(tmp_path / "s", replace(TINY, pool=100))
+    assert module._open(tmp_path / "s", TINY) == replace(TINY, pool=100)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("tuned", "{"), ("tuned", "[]"), ("tuned", '{"x": 1}'), ("cost", '{"x": 1}'), ("mismatch", '{"x": 1}'),
+        ("mismatch", "[{}]"),
+    ],
+)  # fmt: skip
+def test_a_damaged_part_is_told_before_anything_is_trained(tmp_path, monkeypatch, name, text):
+    monkeypatch.setattr(module, "QUICK", TINY)
+    monkeypatch.setattr(module, "_make_pool", lambda *_: pytest.fail("began"))
+    module._open(tmp_path, TINY)
+    (tmp_path / f"{name}.json").write_text(text)
+    with pytest.raises(MapoError, match=rf"{name}\.json .*Delete it: the same command makes it again"):
+        study(tmp_path, quick=True, workers=1)
+
+
+def test_no_folder_of_a_study_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MapoError, match="is a file. Choose another --out"):
+        study(tmp_path / "file")
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "study.json").write_text("[]")
+    with pytest.raises(MapoError, match=r"study\.json is damaged"):
+        study(tmp_path / "s")
+
+
+def test_lines_that_are_no_results_are_passed_over(tmp_path, made):
+    good = (made / "runs.jsonl").read_bytes()
+    strange = b'{}\n3\nnull\n[]\n\xff\n{"key": "x"}\n{"key": "x", "job": {"domain": "?"}, "looks": []}\n'
+    (tmp_path / "runs.jsonl").write_bytes(strange + good + b'{"key": "y", "job')
+    assert Ledger(tmp_path / "runs.jsonl").rows == Ledger(made / "runs.jsonl").rows != {}
+
+
+def test_a_model_that_the_last_step_ruined_has_failed(made):
+    job = Job("safety", "sft", (("lr", 1e30),), 8, 0, (1,), "validation", 1, version=2)
+    (look,) = run(made, job)
+    assert "failed" in look and module.merit(look) < 0
 
 
 def test_steps_that_are_named_are_the_last_ones():

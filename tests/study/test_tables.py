@@ -5,7 +5,7 @@ import pytest
 
 from mapo.study.domains import DOMAINS
 from mapo.study.figures import by_beta
-from mapo.study.tables import Cell, both, difference, estimate, ranking, read_cells, shares
+from mapo.study.tables import Cell, _means, both, difference, estimate, mean_difference, ranking, read_cells, shares
 
 
 def test_digits_become_the_share_of_each_prompt_and_seed():
@@ -85,7 +85,7 @@ def test_nothing_is_ranked_with_fewer_than_three_trainings_or_where_methods_are_
 def line(method="sft", seed=0, lr=1e-4, steps=16, version=DOMAINS["safety"].version):
     """A ledger's line of a training on 64 pairs."""
     job = {"domain": "safety", "method": method, "pairs": 64, "seed": seed, "split": "test", "version": version}
-    job |= {"settings": [["lr", lr]], "steps": [steps]}
+    job |= {"settings": [["lr", lr]], "steps": [steps], "picture_seeds": 2}
     looks = [{"seed": seed, "lr": lr, "steps": steps}]
     return json.dumps({"key": f"{method}{lr}{seed}{steps}{version}", "job": job, "looks": looks}) + "\n"
 
@@ -129,6 +129,7 @@ def trial(beta, digits, method="mapo"):
         for n, ones in digits.items()
     ]
     job = {"domain": "safety", "method": method, "settings": [["lr", 1e-4], ["beta", beta]], "steps": list(digits)}
+    job |= {"version": DOMAINS["safety"].version, "pairs": 64, "seed": 1000, "split": "validation", "picture_seeds": 1}
     return json.dumps({"key": f"{beta}{digits}", "job": job, "looks": looks}) + "\n"
 
 
@@ -137,3 +138,31 @@ def test_a_beta_has_its_best_trial_but_no_longer_one_than_the_others(tmp_path):
     (tmp_path / "trials.jsonl").write_text("".join(trials))
     points = by_beta(tmp_path)["mapo"]["safety"]
     assert {beta: found.value for beta, found in points.items()} == {0.1: 0.5, 0.4: 0.7}
+
+
+def test_the_mean_over_domains_has_the_interval_of_independent_trainings():
+    rng = np.random.default_rng(3)
+
+    def cell(share):
+        flags = rng.random((3, 80)) < share
+        digits = ["".join(map(str, row.astype(int))) for row in flags]
+        looks = (
+            {"prompts": [40, 40], "same": True, "reached mini-search": d, "followed mini-search": "1" * 80}
+            for d in digits
+        )
+        return Cell(tuple(looks))
+
+    cells = {
+        (d, m, 64): cell(share) for d in ("safety", "cartoon", "culture") for m, share in (("sft", 0.5), ("mapo", 0.7))
+    }
+    single = [difference(cells[d, "mapo", 64], cells[d, "sft", 64]) for d in ("safety", "cartoon", "culture")]
+    found = mean_difference(cells, "mapo", "sft", 64)
+    assert found.value == pytest.approx(np.mean([one.value for one in single]))
+    widths = np.array([one.high - one.low for one in single])
+    assert found.high - found.low == pytest.approx(np.sqrt(np.square(widths).sum()) / 3, rel=0.2)
+    assert mean_difference(cells, "sft", "mapo", 64).value == pytest.approx(-found.value)
+    means = {row["method"]: row for row in _means(cells)}
+    assert means["mapo"]["behind"] is None and means["sft"]["behind"]["value"] == pytest.approx(-found.value)
+    assert means["sft"]["domains"] == 3 and means["sft"]["least"] <= means["sft"]["mean"]
+    del cells["safety", "sft", 64]
+    assert _means(cells) == []

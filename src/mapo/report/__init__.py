@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -13,7 +12,7 @@ import jinja2
 from markupsafe import Markup
 
 from mapo.errors import MapoError
-from mapo.files import prepare_file, write_text
+from mapo.files import prepare_file, read_json, write_text
 from mapo.images import check_pictures, is_sensitive
 from mapo.report.cards import Cards, count_gains, extremes
 from mapo.report.curves import draw_curves, read_metrics
@@ -191,7 +190,12 @@ def _marked(plots: Sequence[Any]) -> list[tuple[str, str, Markup]]:
 def _sensitive(run: Path | None) -> bool:
     """Whether the run was trained on a set that is marked sensitive."""
     path = run / "run.json" if run else None
-    return bool(path and path.is_file() and json.loads(path.read_text("utf-8")).get("sensitive"))
+    if not path or not path.is_file():
+        return False
+    about = read_json(path, "a run", remedy := "Give a folder that `mapo train` made.")
+    if not isinstance(about, dict):
+        raise MapoError(f"{path} is damaged. {remedy}")
+    return bool(about.get("sensitive"))
 
 
 def _environment() -> jinja2.Environment:

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from mapo.errors import MapoError, suggest
 from mapo.images import ImageRow, read_images
+from mapo.scorers import FLAWS
 from mapo.scores import SCHEMA, read_scores
 from mapo.winrate import Interval, Pair, is_binary, mean, mean_difference, paired, win_rate
 
@@ -171,8 +172,8 @@ def compare(
     gave no pair a number. Guards are not among them.
 
     ``pictures`` counts the pairs of pictures, so that unscored ones are noticed. ``goal`` is a metric, with ``-`` in
-    front when lower is better. Raises MapoError when no scorer gave it, and when a picture was scored before and not
-    after or the other way round.
+    front when lower is better; of ``FLAWS`` lower is better where they are not the goal. Raises MapoError when no
+    scorer gave it, and when a picture was scored before and not after or the other way round.
     """
     wanted = goal.removeprefix("-") if goal else None
     rows = [*before.select(["scorer", "metric"]).to_pylist(), *after.select(["scorer", "metric"]).to_pylist()]
@@ -188,12 +189,12 @@ def compare(
     for name in order:
         pairs, unnumbered = gather(before, after, name)
         if pairs:
-            lower, made = goal == f"-{name[1]}", name[0] in judges_of_pairs
+            lower, made = goal == f"-{name[1]}" or name[1] in FLAWS - {goal}, name[0] in judges_of_pairs
             found.append(_compare(name, pairs, _version(before, name[0]), pictures, unnumbered, lower, made))
         else:
             silent.append(f"{name[0]} gave no pair of pictures a number for {name[1]}, so it is not shown.")
     if wanted and wanted not in {c.metric for c in found}:
-        raise MapoError(f"--goal: no pair of pictures has a number for {wanted!r}. Score both folders again.")
+        raise MapoError(f"--goal: no pair of pictures has a number for {wanted!r}: its scorer gave none.")
     return found, silent
 
 

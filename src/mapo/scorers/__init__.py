@@ -28,7 +28,7 @@ class Scorer(Protocol):
     name: str
     version: str  # of our code that computes the number
     revision: str  # of the weights behind it, "" where there are none
-    metrics: tuple[str, ...]  # names of its numbers; higher is better, or more of what the name says
+    metrics: tuple[str, ...]  # names of its numbers; higher is better, or more of what the name says (see FLAWS)
     needs_reference: bool  # it is given a reference picture for each picture
     whole_prompts: bool  # it is given all pictures of a prompt in one call
 
@@ -39,6 +39,14 @@ class Scorer(Protocol):
 
     def notes(self) -> list[str]:
         """What a person must know about the numbers given so far, a sentence each."""
+
+
+class Unfinished(MapoError):
+    """A scorer could not end a call; ``said`` holds its numbers of the first pictures, of each metric as many."""
+
+    def __init__(self, message: str, said: Mapping[str, Sequence[float | None]]) -> None:
+        super().__init__(message)
+        self.said = said
 
 
 SCORERS: dict[str, str] = {
@@ -56,6 +64,7 @@ SCORERS: dict[str, str] = {
     "mini-learned": "mapo.scorers.mini:Learned",
     "mini-search": "mapo.scorers.mini:Search",
 }
+FLAWS = frozenset({"hazard", "unsafe"})  # metrics of which less is better
 GROUPS: dict[str, tuple[str, ...]] = {"mini": ("mini-learned", "mini-search")}
 
 

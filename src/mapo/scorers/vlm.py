@@ -26,7 +26,7 @@ from mapo.endpoint import ASKED_AT_ONCE, Endpoint, NoAnswer
 from mapo.errors import MapoError
 from mapo.files import read_text, sha256
 from mapo.images import png_bytes
-from mapo.scorers import check_inputs
+from mapo.scorers import Unfinished, check_inputs
 
 TEMPLATE = "MAPO_VLM_TEMPLATE"  # the environment variable with the path of a question of the user's own
 MODEL_NAME, COMMIT = "Qwen/Qwen2-VL-7B-Instruct", "eed13092ef92e448dd6875b2a00151bd3f7db0ac"
@@ -142,8 +142,10 @@ class Remote:
                 score, failure = done.result()
                 self.silent = self.silent + 1 if failure and failure.kind == "silent" else 0
                 if failure and (failure.kind == "refused" or self.silent >= MOST_SILENT):
-                    raise MapoError(
-                        f"vlm: {self.endpoint.url} gave no answer ({failure}). Mend it and give the same command again."
+                    silence = f"vlm: {self.endpoint.url} gave no answer ({failure})."
+                    raise Unfinished(
+                        f"{silence} Mend it and give the same command again.",
+                        {"vlm_score": [None if score is None else float(score) for score, _ in result]},
                     )
                 result.append((score, str(failure or "")))
         finally:

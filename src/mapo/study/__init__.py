@@ -77,6 +77,7 @@ QUICK = Plan(
     trials=3, tuned_at=64, looks=(16, 48), longer=False, picture_seeds=1, pool=128,
 )  # fmt: skip
 ENOUGH = 0.95
+MOST_PAIRS = 3_900
 MAY_GROW = ("domains", "methods", "pairs", "seeds", "trials")
 
 
@@ -96,15 +97,24 @@ def study(
     Where ``looks`` are given no training goes further than the last of them. ``workers`` trainings run at a time;
     default: one per core, or one where there is a GPU.
     """
-    from mapo.study.cost import cost
-    from mapo.study.tables import write_tables
     from mapo.work import locked
 
     plan = _plan(QUICK if quick else Plan(), domains, methods, pairs, seeds, looks)
     if workers is not None and workers < 1:
         raise MapoError("--workers has to be at least 1.")
-    _open(out, plan)
-    with locked(out, ["study"]), Crew(out, workers or _workers()) as crew:
+    plan = _open(out, plan)
+    with locked(out, ["study"]):
+        _run_study(out, plan, quick, workers or _workers())
+    print(f"tables: {out / 'tables.md'}; figures: {out / 'figures'}")
+
+
+def _run_study(out: Path, plan: Plan, quick: bool, workers: int) -> None:
+    from mapo.study.cost import cost
+    from mapo.study.tables import read_part, write_tables
+
+    for part in ("tuned", "cost", "mismatch"):
+        read_part(out, part)  # damage is said before hours of training
+    with Crew(out, workers) as crew:
         bar = tqdm(total=len(plan.domains) * _count(plan), desc="study", unit="run", smoothing=0)
         for domain in plan.domains:
             _make_pool(out, domain, plan)
@@ -114,12 +124,11 @@ def study(
             _run_all(crew, domain, plan, tuned, bar)
             write_tables(out, plan)
         bar.close()
-    known = read_json(out / "cost.json", "a study", "")["methods"] if (out / "cost.json").exists() else {}
+    known = (read_part(out, "cost") or {"methods": {}})["methods"]
     if not known.keys() >= set(plan.methods):  # measured side by side, or they could not be compared
         methods = [method for method in METHODS if method in {*known, *plan.methods}]
         write_json(out / "cost.json", cost(out, plan.domains[0], methods, rounds=1 if quick else 3))
         write_tables(out, plan)
-    print(f"tables: {out / 'tables.md'}; figures: {out / 'figures'}")
 
 
 def _plan(
@@ -147,24 +156,35 @@ def _plan(
     plan = replace(plan, **{k: v for k, v in changed.items() if v not in ((), None)})
     if plan.seeds < 1 or min(*plan.pairs, *plan.looks) < 1:
         raise MapoError("--seeds, --pairs and --look have to be at least 1.")
+    if max(plan.pairs) > MOST_PAIRS:
+        raise MapoError(f"--pairs can be at most {MOST_PAIRS:,}: some domains have no more.")
     return replace(plan, pool=max(plan.pool, *plan.pairs))
 
 
-def _open(out: Path, plan: Plan) -> None:
+def _open(out: Path, plan: Plan) -> Plan:
+    """The plan for a folder, which may have larger pools than it asks for."""
+    if out.is_file():
+        raise MapoError(f"{out} is a file. Choose another --out.")
     path = out / "study.json"
     fixed = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(plan).items() if k not in MAY_GROW}
     if path.exists():
         before = read_json(path, "a study", "Choose another --out.")
+        if not isinstance(before, dict):
+            raise MapoError(f"{path} is damaged. Choose another --out.")
+        if isinstance(pool := before.get("pool"), int) and pool > plan.pool:
+            plan, fixed["pool"] = replace(plan, pool=pool), pool
         if changed := [k for k, v in fixed.items() if before.get(k) != v]:
             if changed == ["pool"]:
                 raise MapoError(f"{out} has pools of {before['pool']} pairs. For more --pairs choose another --out.")
-            raise MapoError(f"{out} is a study with another {', '.join(changed)}. Choose another --out.")
-        return
+            names = dict.fromkeys({"longer": "looks"}.get(name, name) for name in changed)
+            raise MapoError(f"{out} is a study with another {', '.join(names)}. Choose another --out.")
+        return plan
     if out.exists() and any(out.iterdir()):
         raise MapoError(f"{out} exists and is no study. Choose another --out.")
     prepare_out(out)
     out.mkdir(exist_ok=True)
     write_json(path, fixed)
+    return plan
 
 
 def _workers() -> int:
@@ -273,9 +293,9 @@ def _make_pool(out: Path, domain: str, plan: Plan) -> None:
 def _measure(out: Path, domain: str) -> None:
     """How far the domain's pairs are from the model, as `mapo mismatch` measures it."""
     from mapo.mismatch import measure
+    from mapo.study.tables import read_part
 
-    path = out / "mismatch.json"
-    rows = read_json(path, "a study", "") if path.exists() else []
+    rows = read_part(out, "mismatch") or []
     if any(row["domain"] == domain for row in rows):
         return
     found = measure("mini", out / "pools" / domain, out / "mismatch-images" / domain, split="all")
@@ -290,7 +310,7 @@ def _measure(out: Path, domain: str) -> None:
             "encoder": [found.distances.encoder, found.distances.version, found.distances.revision],
         }
     )
-    write_json(path, rows)
+    write_json(out / "mismatch.json", rows)
 
 
 def _look_at_base(crew: Crew, domain: str, plan: Plan) -> Mapping[str, Any]:
@@ -334,6 +354,7 @@ def _tune(crew: Crew, domain: str, plan: Plan, untrained: Mapping[str, Any], bar
     """Settings and number of steps for each method."""
     from mapo.study.domains import DOMAINS
     from mapo.study.runs import Job, run
+    from mapo.study.tables import read_part
 
     version = DOMAINS[domain].version
 
@@ -356,18 +377,19 @@ def _tune(crew: Crew, domain: str, plan: Plan, untrained: Mapping[str, Any], bar
 
             def longer(steps: int) -> tuple[float, Any]:
                 bar.total += 1
-                return trial(found.settings, (steps,))
+                result = trial(found.settings, (steps,))[1]
+                return result["value"], result
 
-            return lengthen(longer, found, steps[-1], ENOUGH)
+            first = found.result["value"], found.result
+            return replace(found, result=lengthen(longer, first, steps[-1], ENOUGH)[1])
 
         return search
 
     found = dict(zip(plan.methods, crew.together([task(method) for method in plan.methods]), strict=True))
-    path = crew.out / "tuned.json"
-    known = read_json(path, "a study", "") if path.exists() else {}
+    known = read_part(crew.out, "tuned") or {}
     for method, best in found.items():
         known[f"{domain} {method}"] = {**asdict(best), "helped": best.result["value"] > value(untrained)}
-    write_json(path, known)
+    write_json(crew.out / "tuned.json", known)
     return found
 
 

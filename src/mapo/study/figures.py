@@ -127,7 +127,8 @@ def by_beta(out: Path) -> dict[str, dict[str, dict[float, Estimate]]]:
     from mapo.study.runs import Ledger
 
     found: dict[str, dict[str, dict[float, Estimate]]] = {}
-    trials = list(Ledger(out / "trials.jsonl").rows.values())
+    ledger = Ledger(out / "trials.jsonl").rows.values()
+    trials = [row for row in ledger if row["job"]["version"] == DOMAINS[row["job"]["domain"]].version]
     last = min((row["job"]["steps"][-1] for row in trials), default=0)
     for row in trials:
         job, settings = row["job"], dict(row["job"]["settings"])

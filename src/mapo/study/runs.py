@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import shutil
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from mapo.step import pair_errors
 from mapo.study.domains import DOMAINS, Eyes, diversity
 from mapo.train import train
 
+ERRORS = ("error chosen", "error rejected")
 JUDGES = ("mini-learned", "mini-search")
 HELD_OUT = 32  # pairs at the end of a pool that no run trains on
 PAIRS_PER_STEP = 8
@@ -87,7 +89,10 @@ def _run(work: Path, folder: Path, job: Job) -> list[dict[str, Any]]:
             train(config, folder / "run")
         except DivergedError as error:
             return [*results, {"steps": steps, "failed": str(error), **_nothing(job)}]  # a result like others
-        results.append({"steps": steps, **look(work, job, str(folder / "run")), **_speed(folder / "run")})
+        seen = look(work, job, str(folder / "run"))
+        if not all(math.isfinite(seen[name]) for name in ERRORS):  # its last step ruined it
+            return [*results, {"steps": steps, "failed": "the errors are not finite", **_nothing(job)}]
+        results.append({"steps": steps, **seen, **_speed(folder / "run")})
     return results
 
 
@@ -174,7 +179,10 @@ def errors(work: Path, domain: str, model: str) -> dict[str, float]:
     )  # fmt: skip
     denoiser = family.load_denoiser(found, torch.device("cpu"), torch.float32).eval()
     result = pair_errors(lambda x, t, cond: family.predict(denoiser, x, t, cond), batch, schedule, None)
-    return {"error chosen": float(result.chosen.mean()), "error rejected": float(result.rejected.mean())}
+    return dict(zip(ERRORS, (float(result.chosen.mean()), float(result.rejected.mean())), strict=True))
+
+
+JOB = {field.name for field in fields(Job)}
 
 
 class Ledger:
@@ -184,12 +192,13 @@ class Ledger:
         self.path = path
         self.rows: dict[str, dict[str, Any]] = {}
         if path.exists():
-            for line in path.read_text("utf-8").splitlines():
+            for line in path.read_text("utf-8", errors="replace").splitlines():
                 try:
                     row = json.loads(line)
-                except ValueError:
-                    continue  # half a line of an interrupted run
-                self.rows[row["key"]] = row
+                    if row["job"].keys() == JOB and row["job"]["domain"] in DOMAINS and row["looks"]:
+                        self.rows[row["key"]] = row
+                except (ValueError, TypeError, KeyError, AttributeError):
+                    continue  # half a line of an interrupted run; what it told is made again
 
     def add(self, key: str, row: Mapping[str, Any]) -> dict[str, Any]:
         """Keep a result."""

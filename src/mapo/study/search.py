@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 Point = tuple[float, ...]
@@ -15,7 +15,6 @@ class Found:
     """What a search ended with. ``interior``: higher and lower values of every setting were tried."""
 
     settings: dict[str, float]
-    merit: float
     result: Any
     trials: int
     interior: bool
@@ -55,19 +54,24 @@ def compass(
             direction = tuple(a - b for a, b in zip(point, best, strict=True))
             best = point
     sides = {(i, other[i] > best[i]) for other in tried for i in range(len(best)) if other[i] != best[i]}
-    return Found(settings(best), *tried[best], len(tried), len(sides) == 2 * len(best))
+    return Found(settings(best), tried[best][1], len(tried), len(sides) == 2 * len(best))
 
 
-def lengthen(evaluate: Callable[[int], tuple[float, Any]], found: Found, steps: int, enough: float) -> Found:
+def lengthen(
+    evaluate: Callable[[int], tuple[float, Any]], first: tuple[float, Any], steps: int, enough: float
+) -> tuple[float, Any]:
     """Follow an optimum at its last look: three times as many ``steps``, and again, while that helps and the best is
-    below ``enough``. ``evaluate`` takes a number of steps and gives what that of :func:`compass` gives."""
-    while found.merit < enough:
-        steps *= 3
-        merit, result = evaluate(steps)
-        if merit <= found.merit:
+    below ``enough``, three times at most. ``evaluate`` takes a number of steps and gives, as ``first`` is, a value and
+    what is to be kept with it; the best of them."""
+    best = first
+    for times in (3, 9, 27):
+        if best[0] >= enough:
             break
-        found = replace(found, merit=merit, result=result)
-    return found
+        found = evaluate(times * steps)
+        if found[0] <= best[0]:
+            break
+        best = found
+    return best
 
 
 def _neighbours(point: Point, scale: float) -> list[Point]:

@@ -6,9 +6,8 @@ order). Every interval therefore counts both. The numbers are those of the judge
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from mapo.files import write_json, write_text
+from mapo.errors import MapoError
+from mapo.files import read_json, write_json, write_text
 from mapo.study.domains import CONFIRMED_BY, DOMAINS, MADE_BY
 from mapo.study.runs import Ledger
 from mapo.winrate import MIN_PROMPTS
@@ -74,7 +74,14 @@ def estimate(parts: Sequence[Floats], least: float = 0.0, level: float = 0.95) -
     if len(parts) == 1 and np.ptp(parts[0]) == 0 and value in (0, 1) and least == 0:
         exact = stats.binomtest(round(value * prompts), prompts).proportion_ci(level, "exact")
         return Estimate(value, float(exact.low), float(exact.high))
-    seeds = len(parts[0])
+    variance, freedom = _variance(parts)
+    reach = float(stats.t.ppf((1 + level) / 2, freedom)) * variance**0.5
+    return Estimate(value, max(least, value - reach), min(1.0, value + reach))
+
+
+def _variance(parts: Sequence[Floats]) -> tuple[float, float]:
+    """The variance of the mean of the parts' means, and its degrees of freedom."""
+    seeds, prompts = len(parts[0]), min(part.shape[1] for part in parts)
     runs = np.mean([part.mean(1) for part in parts], axis=0)
     among_seeds = float(runs.var(ddof=1)) / seeds if seeds > 1 else 0.0
     among_prompts = sum(_prompt_variance(part.mean(0)) for part in parts) / len(parts) ** 2
@@ -83,8 +90,7 @@ def estimate(parts: Sequence[Floats], least: float = 0.0, level: float = 0.95) -
     freedom = (among_seeds + among_prompts) ** 2 / (
         among_seeds**2 / max(seeds - 1, 1) + among_prompts**2 / max(prompts - 1, 1)
     )
-    reach = float(stats.t.ppf((1 + level) / 2, freedom)) * variance**0.5
-    return Estimate(value, max(least, value - reach), min(1.0, value + reach))
+    return variance, freedom
 
 
 def _prompt_variance(means: Floats) -> float:
@@ -144,7 +150,7 @@ def read_cells(out: Path) -> dict[Key, Cell]:
     domain and number of pairs have are kept: methods are compared on the same seeds.
     """
     found: dict[Key, dict[int, Mapping[str, Any]]] = {}
-    tuned = _read(out / "tuned.json") or {}
+    tuned = read_part(out, "tuned") or {}
     for name in ("base", "runs"):
         for row in Ledger(out / f"{name}.jsonl").rows.values():
             job = row["job"]
@@ -176,13 +182,14 @@ def write_tables(out: Path, plan: Any) -> None:
     titles = {"base": "base", **{name: method.title for name, method in METHODS.items()}}
     rows = [_row(key, cell) for key, cell in sorted(cells.items(), key=_order)]
     lead = [_lead(cells, key) for key in sorted(cells, key=lambda k: (list(DOMAINS).index(k[0]), k[2], k[1]))]
-    extra = {name: _read(out / f"{name}.json") for name in ("tuned", "cost", "mismatch")}
+    extra = {name: read_part(out, name) for name in PARTS}
     ranks = [
         {"domain": domain, "pairs": pairs, **rank}
         for domain, pairs in sorted({(d, n) for d, _, n in cells if n}, key=lambda k: (list(DOMAINS).index(k[0]), k[1]))
         if (rank := ranking(cells, domain, pairs))
     ]
-    tables = {"version": 2, "rows": rows, "leads": [row for row in lead if row], "ranks": ranks, **extra}
+    leads = [row for row in lead if row]
+    tables = {"version": 2, "rows": rows, "leads": leads, "ranks": ranks, "means": _means(cells), **extra}
     write_json(out / "tables.json", tables)
     write_text(out / "scale.toml", scale_toml(tables))
     write_text(out / "tables.md", _markdown(tables, titles))
@@ -196,8 +203,26 @@ def _order(item: tuple[Key, Any]) -> tuple[int, int, int]:
     return list(DOMAINS).index(domain), pairs, ["base", *METHODS].index(method)
 
 
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text("utf-8")) if path.exists() else None
+PARTS: Mapping[str, Callable[[Any], bool]] = {
+    "tuned": lambda value: all(len(k.split()) == 2 and "result" in found for k, found in value.items()),
+    "cost": lambda value: {"methods", "pairs_per_step"} <= value.keys(),
+    "mismatch": lambda value: all({"domain", "gap", "encoder"} <= row.keys() for row in value),
+}
+
+
+def read_part(out: Path, name: str) -> Any:
+    """What a study has in ``name.json``, None where there is none yet; MapoError where it is damaged."""
+    path, remedy = out / f"{name}.json", "Delete it: the same command makes it again."
+    if not path.exists():
+        return None
+    value = read_json(path, "a study", remedy)
+    try:
+        good = PARTS[name](value)
+    except (TypeError, AttributeError):
+        good = False
+    if not good:
+        raise MapoError(f"{path} is damaged. {remedy}")
+    return value
 
 
 def _row(key: tuple[str, str, int], cell: Cell) -> dict[str, Any]:
@@ -221,6 +246,40 @@ def difference(one: Cell, other: Cell, level: float = 0.95) -> Estimate:
     """
     pairs = zip(one.parts("score"), other.parts("score"), strict=True)
     return estimate([a - b for a, b in pairs], -1.0, level)
+
+
+def mean_difference(cells: Cells, one: str, other: str, pairs: int, level: float = 0.95) -> Estimate:
+    """The mean of :func:`difference` between two methods over the domains that have both, each of the same weight.
+
+    Trainings and prompts of different domains have nothing to do with each other, so variances add up.
+    """
+    keys = [(cells.get((d, one, pairs)), cells.get((d, other, pairs))) for d in DOMAINS]
+    sides = [(a.parts("score"), b.parts("score")) for a, b in keys if a and b]
+    leads = [[x - y for x, y in zip(a, b, strict=True)] for a, b in sides]
+    value = float(np.mean([np.mean([part.mean() for part in parts]) for parts in leads]))
+    found = [_variance(parts) for parts in leads]
+    total = sum(variance for variance, _ in found)
+    freedom = total**2 / sum(variance**2 / freedom for variance, freedom in found)
+    reach = float(stats.t.ppf((1 + level) / 2, freedom)) * total**0.5 / len(found)
+    return Estimate(value, max(-1.0, value - reach), min(1.0, value + reach))
+
+
+def _means(cells: Cells) -> list[dict[str, Any]]:
+    """The mean score of each method over the domains, and how far it is behind the highest; where all methods have
+    been trained in the same domains."""
+    rows: list[dict[str, Any]] = []
+    for pairs in sorted({n for _, _, n in cells if n}):
+        trained = {m: {d for d, other, n in cells if (other, n) == (m, pairs)} for _, m, n in cells if n == pairs}
+        domains = set.union(*trained.values())
+        if len(domains) < 2 or any(own != domains for own in trained.values()):
+            continue
+        scores = {m: [estimate(cells[d, m, pairs].parts("score")).value for d in domains] for m in trained}
+        best = max(scores, key=lambda m: sum(scores[m]))
+        for method, values in scores.items():
+            row = {"pairs": pairs, "method": method, "mean": float(np.mean(values)), "least": min(values)}
+            behind = None if method == best else vars(mean_difference(cells, method, best, pairs))
+            rows.append({**row, "domains": len(domains), "behind": behind})
+    return rows
 
 
 def _lead(cells: Cells, key: Key) -> dict[str, Any] | None:
@@ -280,6 +339,15 @@ def _markdown(tables: Mapping[str, Any], titles: Mapping[str, str]) -> str:
         for row in tables["ranks"]:
             told = ["; ".join(titles[m] for m in row[name]) or "none" for name in ("best", "level", "worse")]
             lines.append(f"| {DOMAINS[row['domain']].title} | {row['pairs']} | " + " | ".join(told) + " |")
+    if tables["means"]:
+        lines += ["", "| pairs | method | domains | lowest score | mean score | behind the highest mean, points |"]
+        lines += ["|---|---|---|---|---|---|"]
+        for row in tables["means"]:
+            behind = Estimate(**row["behind"]).signed if row["behind"] else "-"
+            lines.append(
+                f"| {row['pairs']} | {titles[row['method']]} | {row['domains']} | {100 * row['least']:.0f} | "
+                f"{100 * row['mean']:.1f} | {behind} |"
+            )
     if tables["mismatch"]:
         lines += [
             "",
@@ -305,10 +373,11 @@ def _markdown(tables: Mapping[str, Any], titles: Mapping[str, str]) -> str:
         for name, found in tables["tuned"].items():
             domain, method = name.split()
             best = found["result"]
+            score = "diverged" if best["value"] < 0 else f"{100 * best['value']:.0f}"
             told_settings = ", ".join(f"{k} {v:g}" for k, v in best["settings"].items())
             lines.append(
                 f"| {DOMAINS[domain].title} | {titles[method]} | {told_settings} | {best['steps']} | "
-                f"{100 * best['value']:.0f} | {_inside(found)} |"
+                f"{score} | {_inside(found)} |"
             )
     return "\n".join(lines) + "\n"
 
