@@ -275,7 +275,7 @@ def _means(cells: Cells) -> list[dict[str, Any]]:
             continue
         scores = {m: [estimate(cells[d, m, pairs].parts("score")).value for d in domains] for m in trained}
         best = max(scores, key=lambda m: sum(scores[m]))
-        for method, values in scores.items():
+        for method, values in sorted(scores.items(), key=lambda item: -sum(item[1])):
             row = {"pairs": pairs, "method": method, "mean": float(np.mean(values)), "least": min(values)}
             behind = None if method == best else vars(mean_difference(cells, method, best, pairs))
             rows.append({**row, "domains": len(domains), "behind": behind})
