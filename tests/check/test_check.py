@@ -134,6 +134,7 @@ def test_the_terminal_shows_findings_rows_aucs_and_the_page(tmp_path: Path) -> N
     said = run(folder, "--out", tmp_path / "check.html").output
     assert re.search(r"^error    Unreadable pictures: 8 in 8 pairs\.$", said, re.M)
     assert re.search(r"^ +row 4: “prompt 4” chosen: it is in no format", said, re.M) and "and 3 more" in said
+    assert re.search(r"^ +and 3 more\n +Make or import the set again, leaving these pictures out\.$", said, re.M)
     assert re.search(r"^brightness +0\.\d\d +0\.\d\d to 0\.\d\d +0\.\d\d +23$", said, re.M)
     assert "\x1b" not in said
     assert said.endswith(f"the page is {tmp_path / 'check.html'}\n")

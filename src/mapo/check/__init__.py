@@ -204,13 +204,15 @@ def _bounds(share: Share) -> str:
 
 
 def lines(summary: dict[str, Any]) -> list[str]:
-    """The numbers as text for a terminal: findings with their first rows, then the leak test."""
+    """The numbers as text for a terminal: findings with their first rows and a remedy, then the leak test."""
     told = []
     for finding in summary["findings"]:
         told.append(f"{finding['severity']:8} {finding['says']}")
         told += [f"{'':9}row {row}: {words}" for row, words in finding["rows"]]
         if finding["rows"] and finding["count"] > len(finding["rows"]):
             told.append(f"{'':9}and {finding['count'] - len(finding['rows']):,} more")
+        if finding["remedy"]:
+            told.append(f"{'':9}{finding['remedy']}")
     told += ["", f"{'chosen against rejected':24} {'paired AUC':>10}  {'95 % interval':13} {'AUC':>5} {'pairs':>9}"]
     every = [(found.statistic(leak["name"]), leak["paired"], leak["auc"], leak["tells"]) for leak in summary["leaks"]]
     together = summary["leak_together"]
