@@ -38,4 +38,4 @@ def test_a_plot_takes_its_colours_from_the_page_and_has_names_of_its_own():
 def test_metrics_of_numbers_get_histograms_and_those_of_yes_and_no_a_bar(world):
     world.add(lambda i: 20 + i, lambda i: 21 + i, scorer="pickscore", metric="pickscore").report()
     assert world.page.count("<svg") == 1 and world.page.count('class="stack"') == 1
-    assert ">90.0\u202f%<span class=\"by\">became yes<" in world.page
+    assert '>90.0\u202f%<span class="by">became yes<' in world.page
