@@ -146,6 +146,9 @@ def test_a_scorer_that_gave_no_numbers_at_all_is_named_and_not_shown(world):
     assert [c["scorer"] for c in summary["comparisons"]] == ["mini-search"]
     with pytest.raises(MapoError, match="no pair of pictures has a number for 'rating'"):
         world.report("rating")
+    world.rows = [row for row in world.rows if row["scorer"] == "vlm"]
+    with pytest.raises(MapoError, match=r"no scores to compare.*vlm gave no pair of pictures a number"):
+        world.report(None)
 
 
 def test_a_score_that_is_nan_is_refused_by_picture(world):

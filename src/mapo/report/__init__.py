@@ -87,7 +87,8 @@ def write_report(
     if cast:
         comparisons.insert(0, compare_people(cast, first, second, training.annotators))
     if not comparisons:
-        raise MapoError("There are no scores to compare these pictures by. Run `mapo score` on both folders first.")
+        why = " ".join(silent) or "Run `mapo score` on both folders first."
+        raise MapoError(f"There are no scores to compare these pictures by. {why}")
     verdict = judge(comparisons, goal)
     for folder, rows in ((before, first), (after, second)):
         check_pictures(folder, rows.values())
