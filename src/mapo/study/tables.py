@@ -273,7 +273,7 @@ def _means(cells: Cells) -> list[dict[str, Any]]:
         domains = set.union(*trained.values())
         if len(domains) < 2 or any(own != domains for own in trained.values()):
             continue
-        scores = {m: [estimate(cells[d, m, pairs].parts("score")).value for d in domains] for m in trained}
+        scores = {m: [estimate(cells[d, m, pairs].parts("score")).value for d in sorted(domains)] for m in trained}
         best = max(scores, key=lambda m: sum(scores[m]))
         for method, values in sorted(scores.items(), key=lambda item: -sum(item[1])):
             row = {"pairs": pairs, "method": method, "mean": float(np.mean(values)), "least": min(values)}
