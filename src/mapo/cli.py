@@ -138,7 +138,7 @@ def remake(pairs: Path, ids: tuple[str, ...], out: Path) -> None:
     help="The pairs of a ranking.",
 )  # fmt: skip
 @click.option("--least-gap", type=float, default=0, help="Best and worst of scores closer than this are a tie.")
-@click.option("--licence", help="The licence of the source, to be kept with the set.")
+@click.option("--licence", "--license", "licence", help="The licence of the source, to be kept with the set.")
 def import_(source: str, out: Path, **how: Any) -> None:
     """Make a pairs set from SOURCE: a file, a folder, or a set on the hub (owner/name, or hf://owner/name/path).
 
@@ -415,7 +415,9 @@ def label(
 @click.option("--on-missing-picture", type=click.Choice(["stop", "drop"]), default="stop", show_default=True)
 @click.option("--repo", metavar="OWNER/NAME", help="With --to hub: upload to this dataset, by your `hf auth login`.")
 @click.option("--private/--public", default=None, help="Who sees it on the hub; default: public, if not sensitive.")
-@click.option("--license", "licence", help="The set's licence, by the hub's name for it, such as cc-by-4.0.")
+@click.option(
+    "--license", "--licence", "licence", help="The set's licence, by the hub's name for it, such as cc-by-4.0."
+)
 @click.option(
     "--source-license", "source_licences", multiple=True, metavar="SOURCE=LICENSE", help="Of what it is made."
 )
