@@ -471,8 +471,8 @@ def demo(out: Path, recipe: str) -> None:
     "looks",
     type=int,
     multiple=True,
-    help="Look at trials after so many steps (repeat for more) and train no longer; default: 16, 48, 128, and three "
-    "times as long where that helps; of --quick 16, 48. Diffusion-DPO is looked at more often.",
+    help="Look at trials after so many steps (repeat for more) and train no longer; default: 16, 48, 128, and "
+    "further where that helps; of --quick 16, 48. Diffusion-DPO is looked at more often.",
 )
 @click.option("--workers", type=int, help="Trainings at a time; default: one per core, or one on a GPU.")
 def study(out: Path, **how: Any) -> None:

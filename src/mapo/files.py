@@ -104,6 +104,14 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def read_object(path: Path, what: str, remedy: str) -> dict[str, Any]:
+    """The JSON object of ``path``, as :func:`read_json`; any other value is damage."""
+    value = read_json(path, what, remedy)
+    if not isinstance(value, dict):
+        raise MapoError(f"{path} is damaged. {remedy}")
+    return value
+
+
 def inside(folder: Path, name: str, where: str) -> Path:
     """``folder / name``, refused when it would leave ``folder`` (absolute, ``..`` or a link that leads out)."""
     if not name:

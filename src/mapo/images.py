@@ -14,7 +14,7 @@ from types import UnionType
 from PIL import Image
 
 from mapo.errors import MapoError
-from mapo.files import inside, read_json, replacing, sha256, write_text
+from mapo.files import inside, read_object, replacing, sha256, write_text
 from mapo.pictures import decode_picture
 
 VERSION = 1
@@ -103,10 +103,7 @@ def is_sensitive(folder: Path) -> bool:
     """Whether the folder's ``images.json`` marks its pictures, so that pages blur them until asked."""
     if not (folder / "images.json").exists():
         return False
-    info = read_json(folder / "images.json", "an images folder", REMEDY)
-    if not isinstance(info, dict):
-        raise MapoError(f"{folder / 'images.json'} is damaged. {REMEDY}")
-    return bool(info.get("sensitive"))
+    return bool(read_object(folder / "images.json", "an images folder", REMEDY).get("sensitive"))
 
 
 def read_picture(folder: Path, row: ImageRow) -> bytes:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from mapo.errors import MapoError, suggest
 from mapo.families import Model, find_model
-from mapo.files import prepare_out, read_json, sha256, write_json
+from mapo.files import prepare_out, read_object, sha256, write_json
 from mapo.images import ImageRow, append_images, keep_whole, png_bytes
 from mapo.pipelines import accepts, advice, open_pipeline, pipeline_class
 from mapo.splits import prompt_id
@@ -252,8 +252,7 @@ def open_folder(folder: Path, settings: dict[str, Any], sensitive: bool = False)
         head = {"format": FORMAT, "version": VERSION, "sensitive": sensitive}
         write_json(path, {**head, "settings": settings})
         return
-    known = read_json(path, "an images folder", "Choose another --out.")
-    before = known.get("settings", {}) if isinstance(known, dict) else None
+    before = read_object(path, "an images folder", "Choose another --out.").get("settings", {})
     if not isinstance(before, dict):
         raise MapoError(f"{path} is damaged. Choose another --out.")
     changed = [k for k in settings if before.get(k) != settings[k]]

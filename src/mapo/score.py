@@ -339,14 +339,14 @@ def _run(task: Task, asked: Asked, calls: Sequence[list[int]], shard: Shard) -> 
     with (task.work / task.ledger(asked, f"{index}-of-{count}")).open("ab") as file, bar:
         file.write(b"\n")  # the last line of a killed process may have no end
         for call, loaded in _ahead(calls, load):
-            rows = [task.images[place] for place in call]
+            rows, mine = [task.images[place] for place in call], [keys[place] for place in call]
             references = [one[1] for one in loaded] if asked.needs_reference else None
             try:
                 said = give([one[0] for one in loaded], [row.prompt for row in rows], references)
             except Unfinished as error:  # what was said is paid for
-                file.writelines(_lines(asked, rows, [keys[place] for place in call], error.said, whole=False))
+                file.writelines(_lines(asked, rows, mine, error.said, whole=False))
                 raise
-            file.writelines(_lines(asked, rows, [keys[place] for place in call], said))
+            file.writelines(_lines(asked, rows, mine, said))
             file.flush()
             bar.update(len(call))
     task.scored += total

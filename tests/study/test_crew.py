@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 
 from mapo.errors import MapoError
-from mapo.study import Crew
+from mapo.study.crew import Crew
 
 
 @dataclass(frozen=True)

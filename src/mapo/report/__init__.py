@@ -12,7 +12,7 @@ import jinja2
 from markupsafe import Markup
 
 from mapo.errors import MapoError
-from mapo.files import prepare_file, read_json, write_text
+from mapo.files import prepare_file, read_object, write_text
 from mapo.images import check_pictures, is_sensitive
 from mapo.report.cards import Cards, count_gains, extremes
 from mapo.report.curves import draw_curves, read_metrics
@@ -193,10 +193,7 @@ def _sensitive(run: Path | None) -> bool:
     path = run / "run.json" if run else None
     if not path or not path.is_file():
         return False
-    about = read_json(path, "a run", remedy := "Give a folder that `mapo train` made.")
-    if not isinstance(about, dict):
-        raise MapoError(f"{path} is damaged. {remedy}")
-    return bool(about.get("sensitive"))
+    return bool(read_object(path, "a run", "Give a folder that `mapo train` made.").get("sensitive"))
 
 
 def _environment() -> jinja2.Environment:

@@ -7,29 +7,17 @@ training is a line in ``trials.jsonl`` or ``runs.jsonl`` and is made once, so th
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import shutil
-import signal
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import (
-    BrokenExecutor,
-    CancelledError,
-    Future,
-    ProcessPoolExecutor,
-    ThreadPoolExecutor,
-    as_completed,
-)
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from threading import Lock, RLock
 from typing import Any
 
 from tqdm import tqdm
 
 from mapo.errors import MapoError, suggest
-from mapo.files import prepare_out, read_json, write_json
+from mapo.files import prepare_out, read_object, write_json
+from mapo.study.crew import Crew
 from mapo.study.search import Found, compass, lengthen
 
 
@@ -76,8 +64,8 @@ QUICK = Plan(
     domains=("safety", "culture"), pairs=(64,), seeds=3,
     trials=3, tuned_at=64, looks=(16, 48), longer=False, picture_seeds=1, pool=128,
 )  # fmt: skip
-ENOUGH = 0.95
-MOST_PAIRS = 3_900
+ENOUGH = 0.95  # a score that no search goes further for
+MOST_PAIRS = 3_900  # general preference has 400 prompts with ten pairs each, and some are held out
 MAY_GROW = ("domains", "methods", "pairs", "seeds", "trials")
 
 
@@ -110,9 +98,9 @@ def study(
 
 def _run_study(out: Path, plan: Plan, quick: bool, workers: int) -> None:
     from mapo.study.cost import cost
-    from mapo.study.tables import read_part, write_tables
+    from mapo.study.tables import PARTS, read_part, write_tables
 
-    for part in ("tuned", "cost", "mismatch"):
+    for part in PARTS:
         read_part(out, part)  # damage is said before hours of training
     with Crew(out, workers) as crew:
         bar = tqdm(total=len(plan.domains) * _count(plan), desc="study", unit="run", smoothing=0)
@@ -168,9 +156,7 @@ def _open(out: Path, plan: Plan) -> Plan:
     path = out / "study.json"
     fixed = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(plan).items() if k not in MAY_GROW}
     if path.exists():
-        before = read_json(path, "a study", "Choose another --out.")
-        if not isinstance(before, dict):
-            raise MapoError(f"{path} is damaged. Choose another --out.")
+        before = read_object(path, "a study", "Choose another --out.")
         if isinstance(pool := before.get("pool"), int) and pool > plan.pool:
             plan, fixed["pool"] = replace(plan, pool=pool), pool
         if changed := [k for k, v in fixed.items() if before.get(k) != v]:
@@ -196,78 +182,6 @@ def _workers() -> int:
 def _count(plan: Plan) -> int:
     """The trainings of a domain."""
     return len(plan.methods) * (plan.trials + len(plan.pairs) * plan.seeds)
-
-
-# ------------------------------------------------------------------ work in other processes
-
-
-def _begin(threads: int, log: Path) -> None:
-    import torch
-
-    sys.stdout = sys.stderr = log.open("a", encoding="utf-8")  # their bars would write into ours
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told, and stops us
-    tqdm.set_lock(RLock())  # its own choice is a semaphore of the system, which would outlive us
-    torch.set_num_threads(threads)
-
-
-class Crew:
-    """Processes that train, and the ledgers of what they found."""
-
-    def __init__(self, out: Path, workers: int) -> None:
-        from mapo.study.runs import Ledger
-
-        self.out, self.workers = out, workers
-        threads = max(1, (os.cpu_count() or 1) // workers)
-        context = multiprocessing.get_context("spawn")
-        self.pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(threads, out / "log.txt"))
-        self.ledgers = {name: Ledger(out / f"{name}.jsonl") for name in ("base", "trials", "runs")}
-        self.lock = Lock()
-        self.stopped = False
-
-    def __enter__(self) -> Crew:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if error[0] is not None:
-            self.stop()
-        self.pool.shutdown(cancel_futures=True)
-        shutil.rmtree(self.out / "running", ignore_errors=True)
-
-    def stop(self) -> None:
-        """End all trainings at once; they are made again when the study goes on."""
-        self.stopped = True
-        for process in list((getattr(self.pool, "_processes", None) or {}).values()):
-            process.kill()
-
-    def do(self, ledger: str, job: Any, work: Callable[..., Any], *args: Any) -> dict[str, Any]:
-        """The result of a job, from its ledger or made now; waits."""
-        found = self.ledgers[ledger].rows.get(job.key)
-        if found is None:
-            if self.stopped:
-                raise CancelledError
-            looks = self.pool.submit(work, *args).result()
-            with self.lock:
-                found = self.ledgers[ledger].add(job.key, {"job": asdict(job), "looks": looks})
-        return found
-
-    def together(self, tasks: Iterable[Callable[[], Any]]) -> list[Any]:
-        """Tasks that mostly wait for :meth:`do`, as many at a time as there are processes; their results."""
-        with ThreadPoolExecutor(self.workers) as threads:
-            waiting: list[Future[Any]] = [threads.submit(task) for task in tasks]
-            try:
-                for done in as_completed(waiting):
-                    done.result()  # the first error ends it all
-            except BaseException as error:
-                self.stop()
-                for task in waiting:
-                    task.cancel()
-                if isinstance(error, BrokenExecutor):
-                    raise MapoError(
-                        "A training was killed, as happens when memory runs out. What was done is kept: the same "
-                        "command goes on; --workers 1 needs less memory."
-                    ) from None
-                raise
-            return [task.result() for task in waiting]
 
 
 # ------------------------------------------------------------------ stages

@@ -87,11 +87,11 @@ def _run(work: Path, folder: Path, job: Job) -> list[dict[str, Any]]:
         })  # fmt: skip
         try:
             train(config, folder / "run")
+            seen = look(work, job, str(folder / "run"))
+            if not all(math.isfinite(seen[name]) for name in ERRORS):
+                raise DivergedError("The last step ruined it: its errors are not finite.")
         except DivergedError as error:
             return [*results, {"steps": steps, "failed": str(error), **_nothing(job)}]  # a result like others
-        seen = look(work, job, str(folder / "run"))
-        if not all(math.isfinite(seen[name]) for name in ERRORS):  # its last step ruined it
-            return [*results, {"steps": steps, "failed": "the errors are not finite", **_nothing(job)}]
         results.append({"steps": steps, **seen, **_speed(folder / "run")})
     return results
 
@@ -144,10 +144,10 @@ def look(work: Path, job: Job, model: str) -> dict[str, Any]:
 def _nothing(job: Job) -> dict[str, Any]:
     """The look at a model that is lost: no picture shows anything."""
     goal, kept = DOMAINS[job.domain].prompts(job.split)
-    seen = {f"{what} {judge}": "" for what in ("reached", "followed") for judge in JUDGES}
-    for name in seen:
-        prompts, seeds = (goal, job.picture_seeds) if name.startswith("reached") or goal == kept else (kept, 1)
-        seen[name] = "0" * (len(prompts) * seeds)
+    reached = "0" * (len(goal) * job.picture_seeds)
+    followed = reached if goal == kept else "0" * len(kept)
+    told = {"reached": reached, "followed": followed}
+    seen = {f"{what} {judge}": digits for what, digits in told.items() for judge in JUDGES}
     return {**seen, "prompts": [len(goal), len(kept)], "same": goal == kept}
 
 

@@ -74,7 +74,10 @@ def estimate(parts: Sequence[Floats], least: float = 0.0, level: float = 0.95) -
     if len(parts) == 1 and np.ptp(parts[0]) == 0 and value in (0, 1) and least == 0:
         exact = stats.binomtest(round(value * prompts), prompts).proportion_ci(level, "exact")
         return Estimate(value, float(exact.low), float(exact.high))
-    variance, freedom = _variance(parts)
+    return _around(value, *_variance(parts), least, level)
+
+
+def _around(value: float, variance: float, freedom: float, least: float, level: float) -> Estimate:
     reach = float(stats.t.ppf((1 + level) / 2, freedom)) * variance**0.5
     return Estimate(value, max(least, value - reach), min(1.0, value + reach))
 
@@ -259,9 +262,8 @@ def mean_difference(cells: Cells, one: str, other: str, pairs: int, level: float
     value = float(np.mean([np.mean([part.mean() for part in parts]) for parts in leads]))
     found = [_variance(parts) for parts in leads]
     total = sum(variance for variance, _ in found)
-    freedom = total**2 / sum(variance**2 / freedom for variance, freedom in found)
-    reach = float(stats.t.ppf((1 + level) / 2, freedom)) * total**0.5 / len(found)
-    return Estimate(value, max(-1.0, value - reach), min(1.0, value + reach))
+    freedom = total**2 / sum(variance**2 / own for variance, own in found)
+    return _around(value, total / len(found) ** 2, freedom, -1.0, level)
 
 
 def _means(cells: Cells) -> list[dict[str, Any]]:
