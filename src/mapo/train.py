@@ -263,7 +263,8 @@ class Loop:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         device = self.accelerator.device
-        stacked = self.accelerator.reduce(torch.stack([s.float().to(device) for s in sums.values()]))
+        kind = torch.float32 if device.type == "mps" else torch.float64
+        stacked = self.accelerator.reduce(torch.stack([s.to(device, kind) for s in sums.values()]))
         means = (stacked / self.config.train.pairs_per_step).tolist()
         return {**dict(zip(sums, means, strict=True)), "grad_norm": norm, "lr": rate}
 

@@ -1,0 +1,190 @@
+"""What must not move: runs, pictures, pairs and scores of the built-in model, recorded once.
+
+``python tests/golden/recorded.py`` (with ``src`` on the path) records all of it again. Do that only where a change is
+meant to move a record, in a commit that says why. Every setting is spelled out here, so a changed default moves nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+HERE = Path(__file__).parent
+RECORDS, PAIRS, IMAGES, RECIPE = HERE / "records.json", HERE / "pairs", HERE / "images", HERE / "recipe.toml"
+LOGGED = ("loss", "error_chosen", "error_rejected", "grad_norm")
+STEPS = 20
+OBJECTIVES: dict[str, dict[str, float]] = {
+    "mapo": {"beta": 0.1, "snr": 0.5, "num_timesteps": 1000},
+    "mapo_aaai": {"beta": 8.0},
+    "mapo_relative": {"beta": 2.0, "sharpness": 4.0, "floor": 1e-3},
+    "sft": {},
+    "dpo": {"beta": 2000.0},
+}
+RUNS = [(p, o, a) for p in ("float32", "float64") for o in OBJECTIVES for a in ("full", "lora")]
+PROMPTS = (
+    "a small red circle on a blue background", "a large green star on a white background",
+    "a yellow square on a black background", "a blue triangle on a yellow background",
+)  # fmt: skip
+SAMPLING = ["--steps", "8", "--guidance", "1.5", "--precision", "float32", "--images-per-batch", "8"]
+
+
+def environment() -> dict[str, Any]:
+    """What decides how sums are rounded: equal here means equal to the bit."""
+    processor: dict[str, str] = {}
+    cpuinfo = Path("/proc/cpuinfo")
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
+        key, _, value = line.partition(":")
+        if key.strip() in ("vendor_id", "cpu family", "model", "stepping"):
+            processor.setdefault(key.strip(), value.strip())
+    capability = torch.backends.cpu.get_cpu_capability()
+    return {"torch": torch.__version__, "cpu capability": capability, "processor": processor}
+
+
+def settings(precision: str, objective: str, adapter: str, cache: Path) -> dict[str, Any]:
+    """Those of a recorded run, every one of 0.1.0. A tie and weights are among the pairs; two of four are held at once."""
+    return {
+        "model": "mini",
+        "pairs": str(PAIRS),
+        "cache": str(cache),
+        "objective": {"name": objective, **OBJECTIVES[objective]},
+        "adapter": {"kind": adapter, "rank": 4},
+        "optim": {
+            "lr": 1e-4 if adapter == "full" else 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-4, "weight_decay": 1e-2,
+            "clip_norm": 1.0, "schedule": "cosine", "warmup_steps": 3,
+        },
+        "data": {"resolution": 48, "flip": True, "split": "train", "ties": "keep"},
+        "train": {
+            "steps": STEPS, "pairs_per_step": 4, "pairs_per_device": 2, "seed": 7, "precision": precision,
+            "gradient_checkpointing": False, "save_every_steps": 20,
+        },
+    }  # fmt: skip
+
+
+def mapo(*words: str) -> None:
+    """A verb, in this process and on one thread."""
+    from mapo.cli import cli
+
+    torch.set_num_threads(1)
+    cli.main(list(words), standalone_mode=False)
+
+
+def trajectory(precision: str, objective: str, adapter: str, work: Path) -> dict[str, Any]:
+    """Twenty steps: what is logged, and the weights they end with."""
+    import tomli_w
+
+    folder = work / f"{precision}-{objective}-{adapter}"
+    config = work / f"{folder.name}.toml"
+    config.write_text(tomli_w.dumps(settings(precision, objective, adapter, work / "cache")))
+    mapo("train", "--config", str(config), "--out", str(folder))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {"steps": [[line[name] for name in LOGGED] for line in lines], **weights_of(folder)}
+
+
+def weights_of(run: Path) -> dict[str, Any]:
+    """A hash of the trained weights in the checkpoint, and their sums, which machines agree on to rounding."""
+    from safetensors.torch import load_file
+
+    digest, total, squares = hashlib.sha256(), 0.0, 0.0
+    tensors = load_file(run / "checkpoints" / f"step-{STEPS:08d}" / "weights.safetensors")
+    for name in sorted(tensors):
+        digest.update(name.encode() + np.ascontiguousarray(tensors[name].numpy()).tobytes())
+        total += float(tensors[name].double().sum())
+        squares += float(tensors[name].double().pow(2).sum())
+    return {"weights": digest.hexdigest(), "sum": total, "sum_of_squares": squares}
+
+
+def pixels(picture: Any) -> np.ndarray:
+    return np.asarray(picture.convert("RGB"))
+
+
+def built(out: Path) -> list[dict[str, Any]]:
+    """Sixteen pairs by a recipe: prompt and pictures of each."""
+    from mapo.pairs import PairSet
+
+    mapo(
+        "build", str(RECIPE), "--model", "mini", "--prompts", "mini:train", "--num-pairs", "16", "--out", str(out),
+        "--judge", "mini-learned:cartoon", *SAMPLING,
+    )  # fmt: skip
+    opened = PairSet(out)
+    return [
+        {"prompt": pair.prompt, **{s: pixels(opened.image(getattr(pair, s))) for s in ("chosen", "rejected")}}
+        for pair in opened
+    ]
+
+
+def recorded_pairs() -> list[dict[str, Any]]:
+    """The pairs of the committed set, which is what the build made."""
+    from mapo.pairs import PairSet
+
+    opened = PairSet(PAIRS)
+    return [
+        {"prompt": pair.prompt, **{s: pixels(opened.image(getattr(pair, s))) for s in ("chosen", "rejected")}}
+        for pair in opened
+    ]
+
+
+def sampled(out: Path) -> dict[str, np.ndarray]:
+    """Sixteen pictures, by the name of their file."""
+    prompts = out.with_suffix(".txt")
+    prompts.write_text("\n".join(PROMPTS) + "\n")
+    mapo("sample", "--model", "mini", "--prompts", str(prompts), "--seeds", "0-3", "--out", str(out), *SAMPLING)
+    return pictures_of(out)
+
+
+def pictures_of(folder: Path) -> dict[str, np.ndarray]:
+    return {path.name: pixels(Image.open(path)) for path in sorted(folder.glob("*.png"))}
+
+
+def scores(out: Path) -> list[list[Any]]:
+    """The table of the committed pictures by both judges and the guards, without the folder's own name."""
+    from mapo.scores import read_scores
+
+    mapo("score", str(IMAGES), "--scorer", "mini,guards", "--out", str(out))
+    rows = read_scores(out).to_pylist()
+    return sorted([r["prompt"], r["seed"], r["scorer"], r["metric"], r["version"], r["value"]] for r in rows)
+
+
+def record() -> None:
+    """Make the committed set and pictures, and write all records."""
+    import pyarrow as pa
+
+    from mapo.pairs import PairSet, replace_pairs
+
+    for folder in (PAIRS, IMAGES):
+        shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(temporary)
+        built(PAIRS)
+        table = PairSet(PAIRS).table
+        columns = {
+            "split": ["train"] * 12 + ["validation"] * 2 + ["test"] * 2,
+            "preference": [1.0] * 8 + [0.5, 0.8, 0.7, 1.0] + [1.0] * 4,
+            "weight": [1.0] * 10 + [2.0, 0.5] + [1.0] * 4,
+        }
+        for name, values in columns.items():
+            place = table.schema.get_field_index(name)
+            table = table.set_column(place, name, pa.array(values, table.schema.field(name).type))
+        replace_pairs(PAIRS, table)
+        sampled(work / "images")
+        shutil.copytree(work / "images", IMAGES)
+        found = {
+            "environment": environment(),
+            "logged": LOGGED,
+            "scores": scores(work / "scores.parquet"),
+            "runs": {"/".join(run): trajectory(*run, work) for run in RUNS},
+        }
+    RECORDS.write_text(json.dumps(found, indent=None, separators=(",", ":")).replace('],"', '],\n"') + "\n")
+    print(f"recorded: {found['environment']}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    record()

@@ -1,0 +1,68 @@
+"""What 0.1.0 did right, held still: see recorded.py."""
+
+import json
+
+import numpy as np
+import pytest
+
+from golden import recorded
+
+FOUND = json.loads(recorded.RECORDS.read_text())
+SAME_MACHINE = FOUND["environment"] == recorded.environment()
+TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    return tmp_path_factory.mktemp("golden")
+
+
+@pytest.mark.parametrize("run", recorded.RUNS, ids="/".join)
+def test_twenty_steps_are_those_that_were_recorded(run, work):
+    now, then = recorded.trajectory(*run, work), FOUND["runs"]["/".join(run)]
+    if SAME_MACHINE:
+        assert now == then
+        return
+    near = {"rel": TOLERANCE[run[0]], "abs": TOLERANCE[run[0]]}
+    for step, (ours, theirs) in enumerate(zip(now["steps"], then["steps"], strict=True), 1):
+        assert ours == pytest.approx(theirs, **near), f"step {step}"
+    assert now["sum_of_squares"] == pytest.approx(then["sum_of_squares"], **near)
+
+
+def assert_same_pixels(one: np.ndarray, two: np.ndarray) -> None:
+    if SAME_MACHINE:
+        assert np.array_equal(one, two)
+    else:  # another machine rounds some values to the next of 256
+        assert np.abs(one.astype(int) - two.astype(int)).mean() < 0.05
+
+
+def test_a_build_makes_the_pairs_that_were_recorded(tmp_path):
+    now, then = recorded.built(tmp_path / "pairs"), recorded.recorded_pairs()
+    assert [pair["prompt"] for pair in now] == [pair["prompt"] for pair in then]
+    for ours, theirs in zip(now, then, strict=True):
+        assert_same_pixels(ours["chosen"], theirs["chosen"])
+        assert_same_pixels(ours["rejected"], theirs["rejected"])
+
+
+def test_sampling_makes_the_pictures_that_were_recorded(tmp_path):
+    now, then = recorded.sampled(tmp_path / "images"), recorded.pictures_of(recorded.IMAGES)
+    assert now.keys() == then.keys() and len(now) == 16
+    for name in then:
+        assert_same_pixels(now[name], then[name])
+
+
+def test_scores_are_those_that_were_recorded(tmp_path):
+    now = recorded.scores(tmp_path / "scores.parquet")
+    assert [row[:5] for row in now] == [row[:5] for row in FOUND["scores"]]
+    values = [[row[5] for row in rows] for rows in (now, FOUND["scores"])]
+    assert values[0] == (values[1] if SAME_MACHINE else pytest.approx(values[1], rel=1e-5, abs=1e-5))
