@@ -9,7 +9,7 @@ import torch
 
 from mapo.config import make_config
 from mapo.errors import MapoError
-from mapo.train import train
+from mapo.train import Run, train
 from tiny import make_pairs
 
 BASE = {"optim": {"lr": 1e-3, "warmup_steps": 2}, "train": {"steps": 4, "pairs_per_step": 4, "precision": "float64"}}
@@ -64,14 +64,12 @@ def test_a_run_that_goes_on_is_the_uninterrupted_run(tmp_path, sdxl, pairs, cach
 
 
 def test_a_run_cut_off_between_checkpoints_goes_on_from_the_last_one(tmp_path, sdxl, pairs, cache, whole, monkeypatch):
-    import mapo.metrics
-
-    def cut(path, values, append=mapo.metrics.append):
-        append(path, values)
+    def cut(run, values, log_step=Run.log_step):
+        log_step(run, values)
         if values["step"] == 3:
             raise RuntimeError("power cut")
 
-    monkeypatch.setattr(mapo.metrics, "append", cut)
+    monkeypatch.setattr(Run, "log_step", cut)
     with pytest.raises(RuntimeError, match="power cut"):
         run(tmp_path / "r", sdxl, pairs, cache, save_every_steps=2)
     monkeypatch.undo()

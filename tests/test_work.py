@@ -1,7 +1,8 @@
 import pytest
 
 from mapo.errors import MapoError
-from mapo.work import Work, locked, open_work, parse_shard, shard_of_environment
+from mapo.shards import locked, parse_shard, shard_of_environment
+from mapo.work import Work, open_work
 
 
 def test_shards_are_counted_from_nought():

@@ -30,7 +30,8 @@ from mapo.judge import Filter, judges_of
 from mapo.pairs import PairWriter, pair_id
 from mapo.recipe import Recipe, changed_recipe
 from mapo.sample import Sampling, default_sampling
-from mapo.work import WHOLE, Shard, Work, locked, open_work, use_own_device
+from mapo.shards import WHOLE, Shard, locked, use_own_device
+from mapo.work import Work, open_work
 
 MOST_TRIES_PER_PAIR = 5
 KEEP = ("pictures", "rejected-as-latents")

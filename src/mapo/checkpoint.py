@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mapo.errors import MapoError
-from mapo.files import read_json, replacing, write_json
+from mapo.files import as_os_error, read_object, replacing, write_json
 
 REMEDY = "Delete it, or restore it from a copy, then run the same command again."
 
@@ -43,20 +44,32 @@ def load_optimizer_tensors(
 def save_checkpoint(
     folder: Path, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], state: Mapping[str, Any]
 ) -> None:
-    """Write a complete checkpoint folder, atomically."""
-    with replacing(folder) as temporary:
+    """Write a complete checkpoint folder, atomically, and see that it is on the disk."""
+    with replacing(folder, sync=True) as temporary:
         temporary.mkdir(parents=True)
-        save_file(
+        save_tensors(
             {k: v.detach().cpu().contiguous().clone() for k, v in weights.items()}, temporary / "weights.safetensors"
         )
-        save_file(dict(moments), temporary / "optimizer.safetensors")
+        save_tensors(dict(moments), temporary / "optimizer.safetensors")
         write_json(temporary / "state.json", dict(state))
 
 
-def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
-    """Weights, optimizer moments and state of a checkpoint folder."""
-    state = read_json(folder / "state.json", "a checkpoint", REMEDY)
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file; OSError with its number where the disk is full, as any other file gives."""
     try:
-        return load_file(folder / "weights.safetensors"), load_file(folder / "optimizer.safetensors"), state
+        save_file(tensors, path)
+    except SafetensorError as error:
+        raise as_os_error(error, path) from None
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights and optimizer moments of a checkpoint folder."""
+    try:
+        return load_file(folder / "weights.safetensors"), load_file(folder / "optimizer.safetensors")
     except Exception as error:
         raise MapoError(f"The checkpoint {folder} is damaged ({error}). {REMEDY}") from None
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The small state of a checkpoint; no weight is read."""
+    return read_object(folder / "state.json", "a checkpoint", REMEDY)

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from mapo import __version__
-from mapo.errors import MapoError, printable
+from mapo.errors import MapoError, SaidElsewhere, printable, spoken
 
 OUT = click.Path(path_type=Path)
 
@@ -90,7 +90,7 @@ def build(
     from mapo.build import build
     from mapo.judge import parse_filter
     from mapo.prompts import read_prompts, source_name
-    from mapo.work import parse_shard, shard_of_environment
+    from mapo.shards import parse_shard, shard_of_environment
 
     how["shard"] = parse_shard(shard) if shard else shard_of_environment()
     filters = [parse_filter(judge) for judge in judges]
@@ -212,11 +212,13 @@ def train(out: Path, config_file: Path | None, assignments: tuple[str, ...], **f
     for key, value in flags.items():
         if value is not None:
             merge(values, {sections[key][0]: {sections[key][1]: value}} if key in sections else {key: value})
+    from mapo.train import Run, train
+
+    before = Run(out).before()
     for key in ("model", "pairs"):
-        if not values.get(key):
+        if not (values.get(key) or before.get(key)):
             raise MapoError(f"Give --{key}, or {key} in the --config file.")
-    config = make_config(values)
-    from mapo.train import train
+    config = make_config({key: before[key] for key in ("model", "pairs") if key in before} | values)
 
     train(config, out)
     _say(f"the run is in {out}; look at it with: mapo sample --model {out} --prompts FILE --out IMAGES")
@@ -271,7 +273,7 @@ def score(images: Path, scorer: str, out: Path, shard: str | None, **how: Any) -
     The same command again goes on where it was stopped, and scores only pictures that are new or have changed.
     """
     from mapo.score import refuse_table_of_others, score
-    from mapo.work import parse_shard, shard_of_environment
+    from mapo.shards import parse_shard, shard_of_environment
 
     how["shard"] = parse_shard(shard) if shard else shard_of_environment()
     refuse_table_of_others(images, out)
@@ -525,6 +527,7 @@ def main() -> None:
     """Run a verb; what went wrong is said in a sentence (exit code 2, or 130 for Ctrl-C and SIGTERM)."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    _wait_passively()
     warnings.simplefilter("ignore", FutureWarning)  # libraries talking to programmers
     warnings.filterwarnings("ignore", module="PIL")  # about pictures that are refused or counted by us
     try:
@@ -534,14 +537,24 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(2)
-    except MapoError as error:
-        _stop(str(error), 2)
     except KeyboardInterrupt:
         _stop("Stopped. Nothing half-written was left; the same command goes on.", 130)
-    except OSError as error:
-        if error.filename is None and error.errno is None:
-            raise
-        _stop(f"{error.filename or 'A file'}: {error.strerror}. Nothing half-written was left.", 2)
+    except SaidElsewhere:
+        sys.exit(2)
+    except BrokenPipeError:  # who read our words has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except Exception as error:
+        _stop(spoken(error), 2)
+
+
+def _wait_passively() -> None:
+    """On CPUs, let threads that wait for each other sleep: on busy cores spinning costs half the speed.
+
+    It has to be said before the first library with threads is loaded. What the user chose stands.
+    """
+    if not any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")):
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 def _stop(text: str, code: int) -> None:

@@ -27,6 +27,11 @@ Positive = Annotated[int, BeforeValidator(_no_truth), Field(gt=0)]
 NotNegative = Annotated[int, BeforeValidator(_no_truth), Field(ge=0)]
 
 
+def told(default: Any, about: str) -> Any:
+    """A setting: what it is without being set, and what it does, for whoever reads docs/training.md."""
+    return Field(default, description=about)
+
+
 class Section(BaseModel):
     """A frozen group of settings; an unknown key is an error."""
 
@@ -53,61 +58,95 @@ class ObjectiveConfig(Section):
 
 
 class AdapterConfig(Section):
-    """What is trained: every weight of the denoiser (``full``) or a LoRA of the given rank (its alpha is its rank)."""
+    """What is trained."""
 
-    kind: Literal["full", "lora"] = "full"
-    rank: Positive = 8
+    kind: Literal["full", "lora"] = told(
+        "full", "`full` trains every weight of the denoiser, `lora` a LoRA beside its frozen weights."
+    )
+    rank: Positive = told(8, "The rank of the LoRA, which is its alpha too. No effect with `full`.")
 
 
 class OptimConfig(Section):
-    """AdamW and its schedule. ``lr`` 1e-5 is for a full SDXL; a LoRA wants about 1e-4."""
+    """AdamW and its rate."""
 
-    lr: Annotated[Number, Field(gt=0)] = 1e-5
-    beta1: Annotated[Number, Field(ge=0, lt=1)] = 0.9
-    beta2: Annotated[Number, Field(ge=0, lt=1)] = 0.999
-    eps: Annotated[Number, Field(gt=0)] = 1e-8
-    weight_decay: Annotated[Number, Field(ge=0)] = 1e-2
-    clip_norm: Annotated[Number, Field(gt=0)] = 1.0
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: NotNegative = 0
+    lr: Annotated[Number, Field(gt=0)] | None = told(
+        None, "The learning rate. Left out, it is 1e-5 with `full` and 1e-4 with `lora`."
+    )
+    beta1: Annotated[Number, Field(ge=0, lt=1)] = told(0.9, "Decay of the mean gradient.")
+    beta2: Annotated[Number, Field(ge=0, lt=1)] = told(0.999, "Decay of the mean squared gradient.")
+    eps: Annotated[Number, Field(gt=0)] = told(1e-8, "Added to the root of the mean squared gradient.")
+    weight_decay: Annotated[Number, Field(ge=0)] = told(
+        1e-2, "In each step weights shrink by this share of the learning rate."
+    )
+    clip_norm: Annotated[Number, Field(gt=0)] = told(
+        1.0, "A gradient of all weights longer than this is shortened to it."
+    )
+    schedule: Literal["constant", "linear", "cosine"] = told(
+        "constant",
+        "How the rate goes on after the warm-up. `linear` and `cosine` fall to zero at `train.steps`, so "
+        "such a run cannot be lengthened.",
+    )
+    warmup_steps: NotNegative = told(0, "Steps in which the rate rises from zero to `lr`.")
 
 
 class DataConfig(Section):
-    """Which pairs, and how pictures become latents. No ``resolution``: the model's own.
+    """Which pairs, and how pictures become latents."""
 
-    ``flip`` mirrors both pictures of a pair or neither. ``ties``: pairs whose preference is ½ are left out, or trained
-    on as the ties they are.
-    """
-
-    resolution: Positive | None = None
-    flip: bool = False
-    split: Literal["train", "validation", "test", "all"] = "train"
-    ties: Literal["drop", "keep"] = "drop"
+    resolution: Positive | None = told(
+        None, "The side in pixels to which pictures are resized and cropped. Left out, the model's own."
+    )
+    flip: bool = told(False, "Mirror half of the pairs, always both pictures of a pair. The cache then holds both.")
+    split: Literal["train", "validation", "test", "all"] = told(
+        "train", "The pairs to train on. A set keeps about a fifth of its prompts for the other splits."
+    )
+    ties: Literal["drop", "keep"] = told(
+        "drop", "Pairs of which neither picture is better: leave them out, or train on them as ties."
+    )
+    images_per_batch: Positive = told(8, "Pictures encoded at a time, where the cache lacks some. Changes memory only.")
 
 
 class TrainConfig(Section):
-    """How long and how. ``pairs_per_step`` is over all devices, ``pairs_per_device`` what one holds at a time."""
+    """How long and how."""
 
-    steps: Positive = 2000
-    pairs_per_step: Positive = 16
-    pairs_per_device: Positive | None = None
-    seed: NotNegative = 0
-    precision: Literal["float32", "bfloat16", "float64"] = "float32"
-    gradient_checkpointing: bool = False
-    save_every_steps: Positive = 250
+    steps: Positive = told(2000, "Updates of the weights. docs/training.md says how to choose.")
+    pairs_per_step: Positive = told(16, "Pairs of one update, over all devices together.")
+    pairs_per_device: Positive | None = told(
+        None, "Pairs that a device holds at a time. Left out, its whole share. Changes memory only."
+    )
+    seed: NotNegative = told(0, "Decides the order of pairs, noise, timesteps and a LoRA's first weights.")
+    precision: Literal["float32", "bfloat16", "float64"] = told(
+        "float32", "Of the arithmetic. With `bfloat16` the weights stay in float32. `float64` is for tests."
+    )
+    gradient_checkpointing: bool = told(
+        False, "Compute activations twice to hold few of them: slower, much less memory."
+    )
+    save_every_steps: Positive = told(
+        250, "Steps between checkpoints. Only the last one is kept. A stopped run loses nothing."
+    )
+
+
+RATES = {"full": 1e-5, "lora": 1e-4}  # of optim.lr where it is left out
 
 
 class Config(Section):
     """A training run."""
 
-    model: str
-    pairs: str
-    cache: str | None = None
-    objective: ObjectiveConfig = Field(default_factory=lambda: ObjectiveConfig.model_validate({}))
+    model: str = Field(description="`mini`, a diffusers folder, a run folder, or a hub id of SDXL layout.")
+    pairs: str = Field(description="A pairs set.")
+    cache: str | None = told(None, "What the encoders make of the pairs. Left out, the folder `cache` beside them.")
+    objective: ObjectiveConfig = Field(
+        default_factory=lambda: ObjectiveConfig.model_validate({}),
+        description="Which loss, and its own settings: docs/objectives.md.",
+    )
     adapter: AdapterConfig = AdapterConfig()
     optim: OptimConfig = OptimConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
+
+    @property
+    def rate(self) -> float:
+        """The learning rate that was set, or that of the adapter."""
+        return self.optim.lr if self.optim.lr is not None else RATES[self.adapter.kind]
 
 
 def _known_keys(section: type[BaseModel], path: tuple[str, ...]) -> list[str]:

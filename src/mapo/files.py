@@ -4,31 +4,39 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import errno
 import hashlib
 import io
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mapo.errors import MapoError
 
 PARTIAL = ".partial"
+LEFT_OVER = re.compile(r"\..+\.\d+(\.partial|\.old|\.probe)")  # what replacing and prepare_out name by a process
 UMASK = os.umask(0o022)
 os.umask(UMASK)
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path``, a file or a folder as you like; renamed over it when the block ends well."""
+def replacing(path: Path, sync: bool = False) -> Iterator[Path]:
+    """A temporary path beside ``path``, a file or a folder as you like; renamed over it when the block ends well.
+
+    ``sync``: it is on the disk before it takes the place of an older one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     _remove(temporary)  # of a killed process that had our number
     try:
         yield temporary
         _give_usual_rights(temporary)
+        if sync:
+            _sync(temporary)
         if temporary.is_dir() and path.exists():
             old = path.with_name(f".{path.name}.{os.getpid()}.old")
             _remove(old)
@@ -37,8 +45,33 @@ def replacing(path: Path) -> Iterator[Path]:
             _remove(old)
         else:
             temporary.replace(path)
+        if sync:
+            _sync_one(path.parent)
     finally:
         _remove(temporary)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half written in ``folder``. Only its owner may do that."""
+    for path in folder.glob(".*") if folder.is_dir() else ():
+        if LEFT_OVER.fullmatch(path.name):
+            _remove(path)
+
+
+def _sync(path: Path) -> None:
+    for inner in (path, *(path.rglob("*") if path.is_dir() else ())):
+        _sync_one(inner)
+
+
+def _sync_one(path: Path) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:  # a folder on Windows
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _give_usual_rights(path: Path) -> None:
@@ -55,15 +88,71 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, sync: bool = False) -> None:
     """Write ``text`` as UTF-8, atomically."""
-    with replacing(path) as temporary:
+    with replacing(path, sync) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, sync: bool = False) -> None:
     """Write ``value`` as indented JSON, atomically."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n", sync)
+
+
+def append_lines(path: Path, values: Iterable[Any]) -> None:
+    """Add a line of JSON for each value. A last line that a killed process left half written goes first."""
+    lines = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
+    with path.open("a+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        if end and not _ends_a_line(file, end):
+            torn = _last_line(file, end)
+            if _is_json(torn):  # a file that was edited by hand
+                lines = "\n" + lines
+            else:
+                file.truncate(end - len(torn))
+        file.write(lines.encode())
+
+
+def read_lines(path: Path) -> Iterator[Any]:
+    """The values of a file of JSON lines. A last line that a killed process left half written is left out.
+
+    Raises MapoError naming any other line that is not JSON.
+    """
+    with path.open("rb") as file:  # bytes, as a killed process may have stopped inside a character
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+            except ValueError as error:
+                if not line.endswith(b"\n"):
+                    return
+                raise MapoError(f"{path} line {number} is not JSON ({error}). Mend the line, or delete it.") from None
+            yield value
+
+
+def _ends_a_line(file: IO[bytes], end: int) -> bool:
+    file.seek(end - 1)
+    return file.read(1) == b"\n"
+
+
+def _last_line(file: IO[bytes], end: int) -> bytes:
+    """What stands behind the last line feed, read from the end."""
+    found, place = b"", end
+    while place and b"\n" not in found:
+        step = min(place, 65_536)
+        place -= step
+        file.seek(place)
+        found = file.read(step) + found
+    return found.rpartition(b"\n")[2]
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 def read_json(path: Path, what: str, remedy: str) -> Any:
@@ -157,3 +246,10 @@ def prepare_out(path: Path) -> Path:
             f"Cannot write to {path.parent} ({why}). Choose another --out, or change its permissions."
         ) from None
     return path
+
+
+def as_os_error(error: Exception, path: Path) -> OSError:
+    """What the operating system said, out of an exception of a library that only quotes it."""
+    number = re.search(r"os error (\d+)", str(error))
+    code = int(number[1]) if number else errno.EIO
+    return OSError(code, os.strerror(code) if number else str(error), str(path))

@@ -29,7 +29,7 @@ from mapo.images import ImageRow, check_pictures, open_picture, read_images
 from mapo.references import References
 from mapo.scorers import Scorer, Unfinished, load_scorer, scorer_names
 from mapo.scores import SCHEMA, check_value, read_scores, write_scores
-from mapo.work import WHOLE, Shard, locked, mark, use_own_device
+from mapo.shards import WHOLE, Shard, locked, mark, use_own_device
 
 IMAGES_PER_BATCH = 64
 THREADS = min(16, os.cpu_count() or 1)  # that read and prepare pictures

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,17 +15,19 @@ Predict = Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor]  # x_t "b c h w"
 
 
 def pair_errors(predict: Predict, batch: Batch, schedule: Schedule, reference: Predict | None = None) -> PairErrors:
-    """Add the pair's noise to both of its images, predict, and measure the error of each image."""
+    """Add the pair's noise to both of its images, predict, and measure the error of each image.
+
+    The reference comes first: afterwards the graph of the policy would be held in memory beside its activations.
+    """
     noise, t = batch.noise.repeat(2, 1, 1, 1), batch.timesteps.repeat(2)
     x_t = schedule.add_noise(batch.latents, noise, t)
     target = schedule.target(batch.latents, noise, t)
-    chosen, rejected = image_errors(predict(x_t, t, batch.cond), target).chunk(2)
-    errors = PairErrors(chosen, rejected)
+    ref_chosen = ref_rejected = None
     if reference is not None:
         with torch.no_grad():
             ref_chosen, ref_rejected = image_errors(reference(x_t, t, batch.cond), target).chunk(2)
-        errors = replace(errors, ref_chosen=ref_chosen, ref_rejected=ref_rejected)
-    return errors
+    chosen, rejected = image_errors(predict(x_t, t, batch.cond), target).chunk(2)
+    return PairErrors(chosen, rejected, ref_chosen, ref_rejected)
 
 
 def pair_losses(

@@ -24,6 +24,8 @@ class Batch:
         """The same batch on ``device``."""
 
         def move(tensor: Tensor) -> Tensor:
+            if device.type == "mps" and tensor.dtype == torch.float64:
+                return tensor  # it has none: the few numbers of a pair stay where objectives compute
             return tensor.to(device, non_blocking=True)
 
         return Batch(

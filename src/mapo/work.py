@@ -10,11 +10,8 @@ build.json                  what decides the pictures; another build does not go
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,36 +20,7 @@ from mapo.errors import MapoError
 from mapo.files import PARTIAL, prepare_out, read_json, write_json
 from mapo.images import ImageRow, append_images, read_images
 from mapo.scores import read_scores, write_scores
-
-Shard = tuple[int, int]  # this one, of how many
-WHOLE: Shard = (0, 1)
-
-
-def parse_shard(text: str) -> Shard:
-    """``0/4`` → the first of four."""
-    match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
-    if not match or int(match[1]) >= int(match[2]):
-        raise MapoError(f"--shard {text!r}: write I/N with I from 0 to N - 1, such as 0/4.")
-    return int(match[1]), int(match[2])
-
-
-def shard_of_environment() -> Shard:
-    """This process's place among those that torchrun or Slurm started; (0, 1) when neither did."""
-    for rank, world in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
-        if rank in os.environ and int(os.environ.get(world, "1")) > 1:
-            return int(os.environ[rank]), int(os.environ[world])
-    return WHOLE
-
-
-def use_own_device() -> None:
-    """On a machine with several GPUs each process takes its own, as torchrun or Slurm numbers them."""
-    place = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID"))
-    if place is None:
-        return
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(place) % torch.cuda.device_count())
+from mapo.shards import Shard, mark
 
 
 def open_work(out: Path, settings: Mapping[str, Any]) -> Path:
@@ -81,36 +49,6 @@ def _at(values: Any, key: str) -> str:
         values = values.get(name) if isinstance(values, Mapping) else None
     text = json.dumps(values, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-@contextlib.contextmanager
-def locked(folder: Path, names: Sequence[str], wait: bool = False) -> Iterator[None]:
-    """Hold the locks of those names; they end with the process. Without ``wait`` a held one is an error."""
-    import fcntl
-
-    with contextlib.ExitStack() as stack:
-        for name in sorted(names):
-            file = stack.enter_context((folder / f"{name}.lock").open("a"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                raise MapoError(
-                    f"Another process is at work in {folder} ({name}). Wait for it, or stop it first."
-                ) from None
-            except OSError:  # a file system without locks
-                continue
-        yield
-
-
-def mark(folder: Path, shard: Shard, done: bool) -> bool:
-    """Say whether a shard has made its share; whether now all have."""
-    index, count = shard
-    path = folder / f"{index}-of-{count}.done"
-    if not done:
-        path.unlink(missing_ok=True)
-        return False
-    path.touch()
-    return all((folder / f"{k}-of-{count}.done").exists() for k in range(count))
 
 
 class Work:

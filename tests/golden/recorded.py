@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 
 HERE = Path(__file__).parent
-RECORDS, PAIRS, IMAGES, RECIPE = HERE / "records.json", HERE / "pairs", HERE / "images", HERE / "recipe.toml"
+RECORDS, RECIPE = HERE / "records.json", HERE / "recipe.toml"
+PAIRS, IMAGES, CACHE = HERE / "pairs", HERE / "images", HERE / "cache"
 LOGGED = ("loss", "error_chosen", "error_rejected", "grad_norm")
 STEPS = 20
 OBJECTIVES: dict[str, dict[str, float]] = {
@@ -27,7 +28,7 @@ OBJECTIVES: dict[str, dict[str, float]] = {
     "mapo_aaai": {"beta": 8.0},
     "mapo_relative": {"beta": 2.0, "sharpness": 4.0, "floor": 1e-3},
     "sft": {},
-    "dpo": {"beta": 2000.0},
+    "dpo": {"beta": 50.0},
 }
 RUNS = [(p, o, a) for p in ("float32", "float64") for o in OBJECTIVES for a in ("full", "lora")]
 PROMPTS = (
@@ -83,10 +84,23 @@ def trajectory(precision: str, objective: str, adapter: str, work: Path) -> dict
 
     folder = work / f"{precision}-{objective}-{adapter}"
     config = work / f"{folder.name}.toml"
+    shutil.copytree(CACHE, work / "cache", dirs_exist_ok=True)  # encoded once: another machine rounds it otherwise
     config.write_text(tomli_w.dumps(settings(precision, objective, adapter, work / "cache")))
     mapo("train", "--config", str(config), "--out", str(folder))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return {"steps": [[line[name] for name in LOGGED] for line in lines], **weights_of(folder)}
+
+
+def encoded(out: Path) -> dict[str, np.ndarray]:
+    """The committed set, encoded now; every tensor by its name."""
+    mapo("encode", "--model", "mini", "--pairs", str(PAIRS), "--out", str(out), "--resolution", "48", "--flip")
+    return tensors_of(out)
+
+
+def tensors_of(cache: Path) -> dict[str, np.ndarray]:
+    from safetensors.numpy import load_file
+
+    return {name: values for path in sorted(cache.glob("*.safetensors")) for name, values in load_file(path).items()}
 
 
 def weights_of(run: Path) -> dict[str, Any]:
@@ -159,7 +173,7 @@ def record() -> None:
 
     from mapo.pairs import PairSet, replace_pairs
 
-    for folder in (PAIRS, IMAGES):
+    for folder in (PAIRS, IMAGES, CACHE):
         shutil.rmtree(folder, ignore_errors=True)
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
@@ -174,6 +188,7 @@ def record() -> None:
             place = table.schema.get_field_index(name)
             table = table.set_column(place, name, pa.array(values, table.schema.field(name).type))
         replace_pairs(PAIRS, table)
+        encoded(CACHE)
         sampled(work / "images")
         shutil.copytree(work / "images", IMAGES)
         found = {

@@ -39,6 +39,16 @@ def test_twenty_steps_are_those_that_were_recorded(run, work):
     assert now["sum_of_squares"] == pytest.approx(then["sum_of_squares"], **near)
 
 
+def test_the_set_is_encoded_as_it_was(tmp_path):
+    now, then = recorded.encoded(tmp_path / "cache"), recorded.tensors_of(recorded.CACHE)
+    assert now.keys() == then.keys()
+    for name in then:
+        if SAME_MACHINE:
+            assert np.array_equal(now[name], then[name])
+        else:
+            assert now[name] == pytest.approx(then[name], rel=1e-5, abs=1e-5)
+
+
 def assert_same_pixels(one: np.ndarray, two: np.ndarray) -> None:
     if SAME_MACHINE:
         assert np.array_equal(one, two)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -17,7 +17,7 @@ from typing import Any, Protocol, cast
 from torch import Tensor, nn
 
 from mapo.errors import MapoError
-from mapo.files import inside
+from mapo.files import inside, read_object
 from mapo.noise import Schedule
 
 MINI = Path(__file__).parent.parent / "mini" / "model"
@@ -39,7 +39,12 @@ class Model:
     @property
     def stable_name(self) -> str:
         """The name to write into files: a hub id and ``mini`` as they are, a folder as an absolute path."""
-        return str(Path(self.name).resolve()) if Path(self.name).is_dir() and self.name != "mini" else self.name
+        return str(Path(self.name).resolve()) if self.is_local else self.name
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder of the user's, which may be moved."""
+        return self.name != "mini" and Path(self.name).is_dir()
 
     def revision(self) -> str:
         """A hash of everything that decides what pictures the model makes."""
@@ -94,8 +99,8 @@ class Family(Protocol):
     def save_denoiser(self, denoiser: nn.Module, folder: Path) -> None:
         """Write a fully trained denoiser into the run folder, in diffusers' format."""
 
-    def save_lora(self, denoiser: nn.Module, folder: Path) -> None:
-        """Write a trained LoRA into the run folder, as ``pytorch_lora_weights.safetensors`` of diffusers' format."""
+    def save_lora(self, denoiser: nn.Module, folder: Path, below: Sequence[Path] = ()) -> None:
+        """Write a trained LoRA and those that it stands on as one ``pytorch_lora_weights.safetensors``."""
 
 
 def find_model(name: str, weights: bool = True) -> Model:
@@ -121,12 +126,33 @@ def find_model(name: str, weights: bool = True) -> Model:
 
 
 def _find_run(name: str, path: Path, weights: bool) -> Model:
-    run = json.loads((path / "run.json").read_text("utf-8"))
-    base, denoiser = find_model(run["base"], weights), inside(path, run["denoiser"], f"{path}/run.json")
+    about = path / "run.json"
+    run = read_object(about, "a run folder", "Run the same `mapo train` command again: it writes the file anew.")
+    if not all(isinstance(run.get(key), str) for key in ("base", "denoiser", "adapter")):
+        raise MapoError(f"{about} is damaged. Run the same `mapo train` command again: it writes the file anew.")
+    base, denoiser = _find_base(name, path, run, weights), inside(path, run["denoiser"], f"{path}/run.json")
+    if not denoiser.is_dir():
+        raise MapoError(f"{path} has lost its {run['denoiser']}. Run the same `mapo train` command again.")
     sensitive = base.sensitive or bool(run.get("sensitive"))
     if run["adapter"] == "lora":
-        return Model(name, base.base, base.denoiser, (*base.loras, denoiser), sensitive)
+        below = () if run.get("holds_loras_below") else base.loras  # a LoRA of 0.1.0 is the last difference alone
+        return Model(name, base.base, base.denoiser, (*below, denoiser), sensitive)
     return Model(name, base.base, denoiser, (), sensitive)
+
+
+def _find_base(name: str, path: Path, run: Mapping[str, Any], weights: bool) -> Model:
+    """What a run stands on: where it lies from here, if that is still the same, else where it lay."""
+    base, from_here = run["base"], run.get("base_from_here")
+    if isinstance(from_here, str) and (path / from_here).is_dir():
+        found = find_model(str((path / from_here).resolve()), weights)
+        if found.revision() == run.get("base_revision"):
+            return found
+    if Path(base).is_absolute() and not Path(base).is_dir():
+        raise MapoError(
+            f"{name} was trained on the model {base}, which is not there any more. Put it back there, or write its "
+            f"new place as base into {path / 'run.json'}."
+        )
+    return find_model(base, weights)
 
 
 def _download(name: str, weights: bool) -> Path:

@@ -11,6 +11,8 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft.utils import get_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -18,6 +20,7 @@ from mapo.errors import MapoError
 from mapo.families import Model, read_config
 from mapo.noise import Schedule
 
+LORA_FILE = "pytorch_lora_weights.safetensors"
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 PARTS = ("vae", "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
 
@@ -61,7 +64,8 @@ def _load_pipeline_around(model: Model, unet: UNet2DConditionModel, dtype: Any) 
 def _fuse(pipeline: StableDiffusionXLPipeline, loras: Sequence[Path]) -> None:
     for number, lora in enumerate(loras):
         name = f"run{number}"
-        pipeline.load_lora_weights(lora, weight_name="pytorch_lora_weights.safetensors", adapter_name=name)
+        read_lora(lora)  # whether it is whole
+        pipeline.load_lora_weights(lora, weight_name=LORA_FILE, adapter_name=name)
         pipeline.fuse_lora(components=["unet"], adapter_names=[name])
         pipeline.unload_lora_weights()
 
@@ -172,7 +176,32 @@ def save_denoiser(denoiser: nn.Module, folder: Path) -> None:
     denoiser.save_pretrained(folder / "unet", safe_serialization=True)  # type: ignore[operator]
 
 
-def save_lora(denoiser: nn.Module, folder: Path) -> None:
-    """Write ``folder/pytorch_lora_weights.safetensors``, which ``pipeline.load_lora_weights(folder)`` opens."""
+def save_lora(denoiser: nn.Module, folder: Path, below: Sequence[Path] = ()) -> None:
+    """Write ``folder/pytorch_lora_weights.safetensors``, which ``pipeline.load_lora_weights(folder)`` opens.
+
+    With the LoRAs ``below`` it is one LoRA whose rank is the sum of theirs: Σ BA = (B₁ B₂ …)(A₁ A₂ …)ᵀ. Each has an
+    alpha that is its rank.
+    """
     layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(denoiser))
+    for lora in reversed(below):
+        layers = _on_top_of(read_lora(lora), layers)
     StableDiffusionXLPipeline.save_lora_weights(folder, unet_lora_layers=layers, safe_serialization=True)
+
+
+def read_lora(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a run's LoRA, by the UNet's own names."""
+    path = folder / LORA_FILE
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise MapoError(f"{path} is damaged ({error}). Run the `mapo train` command that made it again.") from None
+    return {name.removeprefix("unet."): tensor for name, tensor in tensors.items()}
+
+
+def _on_top_of(below: dict[str, Tensor], above: dict[str, Tensor]) -> dict[str, Tensor]:
+    if below.keys() != above.keys():
+        raise MapoError("The LoRAs that this run stands on are of other layers, so they cannot be one file.")
+    return {
+        name: torch.cat([below[name].to(tensor), tensor], 0 if ".lora_A." in name or ".lora.down." in name else 1)
+        for name, tensor in above.items()
+    }

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from mapo.checkpoint import load_checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
+from mapo.checkpoint import load_checkpoint, load_optimizer_tensors, optimizer_tensors, read_state, save_checkpoint
 from mapo.errors import MapoError, suggest
 from mapo.files import replacing, write_json
 from mapo.mini import scenes
@@ -181,7 +181,7 @@ class _Loop:
         self.average = {k: v.detach().clone() for k, v in self.names.items()}
         self.step, self.seconds = 0, 0.0
         if self.folder.exists():
-            weights, moments, state = load_checkpoint(self.folder)
+            (weights, moments), state = load_checkpoint(self.folder), read_state(self.folder)
             with torch.no_grad():
                 for k, v in self.names.items():
                     v.copy_(weights[f"now.{k}"])

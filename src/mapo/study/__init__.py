@@ -85,7 +85,7 @@ def study(
     Where ``looks`` are given no training goes further than the last of them. ``workers`` trainings run at a time;
     default: one per core, or one where there is a GPU.
     """
-    from mapo.work import locked
+    from mapo.shards import locked
 
     plan = _plan(QUICK if quick else Plan(), domains, methods, pairs, seeds, looks)
     if workers is not None and workers < 1:

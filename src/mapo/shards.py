@@ -1,0 +1,136 @@
+"""Who works on what: shares of a job, ranks that a launcher gives, and one owner for what is being written."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from mapo.errors import MapoError
+
+Shard = tuple[int, int]  # this one, of how many
+WHOLE: Shard = (0, 1)
+PLACES = (  # what launchers call a process's place, the number of processes, and its place on its machine
+    ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
+    ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+)
+
+
+def parse_shard(text: str) -> Shard:
+    """``0/4`` → the first of four."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+    if not match or int(match[1]) >= int(match[2]):
+        raise MapoError(f"--shard {text!r}: write I/N with I from 0 to N - 1, such as 0/4.")
+    return int(match[1]), int(match[2])
+
+
+def number_of(name: str, default: int | None = None) -> int | None:
+    """A variable of the environment that has to be a whole number; ``default`` where it is not set."""
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return default
+    if not text.isdecimal():
+        raise MapoError(f"The variable {name} is {text!r}, which is not a number. Unset it, or start with torchrun.")
+    return int(text)
+
+
+def shard_of_environment() -> Shard:
+    """This process's place among those that torchrun or Slurm started; (0, 1) when neither did."""
+    for rank, world, _ in PLACES:
+        index, count = number_of(rank), number_of(world, 1)
+        if index is not None and count is not None and count > 1:
+            if index >= count:
+                raise MapoError(f"{rank} is {index} and {world} is {count}: there are no such processes. Unset both.")
+            return index, count
+    return WHOLE
+
+
+def use_own_device() -> None:
+    """On a machine with several GPUs each process takes its own, as torchrun or Slurm numbers them."""
+    place = next((n for _, _, name in PLACES if (n := number_of(name)) is not None), None)
+    if place is None:
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(place % torch.cuda.device_count())
+
+
+@contextlib.contextmanager
+def locked(folder: Path, names: Sequence[str], wait: bool = False) -> Iterator[None]:
+    """Hold the locks of those names; they end with the process. Without ``wait`` a held one is an error."""
+    import fcntl
+
+    with contextlib.ExitStack() as stack:
+        for name in sorted(names):
+            file = stack.enter_context((folder / f"{name}.lock").open("a"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                raise MapoError(
+                    f"Another process is at work in {folder} ({name}). Wait for it, or stop it first."
+                ) from None
+            except OSError:  # a file system without locks
+                continue
+        yield
+
+
+@contextlib.contextmanager
+def owned(out: Path) -> Iterator[None]:
+    """Be the only process that writes ``out``, a file or a folder; a second one is refused in a sentence.
+
+    The lock is a file beside ``out``, ``.NAME.lock``. It ends with the process, however that ends, and is removed with
+    the block. Where nothing may be written beside ``out``, the folder itself is locked.
+    """
+    import fcntl
+
+    place = out.resolve()
+    lock = place.with_name(f".{place.name}.lock")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        try:
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError:
+            if not place.is_dir():
+                yield  # who cannot write here is told so by what comes next
+                return
+            lock, descriptor = place, os.open(place, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise MapoError(f"Another process is writing {out}. Wait for it, or stop it first.") from None
+        except OSError:  # a file system without locks
+            break
+        if lock == place or _is_still(lock, descriptor):
+            break
+        os.close(descriptor)  # its owner has just removed it
+    try:
+        yield
+    finally:
+        if lock != place:
+            with contextlib.suppress(OSError):
+                lock.unlink()
+        os.close(descriptor)
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    """Whether an open file is the one that now stands at ``path``."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def mark(folder: Path, shard: Shard, done: bool) -> bool:
+    """Say whether a shard has made its share; whether now all have."""
+    index, count = shard
+    path = folder / f"{index}-of-{count}.done"
+    if not done:
+        path.unlink(missing_ok=True)
+        return False
+    path.touch()
+    return all((folder / f"{k}-of-{count}.done").exists() for k in range(count))

@@ -1,0 +1,241 @@
+"""Training: from a cache of pairs to a run folder.
+
+All state is one integer, the number of steps done: batches, noise, timesteps and the learning rate are functions of
+it and of the seed. ``run.py`` owns the folder, ``loop.py`` takes the steps, ``processes.py`` is how several agree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import shutil
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from mapo.adapters import add_adapter, trainable
+from mapo.batches import Members
+from mapo.cache import Cache, cache_key, encode
+from mapo.checkpoint import load_checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
+from mapo.config import Config
+from mapo.errors import DivergedError, MapoError
+from mapo.families import Family, Model, family_of, find_model
+from mapo.objectives import NEEDS_REFERENCE
+from mapo.optim import make_optimizer
+from mapo.pairs import PairSet
+from mapo.train.loop import DTYPES, Loop, check_shares
+from mapo.train.processes import Processes, joined, what_is_not_done
+from mapo.train.run import Run, settled, steps_of
+
+__all__ = ["Loop", "Run", "settled", "train"]
+
+
+def train(config: Config, out: Path) -> None:
+    """Train as ``config`` says into the run folder ``out``, or go on where an earlier run of it stopped.
+
+    What ``config`` does not set by name is taken from the run, then from the defaults.
+    """
+    with joined() as processes, contextlib.ExitStack() as stack:
+        if processes.main and (note := what_is_not_done()):
+            print(note)
+        run = Run(out)
+        processes.first(lambda: stack.enter_context(run.held()))
+        _train(processes.first(lambda: settled(config, out)), run, processes)
+
+
+def _train(config: Config, run: Run, processes: Processes) -> None:
+    check_shares(config, processes)
+    if config.train.precision == "float64" and processes.device.type == "mps":
+        raise MapoError("train.precision=float64: this GPU has no such numbers. Train with float32.")
+    pairs = PairSet(Path(config.pairs))
+    members, ties = _members(pairs, config)
+    model = find_model(config.model)
+    family = family_of(model)
+    cache_key(family, model, config.data.resolution, config.data.flip)  # refuses a resolution that does not fit
+    identity = {"pairs": pairs.fingerprint(), "model": model.revision()}
+    checkpoint = processes.first(lambda: run.accept(config, identity))
+    done = steps_of(checkpoint) if checkpoint else 0
+    if done and done == config.train.steps == processes.first(run.finished_steps):
+        _say(processes, f"{run.folder} has done its {done} steps. Ask for more with --set train.steps=N.")
+        return
+    if ties:
+        is_kept = config.data.ties == "keep"
+        _say(processes, f"{ties} ties are " + ("trained on as ties." if is_kept else "left out (data.ties=keep)."))
+    cache = _open_cache(config, family, model, pairs, processes)
+    processes.first(lambda: run.bind(config, done))
+    denoiser, wrapped, reference_copy = _open_denoiser(config, family, model, processes)
+    names = trainable(denoiser)
+    optimizer = make_optimizer(names.values(), config.optim)
+    if checkpoint:
+        _restore(checkpoint, names, optimizer)
+
+    def save(step: int) -> None:
+        if processes.main:
+            _save(run, step, names, optimizer, identity)
+
+    with interruptible() as interrupted:
+        loop = Loop(
+            config, processes, family, model, members, cache, wrapped, denoiser, reference_copy, optimizer, interrupted
+        )
+        processes.first(lambda: _check_space(run, names))
+        _take_steps(loop, run, done, save)
+    if processes.main:
+        with run.final_weights() as folder:
+            if config.adapter.kind == "lora":
+                family.save_lora(denoiser, folder, model.loras)
+            else:
+                family.save_denoiser(denoiser.float() if config.train.precision == "float64" else denoiser, folder)
+        run.finish(config, model, config.train.steps, sensitive=bool(pairs.info.get("sensitive")))
+    processes.wait()
+
+
+def _say(processes: Processes, text: str) -> None:
+    if processes.main:
+        print(text)
+
+
+def _members(pairs: PairSet, config: Config) -> tuple[Members, int]:
+    """The pairs of ``pairs`` that the configuration asks for, and how many ties its split has."""
+    import numpy as np
+
+    splits, sure = (np.array(pairs.table[c].to_pylist()) for c in ("split", "preference"))
+    inside = (splits == config.data.split) | (config.data.split == "all")
+    ties = int((inside & (sure == 0.5)).sum())
+    keep = inside & ((sure > 0.5) | (config.data.ties == "keep"))
+    if not keep.any():
+        hint = "keep ties with --set data.ties=keep" if ties else "try --set data.split=all"
+        but = f" but {ties} ties" if ties else ""
+        raise MapoError(f"{config.pairs} has no pairs{but} in the split {config.data.split!r}; {hint}.")
+    return Members(pairs, np.flatnonzero(keep)), ties
+
+
+def _open_cache(config: Config, family: Family, model: Model, pairs: PairSet, processes: Processes) -> Cache:
+    """The cache of the pairs, completed first where something is missing."""
+    folder = Path(config.cache) if config.cache else pairs.folder.resolve().parent / "cache"
+    key = cache_key(family, model, config.data.resolution, config.data.flip)
+    processes.first(
+        lambda: encode(
+            family, model, pairs, folder, resolution=config.data.resolution, flip=config.data.flip,
+            device=processes.device, images_per_batch=config.data.images_per_batch,
+        )
+    )  # fmt: skip
+    return processes.each(lambda: Cache(folder, key))
+
+
+def _open_denoiser(
+    config: Config, family: Family, model: Model, processes: Processes
+) -> tuple[nn.Module, nn.Module, nn.Module | None]:
+    """What is trained, the same as the processes share it, and DPO's copy of it where one is needed."""
+    denoiser = processes.each(lambda: family.load_denoiser(model, processes.device, DTYPES[config.train.precision]))
+    reference_copy = None
+    if config.objective.name in NEEDS_REFERENCE and config.adapter.kind == "full":
+        reference_copy = copy.deepcopy(denoiser).requires_grad_(False).eval()
+    add_adapter(denoiser, family, config.adapter, config.train.seed)
+    if config.train.gradient_checkpointing:
+        denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+    denoiser.train()
+    wrapped: nn.Module = denoiser
+    if processes.world > 1:
+        wrapped = DistributedDataParallel(denoiser, broadcast_buffers=False)
+    return denoiser, wrapped, reference_copy
+
+
+def _restore(checkpoint: Path, names: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    weights, moments = load_checkpoint(checkpoint)
+    with torch.no_grad():
+        for name, parameter in names.items():
+            parameter.copy_(weights[name])
+    load_optimizer_tensors(optimizer, names, moments)
+
+
+def _take_steps(loop: Loop, run: Run, done: int, save: Callable[[int], None]) -> None:
+    """All steps that are left; a checkpoint now and then, at the end, and where the run is stopped or diverges."""
+    config, main = loop.config.train, loop.processes.main
+    saved = step = done
+    with tqdm(total=config.steps, initial=done, desc="train", unit="step", disable=not main) as bar:
+        try:
+            for values in loop.run(done):
+                step = int(values["step"])
+                if main:
+                    run.log_step(values)
+                bar.set_postfix(
+                    accuracy=f"{values['accuracy']:.2f}", margin=f"{values['margin']:.4f}",
+                    pairs_s=f"{values['pairs_per_second']:.1f}",
+                )  # fmt: skip
+                bar.update()
+                if loop.stopping or step == config.steps or step % config.save_every_steps == 0:
+                    save(step)
+                    saved = step
+        except DivergedError as error:
+            if step > saved:
+                save(step)
+            raise DivergedError(f"{error} {_how_to_go_on(run, step)}") from None
+    if loop.stopping and step < config.steps:
+        raise KeyboardInterrupt
+
+
+def _how_to_go_on(run: Run, step: int) -> str:
+    if not step:
+        return "Nothing has been trained yet."
+    return (
+        f"The {step} steps before are kept, but the same command would come to the same step. End this run there with "
+        f"--set train.steps={step}, and train further from it with other settings: mapo train --model {run.folder} "
+        "--out OTHER."
+    )
+
+
+def _save(
+    run: Run, step: int, names: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, identity: dict[str, str]
+) -> None:
+    folder = run.checkpoint_at(step)
+    try:
+        save_checkpoint(folder, names, optimizer_tensors(optimizer, names), {"step": step, **identity})
+    except OSError as error:
+        kept = run.checkpoints()
+        last = f"The checkpoint of step {steps_of(kept[-1])} is kept" if kept else "There is no earlier checkpoint"
+        raise MapoError(
+            f"The checkpoint of step {step} could not be written to {folder.parent} ({error.strerror or error}). "
+            f"{last}. Make room, then run the same command again."
+        ) from None
+    run.keep_only(folder)
+
+
+def _check_space(run: Run, names: Mapping[str, nn.Parameter]) -> None:
+    """Refuse to begin where not even one checkpoint and the final weights would fit."""
+    weights = sum(p.numel() * p.element_size() for p in names.values())
+    needed, free = 4 * weights, shutil.disk_usage(run.folder).free  # a checkpoint holds weights and two moments
+    if free < needed:
+        raise MapoError(
+            f"A checkpoint and the final weights of this run take {needed / 1e9:.1f} GB, and {run.folder} has "
+            f"{free / 1e9:.1f} GB free. Make room, or choose another --out."
+        )
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Within the block the first Ctrl-C or SIGTERM only asks to stop after the step; a second signal stops at once."""
+    asked = False
+    old: dict[int, Any] = {}
+
+    def handle(number: int, frame: object) -> None:
+        nonlocal asked
+        asked = True
+        for known in old:
+            signal.signal(known, signal.default_int_handler)
+
+    with contextlib.suppress(ValueError):  # only the main thread may install handlers
+        old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in old:
+            signal.signal(number, handle)
+    try:
+        yield lambda: asked
+    finally:
+        with contextlib.suppress(ValueError):
+            for number, handler in old.items():
+                signal.signal(number, handler)
