@@ -43,6 +43,36 @@ def test_the_command_line_reference_is_what_the_program_says():
     assert page.read_text() == cli_reference()
 
 
+def settings_reference() -> str:
+    from mapo.config import Config, Section
+
+    lines = ["| setting | default | what it does |", "|---|---|---|"]
+
+    def add(section: type[Section], prefix: str) -> None:
+        for name, field in section.model_fields.items():
+            kind = field.annotation
+            if isinstance(kind, type) and issubclass(kind, Section) and name != "objective":
+                add(kind, f"{prefix}{name}.")
+                continue
+            default = (
+                "" if field.is_required() or field.default is None else field.get_default(call_default_factory=True)
+            )
+            shown = "mapo" if name == "objective" else str(default).lower() if isinstance(default, bool) else default
+            assert field.description, name
+            lines.append(f"| `{prefix}{name}` | {shown} | {field.description} |")
+
+    add(Config, "")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_reference_of_settings_is_what_the_program_says():
+    page = ROOT / "docs" / "training.md"
+    above, _, _ = page.read_text().partition("| setting | default |")
+    if os.environ.get("MAPO_UPDATE_DOCS"):
+        page.write_text(above + settings_reference())
+    assert page.read_text() == above + settings_reference()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):

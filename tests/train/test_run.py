@@ -1,0 +1,327 @@
+"""The run folder: when it is finished, what goes on in it, what a kill or a full disk leaves."""
+
+import json
+import os
+import shutil
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from test_train import assert_same, metrics, run
+
+from mapo.config import make_config
+from mapo.errors import DivergedError, MapoError
+from mapo.families import find_model
+from mapo.shards import owned
+from mapo.train import Run, train
+from tiny import make_pairs
+
+
+def cut_off(*args: object) -> None:
+    raise RuntimeError("power cut")
+
+
+def unet_of(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "weights" / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def test_a_longer_run_that_dies_while_it_writes_its_final_weights_writes_them_next_time(
+    tmp_path, sdxl, pairs, cache, monkeypatch
+):
+    from mapo.families import sdxl as family
+
+    whole = tmp_path / "whole"
+    run(whole, sdxl, pairs, cache, steps=4)
+    run(tmp_path / "r", sdxl, pairs, cache, steps=2)
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
+        patch.setattr(family, "save_denoiser", cut_off)
+        run(tmp_path / "r", sdxl, pairs, cache, steps=4)
+    assert json.loads((tmp_path / "r" / "run.json").read_text())["steps"] == 2  # the old weights are still a model
+    run(tmp_path / "r", sdxl, pairs, cache, steps=4)
+    assert json.loads((tmp_path / "r" / "run.json").read_text())["steps"] == 4
+    ours, theirs = unet_of(tmp_path / "r"), unet_of(whole)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_finished_run_is_not_written_again(tmp_path, sdxl, pairs, cache, capsys):
+    run(tmp_path / "r", sdxl, pairs, cache, steps=1)
+    before = (tmp_path / "r" / "run.json").stat().st_mtime_ns
+    run(tmp_path / "r", sdxl, pairs, cache, steps=1)
+    assert "has done its 1 steps" in capsys.readouterr().out
+    assert (tmp_path / "r" / "run.json").stat().st_mtime_ns == before
+
+
+def test_a_run_without_its_weights_writes_them_again(tmp_path, sdxl, pairs, cache):
+    run(tmp_path / "r", sdxl, pairs, cache, steps=1)
+    shutil.rmtree(tmp_path / "r" / "weights")
+    with pytest.raises(MapoError, match="has lost its weights/unet"):
+        find_model(str(tmp_path / "r"))
+    run(tmp_path / "r", sdxl, pairs, cache, steps=1)
+    assert find_model(str(tmp_path / "r")).denoiser == tmp_path / "r" / "weights" / "unet"
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_a_run_whose_rate_has_fallen_to_zero_is_not_lengthened(tmp_path, sdxl, pairs, cache, schedule):
+    how = {"lr": 1e-3, "warmup_steps": 0, "schedule": schedule}
+    run(tmp_path / "r", sdxl, pairs, cache, steps=2, optim=how)
+    with pytest.raises(MapoError, match=f"begun with 2 steps of optim.schedule={schedule}.*would jump after step 2"):
+        run(tmp_path / "r", sdxl, pairs, cache, steps=4, optim=how)
+    assert len(run(tmp_path / "r", sdxl, pairs, cache, steps=2, optim=how)) == 2
+
+
+def test_leftovers_of_killed_processes_are_swept(tmp_path, sdxl, pairs, cache):
+    run(tmp_path / "r", sdxl, pairs, cache, steps=1)
+    left = [tmp_path / "r" / "checkpoints" / ".step-00000002.4242.partial", tmp_path / "r" / ".weights.4242.old"]
+    for folder in left:
+        folder.mkdir()
+        (folder / "weights.safetensors").write_bytes(b"half")
+    (tmp_path / "r" / ".run.json.4242.partial").write_text("{")
+    run(tmp_path / "r", sdxl, pairs, cache, steps=2)
+    assert [p.name for p in (tmp_path / "r").rglob(".*")] == []
+    assert [p.name for p in tmp_path.glob(".*")] == []
+
+
+def test_a_new_checkpoint_is_on_the_disk_before_the_old_one_goes(tmp_path, sdxl, pairs, cache, monkeypatch):
+    run(tmp_path / "r", sdxl, pairs, cache, steps=1)
+    events = []
+    sync, remove = os.fsync, shutil.rmtree
+    monkeypatch.setattr(os, "fsync", lambda number: (events.append(("sync", _name(number))), sync(number))[1])
+
+    def removing(path, *rest, **how):
+        events.append(("remove", Path(path).name))
+        remove(path, *rest, **how)
+
+    monkeypatch.setattr(shutil, "rmtree", removing)
+    run(tmp_path / "r", sdxl, pairs, cache, steps=2)
+    removed = events.index(("remove", "step-00000001"))
+    synced = {name for what, name in events[:removed] if what == "sync"}
+    assert {"weights.safetensors", "optimizer.safetensors", "state.json", "checkpoints"} <= synced
+
+
+def _name(number: int) -> str:
+    return Path(f"/proc/self/fd/{number}").readlink().name
+
+
+def test_resuming_reads_the_weights_once(tmp_path, sdxl, pairs, cache, monkeypatch):
+    from mapo import checkpoint
+
+    run(tmp_path / "r", sdxl, pairs, cache, steps=1)
+    read = []
+    load_file = checkpoint.load_file
+    monkeypatch.setattr(checkpoint, "load_file", lambda path: (read.append(path.name), load_file(path))[1])
+    run(tmp_path / "r", sdxl, pairs, cache, steps=2)
+    assert sorted(read) == ["optimizer.safetensors", "weights.safetensors"]
+
+
+def test_what_the_command_does_not_say_comes_from_the_run(tmp_path, sdxl, pairs, cache):
+    said = {"adapter": {"kind": "lora", "rank": 2}, "objective": {"name": "mapo", "beta": 0.3}}
+    more = {"optim": {"lr": 2e-3}, "train": {"steps": 1, "pairs_per_step": 2}}
+    common = {"model": str(sdxl), "pairs": str(pairs), "cache": str(cache)}
+    train(make_config({**common, **said, **more}), tmp_path / "r")
+    train(make_config({**common, "train": {"steps": 2}}), tmp_path / "r")
+    now = tomllib.loads((tmp_path / "r" / "config.toml").read_text())
+    assert now["adapter"] == said["adapter"] and now["objective"]["beta"] == 0.3
+    assert now["optim"]["lr"] == 2e-3 and now["train"]["pairs_per_step"] == 2
+    assert [m["step"] for m in metrics(tmp_path / "r")] == [1, 2]
+
+
+def test_a_command_that_names_only_the_run_goes_on_there(tmp_path, sdxl, pairs, cache):
+    from mapo.cli import cli
+    from test_cli import refused
+
+    run(tmp_path / "r", sdxl, pairs, cache, steps=1)
+    cli.main(["train", "--out", str(tmp_path / "r"), "--set", "train.steps=2"], standalone_mode=False)
+    assert [m["step"] for m in metrics(tmp_path / "r")] == [1, 2]
+    assert "Give --model" in refused("train", "--out", tmp_path / "nothing")
+
+
+def test_a_run_of_0_1_0_goes_on_although_there_are_new_settings(tmp_path, sdxl, pairs, cache):
+    """Its config.toml names no setting that came later; each then has the meaning it had."""
+    run(tmp_path / "r", sdxl, pairs, cache, steps=1)
+    path = tmp_path / "r" / "config.toml"
+    lines = [line for line in path.read_text().splitlines() if "images_per_batch" not in line]
+    assert len(lines) < len(path.read_text().splitlines())
+    path.write_text("\n".join(lines) + "\n")
+    run(tmp_path / "r", sdxl, pairs, cache, steps=2)
+    assert [m["step"] for m in metrics(tmp_path / "r")] == [1, 2]
+
+
+def test_every_setting_that_came_after_0_1_0_says_what_it_means_in_older_runs():
+    import mapo.train.run as module
+    from mapo.config import Config, merge
+
+    in_0_1_0 = {
+        "": {"model", "pairs", "cache", "objective", "adapter", "optim", "data", "train"},
+        "adapter": {"kind", "rank"},
+        "optim": {"lr", "beta1", "beta2", "eps", "weight_decay", "clip_norm", "schedule", "warmup_steps"},
+        "data": {"resolution", "flip", "split", "ties"},
+        "train": {
+            "steps", "pairs_per_step", "pairs_per_device", "seed", "precision", "gradient_checkpointing",
+            "save_every_steps",
+        },
+    }  # fmt: skip
+    assert set(Config.model_fields) == in_0_1_0.pop("")
+    later = {
+        (section, name)
+        for section, names in in_0_1_0.items()
+        for name in set(Config.model_fields[section].annotation.model_fields) - names
+    }
+    said = {(section, name) for section, names in merge({}, module.AS_IN_0_1_0).items() for name in names}
+    assert later == said
+
+
+@pytest.mark.parametrize(("kind", "rate"), [("full", 1e-5), ("lora", 1e-4)])
+def test_a_rate_that_is_not_set_is_that_of_what_is_trained(tmp_path, sdxl, pairs, cache, kind, rate):
+    values = {"model": str(sdxl), "pairs": str(pairs), "cache": str(cache), "adapter": {"kind": kind, "rank": 2}}
+    train(make_config({**values, "train": {"steps": 1, "pairs_per_step": 2}}), tmp_path / "r")
+    assert metrics(tmp_path / "r")[0]["lr"] == rate
+    assert tomllib.loads((tmp_path / "r" / "config.toml").read_text())["optim"]["lr"] == rate
+
+
+def test_steps_before_a_divergence_are_kept_and_can_be_used(tmp_path, sdxl, pairs, cache, monkeypatch):
+    from mapo.train import loop
+
+    real, calls = loop.pair_losses, []
+
+    def broken(*args):
+        calls.append(1)
+        return real(*args) * (float("nan") if len(calls) == 3 else 1)
+
+    with monkeypatch.context() as patch, pytest.raises(DivergedError) as stopped:
+        patch.setattr(loop, "pair_losses", broken)
+        run(tmp_path / "r", sdxl, pairs, cache, steps=4)
+    assert "Step 3: the loss is not finite for 4 pairs" in str(stopped.value)
+    assert "The 2 steps before are kept" in str(stopped.value) and "train.steps=2" in str(stopped.value)
+    assert [p.name for p in (tmp_path / "r" / "checkpoints").iterdir()] == ["step-00000002"]
+    run(tmp_path / "r", sdxl, pairs, cache, steps=2)
+    run(tmp_path / "two", sdxl, pairs, cache, steps=2)
+    ours, theirs = unet_of(tmp_path / "r"), unet_of(tmp_path / "two")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_lora_on_a_run_with_loras_is_one_file_that_any_pipeline_opens(tmp_path, sdxl, pairs, cache):
+    from diffusers import StableDiffusionXLPipeline
+
+    from mapo.families.sdxl import load_denoiser
+
+    run(tmp_path / "a", sdxl, pairs, cache, kind="lora", steps=2, optim={"lr": 1e-2})
+    run(tmp_path / "b", tmp_path / "a", pairs, cache, kind="lora", steps=2, optim={"lr": 1e-2})
+    run(tmp_path / "c", tmp_path / "b", pairs, cache, kind="lora", steps=2, optim={"lr": 1e-2})
+    ours = load_denoiser(find_model(str(tmp_path / "c")), "cpu")
+    pipeline = StableDiffusionXLPipeline.from_pretrained(sdxl, add_watermarker=False)
+    pipeline.load_lora_weights(tmp_path / "c" / "weights")
+    first = load_denoiser(find_model(str(tmp_path / "a")), "cpu")
+    x, t = torch.randn(1, 4, 8, 8), torch.tensor([500])
+    cond = {"text_embeds": torch.randn(1, 24), "time_ids": torch.ones(1, 6)}
+    states = torch.randn(1, 32, 40)
+    with torch.no_grad():
+        one, two, three = (u(x, t, states, added_cond_kwargs=cond).sample for u in (ours, pipeline.unet, first))
+    assert torch.allclose(one, two, atol=1e-5)
+    assert not torch.allclose(one, three, atol=1e-4)
+
+
+def test_a_lora_of_0_1_0_still_stands_on_the_loras_of_its_base(tmp_path, sdxl, pairs, cache):
+    run(tmp_path / "a", sdxl, pairs, cache, kind="lora", steps=1)
+    run(tmp_path / "b", tmp_path / "a", pairs, cache, kind="lora", steps=1)
+    about = json.loads((tmp_path / "b" / "run.json").read_text())
+    for name in ("holds_loras_below", "base_from_here", "base_revision"):
+        del about[name]
+    (tmp_path / "b" / "run.json").write_text(json.dumps(about))
+    assert len(find_model(str(tmp_path / "b")).loras) == 2
+
+
+def test_a_folder_of_models_and_runs_may_be_moved_whole(tmp_path, sdxl, pairs, cache):
+    work = tmp_path / "work"
+    shutil.copytree(sdxl, work / "model")
+    run(work / "a", work / "model", pairs, cache, steps=1)
+    run(work / "b", work / "a", pairs, cache, kind="lora", steps=1)
+    work.rename(tmp_path / "elsewhere")
+    found = find_model(str(tmp_path / "elsewhere" / "b"))
+    assert found.base == tmp_path / "elsewhere" / "model"
+
+
+@pytest.mark.parametrize("objective", ["dpo", "sft"])
+def test_a_run_whose_base_is_gone_says_what_stood_on_what(tmp_path, sdxl, pairs, cache, objective):
+    shutil.copytree(sdxl, tmp_path / "model")
+    run(tmp_path / "a", tmp_path / "model", pairs, cache, kind="lora", steps=1)
+    shutil.move(tmp_path / "model", tmp_path / "gone")
+    with pytest.raises(MapoError, match=r"a was trained on the model .*model, which is not there any more"):
+        run(tmp_path / "b", tmp_path / "a", pairs, cache, objective=objective, steps=1)
+    other = tmp_path / "model"
+    shutil.copytree(sdxl, other)
+    (other / "unet" / "config.json").write_text((other / "unet" / "config.json").read_text() + "\n")
+    with pytest.raises(MapoError, match="content of model|other settings|not the model"):
+        run(tmp_path / "a", other, pairs, cache, kind="lora", steps=2)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "says"),
+    [
+        ("run.json", b'{"base": ', "cannot be read"),
+        ("run.json", b"[1]", "is damaged"),
+        ("run.json", b"{}", "is damaged"),
+        ("weights/pytorch_lora_weights.safetensors", None, "pytorch_lora_weights.safetensors is damaged"),
+        ("config.toml", b"model = ", "config.toml cannot be read"),
+        ("config.toml", b"\xff\xfe\x00", "config.toml cannot be read"),
+    ],
+)
+def test_damaged_files_of_a_run_are_named(tmp_path, sdxl, pairs, cache, file, damage, says):
+    from mapo.families import family_of
+
+    run(tmp_path / "r", sdxl, pairs, cache, kind="lora", steps=1)
+    path = tmp_path / "r" / file
+    path.write_bytes(path.read_bytes()[:300] if damage is None else damage)
+    with pytest.raises(MapoError, match=says):
+        model = find_model(str(tmp_path / "r"))
+        family_of(model).load_denoiser(model, "cpu", torch.float32)
+        run(tmp_path / "r", sdxl, pairs, cache, kind="lora", steps=2)
+
+
+def test_a_second_training_into_one_folder_is_refused_while_the_first_is_at_work(tmp_path, sdxl, pairs, cache):
+    with owned(tmp_path / "r"), pytest.raises(MapoError, match="Another process is writing .*r. Wait for it"):
+        run(tmp_path / "r", sdxl, pairs, cache, steps=1)
+    assert len(run(tmp_path / "r", sdxl, pairs, cache, steps=1)) == 1
+    assert [p.name for p in tmp_path.glob(".*")] == []
+
+
+def test_a_run_that_cannot_keep_one_checkpoint_does_not_begin(tmp_path, sdxl, pairs, cache, monkeypatch):
+    from collections import namedtuple
+
+    usage = namedtuple("usage", "total used free")
+    with monkeypatch.context() as patch, pytest.raises(MapoError, match=r"take 0\.0 GB, and .*r has 0\.0 GB free"):
+        patch.setattr(shutil, "disk_usage", lambda path: usage(10, 10, 10))
+        run(tmp_path / "r", sdxl, pairs, cache, steps=1)
+    assert len(run(tmp_path / "r", sdxl, pairs, cache, steps=1)) == 1
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_the_last_one_and_says_so(tmp_path, sdxl, pairs, cache):
+    """A real limit on the size of files, in a process of its own."""
+    import subprocess
+    import sys
+
+    run(tmp_path / "r", sdxl, pairs, cache, steps=1)
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "from pathlib import Path; from mapo.config import make_config; from mapo.train import train\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))\n"
+        "train(make_config({'train': {'steps': 2}, 'model': sys.argv[2], 'pairs': sys.argv[3]}), Path(sys.argv[1]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "r"), str(sdxl), str(pairs)], capture_output=True, text=True
+    )
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("mapo.errors.MapoError: The checkpoint of step 2 could not be written"), done.stderr
+    assert "The checkpoint of step 1 is kept" in last
+    assert [p.name for p in (tmp_path / "r" / "checkpoints").iterdir()] == ["step-00000001"]
+    whole = run(tmp_path / "whole", sdxl, pairs, cache, steps=2)
+    assert_same(run(tmp_path / "r", sdxl, pairs, cache, steps=2), whole)
+
+
+def test_a_run_folder_knows_its_steps(tmp_path, sdxl):
+    pairs = make_pairs(tmp_path / "pairs", count=4)
+    run(tmp_path / "r", sdxl, pairs, steps=1)
+    assert Run(tmp_path / "r").finished_steps() == 1
+    assert Run(tmp_path / "nothing").finished_steps() == 0
