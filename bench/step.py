@@ -1,10 +1,12 @@
 """The training step against the bare work it cannot avoid, in one run on one machine.
 
-    python bench/step.py [--model mini] [--pairs-per-step 16] [--rounds 15] [--out bench/results]
+    python bench/step.py [--model mini|wide] [--pairs-per-step 16] [--rounds 15] [--out bench/results]
 
 (1) our step (batch from the cache to updated weights) against forward, backward and optimizer of the same UNet on the
-same batch; (2) MaPO against Diffusion-DPO, time and peak anonymous memory, each in a process of its own; (3) our step
-against the public way, which runs the VAE and both text encoders in every step. Rounds of the variants alternate.
+same batch; (2) MaPO against Diffusion-DPO, time and peak anonymous memory, each in a process of its own, with the
+number of forwards and the seconds of a step's parts beside it; (3) our step against the public way, which runs the VAE
+and both text encoders in every step. Rounds of the variants alternate; a ratio is of one round, and its median, least
+and most over the rounds are shown. ``wide`` is the built-in model with a random UNet of 77 million parameters.
 """
 
 from __future__ import annotations
@@ -47,12 +49,31 @@ def make_set(folder: Path, count: int) -> Path:
     return folder
 
 
+def make_wide(folder: Path) -> Path:
+    """The built-in model with a larger UNet of the same layout and random weights."""
+    import shutil
+
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    from mapo.families import find_model
+
+    shutil.copytree(find_model("mini").base, folder)
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    wide = {"block_out_channels": [160, 320, 448], "attention_head_dim": [5, 10, 14]}
+    wide["transformer_layers_per_block"] = [1, 1, 2]
+    torch.manual_seed(0)
+    shutil.rmtree(folder / "unet")
+    UNet2DConditionModel.from_config({**config, **wide}).save_pretrained(folder / "unet")
+    return folder
+
+
 def make_loop(model_name: str, folder: Path, objective: str, size: int) -> Any:
     """The training loop exactly as `mapo train` builds it, and its parts."""
     import copy
 
     import numpy as np
-    from accelerate import Accelerator
+    import torch
 
     from mapo.adapters import add_adapter, trainable
     from mapo.batches import Members
@@ -63,6 +84,7 @@ def make_loop(model_name: str, folder: Path, objective: str, size: int) -> Any:
     from mapo.optim import make_optimizer
     from mapo.pairs import PairSet
     from mapo.train import Loop
+    from mapo.train.processes import Place, Processes
 
     pairs = PairSet(folder / "pairs")
     model = find_model(model_name)
@@ -75,16 +97,16 @@ def make_loop(model_name: str, folder: Path, objective: str, size: int) -> Any:
             "train": {"pairs_per_step": size, "steps": 10_000},
         }
     )
-    accelerator = Accelerator()
-    encode(family, model, pairs, folder / "cache", device=accelerator.device)
+    processes = Processes(Place(), torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    encode(family, model, pairs, folder / "cache", device=processes.device)
     cache = Cache(folder / "cache", cache_key(family, model, None, False))
-    denoiser = family.load_denoiser(model, accelerator.device, None).float()
+    denoiser = family.load_denoiser(model, processes.device, None).float()
     reference = copy.deepcopy(denoiser).requires_grad_(False).eval() if objective == "dpo" else None
     add_adapter(denoiser, family, config.adapter, 0)
     denoiser.train()
     optimizer = make_optimizer(trainable(denoiser).values(), config.optim)
     members = Members(pairs, np.arange(len(pairs)))
-    return Loop(config, accelerator, family, model, members, cache, denoiser, denoiser, reference, optimizer)
+    return Loop(config, processes, family, model, members, cache, denoiser, denoiser, reference, optimizer)
 
 
 def our_steps(loop: Any) -> Callable[[], None]:
@@ -103,7 +125,7 @@ def bare_steps(loop: Any) -> Callable[[], None]:
 
     unet = copy.deepcopy(loop.denoiser)
     optimizer = make_optimizer(unet.parameters(), loop.config.optim)
-    batch = loop.batch_at(list(range(loop.config.train.pairs_per_step))).to(loop.accelerator.device)
+    batch = loop.batch_at(list(range(loop.config.train.pairs_per_step))).to(loop.processes.device)
     noise, t = batch.noise.repeat(2, 1, 1, 1), batch.timesteps.repeat(2)
     x_t = loop.schedule.add_noise(batch.latents, noise, t)
 
@@ -129,7 +151,7 @@ def public_steps(loop: Any, folder: Path, model_name: str) -> Callable[[], None]
     from mapo.types import Batch
 
     model = find_model(model_name)
-    encoders = loop.family.load_encoders(model, loop.accelerator.device)
+    encoders = loop.family.load_encoders(model, loop.processes.device)
     pairs, size = PairSet(folder / "pairs"), loop.config.train.pairs_per_step
     side = loop.family.resolution(model)
     predict, settings = loop.predictor(loop.denoiser), loop.config.objective.settings
@@ -158,20 +180,88 @@ def public_steps(loop: Any, folder: Path, model_name: str) -> Callable[[], None]
     return step
 
 
-def alternate(variants: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Median seconds of each variant, measured in turn so that a busy machine hits all of them."""
-    import torch
-
+def alternate(variants: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each variant in each round, measured in turn so that a busy machine hits all of them."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(rounds + 2):
         for name, step in variants.items():
             began = time.perf_counter()
             step()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            synchronise()
             if number >= 2:
                 times[name].append(time.perf_counter() - began)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
+
+
+def synchronise() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
+
+
+def parts_of(loop: Any, rounds: int) -> dict[str, Any]:
+    """A step of DPO taken apart: how many forwards it makes, and the median seconds of each part.
+
+    MaPO's step is the same without the reference.
+    """
+    import torch
+
+    from mapo.objectives import settings_of
+    from mapo.step import pair_losses
+    from mapo.types import PairErrors
+
+    batch = loop.batch_at(list(range(loop.config.train.pairs_per_step))).to(loop.processes.device)
+    noise, t = batch.noise.repeat(2, 1, 1, 1), batch.timesteps.repeat(2)
+    x_t, target = loop.schedule.add_noise(batch.latents, noise, t), loop.schedule.target(batch.latents, noise, t)
+    predict, reference = loop.predictor(loop.denoiser), loop.reference()
+    times: dict[str, list[float]] = {name: [] for name in ("reference", "forward", "backward", "update")}
+
+    def took(name: str, began: float) -> float:
+        synchronise()
+        now = time.perf_counter()
+        times[name].append(now - began)
+        return now
+
+    def errors(prediction: Any) -> Any:
+        return (prediction - target).pow(2).flatten(1).mean(1).chunk(2)
+
+    for _ in range(rounds + 1):
+        began = time.perf_counter()
+        with torch.no_grad():
+            theirs = errors(reference(x_t, t, batch.cond))
+        began = took("reference", began)
+        ours = errors(predict(x_t, t, batch.cond))
+        began = took("forward", began)
+        pair_losses("dpo", PairErrors(*ours, *theirs), settings_of("dpo")).mean().backward()  # type: ignore[no-untyped-call]
+        began = took("backward", began)
+        torch.nn.utils.clip_grad_norm_(loop.denoiser.parameters(), 1.0)
+        loop.optimizer.step()
+        loop.optimizer.zero_grad(set_to_none=True)
+        took("update", began)
+    seconds = {name: statistics.median(values[1:]) for name, values in times.items()}
+    whole = sum(seconds.values())
+    return {"median_seconds": seconds, "expected mapo / dpo": (whole - seconds["reference"]) / whole}
+
+
+def forwards_of(loop: Any) -> int:
+    """How often a picture goes through a denoiser, the trained one or the reference, in one step."""
+    seen = 0
+
+    def count(module: Any, given: Any) -> None:
+        nonlocal seen
+        seen += len(given[0])
+
+    networks = {id(n): n for n in (loop.denoiser, loop.reference_copy) if n is not None}
+    hooks = [network.register_forward_pre_hook(count) for network in networks.values()]
+    our_steps(loop)()
+    for hook in hooks:
+        hook.remove()
+    return seen
 
 
 def anonymous_memory() -> float:
@@ -231,27 +321,33 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         make_set(folder / "pairs", 4 * size)
-        loop, dpo = (make_loop(args.model, folder, name, size) for name in ("mapo", "dpo"))
+        name_of_model = str(make_wide(folder / "wide")) if args.model == "wide" else args.model
+        loop, dpo = (make_loop(name_of_model, folder, name, size) for name in ("mapo", "dpo"))
+        parameters = sum(p.numel() for p in loop.denoiser.parameters())
         variants = {
             "mapo": our_steps(loop),
             "bare": bare_steps(loop),
             "dpo": our_steps(dpo),
-            "public_way": public_steps(make_loop(args.model, folder, "mapo", size), folder, args.model),
+            "public_way": public_steps(make_loop(name_of_model, folder, "mapo", size), folder, name_of_model),
         }
+        forwards = {"mapo": forwards_of(loop), "dpo": forwards_of(dpo)}
         seconds = alternate(variants, args.rounds)
+        parts = parts_of(dpo, args.rounds)
         del loop, dpo, variants
         run = partial(subprocess.run, capture_output=True, text=True, check=True)
         memory = {}
         for name in ("mapo", "dpo"):
-            command = [sys.executable, str(HERE), "--model", args.model, "--pairs-per-step", str(size)]
+            command = [sys.executable, str(HERE), "--model", name_of_model, "--pairs-per-step", str(size)]
             done = run([*command, "--memory-of", name, "--folder", str(folder)])
             memory[name] = json.loads(done.stdout.strip().splitlines()[-1])
     ratios = {
-        "mapo / bare": seconds["mapo"] / seconds["bare"],
-        "mapo / dpo": seconds["mapo"] / seconds["dpo"],
-        "mapo / public way": seconds["mapo"] / seconds["public_way"],
-        "peak memory mapo / dpo": memory["mapo"]["peak_mib"] / memory["dpo"]["peak_mib"],
+        f"mapo / {name}": spread([ours / other for ours, other in zip(seconds["mapo"], seconds[key], strict=True)])
+        for name, key in (("bare", "bare"), ("dpo", "dpo"), ("public way", "public_way"))
     }
+    one = memory["mapo"]["peak_mib"] / memory["dpo"]["peak_mib"]
+    above = [memory[name]["peak_mib"] - memory[name]["loaded_mib"] for name in ("mapo", "dpo")]
+    ratios["peak memory mapo / dpo"] = spread([one])
+    ratios["peak memory above the loaded model, mapo / dpo"] = spread([above[0] / above[1]])
     result = {
         "command": " ".join(["python bench/step.py", *sys.argv[1:]]),
         "machine": {
@@ -261,15 +357,23 @@ def main() -> None:
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
-        "median_seconds": seconds,
+        "parameters": parameters,
+        "rounds": args.rounds,
+        "seconds": {name: spread(values) for name, values in seconds.items()},
         "ratios": ratios,
+        "forwards of a step, in pictures": forwards,
+        "parts of a step of DPO": parts,
         "memory": memory,
     }
-    for name, value in ratios.items():
-        print(f"{name:28} {value:.3f}")
+    for name, ratio in ratios.items():
+        print(f"{name:48} {ratio['median']:.3f} [{ratio['least']:.3f}, {ratio['most']:.3f}]")
+    print(f"{'expected from the parts, mapo / dpo':48} {parts['expected mapo / dpo']:.3f}")
+    print(f"{'forwards of a step, in pictures':48} {forwards['mapo']} and {forwards['dpo']}")
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "step.json").write_text(json.dumps(result, indent=1) + "\n")
+        (args.out / ("step.json" if args.model == "mini" else f"step-{args.model}.json")).write_text(
+            json.dumps(result, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":
