@@ -41,25 +41,15 @@ class Job:
 def jobs(material: Path) -> list[Job]:
     """What is killed. ``{}`` stands for the folder of the trial."""
     pairs, cache = str(material / "pairs"), str(material / "cache")
-    train = (
-        "train",
-        "--model",
-        "mini",
-        "--pairs",
-        pairs,
-        "--cache",
-        cache,
-        "--out",
-        "{}/run",
-        "--set",
-        "optim.lr=1e-4",
-    )
-    train += ("--set", "train.pairs_per_step=4", "--set", "train.save_every_steps=2", "--set", "data.split=all")
+    train: tuple[str, ...] = ("train", "--model", "mini", "--pairs", pairs, "--cache", cache, "--out", "{}/run")
+    train += ("--set", "optim.lr=1e-4", "--set", "train.pairs_per_step=4", "--set", "train.save_every_steps=2")
+    train += ("--set", "data.split=all")
     full, lora = (*train, "--set", "train.steps=8"), (*train, "--set", "train.steps=8", "--adapter", "lora")
-    build: tuple[str, ...] = ("build", "pick-style-cartoon", "--model", "mini", "--prompts", "mini:train", "--num-pairs", "8")
-    build += ("--judge", "mini-learned:cartoon", "--steps", "3", "--images-per-batch", "2", "--out", "{}/set")
-    sample: tuple[str, ...] = ("sample", "--model", "mini", "--prompts", str(material / "prompts.txt"), "--seeds", "0-3", "--out")
-    sample += ("{}/images", "--steps", "3", "--images-per-batch", "2")
+    build: tuple[str, ...] = ("build", "pick-style-cartoon", "--model", "mini", "--prompts", "mini:train")
+    build += ("--num-pairs", "8", "--judge", "mini-learned:cartoon", "--steps", "3", "--images-per-batch", "2")
+    build += ("--out", "{}/set")
+    sample: tuple[str, ...] = ("sample", "--model", "mini", "--prompts", str(material / "prompts.txt"))
+    sample += ("--seeds", "0-3", "--steps", "3", "--images-per-batch", "2", "--out", "{}/images")
     score = ("score", str(material / "images"), "--scorer", "mini,guards", "--out", "{}/scores.parquet")
     encode = ("encode", "--model", "mini", "--pairs", pairs, "--out", "{}/cache", "--images-per-batch", "2")
     return [
