@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mapo.errors import MapoError
-from mapo.files import inside
+from mapo.files import locate
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./~-]+)?")
 FILE_ENDS = (".parquet", ".jsonl", ".json", ".csv", ".tar", ".zip", ".txt")
@@ -96,10 +96,7 @@ def _first_line(error: Exception) -> str:
 
 def picture_at(folder: Path, name: str) -> bytes:
     """The bytes of a file below ``folder``; ValueError when it cannot be read or the path leads elsewhere."""
-    try:
-        path = inside(folder, name, "x")
-    except MapoError as error:
-        raise ValueError(str(error).removeprefix("x: ")) from None
+    path = locate(folder, name)
     try:
         if not path.is_file():
             raise OSError(0, "it is no file" if path.exists() else "it is not there")
