@@ -135,7 +135,7 @@ def locate(folder: Path, name: str) -> Path:
         raise ValueError(f"a path is empty. Name a file inside {folder}")
     if ADDRESS.match(name):
         raise ValueError(f"{_short(name)} is a web address. Fetch the file, and give its path inside the folder")
-    path = _as_on_disk(folder, name)
+    path = as_on_disk(folder, name)
     if WINDOWS.match(name) and os.name != "nt" and not os.path.exists(path):  # noqa: PTH110 (never raises)
         raise ValueError(
             f"the path {_short(name)} is one of a Windows machine. Use paths inside the folder, such as images/a.png"
@@ -164,7 +164,7 @@ def locate(folder: Path, name: str) -> Path:
     )
 
 
-def _as_on_disk(folder: Path, name: str) -> Path:
+def as_on_disk(folder: Path, name: str) -> Path:
     """``folder / name``; where that is not there, as it may be spelled on disk."""
     if (name.isascii() and "\\" not in name) or os.path.lexists(folder / name):
         return folder / name
