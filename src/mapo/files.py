@@ -168,10 +168,13 @@ def as_on_disk(folder: Path, name: str) -> Path:
     """``folder / name``; where that is not there, as it may be spelled on disk."""
     if (name.isascii() and "\\" not in name) or os.path.lexists(folder / name):
         return folder / name
-    found = folder
-    for part in Path(name.replace("\\", "/")).parts:
-        spellings = (part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD")))
-        found /= next((spelling for spelling in spellings if os.path.lexists(found / spelling)), part)
+    found, parts = folder, Path(name.replace("\\", "/")).parts
+    for number, part in enumerate(parts):
+        spellings = dict.fromkeys((part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD"))))
+        there = next((found / spelling for spelling in spellings if os.path.lexists(found / spelling)), None)
+        if there is None:
+            return found.joinpath(*parts[number:])
+        found = there
     return found
 
 

@@ -51,8 +51,9 @@ def _below(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
 
 def _with_named(path: Path) -> Iterator[tuple[str, os.stat_result]]:
     yield path.name, path.stat()
+    folder = str(path.parent)
     for text in _texts(path):
-        found = _stat(path.parent / text)
+        found = _stat(os.path.join(folder, text))  # noqa: PTH118 (six times as fast)
         if found is None and not (text.isascii() and "\\" not in text):
             found = _stat(as_on_disk(path.parent, text))
         if found:
