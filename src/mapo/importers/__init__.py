@@ -46,7 +46,7 @@ class RawPair:
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that cannot become a pair, and why."""
+    """A row that cannot become a pair, and why; ``where`` is empty where ``why`` names the file."""
 
     where: str
     why: str
@@ -124,6 +124,8 @@ def import_pairs(
         print(f"left out: {printable(complaint)}")
     if counts["bad"] > len(complaints):
         print(f"left out: {counts['bad'] - len(complaints)} more")
+    for note in source.notes:
+        print(printable(note))
     return counts
 
 
@@ -164,19 +166,22 @@ def _import(
             except ValueError as error:
                 where = item.where if isinstance(item, BadRow) else item[0].where
                 if options.on_bad_row == "stop":
-                    why = str(error).rstrip(".")
-                    raise MapoError(
-                        f"{where}: {why}. Mend the row, or leave such rows out with --on-bad-row drop."
-                    ) from None
+                    raise MapoError(_refusal(where, str(error).rstrip("."))) from None
                 counts["bad"] += 1
                 if len(complaints) < COMPLAINTS_SHOWN:
-                    complaints.append(f"{where}: {error}")
+                    complaints.append(f"{where}: {error}" if where else str(error))
         done, since = done + 1, since + 1
         if writer.wants_commit or since >= ROWS_PER_COMMIT:
             writer.commit({"rows": done, "counts": counts, "complaints": complaints})
             since = 0
     writer.commit({"rows": done, "counts": counts, "complaints": complaints})
     return complaints
+
+
+def _refusal(where: str, why: str) -> str:
+    if not where:
+        return f"{why}. Mend it, or leave such pairs out with --on-bad-row drop."
+    return f"{where}: {why}. Mend the row, or leave such rows out with --on-bad-row drop."
 
 
 def _importer(source: Source, format: str | None) -> tuple[str, Importer]:
@@ -200,6 +205,12 @@ def _unknown(source: Source) -> str:
         empty = not source.path.stat().st_size if source.path.is_file() else not any(source.path.iterdir())
         if empty:
             return f"{source.name} is empty. There is nothing to import."
+        if source.path.is_dir() and not (tables.columns(source) or lines.keys(source)):
+            return (
+                f"{source.name}/ has no folders chosen/ and rejected/. Put the better pictures into one and the worse "
+                "into the other, both of a pair under one name, with the prompt in NAME.txt. "
+                "Other formats: see `mapo import --help`."
+            )
     if columns := tables.columns(source):
         return f"{source.name} is in no format that is known: its columns are {', '.join(columns)}. {known}"
     if columns is not None:
