@@ -154,7 +154,8 @@ def test_what_other_programs_leave_beside_pictures_is_passed_over_and_counted(
     for name, data in LITTER[kinds].items():
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_bytes(data)
-    assert import_pairs(root, tmp_path / "set") == {"pairs": 2, "ties": 0, "repeats": 0, "bad": 0}
+    counts = import_pairs(root, tmp_path / "set", split="train")
+    assert counts == {"pairs": 2, "ties": 0, "repeats": 0, "bad": 0}
     count = sum(int(word) for word in kinds.split() if word.isdigit())
     said = f"passed over {count} file{'s' * (count > 1)}: {kinds}"
     assert capsys.readouterr().out.splitlines() == [said]
@@ -164,7 +165,7 @@ def test_many_kinds_of_litter_are_one_line(tmp_path: Path, capsys: pytest.Captur
     root = make(tmp_path / "in")
     for end in "abcdefghi":
         (root / "chosen" / f"x.{end}").write_text("")
-    import_pairs(root, tmp_path / "set")
+    import_pairs(root, tmp_path / "set", split="train")
     said = "passed over 9 files: 1 .a, 1 .b, 1 .c, 1 .d, 1 .e, 1 .f, 3 other kinds"
     assert capsys.readouterr().out.splitlines() == [said]
 

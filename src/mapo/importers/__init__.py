@@ -12,11 +12,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from mapo.errors import MapoError, printable, suggest
 from mapo.importers.sources import Source, find_source
 from mapo.pairs import TIE, PairWriter
+from mapo.splits import SPLITS
 
 IMPORTERS = {
     "pickapic": "mapo.importers.pickapic",
@@ -28,6 +31,7 @@ IMPORTERS = {
 }
 ROWS_PER_COMMIT = 8192
 COMPLAINTS_SHOWN = 5
+BY_PROMPT = "by-prompt"
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,15 @@ class Options:
     rankings: str = "all"  # or best-worst
     least_gap: float = 0.0  # scores closer than this are a tie
     on_bad_row: str = "stop"  # or drop
+    split: str = BY_PROMPT  # or the one into which every pair goes
 
     def __post_init__(self) -> None:
-        choices = {"ties": ("drop", "keep"), "rankings": ("all", "best-worst"), "on_bad_row": ("stop", "drop")}
+        choices = {
+            "ties": ("drop", "keep"),
+            "rankings": ("all", "best-worst"),
+            "on_bad_row": ("stop", "drop"),
+            "split": (BY_PROMPT, *SPLITS),
+        }
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 flag = "--" + name.replace("_", "-")
@@ -124,9 +134,27 @@ def import_pairs(
         print(f"left out: {printable(complaint)}")
     if counts["bad"] > len(complaints):
         print(f"left out: {counts['bad'] - len(complaints)} more")
-    for note in source.notes:
+    for note in (*source.notes, *_held_out(out, asked.split)):
         print(printable(note))
     return counts
+
+
+def _held_out(out: Path, split: str) -> list[str]:
+    """How many pairs of the set ``out`` are not trained on, and why."""
+    splits = pq.read_table(out / "pairs.parquet", columns=["split"])["split"]
+    total, train = len(splits), pc.sum(pc.equal(splits, "train")).as_py()
+    if train == total:
+        return []
+    why = "for validation and test, by their prompts"
+    if train:
+        verb = "is" if total - train == 1 else "are"
+        return [f"{total - train} of {total} pairs {verb} held out {why}; --split train trains on all."]
+    every = "The only pair is" if total == 1 else f"All {total} pairs are"
+    if split != BY_PROMPT:
+        return [f"{every} held out, as --split {split} says; nothing is trained on them."]
+    return [
+        f"{every} held out {why}, so there is nothing to train on. Delete {out}, and import again with --split train."
+    ]
 
 
 def _import(
@@ -161,6 +189,8 @@ def _import(
                     "group": raw.group,
                     "meta": raw.meta,
                 }
+                if options.split != BY_PROMPT:
+                    rest["split"] = options.split
                 added = writer.add_checked_pair(raw.prompt, *pictures, source=name, **rest)
                 counts["pairs" if added else "repeats"] += 1
             except ValueError as error:
