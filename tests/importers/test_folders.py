@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from data_fixtures import BLUE, GREEN, RED, make_picture
+from mapo.cli import cli
 from mapo.errors import MapoError
 from mapo.files import sha256
 from mapo.importers import Options, RawPair, import_pairs
@@ -236,3 +238,8 @@ def test_folders_in_the_hub_cache_are_read(tmp_path: Path) -> None:
     import_pairs(made, tmp_path / "expected")
     import_pairs(snapshot, tmp_path / "set")
     assert list(PairSet(tmp_path / "set")) == list(PairSet(tmp_path / "expected"))
+
+
+def test_the_help_names_the_two_folders() -> None:
+    said = " ".join(CliRunner().invoke(cli, ["import", "--help"]).output.split())
+    assert "Two folders chosen/ and rejected/ (or w/ and l/)" in said

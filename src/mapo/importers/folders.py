@@ -144,14 +144,14 @@ def _pair(root: Path, name: str, sides: tuple[str, ...], files: list[File]) -> R
             raise ValueError(f"{' and '.join(pictures[side])} have one name; a pair needs one picture of it in {side}/")
         if not pictures[other]:
             raise ValueError(f"{pictures[side][0]} has no partner in {other}/")
-    data = [picture_at(root, pictures[side][0]) for side in sides]
+    chosen, rejected = (picture_at(root, pictures[side][0]) for side in sides)
     prompts = {path: _caption(root, path) for path in captions}
     if not prompts:
         stem = Path(name).name
         raise ValueError(f"{pictures[sides[0]][0]} has no caption ({stem}.txt or {stem}.caption, in either folder)")
     if len(set(prompts.values())) > 1:
         raise ValueError(f"the captions {' and '.join(captions)} differ")
-    return RawPair(name, prompts[captions[0]], *data, meta={"file": name})
+    return RawPair(name, prompts[captions[0]], chosen, rejected, meta={"file": name})
 
 
 def _caption(root: Path, path: str) -> str:
