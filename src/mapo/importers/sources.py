@@ -39,7 +39,8 @@ class Source:
     def identity(self) -> list[Any]:
         """Changes when the source does: sizes and times of all files that are read, their versions on the hub."""
         if self.path is None:
-            files = hub_files().find(self.hub, detail=True) if "*" not in (self.hub or "") else {}
+            look = hub_files().glob if "*" in (self.hub or "") else hub_files().find
+            files = look(self.hub, detail=True)
             return [self.hub, [[n, v.get("size"), str(v.get("blob_id", ""))] for n, v in sorted(files.items())]]
         return [str(self.path.resolve()), *state_of(self.path)]
 
