@@ -53,7 +53,7 @@ def _with_named(path: Path) -> Iterator[tuple[str, os.stat_result]]:
     yield path.name, path.stat()
     folder = str(path.parent)
     for text in _texts(path):
-        found = _stat(os.path.join(folder, text))  # noqa: PTH118 (six times as fast)
+        found = _stat(os.path.join(folder, text))  # noqa: PTH118 (a Path for each text is slow)
         if found is None and not (text.isascii() and "\\" not in text):
             found = _stat(as_on_disk(path.parent, text))
         if found:
