@@ -16,7 +16,7 @@ from data_fixtures import BLUE, GREEN, PICTURES, RED, encoded, files_below, make
 from mapo.errors import MapoError
 from mapo.export import FORMATS, describe, export_pairs
 from mapo.importers import import_pairs
-from mapo.pairs import PairSet, PairWriter
+from mapo.pairs import PairSet, PairWriter, decode_picture
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +187,7 @@ def test_files_and_row_groups_stay_small_where_pictures_are_large(
 
 def test_what_pickapic_cannot_tell_is_counted_and_said(pairs: PairSet, tmp_path: Path) -> None:
     counts = export_pairs(pairs, "pickapic", tmp_path / "pp")
-    assert counts == {"pairs": len(pairs), "ties": 1, "graded": 1, "weighted": 1, "left_out": 0}
+    assert counts == {"pairs": len(pairs), "ties": 1, "graded": 1, "weighted": 1, "left_out": 0, "turned": 0}
     said = describe(counts, "pickapic")
     assert said.startswith(f"{len(pairs)} pairs (1 ties; 1 graded preferences became sure ones")
     assert "1 weights are not told" in said
@@ -223,3 +223,69 @@ def test_pairs_kept_as_latents_only_are_refused_or_left_out_on_request(
     nothing = with_latents_of(set(pairs.image_names()), pairs, tmp_path / "nothing")
     with pytest.raises(MapoError, match="nothing could be exported"):
         export_pairs(nothing, format, tmp_path / "none", on_missing_picture="drop")
+
+
+def turned_set(folder: Path) -> PairSet:
+    """Photos as phones write them: all eight orientations, and of some colour modes."""
+    with PairWriter(folder, {}) as writer:
+        for k, (mode, format) in enumerate(TURNED):
+            writer.add_pair(f"p {k}", photo(k, mode, format), RED, split="train")
+        writer.add_pair("p 1 again", photo(1, *TURNED[1]), BLUE, split="train")
+        writer.add_pair("upright", encoded(noise(), "JPEG"), GREEN, split="train")
+    return PairSet(folder)
+
+
+TURNED = [("RGB", "JPEG")] * 9 + [
+    ("RGB", "PNG"),
+    ("L", "JPEG"),
+    ("CMYK", "JPEG"),
+    ("RGBA", "PNG"),
+    ("P", "PNG"),
+    ("RGB", "WEBP"),
+]
+
+
+def photo(number: int, mode: str, format: str) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = number if number in range(2, 9) else 6
+    return encoded(noise(number).convert(mode), format, exif=exif)
+
+
+def test_a_rotated_picture_is_exported_upright_and_counted(tmp_path: Path) -> None:
+    """Whoever opens the bytes without a look at EXIF sees what training sees, to the bit."""
+    pairs = turned_set(tmp_path / "set")
+    counts = export_pairs(pairs, "pickapic", tmp_path / "pp")
+    assert counts["turned"] == len(TURNED)
+    assert f"{len(TURNED)} rotated pictures are written upright, as PNG" in describe(counts, "pickapic")
+    seen = {}
+    for row in rows_of(tmp_path / "pp"):
+        seen |= {row[f"image_{k}_uid"]: row[f"jpg_{k}"] for k in (0, 1)}
+    assert seen.keys() == set(pairs.image_names())
+    for name, data in seen.items():
+        with Image.open(io.BytesIO(data)) as picture:
+            assert picture.getexif().get(0x0112, 1) == 1
+            assert picture.size == pairs.image(name).size
+        assert decode_picture(data).tobytes() == pairs.image(name).tobytes()
+        kept = pairs.image_bytes(name)
+        assert (data == kept) == (Image.open(io.BytesIO(kept)).getexif().get(0x0112, 1) == 1)
+
+
+@pytest.mark.parametrize("format", ["preference", "hub"])
+def test_exports_that_datasets_turns_itself_keep_the_bytes(
+    tmp_path: Path, format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = turned_set(tmp_path / "set")
+    export_pairs(pairs, format, tmp_path / "out")
+    by_id = {pair.id: pair for pair in pairs}
+    for row in rows_of(tmp_path / "out"):
+        assert row["chosen"]["bytes"] == pairs.image_bytes(by_id[row["id"]].chosen)
+    for row in opened(tmp_path / "out", tmp_path / "cache", monkeypatch)["train"]:
+        assert row["chosen"].size == pairs.image(by_id[row["id"]].chosen).size
+
+
+def test_a_set_that_does_not_say_what_was_converted_is_looked_through(tmp_path: Path) -> None:
+    turned_set(tmp_path / "set")
+    info = json.loads((tmp_path / "set" / "set.json").read_text())
+    del info["conversions"]
+    (tmp_path / "set" / "set.json").write_text(json.dumps(info))
+    assert export_pairs(PairSet(tmp_path / "set"), "pickapic", tmp_path / "pp")["turned"] == len(TURNED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -122,13 +123,113 @@ def test_a_path_inside_its_folder_is_taken(tmp_path: Path, name: str) -> None:
     assert inside(tmp_path, name, "line 3") == tmp_path / name
 
 
-@pytest.mark.parametrize("name", ["../a.png", "sub/../../a.png", "/etc/passwd", "link out", "link out/a.png"])
-def test_a_path_that_leaves_its_folder_is_refused(tmp_path: Path, name: str) -> None:
+OUTSIDE = {
+    "../a.png": r"leaves its folder .*folder by '\.\.'\. Use paths inside",
+    "sub/../../a.png": r"leaves its folder .*folder by '\.\.'",
+    "..\\a.png": r"leaves its folder .*folder by '\.\.'",
+    "/etc/passwd": "is absolute and lies outside of its folder .*folder. Use paths inside",
+    "link out": "is a link that leads to .*, outside of its folder .*folder. Put the file itself there",
+    "link out/a.png": "lies behind a link that leads to .*a.png, outside of its folder",
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_path_that_leaves_its_folder_is_refused_with_the_true_reason(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "folder"
     (folder / "sub").mkdir(parents=True)
     (folder / "link out").symlink_to(tmp_path)
-    with pytest.raises(MapoError, match="^line 3: the path .* leaves its folder"):
+    with pytest.raises(MapoError, match=f"^line 3: the path .* {OUTSIDE[name]}"):
         inside(folder, name, "line 3")
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("https://example.org/a.png", "is a web address. Fetch the file"),
+        ("C:\\pictures\\a.png", "is one of a Windows machine. Use paths inside the folder, such as"),
+        ("D:/pictures/a.png", "is one of a Windows machine"),
+        ("\\\\server\\a.png", "is one of a Windows machine"),
+    ],
+)
+def test_a_path_of_another_machine_is_refused_for_what_it_is(tmp_path: Path, name: str, why: str) -> None:
+    with pytest.raises(MapoError, match=why):
+        inside(tmp_path, name, "line 3")
+
+
+def test_an_absolute_path_inside_the_folder_is_taken_however_the_folder_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "real" / "sub").mkdir(parents=True)
+    (tmp_path / "real" / "sub" / "a.png").write_bytes(b"a")
+    (tmp_path / "other name").symlink_to(tmp_path / "real")
+    monkeypatch.chdir(tmp_path / "real" / "sub")
+    for folder in (tmp_path / "real", tmp_path / "other name", Path(".."), Path()):
+        for written in (tmp_path / "real" / "sub" / "a.png", tmp_path / "other name" / "sub" / "a.png"):
+            assert inside(folder, str(written), "line 3").read_bytes() == b"a"
+
+
+def test_backslashes_of_windows_are_read_and_a_name_that_has_one_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.png").write_bytes(b"a")
+    (tmp_path / "odd\\name.png").write_bytes(b"b")
+    assert inside(tmp_path, "sub\\a.png", "line 3").read_bytes() == b"a"
+    assert inside(tmp_path, ".\\sub\\a.png", "line 3").read_bytes() == b"a"
+    assert inside(tmp_path, "odd\\name.png", "line 3").read_bytes() == b"b"
+
+
+@pytest.mark.parametrize("on_disk", ["NFC", "NFD"])
+@pytest.mark.parametrize("written", ["NFC", "NFD"])
+def test_accents_find_their_file_however_they_are_coded(
+    tmp_path: Path, on_disk: str, written: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder's accents are coded in the other way than the file's."""
+    other = {"NFC": "NFD", "NFD": "NFC"}[on_disk]
+    folder, file = unicodedata.normalize(other, "Bären"), unicodedata.normalize(on_disk, "größe é.png")
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / file).write_bytes(b"a")
+    name = unicodedata.normalize(written, "Bären/größe é.png")
+    assert inside(tmp_path, name, "line 3").read_bytes() == b"a"
+    assert inside(tmp_path, name.replace("/", "\\"), "line 3").read_bytes() == b"a"
+    assert inside(tmp_path, str(tmp_path / name), "line 3").read_bytes() == b"a"
+    monkeypatch.chdir(tmp_path)
+    assert inside(Path(), name, "line 3").read_bytes() == b"a"
+
+
+def test_a_link_of_the_hub_cache_is_followed_into_its_own_blobs_and_nowhere_else(tmp_path: Path) -> None:
+    repo, other = tmp_path / "hub" / "datasets--me--set", tmp_path / "hub" / "datasets--me--other"
+    snapshot = repo / "snapshots" / "0123abc"
+    (snapshot / "images").mkdir(parents=True)
+    for blobs in (repo / "blobs", other / "blobs"):
+        blobs.mkdir(parents=True)
+        (blobs / "aa").write_bytes(b"a")
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("0123abc")
+    (repo / "blobs" / "onward").symlink_to("/etc/passwd")
+    links = {
+        "a.png": "../../../blobs/aa",
+        "other.png": "../../../../datasets--me--other/blobs/aa",
+        "refs.png": "../../../refs/main",
+        "onward.png": "../../../blobs/onward",
+    }
+    for name, target in links.items():
+        (snapshot / "images" / name).symlink_to(target)
+    for folder, name in ((snapshot, "images/a.png"), (snapshot / "images", "a.png")):
+        assert inside(folder, name, "line 3").read_bytes() == b"a"
+    assert inside(snapshot, str(snapshot / "images" / "a.png"), "line 3").read_bytes() == b"a"
+    for name in ("other.png", "refs.png", "onward.png"):
+        with pytest.raises(MapoError, match="is a link that leads to .*, outside of its folder"):
+            inside(snapshot, f"images/{name}", "line 3")
+    with pytest.raises(MapoError, match=r"leaves its folder .* by '\.\.'"):
+        inside(snapshot, "../../blobs/aa", "line 3")
+
+
+def test_a_link_into_a_folder_that_only_looks_like_blobs_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "aa").write_bytes(b"a")
+    (tmp_path / "snapshots" / "0123abc").mkdir(parents=True)
+    (tmp_path / "snapshots" / "0123abc" / "a.png").symlink_to("../../blobs/aa")
+    with pytest.raises(MapoError, match="is a link that leads to"):
+        inside(tmp_path / "snapshots" / "0123abc", "a.png", "line 3")
 
 
 @pytest.mark.parametrize(

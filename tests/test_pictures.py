@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -11,12 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, PngImagePlugin
+from PIL.PngImagePlugin import PngInfo
 
 from data_fixtures import RED, encoded, make_picture, noise
 from mapo.files import sha256
 from mapo.pairs import PairWriter
-from mapo.pictures import Picture, check_picture, decode_picture
+from mapo.pictures import Picture, check_picture, decode_picture, upright
 
 
 def png(width: int, height: int, depth: int, colours: int, pixels: bytes, *more: tuple[bytes, bytes]) -> bytes:
@@ -208,3 +210,94 @@ def test_checking_and_decoding_refuse_the_same_pictures(name: str) -> None:
 
 def test_a_picture_of_which_the_hash_is_known_is_not_hashed_again() -> None:
     assert check_picture(RED, "known") == Picture("known", RED, 6, 4)
+
+
+def with_text(picture: Image.Image, *texts: tuple[str, str, bool], behind: bool = False, **how: object) -> bytes:
+    """A PNG with texts (keyword, text, whether it is zipped), as ComfyUI writes its workflow."""
+    info = PngInfo()
+    for keyword, text, zipped in texts:
+        info.add_text(keyword, text, zip=zipped)
+    data = encoded(picture, "PNG", pnginfo=info, **how)
+    if not behind:
+        return data
+    chunks, place = [], 8
+    while place < len(data):
+        end = place + 12 + int.from_bytes(data[place : place + 4], "big")
+        chunks.append(data[place:end])
+        place = end
+    texts_of = [c for c in chunks if c[4:8] in (b"tEXt", b"zTXt")]
+    return data[:8] + b"".join([*(c for c in chunks[:-1] if c not in texts_of), *texts_of, chunks[-1]])
+
+
+def xmp(orientation: int) -> PngInfo:
+    info = PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", f'<x tiff:Orientation="{orientation}"/>')
+    info.add_text("workflow", "x" * 2**21, zip=True)
+    return info
+
+
+LONG = {
+    "a zipped workflow": with_text(noise(), ("workflow", "x" * 2**21, True)),
+    "behind the pixels": with_text(noise(), ("workflow", "x" * 2**21, True), behind=True),
+    "many texts": with_text(noise(), *[(f"t{k}", "x" * 2**20, True) for k in range(70)]),
+    "a zipped text bomb": with_text(noise(), ("workflow", "x" * 2**28, True)),
+    "a large colour profile": encoded(noise(), "PNG", icc_profile=bytes(2**21)),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_a_picture_with_much_zipped_text_is_read_and_its_bytes_are_kept(name: str) -> None:
+    assert decode_picture(LONG[name]).tobytes() == noise().tobytes()
+    found = check_picture(LONG[name])
+    assert (found.sha256, found.data, found.conversions) == (sha256(LONG[name]), LONG[name], ())
+
+
+def test_the_limits_of_pillow_stay_as_they_are() -> None:
+    before = (PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY)
+    decode_picture(LONG["a zipped workflow"])
+    assert before == (PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY)
+
+
+def test_what_turns_a_picture_is_kept_beside_much_zipped_text() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for data in (
+        with_text(noise(), ("workflow", "x" * 2**21, True), exif=exif),
+        encoded(noise(), "PNG", pnginfo=xmp(6)),
+    ):
+        assert check_picture(data).conversions == ("rotated",)
+        assert decode_picture(data).size == noise().size[::-1]
+
+
+def test_a_text_that_could_turn_a_picture_and_is_a_bomb_is_refused_in_plain_words() -> None:
+    data = with_text(noise(), ("Raw profile type exif", "0" * 2**22, True))
+    with pytest.raises(ValueError, match=r"^its zipped EXIF or XMP text is too large \(a decompression bomb\?\)$"):
+        decode_picture(data)
+
+
+def test_a_cut_picture_with_much_zipped_text_is_refused() -> None:
+    data = LONG["a zipped workflow"]
+    with pytest.raises(ValueError, match="it cannot be decoded"):
+        decode_picture(data[:-200])
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_a_picture_made_upright_has_the_same_pixels_and_needs_no_turning(format: str) -> None:
+    for orientation in range(2, 9):
+        data = rotated(orientation, format)
+        new = upright(data)
+        assert new is not None
+        assert check_picture(new).conversions == ()
+        assert decode_picture(new).tobytes() == decode_picture(data).tobytes()
+    assert upright(rotated(1, format)) is None
+
+
+def test_a_picture_made_upright_keeps_its_depth_and_its_colour_profile() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    deep = Image.fromarray(np.arange(24, dtype=np.uint16).reshape(4, 6) * 1000)
+    new = upright(encoded(deep, "PNG", exif=exif, icc_profile=b"profile"))
+    assert new is not None
+    with Image.open(io.BytesIO(new)) as picture:
+        assert np.array_equal(np.asarray(picture), np.rot90(np.asarray(deep), -1))
+        assert picture.info["icc_profile"] == b"profile"

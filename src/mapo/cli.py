@@ -138,12 +138,17 @@ def remake(pairs: Path, ids: tuple[str, ...], out: Path) -> None:
     help="The pairs of a ranking.",
 )  # fmt: skip
 @click.option("--least-gap", type=float, default=0, help="Best and worst of scores closer than this are a tie.")
+@click.option(
+    "--split", type=click.Choice(["by-prompt", "train", "validation", "test"]), default="by-prompt", show_default=True,
+    help="Hold a fifth of the prompts out for validation and test, or put every pair into one split.",
+)  # fmt: skip
 @click.option("--licence", "--license", "licence", help="The licence of the source, to be kept with the set.")
 def import_(source: str, out: Path, **how: Any) -> None:
     """Make a pairs set from SOURCE: a file, a folder, or a set on the hub (owner/name, or hf://owner/name/path).
 
-    Parquet with the columns of Pick-a-Pic or with prompt, chosen, rejected; JSONL of pairs, rankings or scores; two
-    folders of pictures with captions. An import that was interrupted goes on with the same command.
+    Two folders chosen/ and rejected/ (or w/ and l/): the two pictures of a pair have one name, and the prompt is the
+    line of NAME.txt beside either. Parquet with the columns of Pick-a-Pic or with prompt, chosen, rejected. JSONL of
+    pairs, rankings or scores. An import that was interrupted goes on with the same command.
     """
     from mapo.importers import import_pairs
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mapo import hub
 from mapo.errors import MapoError, suggest
 from mapo.files import prepare_out, replacing
 from mapo.pairs import PairSet
+from mapo.pictures import upright
 from mapo.splits import SPLITS
 
 ROWS_PER_FILE, BYTES_PER_FILE = 2_000, 500 * 2**20
@@ -117,6 +119,8 @@ FORMATS: dict[str, tuple[pa.Schema, Callable[[Row, bytes, bytes], Row]]] = {
     "pickapic": (PICKAPIC, _pickapic),
     "hub": (PREFERENCE, _hub),
 }
+READ_AS_THEY_LIE = ("pickapic",)  # bytes that others decode themselves; `datasets` turns what it decodes
+PICTURES_REMEMBERED = 4  # of a ranking, one picture is in several pairs
 
 
 def export_pairs(
@@ -133,7 +137,7 @@ def export_pairs(
 
     A pair whose picture the set keeps as latents only stops the export, or with ``on_missing_picture="drop"`` is left
     out. ``repo`` and the licences are for the card that ``hub`` adds. Returns counts: pairs, ties, graded (preferences
-    between tie and sure), weighted (weights other than 1), left_out.
+    between tie and sure), weighted (weights other than 1), left_out, turned (pictures written upright).
     """
     if format not in FORMATS:
         raise MapoError(f"There is no export {format!r}. {suggest(format, FORMATS)}")
@@ -154,18 +158,42 @@ def export_pairs(
         "left_out": len(pairs) - len(preference),
     }
     sizes: dict[str, hub.Size] = {}
+    turned: set[str] = set()
+    read = _upright_reader(pairs, turned) if format in READ_AS_THEY_LIE and _may_turn(pairs) else pairs.image_bytes
     with replacing(out) as temporary, tqdm(total=len(preference), desc=f"export {format}", unit="pair") as bar:
         (temporary / "data").mkdir(parents=True)
         for split in SPLITS:
             members = kept & pc.equal(pairs.table["split"], split).to_numpy()
             if members.any():
-                tables = _tables(pairs, members, schema, convert, bar)
+                tables = _tables(pairs, members, schema, convert, read, bar)
                 sizes[split] = _write_split(temporary / "data", split, schema, tables)
         if format == "hub":
             hub.write_card(
                 temporary, repo.split("/")[-1] if repo else out.name, repo, pairs, kept, sizes, sources, licence
             )
-    return counts
+    return {**counts, "turned": len(turned)}
+
+
+def _may_turn(pairs: PairSet) -> bool:
+    """Whether some picture of the set is rotated by EXIF, or nothing is known of that."""
+    return bool(pairs.info.get("conversions", {"rotated": True}).get("rotated"))
+
+
+def _upright_reader(pairs: PairSet, turned: set[str]) -> Callable[[str], bytes]:
+    """Reads pictures for programs that do not look at EXIF; ``turned`` becomes the names of those that it turned."""
+
+    @lru_cache(PICTURES_REMEMBERED)
+    def read(name: str) -> bytes:
+        data = pairs.image_bytes(name)
+        try:
+            new = upright(data)
+        except ValueError as error:
+            raise MapoError(f"{pairs.folder}: picture {name}: {error}. Look at the set with `mapo check`.") from None
+        if new is not None:
+            turned.add(name)
+        return new or data
+
+    return read
 
 
 def _kept(pairs: PairSet, on_missing_picture: str) -> Mask:
@@ -193,6 +221,7 @@ def _tables(
     rows: Mask,
     schema: pa.Schema,
     convert: Callable[[Row, bytes, bytes], Row],
+    read: Callable[[str], bytes],
     bar: tqdm[Any],
 ) -> Iterator[pa.Table]:
     """A row group at a time, so that memory does not grow with the set."""
@@ -201,7 +230,7 @@ def _tables(
     for start in range(0, len(pairs), PAIRS_AT_ONCE):
         part = pairs.table.slice(start, PAIRS_AT_ONCE).filter(pa.array(rows[start : start + PAIRS_AT_ONCE]))
         for row in part.to_pylist():
-            pictures = (pairs.image_bytes(row["chosen"]), pairs.image_bytes(row["rejected"]))
+            pictures = (read(row["chosen"]), read(row["rejected"]))
             waiting.append(convert(row, *pictures))
             size += sum(map(len, pictures))
             if len(waiting) >= ROWS_PER_GROUP or size >= BYTES_PER_GROUP:
@@ -273,6 +302,9 @@ def describe(counts: Mapping[str, int], format: str) -> str:
     parts = [f"{counts['ties']} ties"] * bool(counts["ties"])
     if counts["left_out"]:
         parts.append(f"{counts['left_out']} left out, as a picture is kept as latents only")
+    if turned := counts["turned"]:
+        one = turned == 1
+        parts.append(f"{turned} rotated picture{'' if one else 's'} {'is' if one else 'are'} written upright, as PNG")
     if format == "pickapic" and counts["graded"]:
         parts.append(f"{counts['graded']} graded preferences became sure ones, which is all these labels can tell")
     if format == "pickapic" and counts["weighted"]:

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -19,6 +20,9 @@ from mapo.errors import MapoError
 
 PARTIAL = ".partial"
 LEFT_OVER = re.compile(r"\..+\.\d+(\.partial|\.old|\.probe)")  # what replacing and prepare_out name by a process
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
+HUB_REPOSITORY = re.compile(r"(datasets|models|spaces)--")
 UMASK = os.umask(0o022)
 os.umask(UMASK)
 
@@ -202,19 +206,72 @@ def read_object(path: Path, what: str, remedy: str) -> dict[str, Any]:
 
 
 def inside(folder: Path, name: str, where: str) -> Path:
-    """``folder / name``, refused when it would leave ``folder`` (absolute, ``..`` or a link that leads out)."""
-    if not name:
-        raise MapoError(f"{where}: a path is empty. Name a file inside {folder}.")
+    """:func:`locate`, whose refusals become a MapoError that begins with ``where``."""
     try:
-        safe = not Path(name).is_absolute() and (folder / name).resolve().is_relative_to(folder.resolve())
+        return locate(folder, name)
+    except ValueError as error:
+        raise MapoError(f"{where}: {error}.") from None
+
+
+def locate(folder: Path, name: str) -> Path:
+    """The place of ``name`` below ``folder``; ValueError says why it leads elsewhere.
+
+    Backslashes of Windows and accents that are coded in another way find their file. A link is followed out of the
+    folder only into the ``blobs/`` of the hub cache's repository in which the folder lies.
+    """
+    if not name:
+        raise ValueError(f"a path is empty. Name a file inside {folder}")
+    if ADDRESS.match(name):
+        raise ValueError(f"{_short(name)} is a web address. Fetch the file, and give its path inside the folder")
+    path = as_on_disk(folder, name)
+    if WINDOWS.match(name) and os.name != "nt" and not os.path.exists(path):  # noqa: PTH110 (never raises)
+        raise ValueError(
+            f"the path {_short(name)} is one of a Windows machine. Use paths inside the folder, such as images/a.png"
+        )
+    try:
+        root, real = folder.resolve(), path.resolve()
     except (OSError, ValueError, RuntimeError):
-        raise MapoError(
-            f"{where}: no file can have the path {_short(name)} (it holds a NUL or half a character, or its links "
-            "lead in a circle). Use paths inside the folder."
+        raise ValueError(
+            f"no file can have the path {_short(name)} (it holds a NUL or half a character, or its links lead in a "
+            "circle). Use paths inside the folder"
         ) from None
-    if not safe:
-        raise MapoError(f"{where}: the path {_short(name)} leaves its folder {folder}. Use paths inside the folder.")
-    return folder / name
+    if real.is_relative_to(root):
+        return path
+    shown = folder if folder.name not in ("", "..") else root
+    written = Path(os.path.abspath(path))  # noqa: PTH100 (links are not followed)
+    if not any(written.is_relative_to(top) for top in (os.path.abspath(folder), root)):  # noqa: PTH100
+        how = f"is absolute and lies outside of its folder {shown}"
+        how = how if Path(name).is_absolute() else f"leaves its folder {shown} by '..'"
+        raise ValueError(f"the path {_short(name)} {how}. Use paths inside the folder")
+    blobs = _blobs(root)
+    if blobs is not None and real.is_relative_to(blobs):
+        return path
+    how = "is a link" if path.is_symlink() else "lies behind a link"
+    raise ValueError(
+        f"the path {_short(name)} {how} that leads to {real}, outside of its folder {shown}. Put the file itself there"
+    )
+
+
+def as_on_disk(folder: Path, name: str) -> Path:
+    """``folder / name``; where that is not there, as it may be spelled on disk."""
+    if (name.isascii() and "\\" not in name) or os.path.lexists(folder / name):
+        return folder / name
+    found, parts = folder, Path(name.replace("\\", "/")).parts
+    for number, part in enumerate(parts):
+        spellings = dict.fromkeys((part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD"))))
+        there = next((found / spelling for spelling in spellings if os.path.lexists(found / spelling)), None)
+        if there is None:
+            return found.joinpath(*parts[number:])
+        found = there
+    return found
+
+
+def _blobs(root: Path) -> Path | None:
+    """Where the files of a snapshot of the hub cache lie, if ``root`` is one or lies in one."""
+    for part in (root, *root.parents):
+        if part.parent.name == "snapshots" and HUB_REPOSITORY.match(part.parent.parent.name):
+            return part.parent.parent / "blobs"
+    return None
 
 
 def _short(name: str) -> str:

@@ -33,6 +33,10 @@ PLAIN = ("RGB", "RGBA", "RGBX", "RGBa")
 MODES = {"P": "palette", "PA": "palette", "L": "grey", "LA": "grey", "1": "grey"} | {
     m: m for m in ("CMYK", "YCbCr", "HSV")
 }
+PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # that a PNG can hold
+PNG, CHUNK_FRAME = b"\x89PNG\r\n\x1a\n", 12  # a chunk is its length, kind, body and checksum
+TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+TEXTS_THAT_TURN = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
 CLEAR = ("RGBA", "RGBa", "LA", "PA")
 
 
@@ -80,23 +84,44 @@ def decode_picture(data: bytes) -> Image.Image:
     return picture.convert("RGB")
 
 
+def upright(data: bytes) -> bytes | None:
+    """A picture that EXIF turns, as a PNG of the same pixels that needs no turning; None for any other."""
+    picture, conversions = _load(data)
+    if "rotated" not in conversions:
+        return None
+    turned = ImageOps.exif_transpose(picture)
+    profile = turned.info.get("icc_profile")
+    if turned.mode not in PNG_MODES:
+        turned, profile = decode_picture(data), None
+    buffer = io.BytesIO()
+    turned.save(buffer, "PNG", icc_profile=profile)
+    return buffer.getvalue()
+
+
+class _Refused(ValueError):
+    """In our words, not in Pillow's."""
+
+
 def _load(data: bytes) -> tuple[Image.Image, tuple[str, ...]]:
     """The picture as it lies in the file, its pixels read, and the names of what is to be changed."""
     if not data:
         raise ValueError("it is empty")
     try:
-        picture: Image.Image = Image.open(io.BytesIO(data))
-        _refuse_size_and_frames(picture)
-        deep = picture.mode.startswith("I;16") or any(DEEP.search(str(tile[3])) for tile in _tiles(picture))
-        picture.load()
-        orientation = picture.getexif().get(ORIENTATION, 1)
-    except ValueError:
+        try:
+            picture, deep, orientation = _read(data)
+        except ValueError as error:
+            if not _is_about_texts(error):
+                raise
+            picture, deep, orientation = _read(_without_texts(data))
+    except _Refused:
         raise
     except UnidentifiedImageError:
         raise ValueError("it is in no format of pictures that is known") from None
     except Image.DecompressionBombError:
         raise ValueError(_too_large("far more")) from None
     except Exception as error:
+        if _is_about_texts(error):
+            raise ValueError("its zipped EXIF or XMP text is too large (a decompression bomb?)") from None
         raise ValueError(f"it cannot be decoded ({str(error) or type(error).__name__})") from None
     clear = picture.mode in CLEAR or "transparency" in picture.info
     if not (deep or picture.mode in PLAIN or picture.mode in MODES):
@@ -115,15 +140,41 @@ def _load(data: bytes) -> tuple[Image.Image, tuple[str, ...]]:
     return picture, tuple(sorted(name for name, true in named.items() if true))
 
 
+def _read(data: bytes) -> tuple[Image.Image, bool, int]:
+    """A picture with its pixels read, whether it has 16 bits per channel, and its EXIF orientation."""
+    picture: Image.Image = Image.open(io.BytesIO(data))
+    _refuse_size_and_frames(picture)
+    deep = picture.mode.startswith("I;16") or any(DEEP.search(str(tile[3])) for tile in _tiles(picture))
+    picture.load()
+    return picture, deep, picture.getexif().get(ORIENTATION, 1)
+
+
+def _is_about_texts(error: Exception) -> bool:
+    """Whether Pillow refuses a PNG for its zipped texts, as a whole workflow of ComfyUI can be one."""
+    return isinstance(error, ValueError) and "MAX_TEXT" in str(error)
+
+
+def _without_texts(data: bytes) -> bytes:
+    """A PNG without its texts and colour profile, of which the pixels need nothing; those that may turn it stay."""
+    parts, place = [data[: len(PNG)]], len(PNG)
+    while place < len(data):
+        end = place + CHUNK_FRAME + int.from_bytes(data[place : place + 4], "big")
+        kind, body = data[place + 4 : place + 8], data[place + 8 : place + 40]
+        if kind not in TEXTS or body.startswith(TEXTS_THAT_TURN):
+            parts.append(data[place:end])
+        place = end
+    return b"".join(parts)
+
+
 def _refuse_size_and_frames(picture: Image.Image) -> None:
     pixels, limit = picture.width * picture.height, Image.MAX_IMAGE_PIXELS
     if limit is not None and pixels > limit:
-        raise ValueError(_too_large(f"{pixels} pixels, more"))
+        raise _Refused(_too_large(f"{pixels} pixels, more"))
     if picture.format == "MPO" or getattr(picture, "n_frames", 1) == 1:
         return
     if picture.format == "TIFF":
-        raise ValueError(f"it is a TIFF of {getattr(picture, 'n_frames', 1)} pages")
-    raise ValueError("it is animated")
+        raise _Refused(f"it is a TIFF of {getattr(picture, 'n_frames', 1)} pages")
+    raise _Refused("it is animated")
 
 
 def _too_large(how: str) -> str:

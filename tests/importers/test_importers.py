@@ -20,6 +20,7 @@ from mapo.importers import IMPORTERS, BadRow, Options, RawPair, import_pairs
 from mapo.importers import pickapic as some_format
 from mapo.importers.sources import Source
 from mapo.pairs import PairSet
+from mapo.splits import split_of
 
 GOOD = RawPair("row 0", "a bear", RED, BLUE)
 EMPTY = "the prompt is empty"
@@ -50,7 +51,7 @@ def test_pairs_ties_repeats_and_bad_rows_are_counted(
     opened = PairSet(tmp_path / "set")
     assert opened.info["provenance"] == {
         "imported": "x.parquet", "format": "pickapic", "ties": "drop", "rankings": "all", "least_gap": 0.0,
-        "licence": None, "counts": counts,
+        "split": "by-prompt", "licence": None, "counts": counts,
     }  # fmt: skip
     assert [(p.preference, p.weight, p.group, p.source, p.meta) for p in opened] == [
         (1.0, 1.0, None, "pickapic", {}),
@@ -139,6 +140,7 @@ def test_an_out_that_exists_is_refused_before_anything_is_read(
         ({"format": "pickapick"}, r"There is no format 'pickapick'\. Did you mean 'pickapic'\?"),
         ({"on_bad_row": "skip"}, "--on-bad-row is 'skip'; it must be stop or drop"),
         ({"ties": "yes"}, "--ties is 'yes'; it must be drop or keep"),
+        ({"split": "all"}, "--split is 'all'; it must be by-prompt or train or validation or test"),
         ({"rankings": "best"}, "--rankings is 'best'; it must be all or best-worst"),
         ({"least_gap": -1.0}, "--least-gap is -1.0; it must be a number that is not negative"),
         ({"least_gap": float("nan")}, "--least-gap is nan"),
@@ -336,3 +338,44 @@ def test_the_name_of_a_source_is_kept_even_when_it_is_the_working_folder(
     monkeypatch.chdir(source.parent)
     import_pairs(Path(), tmp_path / "set")
     assert PairSet(tmp_path / "set").info["provenance"]["imported"] == "in"
+
+
+def numbered(count: int, split: str) -> list[RawPair | BadRow]:
+    """``count`` pairs whose prompts fall into ``split``."""
+    prompts = [f"prompt {k}" for k in range(40 * count) if split_of(f"prompt {k}") == split]
+    return [RawPair(prompt, prompt, RED, BLUE) for prompt in prompts[:count]]
+
+
+def test_pairs_that_are_held_out_are_counted_with_the_reason_and_the_way_out(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given(monkeypatch, [*numbered(17, "train"), *numbered(2, "validation"), *numbered(1, "test")])
+    import_pairs(source, tmp_path / "set")
+    assert capsys.readouterr().out.splitlines() == [
+        "3 of 20 pairs are held out for validation and test, by their prompts; --split train trains on all."
+    ]
+    import_pairs(source, tmp_path / "all", split="train")
+    assert {p.split for p in PairSet(tmp_path / "all")} == {"train"}
+    assert len(PairSet(tmp_path / "all")) == 20
+    assert capsys.readouterr().out == ""
+    assert PairSet(tmp_path / "all").info["provenance"]["split"] == "train"
+
+
+def test_a_set_with_nothing_to_train_on_says_so_at_once_and_names_the_option(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given(monkeypatch, numbered(3, "test"))
+    import_pairs(source, tmp_path / "set")
+    said = capsys.readouterr().out
+    assert "All 3 pairs are held out for validation and test, by their prompts" in said
+    assert f"Delete {tmp_path / 'set'}, and import again with --split train." in said
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_whole_set_can_be_put_into_one_split(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], split: str
+) -> None:
+    given(monkeypatch, [*numbered(3, "train"), *numbered(1, "test")])
+    import_pairs(source, tmp_path / "set", split=split)
+    assert [p.split for p in PairSet(tmp_path / "set")] == [split] * 4
+    assert f"All 4 pairs are held out, as --split {split} says" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +68,14 @@ BAD: dict[str, tuple[Any, str]] = {
     "prompt is empty": (make_line(prompt=""), "the prompt is empty"),
     "path is a number": (make_line(chosen=3), "chosen and rejected must be paths"),
     "path climbs out": (make_line(chosen="../secret.png"), "the path '../secret.png' leaves its folder"),
-    "path is absolute": (make_line(chosen="/etc/hostname"), "the path '/etc/hostname' leaves its folder"),
+    "path is absolute": (make_line(chosen="/etc/hostname"), "the path '/etc/hostname' is absolute and lies outside of its folder"),
+    "path is of a Windows drive": (make_line(chosen="C:\\in\\a.png"), r"the path 'C:.*' is one of a Windows machine"),
+    "path is on the web": (make_line(chosen="https://example.org/a.png"), "'https://example.org/a.png' is a web address"),
     "path is empty": (make_line(chosen=""), "a path is empty"),
     "path has a NUL": (make_line(chosen="a\0.png"), r"no file can have the path 'a\\x00\.png'"),
     "path is too long": (make_line(chosen="a" * 5000), r"the picture a{200} cannot be read \(File name too long\)"),
     "prompt is half a character": (make_line(prompt="a \ud83d"), "the prompt has half a character at place 2"),
-    "link leads out": (make_line(chosen="link.png"), "the path 'link.png' leaves its folder"),
+    "link leads out": (make_line(chosen="link.png"), "the path 'link.png' is a link that leads to .*secret.png, outside of its folder"),
     "picture of no bytes": (make_line(rejected="zero.png"), "the rejected picture: it is empty"),
     "preference is a text": (make_line(preference="1"), "preference is '1', which is no number"),
     "preference is false": (make_line(preference=False), "preference is False, which is no number"),
@@ -112,3 +115,36 @@ def test_a_bad_picture_of_any_kind_names_its_line_and_can_be_dropped(folder: Pat
 def test_a_file_of_blank_lines_is_empty(folder: Path) -> None:
     with pytest.raises(MapoError, match=r"x\.jsonl is empty: it holds no lines"):
         import_pairs(write(folder, "", " ", ""), folder.parent / "set", format="jsonl")
+
+
+@pytest.mark.parametrize("how", ["backslashes", "absolute", "./", "decomposed"])
+def test_paths_as_other_tools_write_them_are_read(folder: Path, how: str) -> None:
+    (folder / "deep" / "b\u00e4r.png").write_bytes(BLUE)
+    names = ["deep/b.png", "deep/b\u00e4r.png"][how == "decomposed" :]
+    spelled = {
+        "backslashes": lambda name: name.replace("/", "\\"),
+        "absolute": lambda name: str(folder / name),
+        "./": lambda name: f"./{name}",
+        "decomposed": lambda name: unicodedata.normalize("NFD", name),
+    }[how]
+    path = write(folder, make_line(rejected=spelled(names[0])))
+    import_pairs(path, folder.parent / "set")
+    assert PairSet(folder.parent / "set")[0].rejected == sha256(BLUE)
+
+
+@pytest.mark.parametrize("given", ["folder", "file"])
+def test_a_list_in_the_hub_cache_is_read_through_its_links(tmp_path: Path, given: str) -> None:
+    repo = tmp_path / "hub" / "datasets--me--set"
+    snapshot = repo / "snapshots" / "0123abc"
+    (repo / "blobs").mkdir(parents=True)
+    (snapshot / "images").mkdir(parents=True)
+    line = {"prompt": "a", "chosen_file_name": "images/a.png", "rejected_file_name": "images/b.png"}
+    files = {"images/a.png": RED, "images/b.png": BLUE, "metadata.jsonl": json.dumps(line).encode()}
+    for name, data in files.items():
+        (repo / "blobs" / sha256(data)).write_bytes(data)
+        (snapshot / name).symlink_to(Path("../" * (name.count("/") + 2), "blobs", sha256(data)))
+    source = snapshot if given == "folder" else snapshot / "metadata.jsonl"
+    assert import_pairs(source, tmp_path / "set")["pairs"] == 1
+    opened = PairSet(tmp_path / "set")
+    assert (opened[0].chosen, opened[0].rejected) == (sha256(RED), sha256(BLUE))
+    assert opened.info["provenance"]["imported"] == source.name

@@ -110,8 +110,14 @@ BAD: dict[str, tuple[Any, str]] = {
         "the rejected picture: it is in",
     ),
     "parent folder": (make_line(images=[*NAMES[:3], "../secret.png"]), r"the path '../secret.png' leaves its folder"),
-    "absolute path": (make_line(images=[*NAMES[:3], "/etc/hostname"]), "the path '/etc/hostname' leaves its folder"),
-    "link that leads out": (make_line(images=[*NAMES[:3], "link.png"]), "the path 'link.png' leaves its folder"),
+    "absolute path": (
+        make_line(images=[*NAMES[:3], "/etc/hostname"]),
+        "the path '/etc/hostname' is absolute and lies outside of its folder",
+    ),
+    "link that leads out": (
+        make_line(images=[*NAMES[:3], "link.png"]),
+        "the path 'link.png' is a link that leads to .*secret.png, outside of its folder",
+    ),
     "a NUL in the path": (make_line(images=[*NAMES[:3], "a\0b"]), "no file can have the path"),
     "half a character in the path": (
         '{"prompt": "a", "images": ["\\ud83d", "b"], "rank": [1, 2]}',

@@ -179,6 +179,15 @@ def test_the_identity_of_a_source_follows_its_files(tmp_path: Path) -> None:
         assert source.identity() != before
 
 
+@pytest.mark.parametrize("name", ["", "/data", "/data/test-00000-of-00001.parquet", "/data/te*.parquet"])
+def test_the_identity_of_a_set_on_the_hub_follows_its_files(hub: Any, name: str) -> None:
+    source = Source(hub=f"{ROOT}{name}")
+    before = source.identity()
+    assert source.identity() == before
+    hub.pipe(f"{ROOT}/data/test-00000-of-00001.parquet", table(make_rows(100, 6)))
+    assert source.identity() != before
+
+
 def test_what_is_neither_file_nor_folder_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for given in (tmp_path / "pipe", "/dev/null", ""):

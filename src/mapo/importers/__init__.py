@@ -12,11 +12,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from mapo.errors import MapoError, printable, suggest
 from mapo.importers.sources import Source, find_source
 from mapo.pairs import TIE, PairWriter
+from mapo.splits import SPLITS
 
 IMPORTERS = {
     "pickapic": "mapo.importers.pickapic",
@@ -28,6 +31,7 @@ IMPORTERS = {
 }
 ROWS_PER_COMMIT = 8192
 COMPLAINTS_SHOWN = 5
+BY_PROMPT = "by-prompt"
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class RawPair:
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that cannot become a pair, and why."""
+    """A row that cannot become a pair, and why; ``where`` is empty where ``why`` names the file."""
 
     where: str
     why: str
@@ -60,9 +64,15 @@ class Options:
     rankings: str = "all"  # or best-worst
     least_gap: float = 0.0  # scores closer than this are a tie
     on_bad_row: str = "stop"  # or drop
+    split: str = BY_PROMPT  # or the one into which every pair goes
 
     def __post_init__(self) -> None:
-        choices = {"ties": ("drop", "keep"), "rankings": ("all", "best-worst"), "on_bad_row": ("stop", "drop")}
+        choices = {
+            "ties": ("drop", "keep"),
+            "rankings": ("all", "best-worst"),
+            "on_bad_row": ("stop", "drop"),
+            "split": (BY_PROMPT, *SPLITS),
+        }
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 flag = "--" + name.replace("_", "-")
@@ -124,7 +134,27 @@ def import_pairs(
         print(f"left out: {printable(complaint)}")
     if counts["bad"] > len(complaints):
         print(f"left out: {counts['bad'] - len(complaints)} more")
+    for note in (*source.notes, *_held_out(out, asked.split)):
+        print(printable(note))
     return counts
+
+
+def _held_out(out: Path, split: str) -> list[str]:
+    """How many pairs of the set ``out`` are not trained on, and why."""
+    splits = pq.read_table(out / "pairs.parquet", columns=["split"])["split"]
+    total, train = len(splits), pc.sum(pc.equal(splits, "train")).as_py()
+    if train == total:
+        return []
+    why = "for validation and test, by their prompts"
+    if train:
+        verb = "is" if total - train == 1 else "are"
+        return [f"{total - train} of {total} pairs {verb} held out {why}; --split train trains on all."]
+    every = "The only pair is" if total == 1 else f"All {total} pairs are"
+    if split != BY_PROMPT:
+        return [f"{every} held out, as --split {split} says; nothing is trained on them."]
+    return [
+        f"{every} held out {why}, so there is nothing to train on. Delete {out}, and import again with --split train."
+    ]
 
 
 def _import(
@@ -159,24 +189,29 @@ def _import(
                     "group": raw.group,
                     "meta": raw.meta,
                 }
+                if options.split != BY_PROMPT:
+                    rest["split"] = options.split
                 added = writer.add_checked_pair(raw.prompt, *pictures, source=name, **rest)
                 counts["pairs" if added else "repeats"] += 1
             except ValueError as error:
                 where = item.where if isinstance(item, BadRow) else item[0].where
                 if options.on_bad_row == "stop":
-                    why = str(error).rstrip(".")
-                    raise MapoError(
-                        f"{where}: {why}. Mend the row, or leave such rows out with --on-bad-row drop."
-                    ) from None
+                    raise MapoError(_refusal(where, str(error).rstrip("."))) from None
                 counts["bad"] += 1
                 if len(complaints) < COMPLAINTS_SHOWN:
-                    complaints.append(f"{where}: {error}")
+                    complaints.append(f"{where}: {error}" if where else str(error))
         done, since = done + 1, since + 1
         if writer.wants_commit or since >= ROWS_PER_COMMIT:
             writer.commit({"rows": done, "counts": counts, "complaints": complaints})
             since = 0
     writer.commit({"rows": done, "counts": counts, "complaints": complaints})
     return complaints
+
+
+def _refusal(where: str, why: str) -> str:
+    if not where:
+        return f"{why}. Mend it, or leave such pairs out with --on-bad-row drop."
+    return f"{where}: {why}. Mend the row, or leave such rows out with --on-bad-row drop."
 
 
 def _importer(source: Source, format: str | None) -> tuple[str, Importer]:
@@ -200,6 +235,12 @@ def _unknown(source: Source) -> str:
         empty = not source.path.stat().st_size if source.path.is_file() else not any(source.path.iterdir())
         if empty:
             return f"{source.name} is empty. There is nothing to import."
+        if source.path.is_dir() and not (tables.columns(source) or lines.keys(source)):
+            return (
+                f"{source.name}/ has no folders chosen/ and rejected/. Put the better pictures into one and the worse "
+                "into the other, both of a pair under one name, with the prompt in NAME.txt. "
+                "Other formats: see `mapo import --help`."
+            )
     if columns := tables.columns(source):
         return f"{source.name} is in no format that is known: its columns are {', '.join(columns)}. {known}"
     if columns is not None:

@@ -1,6 +1,7 @@
 """Two folders, ``chosen/`` and ``rejected/`` (or ``w/`` and ``l/``), with pictures of equal names.
 
-Each name has its prompt in a file of one line, ``NAME.txt`` or ``NAME.caption``, beside either picture or both.
+Each name has its prompt in a file of one line, ``NAME.txt`` or ``NAME.caption``, beside either picture or both. What
+other programs leave there is passed over and counted.
 """
 
 from __future__ import annotations
@@ -9,60 +10,89 @@ import contextlib
 import itertools
 import os
 import sqlite3
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from mapo.errors import MapoError
-from mapo.files import inside, read_text
+from mapo.files import locate, read_text
 from mapo.importers import BadRow, Options, RawPair
 from mapo.importers.sources import Source, picture_at
 
 NAMES = (("chosen", "rejected"), ("w", "l"))
 CAPTIONS = (".txt", ".caption")
-File = tuple[str, str, str]  # name without its end, side, path below the source
+PICTURES = (
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff",
+    ".heic", ".heif", ".jxl", ".jp2", ".tga", ".ppm",
+)  # fmt: skip
+MASKS = ("-masklabel", "-condlabel")  # NAME-masklabel.png, which trainers keep beside NAME.png
+OF_SYSTEMS = {name.lower(): name for name in ("Thumbs.db", "desktop.ini", "@eaDir", ".DS_Store")}
+KINDS_SHOWN = 6
+File = tuple[str, str, str]  # name without its end, folder, path below the source
 
 
 def detects(source: Source) -> bool:
     """A folder that holds one of the four folders."""
-    return source.path is not None and any((source.path / side).is_dir() for sides in NAMES for side in sides)
+    return source.path is not None and bool(_folders(source.path))
 
 
 def read(source: Source, options: Options, start: int = 0) -> Iterator[list[RawPair | BadRow]]:
-    """A pair per name, in the order of the names; files whose names begin with a dot are left alone."""
+    """A pair per name, in the order of the names."""
     root = source.path
-    sides = next((s for s in NAMES if root is not None and any((root / side).is_dir() for side in s)), None)
-    if root is None or sides is None:
-        raise MapoError(f"{source.name} has no folders chosen and rejected, or w and l.")
-    for side in sides:
-        if not (root / side).is_dir():
-            raise MapoError(f"{source.name} has no folder {side} beside the other one.")
+    sides = _folders(root) if root is not None else ()
+    if root is None or not sides:
+        raise MapoError(f"{source.name}/ has no folders chosen/ and rejected/, or w/ and l/.")
+    if len(sides) == 1:
+        there = sides[0].lower()
+        lacks = next(name for names in NAMES if there in names for name in names if name != there)
+        raise MapoError(f"{source.name}/ has a folder {sides[0]}/ but no folder {lacks}/ beside it.")
+    passed_over: Counter[str] = Counter()
     seen = 0
-    for name, found in itertools.groupby(_files(root, sides), key=lambda file: file[0]):
+    for name, found in itertools.groupby(_files(root, sides, passed_over), key=lambda file: file[0]):
         seen += 1
         if seen <= start:
             continue
         try:
             yield [_pair(root, name, sides, list(found))]
         except ValueError as error:
-            yield [BadRow(name, str(error))]
+            yield [BadRow("", str(error))]
     if not seen:
-        raise MapoError(f"{source.name} is empty: {sides[0]} and {sides[1]} hold no files.")
+        also = f" ({_told(passed_over)})" if passed_over else ""
+        raise MapoError(f"{source.name}/ is empty: {sides[0]}/ and {sides[1]}/ hold no pictures{also}.")
+    if passed_over:
+        source.notes.append(_told(passed_over))
 
 
-def _files(root: Path, sides: tuple[str, str]) -> Iterator[File]:
-    """All files, sorted by name; sorted on disk, so that memory does not grow with their number."""
+def _folders(root: Path) -> tuple[str, ...]:
+    """Those of ``chosen`` and ``rejected``, else of ``w`` and ``l``, that ``root`` has, as they are written there."""
+    if not root.is_dir():
+        return ()
+    with os.scandir(root) as entries:
+        there = {name.lower(): name for name in sorted(entry.name for entry in entries if entry.is_dir())}
+    for sides in NAMES:
+        if found := tuple(there[side] for side in sides if side in there):
+            return found
+    return ()
+
+
+def _files(root: Path, sides: tuple[str, ...], passed_over: Counter[str]) -> Iterator[File]:
+    """Pictures and captions, sorted by name; sorted on disk, so that memory does not grow with their number."""
     with contextlib.closing(sqlite3.connect("")) as names:
         names.execute("CREATE TABLE files (name TEXT, side TEXT, path TEXT)")
         for side in sides:
             for folder, below, files in os.walk(root / side, onerror=_raise):
-                below[:] = [b for b in below if not b.startswith(".")]
                 where = Path(folder).relative_to(root / side)
+                kinds = {name: _kind_of_folder(Path(folder, name)) for name in below}
+                below[:] = [name for name in below if not kinds[name]]
+                kinds |= {name: _kind(name) for name in files}
+                passed_over.update(kind for kind in kinds.values() if kind)
                 names.executemany(
                     "INSERT INTO files VALUES (?, ?, ?)",
                     (
-                        (os.fsencode(where / Path(f).stem), side, os.fsencode(Path(side, where, f)))
-                        for f in files
-                        if not f.startswith(".")
+                        (os.fsencode(_name(where / file)), side, os.fsencode(Path(side, where, file)))
+                        for file in files
+                        if not kinds[file]
                     ),
                 )
         for name, side, path in names.execute("SELECT * FROM files ORDER BY name, side, path"):
@@ -73,33 +103,64 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _pair(root: Path, name: str, sides: tuple[str, str], files: list[File]) -> RawPair:
-    data: list[bytes] = []
-    captions: dict[str, str] = {}
-    for side in sides:
-        own = [path for _, where, path in files if where == side]
-        pictures = [path for path in own if Path(path).suffix.lower() not in CAPTIONS]
-        if len(pictures) != 1:
-            raise ValueError(f"{side} has {len(pictures) or 'no'} pictures of this name, it needs one")
-        data.append(picture_at(root, pictures[0]))
-        captions |= {path: _caption(root, path) for path in own if path not in pictures}
-    if not captions:
-        raise ValueError(f"there is no caption ({' or '.join(f'{name}{end}' for end in CAPTIONS)}) in either folder")
-    if len(set(captions.values())) > 1:
-        raise ValueError(f"its captions differ ({', '.join(captions)})")
-    chosen, rejected = data
-    return RawPair(name, next(iter(captions.values())), chosen, rejected, meta={"file": name})
+def _name(path: Path) -> str:
+    """What the files of a pair have in common, however a system codes accents."""
+    return unicodedata.normalize("NFC", str(path.parent / path.stem))
+
+
+def _kind(name: str) -> str:
+    """What is passed over; nothing for a picture or a caption."""
+    stem, end = os.path.splitext(name.lower())  # noqa: PTH122 (of a mere name)
+    if known := OF_SYSTEMS.get(name.lower()):
+        return known
+    if name.startswith("."):
+        return "hidden"
+    if end in PICTURES and stem.endswith(MASKS):
+        return "masks"
+    return "" if end in PICTURES or end in CAPTIONS else end or "without an ending"
+
+
+def _kind_of_folder(path: Path) -> str:
+    if path.name.startswith(".") or path.name.lower() in OF_SYSTEMS:
+        return OF_SYSTEMS.get(path.name.lower(), "hidden")
+    return "linked folders" if path.is_symlink() else ""
+
+
+def _told(passed_over: Counter[str]) -> str:
+    kinds = [f"{count} {kind}" for kind, count in sorted(passed_over.items(), key=lambda item: (-item[1], item[0]))]
+    if len(kinds) > KINDS_SHOWN:
+        kinds[KINDS_SHOWN:] = [f"{len(kinds) - KINDS_SHOWN} other kinds"]
+    count = passed_over.total()
+    return f"passed over {count} file{'s' * (count > 1)}: {', '.join(kinds)}"
+
+
+def _pair(root: Path, name: str, sides: tuple[str, ...], files: list[File]) -> RawPair:
+    captions = [path for _, _, path in files if Path(path).suffix.lower() in CAPTIONS]
+    pictures = {side: [path for _, where, path in files if where == side and path not in captions] for side in sides}
+    if not any(pictures.values()):
+        raise ValueError(f"{captions[0]} is a caption without a picture")
+    for side, other in (sides, sides[::-1]):
+        if len(pictures[side]) > 1:
+            raise ValueError(f"{' and '.join(pictures[side])} have one name; a pair needs one picture of it in {side}/")
+        if not pictures[other]:
+            raise ValueError(f"{pictures[side][0]} has no partner in {other}/")
+    chosen, rejected = (picture_at(root, pictures[side][0]) for side in sides)
+    prompts = {path: _caption(root, path) for path in captions}
+    if not prompts:
+        stem = Path(name).name
+        raise ValueError(f"{pictures[sides[0]][0]} has no caption ({stem}.txt or {stem}.caption, in either folder)")
+    if len(set(prompts.values())) > 1:
+        raise ValueError(f"the captions {' and '.join(captions)} differ")
+    return RawPair(name, prompts[captions[0]], chosen, rejected, meta={"file": name})
 
 
 def _caption(root: Path, path: str) -> str:
     """The one line of a caption file; line ends behind it do not count."""
+    place = locate(root, path)
     try:
-        place = inside(root, path, "x")
         if not place.is_file():  # a pipe would be waited for
             raise OSError(0, "it is no file")
         text = read_text(place).rstrip("\r\n")
-    except MapoError as error:
-        raise ValueError(str(error).removeprefix("x: ")) from None
     except (OSError, ValueError) as error:
         raise ValueError(f"the caption {path} cannot be read ({getattr(error, 'strerror', error)})") from None
     if count := text.count("\n"):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mapo.errors import MapoError
-from mapo.files import inside
+from mapo.files import locate
+from mapo.importers.named import state_of
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./~-]+)?")
 FILE_ENDS = (".parquet", ".jsonl", ".json", ".csv", ".tar", ".zip", ".txt")
@@ -20,6 +22,7 @@ class Source:
 
     path: Path | None = None
     hub: str | None = None
+    notes: list[str] = field(default_factory=list, compare=False)  # what is to be said when it has been read
 
     @property
     def name(self) -> str:
@@ -29,18 +32,17 @@ class Source:
     @property
     def short_name(self) -> str:
         """What the set remembers: no path of somebody's machine."""
-        return self.path.resolve().name if self.path is not None else self.name
+        if self.path is None:
+            return self.name
+        return Path(os.path.abspath(self.path)).name  # noqa: PTH100 (a link keeps its own name)
 
     def identity(self) -> list[Any]:
-        """Changes when the source does: sizes and times of its files, their versions on the hub."""
+        """Changes when the source does: sizes and times of all files that are read, their versions on the hub."""
         if self.path is None:
-            files = hub_files().find(self.hub, detail=True) if "*" not in (self.hub or "") else {}
+            look = hub_files().glob if "*" in (self.hub or "") else hub_files().find
+            files = look(self.hub, detail=True)
             return [self.hub, [[n, v.get("size"), str(v.get("blob_id", ""))] for n, v in sorted(files.items())]]
-        found = [self.path]
-        if self.path.is_dir():
-            found += [*self.path.glob("*/"), *self.path.glob("**/*.parquet"), *self.path.glob("*.jsonl")]
-        stats = [(str(path), path.stat()) for path in sorted(found)]
-        return [str(self.path.resolve()), [[name, s.st_size, s.st_mtime_ns] for name, s in stats]]
+        return [str(self.path.resolve()), *state_of(self.path)]
 
 
 def hub_files() -> Any:
@@ -96,10 +98,7 @@ def _first_line(error: Exception) -> str:
 
 def picture_at(folder: Path, name: str) -> bytes:
     """The bytes of a file below ``folder``; ValueError when it cannot be read or the path leads elsewhere."""
-    try:
-        path = inside(folder, name, "x")
-    except MapoError as error:
-        raise ValueError(str(error).removeprefix("x: ")) from None
+    path = locate(folder, name)
     try:
         if not path.is_file():
             raise OSError(0, "it is no file" if path.exists() else "it is not there")

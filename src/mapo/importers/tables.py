@@ -41,7 +41,12 @@ def tables(source: Source) -> list[Table]:
     if source.path is not None:
         folder = source.path if source.path.is_dir() else source.path.parent
         paths = sorted(source.path.glob("**/*.parquet")) if source.path.is_dir() else [source.path]
-        return [Table(str(path.relative_to(folder)), str(path), path.parent) for path in paths]
+        names = ((path, path.relative_to(folder)) for path in paths)
+        return [  # what is hidden may be our own unfinished work
+            Table(str(name), str(path), path.parent)
+            for path, name in names
+            if not any(part.startswith(".") for part in name.parts)
+        ]
     files, root = sources.hub_files(), str(source.hub)
     if root.endswith(".parquet"):
         found = files.glob(root) if "*" in root else [root]
