@@ -6,7 +6,6 @@ machine; ``endpoint:URL`` asks an OpenAI-compatible server. A prompt of which no
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -15,6 +14,7 @@ from typing import Any, Protocol
 
 from mapo.endpoint import ASKED_AT_ONCE, Endpoint, NoAnswer
 from mapo.errors import MapoError
+from mapo.files import append_lines, read_lines
 
 MOST_WORDS, MOST_TOKENS = 100, 200
 INSTRUCTION = (
@@ -202,12 +202,9 @@ class Contexts:
         self.rewriter, self.own = rewriter, own
         self._of: dict[str, str] = {}
         for path in known:
-            for line in path.read_bytes().split(b"\n"):
-                try:
-                    row = json.loads(line)
+            for row in read_lines(path):
+                if isinstance(row, dict) and isinstance(row.get("prompt"), str) and isinstance(row.get("context"), str):
                     self._of.setdefault(row["prompt"], row["context"])
-                except (ValueError, KeyError, TypeError):
-                    continue
 
     def ensure(self, prompts: Sequence[str]) -> Iterator[str]:
         """Rewrite those of ``prompts`` that have no context yet, keeping each at once; yields them as they are done."""
@@ -215,15 +212,10 @@ class Contexts:
         if self.rewriter is None or not missing:
             return
         self.own.parent.mkdir(parents=True, exist_ok=True)
-        torn = self.own.exists() and not self.own.read_bytes().endswith(b"\n")
-        with self.own.open("a", encoding="utf-8") as file:
-            file.write("\n" if torn else "")
-            for prompt, context in self.rewriter(missing):
-                row = {"prompt": prompt, "context": context, "by": self.rewriter.name}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                file.flush()
-                self._of[prompt] = context
-                yield prompt
+        for prompt, context in self.rewriter(missing):
+            append_lines(self.own, [{"prompt": prompt, "context": context, "by": self.rewriter.name}])
+            self._of[prompt] = context
+            yield prompt
 
     def __getitem__(self, prompt: str) -> str:
         """The context of a prompt; without a rewriter the prompt itself."""

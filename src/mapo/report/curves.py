@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from mapo.errors import MapoError
+from mapo.files import read_lines
 from mapo.report.svg import CHOSEN, INK, REJECTED, SIZE, TEXT, Plot, new_figure, to_svg
 
 FIRST = 20  # steps that later errors are measured against, at most
@@ -27,19 +27,9 @@ def read_metrics(run: Path) -> dict[str, Floats]:
     path = run / "metrics.jsonl"
     if not path.is_file():
         raise MapoError(f"{run} is not a run: it has no metrics.jsonl. Give the folder that `mapo train` wrote.")
-    rows: list[Mapping[str, object]] = []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    for count, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line) if line.strip() else {}
-            if not isinstance(row, dict):
-                raise ValueError("it is no object")
-        except ValueError as error:
-            if count == len(lines):  # a step that is being written
-                continue
-            raise MapoError(f"{path} line {count} cannot be read ({error}). Run `mapo train` again.") from None
-        if row:
-            rows.append(row)
+    rows: list[Mapping[str, object]] = list(read_lines(path))
+    if any(not isinstance(row, dict) for row in rows):
+        raise MapoError(f"{path} is damaged: a line is not an object. Run `mapo train` again.")
     names = {k for row in rows for k, v in row.items() if isinstance(v, int | float)}
     return {n: np.array([_float(row.get(n)) for row in rows], np.float64) for n in sorted(names)}
 

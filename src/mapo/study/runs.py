@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import shutil
@@ -22,7 +21,7 @@ from mapo.cache import Cache, cache_key
 from mapo.config import make_config
 from mapo.errors import DivergedError
 from mapo.families import family_of, find_model
-from mapo.files import sha256
+from mapo.files import append_lines, read_lines, sha256
 from mapo.noise import Schedule
 from mapo.pairs import PairSet, PairWriter
 from mapo.sample import Sampler, default_sampling
@@ -112,7 +111,7 @@ def _speed(run: Path) -> dict[str, float]:
 
 def step_seconds(metrics: Path) -> list[float]:
     """The seconds that each step of a run took."""
-    return [float(json.loads(line)["seconds"]) for line in metrics.read_text("utf-8").splitlines()]
+    return [float(line["seconds"]) for line in read_lines(metrics)]
 
 
 @lru_cache(maxsize=1)
@@ -192,18 +191,15 @@ class Ledger:
         self.path = path
         self.rows: dict[str, dict[str, Any]] = {}
         if path.exists():
-            for line in path.read_text("utf-8", errors="replace").splitlines():
+            for row in read_lines(path):
                 try:
-                    row = json.loads(line)
                     if row["job"].keys() == JOB and row["job"]["domain"] in DOMAINS and row["looks"]:
                         self.rows[row["key"]] = row
-                except (ValueError, TypeError, KeyError, AttributeError):
-                    continue  # half a line of an interrupted run; what it told is made again
+                except (TypeError, KeyError, AttributeError):
+                    continue  # of another version; what it told is made again
 
     def add(self, key: str, row: Mapping[str, Any]) -> dict[str, Any]:
         """Keep a result."""
         self.rows[key] = {"key": key, **row}
-        begun = self.path.exists() and not self.path.read_bytes().endswith(b"\n") and self.path.stat().st_size > 0
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(("\n" if begun else "") + json.dumps(self.rows[key]) + "\n")
+        append_lines(self.path, [self.rows[key]])
         return self.rows[key]
