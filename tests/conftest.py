@@ -16,7 +16,9 @@ from tiny import make_pairs, make_sdxl
 def pytest_terminal_summary(terminalreporter) -> None:
     skipped = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
     if absent := sum(ABSENT in why for why in skipped):
-        terminalreporter.write_line(f"{absent} tests were skipped because published weights or photos are not beside the checkout")
+        terminalreporter.write_line(
+            f"{absent} tests were skipped because published weights or photos are not beside the checkout"
+        )
 
 
 @pytest.fixture(scope="session")

@@ -112,7 +112,9 @@ PUBLISHED_RATINGS = [1.656, 2.359, 3.070, 3.673, 4.238, 4.701, 5.073, 5.365, 5.5
 @needs_real("aesthetic")
 def test_the_published_head_gives_the_ten_published_embeddings_their_published_ratings():
     folder = REAL / "aesthetic" / "vit_l_14_embeddings"
-    embeddings = torch.from_numpy(np.stack([np.load(folder / f"rating{k}.npy").reshape(768) for k in range(10)])).float()
+    embeddings = torch.from_numpy(
+        np.stack([np.load(folder / f"rating{k}.npy").reshape(768) for k in range(10)])
+    ).float()
     assert Head(LAION, 768)(embeddings).tolist() == pytest.approx(PUBLISHED_RATINGS, abs=6e-4)
 
 
@@ -186,4 +188,4 @@ def test_a_folder_with_its_own_clip_model_is_said(folder):
     scorer([noise((8, 8))], [""])
     head, clip = scorer.notes()
     assert "head.pth is not one of the published ones" in head
-    assert str(folder) in clip and f"only if it is {CLIP.name}" in clip
+    assert str(folder) in clip and f"only if that is {CLIP.name}" in clip

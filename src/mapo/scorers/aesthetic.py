@@ -103,20 +103,15 @@ class Aesthetic:
         """What keeps its numbers from being compared with those that others print."""
         if "head" not in self.__dict__:
             return []  # nothing was scored
-        said, published = [], PUBLISHED.get(self.head.fingerprint)
+        head, said = f"aesthetic: the head {self.path.name}", list[str]()
+        published = PUBLISHED.get(self.head.fingerprint)
         if published is None:
-            said.append(
-                f"aesthetic: the head {self.path.name} is not one of the published ones; its numbers cannot be compared "
-                "with published ones"
-            )
+            said.append(f"{head} is not one of the published ones; its numbers cannot be compared with published ones")
         elif published != USUAL:
-            said.append(
-                f"aesthetic: the head {self.path.name} is LAION's {published}; its numbers cannot be compared with those "
-                f"of {USUAL}, which is the usual one"
-            )
+            said.append(f"{head} is LAION's {published}; its numbers cannot be compared with those of {USUAL}")
         if self.clip:
             said.append(
-                f"aesthetic: pictures are read by the CLIP model in {self.clip}; numbers can be compared with published "
-                f"ones only if it is {CLIP.name}"
+                f"aesthetic: pictures are read by the CLIP model in {self.clip}; its numbers can be compared with "
+                f"published ones only if that is {CLIP.name}"
             )
         return said

