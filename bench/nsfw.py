@@ -118,8 +118,8 @@ def main() -> None:
             name, _, folder = text.rpartition("=")
             look(kind, name or Path(folder).name, read_folder(Path(folder)))
     totals = {kind: measure(values) for kind, values in together.items() if values}
-    for kind, found in totals.items():
-        say(f"all {kind}", found)
+    for kind, total in totals.items():
+        say(f"all {kind}", total)
     if args.out:
         given = {
             kind: " ".join(text.rpartition("=")[0] or Path(text).name for text in getattr(args, kind))
