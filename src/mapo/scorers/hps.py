@@ -164,7 +164,7 @@ class _Hps:
         published = PUBLISHED.get(found.revision.rpartition("/")[2])
         if published not in (None, self.kind):
             raise MapoError(
-                f"{self.kind}: {found.path} is the published file of {published}, whatever it is called; the numbers of "
+                f"{self.kind}: {found.path} is the published file of {published}, whatever it is called; numbers of "
                 f"the two cannot be compared. Write {published}@FILE, or give the file of {self.kind}."
             )
         self.foreign = "" if published else found.path.name
