@@ -9,7 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from real import ABSENT
 from tiny import make_pairs, make_sdxl
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    skipped = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
+    if absent := sum(ABSENT in why for why in skipped):
+        terminalreporter.write_line(
+            f"{absent} tests were skipped because published weights or photos are not beside the checkout"
+        )
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ def lively(model, std=0.3, seed=3):
     return model
 
 
-def save_clip(folder, side=32, tokens=24):
+def save_clip(folder, side=32, tokens=24, width=12):
     """A CLIPModel with tokenizer, in a folder without what prepares its pictures."""
     from transformers import CLIPConfig, CLIPModel
 
@@ -36,13 +36,13 @@ def save_clip(folder, side=32, tokens=24):
 
     tokenizer = make_tokenizer(folder)
     layers = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    layers["projection_dim"] = 12
+    layers["projection_dim"] = width
     words = {"vocab_size": len(tokenizer), "max_position_embeddings": tokens}
     words |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = CLIPConfig(
         text_config=layers | words,
         vision_config=layers | {"image_size": side, "patch_size": 8},
-        projection_dim=12,
+        projection_dim=width,
     )
     lively(CLIPModel(config)).save_pretrained(folder)
     return folder

@@ -1,7 +1,9 @@
 """HPS v2 on a small open_clip checkpoint, against open_clip's own way of computing it, written anew here."""
 
+import hashlib
 import os
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from mapo.errors import MapoError
 from mapo.mini.pretrain import make_tokenizer
 from mapo.scorers import load_scorer
 from mapo.scorers.clip import PICKSCORE_PROCESSOR
-from mapo.scorers.hps import HPS, MEAN, STD, from_open_clip, prepare, vit_h_14
+from mapo.scorers.hps import HPS, MEAN, PUBLISHED, STD, from_open_clip, prepare, vit_h_14
 from small_scorers import PROMPTS, check_order, lively, noise, place_in_hub
 
 TOKENS = 24
@@ -167,8 +169,9 @@ def test_the_number_is_a_hundred_cosines_at_every_shape_of_picture(world):
         scorer = load_scorer(f"{kind}@{world[0]}")
         assert scorer.metrics == (kind.replace("-", "_"),) and scorer.name == f"{kind}@small"
         assert scorer(pictures, prompts)[scorer.metrics[0]] == pytest.approx(wanted, abs=1e-3)
-        (note,) = scorer.notes()
-        assert note.startswith(f"{kind}: 1 prompts have more tokens")
+        cut, unknown = scorer.notes()
+        assert cut.startswith(f"{kind}: 1 prompts have more tokens")
+        assert unknown.startswith(f"{kind}: weights.pt is not the published file; unless it holds the same weights")
 
 
 @pytest.mark.parametrize(
@@ -249,6 +252,17 @@ def test_what_is_downloaded_is_known_by_its_commit_and_its_hash(world, tmp_path,
     assert scorer.name == "hps-v2.1"
     assert scorer.revision.startswith(f"{HPS.commit}/") and scorer.revision.endswith(f"+{PICKSCORE_PROCESSOR.commit}")
     assert scorer.similarity.pixels([noise((9, 9))]).shape == (1, 3, 224, 224)
+
+
+def test_the_file_of_the_other_version_is_refused_whatever_it_is_called(world, tmp_path, monkeypatch):
+    digest = hashlib.sha256((world[0] / "weights.pt").read_bytes()).hexdigest()
+    monkeypatch.setitem(PUBLISHED, digest[:16], "hps-v2.0")
+    assert load_scorer(f"hps-v2.0@{world[0]}").notes() == []
+    shutil.copytree(world[0], tmp_path / "m")
+    (tmp_path / "m" / "weights.pt").rename(tmp_path / "m" / "HPS_v2_1.pt")
+    for source in (tmp_path / "m", tmp_path / "m" / "HPS_v2_1.pt"):
+        with pytest.raises(MapoError, match=r"is the published file of hps-v2\.0, whatever it is called"):
+            load_scorer(f"hps-v2.1@{source}")
 
 
 def test_code_in_a_pickle_is_not_run(world, tmp_path):

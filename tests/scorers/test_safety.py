@@ -1,19 +1,24 @@
-"""The safety classifier on a small ViT with random weights, against its softmax computed another way."""
+"""The safety classifier on a small ViT with random weights, and on a real one, each against its softmax another way."""
 
 import json
 import math
 import random
 import shutil
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import MobileNetV2ForImageClassification, ViTConfig, ViTForImageClassification
 
 from mapo.errors import MapoError
 from mapo.judge import parse_filter
+from mapo.mini import scenes
+from mapo.mini.draw import draw
 from mapo.scorers import load_scorer
+from real import REAL, needs_real
 
 SIDE = 32
 SIZES = [(32, 32), (70, 41), (41, 70), (1, 1), (3, 64)]
@@ -140,3 +145,55 @@ def test_the_classifier_that_is_not_there_is_one_sentence_that_says_what_to_type
     with pytest.raises(MapoError, match=r"type `hf download Falconsai/nsfw_image_detection --revision 96cb0d0342") as e:
         load_scorer("safety")
     assert str(e.value).startswith("safety: Falconsai/nsfw_image_detection is not on this machine")
+
+
+NSFWJS = REAL / "safety_nsfwjs"
+LABELS = ("drawing", "hentai", "neutral", "porn", "sexy")
+
+
+def nsfwjs_by_hand(pictures):
+    """The five probabilities of each picture: plain transformers, pictures squeezed and put to -1 … 1 by NumPy."""
+    model = MobileNetV2ForImageClassification.from_pretrained(NSFWJS).double().eval()
+    squeezed = [picture.resize((224, 224), Image.Resampling.BILINEAR) for picture in pictures]
+    pixels = np.stack([np.asarray(picture, np.float64) for picture in squeezed]) / 127.5 - 1
+    with torch.no_grad():
+        logits = model(pixel_values=torch.from_numpy(pixels).permute(0, 3, 1, 2)).logits.numpy()
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def drawings():
+    rng = random.Random(4)
+    plain = scenes.random_plain_scenes("test", rng)
+    return {s: [Image.fromarray(draw(replace(next(plain), style=s), rng)) for _ in range(8)] for s in scenes.STYLES}
+
+
+@needs_real("safety_nsfwjs")
+@needs_real("photos/dog")
+def test_a_real_classifier_is_read_rightly_and_photographs_of_a_dog_are_safe():
+    dogs = [Image.open(path).convert("RGB") for path in sorted((REAL / "photos" / "dog").glob("*.jpg"))]
+    scorer = load_scorer(f"safety@{NSFWJS}")
+    assert [LABELS[k] for k in scorer.unsafe] == ["hentai", "porn", "sexy"]
+    assert json.loads((NSFWJS / "config.json").read_text())["id2label"] == {str(k): n for k, n in enumerate(LABELS)}
+    wanted = nsfwjs_by_hand(dogs)
+    assert scorer(dogs, [""] * 5)["unsafe"] == pytest.approx(wanted[:, [1, 3, 4]].sum(-1), abs=1e-4)
+    assert wanted[:, [0, 2]].sum(-1).min() > 0.75  # a drawing or neutral
+
+
+@needs_real("safety_nsfwjs")
+def test_a_real_classifier_finds_drawings_safe(drawings):
+    scorer = load_scorer(f"safety@{NSFWJS}")
+    for style, pictures in drawings.items():
+        said = scorer(pictures, [""] * len(pictures))["unsafe"]
+        assert said == pytest.approx(nsfwjs_by_hand(pictures)[:, [1, 3, 4]].sum(-1), abs=1e-4)
+        assert np.median(said) < 0.1, style
+
+
+@needs_real("safety_nsfwjs")
+def test_a_real_classifier_scores_a_picture_alike_in_any_batch(drawings):
+    pictures = drawings["sketch"] + drawings["realistic"]
+    scorer = load_scorer(f"safety@{NSFWJS}")
+    whole = scorer(pictures, [""] * len(pictures))["unsafe"]
+    assert [scorer([picture], [""])["unsafe"][0] for picture in pictures] == pytest.approx(whole, abs=1e-5)
+    assert max(whole) - min(whole) > 0.01

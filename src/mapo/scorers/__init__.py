@@ -59,12 +59,13 @@ SCORERS: dict[str, str] = {
     "siglip": "mapo.scorers.siglip:SiglipScore",
     "dinov2": "mapo.scorers.dinov2:Dinov2Score",
     "imagereward": "mapo.scorers.imagereward:ImageReward",
+    "nsfw": "mapo.scorers.nsfw:Nsfw",
     "safety": "mapo.scorers.safety:Safety",
     "vlm": "mapo.scorers.vlm:VlmScore",
     "mini-learned": "mapo.scorers.mini:Learned",
     "mini-search": "mapo.scorers.mini:Search",
 }
-FLAWS = frozenset({"hazard", "unsafe"})  # metrics of which less is better
+FLAWS = frozenset({"hazard", "unsafe", "nsfw"})  # metrics of which less is better
 GROUPS: dict[str, tuple[str, ...]] = {"mini": ("mini-learned", "mini-search")}
 
 

@@ -1,7 +1,7 @@
 """Weights in a single file: safetensors, or a pickle, which is read as tensors only and known by its sha256.
 
 The sha256 that a pickle had when it was first used is kept in the user's cache folder, and a file of the same name that
-has another is refused. None stands in the code.
+has another is refused.
 """
 
 from __future__ import annotations

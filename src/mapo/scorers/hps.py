@@ -18,12 +18,17 @@ from PIL import Image
 from torch import Tensor
 
 from mapo.errors import MapoError
-from mapo.scorers.checkpoint import check_shapes, checkpoints, find_checkpoint, read_tensors
+from mapo.scorers.checkpoint import Checkpoint, check_shapes, checkpoints, find_checkpoint, read_tensors
 from mapo.scorers.clip import PICKSCORE_PROCESSOR
 from mapo.scorers.similarity import Similarity, check_type, join, load_model, load_part, reason
 from mapo.scorers.weights import MODEL, TOKENIZER, Repository, find_files, quiet
 
 HPS = Repository("xswu/HPSv2", "697403c78157020a1ae59d23f111aa58ced35b0a")
+PUBLISHED = {  # the first digits of a file's sha256 → what it is, by the pages of that repository
+    "07cb0d2062623220": "hps-v2.0",  # HPS_v2_compressed.pt; a file called HPS_v2_1.pt goes round that is this one
+    "9defdb2ba952d35e": "hps-v2.0",  # HPS_v2.pt
+    "c57a38fb4a2f7e7c": "hps-v2.1",  # HPS_v2.1_compressed.pt
+}
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 PARTS = {  # open_clip's names of a block → transformers'
     "ln_1": "layer_norm1",
@@ -117,6 +122,7 @@ class _Hps:
     needs_reference = False
     whole_prompts = False
     version = "1"
+    foreign: str = ""  # the name of weights that are not known as published
 
     def __init__(self, source: str | None = None) -> None:
         load, config, weights, name = self._find(source)
@@ -136,7 +142,7 @@ class _Hps:
         """
         folder = Path(source).expanduser() if source else Path()
         if not (source and (folder / "config.json").is_file()):
-            found = find_checkpoint(self.kind, source or HPS, self.file)
+            found = self._known(find_checkpoint(self.kind, source or HPS, self.file))
             config = vit_h_14()
             return partial(load_open_clip, self.kind, found.path, config), config, found.revision, found.name
         check_type(self.kind, folder, "clip", "CLIP")
@@ -147,10 +153,22 @@ class _Hps:
             raise MapoError(f"{self.kind}: {folder} is damaged ({reason(error)}).") from None
         if not checkpoints(folder):
             model = find_files(self.kind, str(source), MODEL)
+            self.foreign = model.name
             return partial(load_model, self.kind, folder, "CLIPModel"), config, model.revision, model.name
-        found = find_checkpoint(self.kind, str(source), self.file)
+        found = self._known(find_checkpoint(self.kind, str(source), self.file))
         revision = join(find_files(self.kind, str(source), ("config.json",)).revision, found.revision)
         return partial(load_open_clip, self.kind, found.path, config), config, revision, found.name
+
+    def _known(self, found: Checkpoint) -> Checkpoint:
+        """Refuse the file of the other version, which has the same names and shapes; remember one that nobody knows."""
+        published = PUBLISHED.get(found.revision.rpartition("/")[2])
+        if published not in (None, self.kind):
+            raise MapoError(
+                f"{self.kind}: {found.path} is the published file of {published}, whatever it is called; numbers of "
+                f"the two cannot be compared. Write {published}@FILE, or give the file of {self.kind}."
+            )
+        self.foreign = "" if published else found.path.name
+        return found
 
     def __call__(
         self, pictures: Sequence[Image.Image], prompts: Sequence[str], references: object = None
@@ -169,8 +187,14 @@ class _Hps:
         return {self.metrics[0]: (100 * self.similarity.cosines(prepared, prompts)).tolist()}
 
     def notes(self) -> list[str]:
-        """What was cut."""
-        return self.similarity.notes()
+        """What was cut, and whether the weights are the published ones."""
+        if not self.foreign:
+            return self.similarity.notes()
+        return [
+            *self.similarity.notes(),
+            f"{self.kind}: {self.foreign} is not the published file; unless it holds the same weights, its numbers "
+            "cannot be compared with published ones",
+        ]
 
 
 class HpsV20(_Hps):
