@@ -12,7 +12,7 @@ def test_a_broken_line_is_refused_and_a_half_written_last_one_is_not(run):
     path.write_text(path.read_text() + '{"step": 101, "mar')
     assert len(read_metrics(run)["margin"]) == 100
     path.write_text('{"step": 1\n' + path.read_text())
-    with pytest.raises(MapoError, match="line 1 cannot be read"):
+    with pytest.raises(MapoError, match="line 1 is not JSON"):
         read_metrics(run)
 
 
