@@ -1,0 +1,12 @@
+"""A sample of bench/kills.py: kill -9 at random moments, and everything ends as if it had never been killed."""
+
+import importlib
+from pathlib import Path
+
+
+def test_verbs_that_are_killed_end_as_if_they_had_never_been(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "bench")
+    kills = importlib.import_module("kills")
+    found = kills.measure(kills=8, seed=11)
+    assert found["unlike"] == []
+    assert found["kills"] == 8 and len(found["by job"]) == 8

@@ -1,0 +1,105 @@
+"""Two commands at once on one output: one does it, the other is refused in a sentence. For every verb that writes."""
+
+import json
+import threading
+
+import pytest
+
+from mapo.errors import MapoError
+from mapo.shards import owned
+from test_cli import refused
+from tiny import make_pairs
+
+
+def test_what_is_owned_has_one_owner_and_leaves_no_lock(tmp_path):
+    out = tmp_path / "deep" / "set"
+    with owned(out):
+        with (
+            pytest.raises(MapoError, match="Another process is writing .*set. Wait for it, or stop it first"),
+            owned(out),
+        ):
+            pass
+        with owned(tmp_path / "deep" / "other"):
+            pass
+    with owned(out):
+        pass
+    assert list((tmp_path / "deep").iterdir()) == []
+
+
+def test_a_link_and_its_folder_are_one_output(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "link").symlink_to("set")
+    with owned(tmp_path / "set"), pytest.raises(MapoError, match="Another process"), owned(tmp_path / "link"):
+        pass
+
+
+def test_owners_that_come_and_go_never_share(tmp_path):
+    """Removing the lock's file leaves no moment in which two have it."""
+    inside, worst, done = [], [], []
+
+    def work():
+        while len(done) < 200:
+            try:
+                with owned(tmp_path / "out"):
+                    inside.append(1)
+                    worst.append(len(inside))
+                    inside.pop()
+                    done.append(1)
+            except MapoError:
+                pass
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(worst) == 1
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory, sdxl):
+    from mapo.sample import sample
+
+    folder = tmp_path_factory.mktemp("owners")
+    make_pairs(folder / "pairs")
+    for name in ("before", "after"):
+        sample(str(sdxl), ["a red square", "a blue heart"], [0, 1], folder / name, steps=1)
+    (folder / "rows.jsonl").write_text(json.dumps({"prompt": "x", "chosen": "a.png", "rejected": "b.png"}) + "\n")
+    (folder / "recipe.toml").write_text('about = "a"\n[chosen]\nprefix = "a"\n[rejected]\nprefix = "b"\n')
+    return folder
+
+
+COMMANDS = {
+    "build": "build {}/recipe.toml --model {model} --prompts mini:test --num-pairs 2 --steps 1 --out {out}",
+    "remake": "remake {}/pairs --pair 0123456789abcdef --out {out}",
+    "import": "import {}/rows.jsonl --out {out}",
+    "check": "check {}/pairs --out {out}",
+    "encode": "encode --model {model} --pairs {}/pairs --out {out}",
+    "train": "train --model {model} --pairs {}/pairs --out {out}",
+    "sample": "sample --model {model} --prompts mini:test --steps 1 --out {out}",
+    "score": "score {}/before --scorer guards --out {out}",
+    "mismatch": "mismatch --model {model} --pairs {}/pairs --encoder none --out {out}",
+    "report": "report --before {}/before --after {}/after --scorer guards --out {out}",
+    "export": "export {}/pairs --to preference --out {out}",
+    "label --apply": "label {}/pairs --apply --keep-unlabeled --out {out}",
+    "demo": "demo --out {out}",
+    "study": "study --quick --out {out}",
+    "mini pretrain": "mini pretrain --out {out}",
+}
+
+
+def test_every_verb_that_writes_is_tried():
+    from mapo.cli import cli
+
+    assert {name.split()[0] for name in COMMANDS} == set(cli.commands) - {"label"} | {"label"}
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_a_second_command_on_the_same_output_is_refused_in_a_sentence(tmp_path, material, sdxl, verb):
+    out = tmp_path / "out"
+    words = [w.replace("{}", str(material)).format(model=sdxl, out=out) for w in COMMANDS[verb].split()]
+    with owned(out):
+        said = refused(*words)
+    assert "Another process is" in said and "Wait for it, or stop it first" in said
+    assert not out.exists()
+    assert list(tmp_path.iterdir()) == []
