@@ -117,6 +117,11 @@ def _in_order(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
+def _stem(name: str) -> str:
+    """The name without its end."""
+    return str(PurePosixPath(name).with_suffix(""))
+
+
 def _named(names: Sequence[str]) -> str:
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
@@ -193,7 +198,7 @@ def _rows(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
     reader = csv.DictReader(io.StringIO(text), delimiter=_delimiter(text.split("\n")[0]))
     try:
         for row in reader:
-            if row.pop(None, None):  # type: ignore[call-overload]
+            if row.pop(None, None):
                 raise ValueError(f"line {reader.line_num} has more fields than the first; put prompts in quotes")
             yield reader.line_num, _lowered(row)
     except csv.Error as error:
@@ -292,12 +297,12 @@ def _of_texts(folder: Path, files: Files, pictures: Sequence[str]) -> tuple[list
     """The pictures with the texts beside them, and all files that were used."""
     texts: dict[str, list[str]] = {}
     for name in files:
-        stem, end = os.path.splitext(name)
-        if end.lower() in TEXTS and PurePosixPath(stem).name.lower() not in ABOUT:
-            texts.setdefault(stem, []).append(name)
+        file = PurePosixPath(name)
+        if file.suffix.lower() in TEXTS and file.stem.lower() not in ABOUT:
+            texts.setdefault(_stem(name), []).append(name)
     owners: dict[str, str] = {}
     for name in pictures:
-        stem = os.path.splitext(name)[0]
+        stem = _stem(name)
         if stem in owners and stem in texts:
             raise MapoError(f"{folder}: {owners[stem]} and {name} share the prompt in {texts[stem][0]}. Keep one.")
         owners[stem] = name
@@ -312,7 +317,7 @@ def _of_texts(folder: Path, files: Files, pictures: Sequence[str]) -> tuple[list
     if silent := [name for stem, name in owners.items() if not said.get(stem, ("", None))[0]]:
         raise MapoError(
             f"{folder}: {_some(silent, 'picture has', 'pictures have')} no prompt: {_named(silent)}. Write it into a "
-            f"text of the same name beside the picture, such as {os.path.splitext(silent[0])[0]}.txt."
+            f"text of the same name beside the picture, such as {_stem(silent[0])}.txt."
         )
     found = [Found(files[name], *said[stem]) for stem, name in owners.items()]
     return found, {one.file for one in found} | {files[name] for names in texts.values() for name in names}
@@ -347,5 +352,5 @@ def _without_prompts(folder: Path, files: Files, pictures: Sequence[str]) -> str
     return (
         f"{folder} has {_some(pictures, 'picture', 'pictures')} and no prompts.{why} Write metadata.jsonl into it, "
         f"with a line such as {LINE} for each, or beside each picture a text of its name, such as "
-        f"{os.path.splitext(pictures[0])[0]}.txt."
+        f"{_stem(pictures[0])}.txt."
     )
