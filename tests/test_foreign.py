@@ -127,7 +127,7 @@ def test_litter_is_passed_over_with_a_count(tmp_path, capsys):
         (folder / name).write_bytes(b"\x00\x01 litter")
     assert said(folder) == PLAIN and said(folder) == PLAIN
     told = capsys.readouterr().out
-    assert told == f"note: {folder}: 5 files that are neither pictures nor prompts are passed over\n"
+    assert told == f"note: {folder}: what is neither a picture nor a prompt is passed over (5)\n"
 
 
 # ------------------------------------------------------------------ what is refused, in a sentence

@@ -82,7 +82,7 @@ def _read_foreign(folder: Path) -> list[ImageRow]:
         named = "; ".join(bad[:NAMED]) + (f" and {len(bad) - NAMED} more" if len(bad) > NAMED else "")
         raise MapoError(f"{folder}: {len(bad)} of {len(found)} pictures cannot be used: {named}. Mend or remove them.")
     if passed_over:
-        _say_once(f"note: {folder}: {passed_over} files that are neither pictures nor prompts are passed over")
+        _say_once(f"note: {folder}: what is neither a picture nor a prompt is passed over ({passed_over})")
     number: Counter[str] = Counter()
     rows: list[ImageRow] = []
     for one, look in zip(found, looks, strict=True):

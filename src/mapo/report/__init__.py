@@ -221,7 +221,7 @@ def _provenance(before: Path, after: Path, first: Rows, second: Rows) -> list[tu
     """Name, before, after: how the pictures were made."""
 
     def told(rows: Rows, name: str) -> str:
-        if name != "model" and any(r.foreign for r in rows.values()):
+        if any(r.foreign for r in rows.values()):
             return UNKNOWN
         values = sorted({getattr(r, name) for r in rows.values()})
         return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values if v != "") or "none"
