@@ -94,7 +94,7 @@ def test_two_folders_are_matched_by_prompt_and_seed(tmp_path: Path, capsys: pyte
     ]
     assert all(task.pictures == tuple(sorted(task.pictures)) for task in material.tasks.values())
     said = capsys.readouterr().out
-    assert said == f"note: 1 pictures in {before} have no partner and are left out\n"
+    assert said == f"note: {before}: pictures without a partner are left out (1)\n"
     assert material.open_picture(sha256(BLUE)).getpixel((0, 0)) == (0, 0, 255)
 
 
