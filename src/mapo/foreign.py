@@ -92,8 +92,8 @@ def find_pictures(folder: Path) -> tuple[list[Found], int]:
 def _files(folder: Path) -> Files:
     """Every file but hidden ones."""
     if not folder.is_dir():
-        what = "is a file. Name the folder that it is in" if folder.exists() else "is not there. Name a folder"
-        raise MapoError(f"{folder} {what}.")
+        why = "it is a file. Name the folder that it is in" if folder.exists() else "it is not there"
+        raise MapoError(f"{folder} is not an images folder: {why}.")
     found: Files = {}
     for place, below, names in os.walk(folder, onerror=_raise):
         below[:] = sorted(name for name in below if not name.startswith("."))
