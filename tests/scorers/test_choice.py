@@ -24,7 +24,8 @@ CAPTION = "a small red circle on a gray background"
 
 @pytest.fixture(autouse=True)
 def hub(tmp_path, monkeypatch):
-    """An empty cache of the hub, and nothing that can be asked over a network."""
+    """An empty cache of the hub, nothing that can be asked over a network, and no scorer that came with a package."""
+    monkeypatch.delitem(SCORERS, "nsfw", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     return tmp_path / "hub"
