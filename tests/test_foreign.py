@@ -177,7 +177,7 @@ REFUSED = {
         r"has 2 lists of prompts: list\.csv, list\.tsv\. Keep one",
     ),
     "a path that leads out": (lambda f: listed(f, [{"file_name": "../secret.png", "prompt": "x"}]), r"leaves its folder"),
-    "an absolute path": (lambda f: listed(f, [{"file_name": "/etc/passwd", "prompt": "x"}]), r"leaves its folder"),
+    "an absolute path": (lambda f: listed(f, [{"file_name": "/etc/passwd", "prompt": "x"}]), r"Use paths inside the folder"),
     "a seed that is a word": (
         lambda f: listed(f, [row | {"seed": "best"} for row in all_but()]), r"line 1 has the seed best, which is not a whole"
     ),
