@@ -254,7 +254,9 @@ def test_a_folder_that_holds_an_images_folder_names_it(tmp_path):
 
 def test_a_file_or_nothing_in_place_of_a_folder_is_a_sentence(tmp_path):
     fill(tmp_path, ["0.png"])
-    with pytest.raises(MapoError, match=r"0\.png is not an images folder: it is a file\. Name the folder that it is in"):
+    with pytest.raises(
+        MapoError, match=r"0\.png is not an images folder: it is a file\. Name the folder that it is in"
+    ):
         read_images(tmp_path / "0.png")
     with pytest.raises(MapoError, match=r"nowhere is not an images folder: it is not there"):
         read_images(tmp_path / "nowhere")
