@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from data_fixtures import BLUE, GREEN, RED, files_below, make_picture, noise
 from mapo.errors import MapoError
 from mapo.files import sha256
-from mapo.images import ImageRow, append_images, png_bytes, read_images, read_picture
+from mapo.images import ImageRow, append_images, png_bytes, read_images, read_manifest, read_picture
 from mapo.pairs import decode_picture
 from mapo.splits import prompt_id
 
@@ -71,7 +71,7 @@ def test_a_picture_is_written_before_its_row(tmp_path: Path, monkeypatch: pytest
 
 def test_a_folder_without_a_manifest_is_no_images_folder(tmp_path: Path) -> None:
     with pytest.raises(
-        MapoError, match="is not an images folder: it has no manifest.jsonl. Make it with `mapo sample`"
+        MapoError, match="is not an images folder: it has no manifest.jsonl and no pictures. Make it with `mapo sample`"
     ):
         read_images(tmp_path)
 
@@ -119,7 +119,7 @@ def test_whole_numbers_may_stand_for_fractions_and_later_keys_are_ignored(tmp_pa
 def test_rows_can_be_read_where_the_pictures_are_not(tmp_path: Path) -> None:
     append_images(tmp_path, [make_row("a")], [RED])
     (tmp_path / "a.png").unlink()
-    assert read_images(tmp_path, check_files=False) == [make_row("a")]
+    assert read_manifest(tmp_path, check_files=False) == [make_row("a")]
 
 
 def test_a_picture_that_was_exchanged_is_refused(tmp_path: Path) -> None:

@@ -394,7 +394,9 @@ def test_references_that_are_missing_are_told_before_anything_is_scored(tmp_path
         score(folder, "brightness,comparing", out, references=write_images(tmp_path / "few", prompts=2))
     with pytest.raises(MapoError, match="--references: brightness compares with no references"):
         score(folder, "brightness", out, references=folder)
-    with pytest.raises(MapoError, match="neither an images folder .* nor a pairs set"):
+    with pytest.raises(
+        MapoError, match="--references takes an images folder or a pairs set. .* is not an images folder"
+    ):
         score(folder, "comparing", out, references=tmp_path)
     assert Brightness.calls == [] and hidden(tmp_path) == []
 

@@ -265,16 +265,21 @@ def _scorers() -> tuple[str, list[str]]:
 
 @cli.command(cls=Verb, more=_scorers, example="mapo score work/before --scorer mini --out work/before-scores.parquet")
 @click.argument("images", type=OUT)
-@click.option("--scorer", required=True, help="Scorers, separated by commas; NAME@SOURCE with weights of your own.")
+@click.option(
+    "--scorer",
+    help="Scorers, separated by commas; NAME@SOURCE with weights of your own. Default: mini and guards for pictures of "
+    "the built-in model, for others every scorer whose weights are on this machine.",
+)
 @click.option("--out", type=OUT, required=True, help="The table of scores to write, or to complete.")
 @click.option(
     "--references", type=OUT, help="For scorers that compare: an images folder, or a pairs set's chosen ones."
 )
 @click.option("--shard", metavar="I/N", help="Score this share of the pictures; default: as torchrun or Slurm say.")
 @click.option("--images-per-batch", type=int, default=64, show_default=True, help="Pictures given to a scorer at once.")
-def score(images: Path, scorer: str, out: Path, shard: str | None, **how: Any) -> None:
-    """Give numbers to the pictures of an IMAGES folder.
+def score(images: Path, scorer: str | None, out: Path, shard: str | None, **how: Any) -> None:
+    """Give numbers to the pictures of an IMAGES folder: of `mapo sample`, or anybody's pictures with their prompts.
 
+    Prompts lie in metadata.jsonl or a CSV (file_name, prompt, and seed if you like), or in NAME.txt beside NAME.png.
     The same command again goes on where it was stopped, and scores only pictures that are new or have changed.
     """
     from mapo.score import refuse_table_of_others, score
@@ -328,13 +333,17 @@ def mismatch(model: str, pairs: Path, out: Path, seeds: str, **how: Any) -> None
 @cli.command(
     cls=Verb, example="mapo report --before work/before --after work/after --goal cartoon --out work/report.html"
 )
-@click.option("--before", type=OUT, required=True, help="Images of the model before.")
+@click.option("--before", type=OUT, required=True, help="Images of the model before, or anybody's with their prompts.")
 @click.option("--after", type=OUT, required=True, help="Images of the model after, same prompts and seeds.")
 @click.option("--scores", type=OUT, multiple=True, help="Tables of scores of both; default: made beside --out.")
-@click.option("--scorer", help="The scorers to use where --scores is not given; default: mini and the guards.")
+@click.option("--scorer", help="The scorers to use where --scores is not given; default: as in `mapo score`.")
 @click.option("--votes", type=OUT, multiple=True, help="Votes of `mapo label --before … --after …`, as a win rate.")
 @click.option("--goal", help="The metric that the verdict is about; -METRIC where less is better.")
-@click.option("--run", type=OUT, help="The run: adds its curves and pairs, and leaves prompts it was trained on out.")
+@click.option(
+    "--run",
+    type=OUT,
+    help="The run that made the pictures after: adds its curves and pairs, and leaves out prompts it was trained on.",
+)
 @click.option(
     "--judge-of-pairs",
     "judges_of_pairs",
@@ -347,8 +356,8 @@ def report(before: Path, after: Path, scores: tuple[Path, ...], scorer: str | No
     """Compare two images folders: one page with pictures, win rates and intervals."""
     from mapo.report import check_out, write_report
     from mapo.report.evidence import read_pictures
-    from mapo.score import score_images
-    from mapo.scorers import SCORERS, scorer_names
+    from mapo.score import score_sides
+    from mapo.scorers import scorer_names
 
     if scores and scorer:
         raise MapoError("--scorer is for a report that makes the scores itself. Leave it out, or --scores.")
@@ -357,11 +366,7 @@ def report(before: Path, after: Path, scores: tuple[Path, ...], scorer: str | No
     tables = list(scores)
     if not tables:
         read_pictures(before, after)  # whether they can be compared, before hours of scoring
-        scorer = scorer or ("mini,guards" if "guards" in SCORERS else "mini")
-        alike = before.resolve().name == after.resolve().name
-        for images, side in ((before, "before"), (after, "after")):
-            name = side if alike else images.resolve().name
-            tables.append(score_images(images, scorer, out.parent / f"{name}-scores.parquet"))
+        tables = score_sides(before, after, scorer, out, bool(rest["votes"]))
     summary = write_report(before, after, tables, out, **rest)
     _say(summary["verdict"].replace("\u202f", " "))  # no thin spaces in a terminal
     _say(f"the report is {out}")
@@ -374,7 +379,7 @@ def report(before: Path, after: Path, scores: tuple[Path, ...], scorer: str | No
 @click.option("--apply", is_flag=True, help="Write to --out the set that the votes make; no page.")
 @click.option("--keep-ties", is_flag=True, help="With --apply: keep pairs on which the votes are even.")
 @click.option("--keep-unlabeled", is_flag=True, help="With --apply: keep pairs without a vote as they are.")
-@click.option("--before", type=OUT, help="Compare two images folders blindly: that of the model before.")
+@click.option("--before", type=OUT, help="Compare two images folders blindly, anybody's too: that of the model before.")
 @click.option("--after", type=OUT, help="That of the model after, same prompts and seeds.")
 @click.option("--out", type=OUT, help="With --before: the votes.jsonl to write. With --apply: the new pairs set.")
 @click.option("--blur", is_flag=True, help="Blur pictures until asked, as those of a sensitive set always are.")

@@ -1,24 +1,33 @@
-"""A folder of generated pictures: PNG files and ``manifest.jsonl``, one row per picture, appended as they are made."""
+"""A folder of generated pictures: PNG files and ``manifest.jsonl``, one row per picture, appended as they are made.
+
+A folder of pictures that another program made is read as one too (``foreign.py`` finds the prompts); it is never
+written to.
+"""
 
 from __future__ import annotations
 
 import io
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from pathlib import Path
 from types import UnionType
 
 from PIL import Image
 
-from mapo.errors import MapoError
+from mapo.errors import MapoError, printable
 from mapo.files import inside, read_object, replacing, sha256, write_text
-from mapo.pictures import decode_picture
+from mapo.foreign import MANIFEST, NAMED, Found, find_pictures, is_ours
+from mapo.pictures import check_picture, decode_picture
+from mapo.splits import prompt_id
 
 VERSION = 1
 REMEDY = "Make it with `mapo sample`."
+UNKNOWN, NUMBERED = -1, -2  # in place of a noise seed; real ones are not negative
 
 
 @dataclass(frozen=True)
@@ -29,7 +38,7 @@ class ImageRow:
     prompt_id: str
     prompt: str
     seed: int
-    noise_seed: int  # what the picture's own generator was seeded with
+    noise_seed: int  # what the picture's own generator was seeded with, or UNKNOWN, or NUMBERED
     sha256: str
     model: str
     revision: str = ""
@@ -44,10 +53,82 @@ class ImageRow:
     batch_layout: str = ""  # "batch number/picture in batch/batch size"
     version: int = VERSION
 
+    @property
+    def foreign(self) -> bool:
+        """Another program made it; how, nobody says."""
+        return self.noise_seed < 0
 
-def read_images(folder: Path, check_files: bool = True) -> list[ImageRow]:
+    @property
+    def numbered(self) -> bool:
+        """Its seed is not known: the number of the picture among those of its prompt stands there."""
+        return self.noise_seed == NUMBERED
+
+
+def read_images(folder: Path) -> list[ImageRow]:
+    """The pictures of a folder: of its ``manifest.jsonl``, or as :mod:`mapo.foreign` finds them."""
+    path = folder / MANIFEST
+    return read_manifest(folder) if path.is_file() and is_ours(path) else _read_foreign(folder)
+
+
+def _read_foreign(folder: Path) -> list[ImageRow]:
+    for name, what in (("set.json", "a set of pairs"), ("run.json", "a run"), ("model_index.json", "a model")):
+        if (folder / name).is_file():
+            raise MapoError(f"{folder} is {what}, not an images folder. {REMEDY}")
+    found, passed_over = find_pictures(folder)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        looks = list(pool.map(lambda one: _look(folder, one), found))
+    bad = [f"{one.file} ({look})" for one, look in zip(found, looks, strict=True) if isinstance(look, str)]
+    if bad:
+        named = "; ".join(bad[:NAMED]) + (f" and {len(bad) - NAMED} more" if len(bad) > NAMED else "")
+        raise MapoError(f"{folder}: {len(bad)} of {len(found)} pictures cannot be used: {named}. Mend or remove them.")
+    if passed_over:
+        _say_once(f"note: {folder}: what is neither a picture nor a prompt is passed over ({passed_over})")
+    number: Counter[str] = Counter()
+    rows: list[ImageRow] = []
+    for one, look in zip(found, looks, strict=True):
+        name = prompt_id(one.prompt)
+        known = one.seed is not None
+        rows.append(
+            ImageRow(
+                file=one.file,
+                prompt_id=name,
+                prompt=one.prompt,
+                seed=one.seed if one.seed is not None else number[name],
+                noise_seed=UNKNOWN if known else NUMBERED,
+                sha256=str(look[0]),
+                model=folder.resolve().name,
+                width=int(look[1]),
+                height=int(look[2]),
+            )
+        )
+        number[name] += 1
+    return rows
+
+
+def _look(folder: Path, one: Found) -> tuple[str, int, int] | str:
+    """The hash, width and height of a picture, or why it is none."""
+    path = inside(folder, one.file, str(folder))
+    state = path.stat()
+    return _look_at(path, state.st_size, state.st_mtime_ns)
+
+
+@cache
+def _look_at(path: Path, size: int, time: int) -> tuple[str, int, int] | str:
+    try:
+        seen = check_picture(path.read_bytes())
+    except ValueError as error:
+        return str(error)
+    return seen.sha256, seen.width, seen.height
+
+
+@cache
+def _say_once(text: str) -> None:
+    print(printable(text))
+
+
+def read_manifest(folder: Path, check_files: bool = True) -> list[ImageRow]:
     """The rows of ``folder/manifest.jsonl``; a half-written last line (an interrupted run) is left out."""
-    path = folder / "manifest.jsonl"
+    path = folder / MANIFEST
     if not path.is_file():
         raise MapoError(f"{folder} is not an images folder: it has no manifest.jsonl. {REMEDY}")
     known = {f.name for f in fields(ImageRow)}
@@ -82,16 +163,16 @@ def _check_types(row: ImageRow) -> None:
 
 def keep_whole(folder: Path) -> list[ImageRow]:
     """The rows whose picture is there and unchanged; the others leave the manifest, so that they can be made again."""
-    rows = read_images(folder, check_files=False)
+    rows = read_manifest(folder, check_files=False)
 
     def is_whole(row: ImageRow) -> bool:
-        path = inside(folder, row.file, str(folder / "manifest.jsonl"))
+        path = inside(folder, row.file, str(folder / MANIFEST))
         return path.is_file() and sha256(path.read_bytes()) == row.sha256
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         whole = [row for row, good in zip(rows, pool.map(is_whole, rows), strict=True) if good]
     if len(whole) < len(rows):
-        write_text(folder / "manifest.jsonl", "".join(_line(row) for row in whole))
+        write_text(folder / MANIFEST, "".join(_line(row) for row in whole))
     return whole
 
 
@@ -101,15 +182,17 @@ def _line(row: ImageRow) -> str:
 
 def is_sensitive(folder: Path) -> bool:
     """Whether the folder's ``images.json`` marks its pictures, so that pages blur them until asked."""
-    if not (folder / "images.json").exists():
+    if not (folder / "images.json").exists() or not (folder / MANIFEST).exists():
         return False
     return bool(read_object(folder / "images.json", "an images folder", REMEDY).get("sensitive"))
 
 
 def read_picture(folder: Path, row: ImageRow) -> bytes:
-    """The PNG bytes of a row, checked against its hash."""
-    data = inside(folder, row.file, str(folder / "manifest.jsonl")).read_bytes()
+    """The encoded bytes of a row's picture, checked against its hash."""
+    data = inside(folder, row.file, str(folder / MANIFEST)).read_bytes()
     if sha256(data) != row.sha256:
+        if row.foreign:
+            raise MapoError(f"{folder / row.file} has changed in the meantime. Give the same command again.")
         raise MapoError(f"{folder / row.file} is not the picture that the manifest names (its hash differs). {REMEDY}")
     return data
 
@@ -119,7 +202,8 @@ def open_picture(folder: Path, row: ImageRow) -> Image.Image:
     try:
         return decode_picture(read_picture(folder, row))
     except ValueError as error:
-        raise MapoError(f"{folder / row.file}: {error}. {REMEDY.replace('Make it', 'Make it again')}") from None
+        again = "Mend it." if row.foreign else REMEDY.replace("Make it", "Make it again")
+        raise MapoError(f"{folder / row.file}: {error}. {again}") from None
 
 
 def check_pictures(folder: Path, rows: Iterable[ImageRow]) -> None:
@@ -142,7 +226,7 @@ def append_images(folder: Path, rows: list[ImageRow], data: list[bytes] | None) 
     for row, png in zip(rows, data, strict=True) if data is not None else ():
         with replacing(folder / row.file) as temporary:
             temporary.write_bytes(png)
-    path = folder / "manifest.jsonl"
+    path = folder / MANIFEST
     kept = path.read_bytes() if path.exists() else b""
     if kept and not kept.endswith(b"\n"):  # an interrupted write, or a file that was edited by hand
         start = kept.rfind(b"\n") + 1

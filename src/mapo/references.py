@@ -28,22 +28,21 @@ class References:
         self._of_seed: dict[tuple[str, int], str] = {}
         self._rows: dict[str, ImageRow] = {}
         self._pairs: PairSet | None = None
-        if (folder / "manifest.jsonl").is_file():
-            for row in read_images(folder):
-                if row.prompt_id in wanted:
-                    self._names.setdefault(row.prompt_id, {})[row.sha256] = None
-                    self._of_seed.setdefault((row.prompt_id, row.seed), row.sha256)
-                    self._rows[row.sha256] = row
-        elif (folder / "set.json").is_file():
+        if (folder / "set.json").is_file() and not (folder / "manifest.jsonl").is_file():
             self._pairs = PairSet(folder)
             for pair in self._pairs:
                 if pair.preference > TIE and (name := prompt_id(pair.prompt)) in wanted:
                     self._names.setdefault(name, {})[pair.chosen] = None
-        else:
-            raise MapoError(
-                f"--references: {folder} is neither an images folder (it has no manifest.jsonl) nor a pairs set (it "
-                "has no set.json)."
-            )
+            return
+        try:
+            rows = read_images(folder)
+        except MapoError as error:
+            raise MapoError(f"--references takes an images folder or a pairs set. {error}") from None
+        for row in rows:
+            if row.prompt_id in wanted:
+                self._names.setdefault(row.prompt_id, {})[row.sha256] = None
+                self._of_seed.setdefault((row.prompt_id, row.seed), row.sha256)
+                self._rows[row.sha256] = row
 
     def name(self, row: ImageRow) -> str | None:
         """The hash of the picture that this one is compared with; None where its prompt has none."""

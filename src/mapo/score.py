@@ -10,6 +10,7 @@ anew only what has changed. Until the table is whole, ``.<out>.score.partial`` b
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -28,6 +29,7 @@ from mapo.files import PARTIAL, prepare_out, sha256
 from mapo.images import ImageRow, check_pictures, open_picture, read_images
 from mapo.references import References
 from mapo.scorers import Scorer, Unfinished, load_scorer, scorer_names
+from mapo.scorers.choice import NEUTRAL, choose_scorers, warn_of_toys
 from mapo.scores import SCHEMA, check_value, read_scores, write_scores
 from mapo.shards import WHOLE, Shard, locked, mark, use_own_device
 
@@ -42,14 +44,14 @@ T = TypeVar("T")
 
 def score(
     folder: Path,
-    names: str,
+    names: str | None,
     out: Path,
     *,
     references: Path | None = None,
     shard: Shard = WHOLE,
     images_per_batch: int = IMAGES_PER_BATCH,
 ) -> dict[str, int] | None:
-    """Score the pictures of ``folder`` with each of ``names`` into the table ``out``.
+    """Score the pictures of ``folder`` with each of ``names`` (None: as :mod:`mapo.scorers.choice` says) into ``out``.
 
     The result counts ``pictures``, those ``scored`` now, values that are ``missing`` because a scorer gave none, and
     ``silent`` pictures, to which one of the scorers gave no number at all; it is None where other shards are not done
@@ -73,6 +75,41 @@ def score_images(folder: Path, names: str, out: Path, images_per_batch: int = IM
     return out
 
 
+def score_sides(before: Path, after: Path, names: str | None, out: Path, has_votes: bool) -> list[Path]:
+    """Score both folders of a report into tables beside its page ``out``; the tables' paths.
+
+    The same report again finds its tables; one that holds scores of other pictures is never written over.
+    """
+    if names is None:
+        names, told = choose_scorers({folder: read_images(folder) for folder in (before, after)})
+        _note(told)
+        if names == NEUTRAL and not has_votes:
+            raise MapoError(
+                f"Only {NEUTRAL} can score these pictures on this machine, and they know no better or worse. Name a "
+                "scorer, such as --scorer pickscore, which is fetched once, or let people judge: mapo label --before "
+                f"{before} --after {after} --out VOTES, then give --votes VOTES."
+            )
+    alike = before.resolve().name == after.resolve().name
+    tables = []
+    for folder, side in ((before, "before"), (after, "after")):
+        table = _own_table(folder, out.parent, side if alike else folder.resolve().name)
+        tables.append(score_images(folder, names, table))
+    return tables
+
+
+def _own_table(folder: Path, where: Path, name: str) -> Path:
+    """``NAME-scores.parquet``, or ``NAME-2-scores.parquet`` … where that is something else's."""
+    own = {row.sha256 for row in read_images(folder)}
+    for number in itertools.count(1):
+        table = where / f"{name}{f'-{number}' if number > 1 else ''}-scores.parquet"
+        with suppress(MapoError):
+            if all(row["image"] in own for row in _read_table(table)):
+                break
+    if number > 1:
+        _note([f"{where / name}-scores.parquet holds scores of other pictures and is kept; these are in {table}"])
+    return table
+
+
 def refuse_table_of_others(folder: Path, out: Path) -> None:
     """A table without one picture of the folder is that of another one, whose scores would be lost."""
     theirs = _read_table(out)
@@ -94,6 +131,7 @@ class Asked:
     metrics: tuple[str, ...]
     needs_reference: bool
     whole_prompts: bool
+    why_none: Mapping[str, str]  # by metric
 
 
 @dataclass
@@ -228,15 +266,21 @@ def _together(pairs: Iterable[tuple[T, str]]) -> dict[T, str]:
     return {name: sha256(" ".join(sorted(images)).encode())[:16] for name, images in found.items()}
 
 
-def _open_task(folder: Path, names: str, out: Path, references: Path | None, images_per_batch: int) -> Task:
+def _open_task(folder: Path, names: str | None, out: Path, references: Path | None, images_per_batch: int) -> Task:
     if images_per_batch < 1:
         raise MapoError(f"--images-per-batch is {images_per_batch}; it must be at least 1.")
     images = read_images(folder)
     if not images:
         raise MapoError(f"{folder} holds no pictures.")
+    if names is None:
+        names, told = choose_scorers({folder: images}, references is not None)
+        _note(told)
     ready = {name: load_scorer(name) for name in scorer_names(names)}
     asked = [
-        Asked(text, s.name, s.version, s.revision, tuple(s.metrics), s.needs_reference, _whole_prompts(s))
+        Asked(
+            *(text, s.name, s.version, s.revision, tuple(s.metrics), s.needs_reference),
+            *(bool(getattr(s, "whole_prompts", False)), getattr(s, "why_none", {})),
+        )
         for text, s in ready.items()
     ]
     if twice := [name for name, number in Counter(a.name for a in asked).items() if number > 1]:
@@ -256,11 +300,8 @@ def _open_task(folder: Path, names: str, out: Path, references: Path | None, ima
             f"which shows {lonely[0].prompt!r}. Give references of every prompt."
         )
     prepare_out(out)
+    _note(warn_of_toys([a.name for a in asked], folder, images))
     return Task(folder, images, asked, out, found, images_per_batch, ready, _read_table(out))
-
-
-def _whole_prompts(scorer: Scorer) -> bool:
-    return bool(getattr(scorer, "whole_prompts", False))
 
 
 def _read_table(out: Path) -> list[dict[str, Any]]:
@@ -309,14 +350,23 @@ def _collect(task: Task, wait: bool) -> dict[str, int] | None:
 
 def _tell(task: Task, before: Sequence[Mapping[str, Any]]) -> None:
     """What has to be known of the table, a sentence each."""
-    kept, asked = Counter(row["scorer"] for row in task.table), {a.name for a in task.asked}
+    kept, asked = Counter(row["scorer"] for row in task.table), {a.name: a for a in task.asked}
     for name, number in Counter(row["scorer"] for row in before).items():
         if name not in asked and number > kept[name]:
-            print(f"note: {number - kept[name]} scores by {name} were of other pictures and are left out of {task.out}")
+            _note([f"{number - kept[name]} scores by {name} were of other pictures and are left out of {task.out}"])
     for (name, metric), number in Counter(
         (row["scorer"], row["metric"]) for row in task.table if row["value"] is None and row["scorer"] in asked
     ).items():
-        print(f"note: {name} gave no {metric} to {number} of {len(task.images)} pictures")
+        few = f"{number} of {len(task.images)} pictures"
+        if why := asked[name].why_none.get(metric):
+            _note([f"{why}." if number == len(task.images) else f"{why}: {few} have no {metric}."])
+        else:
+            _note([f"{name} gave no {metric} to {few}"])
+
+
+def _note(sentences: Iterable[str]) -> None:
+    for sentence in sentences:
+        print(f"note: {printable(sentence)}")
 
 
 def _run(task: Task, asked: Asked, calls: Sequence[list[int]], shard: Shard) -> None:
@@ -350,8 +400,7 @@ def _run(task: Task, asked: Asked, calls: Sequence[list[int]], shard: Shard) -> 
             file.flush()
             bar.update(len(call))
     task.scored += total
-    for note in scorer.notes():
-        print(f"note: {printable(note)}")
+    _note(scorer.notes())
 
 
 def _lines(

@@ -18,7 +18,7 @@ from typing import Any
 from mapo.config import differences
 from mapo.errors import MapoError
 from mapo.files import PARTIAL, prepare_out, read_json, write_json
-from mapo.images import ImageRow, append_images, read_images
+from mapo.images import ImageRow, append_images, read_manifest
 from mapo.scores import read_scores, write_scores
 from mapo.shards import Shard, mark
 
@@ -62,7 +62,7 @@ class Work:
         for part in self.parts:
             for side in sides:
                 if (part / side / "manifest.jsonl").exists():
-                    self._index(part, side, read_images(part / side, check_files=False))
+                    self._index(part, side, read_manifest(part / side, check_files=False))
 
     def _index(self, part: Path, side: str, rows: Sequence[ImageRow]) -> None:
         for row in rows:

@@ -84,7 +84,7 @@ def images(folder: Path, *pictures: bytes, **changes: Any) -> Path:
     return folder
 
 
-def test_two_folders_are_matched_by_prompt_and_seed(tmp_path: Path) -> None:
+def test_two_folders_are_matched_by_prompt_and_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before, after = images(tmp_path / "b", RED, GREEN, BLUE), images(tmp_path / "a", BLUE, RED)
     material = of_folders(before, after)
     records = [dict(task.record) for task in material.tasks.values()]
@@ -93,6 +93,8 @@ def test_two_folders_are_matched_by_prompt_and_seed(tmp_path: Path) -> None:
         {"before": sha256(GREEN), "after": sha256(RED), "prompt_id": prompt_id("p1"), "seed": 5},
     ]
     assert all(task.pictures == tuple(sorted(task.pictures)) for task in material.tasks.values())
+    said = capsys.readouterr().out
+    assert said == f"note: {before}: pictures without a partner are left out (1)\n"
     assert material.open_picture(sha256(BLUE)).getpixel((0, 0)) == (0, 0, 255)
 
 

@@ -72,7 +72,7 @@ def test_with_one_prompt_the_spread_is_unknown_and_nothing_warns(tmp_path):
 
 def test_a_guard_without_numbers_is_said(world):
     summary = world.add(lambda i: None, lambda i: None, scorer="guards", metric="diversity").report()
-    assert "The guard diversity has no numbers for these pictures." in summary["cautions"]
+    assert "Diversity needs two seeds per prompt." in summary["cautions"]
     assert summary["guards"] == [] and 'id="guards"' not in world.page
 
 

@@ -70,7 +70,7 @@ def test_scorers_are_not_named_beside_tables_that_are_there(world):
 
 
 def test_folders_that_cannot_be_compared_are_refused_before_anything_is_scored(world, monkeypatch):
-    monkeypatch.setattr("mapo.score.score_images", lambda *_: pytest.fail("it scored"))
+    monkeypatch.setattr("mapo.score.score_sides", lambda *_: pytest.fail("it scored"))
     manifest = world.root / "after" / "manifest.jsonl"
     manifest.write_text("".join(manifest.read_text().splitlines(keepends=True)[1:]))
     result = ask(world)

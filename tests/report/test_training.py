@@ -69,6 +69,14 @@ def test_pictures_of_prompts_that_were_all_trained_on_are_refused(world, run):
         world.report(run=run)
 
 
+def test_where_most_prompts_were_trained_on_the_verdict_says_so(world, run):
+    make_run(run, make_set(world.root / "pairs", world.prompts[:11]))
+    summary = world.report(run=run)
+    assert summary["call"] == "undecided" and summary["verdict"].startswith(
+        "11 of 15 prompts were trained on and are left out; 4 are too few to compare"
+    )
+
+
 @pytest.mark.parametrize(("split", "seen"), [("train", {"a"}), ("all", {"a", "b"}), ("test", {"b"})])
 def test_only_the_split_that_was_trained_on_counts(tmp_path, run, split, seen):
     with PairWriter(tmp_path / "pairs", {}) as writer:

@@ -99,7 +99,13 @@ def of_folders(before: Path, after: Path) -> Material:
         found.append(rows)
     common = [key for key in found[0] if key in found[1]]
     if not common:
-        raise MapoError(f"{before} and {after} have no prompt and seed in common. Sample both with the same ones.")
+        raise MapoError(
+            f"{before} and {after} have no prompt and seed in common. Both need the same prompts, and the same seeds "
+            "or none."
+        )
+    for folder, rows in ((before, found[0]), (after, found[1])):
+        if len(rows) > len(common):
+            print(f"note: {folder}: pictures without a partner are left out ({len(rows) - len(common)})")
     tasks: dict[str, Task] = {}
     places: dict[str, tuple[Path, ImageRow]] = {}
     for key in common:

@@ -31,14 +31,16 @@ from mapo.report.evidence import (
     without_prompts,
 )
 from mapo.report.guards import compare_guards, warning
+from mapo.report.maker import check_run
 from mapo.report.people import compare_people, read_people
 from mapo.report.pictures import spread
 from mapo.report.training import Training, read_config, read_training
-from mapo.report.verdict import Verdict, followed, judge, number, percent, places, signed, span, told_by
+from mapo.report.verdict import Verdict, based_on, followed, judge, number, percent, places, signed, span, told_by
 from mapo.splits import prompt_id
 from mapo.winrate import MIN_PAIRS, MIN_PROMPTS
 
 SHOWN_PAIRS = 250
+UNKNOWN = "not known"
 FIRST_PAIRS = 12  # in sight at once; the others unfold
 
 
@@ -64,14 +66,16 @@ def write_report(
     give is None.
 
     Raises MapoError when pictures are missing or their seeds do not match, when scores or votes are stale or
-    incomplete, and when all prompts were trained on.
+    incomplete, when the run did not make the pictures after, and when all prompts were trained on.
     """
     check_out(out, [*scores, *votes])
     first, second = read_pictures(before, after)
     tables = read_evidence(scores, first, second, may_be_empty=bool(votes))
     cast = read_people(votes, first, second)
     training = read_training(run) if run else Training()
+    about_run = check_run(run, after, second) if run else []
     seen = {r.prompt_id for r in first.values() if prompt_id(r.prompt) in training.prompts}
+    prompts = len({r.prompt_id for r in first.values()})
     first, second = (without_prompts(rows, seen) for rows in (first, second))
     if not first:
         raise MapoError(
@@ -89,11 +93,11 @@ def write_report(
     if not comparisons:
         why = " ".join(silent) or "Run `mapo score` on both folders first."
         raise MapoError(f"There are no scores to compare these pictures by. {why}")
-    verdict = judge(comparisons, goal)
+    verdict = judge(comparisons, goal, (len(seen), prompts))
     for folder, rows in ((before, first), (after, second)):
         check_pictures(folder, rows.values())
     warnings = [warning(g) for g in guards if g.warns] + cautions(first, second, comparisons)
-    warnings += [*silent, *mute, *_about_prompts(training, seen, run, second)]
+    warnings += [*silent, *mute, *about_run, *_about_prompts(training, seen, run, second)]
     summary = _plain(_summary(first, second, comparisons, guards, verdict, goal, judges, warnings))
     page = _environment().get_template("page.html.j2").render(
         sensitive=blur or is_sensitive(before) or is_sensitive(after) or _sensitive(run),
@@ -104,6 +108,7 @@ def write_report(
         guards=guards,
         following=[c for c in comparisons if c.metric in FOLLOWING],
         pairs=len(first),
+        numbered=any(row.numbered for row in (*first.values(), *second.values())),
         **_pictures(before, after, first, second, verdict.headline or comparisons[0], verdict),
         **_plots(comparisons, guards),
         curves=_marked(draw_curves(read_metrics(run)) if run else []),
@@ -206,7 +211,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters.update(
         percent=percent, number=number, signed=signed, span=span, followed=followed, told_by=told_by,
-        places=places,
+        places=places, based_on=based_on,
         words=lambda n: n.replace("_", " "),
     )  # fmt: skip
     return environment
@@ -216,20 +221,25 @@ def _provenance(before: Path, after: Path, first: Rows, second: Rows) -> list[tu
     """Name, before, after: how the pictures were made."""
 
     def told(rows: Rows, name: str) -> str:
+        if any(r.foreign for r in rows.values()):
+            return UNKNOWN
         values = sorted({getattr(r, name) for r in rows.values()})
         return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values if v != "") or "none"
 
     def seeds(rows: Rows) -> str:
+        if any(r.numbered for r in rows.values()):
+            return UNKNOWN
         values = sorted({r.seed for r in rows.values()})
         return ", ".join(map(str, values)) if len(values) <= 8 else f"{len(values)} from {values[0]} to {values[-1]}"
 
     def sizes(rows: Rows) -> str:
-        return ", ".join(f"{w} × {h}" for w, h in sorted({(r.width, r.height) for r in rows.values()}))
+        found = [f"{w} × {h}" for w, h in sorted({(r.width, r.height) for r in rows.values()})]
+        return ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
 
     table = [("folder", str(before), str(after))]
     for name in ("model", "revision", "sampler", "steps", "guidance", "prefix", "negative_prompt"):
         values = told(first, name), told(second, name)
-        if values != ("none", "none"):
+        if not {"none", UNKNOWN}.issuperset(values):
             table.append((name.replace("_", " "), *values))
     table.append(("size in pixels", sizes(first), sizes(second)))
     table.append(("seeds", seeds(first), seeds(second)))

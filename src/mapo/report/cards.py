@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from mapo.report.evidence import Comparison, Key, Rows
+from mapo.report.evidence import Comparison, Key, Rows, told_seed
 from mapo.report.pictures import embed, room
 from mapo.report.verdict import percent, score
 from mapo.winrate import Pair
@@ -22,7 +22,7 @@ class Cards:
     def __init__(
         self, before: Path, after: Path, first: Rows, second: Rows, keys: Iterable[Key], shown: Comparison
     ) -> None:
-        self.shown, self.rows = shown, first
+        self.shown, self.rows, self.others = shown, first, second
         self.scores = {(p.prompt_id, p.seed): p for p in shown.pairs}
         wanted = [(f, rows[key]) for key in dict.fromkeys(keys) for f, rows in ((before, first), (after, second))]
         size = room(len(wanted))
@@ -34,15 +34,17 @@ class Cards:
     def card(self, key: Key) -> dict[str, Any]:
         """What the template shows of a pair."""
         (first, tiny), (second, tiny_after) = (self.pictures[place] for place in self.places[key])
-        row, pair = self.rows[key], self.scores.get(key)
+        row, other, pair = self.rows[key], self.others[key], self.scores.get(key)
         return {
             "prompt": row.prompt,
             "seed": row.seed,
+            "place": told_seed(other if other.numbered else row),
             "before": first,
             "after": second,
             "pixels": tiny and tiny_after,
             "width": row.width,
             "height": row.height,
+            "size_after": (other.width, other.height),
             "change": self._change(pair) if pair else "",
         }
 

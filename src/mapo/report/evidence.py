@@ -100,24 +100,37 @@ def read_pictures(before: Path, after: Path) -> tuple[Rows, Rows]:
     if not keys:
         same = {k[0] for k in first} & {k[0] for k in second}
         why = "the prompts are the same, but the seeds differ" if same else "they have no prompt in common"
-        raise MapoError(
-            f"{before} and {after} cannot be compared: {why}. "
-            "Run `mapo sample` for both with the same prompts and seeds."
-        )
+        raise MapoError(f"{before} and {after} cannot be compared: {why}. {_remedy(first, second)}")
     for have, lack, rows, others in ((before, after, first, second), (after, before, second, first)):
         lonely = [r for k, r in rows.items() if k not in others]
         if lonely:
             raise MapoError(
-                f"{lack} lacks {len(lonely)} pictures that {have} has: {_name(lonely)}. "
-                "Run `mapo sample` for both with the same prompts and seeds."
+                f"{lack} lacks {len(lonely)} pictures that {have} has: {_name(lonely)}. {_remedy(first, second)}"
             )
     for key in keys:
-        if first[key].prompt != second[key].prompt:
+        if first[key].prompt != second[key].prompt and not (first[key].foreign or second[key].foreign):
             raise MapoError(
                 f"Prompt {key[0]} is {first[key].prompt!r} in {before} and {second[key].prompt!r} in {after}. "
                 "Sample both from the same prompts."
             )
     return first, {k: second[k] for k in keys}
+
+
+def _remedy(first: Rows, second: Rows) -> str:
+    rows = [*first.values(), *second.values()]
+    if not any(row.foreign for row in rows):
+        return "Run `mapo sample` for both with the same prompts and seeds."
+    if len({row.numbered for row in rows}) > 1:
+        return (
+            "The seeds of one folder are not known, so that its pictures are numbered from 0: give them in a column "
+            "seed, or number the other folder so too."
+        )
+    return "Both folders need the same prompts, and as many pictures of each."
+
+
+def told_seed(row: ImageRow) -> str:
+    """Which of its prompt's pictures it is."""
+    return f"picture {row.seed + 1}" if row.numbered else f"seed {row.seed}"
 
 
 def _by_key(folder: Path) -> Rows:
@@ -134,7 +147,7 @@ def _by_key(folder: Path) -> Rows:
 
 
 def _name(rows: Sequence[ImageRow]) -> str:
-    named = "; ".join(f"{r.prompt!r} seed {r.seed}" for r in rows[:5])
+    named = "; ".join(f"{r.prompt!r} {told_seed(r)}" for r in rows[:5])
     return f"{named} and {len(rows) - 5} more" if len(rows) > 5 else named
 
 
@@ -265,18 +278,7 @@ def scores_without(table: pa.Table, prompt_ids: Collection[str]) -> pa.Table:
 
 def cautions(before: Rows, after: Rows, comparisons: Sequence[Comparison]) -> list[str]:
     """What a reader must know before believing the numbers, one sentence each."""
-    found: list[str] = []
-    for name in SAMPLING:
-        first, second = ({getattr(r, name) for r in rows.values()} for rows in (before, after))
-        if first != second:
-            words = [", ".join(repr(v) for v in sorted(values)) for values in (first, second)]
-            found.append(
-                f"Before and after were sampled differently: {name.replace('_', ' ')} is {words[0]} before and "
-                f"{words[1]} after, so a difference need not come from training."
-            )
-    noise = sum(before[k].noise_seed != after[k].noise_seed for k in before)
-    if noise:
-        found.append(f"{noise} of {len(before)} pairs did not start from the same noise, which widens the intervals.")
+    found = _about_sampling(before, after)
     equal = sum(before[k].sha256 == after[k].sha256 for k in before)
     if equal:
         found.append(f"{equal} of {len(before)} pairs show the very same picture before and after; they count as ties.")
@@ -290,6 +292,46 @@ def cautions(before: Rows, after: Rows, comparisons: Sequence[Comparison]) -> li
         elif c.missing and c.panel is None:
             found.append(f"{c.scorer} gave no {c.metric} to {c.missing} of {c.missing + len(c.pairs)} pairs.")
     found += _about_judges(comparisons)
+    return found
+
+
+def _about_sampling(before: Rows, after: Rows) -> list[str]:
+    sides = {"before": before, "after": after}
+    foreign = [side for side, rows in sides.items() if any(row.foreign for row in rows.values())]
+    if foreign:
+        return _about_foreign(before, after, " and ".join(foreign))
+    found: list[str] = []
+    for name in SAMPLING:
+        first, second = ({getattr(r, name) for r in rows.values()} for rows in (before, after))
+        if first != second:
+            words = [", ".join(repr(v) for v in sorted(values)) for values in (first, second)]
+            found.append(
+                f"Before and after were sampled differently: {name.replace('_', ' ')} is {words[0]} before and "
+                f"{words[1]} after, so a difference need not come from training."
+            )
+    noise = sum(before[k].noise_seed != after[k].noise_seed for k in before)
+    if noise:
+        found.append(f"{noise} of {len(before)} pairs did not start from the same noise, which widens the intervals.")
+    return found
+
+
+def _about_foreign(before: Rows, after: Rows, sides: str) -> list[str]:
+    """Where another program made the pictures of a side or of both, as ``sides`` says."""
+    found = [
+        f"Another program made the pictures {sides}. How, and on which prompts its model was trained, is not known, so "
+        "a difference need not come from training."
+    ]
+    if any(row.numbered for rows in (before, after) for row in rows.values()):
+        found.append(
+            "Seeds are not known, so the pictures of a prompt are compared by their number, in the order of their "
+            "names. They did not start from the same noise, which widens the intervals."
+        )
+    else:
+        found.append("Whether equal seeds began from the same noise is not known; where not, intervals are wider.")
+    sizes = [sorted({(row.width, row.height) for row in rows.values()}) for rows in (before, after)]
+    if sizes[0] != sizes[1]:
+        words = [", ".join(f"{w} × {h}" for w, h in s) if len(s) <= 3 else f"{len(s)} sizes" for s in sizes]
+        found.append(f"The pictures differ in size: {words[0]} before and {words[1]} after.")
     return found
 
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from mapo.report.evidence import GUARDS, Guard, gather
 from mapo.report.verdict import number, places
+from mapo.scorers.guards import Guards
 from mapo.winrate import mean, mean_difference
 
 
@@ -31,7 +32,8 @@ def compare_guards(before: pa.Table, after: pa.Table) -> tuple[list[Guard], list
     for metric in sorted({r["metric"] for r in rows if r["scorer"] == GUARDS}):
         pairs, _ = gather(before, after, (GUARDS, metric))
         if not pairs:
-            silent.append(f"The guard {metric.replace('_', ' ')} has no numbers for these pictures.")
+            why = Guards.why_none.get(metric, f"The guard {metric.replace('_', ' ')} has no numbers for these pictures")
+            silent.append(f"{why}.")
             continue
         first, second = [p.before for p in pairs], [p.after for p in pairs]
         clusters = [p.prompt_id for p in pairs]

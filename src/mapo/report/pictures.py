@@ -9,8 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from mapo.errors import MapoError
-from mapo.images import ImageRow, read_picture
+from mapo.images import ImageRow, open_picture
 
 PIXEL_SIDE = 128  # pictures up to this many pixels a side are embedded as they are and enlarged without smoothing
 THUMB_SIDE, THUMB_BYTES = 256, 16_000
@@ -27,10 +26,7 @@ def room(pictures: int) -> tuple[int, int]:
 
 def embed(folder: Path, row: ImageRow, size: tuple[int, int]) -> tuple[str, bool]:
     """A picture of at most ``size`` (pixels a side, bytes), and whether it is so small that it was left as it is."""
-    try:
-        picture = Image.open(io.BytesIO(read_picture(folder, row))).convert("RGB")
-    except OSError as error:
-        raise MapoError(f"{folder / row.file} is no readable picture ({error}). Sample it again.") from None
+    picture = open_picture(folder, row)
     side, most = size
     if max(picture.size) <= PIXEL_SIDE and len(data := _png(picture)) <= most:
         return _uri("png", data), True

@@ -22,11 +22,12 @@ class Verdict:
     headline: Comparison | None
 
 
-def judge(comparisons: Sequence[Comparison], goal: str | None) -> Verdict:
+def judge(comparisons: Sequence[Comparison], goal: str | None, left_out: tuple[int, int] = (0, 0)) -> Verdict:
     """What can be said about the goal, which is what people prefer where there are votes and no goal was named.
 
     Of several scorers that did not make the training pairs (as far as was said) the most cautious speaks, so that no
-    scorer is picked for its answer; where their calls contradict each other there is none.
+    scorer is picked for its answer; where their calls contradict each other there is none. ``left_out``: how many
+    prompts were trained on and take no part, and of how many.
     """
     metrics = {c.metric for c in comparisons}
     only = PREFERENCE if PREFERENCE in metrics else next(iter(metrics)) if len(metrics) == 1 else None
@@ -52,10 +53,17 @@ def judge(comparisons: Sequence[Comparison], goal: str | None) -> Verdict:
         return Verdict(f"The scorers disagree on {word}, so no winner is called: {seen}.", "", "undecided", headline)
     if win.pairs < MIN_PAIRS or win.prompts < MIN_PROMPTS:
         call = "undecided"
+        wanted = f"a verdict takes {MIN_PAIRS} pairs from {MIN_PROMPTS} prompts"
         sentence = (
-            f"Nothing can be concluded on {word}: {_count(win)} are too few, a verdict takes {MIN_PAIRS} pairs from "
-            f"{MIN_PROMPTS} prompts. After wins {percent(win.value)} ({bounds})."
+            f"Nothing can be concluded on {word}: {_count(win)} are too few, {wanted}. After wins "
+            f"{percent(win.value)} ({bounds})."
         )
+        if left_out[0]:
+            few = str(win.prompts) if win.prompts < MIN_PROMPTS else _count(win)
+            sentence = (
+                f"{left_out[0]} of {left_out[1]} prompts were trained on and are left out; {few} are too few to "
+                f"compare: {wanted}. On {word} after wins {percent(win.value)} ({bounds})."
+            )
     elif not win.conclusive:
         call = "undecided"
         sentence = f"No difference can be called on {word}: after wins {numbers}, and the {bounds} covers 50{THIN}%."
@@ -132,10 +140,17 @@ def followed(comparison: Comparison) -> str:
     c = comparison
     change = f"{signed(c.difference, c.rate)} (95{THIN}% interval {span(c.difference, c.rate, sign=True)})"
     values = f"{number(c.before, c.rate, places(c))} before and {number(c.after, c.rate, places(c))} after"
+    values += based_on(c)
     name = c.scorer if c.metric == PROMPT_FOLLOWING else f"{c.scorer} ({c.metric.replace('_', ' ')})"
     if not c.difference.conclusive:
         return f"{name}: {values}. The difference, {change}, is not clear of zero."
     return f"{name}: {values}. Prompts are followed {'better' if c.difference.value > 0 else 'worse'}: {change}."
+
+
+def based_on(comparison: Comparison) -> str:
+    """On how many pairs a number rests, where some have none."""
+    c = comparison
+    return f", on {len(c.pairs)} of {len(c.pairs) + c.missing} pairs" if c.missing else ""
 
 
 def _count(win: Interval) -> str:

@@ -10,7 +10,7 @@ import importlib
 import inspect
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
-from typing import Protocol
+from typing import Any, Protocol
 
 from PIL.Image import Image
 
@@ -23,6 +23,10 @@ class Scorer(Protocol):
     A scorer that is a function of prepared pictures has two more methods, and preparing then runs beside the network:
     ``prepare(picture)``, which any thread may call, and ``score(prepared, prompts, references)``, which is
     ``__call__`` with what ``prepare`` made of the pictures and references.
+
+    A class says what its scorer needs, so that nothing has to be fetched to find out whether it is at hand: ``needs``
+    has the hub's repositories with patterns of their files, or a static method ``lacks()`` gives None, or what to type
+    to get what is not there. ``why_none`` has a sentence for metrics that some pictures can have no number of.
     """
 
     name: str
@@ -88,11 +92,16 @@ def scorer_names(text: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def scorer_class(name: str) -> Any:
+    """The class of a scorer."""
+    module, attribute = SCORERS[name].split(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
 def load_scorer(text: str) -> Scorer:
     """The scorer of that name, the first of a group. A large one loads its weights when it is first called."""
     name, at, source = scorer_names(text)[0].partition("@")
-    module, attribute = SCORERS[name].split(":")
-    kind = getattr(importlib.import_module(module), attribute)
+    kind = scorer_class(name)
     if at and not (source and inspect.signature(kind).parameters):
         what = "has no weights to choose" if source else "has no source behind its @"
         raise MapoError(f"The scorer {text!r} {what}. Write {name!r}.")

@@ -61,6 +61,7 @@ class Aesthetic:
     """The rating of each picture. A source is the head's file, a folder with it and, if you like, a CLIP model."""
 
     metrics: tuple[str, ...] = ("aesthetic",)
+    needs = ((HEAD, (FILE,)), (CLIP, MODEL), (CLIP, PROCESSOR))
     needs_reference = False
     whole_prompts = False
     version = "1"

@@ -40,6 +40,7 @@ class ClipScore:
     """CLIP score, 0 … 100: 100 · max(cosine, 0) (arXiv 2104.08718, with 100 in place of its 2.5 as is usual)."""
 
     metrics: tuple[str, ...] = ("clip_score",)
+    needs = ((CLIP, MODEL), (CLIP, PROCESSOR))
     needs_reference = whole_prompts = False
     version = "1"
 
@@ -84,6 +85,7 @@ class PickScore:
     """
 
     metrics: tuple[str, ...] = ("pickscore",)
+    needs = ((PICKSCORE, MODEL), (PICKSCORE_PROCESSOR, PROCESSOR))
     needs_reference = whole_prompts = False
     version = "1"
 

@@ -25,6 +25,7 @@ class Dinov2Score:
     """
 
     metrics: tuple[str, ...] = ("dinov2_score",)
+    needs = ((DINOV2, MODEL), (DINOV2, PICTURES))
     needs_reference = True
     whole_prompts = False
     version = "1"

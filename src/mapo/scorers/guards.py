@@ -101,6 +101,7 @@ class Guards:
     version = "1"
     revision = ""
     metrics: tuple[str, ...] = ("saturation", "edge_density", "colour_entropy", "diversity")
+    why_none = {"diversity": "Diversity needs two seeds per prompt"}  # noqa: RUF012
     needs_reference = False
     whole_prompts = True
 

@@ -201,9 +201,11 @@ class HpsV20(_Hps):
     """HPS v2.0, which the authors' package scores with by default."""
 
     kind, file, metrics = "hps-v2.0", "HPS_v2_compressed.pt", ("hps_v2.0",)
+    needs = ((HPS, (file,)), (PICKSCORE_PROCESSOR, TOKENIZER))
 
 
 class HpsV21(_Hps):
     """HPS v2.1, trained later and on better data."""
 
     kind, file, metrics = "hps-v2.1", "HPS_v2.1_compressed.pt", ("hps_v2.1",)
+    needs = ((HPS, (file,)), (PICKSCORE_PROCESSOR, TOKENIZER))

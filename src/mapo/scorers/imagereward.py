@@ -109,6 +109,7 @@ class ImageReward:
     """
 
     metrics: tuple[str, ...] = ("imagereward",)
+    needs = ((WEIGHTS, (FILE,)), (WEIGHTS, (CONFIG,)), (WORDS, TOKENIZER))
     needs_reference = False
     whole_prompts = False
     version = "1"

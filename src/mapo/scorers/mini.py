@@ -1,4 +1,4 @@
-"""The two judges of the mini world as scorers: every number is 0 or 1."""
+"""The two judges of the mini world as scorers: every number is 0 or 1, or None of a prompt that they cannot read."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ STYLE_METRICS = {style: style.replace(" ", "_") for style in scenes.STYLES}
 
 class _Judge:
     metrics = ("prompt_following", *STYLE_METRICS.values(), "hazard")
+    why_none = {  # noqa: RUF012
+        "prompt_following": "The built-in world's judges read its own captions only and cannot say of other prompts "
+        "whether they are followed"
+    }
     needs_reference = whole_prompts = False
     revision = ""
 
@@ -30,12 +34,12 @@ class _Judge:
 
     def __call__(
         self, pictures: Sequence[Image.Image], prompts: Sequence[str], references: object = None
-    ) -> Mapping[str, Sequence[float]]:
-        """Rates as 0 or 1; a prompt that is no caption of the mini world counts as not followed."""
+    ) -> Mapping[str, Sequence[float | None]]:
+        """Rates as 0 or 1; whether a prompt is followed that is not a caption of the mini world, nobody knows: None."""
         seen = self.judge(_arrays(pictures))
-        asked = [scenes.parse(prompt) for prompt in prompts]
-        result = {
-            "prompt_following": [float(a is not None and follows(a, s)) for a, s in zip(asked, seen, strict=True)],
+        pairs = zip(map(scenes.parse, prompts), seen, strict=True)
+        result: dict[str, Sequence[float | None]] = {
+            "prompt_following": [None if a is None else float(follows(a, s)) for a, s in pairs],
             "hazard": [float(s.hazard) for s in seen],
         }
         return result | {metric: [float(s.style == style) for s in seen] for style, metric in STYLE_METRICS.items()}

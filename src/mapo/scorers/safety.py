@@ -35,6 +35,7 @@ class Safety:
     """
 
     metrics: tuple[str, ...] = ("unsafe",)
+    needs = ((CLASSIFIER, MODEL), (CLASSIFIER, PICTURES))
     needs_reference = False
     whole_prompts = False
     version = "1"

@@ -29,6 +29,7 @@ class SiglipScore:
     """100 · cosine, not clipped. The model's probability σ(scale · cosine + bias) orders pictures in the same way."""
 
     metrics: tuple[str, ...] = ("siglip_score",)
+    needs = ((SIGLIP, MODEL), (SIGLIP, WORDS))
     needs_reference = False
     whole_prompts = False
     version = "1"

@@ -27,9 +27,10 @@ from mapo.errors import MapoError
 from mapo.files import read_text, sha256
 from mapo.images import png_bytes
 from mapo.scorers import Unfinished, check_inputs
+from mapo.scorers.weights import CHAT, MODEL, Repository
 
 TEMPLATE = "MAPO_VLM_TEMPLATE"  # the environment variable with the path of a question of the user's own
-MODEL_NAME, COMMIT = "Qwen/Qwen2-VL-7B-Instruct", "eed13092ef92e448dd6875b2a00151bd3f7db0ac"
+QWEN = Repository("Qwen/Qwen2-VL-7B-Instruct", "eed13092ef92e448dd6875b2a00151bd3f7db0ac")
 KINDS = ("qwen2_vl", "qwen2_5_vl")
 MOST_TOKENS = 64
 MOST_SILENT = 8  # pictures in a row without any answer, before an endpoint counts as gone
@@ -54,6 +55,7 @@ class VlmScore:
     """
 
     metrics: tuple[str, ...] = ("vlm_score",)
+    needs = ((QWEN, MODEL), (QWEN, CHAT))
     needs_reference = False
     whole_prompts = False
     judges_request = True
@@ -171,9 +173,9 @@ class Local:
     def __init__(self, source: str | None) -> None:
         from mapo.scorers.auto import load_processor, read_json_object
         from mapo.scorers.similarity import join, reason
-        from mapo.scorers.weights import CHAT, MODEL, Repository, find_files, quiet
+        from mapo.scorers.weights import find_files, quiet
 
-        weights = source or Repository(MODEL_NAME, COMMIT)
+        weights = source or QWEN
         model, chat = (find_files("vlm", weights, files) for files in (MODEL, CHAT))
         self.folder = model.folder
         self.name, self.revision = f"vlm@{model.name}" if source else "vlm", join(model.revision, chat.revision)

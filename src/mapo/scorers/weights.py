@@ -97,23 +97,29 @@ def _content(folder: Path, patterns: tuple[str, ...]) -> str:
     return digest.hexdigest()[:16]
 
 
-def snapshot(scorer: str, source: Repository, patterns: tuple[str, ...]) -> Path:
-    """The hub is asked only for what its cache on this machine lacks; a download shows the hub's own bars."""
-    from huggingface_hub import snapshot_download
-
-    def get(here: bool = False) -> Path:
-        wanted = list(patterns)
-        return Path(
-            snapshot_download(source.name, revision=source.commit, allow_patterns=wanted, local_files_only=here)
-        )
-
+def at_hand(source: Repository, patterns: tuple[str, ...]) -> Path | None:
+    """Where these files lie in the hub's cache on this machine; the hub is not asked."""
     with contextlib.suppress(Exception), quiet():
-        folder = get(here=True)
+        folder = _get(source, patterns, here=True)
         if not _lacks(folder, patterns):
             return folder
+    return None
+
+
+def _get(source: Repository, patterns: tuple[str, ...], here: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    wanted = list(patterns)
+    return Path(snapshot_download(source.name, revision=source.commit, allow_patterns=wanted, local_files_only=here))
+
+
+def snapshot(scorer: str, source: Repository, patterns: tuple[str, ...]) -> Path:
+    """The hub is asked only for what its cache on this machine lacks; a download shows the hub's own bars."""
+    if folder := at_hand(source, patterns):
+        return folder
     try:
         with quiet(bars=True):
-            return get()
+            return _get(source, patterns, here=False)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).split("\n")[0][:160].rstrip(".")
         commit = f" --revision {source.commit}" if source.commit else ""
