@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from mapo import __version__
-from mapo.errors import MapoError, printable
+from mapo.errors import MapoError, memory_told, printable
 
 OUT = click.Path(path_type=Path)
 
@@ -184,10 +184,11 @@ def encode(model: str, pairs: Path, out: Path, resolution: int | None, flip: boo
 
     opened = PairSet(pairs)
     found, family = _find(model)
-    encode(
-        family, found, opened, out, resolution=resolution, flip=flip,
-        device=_device(), images_per_batch=images_per_batch,
-    )  # fmt: skip
+    with memory_told(images_per_batch, rest=""):
+        encode(
+            family, found, opened, out, resolution=resolution, flip=flip,
+            device=_device(), images_per_batch=images_per_batch,
+        )  # fmt: skip
     _say(f"{len(opened)} pairs are encoded in {out}")
 
 
@@ -230,7 +231,9 @@ def train(out: Path, config_file: Path | None, assignments: tuple[str, ...], **f
     help="mini:test, a .txt, .json, .jsonl or .parquet file, or a set on the hub (owner/name, hf://owner/name/path); "
     "SOURCE:COLUMN for another column than prompt or caption.",
 )
-@click.option("--seeds", default="0", show_default=True, help="0-3, or 0,5,7: so many pictures of every prompt.")
+@click.option(
+    "--seeds", default="0", show_default=True, help="0-3 makes four pictures per prompt; 4 makes one, with seed 4."
+)
 @click.option("--out", type=OUT, required=True, help="The images folder to write, or to complete.")
 @click.option("--steps", type=int, help="Denoising steps; default: the model's own advice.")
 @click.option("--guidance", type=float, help="Classifier-free guidance; default: the model's own advice.")
@@ -275,7 +278,8 @@ def score(images: Path, scorer: str, out: Path, shard: str | None, **how: Any) -
 
     how["shard"] = parse_shard(shard) if shard else shard_of_environment()
     refuse_table_of_others(images, out)
-    counts = score(images, scorer, out, **how)
+    with memory_told(how["images_per_batch"], rest=""):
+        counts = score(images, scorer, out, **how)
     if counts is None:
         index, count = how["shard"]
         _say(f"shard {index}/{count} is done; the last one, or the same command with --shard 0/1, writes {out}")
@@ -487,7 +491,7 @@ def study(out: Path, **how: Any) -> None:
 
 @cli.group()
 def mini() -> None:
-    """The built-in world: make its model or its judge again."""
+    """The built-in world: make its model again."""
 
 
 @mini.command(
