@@ -203,7 +203,7 @@ def test_after_a_lack_of_memory_fewer_pictures_at_a_time_go_on_in_the_same_folde
 @pytest.mark.parametrize(
     ("prompts", "says"),
     [
-        (PROMPTS, r"ran out with 3 pictures at a time. Repeat the command with --images-per-batch 1, or"),
+        (PROMPTS, r"ran out with 3 pictures at a time. Repeat the command with --images-per-batch 1, or use a"),
         (PROMPTS[0], r"ran out with 1 picture at a time. Use --precision bfloat16, or a machine with more memory"),
     ],
 )

@@ -393,7 +393,7 @@ def label(
     if pairs is not None and before is None and after is None and (out is not None) == apply:
         if out is not None:
             counts = apply_votes(PairSet(pairs), out, keep_ties, keep_unlabeled)
-            _say(f"{counts.pop('pairs')} pairs in {out} ({spoken(counts)})")
+            _say(f"{out}: {spoken(counts, keep_ties, keep_unlabeled)}")
             return
         material, votes = of_pairs(PairSet(pairs)), pairs / "votes.jsonl"
     elif pairs is None and before is not None and after is not None and out is not None and not apply:
@@ -403,7 +403,7 @@ def label(
     else:
         raise MapoError("Give PAIRS (and --out only with --apply), or else --before, --after and --out together.")
     if summary:
-        _say(summarise(read_votes(votes), len(material.tasks)))
+        _say(summarise(read_votes(votes), material.tasks))
         return
     try:
         from mapo.label.server import serve
