@@ -47,11 +47,9 @@ def memory_told(
         if not isinstance(error, MemoryError) and not any(words in str(error).lower() for words in MEMORY):
             raise
         when = f"with {at_once} {noun}{'s' * (at_once > 1)} at a time" if at_once else "while the model was loaded"
-        remedy = (
-            f"Repeat the command with {flag.format(at_once // 2)}" if at_once > 1 else f"Use {rest}" if rest else ""
-        )
-        more = f"{remedy}, or a machine with more memory." if remedy else "Use a machine with more memory."
-        raise MapoError(f"The memory ran out {when}. {more}") from None
+        remedy = f"Repeat the command with {flag.format(at_once // 2)}, or use" if at_once > 1 else "Use"
+        other = f"{rest}, or " if rest and at_once < 2 else ""
+        raise MapoError(f"The memory ran out {when}. {remedy} {other}a machine with more memory.") from None
 
 
 def several(given: str | Sequence[str]) -> list[str]:

@@ -80,10 +80,10 @@ def _tokenizers(pipeline: Any) -> list[tuple[Any, int]]:
     there = [t for t in (getattr(pipeline, f"tokenizer{n}", None) for n in ("", "_2", "_3", "_4")) if t is not None]
     found = []
     for tokenizer in {id(t): t for t in there}.values():
-        own = tokenizer.model_max_length
-        found.append(
-            (tokenizer, min(own, room.default) if room and isinstance(room.default, int) and own > 77 else own)
-        )
+        most = tokenizer.model_max_length
+        if room and isinstance(room.default, int) and most > 77:
+            most = min(most, room.default)
+        found.append((tokenizer, most))
     return found
 
 

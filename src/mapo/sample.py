@@ -18,7 +18,7 @@ from mapo.errors import MapoError, memory_told, several, suggest
 from mapo.families import Model, find_model
 from mapo.files import prepare_out, read_object, sha256, write_json
 from mapo.images import ImageRow, append_images, keep_whole, png_bytes
-from mapo.pipelines import accepts, advice, cuts_untold, cuts_told, open_pipeline, pipeline_class
+from mapo.pipelines import accepts, advice, cuts_told, cuts_untold, open_pipeline, pipeline_class
 from mapo.splits import prompt_id
 
 FORMAT, VERSION = "mapo-images", 1

@@ -67,11 +67,8 @@ def open_work(out: Path, settings: Mapping[str, Any]) -> Path:
         write_json(head, settings)
         return folder
     before = read_json(head, "a build's work folder", f"Delete {folder}.")
-    changed = [
-        f"{key} ({_at(before, key)}, now {_at(settings, key)})"
-        for key in differences(before, settings)
-        if key not in PACE
-    ]
+    differing = [key for key in differences(before, settings) if key not in PACE]
+    changed = [f"{key} ({_at(before, key)}, now {_at(settings, key)})" for key in differing]
     if changed:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise MapoError(
