@@ -54,7 +54,9 @@ def cli() -> None:
 @click.argument("recipe")
 @click.option("--model", required=True, help="mini, a folder or hub id of a text-to-image pipeline, or a run folder.")
 @click.option(
-    "--prompts", required=True, help="mini:train, a .txt, .json, .jsonl or .parquet file, or a set on the hub."
+    "--prompts",
+    required=True,
+    help="mini:train, a .txt, .csv, .tsv, .json, .jsonl or .parquet file, or a set on the hub.",
 )
 @click.option("--num-pairs", type=int, required=True, help="How many pairs the set shall hold.")
 @click.option("--out", type=OUT, required=True, help="The pairs set to write. The same command again goes on.")
@@ -228,8 +230,8 @@ def train(out: Path, config_file: Path | None, assignments: tuple[str, ...], **f
 @click.option(
     "--prompts",
     required=True,
-    help="mini:test, a .txt, .json, .jsonl or .parquet file, or a set on the hub (owner/name, hf://owner/name/path); "
-    "SOURCE:COLUMN for another column than prompt or caption.",
+    help="mini:test, a .txt, .csv, .tsv, .json, .jsonl or .parquet file, or a set on the hub (owner/name, "
+    "hf://owner/name/path); SOURCE:COLUMN for another column than prompt or caption.",
 )
 @click.option(
     "--seeds", default="0", show_default=True, help="0-3 makes four pictures per prompt; 4 makes one, with seed 4."

@@ -11,7 +11,7 @@ from mapo.errors import MapoError
 from mapo.files import inside
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./~-]+)?")
-FILE_ENDS = (".parquet", ".jsonl", ".json", ".csv", ".tar", ".zip", ".txt")
+FILE_ENDS = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".tar", ".zip", ".txt")
 
 
 @dataclass(frozen=True)
