@@ -131,7 +131,7 @@ BAD: dict[str, tuple[str, bytes, str]] = {
     "lines in a JSON file": ("p.json", b'{"prompt": "a"}\n{"prompt": "b"}', r"name the file \.jsonl"),
     "JSON number": ("p.json", b"[3]", r"\(entry 0 has no prompt\)"),
     "empty JSON": ("p.json", b"[]", "holds no prompts"),
-    "damaged JSONL": ("p.jsonl", b'{"prompt": "a"}\n\n{"prompt"', r"\(line 3 is no JSON: "),
+    "damaged JSONL": ("p.jsonl", b'{"prompt": "a"}\n\n{"prompt"', r"\(line 3 is not JSON: "),
     "JSONL line without prompt": ("p.jsonl", b'{"prompt": "a"}\n{"prompt": 3}', r"\(line 2 has no prompt\)"),
     "half a character": (
         "p.jsonl",

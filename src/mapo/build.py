@@ -22,7 +22,7 @@ from mapo import minors
 from mapo.cache import LATENTS, read_latents, write_head, write_latents
 from mapo.candidates import Found, Latents, Maker, Portion
 from mapo.context import Contexts, Rewriter, open_rewriter
-from mapo.errors import MapoError, several
+from mapo.errors import MapoError, memory_told, several
 from mapo.families import find_model
 from mapo.files import sha256
 from mapo.images import read_picture
@@ -173,7 +173,8 @@ def _share(plan: Plan, shard: Shard) -> bool:
             mine = range(start, end - plan.batch + 1, count * plan.batch)
             bar.total = kept + len(mine) * plan.batch * (kept + 1) // (tried + 1)
             maker.prepare([k + j for k in mine for j in range(plan.batch)], plan.batch)
-            portion = maker.portion(start, plan.batch)
+            with memory_told(plan.batch, rest=""):
+                portion = maker.portion(start, plan.batch)
             start, kept, tried = start + count * plan.batch, kept + len(portion.pairs), tried + plan.batch
             _advance(bar, portion)
         bar.close()
@@ -212,7 +213,8 @@ def _collect(plan: Plan, wait: bool) -> dict[str, int] | None:
             missing = min(_needed(plan.num_pairs - len(kept), len(kept), start), plan.most - start)
             size = min(plan.batch, missing)
             maker.prepare(range(start, start + missing), size)
-            portion = maker.portion(start, size)
+            with memory_told(size, rest=""):
+                portion = maker.portion(start, size)
             start += size
             new = totals.add(portion)
             _advance(bar, portion, min(len(new), plan.num_pairs - len(kept)))

@@ -232,7 +232,7 @@ def _load(line: str, number: int) -> Any:
     try:
         return json.loads(line)
     except ValueError as error:
-        raise ValueError(f"line {number} is no JSON: {error}") from None
+        raise ValueError(f"line {number} is not JSON: {error}") from None
 
 
 def _prompt_of(value: Any, where: str, column: str | None) -> str:

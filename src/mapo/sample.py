@@ -160,7 +160,8 @@ class Sampler:
         self.model = find_model(model)
         self.revision = self.model.revision()
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        with memory_told(0):
+        self.smaller = "--precision bfloat16" if precision == "float32" else ""  # what else would take less memory
+        with memory_told(0, rest=self.smaller):
             self.pipeline = open_pipeline(self.model, self.device, PRECISIONS[precision])
         self.precision = precision
         self.sampler = type(getattr(self.pipeline, "scheduler", None)).__name__
@@ -185,7 +186,7 @@ class Sampler:
             "generator": [torch.Generator("cpu").manual_seed(noise_seed(prompt, seed)) for prompt, seed in jobs],
         }
         with (
-            memory_told(len(jobs)),
+            memory_told(len(jobs), rest=self.smaller),
             torch.inference_mode(),
             equal_prompts_encoded_once(self.pipeline, self.encoded),
             prompts_projected_once(self.pipeline),
