@@ -572,8 +572,87 @@ def test_prompts_that_are_too_long_are_named_once(tmp_path, sdxl, capsys):
     long = [f"a red square {'and a blue heart ' * n}" for n in (10, 11, 12, 13, 14, 15, 16)]
     build(CARTOON, str(sdxl), [*PROMPTS, *long], 10, tmp_path / "p", **HOW)
     said = capsys.readouterr().out
-    assert said.count("7 prompts are longer than the text encoders read") == 1
-    assert said.count("tokens") == 5 and "and 2 more" in said
+    assert said.count("7 of 10 prompts are longer than the model's") == said.count("tokens") == 1
+
+
+def test_a_shard_without_a_bar_goes_on(tmp_path, sdxl):
+    """Of several shards only the first shows a bar."""
+    for _ in range(2):
+        counts = build(CARTOON, str(sdxl), PROMPTS, 6, tmp_path / "p", steps=1, images_per_batch=2, shard=(1, 2))
+        assert counts is None
+
+
+BARS_OFF = """
+import sys
+from pathlib import Path
+import mapo.build
+from mapo.build import build
+from mapo.cache import encode
+from mapo.check import check_pairs
+from mapo.export import export_pairs
+from mapo.families import family_of, find_model
+from mapo.pairs import PairSet
+from mapo.recipe import read_recipe
+from mapo.sample import sample
+from mapo.score import score
+
+folder, model = Path(sys.argv[1]), sys.argv[2]
+write = mapo.build._write
+def stop(*given):
+    raise KeyboardInterrupt
+for mapo.build._write in (stop, write):
+    try:
+        build(read_recipe("pick-style-cartoon"), model, ["a red square"], 4, folder / "p", steps=1, images_per_batch=2)
+    except KeyboardInterrupt:
+        pass
+pairs, found = PairSet(folder / "p"), find_model(model)
+for times in range(2):
+    check_pairs(pairs, folder / "check.html")
+    encode(family_of(found), found, pairs, folder / "cache")
+    sample(model, "a red square", [0, 1], folder / "images", steps=1)
+    score(folder / "images", "mini", folder / "scores.parquet")
+export_pairs(pairs, "preference", folder / "export")
+"""
+
+
+def test_verbs_go_on_where_bars_are_switched_off(tmp_path, sdxl):
+    environment = {**os.environ, "TQDM_DISABLE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", BARS_OFF, tmp_path, sdxl], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def broken(*given):
+    raise KeyboardInterrupt
+
+
+def test_a_build_goes_on_with_fewer_pictures_at_a_time_and_uses_what_is_there(tmp_path, sdxl, monkeypatch):
+    def made(work):
+        return {p: p.stat().st_mtime_ns for p in work.rglob("*.png")}
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mapo.build._write", broken)
+        with pytest.raises(KeyboardInterrupt):
+            build(CARTOON, str(sdxl), PROMPTS, 4, tmp_path / "p", steps=2, images_per_batch=4)
+    before = made(tmp_path / ".p.build.partial")
+    assert len(before) == 8
+    with monkeypatch.context() as patch:
+        patch.setattr("mapo.build._write", broken)
+        with pytest.raises(KeyboardInterrupt):
+            build(CARTOON, str(sdxl), PROMPTS, 6, tmp_path / "p", steps=2, images_per_batch=2)
+    after = made(tmp_path / ".p.build.partial")
+    assert before.items() <= after.items() and len(after) == 12  # 4 pairs as they were, 2 new ones
+    assert build(CARTOON, str(sdxl), PROMPTS, 6, tmp_path / "p", steps=2, images_per_batch=2)["pairs"] == 6
+    sizes = [pair.meta["chosen"]["batch_layout"].split("/")[2] for pair in PairSet(tmp_path / "p")]
+    assert sizes == ["4"] * 4 + ["2"] * 2
+    for pair in (PairSet(tmp_path / "p")[0], PairSet(tmp_path / "p")[5]):
+        assert [sha256(png) for png in remake(pair)] == [pair.chosen, pair.rejected]
+
+
+def test_one_prompt_needs_no_list(tmp_path, sdxl):
+    build(CARTOON, str(sdxl), "a red fox", 2, tmp_path / "p", **HOW)
+    assert {pair.prompt for pair in PairSet(tmp_path / "p")} == {"a red fox"}
 
 
 def test_the_built_in_model_and_judges_build_on_the_cpu(tmp_path):

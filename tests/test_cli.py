@@ -224,3 +224,23 @@ def test_a_set_whose_picture_is_cut_off_is_refused_before_training(tmp_path, sdx
     pq.write_table(table.set_column(1, "bytes", pa.array(data, pa.binary())), path)
     sentence = refused("train", "--model", sdxl, "--pairs", folder, "--out", tmp_path / "run")
     assert "does not have the content of its hash" in sentence
+
+
+def test_the_built_in_world_offers_only_what_it_can_make():
+    from click.testing import CliRunner
+
+    said = CliRunner().invoke(cli, ["mini", "--help"]).output
+    assert "pretrain" in said and "judge" not in said
+
+
+def test_where_a_scorer_needs_too_much_memory_the_flag_is_named(tmp_path, monkeypatch):
+    import torch
+
+    import mapo.score
+
+    def full(*given, **how):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(mapo.score, "score", full)
+    said = refused("score", tmp_path, "--scorer", "mini", "--out", tmp_path / "s.parquet", "--images-per-batch", "12")
+    assert "ran out with 12 pictures at a time. Repeat the command with --images-per-batch 6" in said

@@ -326,6 +326,15 @@ def test_own_samples_that_were_made_with_other_settings_are_not_used(style, styl
         measure("mini", style_set, style[1], steps=STEPS + 1)
 
 
+def test_own_samples_go_on_with_fewer_pictures_at_a_time(pairs, tmp_path):
+    how = {"encoder": "none", "steps": 1, "num_pairs": 4, "seeds": (7,), "draws": 4}
+    first = measure("mini", pairs, tmp_path / "own", images_per_batch=4, **how)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "own").glob("*.png")}
+    again = measure("mini", pairs, tmp_path / "own", images_per_batch=1, **how)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "own").glob("*.png")} == before
+    assert again.errors.own.value == pytest.approx(first.errors.own.value, rel=1e-3)
+
+
 def test_an_error_that_is_not_finite_names_its_pairs(sdxl, material):
     opened, stuff = material
     known = encoded(sdxl, opened, stuff)

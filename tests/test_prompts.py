@@ -109,15 +109,29 @@ BAD: dict[str, tuple[str, bytes, str]] = {
     "Latin-1": ("p.txt", "ein Bär".encode("latin-1"), "cannot be read .*utf-8"),
     "UTF-16 without a mark": ("p.txt", "a bear".encode("utf-16-le"), "cannot be read .*no UTF-8 text"),
     "half of UTF-16": ("p.txt", "a bear".encode("utf-16")[:-1], "cannot be read .*truncated"),
-    "a picture": ("p.png", RED, r"cannot be read \(its name does not end in \.txt, \.json, \.jsonl or \.parquet\)"),
-    "a table": ("p.csv", b"id,prompt\n1,a bear\n", r"its name does not end in \.txt"),
+    "a picture": ("p.png", RED, r"cannot be read \(its name does not end in \.txt, \.tsv, \.csv, \.json, .*"),
+    "a table without names": (
+        "p.csv",
+        b"a bear\nan owl\n",
+        r"\(its first line names .* has no column .* It has a bear\.",
+    ),
+    "a table with an open quote": ("p.csv", b'prompt\n"a bear\n', r"\(line 2: unexpected end of data\)"),
+    "a table with a comma in a prompt": (
+        "p.csv",
+        b"prompt,id\na bear, big,1\n",
+        r"line 2 has 3 cells and the first line 2",
+    ),
+    "a table with a short line": ("p.tsv", b"id\tprompt\n1\n", r"\(line 2 has no prompt\)"),
+    "an empty table": ("p.csv", b"", r"has no prompt"),
+    "a sheet of a spreadsheet": ("p.xlsx", b"PK", r"its name does not end in \.txt"),
     "no suffix": ("prompts", b"a bear\n", r"its name does not end in \.txt"),
     "damaged JSON": ("p.json", b'["a bear"', "cannot be read"),
-    "JSON that is no list": ("p.json", b'{"prompt": "a bear"}', r"cannot be read \(it is no list\)"),
-    "JSON entry without prompt": ("p.json", b'["a bear", {"text": "x"}]', r"\(entry 1 has no prompt\)"),
+    "JSON that is no list": ("p.json", b'{"prompt": "a bear"}', r"cannot be read \(it is not a list\)"),
+    "JSON entry without prompt": ("p.json", b'["a bear", {"words": "x"}]', r"entry 1 has no column .*It has words\."),
+    "lines in a JSON file": ("p.json", b'{"prompt": "a"}\n{"prompt": "b"}', r"name the file \.jsonl"),
     "JSON number": ("p.json", b"[3]", r"\(entry 0 has no prompt\)"),
     "empty JSON": ("p.json", b"[]", "holds no prompts"),
-    "damaged JSONL": ("p.jsonl", b'{"prompt": "a"}\n\n{"prompt"', r"\(line 3 is no JSON: "),
+    "damaged JSONL": ("p.jsonl", b'{"prompt": "a"}\n\n{"prompt"', r"\(line 3 is not JSON: "),
     "JSONL line without prompt": ("p.jsonl", b'{"prompt": "a"}\n{"prompt": 3}', r"\(line 2 has no prompt\)"),
     "half a character": (
         "p.jsonl",
@@ -138,8 +152,10 @@ def test_a_file_without_readable_prompts_is_refused_by_name(tmp_path: Path, name
 
 
 def test_a_parquet_file_without_prompts_names_the_columns_that_it_has(tmp_path: Path) -> None:
-    path = write_parquet(tmp_path / "p.parquet", [{"text": "a", "id": 1}])
-    with pytest.raises(MapoError, match="it has no column prompt or caption, but text, id"):
+    path = write_parquet(tmp_path / "p.parquet", [{"words": "a", "id": 1}])
+    with pytest.raises(
+        MapoError, match=rf"has no column prompt or caption. It has words, id. .* such as {path}:words\."
+    ):
         read_prompts(str(path))
 
 
@@ -152,7 +168,7 @@ def test_a_parquet_column_that_is_no_text_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("source", ["nowhere.txt", "nowhere.jsonl:text", ""])
 def test_a_source_that_is_no_file_says_what_to_give(source: str) -> None:
     with pytest.raises(
-        MapoError, match=r"there is no file .*Give a \.txt, \.json, \.jsonl or \.parquet file, or mini:.*owner/name"
+        MapoError, match=r"there is no file .*Give a \.txt, \.csv, .* or \.parquet file, or mini:.*owner/name"
     ):
         read_prompts(source)
 
@@ -164,9 +180,9 @@ def test_a_column_behind_a_colon_is_read_in_its_place(tmp_path: Path) -> None:
     write_parquet(tmp_path / "p.parquet", rows)
     for name in ("p.jsonl", "p.json", "p.parquet"):
         assert read_prompts(f"{tmp_path / name}:Prompt") == [BEAR, SNOW]
-    with pytest.raises(MapoError, match="line 1 has no words"):
+    with pytest.raises(MapoError, match=r"line 1 has no column words. It has Prompt, prompt. .*/p\.jsonl:Prompt\."):
         read_prompts(f"{tmp_path / 'p.jsonl'}:words")
-    with pytest.raises(MapoError, match="it has no column words, but Prompt, prompt; name one behind a colon"):
+    with pytest.raises(MapoError, match="has no column words. It has Prompt, prompt. Name the one"):
         read_prompts(f"{tmp_path / 'p.parquet'}:words")
 
 
@@ -229,7 +245,7 @@ def test_a_folder_gives_its_files_of_the_first_kind_in_order(tmp_path: Path) -> 
 
 def test_a_folder_without_prompts_is_refused(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
-    with pytest.raises(MapoError, match=r"it holds no \.parquet, \.jsonl, \.json or \.txt file"):
+    with pytest.raises(MapoError, match=r"it holds no \.parquet, \.jsonl, .*, \.tsv or \.txt file"):
         read_prompts(str(tmp_path / "set"))
 
 
@@ -287,12 +303,97 @@ def test_a_connection_that_breaks_is_told_in_a_sentence(hub: Any, monkeypatch: p
         read_prompts("somebody/prompts")
 
 
-def test_repeats_are_left_out_and_counted(tmp_path, capsys):
-    path = tmp_path / "p.txt"
-    path.write_text("a fox\nA  Fox\na fox\nan owl\n")
-    assert read_prompts(str(path)) == ["a fox", "an owl"]
-    said = capsys.readouterr().out
-    assert "2 prompts are there already and are left out (1 of them differ in case" in said
-    path.write_text("a fox\nan owl\n")
-    read_prompts(str(path))
-    assert capsys.readouterr().out == ""
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        ("a fox\nan owl\na fox", "1 prompt occurs twice; it is used once."),
+        ("a fox\nan owl\na fox\na fox", "1 prompt occurs 3 times; it is used once."),
+        ("a fox\nan owl\na fox\nan owl", "2 prompts occur twice; each is used once."),
+        ("a fox\nan owl\na fox\na fox\nan owl", "2 prompts occur several times; each is used once."),
+        (
+            "a fox\nA  Fox\nan owl",
+            "1 prompt occurs twice; it is used once. Capitals, white space and the coding of accents make no other prompt.",
+        ),
+        ("a fox\nan owl", None),
+    ],
+)
+def test_repeats_are_left_out_and_counted(tmp_path: Path, capsys: Any, lines: str, says: str | None) -> None:
+    (tmp_path / "p.txt").write_text(lines)
+    assert read_prompts(str(tmp_path / "p.txt")) == ["a fox", "an owl"]
+    assert capsys.readouterr().out == (f"{tmp_path / 'p.txt'}: {says}\n" if says else "")
+
+
+PARTI = """\
+Prompt\tCategory\tChallenge\tNote
+bond\tAbstract\tBasic\tBiology-inspired concepts with multiple meanings
+"G I G G L E" painted in thick colorful lettering as graffiti\tIllustrations\tWriting & Symbols\t
+The 1970s logo for a london-area football club called "The Rumbury Wanderers"\tArts\tWriting & Symbols
+"""
+DRAWBENCH = """\
+"Prompts","Category"
+"A red colored car.","Colors"
+"New York Skyline with 'Deep Learning' written with fireworks on the sky, at night.","Text"
+"""
+
+
+def test_prompts_are_read_from_the_tables_in_which_they_are_published(tmp_path: Path) -> None:
+    (tmp_path / "PartiPrompts.tsv").write_text(PARTI)
+    (tmp_path / "drawbench.csv").write_text(DRAWBENCH)
+    assert read_prompts(str(tmp_path / "PartiPrompts.tsv")) == [
+        "bond",
+        '"G I G G L E" painted in thick colorful lettering as graffiti',
+        'The 1970s logo for a london-area football club called "The Rumbury Wanderers"',
+    ]
+    assert read_prompts(str(tmp_path / "drawbench.csv")) == [
+        "A red colored car.",
+        "New York Skyline with 'Deep Learning' written with fireworks on the sky, at night.",
+    ]
+    assert read_prompts(f"{tmp_path / 'drawbench.csv'}:Category") == ["Colors", "Text"]
+
+
+@pytest.mark.parametrize(
+    ("file", "count", "last"),
+    [("PartiPrompts.tsv", 1632, "a series of musical"), ("drawbench.csv", 200, "New York Sky")],
+)
+def test_the_published_tables_are_read_whole(file: str, count: int, last: str) -> None:
+    path = Path(__file__).parents[2] / "shared" / "real" / "prompts" / file
+    if not path.exists():
+        pytest.skip(f"{path.name} is not here")
+    prompts = read_prompts(str(path))
+    assert len(prompts) == count and prompts[-1].startswith(last)
+
+
+@pytest.mark.parametrize(
+    ("file", "data"),
+    [
+        ("p.csv", f'id,PROMPT,notes\n1,"{BEAR}",\n2,{SNOW},x\n'),
+        ("p.csv", f"id;Prompt \n1;{BEAR}\n\n2;{SNOW}\n"),
+        ("p.csv", f'\ufeffcaptions\r\n"{BEAR}"\r\n{SNOW}\r\n'),
+        ("p.tsv", f"id\tText\n1\t{BEAR}\n2\t{SNOW}"),
+        ("p.ndjson", json.dumps({"prompt": BEAR}) + "\n" + json.dumps({"Prompts": SNOW}) + "\n"),
+        ("p.jsonl", json.dumps({"id": "1", "Text": BEAR}) + "\n" + json.dumps({"id": "2", "Text": SNOW})),
+    ],
+)
+def test_a_column_that_can_only_be_the_prompts_is_found_in_tables_and_json(
+    tmp_path: Path, file: str, data: str
+) -> None:
+    (tmp_path / file).write_text(data, "utf-8")
+    assert read_prompts(str(tmp_path / file)) == [BEAR, SNOW]
+
+
+def test_a_cell_of_several_lines_and_quotes_is_read_as_a_spreadsheet_writes_it(tmp_path: Path) -> None:
+    for file, sign in (("p.csv", ","), ("p.tsv", "\t")):
+        (tmp_path / file).write_text(f'id{sign}prompt\n1{sign}"a ""red"" fox\nat night"\n2{sign}an owl\n')
+        assert read_prompts(str(tmp_path / file)) == ['a "red" fox\nat night', "an owl"]
+
+
+def test_of_two_columns_that_could_be_the_prompts_the_user_chooses(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("Prompts,Text\na fox,Colors\n")
+    with pytest.raises(MapoError, match=r"several columns that could be .* It has Prompts, Text. .*p\.csv:Prompts\."):
+        read_prompts(str(tmp_path / "p.csv"))
+    assert read_prompts(f"{tmp_path / 'p.csv'}:Prompts") == ["a fox"]
+
+
+def test_a_mistyped_table_is_not_looked_for_on_the_hub() -> None:
+    with pytest.raises(MapoError, match="there is no file lists/p.tsv"):
+        read_prompts("lists/p.tsv")

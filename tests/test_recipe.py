@@ -90,3 +90,7 @@ def test_a_recipe_file_with_equal_prefixes_needs_other_seeds(tmp_path):
     with pytest.raises(MapoError, match="the same prefix"):
         changed_recipe(read_recipe(written(tmp_path, text)))
     assert changed_recipe(read_recipe(written(tmp_path, text)), seeds="other").prefixes["chosen"] == "x"
+
+
+def test_one_prefix_needs_no_list():
+    assert changed_recipe(read_recipe("pick-safety"), "rejected=Blood.").prefixes["rejected"] == "Blood."

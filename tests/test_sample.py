@@ -1,10 +1,14 @@
+import json
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from mapo.errors import MapoError
+from mapo.errors import MapoError, memory_told
+from mapo.families import find_model
 from mapo.images import read_images
-from mapo.sample import noise_seed, open_folder, parse_seeds, sample
+from mapo.sample import default_sampling, noise_seed, open_folder, parse_seeds, sample
 
 PROMPTS = ["a small red circle", "a large blue star", "a green heart"]
 
@@ -44,7 +48,6 @@ def test_the_same_call_gives_the_same_bytes_and_goes_on_where_it_stopped(tmp_pat
 
 
 def test_pictures_equal_those_of_the_bare_pipeline_to_the_bit(tmp_path, sdxl):
-    import torch
     from diffusers import StableDiffusionXLPipeline
 
     sample(str(sdxl), PROMPTS[:2], [7], tmp_path / "ours", steps=3, guidance=4.0, images_per_batch=2)
@@ -59,8 +62,7 @@ def test_projecting_the_prompts_once_changes_no_bit_and_leaves_the_layers_as_the
     import contextlib
 
     import mapo.sample
-    from mapo.families import find_model
-    from mapo.sample import Sampler, default_sampling
+    from mapo.sample import Sampler
 
     sampler, how = Sampler(str(sdxl)), default_sampling(find_model(str(sdxl)), steps=4, guidance=3.0)
     calls, unet = [], sampler.pipeline.unet
@@ -83,8 +85,7 @@ def test_the_negative_prompt_is_encoded_once_and_changes_no_bit(sdxl, monkeypatc
     import contextlib
 
     import mapo.sample
-    from mapo.families import find_model
-    from mapo.sample import Sampler, default_sampling
+    from mapo.sample import Sampler
 
     sampler, how = (
         Sampler(str(sdxl)),
@@ -141,7 +142,7 @@ def test_seeds_are_read_as_ranges_and_lists(text, seeds):
 
 @pytest.mark.parametrize("text", ["", "x", "3-1", "-1", "1-", "1.5"])
 def test_seeds_that_are_none_are_refused(text):
-    with pytest.raises(MapoError, match="no list of seeds"):
+    with pytest.raises(MapoError, match="not a list of seeds"):
         parse_seeds(text)
 
 
@@ -187,3 +188,109 @@ def test_a_picture_that_is_gone_or_damaged_is_made_again(tmp_path, sdxl):
     assert {row.file: (tmp_path / "a" / row.file).read_bytes() for row in again} == before
     assert [row.sha256 for row in again] == [row.sha256 for row in rows]
     assert len(read_images(tmp_path / "a")) == len(PROMPTS)
+
+
+def test_after_a_lack_of_memory_fewer_pictures_at_a_time_go_on_in_the_same_folder(tmp_path, sdxl):
+    first = sample(str(sdxl), PROMPTS, [0], tmp_path / "a", steps=2, images_per_batch=4)
+    rows = sample(str(sdxl), PROMPTS, [0, 1], tmp_path / "a", steps=2, images_per_batch=1)
+    assert [r for r in rows if r.seed == 0] == first  # not made again
+    assert {r.batch_layout.split("/")[2] for r in rows} == {"3", "1"}  # each row says how it was made
+    whole = sample(str(sdxl), PROMPTS, [0, 1], tmp_path / "b", steps=2, images_per_batch=2)
+    a, b = pixels(tmp_path / "a"), pixels(tmp_path / "b")
+    assert len(whole) == len(rows) == 6 and max(abs(a[k] - b[k]).max() for k in a) <= 1
+
+
+@pytest.mark.parametrize(
+    ("prompts", "says"),
+    [
+        (PROMPTS, r"ran out with 3 pictures at a time. Repeat the command with --images-per-batch 1, or use a"),
+        (PROMPTS[0], r"ran out with 1 picture at a time. Use --precision bfloat16, or a machine with more memory"),
+    ],
+)
+def test_where_the_memory_runs_out_the_flag_is_named(tmp_path, sdxl, prompts, says):
+    with pytest.raises(MapoError, match=says):
+        sample(str(sdxl), prompts, [0], tmp_path / "a", steps=1, width=2**23, height=2**23)  # hundreds of terabytes
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of …"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 8 GB). Tried to allocate 1 GB on private pool."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory: you tried …"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        MemoryError("Unable to allocate 4.00 TiB for an array"),
+    ],
+)
+def test_every_device_s_lack_of_memory_is_understood(error):
+    with (
+        pytest.raises(MapoError, match="ran out with 8 pairs at a time. Repeat the command with --set a.b=4, or"),
+        memory_told(8, noun="pair", flag="--set a.b={}"),
+    ):
+        raise error
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory():
+    with pytest.raises(RuntimeError, match="shapes"), memory_told(8):
+        raise RuntimeError("shapes cannot be multiplied")
+
+
+def test_one_prompt_and_one_seed_need_no_list(tmp_path, sdxl):
+    rows = sample(str(sdxl), "a fox", 3, tmp_path / "a", steps=1)
+    assert [(r.prompt, r.seed) for r in rows] == [("a fox", 3)]
+
+
+def test_prompts_that_are_too_long_are_told_in_one_line_and_by_nobody_else(tmp_path, sdxl, capfd):
+    import logging
+
+    long = [f"a red square {'and a blue heart ' * n}" for n in (10, 30)]
+    stream = logging.StreamHandler()
+    libraries = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    before = [(logger, logger.level) for logger in libraries]
+    for logger in libraries:  # as loud as from Python
+        logger.addHandler(stream)
+        logger.setLevel(logging.WARNING)
+    try:
+        sample(str(sdxl), [*PROMPTS, *long], [0, 1], tmp_path / "a", steps=1, guidance=3.0, negative_prompt=long[0])
+    finally:
+        for logger, level in before:
+            logger.removeHandler(stream)
+            logger.setLevel(level)
+    said = capfd.readouterr()
+    most = find_model(str(sdxl)).base / "tokenizer" / "tokenizer_config.json"
+    most = json.loads(most.read_text())["model_max_length"]
+    assert said.out.splitlines() == [
+        f"2 of 5 prompts are longer than the model's {most} tokens; what stands behind is not seen. "
+        f"The longest: {long[1][:59].rstrip() + '…'!r}.",
+        f"The negative prompt is longer than the model's {most} tokens; what stands behind is not seen.",
+    ]
+    assert "truncated" not in said.err and "longer than" not in said.err
+    sample(str(sdxl), [*PROMPTS, *long], [0, 1], tmp_path / "a", steps=1, guidance=3.0, negative_prompt=long[0])
+    assert capfd.readouterr().out == ""  # nothing is made, so nothing is said
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"steps": 12,', "sampling.json cannot be read"),
+        ("[12]", "sampling.json is damaged"),
+        ('{"stepz": 12}', "sampling.json: stepz is not known. Did you mean 'steps'"),
+        ('{"steps": "12"}', "sampling.json: steps is '12'; it must be a whole number, at least 1"),
+        ('{"steps": 0}', "sampling.json: steps is 0"),
+        ('{"guidance": null}', "sampling.json: guidance is None; it must be a number"),
+        ('{"precision": "half"}', "sampling.json: precision 'half' is not known"),
+        ('{"prefix": 3}', "sampling.json: prefix is 3; it must be a text"),
+    ],
+)
+def test_a_damaged_or_odd_advice_of_a_model_folder_is_told_in_a_sentence(tmp_path, sdxl, text, says):
+    (tmp_path / "m").mkdir()
+    for part in sdxl.iterdir():
+        (tmp_path / "m" / part.name).symlink_to(part)
+    (tmp_path / "m" / "sampling.json").write_text(text)
+    with pytest.raises(MapoError, match=says):
+        default_sampling(find_model(str(tmp_path / "m")))
+
+
+def test_a_setting_that_does_not_exist_is_refused(sdxl):
+    with pytest.raises(MapoError, match="--step is not known. Did you mean 'steps'"):
+        default_sampling(find_model(str(sdxl)), step=3)

@@ -22,7 +22,7 @@ from mapo import minors
 from mapo.cache import LATENTS, read_latents, write_head, write_latents
 from mapo.candidates import Found, Latents, Maker, Portion
 from mapo.context import Contexts, Rewriter, open_rewriter
-from mapo.errors import MapoError
+from mapo.errors import MapoError, memory_told, several
 from mapo.families import find_model
 from mapo.files import sha256
 from mapo.images import read_picture
@@ -40,7 +40,7 @@ KEEP = ("pictures", "rejected-as-latents")
 def build(
     recipe: Recipe,
     model: str,
-    prompts: Sequence[str],
+    prompts: str | Sequence[str],
     num_pairs: int,
     out: Path,
     *,
@@ -68,6 +68,7 @@ def build(
         raise MapoError(f"--keep {keep!r} is not known. Write {' or '.join(KEEP)}.")
     if latents_for and keep != "rejected-as-latents":
         raise MapoError("--latents-for goes with --keep rejected-as-latents.")
+    prompts = several(prompts)
     recipe = changed_recipe(recipe)  # refuses two sides that are the same
     safe = _safe_prompts(recipe, prompts)
     judges, rewriter = judges_of(recipe, judges), _rewriter(recipe, context, context_model)
@@ -151,7 +152,8 @@ def _open_maker(
     folder: Path, shard: Shard, rewriter: Rewriter | None, recipe: Recipe, prompts: Sequence[str], model: Any,
     sampling: Sampling, judges: Sequence[Filter], latents: Latents | None,
 ) -> Maker:  # fmt: skip
-    work = Work(folder, shard, list(recipe.prefixes), ["rejected"] if latents else [])
+    unkept = ["rejected"] if latents else []
+    work = Work(folder, shard, list(recipe.prefixes), unkept, sampling.images_per_batch)
     known = [path for part in work.parts if (path := part / "contexts.jsonl").exists()]
     contexts = Contexts(rewriter, known, work.own / "contexts.jsonl")
     return Maker(recipe, prompts, model, sampling, judges, contexts, work, latents)
@@ -172,7 +174,8 @@ def _share(plan: Plan, shard: Shard) -> bool:
             mine = range(start, end - plan.batch + 1, count * plan.batch)
             bar.total = kept + len(mine) * plan.batch * (kept + 1) // (tried + 1)
             maker.prepare([k + j for k in mine for j in range(plan.batch)], plan.batch)
-            portion = maker.portion(start, plan.batch)
+            with memory_told(plan.batch, rest=""):
+                portion = maker.portion(start, plan.batch)
             start, kept, tried = start + count * plan.batch, kept + len(portion.pairs), tried + plan.batch
             _advance(bar, portion)
         bar.close()
@@ -186,7 +189,7 @@ def _needed(pairs: int, kept: int, tried: int) -> int:
 
 def _advance(bar: Any, portion: Portion, most: int | None = None) -> None:
     count = len(portion.pairs) if most is None else min(len(portion.pairs), most)
-    if not portion.made:  # found, so it says nothing about the rate
+    if not portion.made and not bar.disable:  # found, so it says nothing about the rate
         bar.initial += count
     bar.update(count)
 
@@ -211,7 +214,8 @@ def _collect(plan: Plan, wait: bool) -> dict[str, int] | None:
             missing = min(_needed(plan.num_pairs - len(kept), len(kept), start), plan.most - start)
             size = min(plan.batch, missing)
             maker.prepare(range(start, start + missing), size)
-            portion = maker.portion(start, size)
+            with memory_told(size, rest=""):
+                portion = maker.portion(start, size)
             start += size
             new = totals.add(portion)
             _advance(bar, portion, min(len(new), plan.num_pairs - len(kept)))

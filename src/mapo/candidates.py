@@ -23,7 +23,7 @@ from mapo.images import ImageRow, png_bytes, read_picture
 from mapo.judge import Filter, choose, unjudged
 from mapo.minors import names_minor
 from mapo.pairs import decode_picture
-from mapo.pipelines import too_long
+from mapo.pipelines import cuts_told
 from mapo.recipe import Recipe
 from mapo.sample import Sampler, Sampling, full_prompt, open_folder
 from mapo.work import Work
@@ -102,9 +102,6 @@ class Maker:
     @cached_property
     def sampler(self) -> Sampler:
         """The pipeline, loaded when the first picture is made."""
-        from diffusers.utils import logging
-
-        logging.set_verbosity_error()  # it would repeat every prompt that is too long, which _warn has told in short
         return Sampler(self.model.name, self.sampling.precision)
 
     def __post_init__(self) -> None:
@@ -265,8 +262,6 @@ class Maker:
         prompts = [self.contexts[prompt] for prompt, measured in self._prepared.items() if not measured]
         self._prepared = dict.fromkeys(self._prepared, True)
         longest = max(self.recipe.prefixes.values(), key=len)
-        cut = too_long(self.sampler.pipeline, [full_prompt(p, longest) for p in prompts]) if prompts else {}
-        if cut:
-            shown = "; ".join(f"{text[:80]!r} by {n} tokens" for text, n in list(cut.items())[:5])
-            more = f"; and {len(cut) - 5} more" if len(cut) > 5 else ""
-            print(f"{len(cut)} prompts are longer than the text encoders read, so their ends are cut: {shown}{more}.")
+        given = {p: full_prompt(p, longest) for p in prompts}
+        for text in cuts_told(self.sampler.pipeline, given, self.sampling.negative_prompt):
+            print(text)

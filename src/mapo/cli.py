@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from mapo import __version__
-from mapo.errors import MapoError, SaidElsewhere, printable, spoken
+from mapo.errors import MapoError, SaidElsewhere, memory_told, printable, spoken
 
 OUT = click.Path(path_type=Path)
 
@@ -54,7 +54,9 @@ def cli() -> None:
 @click.argument("recipe")
 @click.option("--model", required=True, help="mini, a folder or hub id of a text-to-image pipeline, or a run folder.")
 @click.option(
-    "--prompts", required=True, help="mini:train, a .txt, .json, .jsonl or .parquet file, or a set on the hub."
+    "--prompts",
+    required=True,
+    help="mini:train, a .txt, .csv, .tsv, .json, .jsonl or .parquet file, or a set on the hub.",
 )
 @click.option("--num-pairs", type=int, required=True, help="How many pairs the set shall hold.")
 @click.option("--out", type=OUT, required=True, help="The pairs set to write. The same command again goes on.")
@@ -189,10 +191,11 @@ def encode(model: str, pairs: Path, out: Path, resolution: int | None, flip: boo
 
     opened = PairSet(pairs)
     found, family = _find(model)
-    encode(
-        family, found, opened, out, resolution=resolution, flip=flip,
-        device=_device(), images_per_batch=images_per_batch,
-    )  # fmt: skip
+    with memory_told(images_per_batch, rest=""):
+        encode(
+            family, found, opened, out, resolution=resolution, flip=flip,
+            device=_device(), images_per_batch=images_per_batch,
+        )  # fmt: skip
     _say(f"{len(opened)} pairs are encoded in {out}")
 
 
@@ -234,10 +237,12 @@ def train(out: Path, config_file: Path | None, assignments: tuple[str, ...], **f
 @click.option(
     "--prompts",
     required=True,
-    help="mini:test, a .txt, .json, .jsonl or .parquet file, or a set on the hub (owner/name, hf://owner/name/path); "
-    "SOURCE:COLUMN for another column than prompt or caption.",
+    help="mini:test, a .txt, .csv, .tsv, .json, .jsonl or .parquet file, or a set on the hub (owner/name, "
+    "hf://owner/name/path); SOURCE:COLUMN for another column than prompt or caption.",
 )
-@click.option("--seeds", default="0", show_default=True, help="0-3, or 0,5,7: so many pictures of every prompt.")
+@click.option(
+    "--seeds", default="0", show_default=True, help="0-3 makes four pictures per prompt; 4 makes one, with seed 4."
+)
 @click.option("--out", type=OUT, required=True, help="The images folder to write, or to complete.")
 @click.option("--steps", type=int, help="Denoising steps; default: the model's own advice.")
 @click.option("--guidance", type=float, help="Classifier-free guidance; default: the model's own advice.")
@@ -287,7 +292,8 @@ def score(images: Path, scorer: str | None, out: Path, shard: str | None, **how:
 
     how["shard"] = parse_shard(shard) if shard else shard_of_environment()
     refuse_table_of_others(images, out)
-    counts = score(images, scorer, out, **how)
+    with memory_told(how["images_per_batch"], rest=""):
+        counts = score(images, scorer, out, **how)
     if counts is None:
         index, count = how["shard"]
         _say(f"shard {index}/{count} is done; the last one, or the same command with --shard 0/1, writes {out}")
@@ -401,7 +407,7 @@ def label(
     if pairs is not None and before is None and after is None and (out is not None) == apply:
         if out is not None:
             counts = apply_votes(PairSet(pairs), out, keep_ties, keep_unlabeled)
-            _say(f"{counts.pop('pairs')} pairs in {out} ({spoken(counts)})")
+            _say(f"{out}: {spoken(counts, keep_ties, keep_unlabeled)}")
             return
         material, votes = of_pairs(PairSet(pairs)), pairs / "votes.jsonl"
     elif pairs is None and before is not None and after is not None and out is not None and not apply:
@@ -411,7 +417,7 @@ def label(
     else:
         raise MapoError("Give PAIRS (and --out only with --apply), or else --before, --after and --out together.")
     if summary:
-        _say(summarise(read_votes(votes), len(material.tasks)))
+        _say(summarise(read_votes(votes), material.tasks))
         return
     try:
         from mapo.label.server import serve
@@ -499,7 +505,7 @@ def study(out: Path, **how: Any) -> None:
 
 @cli.group()
 def mini() -> None:
-    """The built-in world: make its model or its judge again."""
+    """The built-in world: make its model again."""
 
 
 @mini.command(

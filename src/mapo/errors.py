@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import os
 import tempfile
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+
+MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")  # CUDA and MPS, the CPU, cuDNN
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class MapoError(Exception):
@@ -42,7 +46,7 @@ def spoken(error: Exception) -> str:
     kinds = {f"{kind.__module__.split('.')[0]}.{kind.__name__}" for kind in type(error).__mro__}
     why = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
     if is_out_of_memory(error):
-        return f"There is not enough memory ({why}). {LESS_MEMORY}"
+        return f"The memory ran out ({why}). Do less at a time, or use a machine with more memory."
     if isinstance(error, OSError) and error.errno is not None:
         where = error.filename or "A file"
         if error.errno in NO_SPACE:
@@ -57,18 +61,10 @@ def spoken(error: Exception) -> str:
     return f"This is a fault of mapo: {type(error).__name__}: {why}. Please report it with {_traceback_file(error)}."
 
 
-LESS_MEMORY = (
-    "Do less at a time: --images-per-batch, or for training --set train.pairs_per_device=1, "
-    "train.gradient_checkpointing=true and data.images_per_batch=1."
-)
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, of a GPU or of the machine."""
-    text = str(error).lower()
-    ran_out = "out of memory" in text or "can't allocate memory" in text or "defaultcpuallocator" in text
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and ran_out)
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in said for w in MEMORY))
 
 
 def _traceback_file(error: Exception) -> str:
@@ -84,3 +80,28 @@ def _traceback_file(error: Exception) -> str:
 def printable(text: str) -> str:
     """The text with everything escaped that a terminal would obey or could not show: names and prompts are data."""
     return "".join(c if c.isprintable() or c in "\n\t\u00a0\u3000" else ascii(c)[1:-1] for c in text)
+
+
+@contextlib.contextmanager
+def memory_told(
+    at_once: int, *, noun: str = "picture", flag: str = "--images-per-batch {}", rest: str = "--precision bfloat16"
+) -> Iterator[None]:
+    """Inside, running out of memory becomes a sentence that says which flag asks for less.
+
+    ``at_once`` is how many things of the kind ``noun`` are in memory together; 0: the model is only being loaded.
+    ``flag`` is told with half of them, ``rest`` where there is no half.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        when = f"with {at_once} {noun}{'s' * (at_once > 1)} at a time" if at_once else "while the model was loaded"
+        remedy = f"Repeat the command with {flag.format(at_once // 2)}, or use" if at_once > 1 else "Use"
+        other = f"{rest}, or " if rest and at_once < 2 else ""
+        raise MapoError(f"The memory ran out {when}. {remedy} {other}a machine with more memory.") from None
+
+
+def several(given: str | Sequence[str]) -> list[str]:
+    """A list of texts; one text alone is a list of one and not of its letters."""
+    return [given] if isinstance(given, str) else list(given)

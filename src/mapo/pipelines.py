@@ -5,13 +5,15 @@ Only training needs a family; making pictures does not.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mapo.errors import MapoError
 from mapo.families import FAMILIES, Model, family_of, read_config
+from mapo.files import read_object
 
 PARTS = ("unet", "transformer", "vae")
 
@@ -54,7 +56,7 @@ def advice(model: Model, name: str, kind: Any) -> dict[str, Any]:
         side, defaults = _side(model), {key: parameter.default for key, parameter in accepts(kind).items()}
         values = {"steps": defaults.get("num_inference_steps") or 30, "guidance": defaults.get("guidance_scale") or 0.0}
     path = model.base / "sampling.json"
-    advised = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    advised = read_object(path, "a model folder", "Mend it, or delete it.") if path.is_file() else {}
     return {"width": side, "height": side, "images_per_batch": 32 if side <= 128 else 4, **values, **advised}
 
 
@@ -72,14 +74,69 @@ def open_pipeline(model: Model, device: Any, dtype: Any) -> Any:
     return made.to(device)
 
 
+def _tokenizers(pipeline: Any) -> list[tuple[Any, int]]:
+    """Each tokenizer of a pipeline, with the number of tokens that its encoder reads (1e30 stands for no limit)."""
+    room = accepts(type(pipeline)).get("max_sequence_length")
+    there = [t for t in (getattr(pipeline, f"tokenizer{n}", None) for n in ("", "_2", "_3", "_4")) if t is not None]
+    found = []
+    for tokenizer in {id(t): t for t in there}.values():
+        most = tokenizer.model_max_length
+        if room and isinstance(room.default, int) and most > 77:
+            most = min(most, room.default)
+        found.append((tokenizer, most))
+    return found
+
+
 def too_long(pipeline: Any, texts: Sequence[str]) -> dict[str, int]:
     """The texts of which every text encoder of the pipeline cuts the end off, with the number of tokens cut."""
-    room = accepts(type(pipeline)).get("max_sequence_length")
     excess: dict[str, int] = {}
-    tokenizers = [t for t in (getattr(pipeline, f"tokenizer{n}", None) for n in ("", "_2", "_3")) if t is not None]
-    for number, tokenizer in enumerate({id(t): t for t in tokenizers}.values()):
-        own = tokenizer.model_max_length
-        most = min(own, room.default) if room and isinstance(room.default, int) and own > 77 else own
-        over = {t: len(i) - most for t, i in zip(texts, tokenizer(list(texts)).input_ids, strict=True) if len(i) > most}
+    for number, (tokenizer, most) in enumerate(_tokenizers(pipeline) if texts else ()):
+        ids = tokenizer(list(texts), verbose=False).input_ids
+        over = {t: len(i) - most for t, i in zip(texts, ids, strict=True) if len(i) > most}
         excess = over if number == 0 else {t: min(n, excess[t]) for t, n in over.items() if t in excess}
     return excess
+
+
+def prompts_cut(pipeline: Any, prompts: Sequence[str]) -> list[str]:
+    """The prompts that are longer than the text encoders read, the longest first."""
+    excess = too_long(pipeline, list(dict.fromkeys(prompts)))
+    return sorted(excess, key=lambda prompt: -excess[prompt])
+
+
+def cuts_told(pipeline: Any, prompts: Mapping[str, str], negative_prompt: str = "") -> list[str]:
+    """A sentence on the prompts that are cut, where some are, and one on the negative prompt.
+
+    ``prompts`` are those of the user, with what the text encoders are given of each.
+    """
+    cut = prompts_cut(pipeline, list(prompts.values()))
+    most = max((most for _, most in _tokenizers(pipeline)), default=0)
+    told = []
+    if cut:
+        longest = next(prompt for prompt, full in prompts.items() if full == cut[0])
+        shown = longest if len(longest) <= 60 else f"{longest[:59].rstrip()}…"
+        are = "is" if len(cut) == 1 else "are"
+        told.append(
+            f"{len(set(prompts.values()) & set(cut))} of {len(prompts)} prompts {are} longer than the model's {most} "
+            f"tokens; what stands behind is not seen. The longest: {shown!r}."
+        )
+    if negative_prompt and prompts_cut(pipeline, [negative_prompt]):
+        told.append(f"The negative prompt is longer than the model's {most} tokens; what stands behind is not seen.")
+    return told
+
+
+@contextlib.contextmanager
+def cuts_untold(pipeline: Any) -> Iterator[None]:
+    """Inside, the libraries do not repeat each prompt that is too long: :func:`cuts_told` has said it in short."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return not any(words in str(record.msg) for words in ("was truncated because", "sequence length is longer"))
+
+    modules = {kind.__module__ for kind in type(pipeline).__mro__} | {"transformers.tokenization_utils_base"}
+    loggers = [logging.getLogger(name) for name in modules]
+    for logger in loggers:
+        logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(is_other)

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from mapo.config import Section
-from mapo.errors import MapoError, suggest
+from mapo.errors import MapoError, several, suggest
 from mapo.files import read_text
 
 SIDES = ("chosen", "rejected")
@@ -111,11 +111,11 @@ def _checked(values: Mapping[str, Any], name: str) -> Recipe:
 
 
 def changed_recipe(
-    recipe: Recipe, prefixes: Sequence[str] = (), candidates: int | None = None, seeds: str | None = None
+    recipe: Recipe, prefixes: str | Sequence[str] = (), candidates: int | None = None, seeds: str | None = None
 ) -> Recipe:
     """The recipe with ``SIDE=TEXT`` prefixes, a number of candidates and a choice of seeds of the user's own."""
     values = recipe.model_dump()
-    for text in prefixes:
+    for text in several(prefixes):
         side, equals, prefix = text.partition("=")
         if side not in SIDES or not equals:
             raise MapoError(f"--prefix {text!r}: write chosen=WORDS or rejected=WORDS.")

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mapo.errors import MapoError
+from mapo.errors import MapoError, several
 from mapo.files import replacing, sha256
 from mapo.images import png_bytes
 from mapo.pairs import Pair, PairSet
@@ -63,13 +63,14 @@ class Remade:
     file: Path | None
 
 
-def remake_pairs(pairs: PairSet, ids: Sequence[str], out: Path) -> list[Remade]:
+def remake_pairs(pairs: PairSet, ids: str | Sequence[str], out: Path) -> list[Remade]:
     """Make the pairs ``ids`` of a set again into the folder ``out``, as ``<id>-chosen.png`` and ``<id>-rejected.png``.
 
     A picture that the set keeps as latents only is made and compared in memory, and written nowhere.
     """
     if out.exists():
         raise MapoError(f"{out} already exists. Choose another --out, or delete it first.")
+    ids = several(ids)
     rows = dict(zip(pairs.table["id"].to_pylist(), range(len(pairs)), strict=True))
     if unknown := [name for name in ids if name not in rows]:
         raise MapoError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,15 +14,16 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from mapo.errors import MapoError, suggest
+from mapo.errors import MapoError, memory_told, several, suggest
 from mapo.families import Model, find_model
 from mapo.files import prepare_out, read_object, sha256, write_json
 from mapo.images import ImageRow, append_images, keep_whole, png_bytes
-from mapo.pipelines import accepts, advice, open_pipeline, pipeline_class
+from mapo.pipelines import accepts, advice, cuts_told, cuts_untold, open_pipeline, pipeline_class
 from mapo.splits import prompt_id
 
 FORMAT, VERSION = "mapo-images", 1
 MOST_SEEDS = 1_000_000
+PACE = ("images_per_batch",)  # changes pictures by rounding alone, and each row has its batch_layout
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -46,15 +47,27 @@ def default_sampling(model: Model, **changes: Any) -> Sampling:
     changes = {key: value for key, value in changes.items() if value is not None}
     if changes.get("guidance") and "guidance_scale" not in accepts(kind):
         raise MapoError(f"--guidance: {model.name} is a {name}, which takes no guidance. Leave it out.")
-    sampling = Sampling(**(advice(model, name, kind) | changes))
-    if not math.isfinite(sampling.guidance) or sampling.guidance < 0:
-        raise MapoError(f"--guidance is {sampling.guidance}; it must be a number that is not negative.")
-    if sampling.precision not in PRECISIONS:
-        raise MapoError(f"--precision {sampling.precision!r} is not known. {suggest(sampling.precision, PRECISIONS)}")
-    for key in ("steps", "width", "height", "images_per_batch"):
-        if getattr(sampling, key) < 1:
-            raise MapoError(f"--{key.replace('_', '-')} is {getattr(sampling, key)}; it must be at least 1.")
-    return sampling
+    advised, path = advice(model, name, kind), model.base / "sampling.json"
+    _refuse_nonsense(advised, lambda key: f"{path}: {key}")
+    _refuse_nonsense(changes, lambda key: f"--{key.replace('_', '-')}")
+    return Sampling(**(advised | changes))
+
+
+def _refuse_nonsense(values: dict[str, Any], name: Callable[[str], str]) -> None:
+    """MapoError about the first value that no picture can be made with; ``name`` says whose it is."""
+    for key, value in values.items():
+        kind = Sampling.__annotations__.get(key)
+        if kind is None:
+            raise MapoError(f"{name(key)} is not known. {suggest(key, Sampling.__annotations__)}")
+        if kind == "str" and not isinstance(value, str):
+            raise MapoError(f"{name(key)} is {value!r}; it must be a text.")
+        if key == "precision" and value not in PRECISIONS:
+            raise MapoError(f"{name(key)} {value!r} is not known. {suggest(value, PRECISIONS)}")
+        if kind == "int" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise MapoError(f"{name(key)} is {value!r}; it must be a whole number, at least 1.")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if kind == "float" and not (number and math.isfinite(value) and value >= 0):
+            raise MapoError(f"{name(key)} is {value!r}; it must be a number that is not negative.")
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -63,7 +76,7 @@ def parse_seeds(text: str) -> list[int]:
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
-            raise MapoError(f"--seeds {text!r} is no list of seeds. Write 0-3 or 0,5,7.")
+            raise MapoError(f"--seeds {text!r} is not a list of seeds. Write 0-3 or 0,5,7.")
         if int(last if dash else first) >= 2**63:
             raise MapoError(f"--seeds {text!r}: a seed has to be below 2^63.")
         if int(last or first) - int(first) >= MOST_SEEDS:
@@ -147,7 +160,9 @@ class Sampler:
         self.model = find_model(model)
         self.revision = self.model.revision()
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.pipeline = open_pipeline(self.model, self.device, PRECISIONS[precision])
+        self.smaller = "--precision bfloat16" if precision == "float32" else ""  # what else would take less memory
+        with memory_told(0, rest=self.smaller):
+            self.pipeline = open_pipeline(self.model, self.device, PRECISIONS[precision])
         self.precision = precision
         self.sampler = type(getattr(self.pipeline, "scheduler", None)).__name__
         self.encoded: dict[str, tuple[Any, Any]] = {}
@@ -170,11 +185,13 @@ class Sampler:
             "height": how.height,
             "generator": [torch.Generator("cpu").manual_seed(noise_seed(prompt, seed)) for prompt, seed in jobs],
         }
-        encoded, projected = (
+        with (
+            memory_told(len(jobs), rest=self.smaller),
+            torch.inference_mode(),
             equal_prompts_encoded_once(self.pipeline, self.encoded),
             prompts_projected_once(self.pipeline),
-        )
-        with torch.inference_mode(), encoded, projected:
+            cuts_untold(self.pipeline),
+        ):
             return list(self.pipeline(**{k: v for k, v in wanted.items() if k in taken and v is not None}).images)
 
     def fill(
@@ -187,6 +204,9 @@ class Sampler:
         open_folder(folder, self.settings(how), self.model.sensitive)
         manifest = folder / "manifest.jsonl"
         have = {(r.prompt, r.seed): r for r in keep_whole(folder)} if manifest.exists() else {}
+        if any(job not in have for job in jobs):
+            for text in cuts_told(self.pipeline, {p: full_prompt(p, how.prefix) for p, _ in jobs}, how.negative_prompt):
+                print(text)
         bar = tqdm(total=len(jobs), initial=sum(j in have for j in jobs), desc=desc, unit="image")
 
         def keep(
@@ -246,7 +266,7 @@ def open_folder(folder: Path, settings: dict[str, Any], sensitive: bool = False)
     path = folder / "images.json"
     if not path.exists():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise MapoError(f"{folder} exists and is no images folder. Choose another --out.")
+            raise MapoError(f"{folder} exists and is not an images folder. Choose another --out.")
         prepare_out(folder)
         folder.mkdir(exist_ok=True)
         head = {"format": FORMAT, "version": VERSION, "sensitive": sensitive}
@@ -255,7 +275,7 @@ def open_folder(folder: Path, settings: dict[str, Any], sensitive: bool = False)
     before = read_object(path, "an images folder", "Choose another --out.").get("settings", {})
     if not isinstance(before, dict):
         raise MapoError(f"{path} is damaged. Choose another --out.")
-    changed = [k for k in settings if before.get(k) != settings[k]]
+    changed = [k for k in settings if k not in PACE and before.get(k) != settings[k]]
     if changed:
         raise MapoError(
             f"{folder} holds pictures that were made with other settings ({', '.join(changed)}). "
@@ -263,7 +283,10 @@ def open_folder(folder: Path, settings: dict[str, Any], sensitive: bool = False)
         )
 
 
-def sample(model: str, prompts: Sequence[str], seeds: Sequence[int], out: Path, **how: Any) -> list[ImageRow]:
+def sample(
+    model: str, prompts: str | Sequence[str], seeds: int | Sequence[int], out: Path, **how: Any
+) -> list[ImageRow]:
     """Make a picture of every prompt at every seed in ``out``, going on where an earlier call stopped."""
     sampling = default_sampling(find_model(model), **how)
-    return Sampler(model, sampling.precision).fill(out, [(p, s) for p in prompts for s in seeds], sampling)
+    jobs = [(p, s) for p in several(prompts) for s in ([seeds] if isinstance(seeds, int) else seeds)]
+    return Sampler(model, sampling.precision).fill(Path(out), jobs, sampling)

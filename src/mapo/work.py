@@ -22,6 +22,8 @@ from mapo.images import ImageRow, append_images, read_manifest
 from mapo.scores import read_scores, write_scores
 from mapo.shards import Shard, mark
 
+PACE = ("sampling.images_per_batch",)  # changes pictures by rounding alone, and each row has its batch_layout
+
 
 def open_work(out: Path, settings: Mapping[str, Any]) -> Path:
     """The work folder of ``out``, made or found; refused in a sentence when it was begun with other settings."""
@@ -34,7 +36,8 @@ def open_work(out: Path, settings: Mapping[str, Any]) -> Path:
         write_json(head, settings)
         return folder
     before = read_json(head, "a build's work folder", f"Delete {folder}.")
-    changed = [f"{key} ({_at(before, key)}, now {_at(settings, key)})" for key in differences(before, settings)]
+    differing = [key for key in differences(before, settings) if key not in PACE]
+    changed = [f"{key} ({_at(before, key)}, now {_at(settings, key)})" for key in differing]
     if changed:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise MapoError(
@@ -52,13 +55,20 @@ def _at(values: Any, key: str) -> str:
 
 
 class Work:
-    """The files of a build: what any part has is found, what is new goes into this process's own part."""
+    """The files of a build: what any part has is found, what is new goes into this process's own part.
 
-    def __init__(self, folder: Path, shard: Shard, sides: Sequence[str], unkept: Sequence[str] = ()) -> None:
-        self.folder, self.shard, self.unkept = folder, shard, unkept
+    ``batch`` is the number of pictures that are made at a time. What was made in larger batches, for which the memory
+    may have run out, is found too.
+    """
+
+    def __init__(
+        self, folder: Path, shard: Shard, sides: Sequence[str], unkept: Sequence[str] = (), batch: int | None = None
+    ) -> None:
+        self.folder, self.shard, self.unkept, self.batch = folder, shard, unkept, batch
         self.own = folder / f"{shard[0]}-of-{shard[1]}"
         self.parts = sorted({*(p for p in folder.glob("*-of-*") if p.is_dir()), self.own})
         self._rows: dict[tuple[str, int, int], dict[int, tuple[Path, ImageRow]]] = {}
+        self._of_larger: dict[tuple[str, str, int], tuple[Path, ImageRow]] = {}
         for part in self.parts:
             for side in sides:
                 if (part / side / "manifest.jsonl").exists():
@@ -68,11 +78,14 @@ class Work:
         for row in rows:
             start, place, size = map(int, row.batch_layout.split("/"))
             self._rows.setdefault((side, start, size), {})[place] = (part / side, row)
+            if self.batch and size > self.batch:
+                self._of_larger[side, row.prompt, row.seed] = (part / side, row)
 
     def rows(self, side: str, start: int, jobs: Sequence[tuple[str, int]]) -> list[tuple[Path, ImageRow]] | None:
         """The pictures of a batch with their folders, or None when they are not all there."""
         found = self._rows.get((side, start, len(jobs)), {})
         rows = [found[k] for k in range(len(jobs)) if k in found]
+        rows = rows or [self._of_larger[side, *job] for job in jobs if (side, *job) in self._of_larger]
         if [(row.prompt, row.seed) for _, row in rows] != list(jobs):
             return None
         there = side in self.unkept or all((folder / row.file).is_file() for folder, row in rows)

@@ -9,8 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from sets import check, named, write_set
 
-from mapo.check.leak import FOLDS, auc, paired_auc, share, tell_together
+from data_fixtures import encoded, noise
+from mapo.check.leak import (
+    FOLDS,
+    auc,
+    find_leaks,
+    independent,
+    paired_auc,
+    share,
+    sign_tests,
+    statistics,
+    tell_together,
+)
+from mapo.check.pictures import PICTURE, Pictures
 
 NUMBERS = st.lists(st.tuples(st.integers(-20, 20), st.integers(-20, 20)), min_size=1, max_size=30)
 
@@ -131,3 +144,117 @@ def test_together_says_nothing_with_fewer_prompts_than_folds(count):
     found = tell_together({"brightness": np.arange(2.0 * count)}, *sides(count, 1))
     assert (found.share.low, found.share.high, found.share.tells) == (0, 1, False)
     assert np.isnan(found.margins).all()
+
+
+# ------------------------------------------------------------------ few prompts
+
+
+def test_a_sign_test_is_corrected_for_their_number_and_knows_two_of_one_thing():
+    signs = {
+        "width": np.array([1, 1, 1, 1, 1, 1, 1, 1, 0.0]),
+        "pixels": np.array([-1, -1, -1, -1, -1, -1, -1, -1, 0.0]),  # parts the pairs as width does
+        "exif": np.array([1, 1, 1, 1, 1, 0, 0, 0, 0.0]),
+        "alpha": np.array([1, -1, 0, 0, 0, 0, 0, 0, 0.0]),
+        "rotated": np.zeros(9),  # no test at all
+    }
+    found = sign_tests(signs)
+    want = {"width": 3 * 2 / 2**8, "pixels": 3 * 2 / 2**8, "exif": 2 * 2 / 2**5, "alpha": 1, "rotated": 1}
+    assert found == pytest.approx(want)
+
+
+def test_only_pairs_that_share_no_picture_are_counted_one_by_one():
+    chosen, rejected = np.array([0, 0, 2, 4, 5, 6]), np.array([1, 2, 3, 1, 6, 7])
+    assert independent(chosen, rejected).tolist() == [True, False, True, False, True, False]
+
+
+def picture(draw, *, kind="PNG", size=(24, 16), mode="RGB", **how):
+    made = noise(int(draw.integers(1 << 30)), size).convert(mode)
+    return encoded(made, kind, **how)
+
+
+def exif():
+    from PIL import Image
+
+    made = Image.Exif()
+    made[0x010E] = "a description"
+    return made
+
+
+SHORTCUTS = {
+    "file type": (lambda d: picture(d, kind="JPEG"), picture, "file type JPEG"),
+    "quality": (
+        lambda d: picture(d, kind="JPEG", quality=95), lambda d: picture(d, kind="JPEG", quality=60), "JPEG quality",
+    ),
+    "colour mode": (lambda d: picture(d, mode="L"), picture, "colour mode L"),
+    "transparency": (lambda d: picture(d, mode="RGBA"), picture, "transparency"),
+    "EXIF": (lambda d: picture(d, exif=exif()), picture, "EXIF data"),
+    "upscaled": (lambda d: picture(d, size=(48, 32)), picture, "width"),
+    "another shape": (lambda d: picture(d, size=(16, 24)), picture, "aspect"),
+    "all of one size": (
+        picture, lambda d: picture(d, size=[(20, 16), (28, 16), (24, 12), (24, 20)][d.integers(4)]), "size 24 × 16",
+    ),
+    "all of one quality": (
+        lambda d: picture(d, kind="JPEG", quality=75),
+        lambda d: picture(d, kind="JPEG", quality=int(d.choice([60, 65, 85, 90]))), "JPEG quality 75",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("prompts", [1, 2, 9])
+@pytest.mark.parametrize("name", SHORTCUTS)
+def test_a_shortcut_in_the_files_is_found_from_a_dozen_pairs_of_any_number_of_prompts(tmp_path, name, prompts):
+    one, other, words = SHORTCUTS[name]
+    draw = np.random.default_rng(prompts)
+    rows = [(f"prompt {k % prompts}", one(draw), other(draw)) for k in range(12)]
+    found = named(check(write_set(tmp_path / "pairs", rows)))
+    assert found["leak_file"]["severity"] == "error" and words in found["leak_file"]["says"]
+    assert "fewer than 10 prompts, so pairs that share no picture were counted one by one" in found["leak_file"]["says"]
+    turned = named(check(write_set(tmp_path / "turned", [(p, b, a) for p, a, b in rows])))
+    assert words in turned["leak_file"]["says"]
+
+
+def test_jpegs_against_pngs_of_one_prompt_are_found(tmp_path):
+    draw = np.random.default_rng(0)
+    rows = [("one prompt", picture(draw, kind="JPEG"), picture(draw)) for _ in range(36)]
+    summary = check(write_set(tmp_path / "pairs", rows))
+    assert summary["errors"] == 1
+    says = named(summary)["leak_file"]["says"]
+    assert says.startswith("Leak: chosen is told from rejected by the file: file type JPEG (1.00 [0.90, 1.00]).")
+    assert "36 differ in it (exact sign test, p = 2.9e-11)" in says
+    assert "file size" in named(summary)["leak_content"]["says"]
+
+
+@pytest.mark.parametrize(("pairs", "name"), [(3, "leak_unsure"), (5, "leak_unsure"), (6, "leak_file")])
+def test_a_handful_of_pairs_is_enough_and_fewer_are_told_as_what_they_are(tmp_path, pairs, name):
+    draw = np.random.default_rng(0)
+    rows = [("one prompt", picture(draw, kind="JPEG"), picture(draw)) for _ in range(pairs)]
+    found = named(check(write_set(tmp_path / "pairs", rows)))
+    assert {"leak_unsure", "leak_file"} & found.keys() == {name}
+    assert "file type JPEG" in found[name]["says"] and (pairs >= 6 or f"all {pairs} pairs" in found[name]["says"])
+
+
+def test_one_picture_that_wins_many_times_is_no_leak(tmp_path):
+    draw = np.random.default_rng(0)
+    best = picture(draw, kind="JPEG")
+    rows = [("one prompt", best, picture(draw)) for _ in range(30)]
+    assert not {"leak_file", "leak_content", "leak_unsure"} & named(check(write_set(tmp_path / "pairs", rows))).keys()
+
+
+def test_fair_sets_of_few_prompts_raise_no_more_false_alarms_than_the_test_claims():
+    """Pictures of two file types, three colour modes, many sizes and qualities, all drawn without a look at the side."""
+    alarms = {True: 0, False: 0}
+    for turn in range(200):
+        draw, count = np.random.default_rng(turn), 8 + turn % 30
+        found = np.zeros(2 * count, PICTURE)
+        found["content"], found["format"] = np.arange(2 * count), draw.choice(["JPEG", "PNG"], 2 * count)
+        found["mode"], found["exif"] = draw.choice(["RGB", "RGBA", "P"], 2 * count), draw.random(2 * count) < 0.3
+        found["alpha"], found["width"] = found["mode"] == "RGBA", 128 * draw.integers(1, 5, 2 * count)
+        found["height"] = draw.permutation(found["width"])
+        found["jpeg_quality"] = np.where(found["format"] == "JPEG", draw.integers(60, 95, 2 * count), np.nan)
+        for field in ("brightness", "saturation", "contrast", "sharpness", "bytes"):
+            found[field] = draw.random(2 * count)
+        values = statistics(Pictures([str(k) for k in range(2 * count)], found, {}))
+        leaks = find_leaks(values, *sides(count, 1), exact=True)
+        for kind in alarms:
+            alarms[kind] += any(leak.tells for leak in leaks if leak.of_the_file == kind)
+    assert max(alarms.values()) <= 200 * 0.05

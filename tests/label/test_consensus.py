@@ -16,7 +16,7 @@ from data_fixtures import BLUE, GREEN, RED, make_picture
 from mapo.errors import MapoError
 from mapo.files import read_json
 from mapo.label.blind import of_pairs, pair_key
-from mapo.label.consensus import agreement, apply_votes, summarise, value_counts, verdict
+from mapo.label.consensus import agreement, apply_votes, spoken, summarise, value_counts, verdict
 from mapo.label.votes import CHOICES, Vote, VoteLog, read_votes
 from mapo.pairs import PairSet, PairWriter, pair_id
 
@@ -135,10 +135,24 @@ def test_agreement_that_cannot_be_measured_says_so() -> None:
 
 def test_the_summary_counts_the_votes_of_every_annotator() -> None:
     votes = two_people(("tie", "tie"), ("bad", "skip"), ("chosen", "rejected"))
-    lines = summarise(votes, 7).splitlines()
+    lines = summarise(votes, "0123456").splitlines()
     assert [line.split() for line in lines[1:3]] == [["x", "3", "1", "1", "1", "0"], ["y", "3", "1", "1", "0", "1"]]
     assert lines[3] == "3 of 7 pairs judged."
-    assert summarise([], 7) == "There are no votes yet."
+    assert summarise([], "0123456") == "There are no votes yet."
+
+
+def test_votes_on_pairs_that_are_gone_are_left_out_and_counted() -> None:
+    votes = two_people(("tie", "tie"), ("chosen", "chosen"), ("chosen", "rejected"))
+    said = summarise(votes, ["0", "1"])
+    assert "2 votes on pairs that are not here are left out." in said and "2 of 2 pairs judged." in said
+    assert str(agreement(votes[:4])) in said
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_same_votes_have_one_interval_in_whatever_order_they_stand(seed: int) -> None:
+    words, draw = ("chosen", "rejected", "tie", "bad", "skip"), np.random.default_rng(seed)
+    votes = two_people(*[(words[a], words[b]) for a, b in draw.integers(0, 5, (24, 2))])
+    assert agreement([votes[k] for k in draw.permutation(len(votes))]) == agreement(votes)
 
 
 # ------------------------------------------------------------------ the set that the votes make
@@ -189,6 +203,45 @@ def test_ties_and_unlabelled_pairs_are_kept_on_request(folder: Path, tmp_path: P
     found = [(p.preference, p.weight) for p in PairSet(tmp_path / "out")]
     assert found == [(1, 1), (1, 1), (0.5, 1), (0.9, 3), (0.9, 3), (0.9, 3)]
     assert "label" not in PairSet(tmp_path / "out")[3].meta
+
+
+def test_the_summary_and_the_set_say_one_interval(folder: Path, tmp_path: Path) -> None:
+    """Votes are cast in another order than that of the set, one of them on a pair that the set no longer has."""
+    pairs = PairSet(folder)
+    with VoteLog(folder / "votes.jsonl") as log:
+        for name, letters in {"ann": "crctcb", "bob": "tcrtcr", "cy": "crrbct"}.items():
+            for k in (4, 1, 5, 0, 3, 2) if name == "ann" else range(6):
+                word = {"c": "chosen", "r": "rejected", "t": "tie", "b": "bad"}[letters[k]]
+                key = pair_key(pairs[k].prompt, pairs[k].chosen, pairs[k].rejected)
+                log.append(vote(key, name, word, pairs[k].chosen, pairs[k].rejected))
+            log.append(vote("gone", name, {"ann": "chosen"}.get(name, "tie")))
+    said = summarise(read_votes(folder / "votes.jsonl"), of_pairs(pairs).tasks)
+    apply_votes(pairs, tmp_path / "out")
+    labels = read_json(tmp_path / "out" / "set.json", "", "")["provenance"]["labels"]
+    low, high = labels["alpha_interval"]
+    assert f"{labels['alpha']:.2f}, 95 % interval [{low:.2f}, {high:.2f}]" in said and low < labels["alpha"] < high
+    assert labels["pairs_judged_by_two_or_more"] == 6 and "over the 6 pairs" in said
+
+
+@pytest.mark.parametrize(
+    ("keep", "says"),
+    [
+        ({}, "2 pairs; 1 left out because votes were even; 3 left out because nobody judged them."),
+        (
+            {"keep_ties": True},
+            "3 pairs; 1 is kept as a tie because votes were even; 3 left out because nobody judged them.",
+        ),
+        (
+            {"keep_ties": True, "keep_unlabeled": True},
+            "6 pairs; 1 is kept as a tie because votes were even; 3 kept as before because nobody judged them.",
+        ),
+    ],
+)
+def test_it_is_said_whether_ties_and_unjudged_pairs_were_kept(
+    folder: Path, tmp_path: Path, keep: dict[str, bool], says: str
+) -> None:
+    cast(folder, ann="cct---")
+    assert spoken(apply_votes(PairSet(folder), tmp_path / "out", **keep), **keep) == says
 
 
 def test_the_set_says_how_it_was_labelled_and_names_nobody(folder: Path, tmp_path: Path) -> None:
@@ -247,7 +300,10 @@ def test_nothing_is_written_where_nothing_can_be(folder: Path, tmp_path: Path) -
     with pytest.raises(MapoError, match="holds no votes"):
         apply_votes(PairSet(folder), tmp_path / "out")
     cast(folder, ann="tb")
-    with pytest.raises(MapoError, match="leave no pair: 1 ties, 1 both bad, 4 unlabeled"):
+    with pytest.raises(
+        MapoError,
+        match="leave no pair: 1 left out because votes were even; 1 left out because most found .*; 4 left out because nobody",
+    ):
         apply_votes(PairSet(folder), tmp_path / "out")
     (tmp_path / "there").mkdir()
     with pytest.raises(MapoError, match="already exists"):

@@ -76,7 +76,7 @@ def test_a_file_cut_at_any_byte_is_read_and_goes_on_with_a_fresh_line(
     ("line", "why"),
     [
         ("no json", "Expecting value"),
-        ("[1]", "no JSON object"),
+        ("[1]", "not a JSON object"),
         ('{"time": "now"}', "it lacks annotator, pair, left, right, vote"),
         (json.dumps({**VOTE.__dict__, "vote": "both"}), "vote is 'both'"),
         (json.dumps({**VOTE.__dict__, "left": 3}), "left is 3"),
@@ -88,7 +88,7 @@ def test_a_whole_line_that_is_no_vote_is_named(line: str, why: str, tmp_path: Pa
     good = write(path, VOTE)
     path.write_bytes(good + line.encode() + b"\n" + good)
     for read in (read_votes, VoteLog):
-        with pytest.raises(MapoError, match=rf"votes.jsonl line 2 is no vote \(.*{why}"):
+        with pytest.raises(MapoError, match=rf"votes.jsonl line 2 is not a vote \(.*{why}"):
             read(path)
 
 

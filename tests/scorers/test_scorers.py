@@ -12,7 +12,7 @@ from mapo.images import ImageRow, append_images, png_bytes
 from mapo.mini import scenes
 from mapo.mini.draw import draw
 from mapo.score import score_images
-from mapo.scorers import GROUPS, load_scorer, scorer_names, split_judge
+from mapo.scorers import GROUPS, check_inputs, load_scorer, scorer_names, split_judge
 from mapo.scores import read_scores
 from mapo.splits import prompt_id
 
@@ -128,3 +128,9 @@ def test_a_judge_without_a_source_is_read_from_the_left():
 def test_a_source_that_leads_nowhere_is_one_sentence(name, sentence):
     with pytest.raises(MapoError, match=sentence):
         load_scorer(name)
+
+
+def test_one_text_is_not_taken_for_the_prompts_of_many_pictures():
+    pictures = [Image.new("RGB", (4, 4))] * 5
+    with pytest.raises(TypeError, match="mini takes a list of prompts, one for each picture; it was given one text"):
+        check_inputs("mini", pictures, "a fox")

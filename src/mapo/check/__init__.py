@@ -17,7 +17,17 @@ from mapo import report
 from mapo.check import findings as found
 from mapo.check.encoder import Encoder, open_encoder
 from mapo.check.gallery import Gallery, random_rows, suspicious_rows
-from mapo.check.leak import MARGIN, Leak, Share, Together, find_leaks, statistics, tell_together
+from mapo.check.leak import (
+    FEW_PROMPTS,
+    MARGIN,
+    Leak,
+    Share,
+    Together,
+    find_leaks,
+    independent,
+    statistics,
+    tell_together,
+)
 from mapo.check.pictures import Pictures, look_at_pictures
 from mapo.check.rows import SEVERITIES, Finding, Rows, count, read_rows
 from mapo.errors import MapoError
@@ -82,13 +92,20 @@ def _refuse(path: Path, pairs: PairSet) -> None:
 
 
 def _leaks(rows: Rows, pictures: Pictures, values: dict[str, Any]) -> tuple[list[Leak], Together]:
-    """The leak test over the pairs that prefer a picture and whose pictures could both be read."""
+    """The leak test over the pairs that prefer a picture and whose pictures could both be read.
+
+    Where their prompts are few, it is over pairs that share no picture, each counted as if it had a prompt of its own.
+    """
     asked = pictures.read[rows.chosen] & pictures.read[rows.rejected] & (rows.preference > 0.5)
-    sides = rows.chosen[asked], rows.rejected[asked], rows.prompts[asked]
+    few = len(np.unique(rows.prompts[asked])) < FEW_PROMPTS
+    if few:
+        asked[asked] = independent(rows.chosen_content[asked], rows.rejected_content[asked])
+    prompts = np.arange(int(asked.sum())) if few else rows.prompts[asked]
+    sides = rows.chosen[asked], rows.rejected[asked], prompts
     together = tell_together(values, *sides)
     margins = np.full(len(rows), np.nan)
     margins[asked] = together.margins
-    return find_leaks(values, *sides), Together(together.share, margins)
+    return find_leaks(values, *sides, exact=few), Together(together.share, margins)
 
 
 def _findings(
@@ -141,7 +158,7 @@ def _summary(
         "splits": dict(sorted(Counter(rows.split).items())),
         "weight": {name: float(getattr(rows.weight, name)()) for name in ("min", "mean", "max")},
         "findings": [asdict(f) for f in findings],
-        "leaks": [asdict(leak) | {"tells": leak.paired.tells} for leak in leaks],
+        "leaks": [asdict(leak) for leak in leaks],
         "leak_together": asdict(together.share) | {"tells": together.share.tells},
         "leak_margin": MARGIN,
     }  # fmt: skip

@@ -12,12 +12,15 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
 from mapo.check.encoder import Encoder, tokens
-from mapo.check.leak import MARGIN, Leak, Share, Together
+from mapo.check.leak import FEW_PROMPTS, MARGIN, Leak, Share, Together
 from mapo.check.pictures import ANIMATED, LATENTS, MISSING, UNREADABLE, Pictures, difference
 from mapo.check.rows import Finding, Flags, Integers, Rows, count, find, quote
 
 ALIKE = 2.0  # grey levels of 255
-NAMES = {"jpeg_quality": "JPEG quality", "bytes": "file size", "bytes_per_pixel": "bytes per pixel"}
+NAMES = {
+    "jpeg_quality": "JPEG quality", "bytes": "file size", "bytes_per_pixel": "bytes per pixel", "alpha": "transparency",
+    "exif": "EXIF data", "rotated": "EXIF rotation",
+}  # fmt: skip
 
 
 def check_files(rows: Rows, pictures: Pictures) -> list[Finding]:
@@ -68,7 +71,7 @@ def check_sizes(rows: Rows, pictures: Pictures, encoder: Encoder | None) -> list
     findings = find(
         "sizes_differ", "warning", known & ((w1 != w2) | (h1 != h2)),
         "Chosen and rejected differ in size: {n}.",
-        "They are scaled and cropped each in its own way; models that are told sizes are told the difference.",
+        "The two sides are resized differently. SDXL is told the original size and can learn that instead.",
         lambda i: f"{quote(rows.texts[i])} {w1[i]:.0f} × {h1[i]:.0f} against {w2[i]:.0f} × {h2[i]:.0f}",
     )  # fmt: skip
     if encoder:
@@ -278,25 +281,54 @@ def check_leaks(leaks: list[Leak], together: Together) -> list[Finding]:
             "Alright where this is what is preferred, as in a style that is brighter; a shortcut anywhere else.",
         ),
     ):
-        found = [leak for leak in leaks if leak.of_the_file == of_the_file and leak.paired.tells]
+        found = [leak for leak in leaks if leak.of_the_file == of_the_file and leak.tells]
         if found:
             found.sort(key=lambda leak: -abs(leak.paired.value - 0.5))
             listed = ", ".join(f"{statistic(leak.name)} ({auc_words(leak.paired)})" for leak in found)
             what = "the file" if of_the_file else "simple statistics of the picture"
             name = "leak_file" if of_the_file else "leak_content"
-            findings.append(Finding(name, severity, f"Leak: chosen is told from rejected by {what}: {listed}.", remedy))
+            says = f"Leak: chosen is told from rejected by {what}: {listed}.{_how_it_is_known(found)}"
+            findings.append(Finding(name, severity, says, remedy))
+    findings += _too_few_to_tell(leaks)
     if together.share.low > 0.5 + MARGIN:
         told = auc_words(together.share)
         says = f"Leak: all these statistics together tell chosen from rejected in {told} of held-out pairs."
-        remedy = "What a line through a few numbers finds, a model finds too."
+        remedy = "A simple classifier can tell the two sides apart, so the model can too."
         findings.append(Finding("leak_together", "warning", says, remedy))
     return findings
+
+
+def _how_it_is_known(found: list[Leak]) -> str:
+    """Of an exact test, what it is over; nothing where an interval over prompts decided."""
+    if found[0].p is None:
+        return ""
+    most = max(leak.differing for leak in found)
+    p = min(leak.p for leak in found if leak.p is not None)
+    return (
+        f" The set has fewer than {FEW_PROMPTS} prompts, so pairs that share no picture were counted one by one: "
+        f"{most} differ in it (exact sign test, p = {p:.2g})."
+    )
+
+
+def _too_few_to_tell(leaks: list[Leak]) -> list[Finding]:
+    """Where the few pairs that there are all differ in the same way, which may be chance."""
+    same = [
+        leak for leak in leaks
+        if leak.p is not None and leak.of_the_file and not leak.tells
+        and leak.differing >= 3 and leak.paired.value in (0, 1)
+    ]  # fmt: skip
+    if not same:
+        return []
+    listed = ", ".join(statistic(leak.name) for leak in same)
+    says = f"In all {same[0].differing} pairs that can be counted the sides differ the same way in {listed}."
+    return [Finding("leak_unsure", "note", says, "So few pairs can do so by chance. If they did not, it is a leak.")]
 
 
 def statistic(name: str) -> str:
     """A statistic in words."""
     kind, _, value = name.partition(" ")
-    return {"format": f"file type {value}", "mode": f"colour mode {value}"}.get(kind, NAMES.get(name, name))
+    kinds = {"format": "file type", "mode": "colour mode", "quality": "JPEG quality"}
+    return f"{kinds[kind]} {value}" if kind in kinds and value else NAMES.get(name, name)
 
 
 def auc_words(share: Share) -> str:

@@ -6,7 +6,7 @@ that instead of the preference.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ from mapo.check.pictures import Pictures
 EVEN = 0.5
 MARGIN = 0.05  # an AUC is called when its whole interval lies farther than this from one half
 FOLDS = 5
+FEW_PROMPTS = 10  # with fewer of them than this their variance says nothing, and pairs are counted one by one
+LEVEL = 0.05  # of the exact test there, over all statistics of the file together, and over all of the content
 RIDGE = 1.0  # in units of one pair's loss; keeps weights finite where a statistic tells every pair
 # What belongs to the file or the frame. Nothing shown in a picture can be the reason for a difference in these.
 OF_THE_FILE = ("width", "height", "pixels", "aspect", "jpeg_quality")
@@ -51,6 +53,9 @@ class Leak:
     of_the_file: bool
     paired: Share  # pairs in which the chosen picture has more of it, ties half
     auc: float  # the same over all chosen against all rejected pictures
+    tells: bool
+    p: float | None = None  # of the exact sign test that decided, where prompts were few; corrected for their number
+    differing: int = 0  # the pairs that this test is over: those whose sides differ in it
 
 
 @dataclass(frozen=True)
@@ -71,21 +76,86 @@ def statistics(pictures: Pictures) -> dict[str, Floats]:
         kinds = np.unique(found[field][read])
         for kind in kinds[:1] if len(kinds) == 2 else kinds if len(kinds) > 2 else ():
             values[f"{field} {kind}"] = np.where(read, found[field] == kind, np.nan)
+    for field in ("alpha", "exif", "rotated"):
+        if len(np.unique(found[field][read])) == 2:
+            values[field] = np.where(read, found[field], np.nan)
+    # where one side is all of one kind and the other of many, neither need have more of it
+    for name, columns in (("size", (width, height)), ("quality", (found["jpeg_quality"],))):
+        known = read & np.isfinite(columns[0])
+        kinds, uses = np.unique(np.stack(columns, 1)[known], axis=0, return_counts=True)
+        if len(kinds) > 2:
+            most = kinds[uses.argmax()]
+            same = np.all([column == one for column, one in zip(columns, most, strict=True)], axis=0)
+            values[f"{name} {' × '.join(f'{one:.0f}' for one in most)}"] = np.where(known, same, np.nan)
     values |= {name: found[name] for name in ("brightness", "saturation", "contrast", "sharpness", "bytes")}
     values["bytes_per_pixel"] = found["bytes"] / (width * height)
     return {name: np.asarray(column, np.float64) for name, column in values.items()}
 
 
-def find_leaks(values: dict[str, Floats], chosen: Integers, rejected: Integers, prompts: Integers) -> list[Leak]:
-    """One entry per statistic that is known of any pair; ``chosen`` and ``rejected`` are places of pictures."""
-    leaks = []
+def find_leaks(
+    values: dict[str, Floats], chosen: Integers, rejected: Integers, prompts: Integers, exact: bool = False
+) -> list[Leak]:
+    """Each statistic that both pictures of some pair have. ``exact``: the pairs are independent, each of a prompt.
+
+    Then an exact sign test over the pairs whose sides differ decides, and not an interval.
+    """
+    leaks: list[Leak] = []
+    signs: dict[str, Floats] = {}
     for name, column in values.items():
         first, second = column[chosen], column[rejected]
         known = np.isfinite(first) & np.isfinite(second)
         if known.any():
             paired = paired_auc(first[known], second[known], prompts[known])
-            leaks.append(Leak(name, name not in OF_THE_CONTENT, paired, auc(first[known], second[known])))
-    return leaks
+            leaks.append(Leak(name, of_the_file(name), paired, auc(first[known], second[known]), paired.tells))
+            signs[name] = np.sign(np.where(known, first, 0) - np.where(known, second, 0))
+    if not exact:
+        return leaks
+    of_file, of_content = ({n: s for n, s in signs.items() if of_the_file(n) == kind} for kind in (True, False))
+    tested = sign_tests(of_file) | sign_tests(of_content)
+    return [
+        replace(
+            leak,
+            tells=tested[leak.name] <= LEVEL and abs(leak.paired.value - EVEN) > MARGIN,
+            p=tested[leak.name],
+            differing=int(np.count_nonzero(signs[leak.name])),
+        )
+        for leak in leaks
+    ]
+
+
+def of_the_file(name: str) -> bool:
+    """Whether a statistic is of the file or its frame, and not of what is shown."""
+    return name not in OF_THE_CONTENT
+
+
+def independent(chosen: Integers, rejected: Integers) -> NDArray[np.bool_]:
+    """Which pairs share no picture with one of these before them: pairs of a ranking are not as many as they seem."""
+    used: set[int] = set()
+    taken = np.zeros(len(chosen), bool)
+    for row, sides in enumerate(zip(chosen.tolist(), rejected.tolist(), strict=True)):
+        taken[row] = used.isdisjoint(sides)
+        if taken[row]:
+            used.update(sides)
+    return taken
+
+
+def sign_tests(signs: dict[str, Floats]) -> dict[str, float]:
+    """The p of an exact sign test of each statistic, corrected for their number (Holm).
+
+    ``signs`` say for each pair which side has more. Statistics that part all pairs in the same way, as width and
+    pixels do, are one test; those that part none are no test.
+    """
+    found: dict[bytes, float] = {}
+    names: dict[str, bytes] = {}
+    for name, sign in signs.items():
+        parting = sign[sign != 0]
+        key = names[name] = (sign * parting[0] if len(parting) else sign[:0]).astype(np.int8).tobytes()
+        found[key] = float(stats.binomtest(int((parting > 0).sum()), len(parting)).pvalue) if len(parting) else 1.0
+    corrected, least = {b"": 1.0}, 0.0
+    tests = sorted((p, key) for key, p in found.items() if key)
+    for number, (p, key) in enumerate(tests):
+        least = corrected[key] = max(least, min(1.0, p * (len(tests) - number)))
+    return {name: corrected[key] for name, key in names.items()}
 
 
 def auc(first: Floats, second: Floats) -> float:

@@ -38,6 +38,7 @@ PICTURE = np.dtype(
         ("format", "U12"),
         ("mode", "U6"),  # as stored
         ("alpha", "?"),
+        ("exif", "?"),
         ("rotated", "?"),  # by EXIF
         ("bytes", "f8"),
         ("width", "f8"),  # upright
@@ -142,13 +143,14 @@ def _describe(data: bytes | str) -> tuple[Any, ...] | str:
         return str(error)
     with Image.open(io.BytesIO(data)) as stored:  # the header alone
         alpha = "A" in stored.getbands() or "transparency" in stored.info
-        rotated = stored.getexif().get(ORIENTATION, 1) not in (0, 1)
+        exif = stored.getexif()
+        rotated = exif.get(ORIENTATION, 1) not in (0, 1)
         quality = jpeg_quality(getattr(stored, "quantization", None))
         kind, mode = stored.format or "", stored.mode
     pixels = hashlib.sha256(repr(picture.size).encode())
     pixels.update(picture.tobytes())
     content = int.from_bytes(pixels.digest()[:8], "big")
-    file = (READ, content, kind, mode, alpha, rotated, len(data), *picture.size, quality)
+    file = (READ, content, kind, mode, alpha, bool(exif), rotated, len(data), *picture.size, quality)
     return (*file, *_statistics(picture))
 
 

@@ -13,7 +13,7 @@ from mapo.files import locate
 from mapo.importers.named import state_of
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./~-]+)?")
-FILE_ENDS = (".parquet", ".jsonl", ".json", ".csv", ".tar", ".zip", ".txt")
+FILE_ENDS = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".tar", ".zip", ".txt")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import os
 import shutil
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,11 +71,15 @@ def value_counts(votes: Iterable[Vote]) -> NDArray[np.int64]:
 
 
 def agreement(votes: Iterable[Vote], seed: int = 0) -> Agreement:
-    """Krippendorff's alpha with a bootstrap interval over pairs (percentiles of resampled pairs)."""
+    """Krippendorff's alpha with a bootstrap interval over pairs (percentiles of resampled pairs).
+
+    The same votes come to the same numbers in whatever order they stand.
+    """
     from scipy import stats
 
     counts = value_counts(votes)
     counts = counts[counts.sum(1) >= 2]
+    counts = counts[np.lexsort(counts.T)]
     alpha = _alpha(counts)
     if math.isnan(alpha):
         return Agreement(None, None, len(counts))
@@ -104,10 +108,13 @@ def _alpha(counts: NDArray[np.int64]) -> float:
     return float(krippendorff.alpha(value_counts=counts, level_of_measurement="nominal"))
 
 
-def summarise(votes: Sequence[Vote], total: int) -> str:
-    """A table of votes per annotator, and the agreement between them; ``total`` is the number of pairs to judge."""
+def summarise(votes: Sequence[Vote], pairs: Collection[str]) -> str:
+    """A table of votes per annotator on ``pairs`` (their keys), and the agreement between them."""
+    others, votes = len(votes), [v for v in votes if v.pair in pairs]
+    others -= len(votes)
+    told = [f"{_many(others, 'vote')} on pairs that are not here {_is(others)} left out."] if others else []
     if not votes:
-        return "There are no votes yet."
+        return "\n".join(["There are no votes yet.", *told])
     width = max(len("annotator"), *(len(v.annotator) for v in votes))
     lines = [f"{'annotator':<{width}}   votes  better   tie  both bad  skipped"]
     for name in sorted({v.annotator for v in votes}):
@@ -115,7 +122,7 @@ def summarise(votes: Sequence[Vote], total: int) -> str:
         numbers = [kinds[k] for k in ("better", "tie", "bad", "skip")]
         lines.append("{:<{}}  {:>6}{:>8}{:>6}{:>10}{:>9}".format(name, width, sum(numbers), *numbers))
     judged = len({v.pair for v in votes if v.vote != "skip"})
-    return "\n".join([*lines, f"{judged} of {total} pairs judged.", str(agreement(votes))])
+    return "\n".join([*lines, *told, f"{judged} of {len(pairs)} pairs judged.", str(agreement(votes))])
 
 
 # ------------------------------------------------------------------ the set that the votes make
@@ -169,7 +176,8 @@ def apply_votes(pairs: PairSet, out: Path, keep_ties: bool = False, keep_unlabel
             counts["repeats"] += new["id"] in rows  # the set had the pair both ways round
             rows.setdefault(new["id"], new)
     if not rows:
-        raise MapoError(f"The votes in {path} leave no pair: {spoken(counts)}. Judge more pairs, or use --keep-….")
+        why = spoken(counts, keep_ties, keep_unlabeled).removeprefix("0 pairs; ")
+        raise MapoError(f"The votes in {path} leave no pair: {why} Judge more pairs, or use --keep-….")
     counts["pairs"] = len(rows)
     _write(pairs, out, list(rows.values()), _provenance([v for votes in used.values() for v in votes], counts))
     return dict(counts)
@@ -225,9 +233,29 @@ def _provenance(votes: Sequence[Vote], counts: Mapping[str, int]) -> dict[str, A
     }
 
 
-def spoken(counts: Mapping[str, int]) -> str:
-    """``2 swapped, 1 ties``: the counts that are not zero."""
-    return ", ".join(f"{n} {k.replace('_', ' ')}" for k, n in counts.items() if n) or "none"
+def spoken(counts: Mapping[str, int], keep_ties: bool = False, keep_unlabeled: bool = False) -> str:
+    """What :func:`apply_votes` counted, in words: ``28 pairs; 4 left out because votes were even.``"""
+    ties, bare, bad = counts["ties"], counts["unlabeled"], counts["both_bad"]
+    told = [
+        (ties, f"{ties} {_is(ties)} kept as {'a tie' if ties == 1 else 'ties'} because votes were even")
+        if keep_ties
+        else (ties, f"{ties} left out because votes were even"),
+        (bad, f"{bad} left out because most found both pictures bad"),
+        (bare, f"{bare} kept as before because nobody judged {'it' if bare == 1 else 'them'}")
+        if keep_unlabeled
+        else (bare, f"{bare} left out because nobody judged {'it' if bare == 1 else 'them'}"),
+        (counts["swapped"], f"{counts['swapped']} turned round"),
+        (counts["repeats"], f"{counts['repeats']} left out because the set had the pair both ways round"),
+    ]
+    return "; ".join([_many(counts["pairs"], "pair"), *(words for number, words in told if number)]) + "."
+
+
+def _many(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _is(number: int) -> str:
+    return "is" if number == 1 else "are"
 
 
 def _write(pairs: PairSet, out: Path, rows: list[dict[str, Any]], labels: Mapping[str, Any]) -> None:

@@ -201,11 +201,11 @@ def _answer(
 ) -> Response:
     """The state as JSON, or why there is none: 400 what the page never sends, 409 a vote on another pair, 507 disk."""
     if values is None:
-        return JSONResponse({"error": "That is no vote of this page."}, 400)
+        return JSONResponse({"error": "That is not a vote of this page."}, 400)
     try:
         return JSONResponse({**what(values), "fixed": fixed is not None})
     except KeyError as error:
-        return JSONResponse({"error": f"That is no vote of this page: it has no {error.args[0]}."}, 400)
+        return JSONResponse({"error": f"That is not a vote of this page: it has no {error.args[0]}."}, 400)
     except MapoError as error:
         return JSONResponse({"error": str(error)}, 400)
     except Refused as error:

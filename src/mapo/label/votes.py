@@ -96,7 +96,7 @@ def _parse(data: bytes, path: Path) -> tuple[list[Vote], int]:
                 votes.append(_vote(line))
         except (ValueError, TypeError, RecursionError) as error:
             if line.endswith(b"\n"):
-                raise MapoError(f"{path} line {number} is no vote ({error}). {REMEDY}") from None
+                raise MapoError(f"{path} line {number} is not a vote ({error}). {REMEDY}") from None
             break
         end += len(line)
     return votes, end
@@ -105,7 +105,7 @@ def _parse(data: bytes, path: Path) -> tuple[list[Vote], int]:
 def _vote(line: bytes) -> Vote:
     values = json.loads(line)
     if not isinstance(values, dict):
-        raise TypeError("it is no JSON object")
+        raise TypeError("it is not a JSON object")
     if missing := [f.name for f in fields(Vote) if f.default is MISSING and f.name not in values]:
         raise TypeError(f"it lacks {', '.join(missing)}")
     vote = Vote(**{f.name: values[f.name] for f in fields(Vote) if f.name in values})

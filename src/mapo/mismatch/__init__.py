@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mapo.cache import cache_key
-from mapo.errors import MapoError
+from mapo.errors import MapoError, memory_told
 from mapo.families import MINI, family_of, find_model
 from mapo.mismatch.denoising import BINS, Errors, compare_errors, denoise, encode
 from mapo.mismatch.distance import Distances, compare_embeddings, default_encoder, embed, load_encoder
@@ -96,11 +96,12 @@ def measure(
     scorer = load_encoder(encoder or default_encoder(found))
     material = gather(opened, members, images, own_samples(model, members, seeds, images, sampling))
     distances = None
-    if scorer is not None:
-        distances = compare_embeddings(scorer, embed(scorer, material, sampling.images_per_batch), material)
-    del scorer  # and its weights
-    encoded = encode(family, found, opened, key, material, sampling.images_per_batch)
-    errors = denoise(family, found, encoded, material, seed, draws, sampling.precision, sampling.images_per_batch)
+    with memory_told(sampling.images_per_batch):
+        if scorer is not None:
+            distances = compare_embeddings(scorer, embed(scorer, material, sampling.images_per_batch), material)
+        del scorer  # and its weights
+        encoded = encode(family, found, opened, key, material, sampling.images_per_batch)
+        errors = denoise(family, found, encoded, material, seed, draws, sampling.precision, sampling.images_per_batch)
     bins = compare_errors(errors, material.clusters, family.schedule(found).num_timesteps)
     return Mismatch(
         found.stable_name, found.revision(), found.base == MINI, str(pairs), opened.fingerprint(), split, of_pairs,

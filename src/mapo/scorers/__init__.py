@@ -137,6 +137,8 @@ def _is_number(text: str) -> bool:
 
 def check_inputs(scorer: str, pictures: Sequence[Image], prompts: Sequence[str]) -> None:
     """Refuse what would be scored wrongly in silence: swapped arguments, other modes than RGB, unequal numbers."""
+    if isinstance(prompts, str):
+        raise TypeError(f"{scorer} takes a list of prompts, one for each picture; it was given one text")
     for place, (picture, prompt) in enumerate(zip_longest(pictures, prompts)):
         if not isinstance(picture, Image) or not isinstance(prompt, str):
             kinds = f"{type(picture).__name__} and {type(prompt).__name__}"

@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mapo.errors import MapoError, suggest
+from mapo.errors import MapoError, several, suggest
 from mapo.files import prepare_out, read_object, write_json
 from mapo.study.crew import Crew
 from mapo.study.search import Found, compass, lengthen
@@ -73,8 +73,8 @@ def study(
     out: Path,
     *,
     quick: bool = False,
-    domains: Sequence[str] = (),
-    methods: Sequence[str] = (),
+    domains: str | Sequence[str] = (),
+    methods: str | Sequence[str] = (),
     pairs: Sequence[int] = (),
     seeds: int | None = None,
     looks: Sequence[int] = (),
@@ -87,7 +87,7 @@ def study(
     """
     from mapo.shards import locked
 
-    plan = _plan(QUICK if quick else Plan(), domains, methods, pairs, seeds, looks)
+    plan = _plan(QUICK if quick else Plan(), several(domains), several(methods), pairs, seeds, looks)
     if workers is not None and workers < 1:
         raise MapoError("--workers has to be at least 1.")
     plan = _open(out, plan)
