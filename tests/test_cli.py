@@ -200,8 +200,9 @@ def test_a_foreign_model_with_v_prediction_goes_the_whole_road(tmp_path, sdxl_v,
 
 
 def test_a_run_can_be_the_start_of_another_run(tmp_path, sdxl, pairs, cache):
-    from mapo.families import find_model
     from test_train import run
+
+    from mapo.families import find_model
 
     run(tmp_path / "a", sdxl, pairs, cache, kind="lora", steps=1)
     run(tmp_path / "b", tmp_path / "a", pairs, cache, kind="full", steps=1)

@@ -83,13 +83,13 @@ def test_an_empty_manifest_holds_no_rows(tmp_path: Path) -> None:
 
 GOOD = asdict(make_row())
 BAD_LINES: dict[str, tuple[bytes, str]] = {
-    "no JSON": (b"{", "line 2 is no row of an images folder"),
-    "no object": (b"[1]", "line 2 is no row"),
-    "no file": (json.dumps({k: v for k, v in GOOD.items() if k != "file"}).encode(), "line 2 is no row .*'file'"),
-    "file is null": (json.dumps(GOOD | {"file": None}).encode(), "line 2 is no row .*file is None"),
-    "seed is a text": (json.dumps(GOOD | {"seed": "3"}).encode(), "line 2 is no row .*seed is '3'"),
-    "steps is true": (json.dumps(GOOD | {"steps": True}).encode(), "line 2 is no row .*steps is True"),
-    "half a character": (b'{"file": "\xff"}', "line 2 is no row"),
+    "no JSON": (b"{", "line 2 is not JSON"),
+    "no object": (b"[1]", "line 2 is not one"),
+    "no file": (json.dumps({k: v for k, v in GOOD.items() if k != "file"}).encode(), "line 2 is not one .*'file'"),
+    "file is null": (json.dumps(GOOD | {"file": None}).encode(), "line 2 is not one .*file is None"),
+    "seed is a text": (json.dumps(GOOD | {"seed": "3"}).encode(), "line 2 is not one .*seed is '3'"),
+    "steps is true": (json.dumps(GOOD | {"steps": True}).encode(), "line 2 is not one .*steps is True"),
+    "half a character": (b'{"file": "\xff"}', "line 2 is not JSON"),
     "later version": (json.dumps(GOOD | {"version": 2}).encode(), "line 2 has version 2, this version reads 1"),
     "picture is gone": (json.dumps(GOOD | {"file": "z.png"}).encode(), "line 2 names z.png, which is not there"),
     "outside": (json.dumps(GOOD | {"file": "../z.png"}).encode(), "line 2: the path '../z.png' leaves its folder"),

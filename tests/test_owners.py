@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from mapo.errors import MapoError
-from mapo.shards import owned
+from mapo.shards import locked, owned
 from test_cli import refused
 from tiny import make_pairs
 
@@ -81,7 +81,6 @@ COMMANDS = {
     "mismatch": "mismatch --model {model} --pairs {}/pairs --encoder none --out {out}",
     "report": "report --before {}/before --after {}/after --scorer guards --out {out}",
     "export": "export {}/pairs --to preference --out {out}",
-    "label --apply": "label {}/pairs --apply --keep-unlabeled --out {out}",
     "demo": "demo --out {out}",
     "study": "study --quick --out {out}",
     "mini pretrain": "mini pretrain --out {out}",
@@ -91,15 +90,29 @@ COMMANDS = {
 def test_every_verb_that_writes_is_tried():
     from mapo.cli import cli
 
-    assert {name.split()[0] for name in COMMANDS} == set(cli.commands) - {"label"} | {"label"}
+    assert {name.split()[0] for name in COMMANDS} == set(cli.commands) - {"label"}  # which test_votes.py tries
+
+
+def test_a_set_is_written_by_one_process(tmp_path):
+    from mapo.pairs import PairWriter
+
+    first = PairWriter(tmp_path / "set", {"made": "by a test"})
+    with pytest.raises(MapoError, match="Another process is writing"):
+        PairWriter(tmp_path / "set", {"made": "by a test"})
+    with pytest.raises(MapoError, match="the source gave none"), first:
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("verb", COMMANDS)
 def test_a_second_command_on_the_same_output_is_refused_in_a_sentence(tmp_path, material, sdxl, verb):
     out = tmp_path / "out"
     words = [w.replace("{}", str(material)).format(model=sdxl, out=out) for w in COMMANDS[verb].split()]
-    with owned(out):
+    work = tmp_path / ".out.build.partial"
+    if verb == "build":  # its owner holds the folder that it works in
+        work.mkdir()
+    with locked(work, ["whole"]) if verb == "build" else owned(out):
         said = refused(*words)
     assert "Another process is" in said and "Wait for it, or stop it first" in said
     assert not out.exists()
-    assert list(tmp_path.iterdir()) == []
+    assert [path for path in tmp_path.iterdir() if path != work] == []

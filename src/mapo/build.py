@@ -22,6 +22,7 @@ from mapo import minors
 from mapo.cache import LATENTS, read_latents, write_head, write_latents
 from mapo.candidates import Found, Latents, Maker, Portion
 from mapo.context import Contexts, Rewriter, open_rewriter
+from mapo.devices import use_own_device
 from mapo.errors import MapoError, memory_told, several
 from mapo.families import find_model
 from mapo.files import sha256
@@ -30,7 +31,7 @@ from mapo.judge import Filter, judges_of
 from mapo.pairs import PairWriter, pair_id
 from mapo.recipe import Recipe, changed_recipe
 from mapo.sample import Sampling, default_sampling
-from mapo.shards import WHOLE, Shard, locked, use_own_device
+from mapo.shards import WHOLE, Shard, locked
 from mapo.work import Work, open_work
 
 MOST_TRIES_PER_PAIR = 5

@@ -169,8 +169,10 @@ def check(pairs: Path, strict: bool, **how: Any) -> None:
     """Look for what is wrong in a set. The exit code is 1 when there are errors, 0 when there are none."""
     from mapo.check import check_pairs, lines
     from mapo.pairs import PairSet
+    from mapo.shards import owned
 
-    found = check_pairs(PairSet(pairs), **how)
+    with owned(how["out"]):
+        found = check_pairs(PairSet(pairs), **how)
     _say("\n".join(lines(found)))
     _say(f"the page is {how['out']}")
     if found["errors"] or (strict and found["warnings"]):
@@ -330,9 +332,12 @@ def mismatch(model: str, pairs: Path, out: Path, seeds: str, **how: Any) -> None
     from mapo.mismatch import measure
     from mapo.mismatch.words import write_mismatch
     from mapo.sample import parse_seeds
+    from mapo.shards import owned
 
-    found = measure(model, pairs, out.with_name(f"{out.stem}-images"), seeds=parse_seeds(seeds), **how)
-    _say("\n".join(write_mismatch(found, out)))
+    with owned(out):
+        found = measure(model, pairs, out.with_name(f"{out.stem}-images"), seeds=parse_seeds(seeds), **how)
+        said = write_mismatch(found, out)
+    _say("\n".join(said))
     _say(f"the numbers are in {out}")
 
 
@@ -364,16 +369,18 @@ def report(before: Path, after: Path, scores: tuple[Path, ...], scorer: str | No
     from mapo.report.evidence import read_pictures
     from mapo.score import score_sides
     from mapo.scorers import scorer_names
+    from mapo.shards import owned
 
     if scores and scorer:
         raise MapoError("--scorer is for a report that makes the scores itself. Leave it out, or --scores.")
     rest["judges_of_pairs"] = [name for judge in rest["judges_of_pairs"] for name in scorer_names(judge)]
     check_out(out, [*scores, *rest["votes"]])
-    tables = list(scores)
-    if not tables:
-        read_pictures(before, after)  # whether they can be compared, before hours of scoring
-        tables = score_sides(before, after, scorer, out, bool(rest["votes"]))
-    summary = write_report(before, after, tables, out, **rest)
+    with owned(out):
+        tables = list(scores)
+        if not tables:
+            read_pictures(before, after)  # whether they can be compared, before hours of scoring
+            tables = score_sides(before, after, scorer, out, bool(rest["votes"]))
+        summary = write_report(before, after, tables, out, **rest)
     _say(summary["verdict"].replace("\u202f", " "))  # no thin spaces in a terminal
     _say(f"the report is {out}")
 

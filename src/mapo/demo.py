@@ -22,7 +22,8 @@ from mapo.report import write_report
 from mapo.sample import sample
 from mapo.score import score_images
 from mapo.scores import read_scores
-from mapo.train import train
+from mapo.shards import owned
+from mapo.train import Run, train
 from mapo.winrate import mean_difference, paired
 
 GOALS = {"pick-style-cartoon": "cartoon", "pick-style-pixel-art": "pixel_art", "pick-safety-hazard": "-hazard"}
@@ -46,6 +47,11 @@ def demo(
     """Run every stage into ``out``, going on where an earlier call stopped; what ``summary.json`` holds."""
     if recipe not in GOALS:
         raise MapoError(f"The demo has no recipe {recipe!r}. {suggest(recipe, GOALS)}")
+    with owned(out):
+        return _demo(out, recipe, test_prompts, seeds)
+
+
+def _demo(out: Path, recipe: str, test_prompts: str | None, seeds: Sequence[int] | None) -> dict[str, Any]:
     goal = GOALS[recipe]
     times = out / "seconds.json"
     seconds: dict[str, float] = read_json(times, "a demo", f"Delete {out}.") if times.exists() else {}
@@ -68,7 +74,7 @@ def demo(
             judges = [parse_filter(f"{JUDGE}:{what}") for what in (goal, f"{FOLLOWING}:0.5")]
             prompts = read_prompts(TRAIN_PROMPTS)
             build(read_recipe(recipe), "mini", prompts, PAIRS, pairs, judges=judges, prompts_from=TRAIN_PROMPTS)
-    if not (run / "run.json").exists():
+    if Run(run).finished_steps() < STEPS:
         with stage("encode"):
             model = find_model("mini")
             encode(family_of(model), model, PairSet(pairs), cache, images_per_batch=32)

@@ -20,6 +20,7 @@ from mapo.errors import MapoError, suggest
 from mapo.files import prepare_out, replacing
 from mapo.pairs import PairSet
 from mapo.pictures import upright
+from mapo.shards import owned
 from mapo.splits import SPLITS
 
 ROWS_PER_FILE, BYTES_PER_FILE = 2_000, 500 * 2**20
@@ -160,7 +161,7 @@ def export_pairs(
     sizes: dict[str, hub.Size] = {}
     turned: set[str] = set()
     read = _upright_reader(pairs, turned) if format in READ_AS_THEY_LIE and _may_turn(pairs) else pairs.image_bytes
-    with replacing(out) as temporary, tqdm(total=len(preference), desc=f"export {format}", unit="pair") as bar:
+    with owned(out), replacing(out) as temporary, _bar(len(preference), format) as bar:
         (temporary / "data").mkdir(parents=True)
         for split in SPLITS:
             members = kept & pc.equal(pairs.table["split"], split).to_numpy()
@@ -172,6 +173,10 @@ def export_pairs(
                 temporary, repo.split("/")[-1] if repo else out.name, repo, pairs, kept, sizes, sources, licence
             )
     return {**counts, "turned": len(turned)}
+
+
+def _bar(pairs: int, format: str) -> Any:
+    return tqdm(total=pairs, desc=f"export {format}", unit="pair")
 
 
 def _may_turn(pairs: PairSet) -> bool:

@@ -118,9 +118,15 @@ def append_lines(path: Path, values: Iterable[Any]) -> None:
 
 
 def read_lines(path: Path) -> Iterator[Any]:
-    """The values of a file of JSON lines. A last line that a killed process left half written is left out.
+    """The values of a file of JSON lines, as :func:`numbered_lines` has them."""
+    return (value for _, value in numbered_lines(path))
 
-    Raises MapoError naming any other line that is not JSON.
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """The values of a file of JSON lines, each with the number of its line. Empty lines are passed over.
+
+    A last line that a killed process left half written is left out. Raises MapoError naming any other
+    line that is not JSON.
     """
     with path.open("rb") as file:  # bytes, as a killed process may have stopped inside a character
         for number, line in enumerate(file, 1):
@@ -132,7 +138,7 @@ def read_lines(path: Path) -> Iterator[Any]:
                 if not line.endswith(b"\n"):
                     return
                 raise MapoError(f"{path} line {number} is not JSON ({error}). Mend the line, or delete it.") from None
-            yield value
+            yield number, value
 
 
 def _ends_a_line(file: IO[bytes], end: int) -> bool:

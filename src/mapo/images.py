@@ -20,7 +20,7 @@ from types import UnionType
 from PIL import Image
 
 from mapo.errors import MapoError, printable
-from mapo.files import inside, read_object, replacing, sha256, write_text
+from mapo.files import append_lines, inside, numbered_lines, read_object, replacing, sha256, write_text
 from mapo.foreign import MANIFEST, NAMED, Found, find_pictures, is_ours
 from mapo.pictures import check_picture, decode_picture
 from mapo.splits import prompt_id
@@ -133,18 +133,12 @@ def read_manifest(folder: Path, check_files: bool = True) -> list[ImageRow]:
         raise MapoError(f"{folder} is not an images folder: it has no manifest.jsonl. {REMEDY}")
     known = {f.name for f in fields(ImageRow)}
     rows: list[ImageRow] = []
-    lines = path.read_bytes().split(b"\n")  # bytes, as an interrupted run may have stopped inside a character
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, values in numbered_lines(path):
         try:
-            values = json.loads(line)
             row = ImageRow(**{k: v for k, v in values.items() if k in known})
             _check_types(row)
-        except (ValueError, TypeError, AttributeError) as error:
-            if number == len(lines):
-                continue
-            raise MapoError(f"{path} line {number} is no row of an images folder ({error}). {REMEDY}") from None
+        except (TypeError, AttributeError) as error:
+            raise MapoError(f"{path} line {number} is not one of an images folder ({error}). {REMEDY}") from None
         if row.version != VERSION:
             raise MapoError(f"{path} line {number} has version {row.version}, this version reads {VERSION}. {REMEDY}")
         if check_files and not inside(folder, row.file, f"{path} line {number}").is_file():
@@ -226,19 +220,4 @@ def append_images(folder: Path, rows: list[ImageRow], data: list[bytes] | None) 
     for row, png in zip(rows, data, strict=True) if data is not None else ():
         with replacing(folder / row.file) as temporary:
             temporary.write_bytes(png)
-    path = folder / MANIFEST
-    kept = path.read_bytes() if path.exists() else b""
-    if kept and not kept.endswith(b"\n"):  # an interrupted write, or a file that was edited by hand
-        start = kept.rfind(b"\n") + 1
-        with replacing(path) as temporary:
-            temporary.write_bytes(kept + b"\n" if _is_json(kept[start:]) else kept[:start])
-    with path.open("a", encoding="utf-8") as file:
-        file.write("".join(map(_line, rows)))
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
+    append_lines(folder / MANIFEST, map(asdict, rows))

@@ -13,6 +13,7 @@ from mapo.files import replacing, sha256
 from mapo.images import png_bytes
 from mapo.pairs import Pair, PairSet
 from mapo.sample import PRECISIONS, Sampler, Sampling
+from mapo.shards import owned
 
 SIDES = ("chosen", "rejected")
 HOW = ("steps", "guidance", "width", "height", "prefix", "negative_prompt", "precision")
@@ -68,9 +69,13 @@ def remake_pairs(pairs: PairSet, ids: str | Sequence[str], out: Path) -> list[Re
 
     A picture that the set keeps as latents only is made and compared in memory, and written nowhere.
     """
-    if out.exists():
-        raise MapoError(f"{out} already exists. Choose another --out, or delete it first.")
-    ids = several(ids)
+    with owned(out):
+        if out.exists():
+            raise MapoError(f"{out} already exists. Choose another --out, or delete it first.")
+        return _remake_pairs(pairs, several(ids), out)
+
+
+def _remake_pairs(pairs: PairSet, ids: Sequence[str], out: Path) -> list[Remade]:
     rows = dict(zip(pairs.table["id"].to_pylist(), range(len(pairs)), strict=True))
     if unknown := [name for name in ids if name not in rows]:
         raise MapoError(

@@ -19,6 +19,7 @@ from mapo.families import Model, find_model
 from mapo.files import prepare_out, read_object, sha256, write_json
 from mapo.images import ImageRow, append_images, keep_whole, png_bytes
 from mapo.pipelines import accepts, advice, cuts_told, cuts_untold, open_pipeline, pipeline_class
+from mapo.shards import owned
 from mapo.splits import prompt_id
 
 FORMAT, VERSION = "mapo-images", 1
@@ -199,8 +200,12 @@ class Sampler:
     ) -> list[ImageRow]:
         """Make the pictures of ``jobs`` that ``folder`` lacks or has damaged; its rows in the order of ``jobs``.
 
-        A batch is encoded and written while the next one is made.
+        A batch is encoded and written while the next one is made. A second process is refused in the same folder.
         """
+        with owned(folder):
+            return self._fill(folder, jobs, how, desc)
+
+    def _fill(self, folder: Path, jobs: Sequence[tuple[str, int]], how: Sampling, desc: str) -> list[ImageRow]:
         open_folder(folder, self.settings(how), self.model.sensitive)
         manifest = folder / "manifest.jsonl"
         have = {(r.prompt, r.seed): r for r in keep_whole(folder)} if manifest.exists() else {}

@@ -11,7 +11,6 @@ anew only what has changed. Until the table is whole, ``.<out>.score.partial`` b
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import shutil
 from collections import Counter, deque
@@ -24,14 +23,15 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from mapo.devices import use_own_device
 from mapo.errors import MapoError, printable
-from mapo.files import PARTIAL, prepare_out, sha256
+from mapo.files import PARTIAL, append_lines, prepare_out, read_lines, sha256
 from mapo.images import ImageRow, check_pictures, open_picture, read_images
 from mapo.references import References
 from mapo.scorers import Scorer, Unfinished, load_scorer, scorer_names
 from mapo.scorers.choice import NEUTRAL, choose_scorers, warn_of_toys
 from mapo.scores import SCHEMA, check_value, read_scores, write_scores
-from mapo.shards import WHOLE, Shard, locked, mark, use_own_device
+from mapo.shards import WHOLE, Shard, locked, mark, owned
 
 IMAGES_PER_BATCH = 64
 THREADS = min(16, os.cpu_count() or 1)  # that read and prepare pictures
@@ -62,11 +62,13 @@ def score(
     if task.is_done():
         check_pictures(folder, task.images)  # that the manifest and so the table still speak of them
         return task.counts()
-    task.work.mkdir(exist_ok=True)
     use_own_device()
-    if shard[1] > 1 and not _share(task, shard):
-        return None
-    return _collect(task, wait=shard[1] > 1)
+    if shard[1] == 1:
+        with owned(out):
+            task.work.mkdir(exist_ok=True)
+            return _collect(task, wait=False)
+    task.work.mkdir(exist_ok=True)
+    return _collect(task, wait=True) if _share(task, shard) else None
 
 
 def score_images(folder: Path, names: str, out: Path, images_per_batch: int = IMAGES_PER_BATCH) -> Path:
@@ -182,11 +184,9 @@ class Task:
                 about = together[row["prompt_id"]] if asked.whole_prompts else row["reference"] or ""
                 found.setdefault((row["image"], row["prompt"], about), {})[row["metric"]] = row["value"]
         for path in sorted(self.work.glob(self.ledger(asked))):
-            for line in path.read_bytes().splitlines():
-                with suppress(ValueError, KeyError):  # the last line of a killed process
-                    said = json.loads(line)
-                    if (said["version"], said["revision"]) == (asked.version, asked.revision):
-                        found[said["image"], said["prompt"], said["about"]] = said["values"]
+            for said in read_lines(path):
+                if (said["version"], said["revision"]) == (asked.version, asked.revision):
+                    found[said["image"], said["prompt"], said["about"]] = said["values"]
         return {key: said for key, said in found.items() if said.keys() == set(asked.metrics)}
 
     def calls(self, asked: Asked, shard: Shard = WHOLE, again: bool = True) -> list[list[int]]:
@@ -386,18 +386,17 @@ def _run(task: Task, asked: Asked, calls: Sequence[list[int]], shard: Shard) -> 
 
     total = sum(map(len, calls))
     bar = tqdm(total=total, desc=f"score {asked.name}", unit="image", disable=index > 0)
-    with (task.work / task.ledger(asked, f"{index}-of-{count}")).open("ab") as file, bar:
-        file.write(b"\n")  # the last line of a killed process may have no end
+    ledger = task.work / task.ledger(asked, f"{index}-of-{count}")
+    with bar:
         for call, loaded in _ahead(calls, load):
             rows, mine = [task.images[place] for place in call], [keys[place] for place in call]
             references = [one[1] for one in loaded] if asked.needs_reference else None
             try:
                 said = give([one[0] for one in loaded], [row.prompt for row in rows], references)
             except Unfinished as error:  # what was said is paid for
-                file.writelines(_lines(asked, rows, mine, error.said, whole=False))
+                append_lines(ledger, _lines(asked, rows, mine, error.said, whole=False))
                 raise
-            file.writelines(_lines(asked, rows, mine, said))
-            file.flush()
+            append_lines(ledger, _lines(asked, rows, mine, said))
             bar.update(len(call))
     task.scored += total
     _note(scorer.notes())
@@ -409,7 +408,7 @@ def _lines(
     keys: Sequence[Key],
     said: Mapping[str, Sequence[float | None]],
     whole: bool = True,
-) -> list[bytes]:
+) -> list[dict[str, Any]]:
     """What a call said, a line per picture; where it is not ``whole``, of as many as it came to."""
     columns = [
         [check_value(v, asked.name, r.sha256) for v, r in zip(said[m], rows, strict=whole)] for m in asked.metrics
@@ -420,10 +419,10 @@ def _lines(
     ]
 
 
-def _line(asked: Asked, key: Key, said: Said) -> bytes:
+def _line(asked: Asked, key: Key, said: Said) -> dict[str, Any]:
     """What a scorer said of a picture, for the work folder."""
     named = dict(zip(("image", "prompt", "about"), key, strict=True))
-    return json.dumps({"version": asked.version, "revision": asked.revision, **named, "values": said}).encode() + b"\n"
+    return {"version": asked.version, "revision": asked.revision, **named, "values": said}
 
 
 def _ahead(calls: Sequence[list[int]], load: Callable[[int], Any]) -> Iterator[tuple[list[int], list[Any]]]:

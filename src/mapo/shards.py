@@ -48,17 +48,6 @@ def shard_of_environment() -> Shard:
     return WHOLE
 
 
-def use_own_device() -> None:
-    """On a machine with several GPUs each process takes its own, as torchrun or Slurm numbers them."""
-    place = next((n for _, _, name in PLACES if (n := number_of(name)) is not None), None)
-    if place is None:
-        return
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.set_device(place % torch.cuda.device_count())
-
-
 @contextlib.contextmanager
 def locked(folder: Path, names: Sequence[str], wait: bool = False) -> Iterator[None]:
     """Hold the locks of those names; they end with the process. Without ``wait`` a held one is an error."""

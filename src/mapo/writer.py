@@ -30,6 +30,7 @@ from mapo.pictures import Picture, check_picture
 from mapo.places import NAME as PLACES
 from mapo.places import write_places
 from mapo.schema import FORMAT, IMAGE_SCHEMA, PAIR_SCHEMA, TIE, VERSION, Pair, make_pair, to_row
+from mapo.shards import owned
 
 IMAGES_PER_ROW_GROUP = 256
 BYTES_PER_ROW_GROUP = 4 * 2**20  # what is read to get at one picture
@@ -55,6 +56,8 @@ class PairWriter:
         self.folder, self.provenance, self.sensitive, self.job = folder, dict(provenance), sensitive, job
         self.work = folder.with_name(f".{folder.name}{PARTIAL}")
         self.content = self.work / "set"
+        self._owner = contextlib.ExitStack()
+        self._owner.enter_context(owned(folder))
         self._ledger = self._open_ledger()
         state = self._ledger.state
         self._shards, self._parts = state.get("shards", 0), state.get("parts", 0)
@@ -266,6 +269,7 @@ class PairWriter:
             self._ledger.close()
             if not keep:
                 shutil.rmtree(self.work, ignore_errors=True)
+            self._owner.close()
 
 
 def _pairs_file(path: Path) -> pq.ParquetWriter:

@@ -30,6 +30,7 @@ from mapo.errors import MapoError, suggest
 from mapo.files import replacing, write_json
 from mapo.mini import scenes
 from mapo.mini.draw import SIDE, draw
+from mapo.shards import owned
 
 LATENT_SIDE = SIDE // 4
 TOKENS = 32
@@ -332,6 +333,11 @@ def scheduler() -> EulerDiscreteScheduler:
 
 def pretrain(out: Path, settings: Settings) -> None:
     """Train everything into ``out`` (a pipeline folder) by way of ``out.work`` (checkpoints and log)."""
+    with owned(out):
+        _pretrain(out, settings)
+
+
+def _pretrain(out: Path, settings: Settings) -> None:
     work = out.with_name(out.name + ".work")
     work.mkdir(parents=True, exist_ok=True)
     write_json(work / "settings.json", asdict(settings))

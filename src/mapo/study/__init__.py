@@ -85,14 +85,13 @@ def study(
     Where ``looks`` are given no training goes further than the last of them. ``workers`` trainings run at a time;
     default: one per core, or one where there is a GPU.
     """
-    from mapo.shards import locked
+    from mapo.shards import owned
 
     plan = _plan(QUICK if quick else Plan(), several(domains), several(methods), pairs, seeds, looks)
     if workers is not None and workers < 1:
         raise MapoError("--workers has to be at least 1.")
-    plan = _open(out, plan)
-    with locked(out, ["study"]):
-        _run_study(out, plan, quick, workers or _workers())
+    with owned(out):
+        _run_study(out, _open(out, plan), quick, workers or _workers())
     print(f"tables: {out / 'tables.md'}; figures: {out / 'figures'}")
 
 

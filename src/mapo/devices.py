@@ -1,0 +1,16 @@
+"""Which device a process computes on."""
+
+from __future__ import annotations
+
+from mapo.shards import PLACES, number_of
+
+
+def use_own_device() -> None:
+    """On a machine with several GPUs each process takes its own, as torchrun or Slurm numbers them."""
+    place = next((n for _, _, name in PLACES if (n := number_of(name)) is not None), None)
+    if place is None:
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(place % torch.cuda.device_count())
