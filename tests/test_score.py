@@ -442,7 +442,7 @@ def test_a_second_process_is_told_that_one_is_at_work(tmp_path, monkeypatch):
     def nested(self, *given):
         if not said:
             said.append("")
-            with pytest.raises(MapoError, match="Another process is at work in"):
+            with pytest.raises(MapoError, match="Another process is writing"):
                 score(folder, "brightness", out)
         return real(self, *given)
 

@@ -10,6 +10,8 @@ from golden import recorded
 FOUND = json.loads(recorded.RECORDS.read_text())
 SAME_MACHINE = FOUND["environment"] == recorded.environment()
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
+if recorded.environment()["cpu capability"] not in ("AVX2", "AVX512"):
+    TOLERANCE["float64"] = 1e-6  # diffusers embeds timesteps in float32, whose sines are rounded otherwise there
 
 
 @pytest.fixture(autouse=True)
