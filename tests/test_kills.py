@@ -9,4 +9,4 @@ def test_verbs_that_are_killed_end_as_if_they_had_never_been(monkeypatch):
     kills = importlib.import_module("kills")
     found = kills.measure(kills=8, seed=11)
     assert found["unlike"] == []
-    assert found["kills"] == 8 and len(found["by job"]) == 8
+    assert found["kills"] == 8 and len(found["trials"]) == 8

@@ -31,7 +31,7 @@ from mapo.judge import Filter, judges_of
 from mapo.pairs import PairWriter, pair_id
 from mapo.recipe import Recipe, changed_recipe
 from mapo.sample import Sampling, default_sampling
-from mapo.shards import WHOLE, Shard, locked
+from mapo.shards import WHOLE, Shard, locked, refuse_existing
 from mapo.work import Work, open_work
 
 MOST_TRIES_PER_PAIR = 5
@@ -61,8 +61,7 @@ def build(
     ``latents_for`` (default: the model) makes of it. ``prompts_from`` is the name of the prompts that the set keeps.
     ``how`` changes the sampling (steps, guidance, …).
     """
-    if out.exists():
-        raise MapoError(f"{out} already exists. Choose another --out, or delete it first.")
+    refuse_existing(out)
     if num_pairs < 1:
         raise MapoError(f"--num-pairs is {num_pairs}; it must be at least 1.")
     if keep not in KEEP:

@@ -20,7 +20,7 @@ from mapo.errors import MapoError, suggest
 from mapo.files import prepare_out, replacing
 from mapo.pairs import PairSet
 from mapo.pictures import upright
-from mapo.shards import owned
+from mapo.shards import owned, refuse_existing
 from mapo.splits import SPLITS
 
 ROWS_PER_FILE, BYTES_PER_FILE = 2_000, 500 * 2**20
@@ -142,8 +142,7 @@ def export_pairs(
     """
     if format not in FORMATS:
         raise MapoError(f"There is no export {format!r}. {suggest(format, FORMATS)}")
-    if out.exists():
-        raise MapoError(f"{out} already exists. Choose another --out, or delete it first.")
+    refuse_existing(out)
     if licence and not hub.LICENCE.fullmatch(licence):
         raise MapoError(f"--license is {licence!r}; write the hub's name for it, such as cc-by-4.0, mit or other.")
     schema, convert = FORMATS[format]

@@ -13,7 +13,7 @@ from mapo.files import replacing, sha256
 from mapo.images import png_bytes
 from mapo.pairs import Pair, PairSet
 from mapo.sample import PRECISIONS, Sampler, Sampling
-from mapo.shards import owned
+from mapo.shards import owned, refuse_existing
 
 SIDES = ("chosen", "rejected")
 HOW = ("steps", "guidance", "width", "height", "prefix", "negative_prompt", "precision")
@@ -69,9 +69,8 @@ def remake_pairs(pairs: PairSet, ids: str | Sequence[str], out: Path) -> list[Re
 
     A picture that the set keeps as latents only is made and compared in memory, and written nowhere.
     """
+    refuse_existing(out)
     with owned(out):
-        if out.exists():
-            raise MapoError(f"{out} already exists. Choose another --out, or delete it first.")
         return _remake_pairs(pairs, several(ids), out)
 
 

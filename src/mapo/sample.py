@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from mapo.errors import MapoError, memory_told, several, suggest
 from mapo.families import Model, find_model
-from mapo.files import prepare_out, read_object, sha256, write_json
+from mapo.files import prepare_out, read_object, sha256, sweep, write_json
 from mapo.images import ImageRow, append_images, keep_whole, png_bytes
 from mapo.pipelines import accepts, advice, cuts_told, cuts_untold, open_pipeline, pipeline_class
 from mapo.shards import owned
@@ -203,6 +203,7 @@ class Sampler:
         A batch is encoded and written while the next one is made. A second process is refused in the same folder.
         """
         with owned(folder):
+            sweep(folder)
             return self._fill(folder, jobs, how, desc)
 
     def _fill(self, folder: Path, jobs: Sequence[tuple[str, int]], how: Sampling, desc: str) -> list[ImageRow]:

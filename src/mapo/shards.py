@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -98,12 +99,42 @@ def owned(out: Path) -> Iterator[None]:
             break
         os.close(descriptor)  # its owner has just removed it
     try:
+        _sweep_beside(place)
         yield
     finally:
         if lock != place:
             with contextlib.suppress(OSError):
                 lock.unlink()
         os.close(descriptor)
+
+
+def refuse_existing(out: Path) -> None:
+    """Refuse an output that is there. What a process left that was killed just after making it goes."""
+    if not out.exists():
+        return
+    with contextlib.suppress(MapoError), owned(out):
+        for work in (f".{out.name}.partial", f".{out.name}.build.partial"):
+            shutil.rmtree(out.resolve().with_name(work), ignore_errors=True)
+    raise MapoError(f"{out} already exists. Choose another --out, or delete it first.")
+
+
+def _sweep_beside(place: Path) -> None:
+    """Remove what killed processes left of ``place`` under their own number; the owner calls it."""
+    ours = re.compile(rf"\.{re.escape(place.name)}(\.build\.partial)?\.(\d+)\.(partial|old|probe)")
+    for path in place.parent.iterdir():
+        found = ours.fullmatch(path.name)
+        if found and not _is_alive(int(found[2])) and not (path / "ledger.sqlite3").exists():
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _is_still(path: Path, descriptor: int) -> bool:

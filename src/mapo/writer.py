@@ -30,7 +30,7 @@ from mapo.pictures import Picture, check_picture
 from mapo.places import NAME as PLACES
 from mapo.places import write_places
 from mapo.schema import FORMAT, IMAGE_SCHEMA, PAIR_SCHEMA, TIE, VERSION, Pair, make_pair, to_row
-from mapo.shards import owned
+from mapo.shards import owned, refuse_existing
 
 IMAGES_PER_ROW_GROUP = 256
 BYTES_PER_ROW_GROUP = 4 * 2**20  # what is read to get at one picture
@@ -50,8 +50,7 @@ class PairWriter:
     def __init__(
         self, folder: Path, provenance: Mapping[str, Any], sensitive: bool = False, job: Mapping[str, Any] | None = None
     ) -> None:
-        if folder.exists():
-            raise MapoError(f"{folder} already exists. Choose another --out, or delete it first.")
+        refuse_existing(folder)
         prepare_out(folder)
         self.folder, self.provenance, self.sensitive, self.job = folder, dict(provenance), sensitive, job
         self.work = folder.with_name(f".{folder.name}{PARTIAL}")

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from mapo.errors import MapoError, printable, suggest
 from mapo.importers.sources import Source, find_source
 from mapo.pairs import TIE, PairWriter
+from mapo.shards import refuse_existing
 from mapo.splits import SPLITS
 
 IMPORTERS = {
@@ -108,8 +109,7 @@ def import_pairs(
     asked = Options(**options)
     if format is not None and format not in IMPORTERS:
         raise MapoError(f"There is no format {format!r}. {suggest(format, IMPORTERS)}")
-    if out.exists():
-        raise MapoError(f"{out} already exists. Choose another --out, or delete it first.")
+    refuse_existing(out)
     source = find_source(given)
     name, module = _importer(source, format)
     counts = {"pairs": 0, "ties": 0, "repeats": 0, "bad": 0}

@@ -25,6 +25,7 @@ from mapo.label.blind import pair_key
 from mapo.label.votes import Vote, read_votes
 from mapo.pairs import PAIR_SCHEMA, TIE, PairSet, pair_id
 from mapo.places import NAME as PLACES
+from mapo.shards import refuse_existing
 
 VALUES = ("first", "second", "tie", "bad")  # first, second: the pictures of a pair, by the order of their hashes
 RESAMPLES = 1_000
@@ -157,8 +158,7 @@ def apply_votes(pairs: PairSet, out: Path, keep_ties: bool = False, keep_unlabel
     were counted, so that a set trains as if every vote were a pair of its own. Ties and pairs without a vote are left
     out unless kept (unlabelled ones as they are), pairs that most find bad on both sides always.
     """
-    if out.exists():
-        raise MapoError(f"{out} already exists. Choose another --out, or delete it first.")
+    refuse_existing(out)
     path = pairs.folder / "votes.jsonl"
     by_pair: dict[str, list[Vote]] = {}
     for vote in read_votes(path):
