@@ -125,11 +125,25 @@ def remake(pairs: Path, ids: tuple[str, ...], out: Path) -> None:
         sys.exit(1)
 
 
-@cli.command("import", cls=Verb, example="mapo import rankings.jsonl --out work/pairs")
+@cli.command(
+    "import",
+    cls=Verb,
+    example="mapo import rankings.jsonl --out work/pairs\n"
+    "mapo import 'data/train-*.parquet' --columns prompt=text,chosen=image_w,rejected=image_l --out work/pairs",
+)
 @click.argument("source")
 @click.option("--out", type=OUT, required=True, help="The pairs set to write.")
 @click.option(
-    "--format", help="pickapic, preference, ranking, scores, jsonl or folders; found by itself when left out."
+    "--format",
+    help="pickapic, preference, ranking, scores, hpdv2, imagereward, jsonl or folders; found by itself when left out.",
+)
+@click.option(
+    "--columns", metavar="NAME=COLUMN,…", help="What the source calls columns, such as prompt=text,chosen=image_w."
+)
+@click.option(
+    "--captions",
+    type=click.Choice(["first", "join", "each"]),
+    help="Where a pair has several captions: take the first, join them with commas, or make a pair of each.",
 )
 @click.option("--on-bad-row", type=click.Choice(["stop", "drop"]), default="stop", show_default=True)
 @click.option("--ties", type=click.Choice(["drop", "keep"]), default="drop", show_default=True)
@@ -142,8 +156,10 @@ def remake(pairs: Path, ids: tuple[str, ...], out: Path) -> None:
 def import_(source: str, out: Path, **how: Any) -> None:
     """Make a pairs set from SOURCE: a file, a folder, or a set on the hub (owner/name, or hf://owner/name/path).
 
-    Parquet with the columns of Pick-a-Pic or with prompt, chosen, rejected; JSONL of pairs, rankings or scores; two
-    folders of pictures with captions. An import that was interrupted goes on with the same command.
+    A source holds pairs (prompt, chosen, rejected), rankings or scores, as Parquet, JSON lines, a JSON list, CSV, TSV,
+    a folder of save_to_disk or WebDataset tars; or it has two folders of pictures, chosen/ and rejected/, with captions.
+    Pick-a-Pic, HPDv2 and ImageRewardDB are read as they are. Splits that a source publishes are kept. An import that was
+    interrupted goes on with the same command.
     """
     from mapo.importers import import_pairs
 

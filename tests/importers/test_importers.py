@@ -28,7 +28,7 @@ EMPTY = "the prompt is empty"
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     (tmp_path / "in").mkdir()
-    return write_parquet(tmp_path / "in" / "x.parquet", [{"caption": "1"}])
+    return write_parquet(tmp_path / "in" / "x.parquet", [dict.fromkeys(some_format.NEEDED, "1")])
 
 
 def given(monkeypatch: pytest.MonkeyPatch, rows: list[RawPair | BadRow]) -> None:
@@ -154,7 +154,7 @@ def test_a_wrong_argument_is_refused_by_its_name(
 
 
 UNKNOWN: dict[str, tuple[bytes | None, str]] = {
-    "x.csv": (
+    "x.abc": (
         b"prompt,chosen",
         rf"is in no format that is known\. Known formats: {', '.join(IMPORTERS)}; see `mapo import",
     ),
@@ -201,6 +201,8 @@ def make_sources(folder: Path) -> dict[str, Path]:
         "ranking": {"prompt": "a bear", "images": ["a.png", "b.png"], "rank": [1, 2]},
         "scores": {"prompt": "a bear", "images": ["b.png", "a.png"], "scores": [0.1, 0.9]},
         "jsonl": {"prompt": "a bear", "chosen": "a.png", "rejected": "b.png"},
+        "hpdv2": {"prompt": "a bear", "image_path": ["b.png", "a.png"], "human_preference": [0, 1]},
+        "imagereward": {"prompt": "a bear", "prompt_id": "1", "img_better": "a.png", "img_worse": "b.png"},
     }
     for name, line in lines.items():
         (folder / f"{name}.jsonl").write_text(json.dumps(line))
@@ -259,6 +261,17 @@ def make_long(folder: Path, name: str, count: int) -> Source:
                 "ranking": {"prompt": prompt, "images": ["chosen/a.png", "rejected/a.png"] * 2, "rank": [1, 2, 3, 4]},
                 "scores": {"prompt": prompt, "images": ["chosen/a.png", "rejected/a.png"], "scores": [2, 1]},
                 "jsonl": {"prompt": prompt, "chosen": "chosen/a.png", "rejected": "rejected/a.png"},
+                "hpdv2": {
+                    "prompt": prompt,
+                    "file_path": ["chosen/a.png", "rejected/a.png"],
+                    "human_preference": [1, 0],
+                },
+                "imagereward": {
+                    "prompt": prompt,
+                    "prompt_id": k,
+                    "image": ["chosen/a.png", "rejected/a.png"],
+                    "rank": [1, 2],
+                },
             }[name]
         )
     if name in ("pickapic", "preference"):

@@ -15,7 +15,7 @@ import pytest
 
 from data_fixtures import RED, encoded, files_below, noise, write_parquet
 from mapo.errors import MapoError
-from mapo.importers import import_pairs, tables
+from mapo.importers import import_pairs, rows, tables
 from mapo.pairs import PairSet
 
 ROWS = 400
@@ -81,8 +81,8 @@ def test_an_import_that_is_stopped_goes_on_and_ends_in_the_same_files(
     assert process.returncode != 0
     assert {path.name for path in tmp_path.iterdir()} == {".set.partial"}
     starts: list[int] = []
-    rows = tables.rows
-    monkeypatch.setattr(tables, "rows", lambda *args: starts.append(args[4]) or rows(*args))
+    read = rows.rows
+    monkeypatch.setattr(rows, "rows", lambda *args: starts.append(args[3]) or read(*args))
     monkeypatch.setattr("mapo.importers.ROWS_PER_COMMIT", 50)
     assert import_pairs(source, tmp_path / "set") == {"pairs": ROWS - 1, "ties": 0, "repeats": 1, "bad": 0}
     assert len(starts) == 1

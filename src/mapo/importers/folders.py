@@ -1,6 +1,7 @@
 """Two folders, ``chosen/`` and ``rejected/`` (or ``w/`` and ``l/``), with pictures of equal names.
 
-Each name has its prompt in a file of one line, ``NAME.txt`` or ``NAME.caption``, beside either picture or both.
+Each name has its prompt in a file of one line, ``NAME.txt`` or ``NAME.caption``, beside either picture or both; what
+becomes of several lines is said by ``--captions``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from mapo.errors import MapoError
 from mapo.files import inside, read_text
-from mapo.importers import BadRow, Options, RawPair
+from mapo.importers import BadRow, Options, RawPair, captions
 from mapo.importers.sources import Source, picture_at
 
 NAMES = (("chosen", "rejected"), ("w", "l"))
@@ -42,7 +43,7 @@ def read(source: Source, options: Options, start: int = 0) -> Iterator[list[RawP
         if seen <= start:
             continue
         try:
-            yield [_pair(root, name, sides, list(found))]
+            yield [*_pairs(root, name, sides, list(found), options.captions)]
         except ValueError as error:
             yield [BadRow(name, str(error))]
     if not seen:
@@ -73,35 +74,39 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _pair(root: Path, name: str, sides: tuple[str, str], files: list[File]) -> RawPair:
+def _pairs(root: Path, name: str, sides: tuple[str, str], files: list[File], several: str | None) -> list[RawPair]:
+    """The pair of a name, or one for each of its captions."""
     data: list[bytes] = []
-    captions: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for side in sides:
         own = [path for _, where, path in files if where == side]
         pictures = [path for path in own if Path(path).suffix.lower() not in CAPTIONS]
         if len(pictures) != 1:
             raise ValueError(f"{side} has {len(pictures) or 'no'} pictures of this name, it needs one")
         data.append(picture_at(root, pictures[0]))
-        captions |= {path: _caption(root, path) for path in own if path not in pictures}
-    if not captions:
+        texts |= {path: _caption(root, path) for path in own if path not in pictures}
+    if not texts:
         raise ValueError(f"there is no caption ({' or '.join(f'{name}{end}' for end in CAPTIONS)}) in either folder")
-    if len(set(captions.values())) > 1:
-        raise ValueError(f"its captions differ ({', '.join(captions)})")
+    if len(set(texts.values())) > 1:
+        raise ValueError(f"its captions differ ({', '.join(texts)})")
     chosen, rejected = data
-    return RawPair(name, next(iter(captions.values())), chosen, rejected, meta={"file": name})
+    path, text = next(iter(texts.items()))
+    count = text.count("\n") + 1
+    prompts = (
+        [text] if count == 1 else captions.choose(text.split("\n"), several, f"the caption {path} has {count} lines")
+    )
+    group = name if len(prompts) > 1 else None
+    return [RawPair(name, prompt, chosen, rejected, group=group, meta={"file": name}) for prompt in prompts]
 
 
 def _caption(root: Path, path: str) -> str:
-    """The one line of a caption file; line ends behind it do not count."""
+    """The text of a caption file; line ends behind it do not count."""
     try:
         place = inside(root, path, "x")
         if not place.is_file():  # a pipe would be waited for
             raise OSError(0, "it is no file")
-        text = read_text(place).rstrip("\r\n")
+        return read_text(place).rstrip("\r\n")
     except MapoError as error:
         raise ValueError(str(error).removeprefix("x: ")) from None
     except (OSError, ValueError) as error:
         raise ValueError(f"the caption {path} cannot be read ({getattr(error, 'strerror', error)})") from None
-    if count := text.count("\n"):
-        raise ValueError(f"the caption {path} has {count + 1} lines; a prompt is one line")
-    return text

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +12,45 @@ from mapo.errors import MapoError
 from mapo.files import inside
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./~-]+)?")
-FILE_ENDS = (".parquet", ".jsonl", ".json", ".csv", ".tar", ".zip", ".txt")
+FILE_ENDS = (".parquet", ".arrow", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".tar", ".gz", ".tgz", ".zip", ".txt")
+WILD = re.compile(r"[*?\[]")
 
 
 @dataclass(frozen=True)
 class Source:
-    """One of ``path`` (on this machine) and ``hub`` (``datasets/owner/name…``, as the hub's file system calls it)."""
+    """One of ``path`` (on this machine) and ``hub`` (``datasets/owner/name…``, as the hub's file system calls it).
+
+    ``pattern`` names files below ``path``. ``columns`` says what the source calls columns: our name → its name.
+    ``seen`` is what was found out about the source, so that it is looked at once.
+    """
 
     path: Path | None = None
     hub: str | None = None
+    pattern: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    seen: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def name(self) -> str:
         """What messages call it."""
-        return str(self.path) if self.path is not None else f"hf://{self.hub}"
+        return str(self.path / (self.pattern or "")) if self.path is not None else f"hf://{self.hub}"
 
     @property
     def short_name(self) -> str:
         """What the set remembers: no path of somebody's machine."""
-        return self.path.resolve().name if self.path is not None else self.name
+        return str(Path(self.path.resolve().name, self.pattern or "")) if self.path is not None else self.name
+
+    def files(self, end: str, deep: bool = False) -> Iterator[tuple[str, Path]]:
+        """The files on this machine whose names end so, with their names below ``path``, in the names' order."""
+        if self.path is None:
+            return
+        if self.path.is_file():
+            if self.path.name.lower().endswith(end):
+                yield self.path.name, self.path
+            return
+        for path in sorted(self.path.glob(self.pattern or f"{'**/' if deep else ''}*{end}")):
+            if path.name.lower().endswith(end) and not path.is_dir():
+                yield str(path.relative_to(self.path)), path
 
     def identity(self) -> list[Any]:
         """Changes when the source does: sizes and times of its files, their versions on the hub."""
@@ -38,7 +59,7 @@ class Source:
             return [self.hub, [[n, v.get("size"), str(v.get("blob_id", ""))] for n, v in sorted(files.items())]]
         found = [self.path]
         if self.path.is_dir():
-            found += [*self.path.glob("*/"), *self.path.glob("**/*.parquet"), *self.path.glob("*.jsonl")]
+            found += [*self.path.glob("*/"), *(path for end in FILE_ENDS for _, path in self.files(end, deep=True))]
         stats = [(str(path), path.stat()) for path in sorted(found)]
         return [str(self.path.resolve()), [[name, s.st_size, s.st_mtime_ns] for name, s in stats]]
 
@@ -65,7 +86,22 @@ def find_source(given: str | Path) -> Source:
         raise MapoError(f"{given or 'The empty name'} is neither a file nor a folder. Give one of the two.")
     if is_hub_id(text):
         return _on_hub(text)
+    if WILD.search(text):
+        return _matching(path)
     raise MapoError(f"There is no file or folder {given} to import.")
+
+
+def _matching(path: Path) -> Source:
+    """The files on this machine that a pattern names."""
+    fixed = next(above for above in path.parents if not WILD.search(str(above)))
+    pattern = str(path.relative_to(fixed))
+    try:
+        there = fixed.is_dir() and any(found.is_file() for found in fixed.glob(pattern))
+    except ValueError as error:
+        raise MapoError(f"{path} is no pattern ({error}). Write a pattern such as 'data/train-*.parquet'.") from None
+    if not there:
+        raise MapoError(f"No file matches {path}. A pattern such as 'data/train-*.parquet' must match one or more.")
+    return Source(path=fixed, pattern=pattern)
 
 
 def is_hub_id(text: str) -> bool:
