@@ -156,10 +156,11 @@ def remake(pairs: Path, ids: tuple[str, ...], out: Path) -> None:
 def import_(source: str, out: Path, **how: Any) -> None:
     """Make a pairs set from SOURCE: a file, a folder, or a set on the hub (owner/name, or hf://owner/name/path).
 
-    A source holds pairs (prompt, chosen, rejected), rankings or scores, as Parquet, JSON lines, a JSON list, CSV, TSV,
-    a folder of save_to_disk or WebDataset tars; or it has two folders of pictures, chosen/ and rejected/, with captions.
-    Pick-a-Pic, HPDv2 and ImageRewardDB are read as they are. Splits that a source publishes are kept. An import that was
-    interrupted goes on with the same command.
+    SOURCE holds pairs (prompt, chosen, rejected), rankings or scores, as Parquet, JSON lines, a JSON list, CSV, TSV, a
+    folder of save_to_disk, or WebDataset tars. Or it has two folders of pictures, chosen/ and rejected/, with captions.
+    Pick-a-Pic, HPDv2 and ImageRewardDB are read as they are. Splits that a source publishes are kept.
+
+    An import that was interrupted goes on with the same command.
     """
     from mapo.importers import import_pairs
 

@@ -1,4 +1,4 @@
-"""Several captions of one pair: ``first`` takes the first, ``join`` joins them with ", ", ``each`` makes several pairs."""
+"""Several captions of one pair: ``first`` takes one, ``join`` joins them with ", ", ``each`` makes several pairs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def each_row(row: Row, several: str | None, where: Where) -> Iterator[Row]:
     if not found:
         raise ValueError(f"{column} is an empty list")
     if not all(isinstance(caption, str) for caption in found):
-        raise ValueError(f"{column} is a list of {type(found[0]).__name__}, not a text")
+        what = "messages" if isinstance(found[0], dict) and "content" in found[0] else "other things than texts"
+        raise ValueError(f"{column} is a list of {what}; it must be a text")
     prompts = found if len(found) == 1 else choose(found, several, f"{column} has {len(found)} captions")
     if not prompts:
         raise ValueError("the prompt is empty")

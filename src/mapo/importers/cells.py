@@ -13,7 +13,7 @@ from typing import Any
 from mapo.importers.sources import picture_at
 
 NUMBERS = ("preference", "weight", "rank")
-LONGEST_PATH = 1024
+LONGEST_PATH = 255
 BASE64 = ("iVBORw0KGgo", "/9j/", "UklGR")  # how PNG, JPEG and WebP begin
 
 

@@ -23,8 +23,8 @@ SYNONYMS = {  # our name → what others call it, the likeliest first
         "image_l", "lose", "loser", "l", "dispreferred", "worse", "rejected_image", "image_rejected", "img_worse",
         "image_lose", "lose_image", "jpg_l", "negative", "worst",
     ),
-    "jpg_0": ("image_0", "img_0", "image0", "picture_0"),
-    "jpg_1": ("image_1", "img_1", "image1", "picture_1"),
+    "jpg_0": ("image_0", "img_0", "picture_0"),
+    "jpg_1": ("image_1", "img_1", "picture_1"),
     "label_0": ("label0", "preference_0"),
     "label_1": ("label1", "preference_1"),
     "caption": ("prompt", "text", "original_prompt", "txt"),
@@ -164,7 +164,7 @@ def _nearest(source: Source, there: Sequence[str]) -> str | None:
             called = _called(missing, free)
             lacking = [c for c in missing if c not in called]
             score = (len(lacking), len(missing), name, form, called, lacking)
-            if len(form) - len(lacking) >= 2 and (best is None or score[:2] < best[:2]):
+            if 2 * len(lacking) <= len(form) and (best is None or score[:2] < best[:2]):
                 best = score
     if best is None:
         return None

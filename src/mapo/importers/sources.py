@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,21 @@ from mapo.errors import MapoError
 from mapo.files import inside
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./~-]+)?")
-FILE_ENDS = (".parquet", ".arrow", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".tar", ".gz", ".tgz", ".zip", ".txt")
+FILE_ENDS = (
+    ".parquet",
+    ".arrow",
+    ".feather",
+    ".jsonl",
+    ".ndjson",
+    ".json",
+    ".csv",
+    ".tsv",
+    ".tar",
+    ".gz",
+    ".tgz",
+    ".zip",
+    ".txt",
+)
 WILD = re.compile(r"[*?\[]")
 
 
@@ -48,8 +63,11 @@ class Source:
             if self.path.name.lower().endswith(end):
                 yield self.path.name, self.path
             return
-        for path in sorted(self.path.glob(self.pattern or f"{'**/' if deep else ''}*{end}")):
-            if path.name.lower().endswith(end) and not path.is_dir():
+        if "files" not in self.seen:
+            paths = self.path.glob(self.pattern) if self.pattern else _below(self.path)
+            self.seen["files"] = sorted(p for p in paths if p.name.lower().endswith(FILE_ENDS) and not p.is_dir())
+        for path in self.seen["files"]:
+            if path.name.lower().endswith(end) and (deep or self.pattern or path.parent == self.path):
                 yield str(path.relative_to(self.path)), path
 
     def identity(self) -> list[Any]:
@@ -62,6 +80,10 @@ class Source:
             found += [*self.path.glob("*/"), *(path for end in FILE_ENDS for _, path in self.files(end, deep=True))]
         stats = [(str(path), path.stat()) for path in sorted(found)]
         return [str(self.path.resolve()), [[name, s.st_size, s.st_mtime_ns] for name, s in stats]]
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    return (Path(root, name) for root, _, names in os.walk(folder) for name in names)
 
 
 def hub_files() -> Any:

@@ -51,7 +51,9 @@ class Told:
             counts = ", ".join(f"{published[split]} {split}" for split in SPLITS if split in published)
             said.append(f"The source's own splits are kept: {counts} (--split by-prompt splits by prompt instead).")
             if len(published) == 1 and not others:
-                said.append(f"All pairs are in {next(iter(published))}.")
+                only = next(iter(published))
+                held = "no pair is held out" if only == "train" else "there is nothing to train on"
+                said.append(f"All pairs are in {only}, so {held}.")
         for name, n in others.items():
             if name or published:
                 whose = f"the split {name!r}" if name else "no split that is known"
