@@ -125,12 +125,7 @@ def remake(pairs: Path, ids: tuple[str, ...], out: Path) -> None:
         sys.exit(1)
 
 
-@cli.command(
-    "import",
-    cls=Verb,
-    example="mapo import rankings.jsonl --out work/pairs\n"
-    "mapo import 'data/train-*.parquet' --columns prompt=text,chosen=image_w,rejected=image_l --out work/pairs",
-)
+@cli.command("import", cls=Verb, example="mapo import rankings.jsonl --out work/pairs")
 @click.argument("source")
 @click.option("--out", type=OUT, required=True, help="The pairs set to write.")
 @click.option(

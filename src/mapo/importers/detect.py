@@ -10,7 +10,7 @@ from typing import cast
 
 from mapo.errors import MapoError, suggest
 from mapo.importers import IMPORTERS, Importer, lines, rows
-from mapo.importers.shape import Cursor, Shape
+from mapo.importers.shape import SPLIT, Cursor, Shape
 from mapo.importers.sources import Source
 
 SYNONYMS = {  # our name → what others call it, the likeliest first
@@ -63,10 +63,10 @@ def parse_columns(given: str | Mapping[str, str] | None) -> dict[str, str]:
         pairs = list((given or {}).items())
     else:
         parts = [part.partition("=") for part in given.split(",")]
-        if wrong := next(("".join(part) for part in parts if not (part[0].strip() and part[2].strip())), None):
-            raise MapoError(f"--columns: {wrong!r} is not NAME=COLUMN. Write --columns prompt=text,chosen=image_w.")
+        if wrong := ["".join(part) for part in parts if not (part[0].strip() and part[2].strip())]:
+            raise MapoError(f"--columns: {wrong[0]!r} is not NAME=COLUMN. Write --columns prompt=text,chosen=image_w.")
         pairs = [(ours.strip(), theirs.strip()) for ours, _, theirs in parts]
-    known = {column for shape in _shapes().values() for form in (*shape.forms, shape.wanted) for column in form}
+    known = {c for shape in _shapes().values() for form in (*shape.forms, shape.wanted) for c in form} | {SPLIT}
     names: dict[str, str] = {}
     for ours, theirs in pairs:
         if ours not in known:
@@ -121,7 +121,9 @@ def _unknown(source: Source) -> str:
     for files, columns in rows.kinds_of(source):
         file = files[0]
         if columns is None:
-            return f"{source.name} is no whole {_kind(file)} file. Fetch it again."
+            for _ in file.read(Shape(((),)), Cursor(0)):  # says what is wrong
+                pass
+            return f"{source.name} holds no rows. Fetch it again."
         if columns:
             what = "lines have" if isinstance(file, lines.JsonFile) else "columns are"
             near = _nearest(source, columns)
@@ -137,10 +139,6 @@ def _unknown(source: Source) -> str:
     if source.path is not None and source.path.is_dir():
         remedy = "Pictures need two folders in it, chosen/ and rejected/, with the same names in both."
     return f"{source.name} is in no format that is known. {remedy + ' ' if remedy else ''}{known}"
-
-
-def _kind(file: object) -> str:
-    return {"Table": "Parquet", "ArrowFile": "Arrow", "TarFile": "tar", "CellFile": "CSV"}[type(file).__name__]
 
 
 def _no_rows(file: lines.JsonFile) -> str:

@@ -204,7 +204,7 @@ def _entries(file: IO[str], path: Path) -> Iterator[Any]:
             return
         try:
             value, end = decoder.raw_decode(text, at)
-            if end == len(text):  # a number could go on
+            if end == len(text) and text[end - 1] not in '}]"':  # a number could go on
                 raise ValueError("it breaks off")
         except (ValueError, RecursionError) as error:
             found = file.read(more) if len(text) - at < LARGEST_ENTRY else ""

@@ -6,15 +6,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import itertools
 import json
 import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from lzma import LZMAError
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from mapo.errors import MapoError
 from mapo.files import decode_text
@@ -29,6 +30,7 @@ PICTURES = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "gif")
 TEXTS = ("txt", "caption", "cls")
 SAMPLES_TO_LOOK_AT = 20
 MOST_BYTES = 256 * 2**20
+EndOfTar: type[Exception] = tarfile.EOFHeaderError  # type: ignore[attr-defined]
 Sample = tuple[str, Row | ValueError]
 
 
@@ -44,11 +46,11 @@ class TarFile:
 
     def columns(self) -> list[str] | None:
         """The columns of its first samples; None when it is no tar file."""
-        try:
-            seen = itertools.islice(self._samples(Cursor(0)), SAMPLES_TO_LOOK_AT)
-            return list(dict.fromkeys(name for _, row in seen if not isinstance(row, ValueError) for name in row))
-        except MapoError:
-            return None
+        found: dict[str, None] = {}
+        with contextlib.suppress(MapoError):  # what is wrong far on is told when it is read
+            for _, row in itertools.islice(self._samples(Cursor(0)), SAMPLES_TO_LOOK_AT):
+                found |= dict.fromkeys(row if isinstance(row, dict) else ())
+        return list(found) or None
 
     def read(self, shape: Shape, cursor: Cursor) -> Iterator[tuple[Where, Row] | BadRow]:
         """Its samples from the cursor on."""
@@ -66,12 +68,13 @@ class TarFile:
         """Name and row of each sample that the cursor passes."""
         last = ""
         try:
-            with self._open() as file, tarfile.open(fileobj=file, mode="r|*") as tar:
+            with self._open() as file, tarfile.open(fileobj=file, mode="r|", tarinfo=_Member) as tar:
                 for key, members in itertools.groupby(_members(tar), key=lambda member: _parts(member.name)[0]):
                     last = key
                     if cursor.passes():
                         yield key, _row(tar, members)
-        except (tarfile.TarError, EOFError, zlib.error, LZMAError) as error:
+                _refuse_rest(tar)
+        except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
             how = f"breaks off after sample {last}" if last else "is no whole tar file"
             raise MapoError(f"{self.name} {how} ({error}). Fetch it again, or import the others without it.") from None
         except (MapoError, GeneratorExit):
@@ -84,10 +87,9 @@ class TarFile:
             raise
 
     def _open(self) -> IO[bytes]:
-        if self.on_hub:
-            file: IO[bytes] = sources.hub_files().open(self.place, "rb")
-            return file
-        return Path(self.place).open("rb")
+        file = sources.hub_files().open(self.place, "rb") if self.on_hub else Path(self.place).open("rb")  # noqa: SIM115
+        zipped = self.name.lower().endswith(ENDS[1:])
+        return cast("IO[bytes]", gzip.GzipFile(fileobj=file) if zipped else file)  # notices what is cut off
 
 
 def files(source: Source) -> list[File]:
@@ -104,6 +106,27 @@ def files(source: Source) -> list[File]:
         TarFile(PurePosixPath(place).name, place, split_of_file("/".join(place.split("/")[3:])), True)
         for place in sorted(places)
     ]
+
+
+class _Member(tarfile.TarInfo):
+    """A member of a tar that notes whether the mark at the end was met: without it, the tar was cut off."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile: Any) -> Any:
+        try:
+            return super().fromtarfile(tarfile)
+        except EndOfTar:
+            tarfile.ended = True
+            raise
+
+
+def _refuse_rest(tar: Any) -> None:
+    """TarError where a tar has no end, or goes on behind it."""
+    if not getattr(tar, "ended", False):
+        raise tarfile.ReadError("its end is missing")
+    while data := tar.fileobj.read(tarfile.RECORDSIZE):
+        if data.strip(b"\0"):
+            raise tarfile.ReadError("another tar follows in the same file")
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
