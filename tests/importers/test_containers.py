@@ -165,6 +165,18 @@ def test_files_named_by_splits_are_all_read_and_other_several_files_are_asked_ab
     assert {p.split for p in PairSet(folder.parent / "other")} == {"train", "test"}
 
 
+def test_folders_of_splits_with_one_file_each_are_read(folder: Path) -> None:
+    for split in ("train", "validation", "test"):
+        (folder / split).mkdir()
+        (folder / split / "data.jsonl").write_text(json.dumps({**ROWS[0], "prompt": split, "rejected": "b.png"}))
+        (folder / split / "a.png").write_bytes(RED)
+        (folder / split / "b.png").write_bytes(BLUE)
+    import_pairs(folder, folder.parent / "set")
+    assert {(p.prompt, p.split) for p in PairSet(folder.parent / "set")} == {
+        (s, s) for s in ("train", "validation", "test")
+    }
+
+
 # ---------------------------------------------------------------------- save_to_disk
 
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_fixtures import RED, encoded, files_below, noise, write_parquet
+from long_sources import KINDS_OF_FILES, make_long
 from mapo.errors import MapoError
 from mapo.importers import import_pairs, rows, tables
 from mapo.pairs import PairSet
@@ -125,8 +126,10 @@ def test_what_was_written_after_the_last_commit_is_thrown_away(
 
 
 def make_source(kind: str, folder: Path) -> Path:
-    """Four good pairs and a bad row of a format."""
+    """Four good pairs and a bad row of a format, or of a kind of file."""
     folder.mkdir()
+    if kind in KINDS_OF_FILES:
+        return make_long(folder, kind, 5)
     for k in range(10):
         (folder / f"{k}.png").write_bytes(encoded(noise(k)))
     if kind == "folders":
@@ -145,7 +148,7 @@ def make_source(kind: str, folder: Path) -> Path:
     return folder / "x.jsonl"
 
 
-@pytest.mark.parametrize("kind", ["parquet", "jsonl", "ranking", "scores", "folders"])
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "ranking", "scores", "folders", *KINDS_OF_FILES])
 def test_a_stop_while_the_set_is_put_together_loses_nothing(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -229,3 +232,53 @@ main()
     assert contents(tmp_path / "set") == whole
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 90_000
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_FILES)
+def test_an_import_of_every_kind_of_file_goes_on_where_it_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr("mapo.importers.ROWS_PER_COMMIT", 10)
+    (tmp_path / "in").mkdir()
+    given = make_long(tmp_path / "in", kind, 70)
+    clean = import_pairs(given, tmp_path / "clean", on_bad_row="drop")
+    assert clean["bad"] == 1
+    reading, starts = rows.read, []
+
+    def stops(source: object, shape: object, start: int = 0) -> object:
+        starts.append(start)
+        for number, item in enumerate(reading(source, shape, start)):  # type: ignore[arg-type]
+            if number == 45 and len(starts) == 1:
+                raise KeyboardInterrupt
+            yield item
+
+    monkeypatch.setattr(rows, "read", stops)
+    with monkeypatch.context() as patch:
+        patch.setattr("mapo.importers.checking.PAIRS_PER_CHUNK", 1)
+        with pytest.raises(KeyboardInterrupt):
+            import_pairs(given, tmp_path / "set", on_bad_row="drop", workers=1)
+    assert import_pairs(given, tmp_path / "set", on_bad_row="drop") == clean
+    assert kind == "imagereward" or starts[1] >= 30
+    pairs = [list(PairSet(tmp_path / name)) for name in ("set", "clean")]
+    assert pairs[0] == pairs[1]
+    provenance = [PairSet(tmp_path / name).info["provenance"] for name in ("set", "clean")]
+    assert provenance[0] == provenance[1]
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_FILES)
+@pytest.mark.parametrize("workers", [1, 3])
+def test_reading_from_a_row_on_gives_the_rest_for_every_kind_of_file(tmp_path: Path, kind: str, workers: int) -> None:
+    from mapo.importers import Options
+    from mapo.importers.detect import find_importer
+    from mapo.importers.sources import find_source
+
+    (tmp_path / "in").mkdir()
+    given = make_long(tmp_path / "in", kind, 70)
+    source = find_source(given)
+    _, module = find_importer(source, None)
+    whole = list(module.read(source, Options()))
+    assert len(whole) == 70
+    for start in (0, 1, 31, 32, 33, 64, 69, 70):
+        assert list(module.read(source, Options(), start)) == whole[start:]
+    counts = import_pairs(given, tmp_path / "set", workers=workers, on_bad_row="drop")
+    assert counts == {"pairs": 69, "ties": 0, "repeats": 0, "bad": 1}

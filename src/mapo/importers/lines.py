@@ -19,7 +19,8 @@ from mapo.importers.shape import Cursor, File, Row, Shape, Where
 from mapo.importers.sources import Source
 from mapo.importers.splits import split_named, split_of_file
 
-JSON_ENDS, CELL_ENDS = (".jsonl", ".ndjson", ".json"), (".csv", ".tsv")
+CELL_ENDS = (".csv", ".tsv")
+ENDS = (".jsonl", ".ndjson", ".json", *CELL_ENDS)
 LINES_TO_LOOK_AT = 100
 READ_AT_ONCE = 2**20
 LARGEST_ENTRY = 64 * 2**20
@@ -142,26 +143,38 @@ class CellFile:
 
 
 def files(source: Source) -> list[File]:
-    """The text files of rows: the source, what a pattern names, metadata files, train and test, or the only one."""
+    """The text files of rows: the source itself, or those that a pattern names or a folder has (see :func:`_found`)."""
     if source.path is None:
         return []
-    if source.path.is_dir() and source.pattern is None:
-        for name in ("metadata.jsonl", "metadata.csv"):  # as datasets has folders of pictures
-            if found := [pair for pair in source.files(name, deep=True) if pair[1].name == name]:
-                return [_file(*pair) for pair in found]
-        there = [(path.name, path) for path in candidates(source)]
-        if len(there) > 1 and not all(split_named(path.stem) for _, path in there):
-            return []
+    if source.path.is_file() or source.pattern is not None:
+        there = [pair for end in ENDS for pair in source.files(end)]
     else:
-        there = [pair for end in (*JSON_ENDS, *CELL_ENDS) for pair in source.files(end)]
+        there = _found(source)
     return [_file(*pair) for pair in there]
+
+
+def _found(source: Source) -> list[tuple[str, Path]]:
+    """Of a folder: metadata as datasets has it, here or deeper; train and test; the only one; or one in each split."""
+    for deep in (False, True):
+        for name in ("metadata.jsonl", "metadata.csv"):
+            if metadata := [pair for pair in source.files(name, deep) if pair[1].name == name]:
+                return metadata
+    if there := candidates(source):
+        return (
+            [(path.name, path) for path in there] if len(there) == 1 or all(split_named(p.stem) for p in there) else []
+        )
+    for end in ENDS:
+        deeper = [pair for pair in source.files(end, deep=True) if split_named(Path(pair[0]).parts[0])]
+        if deeper and len({path.parent for _, path in deeper}) == len(deeper):
+            return deeper
+    return []
 
 
 def candidates(source: Source) -> list[Path]:
     """The text files that lie in a folder itself, of the first kind that it has."""
     if source.path is None or not source.path.is_dir():
         return []
-    for end in (".jsonl", ".ndjson", ".json", ".csv", ".tsv"):
+    for end in ENDS:
         if found := [path for _, path in source.files(end) if path.name not in ("dataset_infos.json", "state.json")]:
             return found
     return []

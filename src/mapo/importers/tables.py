@@ -147,7 +147,7 @@ def _read(file: pq.ParquetFile, names: list[str], start: int) -> Iterator[Row]:
 def values(table: pa.Table) -> list[Row]:
     """The rows in Python's types."""
     for place, field in enumerate(table.schema):
-        kind = _in_python(field.type)
+        kind = pa.string() if pa.types.is_timestamp(field.type) else _in_python(field.type)
         if kind != field.type:
             table = table.set_column(place, field.name, table[field.name].cast(kind))
     try:
@@ -158,8 +158,8 @@ def values(table: pa.Table) -> list[Row]:
 
 
 def _in_python(kind: pa.DataType) -> pa.DataType:
-    """The type with texts for times, which have no Python value in nanoseconds, at any depth."""
-    if pa.types.is_timestamp(kind) or kind == pa.time64("ns"):
+    """The type with texts for times in nanoseconds, which have no Python value, at any depth."""
+    if (pa.types.is_timestamp(kind) and kind.unit == "ns") or kind == pa.time64("ns"):
         return pa.string()
     if kind == pa.duration("ns"):
         return pa.int64()
