@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pytest
 from PIL import Image
@@ -299,6 +300,19 @@ def test_shards_of_webdataset_in_folders_of_splits_keep_them(tmp_path: Path) -> 
         write_tar(tmp_path / "in" / name, sample(f"{k}", f"prompt {k}", encoded(noise(k))))
     import_pairs(tmp_path / "in", tmp_path / "set")
     assert Counter(p.split for p in PairSet(tmp_path / "set")) == {"train": 2, "validation": 1}
+
+
+def test_tars_on_the_hub_are_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = fsspec.filesystem("memory", skip_instance_cache=True)
+    files.store.clear()
+    for split, prompt in (("train", "a"), ("test", "b")):
+        path = write_tar(tmp_path / "in" / f"{split}.tar", sample("0", prompt))
+        files.pipe(f"datasets/somebody/pairs/{split}/0000.tar", path.read_bytes())
+    monkeypatch.setattr("mapo.importers.sources.hub_files", lambda: files)
+    import_pairs("somebody/pairs", tmp_path / "set")
+    assert {(p.prompt, p.split) for p in PairSet(tmp_path / "set")} == {("a", "train"), ("b", "test")}
+    import_pairs("hf://somebody/pairs/test/*.tar", tmp_path / "part")
+    assert [p.split for p in PairSet(tmp_path / "part")] == ["test"]
 
 
 def test_unsafe_members_of_a_tar_are_never_written_anywhere(tmp_path: Path) -> None:

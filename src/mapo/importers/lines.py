@@ -21,6 +21,7 @@ from mapo.importers.splits import split_named, split_of_file
 
 CELL_ENDS = (".csv", ".tsv")
 ENDS = (".jsonl", ".ndjson", ".json", *CELL_ENDS)
+NO_ROWS = ("dataset_info.json", "dataset_infos.json", "state.json", "set.json")
 LINES_TO_LOOK_AT = 100
 READ_AT_ONCE = 2**20
 LARGEST_ENTRY = 64 * 2**20
@@ -160,9 +161,8 @@ def _found(source: Source) -> list[tuple[str, Path]]:
             if metadata := [pair for pair in source.files(name, deep) if pair[1].name == name]:
                 return metadata
     if there := candidates(source):
-        return (
-            [(path.name, path) for path in there] if len(there) == 1 or all(split_named(p.stem) for p in there) else []
-        )
+        clear = len(there) == 1 or all(split_named(path.stem) for path in there)
+        return [(path.name, path) for path in there] if clear else []
     for end in ENDS:
         deeper = [pair for pair in source.files(end, deep=True) if split_named(Path(pair[0]).parts[0])]
         if deeper and len({path.parent for _, path in deeper}) == len(deeper):
@@ -175,7 +175,7 @@ def candidates(source: Source) -> list[Path]:
     if source.path is None or not source.path.is_dir():
         return []
     for end in ENDS:
-        if found := [path for _, path in source.files(end) if path.name not in ("dataset_infos.json", "state.json")]:
+        if found := [path for _, path in source.files(end) if path.name not in NO_ROWS]:
             return found
     return []
 

@@ -17,7 +17,10 @@ Item = RawPair | BadRow | LeftOut
 def kinds_of(source: Source) -> list[tuple[list[File], list[str] | None]]:
     """The files of rows that ``source`` holds, kind by kind, and the columns of the first of each kind."""
     if "kinds" not in source.seen:
-        found: list[list[File]] = [files for find in KINDS if (files := find(source))]
+        found: list[list[File]] = []
+        for find in KINDS:
+            if not (source.hub and found) and (files := find(source)):  # the hub is asked no more than it takes
+                found.append(files)
         source.seen["kinds"] = [(files, files[0].columns()) for files in found]
     kinds: list[tuple[list[File], list[str] | None]] = source.seen["kinds"]
     return kinds
