@@ -439,3 +439,13 @@ def test_memory_does_not_grow_with_the_file(folder: Path, kind: str) -> None:
     assert number == count - 1
     assert grown * (1024 if sys.platform != "darwin" else 1) < path.stat().st_size / 3
     assert resource.RUSAGE_SELF == 0
+
+
+def test_files_of_another_kind_that_fit_too_are_passed_over_in_a_sentence(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_rows(folder, "jsonl")
+    write_tar(folder / "y.tar", sample("0", "in the tar"))
+    import_pairs(folder, folder.parent / "set")
+    assert [p.prompt for p in PairSet(folder.parent / "set")] == ["in the tar"]
+    assert "has rows in y.tar and in x.jsonl; only those like the first are read." in capsys.readouterr().out

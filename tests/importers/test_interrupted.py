@@ -275,7 +275,7 @@ def test_reading_from_a_row_on_gives_the_rest_for_every_kind_of_file(tmp_path: P
     (tmp_path / "in").mkdir()
     given = make_long(tmp_path / "in", kind, 70)
     source = find_source(given)
-    _, module = find_importer(source, None)
+    _, module, _ = find_importer(source, None)
     whole = list(module.read(source, Options()))
     assert len(whole) == 70
     for start in (0, 1, 31, 32, 33, 64, 69, 70):

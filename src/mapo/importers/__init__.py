@@ -137,7 +137,9 @@ def import_pairs(
     if out.exists():
         raise MapoError(f"{out} already exists. Choose another --out, or delete it first.")
     source = replace(find_source(given), columns=asked.columns)
-    name, module = find_importer(source, format)
+    name, module, said = find_importer(source, format)
+    if said:
+        print(printable(said))
     counts = {"pairs": 0, "ties": 0, "repeats": 0, "bad": 0}
     how = {"format": name, **asked.recorded()}
     provenance = {"imported": source.short_name, **how, "licence": licence, "counts": counts}

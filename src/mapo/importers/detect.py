@@ -77,8 +77,8 @@ def parse_columns(given: str | Mapping[str, str] | None) -> dict[str, str]:
     return names
 
 
-def find_importer(source: Source, format: str | None) -> tuple[str, Importer]:
-    """The format that was named, or the first that recognises the source."""
+def find_importer(source: Source, format: str | None) -> tuple[str, Importer, str | None]:
+    """The format that was named, or the first that recognises the source; and what is said of files passed over."""
     if source.path is not None and (source.path / "set.json").is_file():
         raise MapoError(f"{source.name} is a set of pairs already. Use it as it is.")
     _check_columns(source)
@@ -87,7 +87,8 @@ def find_importer(source: Source, format: str | None) -> tuple[str, Importer]:
     found = format or next((name for name, module in modules.items() if module.detects(source)), None)
     if found is None:
         raise MapoError(_unknown(source))
-    return found, modules[found]
+    shape = getattr(modules[found], "SHAPE", None)
+    return found, modules[found], rows.passed_over(source, shape) if shape else None
 
 
 def _check_columns(source: Source) -> None:

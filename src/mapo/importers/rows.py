@@ -80,6 +80,16 @@ def rows(
         yield [replace(one, split=name) if isinstance(one, RawPair) else one for one in found]
 
 
+def passed_over(source: Source, shape: Shape) -> str | None:
+    """What is said of files of other kinds that have the columns too and are not read; None: there are none."""
+    shape = replace(shape, names=source.columns)
+    fit = [files for files, columns in kinds_of(source) if columns and not shape.missing(columns)]
+    if len(fit) < 2:
+        return None
+    others = ", ".join(files[0].name + (f" and {len(files) - 1} more" if len(files) > 1 else "") for files in fit[1:])
+    return f"{source.name} has rows in {fit[0][0].name} and in {others}; only those like the first are read."
+
+
 def no_files(source: Source) -> str:
     """What is said of a source without rows."""
     if several := lines.candidates(source):
