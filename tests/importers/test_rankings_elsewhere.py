@@ -125,6 +125,15 @@ def test_groups_and_pairs_of_image_reward_db_are_read_too(folder: Path) -> None:
     assert found(folder.parent / "pairs") == [("a", 2, 0)]
 
 
+def test_an_unpacked_part_of_image_reward_db_is_read_with_its_split(folder: Path) -> None:
+    rows = picture_rows({"000-1": [0, 1, 2]}, [3, 1, 2])
+    for row in rows:
+        row["image_path"] = f"images/train/train_1/{row['image_path']}"
+    import_pairs(save(folder / "train_1.json", rows), folder.parent / "set")
+    assert found(folder.parent / "set") == [("prompt 000-1", 1, 2), ("prompt 000-1", 1, 0), ("prompt 000-1", 2, 0)]
+    assert {p.split for p in PairSet(folder.parent / "set")} == {"train"}
+
+
 def spoiled(**changes: Any) -> list[dict[str, Any]]:
     rows = picture_rows({"1": [0, 1, 2], "2": [4, 5, 6]}, [1, 2, 3])
     rows[1] |= changes

@@ -1,6 +1,7 @@
 """Rows as ImageRewardDB has them: a row per picture, with ``prompt_id, prompt, rank`` and ``image`` or ``image_path``.
 
-Rows of one ``prompt_id`` stand together and are one ranking. Its groups have lists in ``image`` and ``rank``, its pairs
+Paths may begin with folders that are not there (``images/train/train_1/x.webp`` for ``x.webp`` beside the file). Rows of
+one ``prompt_id`` stand together and are one ranking. Its groups have lists in ``image`` and ``rank``, its pairs
 ``img_better`` and ``img_worse``.
 """
 
@@ -10,6 +11,7 @@ import contextlib
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mapo.importers import BadRow, LeftOut, Options, RawPair, cells, rows
@@ -111,6 +113,14 @@ def _pairs(group: Group, options: Options) -> list[RawPair]:
     ranks = [whole(row["rank"]) for row in group.rows]
     if None in ranks:
         raise ValueError(f"rank is {group.rows[ranks.index(None)]['rank']!r}, which is no number")
-    data = [cells.picture_of(row[image], row["folder"]) for row in group.rows]
+    data = [cells.picture_of(_beside(row[image], row["folder"]), row["folder"]) for row in group.rows]
     names = [cells.name_of(row[image], k) for k, row in enumerate(group.rows)]
     return pairs_of(where, prompt, names, [rank or 0 for rank in ranks], data, options.rankings)
+
+
+def _beside(cell: Any, folder: Path | None) -> Any:
+    """The cell, or the name of the picture alone where only that lies beside the file."""
+    if folder is None or not isinstance(cell, str) or (folder / cell).exists():
+        return cell
+    name = PurePosixPath(cell).name
+    return name if name and (folder / name).is_file() else cell
