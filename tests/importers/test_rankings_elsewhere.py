@@ -162,6 +162,17 @@ def test_a_ranking_with_a_bad_row_is_refused_whole(folder: Path, name: str) -> N
     assert {prompt for prompt, *_ in found(folder.parent / "set")} >= {"prompt 2"}
 
 
+@pytest.mark.parametrize("path", ["a" * 5000, "a\0b", "\ud83d", "", "../x.png", "/etc/hostname"])
+def test_a_path_that_cannot_be_is_a_bad_row(folder: Path, path: str) -> None:
+    row = {"prompt": "a", "image_path": [path, "1.png"], "human_preference": [1, 0]}
+    with pytest.raises(MapoError, match="^train.jsonl line 1: "):
+        import_pairs(save(folder / "train.jsonl", [row]), folder.parent / "set")
+    rows = picture_rows({"1": [0, 1]}, [1, 2])
+    rows[1]["image_path"] = path
+    with pytest.raises(MapoError, match="^x.jsonl line 1 "):
+        import_pairs(save(folder / "x.jsonl", rows), folder.parent / "set")
+
+
 def test_a_real_ranking_of_four_pictures_gives_its_six_pairs(tmp_path: Path) -> None:
     folder = Path(__file__).parents[3] / "shared" / "data" / "imagereward"
     if not folder.is_dir():

@@ -13,7 +13,7 @@ from functools import partial
 from mapo.importers import BadRow, LeftOut, Options, RawPair, rows
 from mapo.importers.ranking import many, pairs_of
 from mapo.importers.shape import Row, Shape, Where
-from mapo.importers.sources import Source
+from mapo.importers.sources import Source, lies_in
 
 SHAPE = Shape(
     (
@@ -53,7 +53,7 @@ def _pairs(row: Row, where: Where, rankings: str) -> list[RawPair]:
 def _with_pictures(where: Where, names: object) -> Where:
     """The place with the folder in which the pictures lie."""
     first = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
-    if first is None or where.folder is None or (where.folder / first).exists() or where.split is None:
+    if first is None or where.folder is None or lies_in(where.folder, first) or where.split is None:
         return where
     inner = where.folder / where.split
-    return replace(where, folder=inner) if (inner / first).exists() else where
+    return replace(where, folder=inner) if lies_in(inner, first) else where

@@ -1,6 +1,6 @@
 """Rows as ImageRewardDB has them: a row per picture, with ``prompt_id, prompt, rank`` and ``image`` or ``image_path``.
 
-Paths may begin with folders that are not there (``images/train/train_1/x.webp`` for ``x.webp`` beside the file). Rows of
+Paths may begin with folders that are not there: ``images/train/train_1/x.webp`` for ``x.webp`` beside the file. Rows of
 one ``prompt_id`` stand together and are one ranking. Its groups have lists in ``image`` and ``rank``, its pairs
 ``img_better`` and ``img_worse``.
 """
@@ -17,7 +17,7 @@ from typing import Any
 from mapo.importers import BadRow, LeftOut, Options, RawPair, cells, rows
 from mapo.importers.ranking import many, pairs_of, whole
 from mapo.importers.shape import Row, Shape, Where
-from mapo.importers.sources import Source
+from mapo.importers.sources import Source, lies_in
 
 SHAPE = Shape(
     (
@@ -120,7 +120,7 @@ def _pairs(group: Group, options: Options) -> list[RawPair]:
 
 def _beside(cell: Any, folder: Path | None) -> Any:
     """The cell, or the name of the picture alone where only that lies beside the file."""
-    if folder is None or not isinstance(cell, str) or (folder / cell).exists():
+    if folder is None or not isinstance(cell, str) or lies_in(folder, cell):
         return cell
     name = PurePosixPath(cell).name
-    return name if name and (folder / name).is_file() else cell
+    return name if lies_in(folder, name) else cell

@@ -152,6 +152,14 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def lies_in(folder: Path, name: str) -> bool:
+    """Whether a file of this name is in the folder; False for what can be no name."""
+    try:
+        return (folder / name).is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def picture_at(folder: Path, name: str) -> bytes:
     """The bytes of a file below ``folder``; ValueError when it cannot be read or the path leads elsewhere."""
     try:
