@@ -449,3 +449,13 @@ def test_files_of_another_kind_that_fit_too_are_passed_over_in_a_sentence(
     import_pairs(folder, folder.parent / "set")
     assert [p.prompt for p in PairSet(folder.parent / "set")] == ["in the tar"]
     assert "has rows in y.tar and in x.jsonl; only those like the first are read." in capsys.readouterr().out
+
+
+def test_hidden_files_are_nobodys_data(folder: Path) -> None:
+    path = write_rows(folder, "jsonl")
+    (folder / "._x.jsonl").write_bytes(b"\0\5\26\7")
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "x.parquet").write_bytes(b"half a file")
+    (folder / "deep" / "._y.parquet").write_bytes(b"\0\5\26\7")
+    import_pairs(folder, folder.parent / "set")
+    assert len(PairSet(folder.parent / "set")) == len(path.read_text().splitlines())

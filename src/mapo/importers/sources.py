@@ -83,7 +83,14 @@ class Source:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    return (Path(root, name) for root, _, names in os.walk(folder) for name in names)
+    """The files at any depth; what is hidden (``.cache``, ``._x.parquet`` of a Mac) is nobody's data."""
+    for root, folders, names in os.walk(folder, onerror=_refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(root, name) for name in names if not name.startswith("."))
+
+
+def _refuse(error: OSError) -> None:
+    raise MapoError(f"{error.filename} cannot be read ({error.strerror}). Change its permissions, or move it away.")
 
 
 def hub_files() -> Any:
