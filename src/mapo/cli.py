@@ -131,7 +131,16 @@ def remake(pairs: Path, ids: tuple[str, ...], out: Path) -> None:
 @click.argument("source")
 @click.option("--out", type=OUT, required=True, help="The pairs set to write.")
 @click.option(
-    "--format", help="pickapic, preference, ranking, scores, jsonl or folders; found by itself when left out."
+    "--format",
+    help="pickapic, preference, ranking, scores, hpdv2, imagereward, jsonl or folders; found by itself when left out.",
+)
+@click.option(
+    "--columns", metavar="NAME=COLUMN,…", help="What the source calls columns, such as prompt=text,chosen=image_w."
+)
+@click.option(
+    "--captions",
+    type=click.Choice(["first", "join", "each"]),
+    help="Where a pair has several captions: take the first, join them with commas, or make a pair of each.",
 )
 @click.option("--on-bad-row", type=click.Choice(["stop", "drop"]), default="stop", show_default=True)
 @click.option("--ties", type=click.Choice(["drop", "keep"]), default="drop", show_default=True)
@@ -141,16 +150,20 @@ def remake(pairs: Path, ids: tuple[str, ...], out: Path) -> None:
 )  # fmt: skip
 @click.option("--least-gap", type=float, default=0, help="Best and worst of scores closer than this are a tie.")
 @click.option(
-    "--split", type=click.Choice(["by-prompt", "train", "validation", "test"]), default="by-prompt", show_default=True,
-    help="Hold a fifth of the prompts out for validation and test, or put every pair into one split.",
+    "--split", type=click.Choice(["by-prompt", "train", "validation", "test"]),
+    help="Put every pair into one split, or hold a fifth of the prompts out for validation and test (by-prompt). "
+    "Default: as the source says, or by prompt where it says nothing.",
 )  # fmt: skip
 @click.option("--licence", "--license", "licence", help="The licence of the source, to be kept with the set.")
 def import_(source: str, out: Path, **how: Any) -> None:
     """Make a pairs set from SOURCE: a file, a folder, or a set on the hub (owner/name, or hf://owner/name/path).
 
     Two folders chosen/ and rejected/ (or w/ and l/): the two pictures of a pair have one name, and the prompt is the
-    line of NAME.txt beside either. Parquet with the columns of Pick-a-Pic or with prompt, chosen, rejected. JSONL of
-    pairs, rankings or scores. An import that was interrupted goes on with the same command.
+    line of NAME.txt beside either. Or rows: pairs (prompt, chosen, rejected), rankings or scores, as Parquet, JSON
+    lines, a JSON list, CSV, TSV, a folder of save_to_disk, or WebDataset tars. Pick-a-Pic, HPDv2 and ImageRewardDB are
+    read as they are. Splits that a source publishes are kept.
+
+    An import that was interrupted goes on with the same command.
     """
     from mapo.importers import import_pairs
 

@@ -19,6 +19,7 @@ CACHE_KIB = 4096
 TABLES = (
     "pictures (sha BLOB PRIMARY KEY, shard INT, row_group INT, row INT, kept INT) WITHOUT ROWID",
     "pairs (id INTEGER PRIMARY KEY)",
+    "prompts (id INT, split TEXT, PRIMARY KEY (id, split)) WITHOUT ROWID",
     "state (one INTEGER PRIMARY KEY, value TEXT)",
 )
 Place = tuple[bytes, int, int, int, bool]  # sha, shard, row group, row, whether its bytes are kept
@@ -66,6 +67,15 @@ class Ledger:
     def add_pair(self, name: str) -> None:
         """Note a pair."""
         self._run("INSERT INTO pairs VALUES (?)", (_number(name),))
+
+    def add_prompt(self, name: str, split: str) -> None:
+        """Note that the prompt of this name (16 hexadecimal digits) stands in a split."""
+        self._run("INSERT OR IGNORE INTO prompts VALUES (?, ?)", (_number(name), split))
+
+    def count_shared_prompts(self) -> int:
+        """How many prompts were noted in more than one split."""
+        several = "SELECT id FROM prompts GROUP BY id HAVING count(*) > 1"
+        return int(self._run(f"SELECT count(*) FROM ({several})").fetchone()[0])
 
     def commit(self, state: dict[str, Any]) -> None:
         """From now on a killed process comes back to here."""

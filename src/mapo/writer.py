@@ -31,6 +31,7 @@ from mapo.places import NAME as PLACES
 from mapo.places import write_places
 from mapo.schema import FORMAT, IMAGE_SCHEMA, PAIR_SCHEMA, TIE, VERSION, Pair, make_pair, to_row
 from mapo.shards import owned, refuse_existing
+from mapo.splits import prompt_id
 
 IMAGES_PER_ROW_GROUP = 256
 BYTES_PER_ROW_GROUP = 4 * 2**20  # what is read to get at one picture
@@ -177,6 +178,14 @@ class PairWriter:
         """:meth:`add_pair` for pictures that :func:`mapo.pictures.check_picture` has seen."""
         pair = make_pair(prompt, chosen.sha256, rejected.sha256, **rest)
         return None if self._ledger.has_pair(pair.id) else self._add(pair, chosen, rejected)
+
+    def note_split(self, prompt: str, split: str) -> None:
+        """Note the split in which a source has a prompt, for :meth:`shared_prompts`."""
+        self._ledger.add_prompt(prompt_id(prompt), split)
+
+    def shared_prompts(self) -> int:
+        """How many prompts the source has in more than one split."""
+        return self._ledger.count_shared_prompts()
 
     def add_pair_by_hash(self, prompt: str, chosen_sha: str, rejected_sha: str, **rest: Any) -> Pair | None:
         """:meth:`add_pair` for pictures that were added before."""

@@ -29,7 +29,7 @@ EMPTY = "the prompt is empty"
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     (tmp_path / "in").mkdir()
-    return write_parquet(tmp_path / "in" / "x.parquet", [{"caption": "1"}])
+    return write_parquet(tmp_path / "in" / "x.parquet", [dict.fromkeys(some_format.NEEDED, "1")])
 
 
 def given(monkeypatch: pytest.MonkeyPatch, rows: list[RawPair | BadRow]) -> None:
@@ -51,7 +51,7 @@ def test_pairs_ties_repeats_and_bad_rows_are_counted(
     opened = PairSet(tmp_path / "set")
     assert opened.info["provenance"] == {
         "imported": "x.parquet", "format": "pickapic", "ties": "drop", "rankings": "all", "least_gap": 0.0,
-        "split": "by-prompt", "licence": None, "counts": counts,
+        "licence": None, "counts": counts,
     }  # fmt: skip
     assert [(p.preference, p.weight, p.group, p.source, p.meta) for p in opened] == [
         (1.0, 1.0, None, "pickapic", {}),
@@ -140,7 +140,7 @@ def test_an_out_that_exists_is_refused_before_anything_is_read(
         ({"format": "pickapick"}, r"There is no format 'pickapick'\. Did you mean 'pickapic'\?"),
         ({"on_bad_row": "skip"}, "--on-bad-row is 'skip'; it must be stop or drop"),
         ({"ties": "yes"}, "--ties is 'yes'; it must be drop or keep"),
-        ({"split": "all"}, "--split is 'all'; it must be by-prompt or train or validation or test"),
+        ({"split": "all"}, "--split is 'all'; it must be by-prompt, train, validation or test"),
         ({"rankings": "best"}, "--rankings is 'best'; it must be all or best-worst"),
         ({"least_gap": -1.0}, "--least-gap is -1.0; it must be a number that is not negative"),
         ({"least_gap": float("nan")}, "--least-gap is nan"),
@@ -156,7 +156,7 @@ def test_a_wrong_argument_is_refused_by_its_name(
 
 
 UNKNOWN: dict[str, tuple[bytes | None, str]] = {
-    "x.csv": (
+    "x.abc": (
         b"prompt,chosen",
         rf"is in no format that is known\. Known formats: {', '.join(IMPORTERS)}; see `mapo import",
     ),
@@ -203,6 +203,8 @@ def make_sources(folder: Path) -> dict[str, Path]:
         "ranking": {"prompt": "a bear", "images": ["a.png", "b.png"], "rank": [1, 2]},
         "scores": {"prompt": "a bear", "images": ["b.png", "a.png"], "scores": [0.1, 0.9]},
         "jsonl": {"prompt": "a bear", "chosen": "a.png", "rejected": "b.png"},
+        "hpdv2": {"prompt": "a bear", "image_path": ["b.png", "a.png"], "human_preference": [0, 1]},
+        "imagereward": {"prompt": "a bear", "prompt_id": "1", "img_better": "a.png", "img_worse": "b.png"},
     }
     for name, line in lines.items():
         (folder / f"{name}.jsonl").write_text(json.dumps(line))
@@ -261,6 +263,17 @@ def make_long(folder: Path, name: str, count: int) -> Source:
                 "ranking": {"prompt": prompt, "images": ["chosen/a.png", "rejected/a.png"] * 2, "rank": [1, 2, 3, 4]},
                 "scores": {"prompt": prompt, "images": ["chosen/a.png", "rejected/a.png"], "scores": [2, 1]},
                 "jsonl": {"prompt": prompt, "chosen": "chosen/a.png", "rejected": "rejected/a.png"},
+                "hpdv2": {
+                    "prompt": prompt,
+                    "file_path": ["chosen/a.png", "rejected/a.png"],
+                    "human_preference": [1, 0],
+                },
+                "imagereward": {
+                    "prompt": prompt,
+                    "prompt_id": k,
+                    "image": ["chosen/a.png", "rejected/a.png"],
+                    "rank": [1, 2],
+                },
             }[name]
         )
     if name in ("pickapic", "preference"):

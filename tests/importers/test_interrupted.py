@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_fixtures import RED, encoded, files_below, noise, write_parquet
+from long_sources import KINDS_OF_FILES, make_long
 from mapo.errors import MapoError
-from mapo.importers import import_pairs, tables
+from mapo.importers import import_pairs, rows, tables
 from mapo.pairs import PairSet
 
 ROWS = 400
@@ -79,10 +80,10 @@ def test_an_import_that_is_stopped_goes_on_and_ends_in_the_same_files(
     process.send_signal(how)
     process.communicate(timeout=60)
     assert process.returncode != 0
-    assert {path.name for path in tmp_path.iterdir()} == {".set.partial"}
+    assert {path.name for path in tmp_path.iterdir()} - {".set.lock"} == {".set.partial"}
     starts: list[int] = []
-    rows = tables.rows
-    monkeypatch.setattr(tables, "rows", lambda *args: starts.append(args[4]) or rows(*args))
+    read = rows.rows
+    monkeypatch.setattr(rows, "rows", lambda *args: starts.append(args[3]) or read(*args))
     monkeypatch.setattr("mapo.importers.ROWS_PER_COMMIT", 50)
     assert import_pairs(source, tmp_path / "set") == {"pairs": ROWS - 1, "ties": 0, "repeats": 1, "bad": 0}
     assert len(starts) == 1
@@ -125,8 +126,10 @@ def test_what_was_written_after_the_last_commit_is_thrown_away(
 
 
 def make_source(kind: str, folder: Path) -> Path:
-    """Four good pairs and a bad row of a format."""
+    """Four good pairs and a bad row of a format, or of a kind of file."""
     folder.mkdir()
+    if kind in KINDS_OF_FILES:
+        return make_long(folder, kind, 5)
     for k in range(10):
         (folder / f"{k}.png").write_bytes(encoded(noise(k)))
     if kind == "folders":
@@ -145,7 +148,7 @@ def make_source(kind: str, folder: Path) -> Path:
     return folder / "x.jsonl"
 
 
-@pytest.mark.parametrize("kind", ["parquet", "jsonl", "ranking", "scores", "folders"])
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "ranking", "scores", "folders", *KINDS_OF_FILES])
 def test_a_stop_while_the_set_is_put_together_loses_nothing(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -196,7 +199,7 @@ def test_two_imports_do_not_write_into_one_place(source: Path, tmp_path: Path) -
         until = time.monotonic() + 120
         while time.monotonic() < until and not (tmp_path / ".set.partial" / "set" / "images-00000.parquet").exists():
             time.sleep(0.02)
-        with pytest.raises(MapoError, match=r"Another process is writing .*\.set\.partial\. Wait for it"):
+        with pytest.raises(MapoError, match=r"Another process is writing .*set. Wait for it"):
             import_pairs(source, tmp_path / "set")
         assert (tmp_path / ".set.partial" / "set" / "images-00000.parquet").exists()
     finally:
@@ -229,3 +232,53 @@ main()
     assert contents(tmp_path / "set") == whole
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 90_000
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_FILES)
+def test_an_import_of_every_kind_of_file_goes_on_where_it_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr("mapo.importers.ROWS_PER_COMMIT", 10)
+    (tmp_path / "in").mkdir()
+    given = make_long(tmp_path / "in", kind, 70)
+    clean = import_pairs(given, tmp_path / "clean", on_bad_row="drop")
+    assert clean["bad"] == 1
+    reading, starts = rows.read, []
+
+    def stops(source: object, shape: object, start: int = 0) -> object:
+        starts.append(start)
+        for number, item in enumerate(reading(source, shape, start)):  # type: ignore[arg-type]
+            if number == 45 and len(starts) == 1:
+                raise KeyboardInterrupt
+            yield item
+
+    monkeypatch.setattr(rows, "read", stops)
+    with monkeypatch.context() as patch:
+        patch.setattr("mapo.importers.checking.PAIRS_PER_CHUNK", 1)
+        with pytest.raises(KeyboardInterrupt):
+            import_pairs(given, tmp_path / "set", on_bad_row="drop", workers=1)
+    assert import_pairs(given, tmp_path / "set", on_bad_row="drop") == clean
+    assert kind == "imagereward" or starts[1] >= 30
+    pairs = [list(PairSet(tmp_path / name)) for name in ("set", "clean")]
+    assert pairs[0] == pairs[1]
+    provenance = [PairSet(tmp_path / name).info["provenance"] for name in ("set", "clean")]
+    assert provenance[0] == provenance[1]
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_FILES)
+@pytest.mark.parametrize("workers", [1, 3])
+def test_reading_from_a_row_on_gives_the_rest_for_every_kind_of_file(tmp_path: Path, kind: str, workers: int) -> None:
+    from mapo.importers import Options
+    from mapo.importers.detect import find_importer
+    from mapo.importers.sources import find_source
+
+    (tmp_path / "in").mkdir()
+    given = make_long(tmp_path / "in", kind, 70)
+    source = find_source(given)
+    _, module, _ = find_importer(source, None)
+    whole = list(module.read(source, Options()))
+    assert len(whole) == 70
+    for start in (0, 1, 31, 32, 33, 64, 69, 70):
+        assert list(module.read(source, Options(), start)) == whole[start:]
+    counts = import_pairs(given, tmp_path / "set", workers=workers, on_bad_row="drop")
+    assert counts == {"pairs": 69, "ties": 0, "repeats": 0, "bad": 1}

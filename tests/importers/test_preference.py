@@ -65,6 +65,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "preference of the other": ({"preference": 0.25}, "preference is 0.25, it must lie in 0.5 … 1"),
     "preference that is no number": ({"preference": float("nan")}, "preference is nan"),
     "negative weight": ({"weight": -1.0}, "weight is -1.0"),
+    "preference in words": ({"preference": "sure"}, "preference is 'sure', which is no number"),
     "group that is a list": ({"group": ["g"]}, r"group is \['g'\], which is no name"),
     "meta that is no JSON": ({"meta": "{"}, "meta is no JSON"),
     "meta that is a list": ({"meta": "[]"}, "meta is no JSON object"),
@@ -106,7 +107,7 @@ def test_a_path_that_leads_out_of_the_folder_or_nowhere_is_a_bad_row(tmp_path: P
 
 def test_missing_columns_are_named_together_with_those_there(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "x.parquet", [{"prompt": "a", "chosen": RED}])
-    assert detects(Source(path))
+    assert not detects(Source(path))
     with pytest.raises(MapoError, match=r"x\.parquet lacks the columns rejected; it has prompt, chosen\."):
         import_pairs(path, tmp_path / "set")
 

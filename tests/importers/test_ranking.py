@@ -181,7 +181,9 @@ def test_a_jsonl_file_of_rankings_or_the_folder_of_one_is_detected(folder: Path)
 
 
 def test_a_source_that_is_no_ranking_is_refused(folder: Path) -> None:
-    with pytest.raises(MapoError, match=r"is no \.jsonl file and no folder with exactly one"):
+    with pytest.raises(
+        MapoError, match="holds no Parquet files, and no JSON lines, CSV, tar or save_to_disk folder either"
+    ):
         import_pairs(folder, folder.parent / "set", format="ranking")
     (folder / "empty.jsonl").write_text("\n\n")
     with pytest.raises(MapoError, match="is empty: it holds no lines"):

@@ -14,7 +14,8 @@ import pytest
 
 from data_fixtures import BLUE, GREEN, RED, encoded, files_below, noise, write_parquet
 from mapo.errors import MapoError
-from mapo.importers import import_pairs, tables
+from mapo.importers import import_pairs, rows, tables
+from mapo.importers.shape import Shape
 from mapo.importers.sources import Source, find_source
 from mapo.pairs import PairSet
 
@@ -81,8 +82,10 @@ def test_a_set_on_the_hub_is_streamed_and_rows_before_the_start_are_not_fetched(
         return iter_batches(self, *args, **how)
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", watched)
-    rows = tables.rows(source, ("caption",), (), lambda row, *_: row["caption"], 45)  # type: ignore[arg-type, return-value]
-    assert next(rows) == ["prompt 40"]  # 5 of the file test, then 40
+    source.seen["kinds"] = [(tables.files(source), ["caption"])]  # as detection left it
+    found = next(rows.read(source, Shape((("caption",),)), 45))
+    assert isinstance(found, tuple)
+    assert found[1] == {"caption": "prompt 40"}  # 5 of the file test, then 40
     assert read == [2]
     assert len(fetched) == 2
     assert [Path(name).name for name in fetched] == ["test-00000-of-00001.parquet", "train-00000-of-00002.parquet"]

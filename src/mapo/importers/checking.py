@@ -8,14 +8,14 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from mapo.files import sha256
-from mapo.importers import BadRow, RawPair
+from mapo.importers import BadRow, LeftOut, RawPair
 from mapo.pairs import TIE
 from mapo.pictures import Picture, check_picture
 
 PAIRS_PER_CHUNK = 32
 BYTES_PER_CHUNK = 4 * 2**20
-Row = list[RawPair | BadRow]
-Checked = BadRow | tuple[RawPair, tuple[Picture, Picture] | None]  # None: a tie that is not wanted
+Row = list[RawPair | BadRow | LeftOut]
+Checked = BadRow | LeftOut | tuple[RawPair, tuple[Picture, Picture] | None]  # None: a tie that is not wanted
 
 
 def checked_rows(rows: Iterator[Row], workers: int | None = None, check_ties: bool = True) -> Iterator[list[Checked]]:
@@ -72,8 +72,8 @@ def _chunks(rows: Iterator[Row]) -> Generator[list[Row], None, None]:
 def _check(chunk: list[Row], check_ties: bool) -> list[list[Checked]]:
     seen: dict[str, Picture | ValueError] = {}
 
-    def check(pair: RawPair | BadRow) -> Checked:
-        if isinstance(pair, BadRow):
+    def check(pair: RawPair | BadRow | LeftOut) -> Checked:
+        if isinstance(pair, BadRow | LeftOut):
             return pair
         if pair.preference == TIE and not check_ties:
             return pair, None

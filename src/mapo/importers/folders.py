@@ -1,7 +1,7 @@
 """Two folders, ``chosen/`` and ``rejected/`` (or ``w/`` and ``l/``), with pictures of equal names.
 
-Each name has its prompt in a file of one line, ``NAME.txt`` or ``NAME.caption``, beside either picture or both. What
-other programs leave there is passed over and counted.
+Each name has its prompt in a file of one line, ``NAME.txt`` or ``NAME.caption``, beside either picture or both; what
+becomes of several lines is said by ``--captions``. What other programs leave there is passed over and counted.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from mapo.errors import MapoError
 from mapo.files import locate, read_text
 from mapo.importers import BadRow, Options, RawPair
+from mapo.importers import captions as several_captions
 from mapo.importers.sources import Source, picture_at
 
 NAMES = (("chosen", "rejected"), ("w", "l"))
@@ -54,7 +55,7 @@ def read(source: Source, options: Options, start: int = 0) -> Iterator[list[RawP
         if seen <= start:
             continue
         try:
-            yield [_pair(root, name, sides, list(found))]
+            yield [*_pairs(root, name, sides, list(found), options.captions)]
         except ValueError as error:
             yield [BadRow("", str(error))]
     if not seen:
@@ -134,7 +135,8 @@ def _told(passed_over: Counter[str]) -> str:
     return f"passed over {count} file{'s' * (count > 1)}: {', '.join(kinds)}"
 
 
-def _pair(root: Path, name: str, sides: tuple[str, ...], files: list[File]) -> RawPair:
+def _pairs(root: Path, name: str, sides: tuple[str, ...], files: list[File], several: str | None) -> list[RawPair]:
+    """The pair of a name, or one for each of its captions."""
     captions = [path for _, _, path in files if Path(path).suffix.lower() in CAPTIONS]
     pictures = {side: [path for _, where, path in files if where == side and path not in captions] for side in sides}
     if not any(pictures.values()):
@@ -151,18 +153,19 @@ def _pair(root: Path, name: str, sides: tuple[str, ...], files: list[File]) -> R
         raise ValueError(f"{pictures[sides[0]][0]} has no caption ({stem}.txt or {stem}.caption, in either folder)")
     if len(set(prompts.values())) > 1:
         raise ValueError(f"the captions {' and '.join(captions)} differ")
-    return RawPair(name, prompts[captions[0]], chosen, rejected, meta={"file": name})
+    lines = prompts[captions[0]].split("\n")
+    if len(lines) > 1:
+        lines = several_captions.choose(lines, several, f"the caption {captions[0]} has {len(lines)} lines")
+    group = name if len(lines) > 1 else None
+    return [RawPair(name, line, chosen, rejected, group=group, meta={"file": name}) for line in lines]
 
 
 def _caption(root: Path, path: str) -> str:
-    """The one line of a caption file; line ends behind it do not count."""
+    """The text of a caption file; line ends behind it do not count."""
     place = locate(root, path)
     try:
         if not place.is_file():  # a pipe would be waited for
             raise OSError(0, "it is no file")
-        text = read_text(place).rstrip("\r\n")
+        return read_text(place).rstrip("\r\n")
     except (OSError, ValueError) as error:
         raise ValueError(f"the caption {path} cannot be read ({getattr(error, 'strerror', error)})") from None
-    if count := text.count("\n"):
-        raise ValueError(f"the caption {path} has {count + 1} lines; a prompt is one line")
-    return text

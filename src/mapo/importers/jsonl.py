@@ -1,4 +1,4 @@
-"""JSONL of pairs: ``{"prompt": …, "chosen": path, "rejected": path}``, may have preference, weight, group, meta.
+"""JSON lines, or a JSON list, of pairs: ``{"prompt": …, "chosen": path, "rejected": path}``, and what may stand beside.
 
 The ``metadata.jsonl`` of an image folder of `datasets` has ``chosen_file_name`` and ``rejected_file_name`` instead.
 """
@@ -6,30 +6,28 @@ The ``metadata.jsonl`` of an image folder of `datasets` has ``chosen_file_name``
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
-from mapo.importers import BadRow, Options, RawPair, lines
-from mapo.importers.preference import pair_of
-from mapo.importers.sources import Source, picture_at
-
-SIDES = ("chosen", "rejected")
+from mapo.importers import BadRow, LeftOut, Options, RawPair, cells, rows
+from mapo.importers.preference import FILES, SHAPE, SIDES, pair_of
+from mapo.importers.shape import Row, Where
+from mapo.importers.sources import Source
 
 
 def detects(source: Source) -> bool:
-    """A ``.jsonl`` file, or a folder with one, that names chosen or rejected pictures."""
-    return bool({*SIDES, *(f"{side}_file_name" for side in SIDES)} & lines.keys(source))
+    """Whether lines of JSON name a prompt and both pictures."""
+    return rows.has(source, SHAPE, of_json=True)
 
 
-def read(source: Source, options: Options, start: int = 0) -> Iterator[list[RawPair | BadRow]]:
+def read(source: Source, options: Options, start: int = 0) -> Iterator[list[RawPair | BadRow | LeftOut]]:
     """A pair per line."""
-    yield from lines.rows(source, _pairs, start)
+    yield from rows.rows(source, SHAPE, _pair, start, options.captions)
 
 
-def _pairs(value: dict[str, Any], folder: Path, where: str, group: str) -> list[RawPair]:
-    names = [f"{side}_file_name" if f"{side}_file_name" in value else side for side in SIDES]
-    lines.need(value, "prompt", *names)
-    if not all(isinstance(value[name], str) for name in names):
+def _pair(row: Row, where: Where) -> RawPair:
+    names = [name if name in row else side for name, side in zip(FILES, SIDES, strict=True)]
+    if not all(isinstance(row[name], str | dict) for name in names):
         raise ValueError(f"{' and '.join(names)} must be paths")
-    chosen, rejected = (picture_at(folder, value[name]) for name in names)
-    return [pair_of(value, where, chosen, rejected)]
+    if "" in (row[name] for name in names):
+        raise ValueError("a path is empty")
+    chosen, rejected = (cells.picture_of(row[name], where.folder) for name in names)
+    return pair_of(row, where, chosen, rejected)

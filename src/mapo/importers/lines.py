@@ -1,105 +1,232 @@
-"""Reading JSONL: a row per line, pictures as paths within the file's folder."""
+"""Reading text: JSON lines, a JSON list, CSV and TSV; a row per line, pictures as paths within the file's folder."""
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import itertools
 import json
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mapo.errors import MapoError
 from mapo.files import encoding_of
-from mapo.importers import BadRow, RawPair
-from mapo.importers.sources import Source, picture_at
+from mapo.importers import BadRow
+from mapo.importers.cells import from_text
+from mapo.importers.shape import Cursor, File, Row, Shape, Where
+from mapo.importers.sources import Source
+from mapo.importers.splits import split_named, split_of_file
 
+CELL_ENDS = (".csv", ".tsv")
+ENDS = (".jsonl", ".ndjson", ".json", *CELL_ENDS)
+NO_ROWS = ("dataset_info.json", "dataset_infos.json", "state.json", "set.json")
 LINES_TO_LOOK_AT = 100
+READ_AT_ONCE = 2**20
+LARGEST_ENTRY = 64 * 2**20
+BLANK = " \t\r\n"
 
 
-def file_of(source: Source) -> Path | None:
-    """The ``.jsonl`` file that ``source`` is, or the ``metadata.jsonl`` or only one that it holds."""
-    if source.path is None or source.path.is_file():
-        return source.path if source.path is not None and source.path.suffix == ".jsonl" else None
-    found = sorted(source.path.glob("*.jsonl"))
-    if (named := source.path / "metadata.jsonl") in found:
-        return named
-    return found[0] if len(found) == 1 else None
+@dataclass(frozen=True)
+class JsonFile:
+    """JSON lines, or one JSON list of objects."""
 
+    name: str
+    path: Path
+    split: str | None
+    empty = "it holds no lines"
 
-def keys(source: Source) -> set[str]:
-    """The keys of the first lines, to tell formats apart."""
-    found: set[str] = set()
-    if (path := file_of(source)) is None:
-        return found
-    with path.open(encoding=encoding_of(path), errors="replace") as file:
-        for line in itertools.islice(file, LINES_TO_LOOK_AT):
+    def columns(self) -> list[str] | None:
+        """The keys of its first rows, the good ones."""
+        found: dict[str, None] = {}
+        with contextlib.suppress(MapoError):  # what is wrong far on is told when it is read
+            for _, value in itertools.islice(self._values(errors="replace"), LINES_TO_LOOK_AT):
+                if isinstance(value, dict):
+                    found |= dict.fromkeys(value)
+        return list(found)
+
+    def read(self, shape: Shape, cursor: Cursor) -> Iterator[tuple[Where, Row] | BadRow]:
+        """A row per line from the cursor on."""
+        if encoding_of(self.path) == "utf-16":
+            raise MapoError(f"{self.path} is UTF-16 text. Save it as UTF-8.")
+        what = "entry" if self.is_list() else "line"
+        for number, value in self._values():
+            if not cursor.passes():
+                continue
+            where = _where(self, what, number)
             try:
-                value = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(value, dict):
-                found |= value.keys()
-    return found
-
-
-def rows(
-    source: Source, convert: Callable[[dict[str, Any], Path, str, str], list[RawPair]], start: int = 0
-) -> Iterator[list[RawPair | BadRow]]:
-    """What ``convert(object, folder, where, group)`` makes of each line from the ``start``-th that is not blank.
-
-    Its ValueErrors become bad rows.
-    """
-    path = file_of(source)
-    if path is None:
-        raise MapoError(f"{source.name} is no .jsonl file and no folder with exactly one.")
-    if encoding_of(path) == "utf-16":
-        raise MapoError(f"{path} is UTF-16 text. Save it as UTF-8.")
-    seen = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            seen += 1
-            if seen <= start:
-                continue
-            where = f"{path.name} line {number}"
-            try:
-                yield [*convert(_object(line), path.parent, where, f"{path.stem}:{number}")]
+                if isinstance(value, ValueError):
+                    raise value
+                yield where, _fit(value, shape)
             except ValueError as error:
-                yield [BadRow(where, str(error))]
-    if not seen:
-        raise MapoError(f"{path} is empty: it holds no lines.")
+                yield BadRow(where.text, str(error))
+
+    def is_list(self) -> bool:
+        """Whether it is one JSON list, not lines."""
+        with self.path.open(encoding=encoding_of(self.path), errors="replace") as file:
+            return self.path.suffix == ".json" and file.read(READ_AT_ONCE).lstrip(BLANK).startswith("[")
+
+    def _values(self, errors: str = "surrogateescape") -> Iterator[tuple[int, Any]]:
+        """Number and value of each row; a ValueError where it is no JSON."""
+        if self.is_list():
+            with self.path.open(encoding=encoding_of(self.path), errors=errors) as text:
+                yield from enumerate(_entries(text, self.path), 1)
+            return
+        if errors != "surrogateescape":
+            with self.path.open(encoding=encoding_of(self.path), errors=errors) as text:
+                yield from ((n, _value(line)) for n, line in enumerate(text, 1) if line.strip())
+            return
+        with self.path.open("rb") as file:
+            yield from ((n, _value(line)) for n, line in enumerate(file, 1) if line.strip())
 
 
-def _object(line: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"it is no JSON ({error})") from None
+@dataclass(frozen=True)
+class CellFile:
+    """CSV or TSV whose first line names the columns; an empty cell is None."""
+
+    name: str
+    path: Path
+    split: str | None
+    empty = "it has no line below the names of its columns"
+
+    def columns(self) -> list[str] | None:
+        """The names in its first line."""
+        with self._open() as file:
+            try:
+                return self._header(csv.reader(file, delimiter=self._delimiter()))
+            except (csv.Error, ValueError):
+                return None
+
+    def read(self, shape: Shape, cursor: Cursor) -> Iterator[tuple[Where, Row] | BadRow]:
+        """A row per line from the cursor on."""
+        line = 1
+        try:
+            with self._open() as file:
+                reader = csv.reader(file, delimiter=self._delimiter(), strict=True)
+                header = self._header(reader)
+                if missing := shape.missing(header):
+                    raise MapoError(f"{self.name} lacks the columns {', '.join(missing)}; it has {', '.join(header)}.")
+                names = shape.pick(header)
+                for cells in reader:
+                    line = reader.line_num
+                    if not any(cells) or not cursor.passes():
+                        continue
+                    where = _where(self, "line", line)
+                    if len(cells) != len(header):
+                        yield BadRow(
+                            where.text, f"it has {len(cells)} cells; the first line names {len(header)} columns"
+                        )
+                        continue
+                    row = dict(zip(header, cells, strict=True))
+                    yield where, {ours: from_text(ours, row[name] or None) for ours, name in names.items()}
+        except UnicodeDecodeError as error:
+            why = f"byte {error.object[error.start]:#04x}"
+            raise MapoError(f"{self.path} is not UTF-8 text behind line {line} ({why}). Save it as UTF-8.") from None
+        except csv.Error as error:
+            raise MapoError(f"{self.name} cannot be read behind line {line} ({error}). Mend the line.") from None
+
+    def _open(self) -> IO[str]:
+        return self.path.open(encoding=encoding_of(self.path), newline="")
+
+    def _delimiter(self) -> str:
+        if self.path.suffix.lower() == ".tsv":
+            return "\t"
+        with self.path.open(encoding=encoding_of(self.path), errors="replace") as file:
+            first = file.readline(READ_AT_ONCE)
+        return max(",;\t", key=first.count)
+
+    def _header(self, reader: Iterator[list[str]]) -> list[str]:
+        names = [name.strip() for name in next(reader, [])]
+        if twice := next((name for name in names if names.count(name) > 1 and name), None):
+            raise MapoError(f"{self.name} has two columns {twice}. Rename one of them.")
+        return names
+
+
+def files(source: Source) -> list[File]:
+    """The text files of rows: the source itself, or those that a pattern names or a folder has (see :func:`_found`)."""
+    if source.path is None:
+        return []
+    if source.path.is_file() or source.pattern is not None:
+        there = [pair for end in ENDS for pair in source.files(end)]
+    else:
+        there = _found(source)
+    return [_file(*pair) for pair in there]
+
+
+def _found(source: Source) -> list[tuple[str, Path]]:
+    """Of a folder: metadata as datasets has it, here or deeper; train and test; the only one; or one in each split."""
+    for deep in (False, True):
+        for name in ("metadata.jsonl", "metadata.csv"):
+            if metadata := [pair for pair in source.files(name, deep) if pair[1].name == name]:
+                return metadata
+    if there := candidates(source):
+        clear = len(there) == 1 or all(split_named(path.stem) for path in there)
+        return [(path.name, path) for path in there] if clear else []
+    for end in ENDS:
+        deeper = [pair for pair in source.files(end, deep=True) if split_named(Path(pair[0]).parts[0])]
+        if deeper and len({path.parent for _, path in deeper}) == len(deeper):
+            return deeper
+    return []
+
+
+def candidates(source: Source) -> list[Path]:
+    """The text files that lie in a folder itself, of the first kind that it has."""
+    if source.path is None or not source.path.is_dir():
+        return []
+    for end in ENDS:
+        if found := [path for _, path in source.files(end) if path.name not in NO_ROWS]:
+            return found
+    return []
+
+
+def _file(name: str, path: Path) -> File:
+    kind = CellFile if path.suffix.lower() in CELL_ENDS else JsonFile
+    return kind(name, path, split_of_file(name))
+
+
+def _where(file: JsonFile | CellFile, what: str, number: int) -> Where:
+    group = f"{Path(file.name).with_suffix('')}:{number}"
+    return Where(f"{file.name} {what} {number}", group, file.path.parent, file.split)
+
+
+def _fit(value: Any, shape: Shape) -> Row:
     if not isinstance(value, dict):
         raise ValueError("it is no JSON object")
-    return value
-
-
-def need(value: dict[str, Any], *names: str) -> None:
-    """ValueError when a key is missing: which, and which are there."""
-    if missing := [n for n in names if n not in value]:
+    if missing := shape.missing(value):
         raise ValueError(f"it lacks {', '.join(missing)}; it has {', '.join(value) or 'nothing'}")
+    return {ours: value[name] for ours, name in shape.pick(value).items()}
 
 
-def many(value: dict[str, Any], what: str, folder: Path) -> tuple[str, list[str], list[float], list[bytes]]:
-    """Prompt, names, numbers and bytes of a line about several pictures; ``what`` is the key of the numbers."""
-    need(value, "prompt", "images", what)
-    prompt, names, numbers = value["prompt"], value["images"], value[what]
-    if not isinstance(prompt, str) or not isinstance(names, list) or not isinstance(numbers, list):
-        raise ValueError(f"prompt must be a text, images and {what} lists")
-    if len(names) != len(numbers) or len(names) < 2:
-        raise ValueError(
-            f"it has {len(names)} images and {len(numbers)} in {what}; it needs two or more, as many of each"
-        )
-    if not all(isinstance(name, str) for name in names):
-        raise ValueError("an image is no path")
-    if not all(isinstance(n, int | float) and not isinstance(n, bool) and abs(n) < math.inf for n in numbers):
-        raise ValueError(f"one of {what} is no number")
-    return prompt, names, numbers, [picture_at(folder, name) for name in names]
+def _value(line: str | bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return ValueError(f"it is no JSON ({error})")
+
+
+def _entries(file: IO[str], path: Path) -> Iterator[Any]:
+    """The entries of a JSON list, one after the other; a few are in memory at a time."""
+    decoder, at, count = json.JSONDecoder(), 0, 0
+    text = file.read(READ_AT_ONCE).lstrip(BLANK)[1:]
+    more = READ_AT_ONCE
+    while True:
+        while at < len(text) and text[at] in BLANK + ",":
+            at += 1
+        if at < len(text) and text[at] == "]":
+            return
+        try:
+            value, end = decoder.raw_decode(text, at)
+            if end == len(text) and text[end - 1] not in '}]"':  # a number could go on
+                raise ValueError("it breaks off")
+        except (ValueError, RecursionError) as error:
+            found = file.read(more) if len(text) - at < LARGEST_ENTRY else ""
+            if not found:
+                why = f"is no whole JSON list: entry {count + 1} cannot be read ({error})"
+                raise MapoError(f"{path} {why}. Write it again, or save its entries as JSON lines.") from None
+            text, at, more = text[at:] + found, 0, more * 2
+            continue
+        yield value
+        at, count, more = end, count + 1, READ_AT_ONCE
+        if at > READ_AT_ONCE:
+            text, at = text[at:], 0

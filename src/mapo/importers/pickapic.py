@@ -1,34 +1,51 @@
-"""Parquet with the columns of Pick-a-Pic: jpg_0, jpg_1 (encoded pictures), label_0, label_1 (0, ½, 1), caption."""
+"""The columns of Pick-a-Pic: jpg_0, jpg_1 (encoded pictures), label_0, label_1 (0, ½, 1), caption."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-from mapo.importers import BadRow, Options, RawPair, tables
+from mapo.importers import BadRow, LeftOut, Options, RawPair, cells, rows
+from mapo.importers.shape import Row, Shape, Where
 from mapo.importers.sources import Source
 
 NEEDED = ("jpg_0", "jpg_1", "label_0", "label_1", "caption")
 KEPT = ("ranking_id", "user_id", "model_0", "model_1", "image_0_uid", "image_1_uid", "best_image_uid", "created_at")
+SHAPE = Shape((NEEDED, (*NEEDED[:4], "original_prompt")), ("has_label", *KEPT))  # the second: in WebDataset
+WINNERS: dict[tuple[float | None, ...], int | None] = {
+    (0, 1): 1, (1, 0): 0, (-1, 1): 1, (1, -1): 0, (0.5, 0.5): None,
+}  # fmt: skip
+UNLABELLED = "has_label is false"
 
 
 def detects(source: Source) -> bool:
-    """Parquet with some of the columns."""
-    return bool(set(NEEDED) & set(tables.columns(source) or ()))
+    """Whether all needed columns are there."""
+    return rows.has(source, SHAPE)
 
 
-def read(source: Source, options: Options, start: int = 0) -> Iterator[list[RawPair | BadRow]]:
+def read(source: Source, options: Options, start: int = 0) -> Iterator[list[RawPair | BadRow | LeftOut]]:
     """A pair per row."""
-    yield from tables.rows(source, NEEDED, KEPT, _pair, start)
+    yield from rows.rows(source, SHAPE, _pair, start, options.captions)
 
 
-def _pair(row: tables.Row, table: tables.Table, where: str) -> RawPair:
-    labels = (row["label_0"], row["label_1"])
-    if labels not in ((0, 1), (1, 0), (0.5, 0.5)):
-        raise ValueError(f"label_0 and label_1 are {labels[0]} and {labels[1]}, not (0, 1), (1, 0) or (0.5, 0.5)")
-    if not isinstance(row["caption"], str):
-        raise ValueError("there is no caption")
-    pictures = [tables.picture_of(row[side], table) for side in ("jpg_0", "jpg_1")]
-    chosen, rejected = pictures if labels[0] >= labels[1] else pictures[::-1]
+def _pair(row: Row, where: Where) -> RawPair | LeftOut:
+    if row.get("has_label") is not None and cells.as_truth(row["has_label"]) is False:
+        return LeftOut(UNLABELLED)
+    winner = _winner(row["label_0"], row["label_1"])
+    caption = cells.text_of(
+        row.get("caption") if row.get("caption") is not None else row.get("original_prompt"), "caption"
+    )
+    pictures = [cells.picture_of(row[side], where.folder) for side in ("jpg_0", "jpg_1")]
+    chosen, rejected = pictures[::-1] if winner == 1 else pictures
     meta = {k: str(row[k]) for k in KEPT if row.get(k) is not None}
-    preference = 0.5 if labels[0] == labels[1] else 1.0
-    return RawPair(where, row["caption"], chosen, rejected, preference, 1.0, meta.get("ranking_id"), meta)
+    group = row.get("group") or meta.get("ranking_id")
+    return RawPair(where.text, caption, chosen, rejected, 0.5 if winner is None else 1.0, 1.0, group, meta)
+
+
+def _winner(*labels: Any) -> int | None:
+    """Which of two pictures is better, None for a tie; labels may be numbers of any type, text or truth values."""
+    numbers = tuple(map(cells.as_number, labels))
+    if numbers not in WINNERS:
+        shown = " and ".join(map(cells.short, labels))
+        raise ValueError(f"label_0 and label_1 are {shown}, not (0, 1), (1, 0) or (0.5, 0.5)")
+    return WINNERS[numbers]

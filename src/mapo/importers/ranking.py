@@ -1,4 +1,4 @@
-"""JSONL of rankings: ``{"prompt": …, "images": [paths], "rank": [1, 2, …]}``, rank 1 the best.
+"""Rankings: ``{"prompt": …, "images": [paths], "rank": [1, 2, …]}`` in JSON lines or other rows, rank 1 the best.
 
 All pairs of each ranking, or its best against its worst (``--rankings best-worst``).
 """
@@ -6,33 +6,85 @@ All pairs of each ranking, or its best against its worst (``--rankings best-wors
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import json
+import math
+from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from mapo.importers import BadRow, Options, RawPair, lines
+from mapo.importers import BadRow, LeftOut, Options, RawPair, cells, rows
+from mapo.importers.shape import Row, Shape, Where
 from mapo.importers.sources import Source
+
+SHAPE = Shape((("prompt", "images", "rank"),))
 
 
 def detects(source: Source) -> bool:
-    """A ``.jsonl`` file, or a folder with one, that has ``images`` and ``rank`` among its first lines."""
-    return {"images", "rank"} <= lines.keys(source)
+    """Whether there are ``prompt``, ``images`` and ``rank``."""
+    return rows.has(source, SHAPE)
 
 
-def read(source: Source, options: Options, start: int = 0) -> Iterator[list[RawPair | BadRow]]:
-    """The pairs of each line, better picture first, in one group."""
-    yield from lines.rows(source, partial(_pairs, rankings=options.rankings), start)
+def read(source: Source, options: Options, start: int = 0) -> Iterator[list[RawPair | BadRow | LeftOut]]:
+    """The pairs of each row, better picture first, in one group."""
+    yield from rows.rows(source, SHAPE, partial(_pairs, rankings=options.rankings), start, options.captions)
 
 
-def _pairs(value: dict[str, Any], folder: Path, where: str, group: str, rankings: str) -> list[RawPair]:
-    prompt, images, ranks, data = lines.many(value, "rank", folder)
-    order = sorted(range(len(images)), key=lambda k: ranks[k])
+def _pairs(row: Row, where: Where, rankings: str) -> list[RawPair]:
+    prompt, names, ranks, data = many(row, "images", "rank", where)
+    return pairs_of(where, prompt, names, ranks, data, rankings)
+
+
+def pairs_of(
+    where: Where,
+    prompt: str,
+    names: Sequence[str],
+    ranks: Sequence[float],
+    data: Sequence[bytes],
+    rankings: str,
+) -> list[RawPair]:
+    """Each two pictures of a ranking as a pair, or its best and worst."""
+    order = sorted(range(len(names)), key=lambda k: ranks[k])
     places = [(order[0], order[-1])] if rankings == "best-worst" else itertools.combinations(order, 2)
     pairs = []
     for better, worse in places:
         preference = 0.5 if ranks[better] == ranks[worse] else 1.0
         sides = (("chosen", better), ("rejected", worse))
-        meta = {side: {"image": images[k], "rank": ranks[k]} for side, k in sides}
-        pairs.append(RawPair(where, prompt, data[better], data[worse], preference, 1.0, group, meta))
+        meta = {side: {"image": names[k], "rank": ranks[k]} for side, k in sides}
+        pairs.append(RawPair(where.text, prompt, data[better], data[worse], preference, 1.0, where.group, meta))
     return pairs
+
+
+def many(row: Row, images: str, what: str, where: Where) -> tuple[str, list[str], list[float], list[bytes]]:
+    """Prompt, names, numbers and bytes of a row about several pictures; ``what`` is the column of the numbers."""
+    pictures, numbers = _listed(row[images]), _listed(row[what])
+    if not isinstance(row["prompt"], str) or not isinstance(pictures, list) or not isinstance(numbers, list):
+        raise ValueError(f"prompt must be a text, {images} and {what} lists")
+    if len(pictures) != len(numbers) or len(pictures) < 2:
+        raise ValueError(
+            f"it has {len(pictures)} {images} and {len(numbers)} in {what}; it needs two or more, as many of each"
+        )
+    if not all(isinstance(picture, str | bytes | dict) for picture in pictures):
+        raise ValueError("an image is no path")
+    found = [whole(n) for n in numbers]
+    if not all(n is not None and abs(n) < math.inf for n in found):
+        raise ValueError(f"one of {what} is no number")
+    names = [cells.name_of(picture, k) for k, picture in enumerate(pictures)]
+    data = [cells.picture_of(picture, where.folder) for picture in pictures]
+    return row["prompt"], names, [n for n in found if n is not None], data
+
+
+def whole(value: Any) -> float | None:
+    """A rank or score, as it came where Python has it as a number; None for what is none."""
+    if isinstance(value, bool | str):
+        return None
+    return value if isinstance(value, int | float) else cells.as_number(value)
+
+
+def _listed(value: Any) -> Any:
+    """A list, or the one that a cell of a CSV file holds as JSON."""
+    if isinstance(value, str) and value.startswith("["):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value

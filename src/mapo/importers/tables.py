@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mapo.errors import MapoError
-from mapo.importers import BadRow, RawPair, sources
-from mapo.importers.sources import Source, picture_at
+from mapo.importers import BadRow, sources
+from mapo.importers.shape import Cursor, File, Row, Shape, Where
+from mapo.importers.sources import Source
+from mapo.importers.splits import split_of_file
 
 ROWS_AT_ONCE = 32
 READ_AT_ONCE = 2**20
 PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.parquet")
-Row = dict[str, Any]
+BROKEN = (pa.ArrowException, OSError, UnicodeDecodeError, ValueError, KeyError)  # what a damaged table can raise
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,9 @@ class Table:
     name: str
     place: str
     folder: Path | None
+    split: str | None = None
+    empty = "its Parquet files have no rows"
+    kind = "Parquet"
 
     def open(self) -> pq.ParquetFile:
         """OSError or ArrowException when that cannot be done; ConnectionError when the hub is the reason."""
@@ -35,94 +40,81 @@ class Table:
             return pq.ParquetFile(self.place, buffer_size=READ_AT_ONCE)
         return pq.ParquetFile(sources.hub_files().open(self.place, "rb"), buffer_size=READ_AT_ONCE)
 
-
-def tables(source: Source) -> list[Table]:
-    """The Parquet files of ``source``, in order of their names."""
-    if source.path is not None:
-        folder = source.path if source.path.is_dir() else source.path.parent
-        paths = sorted(source.path.glob("**/*.parquet")) if source.path.is_dir() else [source.path]
-        names = ((path, path.relative_to(folder)) for path in paths)
-        return [  # what is hidden may be our own unfinished work
-            Table(str(name), str(path), path.parent)
-            for path, name in names
-            if not any(part.startswith(".") for part in name.parts)
-        ]
-    files, root = sources.hub_files(), str(source.hub)
-    if root.endswith(".parquet"):
-        found = files.glob(root) if "*" in root else [root]
-    else:
-        found = files.glob(f"{root}/**/*.parquet")
-    return [Table(Path(place).name, place, None) for place in sorted(found)]
-
-
-def columns(source: Source) -> list[str] | None:
-    """The columns of the first Parquet file; None when there is none that can be opened."""
-    if source.path is not None and source.path.is_file() and source.path.suffix != ".parquet":
-        return None
-    for table in tables(source)[:1]:
+    def columns(self) -> list[str] | None:
+        """Its columns; None when it is no whole file."""
         try:
-            with table.open() as file:
+            with self.open() as file:
                 return list(file.schema_arrow.names)
         except (pa.ArrowException, OSError):
-            return []
-    return None
+            return None
+
+    def read(self, shape: Shape, cursor: Cursor) -> Iterator[tuple[Where, Row] | BadRow]:
+        """Its rows from the cursor on; row groups before it are not read."""
+        return guarded(self, cursor, lambda: self._read(shape, cursor))
+
+    def _read(self, shape: Shape, cursor: Cursor) -> Iterator[tuple[int, Row]]:
+        with self.open() as file:
+            names = pick(self.name, shape, file.schema_arrow.names)
+            number = cursor.skip(file.metadata.num_rows)
+            theirs = list(dict.fromkeys(names.values()))
+            for row in _read(file, theirs, number):
+                yield number, {ours: row[name] for ours, name in names.items()}
+                number += 1
 
 
-def rows(
-    source: Source,
-    needed: tuple[str, ...],
-    wanted: tuple[str, ...],
-    convert: Callable[[Row, Table, str], RawPair],
-    start: int = 0,
-) -> Iterator[list[RawPair | BadRow]]:
-    """What ``convert`` makes of each row from number ``start`` on; its ValueErrors become bad rows.
-
-    ``needed`` columns must be there, ``wanted`` ones may.
-    """
-    found = tables(source)
-    if not found:
-        raise MapoError(f"{source.name} holds no Parquet files.")
-    _refuse_gaps(source, found)
-    total = 0
-    for table in found:
-        number = 0
-        try:
-            with table.open() as file:
-                names = _check_columns(file, table, needed, wanted)
-                count = file.metadata.num_rows
-                total += count
-                number, start = min(start, count), max(start - count, 0)
-                for row in _read(file, names, number):
-                    where = f"{table.name} row {number}"
-                    try:
-                        yield [convert(row, table, where)]
-                    except ValueError as error:
-                        yield [BadRow(where, str(error))]
-                    number += 1
-        except MapoError:
-            raise
-        except pa.ArrowException as error:
+def guarded(
+    table: Any, cursor: Cursor, read: Callable[[], Iterator[tuple[int, Row]]]
+) -> Iterator[tuple[Where, Row] | BadRow]:
+    """The rows of a table with their places; what a library says of damage becomes a sentence."""
+    number = 0
+    try:
+        for at, row in read():
+            cursor.passes()
+            group = f"{Path(table.name).with_suffix('')}:{at}"
+            yield Where(f"{table.name} row {at}", group, table.folder, table.split), row
+            number = at + 1
+    except MapoError:
+        raise
+    except pa.ArrowException as error:
+        raise _damaged(table, number, error) from None
+    except Exception as error:
+        if table.folder is None:  # of whatever client the hub's library uses: nothing is wrong with the rows
+            raise ConnectionError(f"{table.name} row {number} could not be fetched ({error})") from None
+        if isinstance(error, BROKEN):
             raise _damaged(table, number, error) from None
-        except Exception as error:
-            if table.folder is None:  # of whatever client the hub's library uses: nothing is wrong with the rows
-                raise ConnectionError(f"{table.name} row {number} could not be fetched ({error})") from None
-            if isinstance(error, OSError | UnicodeDecodeError):
-                raise _damaged(table, number, error) from None
-            raise
-    if total == 0:
-        raise MapoError(f"{source.name} is empty: its Parquet files have no rows.")
+        raise
 
 
-def _damaged(table: Table, number: int, error: Exception) -> MapoError:
-    how = f"breaks off after row {number}" if number else "is no whole Parquet file"
-    return MapoError(f"{table.name} {how} ({error}). Fetch it again, or import the others without it.")
+def pick(name: str, shape: Shape, there: list[str]) -> dict[str, str]:
+    """Our name → the table's for the columns to read; MapoError when one is missing."""
+    if missing := shape.missing(there):
+        raise MapoError(f"{name} lacks the columns {', '.join(missing)}; it has {', '.join(there)}.")
+    return shape.pick(there)
 
 
-def _refuse_gaps(source: Source, found: list[Table]) -> None:
-    """Files named 00000-of-00003 must all be there."""
+def files(source: Source) -> list[File]:
+    """The Parquet files of ``source``, in order of their names; MapoError when numbered ones are missing."""
+    if source.path is not None:
+        found = [
+            Table(name, str(path), path.parent, split_of_file(name))
+            for name, path in source.files(".parquet", deep=True)
+        ]
+    else:
+        hub, root = sources.hub_files(), str(source.hub)
+        if root.endswith(".parquet"):
+            places = hub.glob(root) if "*" in root else [root]
+        else:
+            places = hub.glob(f"{root}/**/*.parquet")
+        below = [(place, "/".join(place.split("/")[3:])) for place in sorted(places)]  # datasets/owner/name/…
+        found = [Table(Path(place).name, place, None, split_of_file(inner)) for place, inner in below]
+    return list(found)
+
+
+def refuse_gaps(source: Source, found: list[File]) -> None:
+    """MapoError where files named 00000-of-00003 are not all there."""
     seen: dict[tuple[str, int], set[int]] = {}
     for table in found:
-        if match := PART.fullmatch(table.place):
+        if isinstance(table, Table) and (match := PART.fullmatch(table.place)):
             seen.setdefault((match[1], int(match[3])), set()).add(int(match[2]))
     for (stem, count), numbers in seen.items():
         if len(found) > 1 and (gaps := sorted(set(range(count)) - numbers)):
@@ -131,11 +123,9 @@ def _refuse_gaps(source: Source, found: list[Table]) -> None:
             raise MapoError(f"{source.name} is not whole: it lacks {name}{more}. Fetch it, or rename what is there.")
 
 
-def _check_columns(file: pq.ParquetFile, table: Table, needed: tuple[str, ...], wanted: tuple[str, ...]) -> list[str]:
-    there = file.schema_arrow.names
-    if missing := [c for c in needed if c not in there]:
-        raise MapoError(f"{table.name} lacks the columns {', '.join(missing)}; it has {', '.join(there)}.")
-    return [*needed, *(c for c in wanted if c in there)]
+def _damaged(table: Any, number: int, error: Exception) -> MapoError:
+    how = f"breaks off after row {number}" if number else f"is no whole {table.kind} file"
+    return MapoError(f"{table.name} {how} ({error}). Fetch it again, or import the others without it.")
 
 
 def _read(file: pq.ParquetFile, names: list[str], start: int) -> Iterator[Row]:
@@ -151,18 +141,33 @@ def _read(file: pq.ParquetFile, names: list[str], start: int) -> Iterator[Row]:
         for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=names):
             part = batch.slice(start)
             start = max(start - batch.num_rows, 0)
-            yield from _values(pa.Table.from_batches([part]))
+            yield from values(pa.Table.from_batches([part]))
 
 
-def _values(table: pa.Table) -> list[Row]:
+def values(table: pa.Table) -> list[Row]:
+    """The rows in Python's types."""
     for place, field in enumerate(table.schema):
-        if pa.types.is_timestamp(field.type):  # in nanoseconds it has no Python value
-            table = table.set_column(place, field.name, table[field.name].cast(pa.string()))
+        kind = pa.string() if pa.types.is_timestamp(field.type) else _in_python(field.type)
+        if kind != field.type:
+            table = table.set_column(place, field.name, table[field.name].cast(kind))
     try:
         rows: list[Row] = table.to_pylist()
         return rows
     except UnicodeDecodeError:
         return _with_broken_texts(table)
+
+
+def _in_python(kind: pa.DataType) -> pa.DataType:
+    """The type with texts for times in nanoseconds, which have no Python value, at any depth."""
+    if (pa.types.is_timestamp(kind) and kind.unit == "ns") or kind == pa.time64("ns"):
+        return pa.string()
+    if kind == pa.duration("ns"):
+        return pa.int64()
+    if pa.types.is_struct(kind):
+        return pa.struct([kind.field(i).with_type(_in_python(kind.field(i).type)) for i in range(kind.num_fields)])
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_in_python(kind.value_type)))
+    return kind
 
 
 def _with_broken_texts(table: pa.Table) -> list[Row]:
@@ -175,27 +180,3 @@ def _with_broken_texts(table: pa.Table) -> list[Row]:
     for row in rows:
         row |= {k: row[k].decode("utf-8", "surrogateescape") for k in texts if row[k] is not None}
     return rows
-
-
-def picture_of(cell: Any, table: Table) -> bytes:
-    """The bytes of a cell: bytes, an ``Image`` of datasets ({bytes, path}), or a path beside the file."""
-    data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, Mapping) else (cell, None)
-    if isinstance(data, str):
-        data, path = None, data
-    if isinstance(data, bytes) and data:
-        return data
-    if data is None and isinstance(path, str) and path:
-        if table.folder is None:
-            raise ValueError(f"the picture {path} is a path; on the hub pictures must be inside the table")
-        return picture_at(table.folder, path)
-    raise ValueError("a picture has no bytes")
-
-
-def number_of(value: Any, name: str) -> float:
-    """A number; ValueError says what ``name`` is instead."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name} is {value!r}, which is no number")
-    try:
-        return float(value)
-    except OverflowError:
-        raise ValueError(f"{name} is too large a number") from None

@@ -1,0 +1,101 @@
+"""The rows of a source, whatever files hold them: Parquet, save_to_disk, lines of JSON, CSV or tar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from mapo.errors import MapoError
+from mapo.importers import BadRow, LeftOut, RawPair, arrow, captions, lines, tables, tars
+from mapo.importers.shape import SPLIT, Cursor, File, Row, Shape, Where
+from mapo.importers.sources import Source
+
+KINDS = (arrow.files, tables.files, tars.files, lines.files)  # in a folder that holds several, the first that fits
+Item = RawPair | BadRow | LeftOut
+
+
+def kinds_of(source: Source) -> list[tuple[list[File], list[str] | None]]:
+    """The files of rows that ``source`` holds, kind by kind, and the columns of the first of each kind."""
+    if "kinds" not in source.seen:
+        found: list[list[File]] = []
+        for find in KINDS:
+            if not (source.hub and found) and (files := find(source)):  # the hub is asked no more than it takes
+                found.append(files)
+        source.seen["kinds"] = [(files, files[0].columns()) for files in found]
+    kinds: list[tuple[list[File], list[str] | None]] = source.seen["kinds"]
+    return kinds
+
+
+def has(source: Source, shape: Shape, of_json: bool | None = None) -> bool:
+    """Whether files of one kind have all columns of one of the forms; ``of_json``: only such files, or only others."""
+    shape = replace(shape, names=source.columns)
+    return any(
+        not shape.missing(columns)
+        for files, columns in kinds_of(source)
+        if columns and of_json in (None, isinstance(files[0], lines.JsonFile))
+    )
+
+
+def read(source: Source, shape: Shape, start: int = 0) -> Iterator[tuple[Where, Row] | BadRow]:
+    """Each row from number ``start`` on, with our names for its columns."""
+    shape = replace(shape, names=source.columns)
+    kinds = kinds_of(source)
+    if not kinds:
+        raise MapoError(no_files(source))
+    files = next((files for files, columns in kinds if columns and not shape.missing(columns)), kinds[0][0])
+    tables.refuse_gaps(source, files)
+    cursor = Cursor(start)
+    for file in files:
+        yield from file.read(shape, cursor)
+    if not cursor.seen:
+        raise MapoError(f"{source.name} is empty: {files[0].empty}.")
+
+
+def rows(
+    source: Source,
+    shape: Shape,
+    convert: Callable[[Row, Where], list[RawPair] | RawPair | LeftOut],
+    start: int = 0,
+    several: str | None = None,
+) -> Iterator[list[Item]]:
+    """What ``convert`` makes of each row from number ``start`` on; its ValueErrors become bad rows.
+
+    ``several`` says what is done with a list of captions (see captions.py).
+    """
+    for item in read(source, shape, start):
+        if isinstance(item, BadRow):
+            yield [item]
+            continue
+        where, row = item
+        split = row.pop(SPLIT, None)
+        try:
+            found: list[Item] = []
+            for single in captions.each_row(row, several, where):
+                made = convert(single, where)
+                found += made if isinstance(made, list) else [made]
+        except ValueError as error:
+            yield [BadRow(where.text, str(error))]
+            continue
+        name = where.split if split is None else str(split)
+        yield [replace(one, split=name) if isinstance(one, RawPair) else one for one in found]
+
+
+def passed_over(source: Source, shape: Shape) -> str | None:
+    """What is said of files of other kinds that have the columns too and are not read; None: there are none."""
+    shape = replace(shape, names=source.columns)
+    fit = [files for files, columns in kinds_of(source) if columns and not shape.missing(columns)]
+    if len(fit) < 2:
+        return None
+    others = ", ".join(files[0].name + (f" and {len(files) - 1} more" if len(files) > 1 else "") for files in fit[1:])
+    return f"{source.name} has rows in {fit[0][0].name} and in {others}; only those like the first are read."
+
+
+def no_files(source: Source) -> str:
+    """What is said of a source without rows."""
+    if several := lines.candidates(source):
+        names = ", ".join(path.name for path in several[:5]) + (" …" if len(several) > 5 else "")
+        return (
+            f"{source.name} holds {len(several)} files that could be meant ({names}). Name one of them, or several by "
+            f"a pattern in quotes such as '{source.path}/*{several[0].suffix}'."
+        )
+    return f"{source.name} holds no Parquet files, and no JSON lines, CSV, tar or save_to_disk folder either."

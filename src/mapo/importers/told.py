@@ -1,0 +1,65 @@
+"""What an import says at its end beside its counts: the splits of the source, and what was left out of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mapo.splits import SPLITS
+
+SPLIT, BY_PROMPT, LEFT_OUT, META = "split ", "by prompt ", "left out ", "meta"
+
+
+@dataclass(frozen=True)
+class Told:
+    """``notes`` counts pairs by the split that was published or not, rows left out by reason, and values of meta.
+
+    ``shared`` is how many prompts the source has in several splits.
+    """
+
+    notes: Mapping[str, int]
+    shared: int = 0
+
+    def _of(self, start: str) -> dict[str, int]:
+        return {key.removeprefix(start): n for key, n in self.notes.items() if key.startswith(start) and n}
+
+    def facts(self) -> dict[str, Any]:
+        """What the set keeps of it."""
+        published, left_out = self._of(SPLIT), self._of(LEFT_OUT)
+        facts: dict[str, Any] = {}
+        if published:
+            facts["splits"] = {**published, **({"by prompt": n} if (n := sum(self._of(BY_PROMPT).values())) else {})}
+        if left_out:
+            facts["left_out"] = left_out
+        if self.notes.get(META):
+            facts["meta_left_out"] = self.notes[META]
+        return facts
+
+    def left_out(self) -> list[str]:
+        """A sentence for each reason why rows were left out."""
+        return [f"{n} {'row was' if n == 1 else 'rows were'} left out: {why}." for why, n in self._of(LEFT_OUT).items()]
+
+    def lines(self) -> list[str]:
+        """What is printed."""
+        published, others = self._of(SPLIT), self._of(BY_PROMPT)
+        said = self.left_out()
+        if count := self.notes.get(META):
+            values = "value of meta has" if count == 1 else "values of meta have"
+            said.append(f"{count} {values} no form in JSON (bytes, NaN) and {'is' if count == 1 else 'are'} left out.")
+        if published:
+            counts = ", ".join(f"{published[split]} {split}" for split in SPLITS if split in published)
+            said.append(f"The source's own splits are kept: {counts} (--split by-prompt splits by prompt instead).")
+            if len(published) == 1 and not others:
+                only = next(iter(published))
+                held = "no pair is held out" if only == "train" else "there is nothing to train on"
+                said.append(f"All pairs are in {only}, so {held}.")
+        for name, n in others.items():
+            if name or published:
+                whose = f"the split {name!r}" if name else "no split that is known"
+                pairs = "1 pair is" if n == 1 else f"{n} pairs are"
+                said.append(f"{pairs} of {whose}, and split by prompt.")
+        if self.shared:
+            prompts = "1 prompt stands" if self.shared == 1 else f"{self.shared} prompts stand"
+            said.append(f"{prompts} in more than one split of the source: what is held out is not new to training.")
+        return said

@@ -1,0 +1,177 @@
+"""Splits that a source publishes are kept."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from data_fixtures import RED, encoded, noise, write_parquet
+from mapo.importers import import_pairs
+from mapo.importers.splits import split_named, split_of_file
+from mapo.pairs import PairSet
+from mapo.splits import split_of
+
+HELD_OUT = next(f"held out {k}" for k in range(99) if split_of(f"held out {k}") == "test")
+TRAINED = next(f"trained {k}" for k in range(99) if split_of(f"trained {k}") == "train")
+
+
+def make_rows(word: str, count: int, first: int = 0) -> list[dict[str, Any]]:
+    return [{"prompt": f"{word} {k}", "chosen": encoded(noise(first + k)), "rejected": RED} for k in range(count)]
+
+
+def make_hub_layout(folder: Path) -> Path:
+    files = {
+        "train-00000-of-00002": 4,
+        "train-00001-of-00002": 4,
+        "validation-00000-of-00001": 2,
+        "test-00000-of-00001": 2,
+    }
+    for k, (name, count) in enumerate(files.items()):
+        write_parquet(folder / "data" / f"{name}.parquet", make_rows(name, count, 10 * k))
+    return folder
+
+
+def splits(folder: Path) -> dict[str, int]:
+    return dict(Counter(pair.split for pair in PairSet(folder)))
+
+
+def test_a_hub_set_that_was_downloaded_whole_keeps_its_splits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import_pairs(make_hub_layout(tmp_path / "hf"), tmp_path / "set")
+    opened = PairSet(tmp_path / "set")
+    assert {(pair.prompt.split("-")[0], pair.split) for pair in opened} == {
+        (s, s) for s in ("train", "validation", "test")
+    }
+    assert splits(tmp_path / "set") == {"train": 8, "validation": 2, "test": 2}
+    assert opened.info["provenance"]["splits"] == {"train": 8, "validation": 2, "test": 2}
+    assert "The source's own splits are kept: 8 train, 2 validation, 2 test" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("data/train-*.parquet", {"train": 8}),
+        ("data/t*-*.parquet", {"train": 8, "test": 2}),
+        ("**/validation-0000?-of-*.parquet", {"validation": 2}),
+        ("*/test-*", {"test": 2}),
+    ],
+)
+def test_a_pattern_of_files_on_this_machine_is_read_as_one_on_the_hub(
+    tmp_path: Path, pattern: str, found: dict[str, int]
+) -> None:
+    make_hub_layout(tmp_path / "hf")
+    import_pairs(str(tmp_path / "hf" / pattern), tmp_path / "set")
+    assert splits(tmp_path / "set") == found
+    assert f"hf/{pattern}".endswith(PairSet(tmp_path / "set").info["provenance"]["imported"])  # no path of a machine
+
+
+def test_a_set_on_the_hub_keeps_its_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = fsspec.filesystem("memory", skip_instance_cache=True)
+    files.store.clear()
+    for path in make_hub_layout(tmp_path / "hf").rglob("*.parquet"):
+        files.pipe(f"datasets/somebody/test-pairs/data/{path.name}", path.read_bytes())
+    monkeypatch.setattr("mapo.importers.sources.hub_files", lambda: files)
+    import_pairs("somebody/test-pairs", tmp_path / "set")
+    assert splits(tmp_path / "set") == {"train": 8, "validation": 2, "test": 2}
+
+
+NAMES = {
+    "train-00000-of-00002.parquet": "train",
+    "data/validation-00000-of-00001.parquet": "validation",
+    "train_unique-00000-of-00001-abc.parquet": "train",
+    "test_unique-00000-of-00001.parquet": "test",
+    "data/validation_unique-00000-of-00001.parquet": "validation",
+    "val.jsonl": "validation",
+    "dev.csv": "validation",
+    "eval/0000.parquet": "test",
+    "default/partial-train/0000.parquet": "train",
+    "train/metadata.jsonl": "train",
+    "test/part.0.parquet": "test",
+    "train/0001.tar": "train",
+    "pickapic-train-00000-of-00002.arrow": "train",
+    "train.tar.gz": "train",
+    "TEST.parquet": "test",
+    "data.parquet": None,
+    "contest/latest.parquet": None,
+    "0000.parquet": None,
+    "train-test.parquet": None,
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_names_of_files_and_folders_tell_their_split(name: str) -> None:
+    assert split_of_file(name) == NAMES[name]
+
+
+def test_names_that_are_no_split_are_none() -> None:
+    assert [split_named(name) for name in ("extra", "", "1", "trains")] == [None] * 4
+
+
+def test_what_has_no_split_beside_files_that_have_is_split_by_prompt_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_parquet(tmp_path / "in" / "more.parquet", [{**make_rows("x", 1)[0], "prompt": HELD_OUT}])
+    write_parquet(tmp_path / "in" / "train.parquet", [{**make_rows("x", 1, 5)[0], "prompt": f" {HELD_OUT.upper()}!"}])
+    import_pairs(tmp_path / "in", tmp_path / "set")
+    assert splits(tmp_path / "set") == {"test": 1, "train": 1}
+    assert "1 pair is of no split that is known, and split by prompt." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_a_column_of_splits_is_kept_and_its_unknown_names_are_said(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    rows = []
+    for k, split in enumerate(("test", "dev", "extra")):
+        (folder / f"{k}.png").write_bytes(encoded(noise(k)))
+        rows.append(
+            {"prompt": f"{TRAINED}" if k == 2 else f"p{k}", "chosen": f"{k}.png", "rejected": "r.png", "split": split}
+        )
+    (folder / "r.png").write_bytes(RED)
+    path = folder / f"x.{kind}"
+    if kind == "parquet":
+        write_parquet(path, rows)
+    elif kind == "jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    else:
+        path.write_text("\n".join([",".join(rows[0]), *(",".join(row.values()) for row in rows)]))
+    import_pairs(path, tmp_path / "set")
+    assert [pair.split for pair in PairSet(tmp_path / "set")] == ["test", "validation", "train"]
+    said = capsys.readouterr().out
+    assert "1 pair is of the split 'extra', and split by prompt." in said
+    assert "1 validation, 1 test" in said
+
+
+def test_a_prompt_in_two_published_splits_is_told_with_a_count(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = make_rows("x", 4)
+    write_parquet(tmp_path / "in" / "train.parquet", rows)
+    other = {"prompt": "X  1", "chosen": encoded(noise(77)), "rejected": RED}
+    write_parquet(tmp_path / "in" / "test.parquet", [other, rows[3]])  # another pair, and the very same
+    counts = import_pairs(tmp_path / "in", tmp_path / "set")
+    assert counts["repeats"] == 1
+    assert "2 prompts stand in more than one split of the source" in capsys.readouterr().out
+
+
+def test_a_source_that_names_no_splits_is_split_by_prompt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{**row, "prompt": prompt} for row, prompt in zip(make_rows("x", 2), (HELD_OUT, TRAINED), strict=True)]
+    import_pairs(write_parquet(tmp_path / "x.parquet", rows), tmp_path / "set")
+    assert [pair.split for pair in PairSet(tmp_path / "set")] == ["test", "train"]
+    assert "1 of 2 pairs is held out for validation and test, by their prompts" in capsys.readouterr().out
+    assert "splits" not in PairSet(tmp_path / "set").info["provenance"]
+
+
+def test_a_pattern_that_matches_nothing_says_so(tmp_path: Path) -> None:
+    from mapo.errors import MapoError
+
+    with pytest.raises(MapoError, match=r"No file matches .*train-\*\.parquet"):
+        import_pairs(str(tmp_path / "train-*.parquet"), tmp_path / "set")
