@@ -73,6 +73,16 @@ def test_the_reference_of_settings_is_what_the_program_says():
     assert page.read_text() == above + settings_reference()
 
 
+def test_every_fault_in_the_changelog_names_a_test_that_is_there():
+    rows = re.findall(r"^\| (\d+) \|.*\| (.*) \|$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert [int(number) for number, _ in rows] == list(range(1, 58))
+    for number, cell in rows:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", cell)
+        assert named, number
+        for file, name in named:
+            assert f"def {name}(" in (ROOT / file).read_text(), (number, name)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
