@@ -1,7 +1,7 @@
 import torch
 
 from mapo.batches import load_batch, prefetched, rows_at
-from mapo.cache import Cache, cache_key
+from mapo.encode.cache import Cache, cache_key
 from mapo.families import family_of, find_model
 from mapo.pairs import PairSet
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mapo.build import build
-from mapo.cache import cache_key
 from mapo.cli import cli
+from mapo.encode.cache import cache_key
 from mapo.errors import MapoError
 from mapo.families import family_of, find_model
 from mapo.images import png_bytes, read_images

@@ -179,7 +179,7 @@ def check(pairs: Path, strict: bool, **how: Any) -> None:
 @click.option("--images-per-batch", type=int, default=8, show_default=True)
 def encode(model: str, pairs: Path, out: Path, resolution: int | None, flip: bool, images_per_batch: int) -> None:
     """Encode the pictures and prompts of a set once, for all training runs."""
-    from mapo.cache import encode
+    from mapo.encode.fill import encode
     from mapo.pairs import PairSet
 
     opened = PairSet(pairs)

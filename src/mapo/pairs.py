@@ -70,6 +70,8 @@ class PairSet:
         self._places = self._open_places()
         self._check(self.table)
         self.info |= _counts(self.table)
+        self._batches = self.table.to_batches()
+        self._starts = np.cumsum([0, *(len(batch) for batch in self._batches)])
         self._group = lru_cache(maxsize=8)(self._read_group)
         self._open_shard = lru_cache(maxsize=4)(lambda number: pq.ParquetFile(self._shard(number)))
         self._reading = Lock()  # a Parquet reader is for one thread at a time
@@ -133,7 +135,10 @@ class PairSet:
         return int(self.table.num_rows)
 
     def __getitem__(self, row: int) -> Pair:
-        return self._pair(row, self.table.slice(row, 1).to_pylist()[0])
+        if not 0 <= row < len(self):
+            raise IndexError(row)
+        place = int(np.searchsorted(self._starts, row, "right")) - 1
+        return self._pair(row, self._batches[place].slice(row - self._starts[place], 1).to_pylist()[0])
 
     def __iter__(self) -> Iterator[Pair]:
         row = 0
@@ -183,12 +188,33 @@ class PairSet:
         except ValueError as error:
             raise MapoError(f"{self.folder}: picture {name}: {error}. {REMEDY}") from None
 
+    def image_digests(self) -> np.ndarray:
+        """The hashes of all pictures as bytes, in the order in which they lie on disk, "n 32"."""
+        return np.ascontiguousarray(self._places.records["sha"][self._disk_order()])
+
     def image_names(self) -> list[str]:
         """The hashes of all pictures, in the order in which they lie on disk."""
-        records = self._places.records
-        order = np.lexsort((records["row"], records["group"], records["shard"]))
-        digits = np.ascontiguousarray(records["sha"][order]).tobytes().hex()
+        digits = self.image_digests().tobytes().hex()
         return [digits[start : start + 64] for start in range(0, len(digits), 64)]
+
+    def _disk_order(self) -> np.ndarray:
+        records = self._places.records
+        return np.asarray(np.lexsort((records["row"], records["group"], records["shard"])))
+
+    def image_sizes(self, names: pa.ChunkedArray) -> np.ndarray:
+        """Width and height of each of the named pictures, upright, "n 2"; no picture is read."""
+        sizes = np.empty((len(self._places.records), 2), np.int32)
+        order, first = self._disk_order(), 0
+        for number in range(int(self._places.records["shard"].max()) + 1):
+            try:
+                with pq.ParquetFile(self._shard(number), memory_map=True) as file:
+                    table = file.read(["width", "height"])
+            except (pa.ArrowException, OSError, ValueError) as error:
+                raise MapoError(f"{self._shard(number)} is damaged ({error}). {REMEDY}") from None
+            rows = order[first : first + len(table)]
+            sizes[rows] = np.stack([table["width"].to_numpy(), table["height"].to_numpy()], 1)
+            first += len(table)
+        return np.asarray(sizes[self._places.rows_of(names)])
 
     def fingerprint(self) -> str:
         """A hash of the pairs' names, preferences, weights and splits, in order."""

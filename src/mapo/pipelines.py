@@ -12,6 +12,7 @@ from typing import Any
 
 from mapo.errors import MapoError
 from mapo.families import FAMILIES, Model, family_of, read_config
+from mapo.families.parts import refuse_pickles, variants
 
 PARTS = ("unet", "transformer", "vae")
 
@@ -63,8 +64,12 @@ def open_pipeline(model: Model, device: Any, dtype: Any) -> Any:
     name, kind = pipeline_class(model)
     if name in FAMILIES:
         return family_of(model).pipeline(model, device, dtype)
+    parts = tuple(config.parent.name for config in sorted(model.base.glob("*/config.json")))
+    for part in parts:
+        refuse_pickles(model.base, part)
+    variant = next(iter(variants(model.base, parts).values()), None)
     try:
-        made = kind.from_pretrained(model.base, torch_dtype=dtype, use_safetensors=True)
+        made = kind.from_pretrained(model.base, torch_dtype=dtype, use_safetensors=True, variant=variant)
     except Exception as error:
         reason = str(error).strip().split("\n")[0][:200]
         raise MapoError(f"The model folder {model.base} cannot be loaded ({reason}).") from None

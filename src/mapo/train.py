@@ -28,9 +28,10 @@ from tqdm import tqdm
 from mapo import metrics
 from mapo.adapters import add_adapter, trainable, without_adapter
 from mapo.batches import Members, load_batch, prefetched, rows_at
-from mapo.cache import Cache, cache_key, encode
 from mapo.checkpoint import load_checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
 from mapo.config import Config, differences, make_config, to_toml
+from mapo.encode.cache import Cache, cache_key
+from mapo.encode.fill import encode
 from mapo.errors import DivergedError, MapoError, suggest
 from mapo.families import Family, Model, family_of, find_model
 from mapo.files import prepare_out, replacing, write_json, write_text

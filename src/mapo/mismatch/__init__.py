@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mapo.cache import cache_key
+from mapo.encode.cache import cache_key
 from mapo.errors import MapoError
 from mapo.families import MINI, family_of, find_model
 from mapo.mismatch.denoising import BINS, Errors, compare_errors, denoise, encode

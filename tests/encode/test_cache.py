@@ -3,8 +3,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from mapo import cache as cache_module
-from mapo.cache import Cache, cache_key, encode, prompt_key, to_pixels
+from mapo.encode import fill
+from mapo.encode.cache import Cache, cache_key, prompt_key
+from mapo.encode.fill import encode, to_pixels
 from mapo.errors import MapoError
 from mapo.families import family_of, find_model
 from mapo.pairs import PairSet
@@ -16,7 +17,7 @@ def parts(sdxl):
 
 
 def contents(folder):
-    return {k: v for path in folder.glob("*.safetensors") for k, v in load_file(path).items()}
+    return {k: v for path in folder.glob("*-*.safetensors") for k, v in load_file(path).items()}
 
 
 def test_each_picture_and_each_prompt_is_stored_once(sdxl, pairs, cache):
@@ -28,22 +29,24 @@ def test_each_picture_and_each_prompt_is_stored_once(sdxl, pairs, cache):
 
 def test_the_cache_holds_what_the_encoders_say(sdxl, pairs, cache):
     family, model = parts(sdxl)
-    opened, encoders = PairSet(pairs), family.load_encoders(model, "cpu")
+    opened, encoders = PairSet(pairs), family.load_text_encoders(model, "cpu")
     read = Cache(cache, cache_key(family, model, None, False))
     name = opened.image_names()[3]
-    mean, logvar = family.encode_images(encoders, to_pixels(opened.image(name), 16)[0][None])
+    mean, logvar = family.encode_images(family.load_vae(model, "cpu"), to_pixels(opened.image(name), 16)[0][None])
     assert torch.allclose(read.latents(name, False)[0], mean[0], atol=1e-5)
     assert torch.allclose(read.latents(name, False)[1], logvar[0], atol=1e-5)
     prompt = opened[2].prompt
     text = family.encode_prompts(encoders, [prompt])
-    for key, value in read.text(prompt, read.text_names()).items():
+    stored = read.text(prompt)
+    assert stored.keys() == text.keys()
+    for key, value in stored.items():
         assert torch.allclose(value, text[key][0], atol=1e-5)
 
 
 def test_the_text_conditioning_is_that_of_the_diffusers_pipeline(sdxl):
     family, model = parts(sdxl)
     prompts = ["a small red circle on a gray background", "zebra, ünïcode"]
-    ours = family.encode_prompts(family.load_encoders(model, "cpu"), prompts)
+    ours = family.encode_prompts(family.load_text_encoders(model, "cpu"), prompts)
     states, _, pooled, _ = family.pipeline(model, "cpu").encode_prompt(prompts, do_classifier_free_guidance=False)
     assert torch.allclose(ours["prompt_embeds"], states, atol=1e-6)
     assert torch.allclose(ours["text_embeds"], pooled, atol=1e-6)
@@ -51,8 +54,8 @@ def test_the_text_conditioning_is_that_of_the_diffusers_pipeline(sdxl):
 
 def test_an_interrupted_encoding_goes_on_and_equals_the_uninterrupted(tmp_path, sdxl, pairs, cache, monkeypatch):
     family, model = parts(sdxl)
-    monkeypatch.setattr(cache_module, "PER_SHARD", 8)
-    real, calls = cache_module._write, []
+    monkeypatch.setattr(fill, "PER_SHARD", 8)
+    real, calls = fill.write_shard, []
 
     def cut(folder, kind, tensors):
         calls.append(kind)
@@ -60,10 +63,10 @@ def test_an_interrupted_encoding_goes_on_and_equals_the_uninterrupted(tmp_path, 
             raise KeyboardInterrupt
         real(folder, kind, tensors)
 
-    monkeypatch.setattr(cache_module, "_write", cut)
+    monkeypatch.setattr(fill, "write_shard", cut)
     with pytest.raises(KeyboardInterrupt):
         encode(family, model, PairSet(pairs), tmp_path / "c")
-    monkeypatch.setattr(cache_module, "_write", real)
+    monkeypatch.setattr(fill, "write_shard", real)
     half = contents(tmp_path / "c")
     encode(family, model, PairSet(pairs), tmp_path / "c")
     whole, want = contents(tmp_path / "c"), contents(cache)
@@ -85,7 +88,9 @@ def test_a_damaged_shard_is_named(tmp_path, sdxl, pairs):
     encode(family, model, PairSet(pairs), tmp_path / "c")
     shard = next((tmp_path / "c").glob("latents-*"))
     shard.write_bytes(shard.read_bytes()[:100])
-    with pytest.raises(MapoError, match=r"latents-00000.safetensors is damaged"):
+    with pytest.raises(
+        MapoError, match=r"latents-[0-9a-f]{16}.safetensors is damaged .*Delete this file and run the command again"
+    ):
         Cache(tmp_path / "c", cache_key(family, model, None, False))
 
 
@@ -98,5 +103,5 @@ def test_a_cache_of_another_model_is_refused(tmp_path, sdxl_v, cache):
 def test_a_folder_with_other_things_is_no_cache(tmp_path, sdxl, pairs):
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "letter.txt").write_text("dear")
-    with pytest.raises(MapoError, match="exists and is no cache"):
+    with pytest.raises(MapoError, match="exists and is not a cache"):
         encode(*parts(sdxl), PairSet(pairs), tmp_path / "c")
