@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -68,7 +68,7 @@ class PairSet:
         if self.table.num_rows == 0:
             raise MapoError(f"{folder} holds no pairs. {REMEDY}")
         self._places = self._open_places()
-        self._check(self.table)
+        self._sides = self._check(self.table)
         self.info |= _counts(self.table)
         self._batches = self.table.to_batches()
         self._starts = np.cumsum([0, *(len(batch) for batch in self._batches)])
@@ -101,10 +101,12 @@ class PairSet:
     def _shard(self, number: int) -> Path:
         return self.folder / f"images-{number:05d}.parquet"
 
-    def _check(self, table: pa.Table) -> None:
-        """MapoError names the first row that is outside the schema or names a picture that is not there."""
+    def _check(self, table: pa.Table) -> dict[str, np.ndarray]:
+        """The pictures of both sides; MapoError names the first row outside the schema or without its picture."""
+        places: dict[str, np.ndarray] = {}
         for side in ("chosen", "rejected"):
-            if len(rows := self._places.missing(table[side])):
+            places[side] = self._places.rows_of(table[side])
+            if len(rows := np.flatnonzero(places[side] < 0)):
                 name = table[side][int(rows[0])].as_py()
                 raise MapoError(
                     f"{self.folder}: row {rows[0]} names the {side} picture {name}, no shard has it. {REMEDY}"
@@ -123,6 +125,7 @@ class PairSet:
                 check_values(*(table[c][row].as_py() for c in CHECKED))
             except ValueError as error:
                 raise MapoError(f"{self.folder}: row {row}: {error}. {REMEDY}") from None
+        return places
 
     def _read_group(self, shard: int, group: int) -> list[bytes | None]:
         try:
@@ -188,6 +191,10 @@ class PairSet:
         except ValueError as error:
             raise MapoError(f"{self.folder}: picture {name}: {error}. {REMEDY}") from None
 
+    def number_of_images(self) -> int:
+        """How many pictures the set knows."""
+        return len(self._places.records)
+
     def image_digests(self) -> np.ndarray:
         """The hashes of all pictures as bytes, in the order in which they lie on disk, "n 32"."""
         return np.ascontiguousarray(self._places.records["sha"][self._disk_order()])
@@ -201,28 +208,37 @@ class PairSet:
         records = self._places.records
         return np.asarray(np.lexsort((records["row"], records["group"], records["shard"])))
 
-    def image_sizes(self, names: pa.ChunkedArray) -> np.ndarray:
-        """Width and height of each of the named pictures, upright, "n 2"; no picture is read."""
-        sizes = np.empty((len(self._places.records), 2), np.int32)
-        order, first = self._disk_order(), 0
-        for number in range(int(self._places.records["shard"].max()) + 1):
+    def places_of(self, side: str) -> np.ndarray:
+        """For each row the number of its chosen or rejected picture, as :meth:`image_sizes` counts them, "n"."""
+        return self._sides[side]
+
+    def image_sizes(self) -> np.ndarray:
+        """Width and height of every picture, upright, "pictures 2"; no picture is read."""
+        shards, groups, rows = (np.asarray(self._places.records[c], np.int64) for c in ("shard", "group", "row"))
+        tables = []
+        for number in range(int(shards.max()) + 1):
             try:
                 with pq.ParquetFile(self._shard(number), memory_map=True) as file:
-                    table = file.read(["width", "height"])
+                    tables.append(file.read(["width", "height"]))
             except (pa.ArrowException, OSError, ValueError) as error:
                 raise MapoError(f"{self._shard(number)} is damaged ({error}). {REMEDY}") from None
-            rows = order[first : first + len(table)]
-            sizes[rows] = np.stack([table["width"].to_numpy(), table["height"].to_numpy()], 1)
-            first += len(table)
-        return np.asarray(sizes[self._places.rows_of(names)])
+        table = pa.concat_tables(tables)
+        group = shards * (int(groups.max()) + 1) + groups
+        counts = np.bincount(group)
+        place = (np.cumsum(counts) - counts)[group] + rows  # on disk
+        return np.stack([table["width"].to_numpy()[place], table["height"].to_numpy()[place]], 1)
 
-    def fingerprint(self) -> str:
-        """A hash of the pairs' names, preferences, weights and splits, in order."""
+    @cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256()
         for column in ("id", "preference", "weight", "split"):
             for start in range(0, len(self), ROWS_AT_ONCE):
                 digest.update(json.dumps(self.table[column].slice(start, ROWS_AT_ONCE).to_pylist()).encode())
         return digest.hexdigest()[:16]
+
+    def fingerprint(self) -> str:
+        """A hash of the pairs' names, preferences, weights and splits, in order."""
+        return self._fingerprint
 
 
 def _cast(table: pa.Table) -> pa.Table:

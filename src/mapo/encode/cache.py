@@ -26,7 +26,7 @@ from typing import IO, TypeVar
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mapo.encode.index import Entry, open_index
+from mapo.encode.index import Entry, Index, open_index
 from mapo.errors import MapoError
 from mapo.families import Family, Model, fingerprint
 from mapo.files import PARTIAL, read_object, replacing, write_json
@@ -168,10 +168,10 @@ def read_latents(folders: Iterable[Path], names: Iterable[str]) -> Iterator[dict
 class Cache:
     """A cache opened for reading. What a tensor costs does not depend on how many there are."""
 
-    def __init__(self, folder: Path, key: CacheKey) -> None:
+    def __init__(self, folder: Path, key: CacheKey, index: Index | None = None) -> None:
         check_head(folder, key)
         self.folder = folder
-        self.index = open_index(folder)
+        self.index = index or open_index(folder)
         self.text_names: tuple[str, ...] = tuple(self.index.columns_of("text"))
 
     def _entries(self, name: str, what: str) -> dict[str, Entry]:

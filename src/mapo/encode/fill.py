@@ -18,6 +18,7 @@ from mapo.encode.cache import (
     LATENTS,
     PER_SHARD,
     WHERE,
+    Cache,
     CacheKey,
     batches,
     cache_key,
@@ -29,7 +30,7 @@ from mapo.encode.cache import (
     read_latents,
     write_head,
     write_shard,
-)  # fmt: skip
+)
 from mapo.encode.frame import crop
 from mapo.encode.index import Index, digests_of, open_index
 from mapo.errors import MapoError
@@ -66,8 +67,8 @@ def encode(
     wait: bool = False,
     shard: tuple[int, int] = (0, 1),
     locked: bool = True,
-) -> None:
-    """Encode every picture and prompt of ``pairs`` that ``folder`` lacks.
+) -> Cache:
+    """Encode every picture and prompt of ``pairs`` that the cache ``folder`` lacks, and open it.
 
     Only one process fills a cache: where another does, ``wait`` for it, or MapoError. The processes of one job share
     the work: each takes ``shard`` (which, of how many), one of them stands in ``with hold(folder):`` before the others
@@ -79,20 +80,29 @@ def encode(
     if is_cache(folder):
         check_head(folder, key)
         index = open_index(folder)
+        if _name(pairs) in index.complete and not index.stale:
+            return Cache(folder, key, index)
         if not any(lacking(pairs, index, shard)):
-            _keep_index(folder, index)
-            return
+            if shard[0] == 0:  # it spares the next process this look
+                with contextlib.suppress(MapoError, OSError), hold(folder) if locked else contextlib.nullcontext():
+                    _keep_index(pairs, folder)
+            return Cache(folder, key, index)
     with hold(folder, wait) if locked else contextlib.nullcontext():
         _write(family, model, pairs, folder, key, device, images_per_batch, shard)
-        if locked:
-            open_index(folder).write()
+        if shard[0] == 0:
+            _keep_index(pairs, folder)
+    return Cache(folder, key)
 
 
-def _keep_index(folder: Path, index: Index) -> None:
-    """Save the next process the reading of headers, if that is possible at once."""
-    if index.stale:
-        with contextlib.suppress(MapoError, OSError), hold(folder):
-            open_index(folder).write()
+def _name(pairs: PairSet) -> str:
+    return f"{pairs.fingerprint()} {pairs.number_of_images()}"
+
+
+def _keep_index(pairs: PairSet, folder: Path) -> None:
+    index = open_index(folder)
+    if not any(lacking(pairs, index)):
+        index.complete.add(_name(pairs))
+    index.write()
 
 
 def lacking(pairs: PairSet, index: Index, shard: tuple[int, int] = (0, 1)) -> tuple[list[str], list[str]]:

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -66,15 +65,17 @@ class Entry:
 
 
 class Index:
-    """The tensors of a cache's shards. ``stale`` says that ``index.safetensors`` does not hold this yet."""
+    """The tensors of a cache's shards; ``complete`` are the fingerprints of sets of which nothing is missing.
+
+    ``stale`` says that ``index.safetensors`` does not hold this yet.
+    """
 
     def __init__(
         self, folder: Path, shards: list[Shard], columns: list[str], forms: list[tuple[str, tuple[int, ...]]],
-        records: dict[str, NDArray[Any]], stale: bool,
+        records: dict[str, NDArray[Any]], complete: set[str], stale: bool,
     ) -> None:  # fmt: skip
         self.folder, self.shards, self.columns, self.forms, self.stale = folder, shards, columns, forms, stale
-        self.records = records
-        self._paths = [folder / name for name, _, _ in shards]
+        self.records, self.complete = records, complete
 
     def find(self, digest: bytes) -> dict[str, Entry]:
         """What there is of a picture or prompt, by column; empty where it is not in the cache."""
@@ -86,7 +87,7 @@ class Index:
             if int(tails[place]) == tail:
                 column, shard, form = (int(self.records[c][place]) for c in ("column", "shard", "form"))
                 start = int(self.records["start"][place])
-                found[self.columns[column]] = Entry(self._paths[shard], start, *self.forms[form])
+                found[self.columns[column]] = Entry(self.folder / self.shards[shard][0], start, *self.forms[form])
             place += 1
         return found
 
@@ -115,7 +116,8 @@ class Index:
             name: torch.from_numpy(np.ascontiguousarray(values).view(np.int64) if values.dtype == np.uint64 else values)
             for name, values in self.records.items()
         }
-        about = {"shards": self.shards, "columns": self.columns, "forms": self.forms}
+        about = {name: getattr(self, name) for name in ("shards", "columns", "forms")}
+        about["complete"] = sorted(self.complete)
         with replacing(self.folder / NAME) as temporary:
             save_file(tensors, temporary, {"version": VERSION, "about": json.dumps(about)})
         self.stale = False
@@ -147,7 +149,8 @@ def open_index(folder: Path) -> Index:
         name: np.ascontiguousarray(records[name][order].astype(records.dtype[name].newbyteorder("=")))
         for name in RECORD.names or ()
     }
-    return Index(folder, shards, columns, forms, plain, stale=True)
+    complete = kept.complete if kept and known <= set(shards) else set[str]()  # a shard that is gone may be missed
+    return Index(folder, shards, columns, forms, plain, complete, stale=True)
 
 
 def _shards(folder: Path) -> list[Shard]:
@@ -161,19 +164,22 @@ def _shards(folder: Path) -> list[Shard]:
 
 def _read(folder: Path) -> Index | None:
     """The index as it was kept, or None where it is missing or cannot be read."""
-    with contextlib.suppress(SafetensorError, OSError, ValueError, KeyError, TypeError):
-        with safe_open(folder / NAME, "pt") as file:
-            head = file.metadata()
-            if head["version"] != VERSION:
-                return None
-            about = json.loads(head["about"])
-            records = {name: file.get_tensor(name).numpy() for name in RECORD.names or ()}
-        records |= {name: records[name].view(np.uint64) for name in ("head", "tail")}
+    path = folder / NAME
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        header, base = _header(path, path.stat().st_size)
+        if header["__metadata__"]["version"] != VERSION:
+            return None
+        about = json.loads(header["__metadata__"]["about"])
+        records: dict[str, NDArray[Any]] = {}
+        for name in RECORD.names or ():  # mapped, as only some pages of them are needed
+            kind = RECORD[name].newbyteorder("=")
+            first, end = header[name]["data_offsets"]
+            records[name] = np.memmap(path, kind, "r", base + first, (end - first) // kind.itemsize).view(np.ndarray)
         if len({len(values) for values in records.values()}) != 1:
             return None
         shards = [(str(name), int(size), int(time)) for name, size, time in about["shards"]]
         forms = [(str(dtype), tuple(shape)) for dtype, shape in about["forms"]]
-        return Index(folder, shards, list(about["columns"]), forms, records, stale=False)
+        return Index(folder, shards, list(about["columns"]), forms, records, set(about["complete"]), stale=False)
     return None
 
 
@@ -195,28 +201,32 @@ def _read_header(
     """The records of one shard. New columns and forms are added to the lists."""
     rows = []
     try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 0 < length <= size - 8:
-                raise ValueError("its beginning is not that of a safetensors file")
-            header = json.loads(file.read(length))
+        header, base = _header(path, size)
+        header.pop("__metadata__", None)
         for name, entry in header.items():
-            if name == "__metadata__":
-                continue
             digest, _, column = name.partition("|")
             form = (entry["dtype"], tuple(entry["shape"]))
             first, end = entry["data_offsets"]
-            if 8 + length + end > size:
+            if base + end > size:
                 raise ValueError("it is shorter than its header says")
             if form[0] not in DTYPES or len(key := bytes.fromhex(digest)[:KEY]) < KEY:
                 raise ValueError(f"its entry {name!r} is of a kind that is not known")
             head, tail = int.from_bytes(key[:8], "big"), int.from_bytes(key[8:], "big")
-            rows.append((head, tail, _number(column, columns), number, _number(form, forms), 8 + length + first))
+            rows.append((head, tail, _number(column, columns), number, _number(form, forms), base + first))
     except OSError as error:
         raise damaged(path, error.strerror or str(error)) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(path, str(error)) from None
     return np.array(rows, RECORD)
+
+
+def _header(path: Path, size: int) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file, and the byte at which its tensors begin."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 0 < length <= size - 8:
+            raise ValueError("its beginning is not that of a safetensors file")
+        return dict(json.loads(file.read(length))), 8 + length
 
 
 def _number(value: Any, known: list[Any]) -> int:
