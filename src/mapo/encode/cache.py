@@ -174,22 +174,22 @@ class Cache:
         self.index = index or open_index(folder)
         self.text_names: tuple[str, ...] = tuple(self.index.columns_of("text"))
 
-    def _entries(self, name: str, what: str) -> dict[str, Entry]:
+    def _entries(self, name: str, columns: Iterable[str], what: str) -> list[Entry]:
         found = self.index.find(bytes.fromhex(name))
-        if not found:
+        if any(column not in found for column in columns):
             raise MapoError(f"The cache {self.folder} lacks {what}. Run `mapo encode` again.")
-        return found
+        return [found[column] for column in columns]
 
     def latents(self, picture: str, flip: bool) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of a picture's latents, "c h w" each."""
-        mean, logvar = self._entries(picture, f"picture {picture}")[str(int(flip))].read()
+        mean, logvar = self._entries(picture, [str(int(flip))], f"picture {picture}")[0].read()
         return mean, logvar
 
     def size(self, picture: str) -> Tensor:
         """Height, width, crop top and left, "4"."""
-        return self._entries(picture, f"picture {picture}")["size"].read()
+        return self._entries(picture, ["size"], f"picture {picture}")[0].read()
 
     def text(self, prompt: str) -> dict[str, Tensor]:
         """The tensors of a prompt by their names, in the order of ``text_names``."""
-        entries = self._entries(prompt_key(prompt), f"the prompt {prompt!r}")
-        return {name: entries[name].read() for name in self.text_names}
+        entries = self._entries(prompt_key(prompt), self.text_names, f"the prompt {prompt!r}")
+        return {name: entry.read() for name, entry in zip(self.text_names, entries, strict=True)}

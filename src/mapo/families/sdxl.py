@@ -49,6 +49,8 @@ def check(model: Model) -> None:
     check_vae(model.base, vae, USUAL_SCALE)
     for part, _ in TOKENIZERS:
         check_tokenizer_files(model.base, part)
+    for part in NETWORKS:
+        refuse_pickles(model.base, part)
     path = model.base / "unet" / "config.json"
     latent, taken = vae.get("latent_channels", 4), unet.get("in_channels", 4)
     if taken != latent:
