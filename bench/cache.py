@@ -8,7 +8,8 @@ tensors, as what is measured is not the reading of bytes. Then, in rounds in whi
 * **batch**: `load_batch` of 16 pairs at random positions of the first epoch.
 * **start**: what `mapo train` does up to its first batch, libraries imported: open the set, find the model and its
   fingerprints, say what training sees, see that nothing is left to encode, open the cache, load the UNet, one batch.
-* **opening**: of this the parts that know the set: open it, say what training sees, open the cache.
+* **process**: the same with the interpreter and the libraries, as a person waits for it.
+* **opening**: of the start the parts that know the set: open it, say what training sees, open the cache.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ import os
 import platform
 import random
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROUNDS, STARTS, PAIRS_A_STEP = 300, 9, 16
+ROUNDS, STARTS, PROCESSES, PAIRS_A_STEP = 300, 9, 5, 16
 WORDS = [
     "a",
     "small",
@@ -138,10 +141,14 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 1_000, 10_000, 100_000])
     parser.add_argument("--work", type=Path, help="Keep the sets there, and use those that are there.")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--start", type=Path, help="Do only what **process** times, for the set in this folder.")
     args = parser.parse_args()
     import torch
 
     torch.set_num_threads(1)
+    if args.start:
+        start(args.start, whole=True)
+        return
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work or Path(temporary)
         for size in args.sizes:
@@ -166,6 +173,10 @@ def main() -> None:
                     seconds = clock(lambda size=size, whole=whole: start(work / str(size), whole))  # type: ignore[misc]
                     if number:
                         starts[name][size].append(seconds)
+        starts["process"] = {size: [] for size in ends}
+        for size in ends * PROCESSES:
+            command = [sys.executable, __file__, "--start", str(work / str(size))]
+            starts["process"][size].append(clock(lambda command=command: subprocess.run(command, check=True)))  # type: ignore[misc]
     per_size = {size: told(values) for size, values in batches.items()}
     results: dict[str, Any] = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",

@@ -163,7 +163,9 @@ def test_a_damaged_shard_is_deleted_and_only_what_was_in_it_is_encoded_again(tmp
     encode(*parts(sdxl), PairSet(pairs), old)
     after = contents(old)
     assert {name: (old / name).read_bytes() for name in kept} == kept
-    assert after.keys() == before.keys() and all(torch.allclose(after[k].double(), before[k].double()) for k in before)
+    assert after.keys() == before.keys() and all(
+        torch.allclose(after[k].double(), before[k].double(), atol=1e-5) for k in before
+    )
 
 
 def test_a_shard_that_goes_missing_under_an_open_cache_is_named(tmp_path, sdxl, pairs, cache):
