@@ -15,7 +15,7 @@ from mapo.encode.cache import cache_key
 from mapo.encode.seen import open_view
 from mapo.errors import MapoError
 from mapo.families import MINI, family_of, find_model
-from mapo.families.kind import DDPM_LIKE
+from mapo.families.kind import DDPM_LIKE, check_scheduler, check_vae
 from mapo.families.parts import variant_of
 
 
@@ -193,3 +193,29 @@ def test_pickles_are_not_loaded_and_the_sentence_says_how_to_convert_them(tmp_pa
         open_for_training(tmp_path / "m")
     with pytest.raises(MapoError, match="save_pretrained"):
         open_pipeline(model, "cpu", torch.float32)
+
+
+# ------------------------------------------------------------------ published models
+
+PUBLISHED = json.loads((Path(__file__).parent.parent / "data" / "kinds.json").read_text())
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name != "source"])
+def test_published_schedulers_are_told_apart(name):
+    config = PUBLISHED[name]["scheduler"]
+    if "diffusion-3" in name or "FLUX" in name:
+        with pytest.raises(MapoError, match="names FlowMatchEulerDiscreteScheduler"):
+            check_scheduler(Path(name), config)
+    else:
+        check_scheduler(Path(name), config)
+
+
+def test_the_published_sdxl_is_taken_and_a_vae_that_names_no_factor_is_not(tmp_path):
+    sdxl = PUBLISHED["stable-diffusion-xl-base-1.0"]
+    folder = changed(tmp_path / "m", SCHEDULER, **sdxl["scheduler"])
+    for part in ("vae", "unet"):
+        path = folder / part / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | sdxl[part]))
+    open_for_training(folder)
+    with pytest.raises(MapoError, match="has no scaling_factor"):
+        check_vae(folder, PUBLISHED["stable-diffusion-v1-5"]["vae"], 0.13025)
