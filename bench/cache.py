@@ -5,7 +5,7 @@ python bench/cache.py [--sizes 100 1000 10000 100000] [--work FOLDER] [--out ben
 For each size a set and its cache are written with the package's own writers; latents and texts are small random
 tensors, as what is measured is not the reading of bytes. Then, in rounds in which the sizes take turns:
 
-* **batch**: `load_batch` of 16 pairs at random positions of the first epoch.
+* **batch**: `load_batch` of 16 pairs at random positions of the first epoch, files in the machine's memory.
 * **start**: what `mapo train` does up to its first batch, libraries imported: open the set, find the model and its
   fingerprints, say what training sees, see that nothing is left to encode, open the cache, load the UNet, one batch.
 * **process**: the same with the interpreter and the libraries, as a person waits for it.
@@ -154,6 +154,8 @@ def main() -> None:
         for size in args.sizes:
             if not (work / str(size)).exists():
                 make(work / str(size), size)
+        for file in (f for size in args.sizes for f in (work / str(size)).rglob("*") if f.is_file()):
+            file.read_bytes()  # else the first look at each file is that of the disk
         loaders = {size: open_all(work / str(size), whole=False) for size in args.sizes}
         batches: dict[int, list[float]] = {size: [] for size in args.sizes}
         rng = random.Random(0)
