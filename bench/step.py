@@ -77,8 +77,9 @@ def make_loop(model_name: str, folder: Path, objective: str, size: int) -> Any:
 
     from mapo.adapters import add_adapter, trainable
     from mapo.batches import Members
-    from mapo.cache import Cache, cache_key, encode
     from mapo.config import make_config
+    from mapo.encode.cache import Cache, cache_key
+    from mapo.encode.fill import encode
     from mapo.families import family_of, find_model
     from mapo.objectives import settings_of
     from mapo.optim import make_optimizer
@@ -144,14 +145,15 @@ def public_steps(loop: Any, folder: Path, model_name: str) -> Callable[[], None]
     import torch
 
     from mapo.batches import rows_at
-    from mapo.cache import to_pixels
+    from mapo.encode.fill import to_pixels
     from mapo.families import find_model
     from mapo.pairs import PairSet
     from mapo.step import pair_errors, pair_losses
     from mapo.types import Batch
 
     model = find_model(model_name)
-    encoders = loop.family.load_encoders(model, loop.processes.device)
+    device = loop.processes.device
+    vae, encoders = loop.family.load_vae(model, device), loop.family.load_text_encoders(model, device)
     pairs, size = PairSet(folder / "pairs"), loop.config.train.pairs_per_step
     side = loop.family.resolution(model)
     predict, settings = loop.predictor(loop.denoiser), loop.config.objective.settings
@@ -163,7 +165,7 @@ def public_steps(loop: Any, folder: Path, model_name: str) -> Callable[[], None]
         done += 1
         names = [p.chosen for p in rows] + [p.rejected for p in rows]
         pixels, sizes = zip(*(to_pixels(pairs.image(n), side) for n in names), strict=True)
-        mean, logvar = loop.family.encode_images(encoders, torch.stack(pixels))
+        mean, logvar = loop.family.encode_images(vae, torch.stack(pixels))
         latents = loop.family.scale_latents(model, mean + (0.5 * logvar).exp() * torch.randn_like(mean))
         text = loop.family.encode_prompts(encoders, [p.prompt for p in rows])
         cond = {k: v.repeat(2, *[1] * (v.ndim - 1)) for k, v in text.items()}

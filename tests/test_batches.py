@@ -1,7 +1,7 @@
 import torch
 
 from mapo.batches import load_batch, prefetched, rows_at
-from mapo.cache import Cache, cache_key
+from mapo.encode.cache import Cache, cache_key
 from mapo.families import family_of, find_model
 from mapo.pairs import PairSet
 
@@ -30,6 +30,17 @@ def test_a_batch_is_the_concatenation_of_its_positions(sdxl, pairs, cache):
     assert torch.equal(whole.timesteps, torch.cat([b.timesteps for b in single]))
     assert torch.equal(whole.latents[:3], torch.cat([b.latents[:1] for b in single]))
     assert torch.equal(whole.latents[3:], torch.cat([b.latents[1:] for b in single]))
+
+
+def test_a_batch_does_not_walk_the_cache(sdxl, pairs, cache, monkeypatch):
+    model = find_model(str(sdxl))
+    family = family_of(model)
+    opened = Cache(cache, cache_key(family, model, None, False))
+    reads, find = [], opened.index.find
+    monkeypatch.setattr(opened.index, "find", lambda digest: reads.append(digest) or find(digest))
+    monkeypatch.setattr(opened.index, "columns_of", None)  # which walks; it is asked once, at opening
+    load_batch(range(4), PairSet(pairs), opened, family, model, seed=0, resolution=16, num_timesteps=1000)
+    assert len(reads) == 4 * 5  # the latents and the size of two pictures, and the prompt
 
 
 def test_chosen_pictures_come_first_and_conditions_are_doubled(sdxl, pairs, cache):

@@ -11,7 +11,8 @@ import pytest
 import mapo.build
 import mapo.work
 from mapo.build import build
-from mapo.cache import Cache, cache_key, encode
+from mapo.encode.cache import Cache, cache_key
+from mapo.encode.fill import encode, lacking
 from mapo.errors import MapoError
 from mapo.families import family_of, find_model
 from mapo.judge import Filter, parse_filter
@@ -547,7 +548,7 @@ def test_training_on_rejected_latents_is_training_on_the_pictures(tmp_path, sdxl
     opened = PairSet(tmp_path / "rejected-as-latents" / "p")
     encode(family, model, opened, tmp_path / "no-flip")  # mirrored latents are left out where nobody asks for them
     read = Cache(tmp_path / "no-flip", cache_key(family, model, None, False))
-    assert not read.lacks(opened)
+    assert not any(lacking(opened, read.index))
     with pytest.raises(MapoError, match="lacks picture"):
         read.latents(opened[0].rejected, True)
 
@@ -587,7 +588,7 @@ import sys
 from pathlib import Path
 import mapo.build
 from mapo.build import build
-from mapo.cache import encode
+from mapo.encode.fill import encode
 from mapo.check import check_pairs
 from mapo.export import export_pairs
 from mapo.families import family_of, find_model

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mapo.build import build
-from mapo.cache import cache_key
 from mapo.cli import cli
+from mapo.encode.cache import cache_key
 from mapo.errors import MapoError
 from mapo.families import family_of, find_model
 from mapo.images import png_bytes, read_images
@@ -312,12 +312,12 @@ def test_an_encoder_that_is_not_downloaded_says_so_before_any_picture_is_made(pa
 
 
 def test_a_split_without_pairs_and_numbers_that_make_no_sense_are_refused(pairs, tmp_path):
-    for words, match in [({"split": "test"}, "no pairs but ties in the split 'test'"), ({"split": "tset"}, "tset"),
+    for words, match in [({"split": "test"}, "has no pairs in the split 'test'; try --split all"), ({"split": "tset"}, "tset"),
                          ({"num_pairs": 0}, "--num-pairs is 0")]:  # fmt: skip
         with pytest.raises(MapoError, match=match):
             measure("mini", pairs, tmp_path / "own", **words)
     ties = make_pairs(tmp_path / "ties", 3, preference=0.5)
-    with pytest.raises(MapoError, match="no pairs but ties"):
+    with pytest.raises(MapoError, match="has no pairs but 3 ties in the split 'train'; try --split all"):
         measure("mini", ties, tmp_path / "own")
 
 

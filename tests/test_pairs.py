@@ -22,6 +22,7 @@ from data_fixtures import (
     PICTURES,
     RED,
     files_below,
+    make_picture,
     make_set,
 )
 from mapo.errors import MapoError
@@ -474,3 +475,25 @@ def test_a_set_counts_its_table_and_not_what_was_once_written(tmp_path: Path) ->
     path = tmp_path / "set" / "pairs.parquet"
     pq.write_table(pq.read_table(path).slice(1), path)
     assert PairSet(tmp_path / "set").info["pairs"] == 2
+
+
+def test_the_sizes_of_both_sides_are_known_without_reading_a_picture(tmp_path, monkeypatch):
+    monkeypatch.setattr("mapo.writer.IMAGES_PER_ROW_GROUP", 3)
+    monkeypatch.setattr("mapo.writer.BYTES_PER_SHARD", 400)
+    with PairWriter(tmp_path / "set", {}) as writer:
+        for k in range(9):
+            writer.add_pair(f"p {k}", make_picture((k, 0, 0), (6 + k, 4)), make_picture((k, 9, 0), (5, 30 - k)))
+    opened = PairSet(tmp_path / "set")
+    assert len(list((tmp_path / "set").glob("images-*.parquet"))) > 1
+    for side in ("chosen", "rejected"):
+        found = opened.image_sizes()[opened.places_of(side)]
+        assert found.tolist() == [list(opened.image(getattr(pair, side)).size) for pair in opened]
+
+
+def test_a_row_is_the_same_asked_for_alone_or_in_turn(tmp_path, monkeypatch):
+    monkeypatch.setattr("mapo.writer.PAIRS_PER_ROW_GROUP", 4)
+    monkeypatch.setattr("mapo.writer.PAIRS_AT_ONCE", 3)
+    opened = make_set(tmp_path / "set", 11)
+    assert [opened[row] for row in range(11)] == list(opened)
+    with pytest.raises(IndexError):
+        opened[11]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mapo.cache import Cache
+from mapo.encode.cache import Cache
 from mapo.families import Family, Model
 from mapo.pairs import Pair, PairSet
 from mapo.types import Batch
@@ -88,7 +88,7 @@ def load_batch(
         return torch.stack([v[0] for v in values] + [v[1] for v in values])
 
     latents = family.scale_latents(model, side(means) + side(deviations) * side(samples))
-    texts = [cache.text(pair.prompt, cache.text_names()) for pair in chosen]
+    texts = [cache.text(pair.prompt) for pair in chosen]
     cond = {name: torch.stack([t[name] for t in texts] * 2).to(dtype) for name in texts[0]}
     sizes = torch.stack([cache.size(p.chosen) for p in chosen] + [cache.size(p.rejected) for p in chosen])
     cond |= {k: v.to(dtype) for k, v in family.size_condition(sizes, resolution).items()}

@@ -19,10 +19,10 @@ from typing import Any
 from tqdm import tqdm
 
 from mapo import minors
-from mapo.cache import LATENTS, read_latents, write_head, write_latents
 from mapo.candidates import Found, Latents, Maker, Portion
 from mapo.context import Contexts, Rewriter, open_rewriter
 from mapo.devices import use_own_device
+from mapo.encode.cache import LATENTS, read_latents, write_head, write_shard
 from mapo.errors import MapoError, memory_told, several
 from mapo.families import find_model
 from mapo.files import sha256
@@ -292,4 +292,4 @@ def _write(plan: Plan, maker: Maker, kept: Sequence[Found], counts: dict[str, in
             write_head(folder, maker.latents.model, maker.latents.key)
             names = dict.fromkeys(pair.rejected[1].sha256 for pair in kept)
             for tensors in read_latents([p for part in maker.work.parts if (p := part / LATENTS).exists()], names):
-                write_latents(folder, tensors)
+                write_shard(folder, "latents", tensors)

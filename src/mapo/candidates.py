@@ -15,8 +15,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mapo.cache import CacheKey, cache_key, encode_pictures, latents_key, write_latents
 from mapo.context import Contexts
+from mapo.encode.cache import CacheKey, cache_key, latents_key, write_shard
+from mapo.encode.fill import encode_pictures
 from mapo.errors import MapoError
 from mapo.families import Family, Model, family_of
 from mapo.images import ImageRow, png_bytes, read_picture
@@ -73,17 +74,17 @@ class Latents:
         return latents_key(self.model, cache_key(self.family, self.model, self.resolution, True).resolution)
 
     @cached_property
-    def encoders(self) -> Any:
+    def vae(self) -> Any:
         """Loaded when the first picture is encoded."""
         import torch
 
-        return self.family.load_encoders(self.model, "cuda" if torch.cuda.is_available() else "cpu")
+        return self.family.load_vae(self.model, "cuda" if torch.cuda.is_available() else "cpu")
 
     def keep(self, folder: Path, rows: Sequence[ImageRow], data: Sequence[bytes]) -> None:
         """Encode pictures and add them to the cache ``folder``."""
         pictures = {row.sha256: decode_picture(png) for row, png in zip(rows, data, strict=True)}
         folder.mkdir(parents=True, exist_ok=True)
-        write_latents(folder, encode_pictures(self.family, self.encoders, self.model, self.key, pictures))
+        write_shard(folder, "latents", encode_pictures(self.family, self.vae, self.model, self.key, pictures))
 
 
 @dataclass

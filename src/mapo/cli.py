@@ -198,10 +198,14 @@ def check(pairs: Path, strict: bool, **how: Any) -> None:
 @click.option("--out", type=OUT, required=True, help="The cache to write, or to complete.")
 @click.option("--resolution", type=int, help="Side in pixels; default: the model's own.")
 @click.option("--flip", is_flag=True, help="Encode every picture mirrored as well (for data.flip).")
-@click.option("--images-per-batch", type=int, default=8, show_default=True)
+@click.option(
+    "--images-per-batch", type=int, default=8, show_default=True,
+    help="Pictures that are encoded at a time. Fewer take less memory.",
+)  # fmt: skip
 def encode(model: str, pairs: Path, out: Path, resolution: int | None, flip: bool, images_per_batch: int) -> None:
-    """Encode the pictures and prompts of a set once, for all training runs."""
-    from mapo.cache import encode
+    """Encode the pictures and prompts of a set once, for all training runs. The same command again goes on."""
+    from mapo.encode.fill import encode
+    from mapo.encode.seen import what_training_sees
     from mapo.pairs import PairSet
 
     opened = PairSet(pairs)
@@ -211,7 +215,8 @@ def encode(model: str, pairs: Path, out: Path, resolution: int | None, flip: boo
             family, found, opened, out, resolution=resolution, flip=flip,
             device=_device(), images_per_batch=images_per_batch,
         )  # fmt: skip
-    _say(f"{len(opened)} pairs are encoded in {out}")
+    losses = what_training_sees(opened, family, found, split="all", ties="keep", resolution=resolution).losses()
+    _say("; ".join([f"{len(opened)} pairs are encoded in {out}", *([", ".join(losses)] if losses else [])]))
 
 
 @cli.command(

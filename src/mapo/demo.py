@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mapo.build import build
-from mapo.cache import encode
 from mapo.config import make_config
+from mapo.encode.fill import encode
 from mapo.errors import MapoError, suggest
 from mapo.families import family_of, find_model
 from mapo.files import prepare_out, read_json, write_json

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -68,8 +68,10 @@ class PairSet:
         if self.table.num_rows == 0:
             raise MapoError(f"{folder} holds no pairs. {REMEDY}")
         self._places = self._open_places()
-        self._check(self.table)
+        self._sides = self._check(self.table)
         self.info |= _counts(self.table)
+        self._batches = self.table.to_batches()
+        self._starts = np.cumsum([0, *(len(batch) for batch in self._batches)])
         self._group = lru_cache(maxsize=8)(self._read_group)
         self._open_shard = lru_cache(maxsize=4)(lambda number: pq.ParquetFile(self._shard(number)))
         self._reading = Lock()  # a Parquet reader is for one thread at a time
@@ -99,10 +101,12 @@ class PairSet:
     def _shard(self, number: int) -> Path:
         return self.folder / f"images-{number:05d}.parquet"
 
-    def _check(self, table: pa.Table) -> None:
-        """MapoError names the first row that is outside the schema or names a picture that is not there."""
+    def _check(self, table: pa.Table) -> dict[str, np.ndarray]:
+        """The pictures of both sides; MapoError names the first row outside the schema or without its picture."""
+        places: dict[str, np.ndarray] = {}
         for side in ("chosen", "rejected"):
-            if len(rows := self._places.missing(table[side])):
+            places[side] = self._places.rows_of(table[side])
+            if len(rows := np.flatnonzero(places[side] < 0)):
                 name = table[side][int(rows[0])].as_py()
                 raise MapoError(
                     f"{self.folder}: row {rows[0]} names the {side} picture {name}, no shard has it. {REMEDY}"
@@ -121,6 +125,7 @@ class PairSet:
                 check_values(*(table[c][row].as_py() for c in CHECKED))
             except ValueError as error:
                 raise MapoError(f"{self.folder}: row {row}: {error}. {REMEDY}") from None
+        return places
 
     def _read_group(self, shard: int, group: int) -> list[bytes | None]:
         try:
@@ -133,7 +138,10 @@ class PairSet:
         return int(self.table.num_rows)
 
     def __getitem__(self, row: int) -> Pair:
-        return self._pair(row, self.table.slice(row, 1).to_pylist()[0])
+        if not 0 <= row < len(self):
+            raise IndexError(row)
+        place = int(np.searchsorted(self._starts, row, "right")) - 1
+        return self._pair(row, self._batches[place].slice(row - self._starts[place], 1).to_pylist()[0])
 
     def __iter__(self) -> Iterator[Pair]:
         row = 0
@@ -183,20 +191,54 @@ class PairSet:
         except ValueError as error:
             raise MapoError(f"{self.folder}: picture {name}: {error}. {REMEDY}") from None
 
+    def number_of_images(self) -> int:
+        """How many pictures the set knows."""
+        return len(self._places.records)
+
+    def image_digests(self) -> np.ndarray:
+        """The hashes of all pictures as bytes, in the order in which they lie on disk, "n 32"."""
+        return np.ascontiguousarray(self._places.records["sha"][self._disk_order()])
+
     def image_names(self) -> list[str]:
         """The hashes of all pictures, in the order in which they lie on disk."""
-        records = self._places.records
-        order = np.lexsort((records["row"], records["group"], records["shard"]))
-        digits = np.ascontiguousarray(records["sha"][order]).tobytes().hex()
+        digits = self.image_digests().tobytes().hex()
         return [digits[start : start + 64] for start in range(0, len(digits), 64)]
 
-    def fingerprint(self) -> str:
-        """A hash of the pairs' names, preferences, weights and splits, in order."""
+    def _disk_order(self) -> np.ndarray:
+        records = self._places.records
+        return np.asarray(np.lexsort((records["row"], records["group"], records["shard"])))
+
+    def places_of(self, side: str) -> np.ndarray:
+        """For each row the number of its chosen or rejected picture, as :meth:`image_sizes` counts them, "n"."""
+        return self._sides[side]
+
+    def image_sizes(self) -> np.ndarray:
+        """Width and height of every picture, upright, "pictures 2"; no picture is read."""
+        shards, groups, rows = (np.asarray(self._places.records[c], np.int64) for c in ("shard", "group", "row"))
+        tables = []
+        for number in range(int(shards.max()) + 1):
+            try:
+                with pq.ParquetFile(self._shard(number), memory_map=True) as file:
+                    tables.append(file.read(["width", "height"]))
+            except (pa.ArrowException, OSError, ValueError) as error:
+                raise MapoError(f"{self._shard(number)} is damaged ({error}). {REMEDY}") from None
+        table = pa.concat_tables(tables)
+        group = shards * (int(groups.max()) + 1) + groups
+        counts = np.bincount(group)
+        place = (np.cumsum(counts) - counts)[group] + rows  # on disk
+        return np.stack([table["width"].to_numpy()[place], table["height"].to_numpy()[place]], 1)
+
+    @cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256()
         for column in ("id", "preference", "weight", "split"):
             for start in range(0, len(self), ROWS_AT_ONCE):
                 digest.update(json.dumps(self.table[column].slice(start, ROWS_AT_ONCE).to_pylist()).encode())
         return digest.hexdigest()[:16]
+
+    def fingerprint(self) -> str:
+        """A hash of the pairs' names, preferences, weights and splits, in order."""
+        return self._fingerprint
 
 
 def _cast(table: pa.Table) -> pa.Table:

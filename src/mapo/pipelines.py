@@ -13,6 +13,8 @@ from typing import Any
 
 from mapo.errors import MapoError
 from mapo.families import FAMILIES, Model, family_of, read_config
+from mapo.families.kind import check_tokenizer_files
+from mapo.families.parts import refuse_pickles, variants
 from mapo.files import read_object
 
 PARTS = ("unet", "transformer", "vae")
@@ -63,10 +65,17 @@ def advice(model: Model, name: str, kind: Any) -> dict[str, Any]:
 def open_pipeline(model: Model, device: Any, dtype: Any) -> Any:
     """The pipeline of a model: its family's, else as diffusers opens the folder; weights from safetensors only."""
     name, kind = pipeline_class(model)
+    for part, made in read_config(model.base, "model_index.json").items():
+        if isinstance(made, list) and str(made[-1]).startswith("CLIPTokenizer"):
+            check_tokenizer_files(model.base, part)
     if name in FAMILIES:
         return family_of(model).pipeline(model, device, dtype)
+    parts = tuple(config.parent.name for config in sorted(model.base.glob("*/config.json")))
+    for part in parts:
+        refuse_pickles(model.base, part)
+    variant = next(iter(variants(model.base, parts).values()), None)
     try:
-        made = kind.from_pretrained(model.base, torch_dtype=dtype, use_safetensors=True)
+        made = kind.from_pretrained(model.base, torch_dtype=dtype, use_safetensors=True, variant=variant)
     except Exception as error:
         reason = str(error).strip().split("\n")[0][:200]
         raise MapoError(f"The model folder {model.base} cannot be loaded ({reason}).") from None

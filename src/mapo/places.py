@@ -48,31 +48,38 @@ class Places:
 
     def find(self, name: str) -> Any | None:
         """The record of a picture, or None."""
+        row = self._row_of(name)
+        return None if row < 0 else self.records[row]
+
+    def _row_of(self, name: str) -> int:
         try:
             wanted = np.frombuffer(bytes.fromhex(name), np.uint8)
         except ValueError:
-            return None
+            return -1
         if len(wanted) != 32:
-            return None
+            return -1
         head = _heads(wanted[None])[0]
         place = int(np.searchsorted(self._heads, head))
         while place < len(self.records) and self._heads[place] == head:
             if np.array_equal(self.records[place]["sha"], wanted):
-                return self.records[place]
+                return place
             place += 1
-        return None
+        return -1
 
     def missing(self, names: pa.ChunkedArray) -> np.ndarray:
         """The rows of ``names`` (hashes as texts) that no record has, "n"."""
-        if not len(self.records):
-            return np.arange(len(names))
-        rows = []
-        for start in range(0, len(names), AT_ONCE):  # a few at a time stay in the processor's cache
-            portion = names.slice(start, AT_ONCE).combine_chunks()
-            rows += [start + row for row in self._missing(portion)]
-        return np.array(rows, int)
+        return np.flatnonzero(self.rows_of(names) < 0)
 
-    def _missing(self, names: pa.StringArray) -> list[int]:
+    def rows_of(self, names: pa.ChunkedArray) -> np.ndarray:
+        """Which record each of ``names`` (hashes as texts) has, -1 for none, "n"."""
+        if not len(self.records):
+            return np.full(len(names), -1)
+        parts = [np.empty(0, np.int64)]
+        for start in range(0, len(names), AT_ONCE):  # a few at a time stay in the processor's cache
+            parts.append(self._rows_of(names.slice(start, AT_ONCE).combine_chunks()))
+        return np.concatenate(parts)
+
+    def _rows_of(self, names: pa.StringArray) -> np.ndarray:
         first = np.frombuffer(names.buffers()[1], np.int32)[names.offset]
         letters = np.frombuffer(names.buffers()[2], np.uint8)[first:][: 64 * len(names)]
         try:
@@ -80,15 +87,18 @@ class Places:
                 raise ValueError("not all are 64 digits")
             shas = np.frombuffer(binascii.unhexlify(letters.tobytes()), np.uint8).reshape(-1, 32)
         except ValueError:
-            return [row for row, name in enumerate(names.to_pylist()) if self.find(name) is None]
+            return np.array([self._row_of(name) for name in names.to_pylist()])
         heads = _heads(shas)
         order = np.argsort(heads)  # neighbours lie together in the file too
         places = np.minimum(np.searchsorted(self._heads, heads[order]), len(self.records) - 1)
         found = np.ascontiguousarray(self.records["sha"][places]).view(np.uint64)
         unlike = (found != shas[order].view(np.uint64)).reshape(-1, 4)
-        doubtful = order[unlike[:, 0] | unlike[:, 1] | unlike[:, 2] | unlike[:, 3]]
+        rows = np.empty(len(names), np.int64)
+        rows[order] = places
         # not there, or two hashes that begin alike
-        return sorted(row for row in doubtful.tolist() if self.find(names[row].as_py()) is None)
+        for row in order[unlike[:, 0] | unlike[:, 1] | unlike[:, 2] | unlike[:, 3]].tolist():
+            rows[row] = self._row_of(names[row].as_py())
+        return rows
 
 
 def _heads(shas: np.ndarray) -> np.ndarray:

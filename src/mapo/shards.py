@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -69,8 +70,8 @@ def locked(folder: Path, names: Sequence[str], wait: bool = False) -> Iterator[N
 
 
 @contextlib.contextmanager
-def owned(out: Path) -> Iterator[None]:
-    """Be the only process that writes ``out``, a file or a folder; a second one is refused in a sentence.
+def owned(out: Path, wait: bool = False) -> Iterator[None]:
+    """Be the only process that writes ``out``, a file or a folder; a second one is refused in a sentence, or waits.
 
     The lock is a file beside ``out``, ``.NAME.lock``. It ends with the process, however that ends, and is removed with
     the block. Where nothing may be written beside ``out``, the folder itself is locked.
@@ -91,8 +92,11 @@ def owned(out: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(descriptor)
-            raise MapoError(f"Another process is writing {out}. Wait for it, or stop it first.") from None
+            if not wait:
+                os.close(descriptor)
+                raise MapoError(f"Another process is writing {out}. Wait for it, or stop it first.") from None
+            print(f"Another process is writing {out}. Waiting until it has finished.", file=sys.stderr, flush=True)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         except OSError:  # a file system without locks
             break
         if lock == place or _is_still(lock, descriptor):

@@ -35,7 +35,7 @@ def test_a_set_without_defects_has_no_errors_and_no_warnings(tmp_path: Path) -> 
     summary = check(write_set(tmp_path / "set", random_rows(60)))
     assert (summary["errors"], summary["warnings"]) == (0, 0)
     assert summary["verdict"] == "Nothing stands against training on these 60 pairs."
-    assert set(named(summary)) == {"length_unknown"}
+    assert set(named(summary)) == {"length_unknown", "cropped", "trained_on"}
     assert (summary["pairs"], summary["prompts"], summary["pictures"], summary["pictures_read"]) == (60, 60, 120, 120)
 
 

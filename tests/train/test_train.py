@@ -208,7 +208,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_pairs(t
 
 def test_flip_mirrors_both_pictures_of_a_pair_or_none(tmp_path, sdxl, pairs):
     from mapo.batches import load_batch
-    from mapo.cache import Cache, cache_key, encode
+    from mapo.encode.cache import Cache, cache_key
+    from mapo.encode.fill import encode
     from mapo.families import family_of, find_model
     from mapo.pairs import PairSet
 

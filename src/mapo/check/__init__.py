@@ -15,7 +15,6 @@ import numpy as np
 
 from mapo import report
 from mapo.check import findings as found
-from mapo.check.encoder import Encoder, open_encoder
 from mapo.check.gallery import Gallery, random_rows, suspicious_rows
 from mapo.check.leak import (
     FEW_PROMPTS,
@@ -30,6 +29,8 @@ from mapo.check.leak import (
 )
 from mapo.check.pictures import Pictures, look_at_pictures
 from mapo.check.rows import SEVERITIES, Finding, Rows, count, read_rows
+from mapo.check.training import check_training, what_is_trained_on
+from mapo.encode.seen import Choice, View, open_view
 from mapo.errors import MapoError
 from mapo.files import prepare_out, write_json, write_text
 from mapo.pairs import PairSet
@@ -56,12 +57,13 @@ def check_pairs(
             prepare_out(path)
     if json_file and json_file.resolve() == out.resolve():
         raise MapoError(f"--json names the page {out} itself. Give it a file of its own.")
-    encoder = open_encoder(model) if model else None
-    pictures = look_at_pictures(pairs)
+    view = open_view(model) if model else None
+    choice = what_is_trained_on(pairs, view)
+    pictures = look_at_pictures(pairs, view.resolution if view else None)
     rows = read_rows(pairs, pictures)
     values = statistics(pictures)
     leaks, together = _leaks(rows, pictures, values)
-    findings = _findings(rows, pictures, encoder, leaks, together)
+    findings = _findings(rows, pictures, view, choice, leaks, together)
     summary = _summary(pairs, rows, pictures, findings, leaks, together, model)
     gallery = Gallery(pairs, rows, pictures)
     suspicious = suspicious_rows(rows, pictures, values, leaks, together)
@@ -109,15 +111,16 @@ def _leaks(rows: Rows, pictures: Pictures, values: dict[str, Any]) -> tuple[list
 
 
 def _findings(
-    rows: Rows, pictures: Pictures, encoder: Encoder | None, leaks: list[Leak], together: Together
+    rows: Rows, pictures: Pictures, view: View | None, choice: Choice, leaks: list[Leak], together: Together
 ) -> list[Finding]:
     all_of_them = [
         *found.check_files(rows, pictures),
         *found.check_content(rows, pictures),
         *found.check_labels(rows),
         *found.check_leaks(leaks, together),
-        *found.check_prompts(rows, encoder),
-        *found.check_sizes(rows, pictures, encoder),
+        *found.check_prompts(rows, view),
+        *found.check_sizes(rows, pictures, view),
+        *check_training(rows, pictures, view, choice),
     ]
     return sorted(all_of_them, key=lambda finding: SEVERITIES.index(finding.severity))
 

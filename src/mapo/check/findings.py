@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
-from mapo.check.encoder import Encoder, tokens
 from mapo.check.leak import FEW_PROMPTS, MARGIN, Leak, Share, Together
 from mapo.check.pictures import ANIMATED, LATENTS, MISSING, UNREADABLE, Pictures, difference
 from mapo.check.rows import Finding, Flags, Integers, Rows, count, find, quote
+from mapo.encode.seen import View, excess_tokens
 
 ALIKE = 2.0  # grey levels of 255
 NAMES = {
@@ -63,7 +63,7 @@ def check_files(rows: Rows, pictures: Pictures) -> list[Finding]:
     return findings
 
 
-def check_sizes(rows: Rows, pictures: Pictures, encoder: Encoder | None) -> list[Finding]:
+def check_sizes(rows: Rows, pictures: Pictures, view: View | None) -> list[Finding]:
     """The two pictures of a pair differ in size; pictures smaller than the model works at."""
     size = [(pictures.found["width"][k], pictures.found["height"][k]) for k in (rows.chosen, rows.rejected)]
     (w1, h1), (w2, h2) = size
@@ -74,20 +74,20 @@ def check_sizes(rows: Rows, pictures: Pictures, encoder: Encoder | None) -> list
         "The two sides are resized differently. SDXL is told the original size and can learn that instead.",
         lambda i: f"{quote(rows.texts[i])} {w1[i]:.0f} × {h1[i]:.0f} against {w2[i]:.0f} × {h2[i]:.0f}",
     )  # fmt: skip
-    if encoder:
-        side = encoder.resolution
+    if view:
+        side = view.resolution
         small = pictures.read & (np.minimum(pictures.found["width"], pictures.found["height"]) < side)
         findings += find(
             "small", "warning", _either(rows, small),
             "Pictures with a side shorter than the {side} pixels at which {model} works: {pictures} in {n}.",
             "They would be enlarged, and the model learns their blur.",
             lambda i: f"{quote(rows.texts[i])} {w1[i]:.0f} × {h1[i]:.0f}, {w2[i]:.0f} × {h2[i]:.0f}",
-            pictures=f"{int(small.sum()):,}", side=side, model=encoder.name,
+            pictures=f"{int(small.sum()):,}", side=side, model=view.name,
         )  # fmt: skip
     return findings
 
 
-def check_prompts(rows: Rows, encoder: Encoder | None) -> list[Finding]:
+def check_prompts(rows: Rows, view: View | None) -> list[Finding]:
     """Empty, repeated, nearly equal and too long prompts; prompts on both sides of a split."""
     empty = np.array([not any(c.isprintable() and not c.isspace() for c in text) for text in rows.texts])
     findings = find(
@@ -117,21 +117,20 @@ def check_prompts(rows: Rows, encoder: Encoder | None) -> list[Finding]:
         several, text = int((numbers > 1).sum()), quote(rows.texts[first[most]])
         says = f"Prompts of several pairs: {several:,} of {len(numbers):,}; {numbers[most]:,} pairs of {text}."
         findings.append(Finding("repeated_prompts", "note", says))
-    return findings + _too_long(rows, encoder)
+    return findings + _too_long(rows, view)
 
 
-def _too_long(rows: Rows, encoder: Encoder | None) -> list[Finding]:
-    if encoder is None:
+def _too_long(rows: Rows, view: View | None) -> list[Finding]:
+    if view is None:
         says = "The length of prompts was not checked."
         return [Finding("length_unknown", "note", says, "Name the model: --model M.")]
-    length = tokens(encoder, rows.texts)
-    over = length - encoder.most_tokens
+    over, most = excess_tokens(view, rows.texts), view.most_tokens
     return find(
         "long_prompt", "warning", over > 0,
         "Prompts longer than the {most} tokens that {model} reads: {n}, by up to {over}.",
         "The end of such a prompt is cut off, so that it says nothing in training. Shorten it.",
-        lambda i: f"{quote(rows.texts[i])} {length[i]} tokens, {over[i]} too many",
-        most=encoder.most_tokens, model=encoder.name, over=int(over.max()),
+        lambda i: f"{quote(rows.texts[i])} {most + over[i]} tokens, {over[i]} too many",
+        most=most, model=view.name, over=int(over.max()),
     )  # fmt: skip
 
 

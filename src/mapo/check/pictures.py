@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from mapo.encode.frame import crop
 from mapo.errors import MapoError
 from mapo.pairs import PairSet, decode_picture
 
@@ -35,6 +36,7 @@ PICTURE = np.dtype(
     [
         ("state", "u1"),  # READ …; all that follows is only known of pictures that were read
         ("content", "u8"),  # a hash of size and pixels: equal exactly when the decoded pictures are
+        ("seen", "u8"),  # the same of what training sees of the picture
         ("format", "U12"),
         ("mode", "U6"),  # as stored
         ("alpha", "?"),
@@ -77,8 +79,11 @@ class Pictures:
         return np.asarray(self.found["state"] == READ)
 
 
-def look_at_pictures(pairs: PairSet) -> Pictures:
-    """Describe every picture that the set holds or names; nothing that is wrong with one of them stops the others."""
+def look_at_pictures(pairs: PairSet, side: int | None = None) -> Pictures:
+    """Describe every picture that the set holds or names; nothing that is wrong with one of them stops the others.
+
+    ``side`` is that of the square on which a model is trained; without it the square is as large as the picture allows.
+    """
     held = pairs.image_names()
     there = set(held)
     named = {n for side in ("chosen", "rejected") for n in pairs.table[side].unique().to_pylist()}
@@ -86,7 +91,7 @@ def look_at_pictures(pairs: PairSet) -> Pictures:
     found = np.zeros(len(names), PICTURE)
     all_kept = pairs.keeps_all()
     for i, name in enumerate(names):  # two files that cannot be read are not the same picture
-        found[i]["content"] = int(hashlib.sha256(name.encode()).hexdigest()[:16], 16)
+        found[i]["content"] = found[i]["seen"] = int(hashlib.sha256(name.encode()).hexdigest()[:16], 16)
         found[i]["state"] = LATENTS if not (all_kept or pairs.keeps(name)) else READ if name in there else MISSING
     for field in PICTURE.names or ():
         if PICTURE[field] == np.float64:
@@ -94,7 +99,7 @@ def look_at_pictures(pairs: PairSet) -> Pictures:
     why = {int(i): "the set does not have it" for i in np.flatnonzero(found["state"] == MISSING)}
     stored = [int(i) for i in np.flatnonzero(found["state"] == READ)]
     with tqdm(total=len(stored), desc="check", unit="picture", disable=None) as bar:
-        for places, rows in _in_threads(pairs, names, stored):
+        for places, rows in _in_threads(pairs, names, stored, side):
             for place, row in zip(places, rows, strict=True):
                 if isinstance(row, str):
                     found[place]["state"] = ANIMATED if row == "it is animated" else UNREADABLE
@@ -106,7 +111,7 @@ def look_at_pictures(pairs: PairSet) -> Pictures:
 
 
 def _in_threads(
-    pairs: PairSet, names: Sequence[str], places: Sequence[int]
+    pairs: PairSet, names: Sequence[str], places: Sequence[int], side: int | None
 ) -> Iterator[tuple[Sequence[int], list[tuple[Any, ...] | str]]]:
     """Portions of ``places`` with what was found there; this thread reads, the others decode, few are in memory."""
     threads = os.cpu_count() or 1
@@ -115,7 +120,7 @@ def _in_threads(
         for start in range(0, len(places), AT_ONCE):
             portion = places[start : start + AT_ONCE]
             stored = [_stored(pairs, names[i]) for i in portion]
-            waiting.append((portion, pool.submit(lambda data: [_describe(d) for d in data], stored)))
+            waiting.append((portion, pool.submit(lambda data: [_describe(d, side) for d in data], stored)))
             if len(waiting) > 2 * threads:
                 done, future = waiting.popleft()
                 yield done, future.result()
@@ -133,7 +138,7 @@ def _stored(pairs: PairSet, name: str) -> bytes | str:
         return "its bytes are not those that its hash names" if damaged else f"its file cannot be read ({where})"
 
 
-def _describe(data: bytes | str) -> tuple[Any, ...] | str:
+def _describe(data: bytes | str, side: int | None) -> tuple[Any, ...] | str:
     """A row of PICTURE, or why there is none."""
     if isinstance(data, str):
         return data
@@ -147,11 +152,17 @@ def _describe(data: bytes | str) -> tuple[Any, ...] | str:
         rotated = exif.get(ORIENTATION, 1) not in (0, 1)
         quality = jpeg_quality(getattr(stored, "quantization", None))
         kind, mode = stored.format or "", stored.mode
+    side = side or min(picture.size)
+    content = _content(picture)
+    seen = content if picture.size == (side, side) else _content(crop(picture, side)[0])
+    file = (READ, content, seen, kind, mode, alpha, bool(exif), rotated, len(data), *picture.size, quality)
+    return (*file, *_statistics(picture))
+
+
+def _content(picture: Image.Image) -> int:
     pixels = hashlib.sha256(repr(picture.size).encode())
     pixels.update(picture.tobytes())
-    content = int.from_bytes(pixels.digest()[:8], "big")
-    file = (READ, content, kind, mode, alpha, bool(exif), rotated, len(data), *picture.size, quality)
-    return (*file, *_statistics(picture))
+    return int.from_bytes(pixels.digest()[:8], "big")
 
 
 def _statistics(picture: Image.Image) -> tuple[Any, ...]:

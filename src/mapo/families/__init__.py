@@ -60,16 +60,22 @@ class Family(Protocol):
     LORA_TARGETS: tuple[str, ...]
     PARTS: tuple[str, ...]  # the folders whose weights decide what the cache holds
 
+    def check(self, model: Model) -> None:
+        """MapoError where the folder says that its model is of another kind than this family trains."""
+
     def load_denoiser(self, model: Model, device: Any, dtype: Any) -> nn.Module:
         """The network that is trained, on ``device``."""
 
     def load_tokenizers(self, model: Model) -> tuple[Any, ...]:
         """What turns prompts into tokens, one for each text encoder; no weights are read."""
 
-    def load_encoders(self, model: Model, device: Any) -> Any:
-        """What :meth:`encode_images` and :meth:`encode_prompts` need, in float32."""
+    def load_text_encoders(self, model: Model, device: Any) -> Any:
+        """What :meth:`encode_prompts` needs, in float32."""
 
-    def encode_images(self, encoders: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def load_vae(self, model: Model, device: Any) -> Any:
+        """What :meth:`encode_images` needs, in float32."""
+
+    def encode_images(self, vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels in [-1, 1] "n 3 H W" → mean and log-variance of the latents, "n c h w" each, not yet scaled."""
 
     def encode_prompts(self, encoders: Any, prompts: Sequence[str]) -> dict[str, Tensor]:

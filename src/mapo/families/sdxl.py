@@ -18,35 +18,59 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from mapo.errors import MapoError
 from mapo.families import Model, read_config
+from mapo.families.kind import check_scheduler, check_tokenizer_files, check_vae, check_vocabulary
+from mapo.families.parts import load_part, not_whole, refuse_pickles, variants
 from mapo.noise import Schedule
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 PARTS = ("vae", "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
+TOKENIZERS = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))  # each with its encoder
+NETWORKS = {
+    "unet": UNet2DConditionModel,
+    "vae": AutoencoderKL,
+    "text_encoder": CLIPTextModel,
+    "text_encoder_2": CLIPTextModelWithProjection,
+}
+
+
+USUAL_SCALE = 0.13025  # of SDXL's own VAE
 
 
 @dataclass(frozen=True)
-class Encoders:
-    """The parts that turn pictures and prompts into what the UNet is given."""
+class TextEncoders:
+    """The parts that turn prompts into what the UNet is given."""
 
-    vae: AutoencoderKL
     tokenizers: tuple[CLIPTokenizer, CLIPTokenizer]
-    text_encoders: tuple[CLIPTextModel, CLIPTextModelWithProjection]
+    encoders: tuple[CLIPTextModel, CLIPTextModelWithProjection]
 
 
-def _load(kind: Any, base: Path, part: str, dtype: Any = torch.float32) -> Any:
-    how = {} if kind is CLIPTokenizer else {"torch_dtype": dtype, "use_safetensors": True}
-    try:
-        return kind.from_pretrained(base, subfolder=part, **how)
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0][:200]
-        raise MapoError(f"The model folder {base} is not whole: {part} cannot be loaded ({reason}).") from None
+def check(model: Model) -> None:
+    """MapoError where the folder is not of SDXL's kind, though its pipeline's class says so; weights are not read."""
+    check_scheduler(model.base, read_config(model.base, "scheduler/scheduler_config.json"))
+    vae, unet = read_config(model.base, "vae/config.json"), read_config(model.base, "unet/config.json")
+    check_vae(model.base, vae, USUAL_SCALE)
+    for part, _ in TOKENIZERS:
+        check_tokenizer_files(model.base, part)
+    for part in NETWORKS:
+        refuse_pickles(model.base, part)
+    path = model.base / "unet" / "config.json"
+    latent, taken = vae.get("latent_channels", 4), unet.get("in_channels", 4)
+    if taken != latent:
+        raise MapoError(f"{path} takes {taken} channels, the VAE gives {latent}: a model for editing or inpainting.")
+    if unet.get("addition_embed_type") != "text_time":
+        raise MapoError(f"{path} has addition_embed_type {unet.get('addition_embed_type')!r}; SDXL has 'text_time'.")
+    if unet.get("time_cond_proj_dim") is not None:
+        raise MapoError(
+            f"{path} has time_cond_proj_dim, so the model was distilled with its guidance built in. Train the model "
+            "that it was made from."
+        )
 
 
 def load_denoiser(model: Model, device: Any, dtype: Any = torch.float32) -> nn.Module:
     """The UNet with a run's weights, its LoRAs merged in."""
     base, part = (model.denoiser.parent, model.denoiser.name) if model.denoiser else (model.base, "unet")
-    unet = _load(UNet2DConditionModel, base, part, dtype)
+    unet = load_part(UNet2DConditionModel, base, part, dtype)
     if model.loras:
         pipeline = _load_pipeline_around(model, unet, dtype)
         _fuse(pipeline, model.loras)
@@ -71,35 +95,46 @@ def _fuse(pipeline: StableDiffusionXLPipeline, loras: Sequence[Path]) -> None:
 
 
 def load_tokenizers(model: Model) -> tuple[CLIPTokenizer, CLIPTokenizer]:
-    """Those of both text encoders."""
-    return _load(CLIPTokenizer, model.base, "tokenizer"), _load(CLIPTokenizer, model.base, "tokenizer_2")
+    """Those of both text encoders. They read no more tokens than their encoder has places for."""
+    made = []
+    for part, encoder_part in TOKENIZERS:
+        check_tokenizer_files(model.base, part)
+        encoder = read_config(model.base, f"{encoder_part}/config.json")
+        try:
+            tokenizer = CLIPTokenizer.from_pretrained(model.base, subfolder=part)
+        except Exception as error:
+            raise not_whole(model.base, part, error) from None
+        check_vocabulary(model.base, tokenizer, part, encoder, encoder_part)
+        tokenizer.model_max_length = min(tokenizer.model_max_length, encoder.get("max_position_embeddings", 77))
+        made.append(tokenizer)
+    return made[0], made[1]
 
 
-def load_encoders(model: Model, device: Any) -> Encoders:
-    """VAE (in float32: SDXL's own overflows in half precision), tokenizers and text encoders."""
-    return Encoders(
-        _load(AutoencoderKL, model.base, "vae").to(device).eval(),
-        load_tokenizers(model),
-        (
-            _load(CLIPTextModel, model.base, "text_encoder").to(device).eval(),
-            _load(CLIPTextModelWithProjection, model.base, "text_encoder_2").to(device).eval(),
-        ),
-    )
+def load_vae(model: Model, device: Any) -> AutoencoderKL:
+    """In float32: SDXL's own overflows in half precision."""
+    return load_part(AutoencoderKL, model.base, "vae").to(device).eval()
+
+
+def load_text_encoders(model: Model, device: Any) -> TextEncoders:
+    """Tokenizers and text encoders."""
+    kinds = zip((CLIPTextModel, CLIPTextModelWithProjection), TOKENIZERS, strict=True)
+    first, second = (load_part(kind, model.base, part).to(device).eval() for kind, (_, part) in kinds)
+    return TextEncoders(load_tokenizers(model), (first, second))
 
 
 @torch.no_grad()
-def encode_images(encoders: Encoders, pixels: Tensor) -> tuple[Tensor, Tensor]:
+def encode_images(vae: AutoencoderKL, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Pixels "n 3 H W" in [-1, 1] → mean and log-variance "n c h w"."""
-    posterior = encoders.vae.encode(pixels.to(encoders.vae.device)).latent_dist
+    posterior = vae.encode(pixels.to(vae.device)).latent_dist
     return posterior.mean, posterior.logvar
 
 
 @torch.no_grad()
-def encode_prompts(encoders: Encoders, prompts: Sequence[str]) -> dict[str, Tensor]:
+def encode_prompts(encoders: TextEncoders, prompts: Sequence[str]) -> dict[str, Tensor]:
     """Penultimate states of both encoders side by side "n l d", and the second one's pooled projection "n d"."""
     states = []
     pooled = None
-    for tokenizer, encoder in zip(encoders.tokenizers, encoders.text_encoders, strict=True):
+    for tokenizer, encoder in zip(encoders.tokenizers, encoders.encoders, strict=True):
         ids = tokenizer(
             list(prompts),
             padding="max_length",
@@ -117,17 +152,18 @@ def encode_prompts(encoders: Encoders, prompts: Sequence[str]) -> dict[str, Tens
 def scale_latents(model: Model, latents: Tensor) -> Tensor:
     """(latents − mean) · scaling_factor / std, where the VAE's configuration gives mean and std at all."""
     config = read_config(model.base, "vae/config.json")
-    factor = config.get("scaling_factor", 0.18215)
+    check_vae(model.base, config, USUAL_SCALE)
     mean, std = config.get("latents_mean"), config.get("latents_std")
     if mean is not None and std is not None:
         shift, spread = (latents.new_tensor(v).view(1, -1, 1, 1) for v in (mean, std))
         latents = (latents - shift) / spread
-    return latents * float(factor)
+    return latents * float(config["scaling_factor"])
 
 
 def schedule(model: Model) -> Schedule:
     """The schedule that the model's scheduler names: its betas, rescaled if it says so, and what it predicts."""
     config = read_config(model.base, "scheduler/scheduler_config.json")
+    check_scheduler(model.base, config)
     scheduler = DDPMScheduler.from_config(config)
     return Schedule(scheduler.alphas_cumprod, scheduler.config.prediction_type)
 
@@ -139,7 +175,10 @@ def latent_stride(model: Model) -> int:
 
 def resolution(model: Model) -> int:
     """The UNet's sample size in pixels."""
-    return int(read_config(model.base, "unet/config.json")["sample_size"]) * latent_stride(model)
+    size = read_config(model.base, "unet/config.json").get("sample_size")
+    if not isinstance(size, int):
+        raise MapoError(f"{model.base / 'unet' / 'config.json'} has sample_size {size!r}; it has to be one number.")
+    return size * latent_stride(model)
 
 
 def size_condition(sizes: Tensor, resolution: int) -> dict[str, Tensor]:
@@ -157,7 +196,11 @@ def predict(denoiser: nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]
 
 def pipeline(model: Model, device: Any, dtype: Any = torch.float32) -> StableDiffusionXLPipeline:
     """The whole pipeline with the run's UNet or LoRA in place."""
-    parts = {"unet": load_denoiser(model, "cpu", dtype)} if model.denoiser or model.loras else {}
+    own = {"unet": load_denoiser(model, "cpu", dtype)} if model.denoiser or model.loras else {}
+    for part in NETWORKS:
+        refuse_pickles(model.base, part)
+    halves = variants(model.base, tuple(part for part in NETWORKS if part not in own))
+    parts = {part: load_part(NETWORKS[part], model.base, part, dtype) for part in halves} | own
     try:
         made = StableDiffusionXLPipeline.from_pretrained(
             model.base, torch_dtype=dtype, use_safetensors=True, add_watermarker=False, **parts

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mapo.cache import cache_key
+from mapo.encode.cache import cache_key
+from mapo.encode.seen import what_training_sees
 from mapo.errors import MapoError, memory_told
 from mapo.families import MINI, family_of, find_model
 from mapo.mismatch.denoising import BINS, Errors, compare_errors, denoise, encode
@@ -102,9 +103,11 @@ def measure(
         del scorer  # and its weights
         encoded = encode(family, found, opened, key, material, sampling.images_per_batch)
         errors = denoise(family, found, encoded, material, seed, draws, sampling.precision, sampling.images_per_batch)
+    losses = what_training_sees(opened, family, found, split=split).losses()
+    lost = [f"Of the split: {', '.join(losses)}."] if losses else []
     bins = compare_errors(errors, material.clusters, family.schedule(found).num_timesteps)
     return Mismatch(
         found.stable_name, found.revision(), found.base == MINI, str(pairs), opened.fingerprint(), split, of_pairs,
         len(members), len(set(material.clusters)), tuple(seeds), seed, draws, asdict(sampling), usual, distances,
-        bins[0], tuple(bins[1:]), tuple(material.notes(encoded.latents.keys())),
+        bins[0], tuple(bins[1:]), tuple(material.notes(encoded.latents.keys()) + lost),
     )  # fmt: skip

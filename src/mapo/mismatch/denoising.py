@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mapo.cache import LATENTS, CacheKey, encode_pictures, latents_key, read_latents
+from mapo.encode.cache import LATENTS, CacheKey, latents_key, read_latents
+from mapo.encode.fill import encode_pictures, encode_prompts, release
 from mapo.errors import MapoError
 from mapo.families import Family, Model
 from mapo.files import read_json
@@ -63,19 +64,18 @@ def encode(
     family: Family, model: Model, pairs: PairSet, key: CacheKey, material: Material, images_per_batch: int
 ) -> Encoded:
     """Encode the pictures (the mean of the VAE's posterior, not a sample of it) and prompts of ``material``."""
-    encoders = family.load_encoders(model, _device())
     names, prompts = list(material.pictures), list(dict.fromkeys(pair.prompt for pair in material.pairs))
     entries, texts = _kept_latents(pairs, material, model, key), dict[str, dict[str, Tensor]]()
-    with tqdm(total=len(names) + len(prompts), desc="encode", unit="item") as bar:
-        for portion in portions(prompts, images_per_batch):
-            for name, rows in family.encode_prompts(encoders, portion).items():
-                for prompt, row in zip(portion, rows.cpu(), strict=True):
-                    texts.setdefault(prompt, {})[name] = row
-            bar.update(len(portion))
+    for found in encode_prompts(family, model, _device(), prompts, images_per_batch, len(prompts)):
+        texts |= found
+    vae = family.load_vae(model, _device())
+    with tqdm(total=len(names), desc="encode pictures", unit="picture") as bar:
         for portion in portions(names, images_per_batch):
             pictures = {name: material.pictures[name]() for name in portion}
-            entries |= encode_pictures(family, encoders, model, key, pictures)
+            entries |= encode_pictures(family, vae, model, key, pictures)
             bar.update(len(portion))
+    del vae
+    release()
     means = {name.split("|")[0]: both[0] for name, both in entries.items() if name.endswith("|0")}
     latents = {name: family.scale_latents(model, one[None])[0] for name, one in means.items()}
     return Encoded(latents, {name: entries[f"{name}|size"] for name in latents}, texts, key.resolution)

@@ -9,12 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 from PIL.Image import Image
 
+from mapo.encode.seen import choose
 from mapo.errors import MapoError
 from mapo.images import ImageRow, read_picture
-from mapo.pairs import TIE, Pair, PairSet, decode_picture
+from mapo.pairs import Pair, PairSet, decode_picture
 from mapo.sample import Sampler, Sampling
 from mapo.splits import SPLITS, prompt_id
 
@@ -57,10 +57,7 @@ def choose_pairs(pairs: PairSet, split: str, count: int, seed: int) -> tuple[lis
     """
     if split not in (*SPLITS, "all"):
         raise MapoError(f"--split {split!r} is not known. Known: {', '.join(SPLITS)}, all.")
-    splits, sure, names = (np.array(pairs.table[c].to_pylist()) for c in ("split", "preference", "id"))
-    rows = np.flatnonzero(((splits == split) | (split == "all")) & (sure > TIE))
-    if not len(rows):
-        raise MapoError(f"{pairs.folder} has no pairs but ties in the split {split!r}. Try --split all.")
+    rows, names = choose(pairs, split, "drop", "--split all", keep="").rows, pairs.table["id"].to_pylist()
     drawn = sorted(rows.tolist(), key=lambda row: hashlib.sha256(f"mismatch:{seed}:{names[row]}".encode()).digest())
     return [pairs[row] for row in drawn[:count]], len(rows)
 

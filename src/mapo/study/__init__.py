@@ -188,7 +188,7 @@ def _count(plan: Plan) -> int:
 
 def _make_pool(out: Path, domain: str, plan: Plan) -> None:
     """The pairs of a domain, their encodings, and what it takes to see their goal."""
-    from mapo.cache import encode
+    from mapo.encode.fill import encode
     from mapo.families import family_of, find_model
     from mapo.pairs import PairSet
     from mapo.study.domains import DOMAINS, Eyes

@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 from mapo.batches import load_batch
-from mapo.cache import Cache, cache_key
 from mapo.config import make_config
+from mapo.encode.cache import Cache, cache_key
 from mapo.errors import DivergedError
 from mapo.families import family_of, find_model
 from mapo.files import append_lines, read_lines, sha256

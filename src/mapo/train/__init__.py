@@ -11,6 +11,7 @@ import copy
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ from tqdm import tqdm
 
 from mapo.adapters import add_adapter, trainable
 from mapo.batches import Members
-from mapo.cache import Cache, cache_key, encode
 from mapo.checkpoint import load_checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
 from mapo.config import Config
-from mapo.errors import DivergedError, MapoError
+from mapo.encode.cache import Cache, cache_key, hold
+from mapo.encode.fill import encode, holds_all
+from mapo.encode.seen import what_training_sees
+from mapo.errors import DivergedError, MapoError, memory_told
 from mapo.families import Family, Model, family_of, find_model
 from mapo.objectives import NEEDS_REFERENCE
 from mapo.optim import make_optimizer
@@ -32,6 +35,8 @@ from mapo.pairs import PairSet
 from mapo.train.loop import DTYPES, Loop, check_shares
 from mapo.train.processes import Processes, joined, what_is_not_done
 from mapo.train.run import Run, settled, steps_of
+
+CHECKPOINTING = "--set train.gradient_checkpointing=true"
 
 __all__ = ["Loop", "Run", "settled", "train"]
 
@@ -54,19 +59,20 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
     if config.train.precision == "float64" and processes.device.type == "mps":
         raise MapoError("train.precision=float64: this GPU has no such numbers. Train with float32.")
     pairs = PairSet(Path(config.pairs))
-    members, ties = _members(pairs, config)
     model = find_model(config.model)
     family = family_of(model)
     cache_key(family, model, config.data.resolution, config.data.flip)  # refuses a resolution that does not fit
+    seen = what_training_sees(
+        pairs, family, model, split=config.data.split, ties=config.data.ties, resolution=config.data.resolution
+    )
+    members = Members(pairs, seen.rows)
     identity = {"pairs": pairs.fingerprint(), "model": model.revision()}
     checkpoint = processes.first(lambda: run.accept(config, identity))
     done = steps_of(checkpoint) if checkpoint else 0
     if done and done == config.train.steps == processes.first(run.finished_steps):
         _say(processes, f"{run.folder} has done its {done} steps. Ask for more with --set train.steps=N.")
         return
-    if ties:
-        is_kept = config.data.ties == "keep"
-        _say(processes, f"{ties} ties are " + ("trained on as ties." if is_kept else "left out (data.ties=keep)."))
+    _say(processes, f"{seen.line()} {_passes(config, len(seen.rows))}")
     cache = _open_cache(config, family, model, pairs, processes)
     processes.first(lambda: run.bind(config, done))
     denoiser, wrapped, reference_copy = _open_denoiser(config, family, model, processes)
@@ -84,7 +90,9 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
             config, processes, family, model, members, cache, wrapped, denoiser, reference_copy, optimizer, interrupted
         )
         processes.first(lambda: _check_space(run, names))
-        _take_steps(loop, run, done, save)
+        at_once = config.train.pairs_per_device or loop.last - loop.first
+        with memory_told(at_once, noun="pair", flag="--set train.pairs_per_device={}", rest=CHECKPOINTING):
+            _take_steps(loop, run, done, save)
     if processes.main:
         with run.final_weights() as folder:
             if config.adapter.kind == "lora":
@@ -95,36 +103,32 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
     processes.wait()
 
 
+def _passes(config: Config, pairs: int) -> str:
+    """How often each pair is seen, the number by which people choose how many steps."""
+    steps, size = config.train.steps, config.train.pairs_per_step
+    return f"{steps} steps of {size} see each pair {steps * size / pairs:.3g} times."
+
+
 def _say(processes: Processes, text: str) -> None:
     if processes.main:
         print(text)
 
 
-def _members(pairs: PairSet, config: Config) -> tuple[Members, int]:
-    """The pairs of ``pairs`` that the configuration asks for, and how many ties its split has."""
-    import numpy as np
-
-    splits, sure = (np.array(pairs.table[c].to_pylist()) for c in ("split", "preference"))
-    inside = (splits == config.data.split) | (config.data.split == "all")
-    ties = int((inside & (sure == 0.5)).sum())
-    keep = inside & ((sure > 0.5) | (config.data.ties == "keep"))
-    if not keep.any():
-        hint = "keep ties with --set data.ties=keep" if ties else "try --set data.split=all"
-        but = f" but {ties} ties" if ties else ""
-        raise MapoError(f"{config.pairs} has no pairs{but} in the split {config.data.split!r}; {hint}.")
-    return Members(pairs, np.flatnonzero(keep)), ties
-
-
 def _open_cache(config: Config, family: Family, model: Model, pairs: PairSet, processes: Processes) -> Cache:
-    """The cache of the pairs, completed first where something is missing."""
+    """The cache of the pairs. What it lacks is encoded first, by each process its share."""
     folder = Path(config.cache) if config.cache else pairs.folder.resolve().parent / "cache"
     key = cache_key(family, model, config.data.resolution, config.data.flip)
-    processes.first(
-        lambda: encode(
-            family, model, pairs, folder, resolution=config.data.resolution, flip=config.data.flip,
-            device=processes.device, images_per_batch=config.data.images_per_batch,
-        )
+    fill = partial(
+        encode, family, model, pairs, folder,
+        resolution=config.data.resolution, flip=config.data.flip, device=processes.device,
+        images_per_batch=config.data.images_per_batch, wait=True,
     )  # fmt: skip
+    if processes.world == 1:
+        return fill()
+    with contextlib.ExitStack() as stack:
+        if not processes.first(lambda: holds_all(pairs, folder, key)):
+            processes.first(lambda: stack.enter_context(hold(folder, wait=True)) and None)
+            processes.each(lambda: fill(shard=(processes.rank, processes.world), locked=False) and None)
     return processes.each(lambda: Cache(folder, key))
 
 

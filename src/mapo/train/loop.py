@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from mapo.adapters import without_adapter
 from mapo.batches import Members, load_batch, prefetched, rows_at
-from mapo.cache import Cache
 from mapo.config import Config
+from mapo.encode.cache import Cache
 from mapo.errors import DivergedError, MapoError
 from mapo.families import Family, Model
 from mapo.noise import Schedule

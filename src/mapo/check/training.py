@@ -1,0 +1,75 @@
+"""A set through training's eyes: is there anything to train on, and what does the crop leave of its pictures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mapo.check.pictures import Pictures
+from mapo.check.rows import Finding, Rows, find, quote
+from mapo.encode.frame import share_cut_away
+from mapo.encode.seen import MUCH, Choice, View, choose_any, look
+from mapo.pairs import PairSet
+
+SPLIT, TIES = "train", "drop"  # what `mapo train` takes when nothing else is said
+HALF = 0.5
+ASSUMED = " (assumed: the square in the middle, as training crops; name the model for its own size)"
+
+
+def what_is_trained_on(pairs: PairSet, view: View | None) -> Choice:
+    """The pairs that training takes at its defaults, with what is lost of them where the model is known."""
+    choice = choose_any(pairs, SPLIT, TIES)
+    return look(pairs, view, choice) if view else choice
+
+
+def check_training(rows: Rows, pictures: Pictures, view: View | None, choice: Choice) -> list[Finding]:
+    """Nothing to train on; pictures that the crop cuts; pairs whose pictures are equal after it."""
+    return [*_choice(rows, choice), *_crop(rows, pictures, view)]
+
+
+def _choice(rows: Rows, choice: Choice) -> list[Finding]:
+    if len(choice.rows):
+        return [Finding("trained_on", "note", choice.line())]
+    if choice.ties:
+        says = f"Nothing to train on: the pairs of the split {SPLIT} are all ties ({choice.ties:,})."
+        return [Finding("nothing_to_train_on", "error", says, "Train with --set data.ties=keep, or let people decide.")]
+    names, counts = np.unique(np.array(rows.split), return_counts=True)
+    where = ", ".join(f"{name} {count:,}" for name, count in zip(names, counts, strict=True))
+    says = f"Nothing to train on: no pair is in the split {SPLIT} ({where})."
+    return [Finding("nothing_to_train_on", "error", says, "Train with --set data.split=all, or add more prompts.")]
+
+
+def _crop(rows: Rows, pictures: Pictures, view: View | None) -> list[Finding]:
+    found, read = pictures.found, pictures.read
+    width, height = found["width"], found["height"]
+    side = view.resolution if view else np.fmin(width, height)
+    cut = np.zeros(len(found))
+    cut[read] = share_cut_away(width[read], height[read], side if view else np.asarray(side)[read])
+    assumed = "" if view else ASSUMED
+    worst = np.maximum(cut[rows.chosen], cut[rows.rejected])
+
+    def tell(i: int) -> str:
+        shares = (("chosen", cut[rows.chosen[i]]), ("rejected", cut[rows.rejected[i]]))
+        return f"{quote(rows.texts[i])} " + ", ".join(f"{name} {share:.0%}" for name, share in shares) + " cut away"
+
+    findings = []
+    for name, severity, fits, share in (
+        ("mostly_cropped", "warning", worst > HALF, "half"),
+        ("cropped", "note", (worst > MUCH) & (worst <= HALF), "a tenth"),
+    ):
+        findings += find(
+            name, severity, fits, "More than {share} of a picture is cut away by the crop: {n}{assumed}.",
+            "Training never sees what stands there. Where it matters, crop the pictures yourself before importing "
+            "them.",
+            tell, share=share, assumed=assumed,
+        )  # fmt: skip
+    equal: Any = found["seen"][rows.chosen] == found["seen"][rows.rejected]
+    equal &= (rows.chosen_content != rows.rejected_content) & read[rows.chosen] & read[rows.rejected]
+    return findings + find(
+        "equal_after_crop", "error", equal,
+        "The same picture on both sides once it is cropped: {n}{assumed}.",
+        "What differs lies outside of the crop, so there is nothing to learn. Crop these pictures yourself, or leave "
+        "the pairs out.",
+        tell, assumed=assumed,
+    )  # fmt: skip

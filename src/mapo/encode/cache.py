@@ -1,0 +1,176 @@
+"""The cache: what the encoders make of pictures and prompts, computed once.
+
+A cache is a folder of safetensors shards and ``cache.json``::
+
+    latents-<name>.safetensors  "<sha256>|<flip>" → mean and log-variance "2 c h w"
+                                "<sha256>|size" → the picture's height and width, crop top and left "4"
+    text-<name>.safetensors     "<prompt hash>|<name>" → what the denoiser is given for that prompt
+    cache.json                  format, version, and the fingerprint of the model, resolution and flips
+    index.safetensors           where each tensor lies, made from the shards (see index.py)
+
+A shard is named by a hash of what it holds, so two writers never give one name to different shards. It is there whole
+or not at all, so an interrupted encoding goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from torch import Tensor
+
+from mapo.checkpoint import save_tensors
+from mapo.encode.index import Entry, Index, open_index
+from mapo.errors import MapoError
+from mapo.families import Family, Model, fingerprint
+from mapo.files import read_object, replacing, sweep, write_json
+from mapo.shards import owned
+
+FORMAT, VERSION = "mapo-cache", 1
+HEAD = "cache.json"
+PER_SHARD = 64
+LATENTS = "latents"  # within a set: the cache of pictures that it does not keep
+WHERE = "Name another folder for the cache: --out of `mapo encode`, --cache of `mapo train`."
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class CacheKey:
+    """What two encodings must share to be interchangeable."""
+
+    encoders: str
+    resolution: int
+    flip: bool
+
+
+def cache_key(family: Family, model: Model, resolution: int | None, flip: bool) -> CacheKey:
+    """The key for a model at a resolution (None: the model's own); refused where the model cannot be trained."""
+    family.check(model)
+    side = resolution or family.resolution(model)
+    stride = family.latent_stride(model)
+    if side % (stride * 4):
+        raise MapoError(f"data.resolution is {side}; it has to be a multiple of {stride * 4} for this model.")
+    return CacheKey(fingerprint(model.base, family.PARTS), side, flip)
+
+
+def latents_key(model: Model, resolution: int) -> CacheKey:
+    """The key of latents that a set keeps in place of pictures: of the VAE alone, with the mirrored ones."""
+    return CacheKey(fingerprint(model.base, ("vae",)), resolution, True)
+
+
+def prompt_key(prompt: str) -> str:
+    """The name of a prompt in the cache: 32 hexadecimal digits of its hash, to the letter."""
+    return hashlib.sha256(prompt.encode()).hexdigest()[:32]
+
+
+def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """``items`` in order, ``size`` at a time."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+# ------------------------------------------------------------------ the folder
+
+
+def is_cache(folder: Path) -> bool:
+    """Whether there is a cache in ``folder``."""
+    return (folder / HEAD).exists()
+
+
+def check_head(folder: Path, key: CacheKey) -> None:
+    """MapoError where the cache is of another version or was encoded in another way."""
+    info = read_object(folder / HEAD, "a cache", "Run `mapo encode` into another folder.")
+    if (info.get("format"), info.get("version")) != (FORMAT, VERSION):
+        raise MapoError(f"{folder} is a cache of another version. Delete it and run `mapo encode` again.")
+    theirs = info["key"] if isinstance(info.get("key"), dict) else {}
+    for name, ours in vars(key).items():
+        if theirs.get(name) != ours:
+            raise MapoError(
+                f"The cache {folder} was encoded with {name} {theirs.get(name)}, this run asks for {ours}. "
+                "Run `mapo encode` into another folder, and give it with --cache."
+            )
+
+
+def write_head(folder: Path, model: Model, key: CacheKey) -> None:
+    """Write ``cache.json``."""
+    write_json(folder / HEAD, {"format": FORMAT, "version": VERSION, "model": model.name, "key": vars(key)})
+
+
+def write_shard(folder: Path, kind: str, tensors: dict[str, Tensor]) -> None:
+    """Add a shard of a kind, ``latents`` or ``text``."""
+    name = hashlib.sha256("\n".join(sorted(tensors)).encode()).hexdigest()[:16]
+    with replacing(folder / f"{kind}-{name}.safetensors") as temporary:
+        save_tensors(tensors, temporary)
+
+
+@contextlib.contextmanager
+def hold(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Be the one who writes into the cache ``folder``, which is made where it is missing.
+
+    Where another process is: wait for it and say so, or MapoError. The lock ends with its process however that ends;
+    what a killed writer left half-written is removed.
+    """
+    if folder.exists() and not is_cache(folder) and (not folder.is_dir() or any(folder.iterdir())):
+        raise MapoError(f"{folder} exists and is not a cache. {WHERE}")
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(owned(folder, wait))
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / f".{os.getpid()}.probe"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise MapoError(f"The cache {folder} cannot be written ({error.strerror or error}). {WHERE}") from None
+        sweep(folder)
+        yield
+
+
+# ------------------------------------------------------------------ reading
+
+
+def read_latents(folders: Iterable[Path], names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    """The entries of the named pictures, wherever in ``folders`` they lie, in portions for a shard each."""
+    indexes = [open_index(folder) for folder in folders]
+    for portion in batches(list(names), PER_SHARD):
+        found: dict[str, Tensor] = {}
+        for name in portion:
+            entries = next((e for index in indexes if (e := index.find(bytes.fromhex(name)))), {})
+            if not entries:
+                raise MapoError(f"The latents of picture {name} are missing. Build the set again.")
+            found |= {f"{name}|{column}": entry.read() for column, entry in entries.items()}
+        yield found
+
+
+class Cache:
+    """A cache opened for reading. What a tensor costs does not depend on how many there are."""
+
+    def __init__(self, folder: Path, key: CacheKey, index: Index | None = None) -> None:
+        check_head(folder, key)
+        self.folder = folder
+        self.index = index or open_index(folder)
+        self.text_names: tuple[str, ...] = tuple(self.index.columns_of("text"))
+
+    def _entries(self, name: str, columns: Iterable[str], what: str) -> list[Entry]:
+        found = self.index.find(bytes.fromhex(name))
+        if any(column not in found for column in columns):
+            raise MapoError(f"The cache {self.folder} lacks {what}. Run `mapo encode` again.")
+        return [found[column] for column in columns]
+
+    def latents(self, picture: str, flip: bool) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of a picture's latents, "c h w" each."""
+        mean, logvar = self._entries(picture, [str(int(flip))], f"picture {picture}")[0].read()
+        return mean, logvar
+
+    def size(self, picture: str) -> Tensor:
+        """Height, width, crop top and left, "4"."""
+        return self._entries(picture, ["size"], f"picture {picture}")[0].read()
+
+    def text(self, prompt: str) -> dict[str, Tensor]:
+        """The tensors of a prompt by their names, in the order of ``text_names``."""
+        entries = self._entries(prompt_key(prompt), self.text_names, f"the prompt {prompt!r}")
+        return {name: entry.read() for name, entry in zip(self.text_names, entries, strict=True)}

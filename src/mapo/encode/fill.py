@@ -1,0 +1,232 @@
+"""Filling a cache: every picture and prompt of a set that it lacks goes through the encoders once."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from mapo.encode.cache import (
+    LATENTS,
+    PER_SHARD,
+    WHERE,
+    Cache,
+    CacheKey,
+    batches,
+    cache_key,
+    check_head,
+    hold,
+    is_cache,
+    latents_key,
+    prompt_key,
+    read_latents,
+    write_head,
+    write_shard,
+)
+from mapo.encode.frame import crop
+from mapo.encode.index import Index, digests_of, open_index
+from mapo.errors import MapoError, is_out_of_memory
+from mapo.families import Family, Model
+from mapo.files import read_object
+from mapo.pairs import PairSet
+
+IMAGES_PER_BATCH = 8
+PROMPTS_PER_IMAGE = 4  # prompts are encoded so many times as many at a time
+
+
+def to_pixels(picture: Image.Image, side: int) -> tuple[Tensor, tuple[int, int, int, int]]:
+    """An RGB picture → "3 side side" in [-1, 1], and (height, width, crop top, crop left) for size conditioning.
+
+    Height and width are the picture's own, top and left are measured after resizing, as SDXL was trained.
+    """
+    square, left, top = crop(picture, side)
+    pixels = np.asarray(square, np.float32)
+    width, height = picture.size
+    return torch.from_numpy(pixels).permute(2, 0, 1).div(127.5).sub(1), (height, width, top, left)
+
+
+def encode(
+    family: Family,
+    model: Model,
+    pairs: PairSet,
+    folder: Path,
+    *,
+    resolution: int | None = None,
+    flip: bool = False,
+    device: Any = "cpu",
+    images_per_batch: int = IMAGES_PER_BATCH,
+    wait: bool = False,
+    shard: tuple[int, int] = (0, 1),
+    locked: bool = True,
+) -> Cache:
+    """Encode every picture and prompt of ``pairs`` that the cache ``folder`` lacks, and open it.
+
+    Only one process fills a cache: where another does, ``wait`` for it, or MapoError. The processes of one job share
+    the work: each takes ``shard`` (which, of how many), one of them stands in ``with hold(folder):`` before the others
+    begin and until all have ended, and all are called with ``locked=False``.
+    """
+    if images_per_batch < 1:
+        raise MapoError(f"--images-per-batch is {images_per_batch}; it must be at least 1.")
+    key = cache_key(family, model, resolution, flip)
+    if is_cache(folder):
+        check_head(folder, key)
+        index = open_index(folder)
+        if _name(pairs) in index.complete and not index.stale:
+            return Cache(folder, key, index)
+        if not any(lacking(pairs, index, shard)):
+            if shard[0] == 0:  # it spares the next process this look
+                with contextlib.suppress(MapoError, OSError), hold(folder) if locked else contextlib.nullcontext():
+                    _keep_index(pairs, folder)
+            return Cache(folder, key, index)
+    with hold(folder, wait) if locked else contextlib.nullcontext():
+        _write(family, model, pairs, folder, key, device, images_per_batch, shard)
+        if shard[0] == 0:
+            _keep_index(pairs, folder)
+    return Cache(folder, key)
+
+
+def holds_all(pairs: PairSet, folder: Path, key: CacheKey) -> bool:
+    """Whether the cache lacks nothing of the set."""
+    if not is_cache(folder):
+        return False
+    check_head(folder, key)
+    index = open_index(folder)
+    return (_name(pairs) in index.complete and not index.stale) or not any(lacking(pairs, index))
+
+
+def _name(pairs: PairSet) -> str:
+    return f"{pairs.fingerprint()} {pairs.number_of_images()}"
+
+
+def _keep_index(pairs: PairSet, folder: Path) -> None:
+    index = open_index(folder)
+    if not any(lacking(pairs, index)):
+        index.complete.add(_name(pairs))
+    index.write()
+
+
+def lacking(pairs: PairSet, index: Index, shard: tuple[int, int] = (0, 1)) -> tuple[list[str], list[str]]:
+    """The pictures and the prompts of a shard of the set that the cache lacks.
+
+    Which shard something belongs to is decided by its hash, so it does not matter what other processes have done.
+    """
+    number, count = shard
+    prompts = pairs.table["prompt"].unique().to_pylist()
+    pictures, keys = pairs.image_digests(), digests_of(map(prompt_key, prompts))
+    absent = [~index.holds(d) & (d[:, -2:].astype(int) @ (256, 1) % count == number) for d in (pictures, keys)]
+    names = [row.tobytes().hex() for row in pictures[absent[0]]]
+    return names, [prompts[k] for k in np.flatnonzero(absent[1]).tolist()]
+
+
+def _write(
+    family: Family, model: Model, pairs: PairSet, folder: Path, key: CacheKey, device: Any, images_per_batch: int,
+    shard: tuple[int, int],
+) -> None:  # fmt: skip
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not is_cache(folder):
+            write_head(folder, model, key)
+    except OSError as error:
+        raise MapoError(f"The cache {folder} cannot be written ({error.strerror or error}). {WHERE}") from None
+    check_head(folder, key)
+    pictures, prompts = lacking(pairs, open_index(folder), shard)
+    if (pairs.folder / LATENTS).exists():
+        _take_over(pairs, [name for name in pictures if not pairs.keeps(name)], folder, model, key)
+        pictures = [name for name in pictures if pairs.keeps(name)]
+    for portion in encode_prompts(family, model, device, prompts, PROMPTS_PER_IMAGE * images_per_batch):
+        entries = {f"{prompt_key(p)}|{name}": value for p, text in portion.items() for name, value in text.items()}
+        write_shard(folder, "text", entries)
+    if not pictures:
+        return
+    vae = family.load_vae(model, device)
+    with tqdm(total=len(pictures), desc="encode pictures", unit="picture") as bar:
+        for names in batches(pictures, PER_SHARD):
+            tensors: dict[str, Tensor] = {}
+            for batch in batches(names, images_per_batch):
+                tensors |= encode_pictures(family, vae, model, key, {name: pairs.image(name) for name in batch})
+                bar.update(len(batch))
+            write_shard(folder, "latents", tensors)
+    del vae
+    release()
+
+
+def encode_prompts(
+    family: Family, model: Model, device: Any, prompts: Sequence[str], per_batch: int, per_shard: int = PER_SHARD
+) -> Iterator[dict[str, dict[str, Tensor]]]:
+    """Prompt → its named tensors, on the CPU, in portions for a shard. When the last is given the encoders are gone."""
+    if not prompts:
+        return
+    encoders = family.load_text_encoders(model, device)
+    with tqdm(total=len(prompts), desc="encode prompts", unit="prompt") as bar:
+        for shard in batches(prompts, per_shard):
+            found: dict[str, dict[str, Tensor]] = {prompt: {} for prompt in shard}
+            for batch in batches(shard, per_batch):
+                with _enough_memory(f"{len(batch)} prompts"):
+                    texts = family.encode_prompts(encoders, batch)
+                for name, values in texts.items():
+                    for prompt, value in zip(batch, values, strict=True):
+                        found[prompt][name] = value.cpu().clone(memory_format=torch.contiguous_format)
+                bar.update(len(batch))
+            yield found
+    del encoders
+    release()
+
+
+def release() -> None:
+    """Give back the memory of networks that nobody holds any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def encode_pictures(
+    family: Family, vae: Any, model: Model, key: CacheKey, pictures: Mapping[str, Image.Image]
+) -> dict[str, Tensor]:
+    """The entries of some pictures, by their hashes."""
+    pixels, sizes = zip(*(to_pixels(picture, key.resolution) for picture in pictures.values()), strict=True)
+    stack = torch.stack(pixels)
+    tensors: dict[str, Tensor] = {}
+    for flipped in (0, 1) if key.flip else (0,):
+        with _enough_memory(f"{len(pictures)} pictures of {key.resolution} pixels"):
+            mean, logvar = family.encode_images(vae, stack.flip(-1) if flipped else stack)
+        both = torch.stack([mean, logvar], 1).cpu().contiguous()
+        if not torch.isfinite(both).all():
+            raise MapoError(f"The VAE of {model.name} gave values that are not finite for one of {list(pictures)}.")
+        tensors |= {f"{name}|{flipped}": v.clone() for name, v in zip(pictures, both, strict=True)}
+    return tensors | {f"{n}|size": torch.tensor(s, dtype=torch.int32) for n, s in zip(pictures, sizes, strict=True)}
+
+
+@contextlib.contextmanager
+def _enough_memory(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MapoError(
+            f"There is not enough memory to encode {what} at a time. Encode fewer: --images-per-batch 1, or for "
+            "`mapo train` --set data.images_per_batch=1. What is encoded already stays."
+        ) from None
+
+
+def _take_over(pairs: PairSet, names: list[str], folder: Path, model: Model, key: CacheKey) -> None:
+    """Put the latents that a set keeps in place of pictures into a cache, if they are of the same VAE and size."""
+    own = pairs.folder / LATENTS
+    info = read_object(own / "cache.json", "a cache", "The set is not whole; build it again.")
+    if info.get("key") != vars(latents_key(model, key.resolution)):
+        theirs = info.get("key") or {}
+        raise MapoError(
+            f"{pairs.folder} keeps rejected pictures only as latents of {info.get('model')} at "
+            f"{theirs.get('resolution')} pixels, which {model.name} at {key.resolution} cannot use. Train with that "
+            "VAE and resolution, or build the set again with --latents-for."
+        )
+    for tensors in read_latents([own], names):
+        write_shard(folder, "latents", {k: v for k, v in tensors.items() if key.flip or not k.endswith("|1")})

@@ -1,0 +1,241 @@
+"""Where each tensor of a cache lies, so that reading one costs the same in a cache of any size.
+
+The index is made from the headers of the shards and kept in ``index.safetensors``. It is no more than a short cut: it
+is made again where it is missing, damaged, or does not fit the shards that are there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mapo.errors import MapoError
+from mapo.files import replacing
+
+NAME = "index.safetensors"
+VERSION = "1"
+KINDS = ("latents", "text")  # of shards, as their names begin
+SUFFIX = ".safetensors"
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+KEY = 16  # bytes of a picture's or a prompt's hash by which it is found
+RECORD = np.dtype(
+    [("head", ">u8"), ("tail", ">u8"), ("column", "<i4"), ("shard", "<i4"), ("form", "<i4"), ("start", "<i8")]
+)
+
+Shard = tuple[str, int, int]  # name, bytes, time of the last change
+Digests = NDArray[np.uint8]  # "n 16" or more
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor: the file in which it lies, the byte at which it begins, its dtype and shape."""
+
+    path: Path
+    start: int
+    dtype: str
+    shape: tuple[int, ...]
+
+    def read(self) -> Tensor:
+        """The tensor; MapoError where the file is gone or shorter than it was."""
+        tensor = torch.empty(self.shape, dtype=DTYPES[self.dtype])
+        wanted: Any = tensor.view(-1).view(torch.uint8).numpy()
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                file.seek(self.start)
+                whole = file.readinto(wanted) == len(wanted)
+        except OSError as error:
+            raise damaged(self.path, error.strerror or str(error)) from None
+        if not whole:
+            raise damaged(self.path, "it is shorter than it was")
+        return tensor
+
+
+class Index:
+    """The tensors of a cache's shards; ``complete`` are the fingerprints of sets of which nothing is missing.
+
+    ``stale`` says that ``index.safetensors`` does not hold this yet.
+    """
+
+    def __init__(
+        self, folder: Path, shards: list[Shard], columns: list[str], forms: list[tuple[str, tuple[int, ...]]],
+        records: dict[str, NDArray[Any]], complete: set[str], stale: bool,
+    ) -> None:  # fmt: skip
+        self.folder, self.shards, self.columns, self.forms, self.stale = folder, shards, columns, forms, stale
+        self.records, self.complete = records, complete
+
+    def find(self, digest: bytes) -> dict[str, Entry]:
+        """What there is of a picture or prompt, by column; empty where it is not in the cache."""
+        head, tail = int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:KEY], "big")
+        heads, tails = self.records["head"], self.records["tail"]
+        place = int(np.searchsorted(heads, np.uint64(head)))
+        found = {}
+        while place < len(heads) and int(heads[place]) == head:
+            if int(tails[place]) == tail:
+                column, shard, form = (int(self.records[c][place]) for c in ("column", "shard", "form"))
+                start = int(self.records["start"][place])
+                found[self.columns[column]] = Entry(self.folder / self.shards[shard][0], start, *self.forms[form])
+            place += 1
+        return found
+
+    def holds(self, digests: Digests) -> NDArray[np.bool_]:
+        """Which of these pictures or prompts are in the cache, "n"."""
+        heads, tails = self.records["head"], self.records["tail"]
+        if not len(heads) or not len(digests):
+            return np.zeros(len(digests), bool)
+        wanted = np.ascontiguousarray(digests[:, :KEY]).view(">u8").astype(np.uint64)
+        places = np.minimum(np.searchsorted(heads, wanted[:, 0]), len(heads) - 1)
+        there = np.asarray(heads[places] == wanted[:, 0])
+        found = np.asarray(there & (tails[places] == wanted[:, 1]))
+        for row in np.flatnonzero(there & ~found).tolist():  # two hashes that begin alike
+            found[row] = bool(self.find(wanted[row].astype(">u8").tobytes()))
+        return found
+
+    def columns_of(self, kind: str) -> list[str]:
+        """The names of the tensors in the shards of a kind."""
+        shards = [k for k, (name, _, _) in enumerate(self.shards) if name.startswith(f"{kind}-")]
+        used = np.unique(self.records["column"][np.isin(self.records["shard"], shards)])
+        return sorted(self.columns[k] for k in used.tolist())
+
+    def write(self) -> None:
+        """Keep the index beside the shards."""
+        tensors = {
+            name: torch.from_numpy(np.ascontiguousarray(values).view(np.int64) if values.dtype == np.uint64 else values)
+            for name, values in self.records.items()
+        }
+        about = {name: getattr(self, name) for name in ("shards", "columns", "forms")}
+        about["complete"] = sorted(self.complete)
+        with replacing(self.folder / NAME) as temporary:
+            save_file(tensors, temporary, {"version": VERSION, "about": json.dumps(about)})
+        self.stale = False
+
+
+def damaged(path: Path, why: str) -> MapoError:
+    """What to say of a shard that cannot be read."""
+    return MapoError(
+        f"{path} is damaged ({why}). Delete this file and run the command again: what was in it is encoded again, "
+        "everything else in the cache stays."
+    )
+
+
+def open_index(folder: Path) -> Index:
+    """The index of the shards that are there; only headers that it does not know yet are read."""
+    shards = _shards(folder)
+    kept = _read(folder)
+    if kept and kept.shards == shards:
+        return kept
+    columns, forms = (list(kept.columns), list(kept.forms)) if kept else ([], [])
+    parts = [_kept_records(kept, shards)] if kept else []
+    known = set(kept.shards) if kept else set()
+    for number, shard in enumerate(shards):
+        if shard not in known:
+            parts.append(_read_header(folder / shard[0], shard[1], number, columns, forms))
+    records = np.concatenate(parts) if parts else np.empty(0, RECORD)
+    order = np.lexsort((records["column"], records["tail"], records["head"]))
+    plain = {
+        name: np.ascontiguousarray(records[name][order].astype(records.dtype[name].newbyteorder("=")))
+        for name in RECORD.names or ()
+    }
+    complete = kept.complete if kept and known <= set(shards) else set[str]()  # a shard that is gone may be missed
+    return Index(folder, shards, columns, forms, plain, complete, stale=True)
+
+
+def _shards(folder: Path) -> list[Shard]:
+    try:
+        with os.scandir(folder) as files:
+            found = [f for f in files if f.name.startswith(tuple(f"{k}-" for k in KINDS)) and f.name.endswith(SUFFIX)]
+            return sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in found)
+    except FileNotFoundError:
+        return []
+
+
+def _read(folder: Path) -> Index | None:
+    """The index as it was kept, or None where it is missing or cannot be read."""
+    path = folder / NAME
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        header, base = _header(path, path.stat().st_size)
+        if header["__metadata__"]["version"] != VERSION:
+            return None
+        about = json.loads(header["__metadata__"]["about"])
+        records: dict[str, NDArray[Any]] = {}
+        for name in RECORD.names or ():  # mapped, as only some pages of them are needed
+            kind = RECORD[name].newbyteorder("=")
+            first, end = header[name]["data_offsets"]
+            records[name] = np.memmap(path, kind, "r", base + first, (end - first) // kind.itemsize).view(np.ndarray)
+        if len({len(values) for values in records.values()}) != 1:
+            return None
+        shards = [(str(name), int(size), int(time)) for name, size, time in about["shards"]]
+        forms = [(str(dtype), tuple(shape)) for dtype, shape in about["forms"]]
+        return Index(folder, shards, list(about["columns"]), forms, records, set(about["complete"]), stale=False)
+    return None
+
+
+def _kept_records(kept: Index, shards: list[Shard]) -> NDArray[Any]:
+    """The records of the shards that are still there as they were, under their new numbers."""
+    place = {shard: number for number, shard in enumerate(shards)}
+    renumbered = np.array([place.get(shard, -1) for shard in kept.shards], np.int32)
+    numbers = renumbered[kept.records["shard"]]
+    fine = numbers >= 0
+    records = np.empty(int(fine.sum()), RECORD)
+    for name in RECORD.names or ():
+        records[name] = numbers[fine] if name == "shard" else kept.records[name][fine]
+    return records
+
+
+def _read_header(
+    path: Path, size: int, number: int, columns: list[str], forms: list[tuple[str, tuple[int, ...]]]
+) -> NDArray[Any]:
+    """The records of one shard. New columns and forms are added to the lists."""
+    rows = []
+    try:
+        header, base = _header(path, size)
+        header.pop("__metadata__", None)
+        for name, entry in header.items():
+            digest, _, column = name.partition("|")
+            form = (entry["dtype"], tuple(entry["shape"]))
+            first, end = entry["data_offsets"]
+            if base + end > size:
+                raise ValueError("it is shorter than its header says")
+            if form[0] not in DTYPES or len(key := bytes.fromhex(digest)[:KEY]) < KEY:
+                raise ValueError(f"its entry {name!r} is of a kind that is not known")
+            head, tail = int.from_bytes(key[:8], "big"), int.from_bytes(key[8:], "big")
+            rows.append((head, tail, _number(column, columns), number, _number(form, forms), base + first))
+    except OSError as error:
+        raise damaged(path, error.strerror or str(error)) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise damaged(path, str(error)) from None
+    return np.array(rows, RECORD)
+
+
+def _header(path: Path, size: int) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file, and the byte at which its tensors begin."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 0 < length <= size - 8:
+            raise ValueError("its beginning is not that of a safetensors file")
+        return dict(json.loads(file.read(length))), 8 + length
+
+
+def _number(value: Any, known: list[Any]) -> int:
+    if value not in known:
+        known.append(value)
+    return known.index(value)
+
+
+def digests_of(names: Iterable[str]) -> Digests:
+    """Hexadecimal names as bytes, "n 16"."""
+    joined = b"".join(bytes.fromhex(name[: 2 * KEY]) for name in names)
+    return np.frombuffer(joined, np.uint8).reshape(-1, KEY)

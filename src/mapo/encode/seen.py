@@ -1,0 +1,198 @@
+"""What training sees of a set: which pairs, what of each picture, how much of each prompt.
+
+``train``, ``encode``, ``mismatch`` and ``check`` ask here, so that all of them count the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from mapo.encode.frame import share_cut_away
+from mapo.errors import MapoError
+from mapo.schema import TIE
+from mapo.splits import SPLITS
+
+if TYPE_CHECKING:
+    from mapo.families import Family, Model
+    from mapo.pairs import PairSet
+
+MUCH = 0.1  # a picture of which more than this is cut away is counted
+OFTEN = 2_000  # words that are counted in any case
+GROWTH = 3  # bytes that a byte of a letter can become, at most, in lower case and composed
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class View:
+    """A model's way of looking: its side in pixels, its tokenizers, the most tokens (with begin and end) they read."""
+
+    name: str
+    resolution: int
+    tokenizers: tuple[Any, ...]
+    most_tokens: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The rows that are trained on, the pairs in ``other_splits``, and the ties inside the split."""
+
+    rows: Rows
+    held_out: int
+    other_splits: tuple[str, ...]
+    ties: int
+    ties_kept: bool
+
+    def line(self) -> str:
+        """What a person should know before training, in one line."""
+        told = [f"Training on {_count(len(self.rows), 'pair')}"]
+        if self.held_out:
+            told.append(f"{self.held_out:,} held out ({', '.join(self.other_splits)})")
+        left = [f"{_count(self.ties, 'tie')} {'kept' if self.ties_kept else 'left out'}"] if self.ties else []
+        left += self.losses()
+        return "; ".join([*told, ", ".join(left)] if left else told) + "."
+
+    def losses(self) -> list[str]:
+        """What is cut off, in words; empty where nothing is or it is not known."""
+        return []
+
+
+@dataclass(frozen=True)
+class Seen(Choice):
+    """A choice, with what is lost of its pictures and prompts."""
+
+    cropped: int  # pictures of which the crop cuts away more than a tenth
+    cut_prompts: int  # distinct prompts longer than the encoders read
+    most_tokens: int
+
+    def losses(self) -> list[str]:
+        """What is cut off, in words; empty where nothing is."""
+        told = []
+        if self.cropped:
+            told.append(f"{_count(self.cropped, 'picture')} cropped by more than a tenth")
+        if self.cut_prompts:
+            told.append(f"{_count(self.cut_prompts, 'prompt')} cut at {self.most_tokens} tokens")
+        return told
+
+
+def what_training_sees(
+    pairs: PairSet, family: Family, model: Model, *, split: str = "train", ties: str = "drop",
+    resolution: int | None = None,
+) -> Seen:  # fmt: skip
+    """What a training with these settings sees of ``pairs``; MapoError where that is nothing."""
+    return look(pairs, view_of(family, model, resolution), choose(pairs, split, ties))
+
+
+def look(pairs: PairSet, view: View, choice: Choice) -> Seen:
+    """What is lost of the pictures and prompts of a choice."""
+    sizes = pairs.image_sizes()
+    used = np.zeros(len(sizes), bool)
+    for side in ("chosen", "rejected"):
+        used[pairs.places_of(side)[choice.rows]] = True
+    cropped = int((used & (share_cut_away(sizes[:, 0], sizes[:, 1], view.resolution) > MUCH)).sum())
+    prompts = pairs.table["prompt"]
+    prompts = prompts if len(choice.rows) == len(pairs) else prompts.take(choice.rows)
+    cut = int((excess_tokens(view, prompts.unique()) > 0).sum())
+    return Seen(**vars(choice), cropped=cropped, cut_prompts=cut, most_tokens=view.most_tokens)
+
+
+def choose(
+    pairs: PairSet, split: str, ties: str, where: str = "--set data.split=all", keep: str = "--set data.ties=keep"
+) -> Choice:
+    """The pairs of ``split`` ("all": of any) that are trained on; MapoError where there are none.
+
+    ``where`` and ``keep`` are the options that ask for all splits, and for ties (empty: they cannot be kept).
+    """
+    choice = choose_any(pairs, split, ties)
+    if not len(choice.rows):
+        hint = f"keep ties with {keep}" if choice.ties and keep else f"try {where}"
+        but = f" but {_count(choice.ties, 'tie')}" if choice.ties else ""
+        raise MapoError(f"{pairs.folder} has no pairs{but} in the split {split!r}; {hint}.")
+    return choice
+
+
+def choose_any(pairs: PairSet, split: str, ties: str = "drop") -> Choice:
+    """:func:`choose` that may come back with no rows."""
+    splits = pairs.table["split"]
+    inside = np.ones(len(pairs), bool) if split == "all" else pc.equal(splits, split).to_numpy()
+    tie = pairs.table["preference"].to_numpy() == TIE
+    others = set(pc.unique(splits).to_pylist()) - {split} if split != "all" else set()
+    kept = ties == "keep"
+    return Choice(
+        np.flatnonzero(inside & (kept | ~tie)), int((~inside).sum()), tuple(s for s in SPLITS if s in others),
+        int((inside & tie).sum()), kept,
+    )  # fmt: skip
+
+
+def view_of(family: Family, model: Model, resolution: int | None = None) -> View:
+    """How a model looks at a set. Only small files of it are read."""
+    family.check(model)
+    tokenizers = family.load_tokenizers(model)
+    most = min(int(t.model_max_length) for t in tokenizers)
+    return View(model.name, resolution or family.resolution(model), tokenizers, most)
+
+
+def open_view(model: str) -> View:
+    """The view of ``mini``, a folder, a run or a hub id, of which only small files are fetched."""
+    from mapo.families import family_of, find_model
+
+    found = find_model(model, weights=False)
+    return view_of(family_of(found), found)
+
+
+def excess_tokens(view: View, prompts: Sequence[str] | pa.Array) -> NDArray[np.int64]:
+    """How many tokens of each prompt, begin and end counted, are more than the encoders read; 0 where none is.
+
+    No token reaches over a space, so a word is counted once, however many prompts have it, and the rare words only of
+    prompts that may be too long at all: 10⁵ prompts take a second.
+    """
+    texts = prompts if isinstance(prompts, pa.Array) else pa.array(prompts, pa.string())
+    if not len(texts):
+        return np.zeros(0, np.int64)
+    lists = pc.split_pattern(texts, " ")
+    coded = lists.flatten().dictionary_encode()
+    words, places, ends = coded.dictionary, coded.indices.to_numpy(), lists.offsets.to_numpy()
+    ascii_only = np.asarray(pc.string_is_ascii(words))
+    bounds = np.asarray(pc.binary_length(words)).astype(np.int64) * np.where(ascii_only, 1, GROWTH)
+    often = np.argsort(-np.bincount(places, minlength=len(words)), kind="stable")[:OFTEN]
+    excess = np.zeros(len(texts), np.int64)
+    for tokenizer in _different(view.tokenizers):
+        most = view.most_tokens - len(tokenizer("").input_ids)
+        lengths = bounds.copy()
+        lengths[often] = _lengths(tokenizer, words.take(often))
+        doubtful = np.repeat(_sums(lengths, places, ends) > most, np.diff(ends))
+        rare = np.setdiff1d(places[doubtful], often)
+        lengths[rare] = _lengths(tokenizer, words.take(rare))
+        excess = np.maximum(excess, _sums(lengths, places, ends) - most)
+    return excess
+
+
+def _different(tokenizers: Sequence[Any]) -> list[Any]:
+    """The tokenizers without those that cut words as an earlier one does."""
+    found: list[Any] = []
+    for tokenizer in tokenizers:
+        if not any(type(t) is type(tokenizer) and t.get_vocab() == tokenizer.get_vocab() for t in found):
+            found.append(tokenizer)
+    return found
+
+
+def _lengths(tokenizer: Any, words: pa.Array) -> NDArray[np.int64]:
+    if not len(words):
+        return np.zeros(0, np.int64)
+    ids = tokenizer(words.to_pylist(), add_special_tokens=False, truncation=False, verbose=False).input_ids
+    return np.array([len(i) for i in ids], np.int64)
+
+
+def _sums(lengths: NDArray[np.int64], places: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int64]:
+    sums = np.concatenate([[0], np.cumsum(lengths[places])])
+    return np.asarray(sums[ends[1:]] - sums[ends[:-1]])
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
