@@ -100,7 +100,12 @@ def encoded(out: Path) -> dict[str, np.ndarray]:
 def tensors_of(cache: Path) -> dict[str, np.ndarray]:
     from safetensors.numpy import load_file
 
-    return {name: values for path in sorted(cache.glob("*.safetensors")) for name, values in load_file(path).items()}
+    return {
+        name: values
+        for kind in ("latents", "text")
+        for path in sorted(cache.glob(f"{kind}-*.safetensors"))
+        for name, values in load_file(path).items()
+    }
 
 
 def weights_of(run: Path) -> dict[str, Any]:
