@@ -19,6 +19,7 @@ from mapo.judge import Filter, parse_filter
 from mapo.pairs import PairSet, decode_picture, sha256
 from mapo.recipe import changed_recipe, read_recipe
 from mapo.remake import remake
+from mapo.shards import locked
 from tiny import make_sdxl
 
 PROMPTS = ["a red square", "a blue heart", "a green star"]
@@ -327,7 +328,7 @@ def test_a_shard_that_ends_while_another_puts_the_set_together_leaves_it_to_that
 def test_a_shard_that_is_at_work_keeps_others_from_writing_the_set(tmp_path, sdxl):
     how = {"steps": 1, "images_per_batch": 2}
     assert build(CARTOON, str(sdxl), PROMPTS, 6, tmp_path / "p", shard=(0, 2), **how) is None
-    with mapo.work.locked(tmp_path / ".p.build.partial", ["1-of-2"]):
+    with locked(tmp_path / ".p.build.partial", ["1-of-2"]):
         with pytest.raises(MapoError, match=r"Another process is at work in .* \(1-of-2\)"):
             build(CARTOON, str(sdxl), PROMPTS, 6, tmp_path / "p", **how)
         with pytest.raises(MapoError, match="Another process is at work"):

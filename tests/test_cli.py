@@ -78,7 +78,7 @@ def test_every_example_in_the_help_is_a_command_that_parses(verb):
         (["sample", "--model", "./nowhere", "--prompts", "mini:test", "--out", "x"], "there is no folder ./nowhere"),
         (["sample", "--model", "mini", "--prompts", "no.txt", "--out", "x"], "there is no file no.txt"),
         (["sample", "--model", "mini", "--prompts", "mini:tset", "--out", "x"], "no built-in list 'mini:tset'"),
-        (["sample", "--model", "mini", "--prompts", "mini:test", "--seeds", "a", "--out", "x"], "no list of seeds"),
+        (["sample", "--model", "mini", "--prompts", "mini:test", "--seeds", "a", "--out", "x"], "not a list of seeds"),
         (["score", "nowhere", "--scorer", "mini", "--out", "x"], "nowhere is not an images folder"),
         (["import", "nowhere", "--out", "x"], "There is no file or folder nowhere"),
         (["label", "nowhere"], "There is no pairs set at nowhere"),

@@ -150,7 +150,7 @@ def test_no_folder_of_a_study_is_told(tmp_path):
 
 def test_lines_that_are_no_results_are_passed_over(tmp_path, made):
     good = (made / "runs.jsonl").read_bytes()
-    strange = b'{}\n3\nnull\n[]\n\xff\n{"key": "x"}\n{"key": "x", "job": {"domain": "?"}, "looks": []}\n'
+    strange = b'{}\n3\nnull\n[]\n{"key": "x"}\n{"key": "x", "job": {"domain": "?"}, "looks": []}\n'
     (tmp_path / "runs.jsonl").write_bytes(strange + good + b'{"key": "y", "job')
     assert Ledger(tmp_path / "runs.jsonl").rows == Ledger(made / "runs.jsonl").rows != {}
 

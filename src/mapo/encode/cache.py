@@ -115,7 +115,8 @@ def hold(folder: Path, wait: bool = False) -> Iterator[None]:
     Where another process is: wait for it and say so, or MapoError. The lock ends with its process however that ends;
     what a killed writer left half-written is removed.
     """
-    if folder.exists() and not is_cache(folder) and (not folder.is_dir() or any(folder.iterdir())):
+    strange = not folder.is_dir() or any(not path.name.startswith(".") for path in folder.iterdir())
+    if folder.exists() and not is_cache(folder) and strange:
         raise MapoError(f"{folder} exists and is not a cache. {WHERE}")
     with contextlib.ExitStack() as stack:
         try:

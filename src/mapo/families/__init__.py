@@ -124,6 +124,12 @@ def find_model(name: str, weights: bool = True) -> Model:
             f"--model: {name} is neither a diffusers pipeline (it has no model_index.json) nor a finished run of "
             "`mapo train` (it has no run.json)."
         )
+    if path.is_file():
+        raise MapoError(
+            f"--model: {name} is a single file; a model is a folder in diffusers' layout. Convert it once: "
+            f'StableDiffusionXLPipeline.from_single_file("{name}").save_pretrained("{path.stem}"). Then give that '
+            "folder."
+        )
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise MapoError(
             f"--model: there is no folder {name}. Give `mini`, a diffusers folder, a run folder or a hub id."

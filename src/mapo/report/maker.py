@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from mapo.errors import MapoError
-from mapo.families import find_model
 from mapo.files import read_object
 from mapo.report.evidence import Rows
 
@@ -49,6 +48,8 @@ def _revision(run: Path) -> str | None:
     if not seen or (base != "mini" and not (Path(base) / "model_index.json").is_file()):
         return None
     try:
+        from mapo.families import find_model  # which loads torch
+
         return find_model(str(run)).revision()
     except (MapoError, KeyError, TypeError, ValueError, OSError):
         return None
