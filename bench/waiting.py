@@ -2,9 +2,9 @@
 
     python bench/waiting.py [--rounds 7] [--out bench/results]
 
-Forward and backward of the built-in model's UNet, one thread for each core, in a process of its own, while as many other
-processes as there are cores do nothing but count, or none do. ``active`` is what OpenMP does by itself: waiting threads
-spin. ``passive`` is what the command line of mapo asks for. Rounds alternate; a ratio is of one round.
+Forward and backward of the built-in model's UNet, one thread for each core, in a process of its own, while as many
+other processes as there are cores do nothing but count, or none do. ``active`` is what OpenMP does by itself: waiting
+threads spin. ``passive`` is what the command line of mapo asks for. Rounds alternate; a ratio is of one round.
 """
 
 from __future__ import annotations
