@@ -106,7 +106,9 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
 def _passes(config: Config, pairs: int) -> str:
     """How often each pair is seen, the number by which people choose how many steps."""
     steps, size = config.train.steps, config.train.pairs_per_step
-    return f"{steps} steps of {size} see each pair {steps * size / pairs:.3g} times."
+    times = f"{steps * size / pairs:.3g}"
+    often = "once" if times == "1" else f"{times} times"
+    return f"In {steps:,} steps of {size} each is seen {often}."
 
 
 def _say(processes: Processes, text: str) -> None:
