@@ -26,6 +26,26 @@ def test_what_is_owned_has_one_owner_and_leaves_no_lock(tmp_path):
     assert list((tmp_path / "deep").iterdir()) == []
 
 
+def test_what_is_refused_because_it_exists_leaves_unfinished_work_alone(tmp_path):
+    from mapo.shards import refuse_existing
+
+    out = tmp_path / "out"
+    out.mkdir()
+    unfinished = [tmp_path / ".out.partial", tmp_path / ".out.build.partial"]
+    for work in unfinished:
+        (work / "set").mkdir(parents=True)
+    (unfinished[0] / "ledger.sqlite3").write_bytes(b"")
+    with pytest.raises(MapoError, match="already exists"):
+        refuse_existing(out)
+    assert all(work.exists() for work in unfinished)
+    (unfinished[0] / "set").rmdir()  # it was renamed and has become the output
+    (unfinished[1] / "finishing").touch()
+    (out / "set.json").write_text("{}")
+    with pytest.raises(MapoError, match="already exists"):
+        refuse_existing(out)
+    assert not any(work.exists() for work in unfinished)
+
+
 def test_a_link_and_its_folder_are_one_output(tmp_path):
     (tmp_path / "set").mkdir()
     (tmp_path / "link").symlink_to("set")

@@ -31,7 +31,7 @@ from mapo.judge import Filter, judges_of
 from mapo.pairs import PairWriter, pair_id
 from mapo.recipe import Recipe, changed_recipe
 from mapo.sample import Sampling, default_sampling
-from mapo.shards import WHOLE, Shard, locked, refuse_existing
+from mapo.shards import FINISHING, WHOLE, Shard, locked, refuse_existing
 from mapo.work import Work, open_work
 
 MOST_TRIES_PER_PAIR = 5
@@ -221,6 +221,7 @@ def _collect(plan: Plan, wait: bool) -> dict[str, int] | None:
             _advance(bar, portion, min(len(new), plan.num_pairs - len(kept)))
             kept = [*kept, *new][: plan.num_pairs]
         bar.close()
+        (plan.folder / FINISHING).touch()
         _write(plan, maker, kept, totals.counts())
         gone = plan.folder.with_name(f"{plan.folder.name}.{os.getpid()}.old")
         plan.folder.rename(gone)  # at once, so that no other shard finds half of it

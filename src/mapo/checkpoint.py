@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mapo.errors import MapoError
-from mapo.files import as_os_error, read_object, replacing, write_json
+from mapo.errors import MapoError, as_os_error
+from mapo.files import read_object, replacing, write_json
 
 REMEDY = "Delete it, or restore it from a copy, then run the same command again."
 
@@ -54,12 +54,12 @@ def save_checkpoint(
         write_json(temporary / "state.json", dict(state))
 
 
-def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file; OSError with its number where the disk is full, as any other file gives."""
     try:
-        save_file(tensors, path)
+        save_file(tensors, path, metadata)
     except SafetensorError as error:
-        raise as_os_error(error, path) from None
+        raise as_os_error(error, str(path)) from None
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

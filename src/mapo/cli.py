@@ -248,8 +248,8 @@ def train(out: Path, config_file: Path | None, assignments: tuple[str, ...], **f
             raise MapoError(f"Give --{key}, or {key} in the --config file.")
     config = make_config({key: before[key] for key in ("model", "pairs") if key in before} | values)
 
-    train(config, out)
-    _say(f"the run is in {out}; look at it with: mapo sample --model {out} --prompts FILE --out IMAGES")
+    if train(config, out):
+        _say(f"the run is in {out}; look at it with: mapo sample --model {out} --prompts FILE --out IMAGES")
 
 
 @cli.command(cls=Verb, example="mapo sample --model mini --prompts mini:test --seeds 0-1 --out work/before")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from mapo.shards import PLACES, number_of
+from mapo.shards import LOCAL_PLACES, number_of
 
 
 def use_own_device() -> None:
     """On a machine with several GPUs each process takes its own, as torchrun or Slurm numbers them."""
-    place = next((n for _, _, name in PLACES if (n := number_of(name)) is not None), None)
+    place = next((n for name in LOCAL_PLACES if (n := number_of(name)) is not None), None)
     if place is None:
         return
     import torch

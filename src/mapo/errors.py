@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import errno
 import os
+import re
 import tempfile
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
@@ -45,20 +46,29 @@ def spoken(error: Exception) -> str:
         return str(error)
     kinds = {f"{kind.__module__.split('.')[0]}.{kind.__name__}" for kind in type(error).__mro__}
     why = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    if "safetensors.SafetensorError" in kinds and "os error" in why:
+        error = as_os_error(error)
     if is_out_of_memory(error):
         return f"The memory ran out ({why}). Do less at a time, or use a machine with more memory."
     if isinstance(error, OSError) and error.errno is not None:
         where = error.filename or "A file"
         if error.errno in NO_SPACE:
             return f"{where}: {os.strerror(error.errno)}. Make room, then run the same command again."
-        return f"{where}: {error.strerror or why}. Nothing half-written was left."
-    if "safetensors.SafetensorError" in kinds or "safetensors_rust.SafetensorError" in kinds:
+        return f"{where}: {error.strerror or why}."
+    if "safetensors.SafetensorError" in kinds:
         return f"A file of weights is damaged, or could not be written ({why}). Fetch or make it again."
     if "pyarrow.ArrowException" in kinds:
         return f"A Parquet file is damaged or of an unexpected kind ({why}). Make it again."
     if kinds & {"httpx.HTTPError", "requests.RequestException", "huggingface_hub.HfHubHTTPError"}:
         return f"The hub could not be reached ({why}). Check the connection, then run the same command again."
     return f"This is a fault of mapo: {type(error).__name__}: {why}. Please report it with {_traceback_file(error)}."
+
+
+def as_os_error(error: Exception, path: str | None = None) -> OSError:
+    """What the operating system said, out of an exception of a library that only quotes it."""
+    number = re.search(r"os error (\d+)", str(error))
+    code = int(number[1]) if number else errno.EIO
+    return OSError(code, os.strerror(code) if number else str(error), path)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

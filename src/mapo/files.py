@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import errno
 import hashlib
 import io
 import json
@@ -19,7 +18,8 @@ from typing import IO, Any
 from mapo.errors import MapoError
 
 PARTIAL = ".partial"
-LEFT_OVER = re.compile(r"\..+\.\d+(\.partial|\.old|\.probe)")  # what replacing and prepare_out name by a process
+WORK_LEDGER = "ledger.sqlite3"  # what an unfinished set holds already
+LEFT_OVER = re.compile(r"\..+\.(\d+)(\.partial|\.old|\.probe)")  # what replacing and prepare_out name by a process
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 HUB_REPOSITORY = re.compile(r"(datasets|models|spaces)--")
@@ -51,15 +51,33 @@ def replacing(path: Path, sync: bool = False) -> Iterator[Path]:
             temporary.replace(path)
         if sync:
             _sync_one(path.parent)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not say which file it was
+        raise
     finally:
         _remove(temporary)
 
 
-def sweep(folder: Path) -> None:
-    """Remove what killed processes left half written in ``folder``. Only its owner may do that."""
+def sweep(folder: Path, pattern: re.Pattern[str] | None = None) -> None:
+    """Remove what killed processes left half written in ``folder``. Only its owner may do that.
+
+    What a process that lives is writing stays, and so does unfinished work that its own command goes on with.
+    """
     for path in folder.glob(".*") if folder.is_dir() else ():
-        if LEFT_OVER.fullmatch(path.name):
+        found = LEFT_OVER.fullmatch(path.name)
+        ours = found and (pattern is None or pattern.fullmatch(path.name))
+        if found and ours and not _is_alive(int(found[1])) and not (path / WORK_LEDGER).exists():
             _remove(path)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
 
 
 def _sync(path: Path) -> None:
@@ -309,10 +327,3 @@ def prepare_out(path: Path) -> Path:
             f"Cannot write to {path.parent} ({why}). Choose another --out, or change its permissions."
         ) from None
     return path
-
-
-def as_os_error(error: Exception, path: Path) -> OSError:
-    """What the operating system said, out of an exception of a library that only quotes it."""
-    number = re.search(r"os error (\d+)", str(error))
-    code = int(number[1]) if number else errno.EIO
-    return OSError(code, os.strerror(code) if number else str(error), str(path))

@@ -11,14 +11,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mapo.errors import MapoError
+from mapo.files import WORK_LEDGER, sweep
 
 Shard = tuple[int, int]  # this one, of how many
 WHOLE: Shard = (0, 1)
-PLACES = (  # what launchers call a process's place, the number of processes, and its place on its machine
-    ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
-    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
-    ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
-)
+FINISHING = "finishing"  # a build's work folder has it from the moment on when its set is being written
+LOCAL_PLACES = ("LOCAL_RANK", "SLURM_LOCALID")  # a process's place on its machine
 
 
 def parse_shard(text: str) -> Shard:
@@ -41,13 +39,21 @@ def number_of(name: str, default: int | None = None) -> int | None:
 
 def shard_of_environment() -> Shard:
     """This process's place among those that torchrun or Slurm started; (0, 1) when neither did."""
-    for rank, world, _ in PLACES:
-        index, count = number_of(rank), number_of(world, 1)
-        if index is not None and count is not None and count > 1:
+    for name, count in (("RANK", number_of("WORLD_SIZE", 1) or 1), ("SLURM_PROCID", slurm_tasks())):
+        index = number_of(name)
+        if index is not None and count > 1:
             if index >= count:
-                raise MapoError(f"{rank} is {index} and {world} is {count}: there are no such processes. Unset both.")
+                raise MapoError(f"{name} is {index} of {count}: there is no such process. Unset it.")
             return index, count
     return WHOLE
+
+
+def slurm_tasks() -> int:
+    """How many processes srun started; 1 in a batch script without srun, although it knows how many it may start."""
+    if "SLURM_STEP_NUM_TASKS" in os.environ:
+        return number_of("SLURM_STEP_NUM_TASKS", 1) or 1
+    in_script = "SLURM_JOB_ID" in os.environ and not {"SLURM_STEP_ID", "SLURM_STEPID"} & os.environ.keys()
+    return 1 if in_script else number_of("SLURM_NTASKS", 1) or 1
 
 
 @contextlib.contextmanager
@@ -118,27 +124,23 @@ def refuse_existing(out: Path) -> None:
         return
     with contextlib.suppress(MapoError), owned(out):
         for work in (f".{out.name}.partial", f".{out.name}.build.partial"):
-            shutil.rmtree(out.resolve().with_name(work), ignore_errors=True)
+            if _is_spent(out.resolve().with_name(work), out):
+                shutil.rmtree(out.resolve().with_name(work), ignore_errors=True)
     raise MapoError(f"{out} already exists. Choose another --out, or delete it first.")
+
+
+def _is_spent(work: Path, out: Path) -> bool:
+    """Whether ``out`` came out of this work folder, so that nothing in it is unfinished."""
+    if (work / WORK_LEDGER).exists():
+        return not (work / "set").exists()  # it has become ``out``
+    begun, made = work / FINISHING, out / "set.json"
+    return begun.exists() and made.exists() and made.stat().st_mtime_ns >= begun.stat().st_mtime_ns
 
 
 def _sweep_beside(place: Path) -> None:
     """Remove what killed processes left of ``place`` under their own number; the owner calls it."""
-    ours = re.compile(rf"\.{re.escape(place.name)}(\.build\.partial)?\.(\d+)\.(partial|old|probe)")
-    for path in place.parent.iterdir():
-        found = ours.fullmatch(path.name)
-        if found and not _is_alive(int(found[2])) and not (path / "ledger.sqlite3").exists():
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
+    ours = re.compile(rf"\.{re.escape(place.name)}(\.build\.partial)?\.\d+\.(partial|old|probe)")
+    sweep(place.parent, ours)
 
 
 def _is_still(path: Path, descriptor: int) -> bool:

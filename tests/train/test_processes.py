@@ -139,6 +139,8 @@ def test_processes_encode_together_and_are_refused_together(tmp_path, sdxl, pair
     words = command(tmp_path / "r", sdxl, pairs, tmp_path / "cache", "--set", "train.steps=1")
     found = ended(started(words, 2))
     assert [code for code, _, _ in found] == [0, 0], found
+    assert all(len(list((tmp_path / "cache").glob(f"{kind}-*"))) == 2 for kind in ("latents", "text"))  # a share each
+    assert sum("the run is in" in out for _, out, _ in found) == 1
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     words = command(tmp_path / "mine", sdxl, pairs, tmp_path / "cache", "--set", "train.steps=1")
@@ -181,8 +183,35 @@ def test_all_stop_at_a_bad_loss_that_one_of_them_has(tmp_path, sdxl, pairs, cach
     words = command(tmp_path / "r", sdxl, pairs, cache, "--set", "train.steps=5")
     found = ended(started([sys.executable, "-c", BAD_LOSS, *words[3:]], 2))
     assert [code for code, _, _ in found] == [2, 2], found
-    assert "Step 3: the loss is not finite for 2 pairs" in found[0][2]
+    assert "Step 3: the loss is not finite for 2 pairs" in found[0][2] and "Step 3" not in found[1][2]
     assert [p.name for p in (tmp_path / "r" / "checkpoints").iterdir()] == ["step-00000002"]
+
+
+def test_a_process_that_waits_for_others_says_so_and_hears_a_signal(tmp_path, sdxl, pairs, cache):
+    words = command(tmp_path / "r", sdxl, pairs, cache)
+    env = {**os.environ, "RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("Process 0 of 2 waits for the others at 127.0.0.1:")
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Stopped." in said
+    gone = subprocess.run(
+        words, capture_output=True, text=True, timeout=120, env={**env, "RANK": "1", "MASTER_ADDR": "nohost.invalid"}
+    )
+    assert gone.returncode == 2 and "did not find the others at nohost.invalid" in gone.stderr
+
+
+def test_when_one_is_killed_the_other_says_so_in_a_sentence(tmp_path, sdxl, pairs, cache):
+    running = started(command(tmp_path / "r", sdxl, pairs, cache, "--set", "train.steps=100000"), 2)
+    log = tmp_path / "r" / "metrics.jsonl"
+    until = time.monotonic() + 200
+    while time.monotonic() < until and not (log.exists() and log.read_text().count("\n") > 2):
+        time.sleep(0.1)
+    running[1].kill()
+    found = ended(running)
+    assert found[0][0] == 2, found
+    assert "Another process of this training has stopped" in found[0][2] and "fault of mapo" not in found[0][2]
 
 
 def test_a_second_signal_stops_at_once(tmp_path):

@@ -50,7 +50,7 @@ def test_a_finished_run_is_not_written_again(tmp_path, sdxl, pairs, cache, capsy
     run(tmp_path / "r", sdxl, pairs, cache, steps=1)
     before = (tmp_path / "r" / "run.json").stat().st_mtime_ns
     run(tmp_path / "r", sdxl, pairs, cache, steps=1)
-    assert "has done its 1 steps" in capsys.readouterr().out
+    assert "is finished, after 1 steps" in capsys.readouterr().out
     assert (tmp_path / "r" / "run.json").stat().st_mtime_ns == before
 
 
@@ -72,13 +72,105 @@ def test_a_run_whose_rate_has_fallen_to_zero_is_not_lengthened(tmp_path, sdxl, p
     assert len(run(tmp_path / "r", sdxl, pairs, cache, steps=2, optim=how)) == 2
 
 
+def test_a_run_on_its_way_to_zero_is_not_shortened_but_may_end_where_it_is(tmp_path, sdxl, pairs, cache, monkeypatch):
+    how = {"lr": 1e-3, "warmup_steps": 0, "schedule": "cosine"}
+
+    def cut(run_folder, values, log_step=Run.log_step):
+        log_step(run_folder, values)
+        if values["step"] == 3:
+            raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
+        patch.setattr(Run, "log_step", cut)
+        run(tmp_path / "r", sdxl, pairs, cache, steps=4, optim=how, save_every_steps=2)
+    with pytest.raises(MapoError, match="begun with 4 steps .*With 3 steps the rate would jump after step 2"):
+        run(tmp_path / "r", sdxl, pairs, cache, steps=3, optim=how)
+    assert len(run(tmp_path / "r", sdxl, pairs, cache, steps=2, optim=how)) == 2
+
+
+def test_while_final_weights_change_places_the_folder_is_no_model(tmp_path, sdxl, pairs, cache, monkeypatch):
+    run(tmp_path / "r", sdxl, pairs, cache, steps=1)
+    seen, rename = [], Path.rename
+
+    def renaming(path, target):
+        if Path(target).name == "weights":
+            seen.append((tmp_path / "r" / "run.json").exists())
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", renaming)
+    run(tmp_path / "r", sdxl, pairs, cache, steps=2)
+    assert seen == [False]
+
+
+def test_a_finished_run_without_checkpoints_is_not_trained_over(tmp_path, sdxl, pairs, cache, capsys):
+    run(tmp_path / "r", sdxl, pairs, cache, steps=2)
+    shutil.rmtree(tmp_path / "r" / "checkpoints")
+    before = unet_of(tmp_path / "r")
+    run(tmp_path / "r", sdxl, pairs, cache, steps=2)
+    assert "is finished, after 2 steps" in capsys.readouterr().out
+    with pytest.raises(MapoError, match="has its final weights of 2 steps but no checkpoint to go on from"):
+        run(tmp_path / "r", sdxl, pairs, cache, steps=3)
+    with pytest.raises(MapoError, match="other settings"):
+        run(tmp_path / "r", sdxl, pairs, cache, objective="dpo", steps=2)
+    after = unet_of(tmp_path / "r")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "no config"])
+def test_final_weights_that_are_damaged_are_written_again_from_the_checkpoint(tmp_path, sdxl, pairs, cache, damage):
+    run(tmp_path / "r", sdxl, pairs, cache, steps=1)
+    before, unet = unet_of(tmp_path / "r"), tmp_path / "r" / "weights" / "unet"
+    path = unet / "diffusion_pytorch_model.safetensors"
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:1000])
+    elif damage == "gone":
+        shutil.rmtree(unet)
+    else:
+        (unet / "config.json").unlink()
+    run(tmp_path / "r", sdxl, pairs, cache, steps=1)
+    after = unet_of(tmp_path / "r")
+    assert (unet / "config.json").exists() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_run_whose_base_was_trained_further_is_refused(tmp_path, sdxl, pairs, cache):
+    run(tmp_path / "a", sdxl, pairs, cache, steps=1)
+    run(tmp_path / "b", tmp_path / "a", pairs, cache, kind="lora", steps=1)
+    run(tmp_path / "a", sdxl, pairs, cache, steps=2)
+    with pytest.raises(MapoError, match=r"b was trained on the model .*a as it was then; that one has changed since"):
+        find_model(str(tmp_path / "b"))
+
+
+def test_a_run_that_took_the_place_of_its_base_is_refused_in_a_sentence(tmp_path, sdxl, pairs, cache):
+    run(tmp_path / "one", sdxl, pairs, cache, steps=1)
+    run(tmp_path / "two", tmp_path / "one", pairs, cache, kind="lora", steps=1)
+    (tmp_path / "one").rename(tmp_path / "old")
+    (tmp_path / "two").rename(tmp_path / "one")
+    with pytest.raises(MapoError, match="says that it stands on itself"):
+        find_model(str(tmp_path / "one"))
+
+
+def test_a_slip_in_the_name_of_a_run_sweeps_nothing(tmp_path, sdxl, pairs, cache):
+    work = tmp_path / "work" / ".v0.2.partial"
+    work.mkdir(parents=True)
+    (work / "ledger.sqlite3").write_bytes(b"")
+    left = tmp_path / "work" / ".x.99999999.partial"
+    left.write_bytes(b"")
+    with pytest.raises(MapoError, match="is not a run folder"):
+        (tmp_path / "work" / "other.txt").write_text("mine")
+        run(tmp_path / "work", sdxl, pairs, cache, steps=1)
+    assert work.exists() and left.exists()
+
+
 def test_leftovers_of_killed_processes_are_swept(tmp_path, sdxl, pairs, cache):
     run(tmp_path / "r", sdxl, pairs, cache, steps=1)
-    left = [tmp_path / "r" / "checkpoints" / ".step-00000002.4242.partial", tmp_path / "r" / ".weights.4242.old"]
+    left = [
+        tmp_path / "r" / "checkpoints" / ".step-00000002.99999999.partial",
+        tmp_path / "r" / ".weights.99999999.old",
+    ]
     for folder in left:
         folder.mkdir()
         (folder / "weights.safetensors").write_bytes(b"half")
-    (tmp_path / "r" / ".run.json.4242.partial").write_text("{")
+    (tmp_path / "r" / ".run.json.99999999.partial").write_text("{")
     run(tmp_path / "r", sdxl, pairs, cache, steps=2)
     assert [p.name for p in (tmp_path / "r").rglob(".*")] == []
     assert [p.name for p in tmp_path.glob(".*")] == []
@@ -149,6 +241,18 @@ def test_a_run_of_0_1_0_goes_on_although_there_are_new_settings(tmp_path, sdxl, 
     assert [m["step"] for m in metrics(tmp_path / "r")] == [1, 2]
 
 
+def test_a_setting_that_came_later_has_its_old_meaning_in_an_old_run(tmp_path, sdxl, pairs, cache, monkeypatch):
+    import mapo.train.run as module
+
+    run(tmp_path / "r", sdxl, pairs, cache, steps=1)
+    path = tmp_path / "r" / "config.toml"
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if "images_per_batch" not in line))
+    monkeypatch.setattr(module, "AS_IN_0_1_0", {"data": {"images_per_batch": 3}})
+    monkeypatch.setattr(module, "MAY_CHANGE", module.MAY_CHANGE - {"data.images_per_batch"})
+    run(tmp_path / "r", sdxl, pairs, cache, steps=2)
+    assert tomllib.loads(path.read_text())["data"]["images_per_batch"] == 3
+
+
 def test_every_setting_that_came_after_0_1_0_says_what_it_means_in_older_runs():
     import mapo.train.run as module
     from mapo.config import Config, merge
@@ -194,7 +298,7 @@ def test_steps_before_a_divergence_are_kept_and_can_be_used(tmp_path, sdxl, pair
         patch.setattr(loop, "pair_losses", broken)
         run(tmp_path / "r", sdxl, pairs, cache, steps=4)
     assert "Step 3: the loss is not finite for 4 pairs" in str(stopped.value)
-    assert "The 2 steps before are kept" in str(stopped.value) and "train.steps=2" in str(stopped.value)
+    assert "up to step 2 is kept" in str(stopped.value) and "train.steps=2" in str(stopped.value)
     assert [p.name for p in (tmp_path / "r" / "checkpoints").iterdir()] == ["step-00000002"]
     run(tmp_path / "r", sdxl, pairs, cache, steps=2)
     run(tmp_path / "two", sdxl, pairs, cache, steps=2)
@@ -210,17 +314,38 @@ def test_a_lora_on_a_run_with_loras_is_one_file_that_any_pipeline_opens(tmp_path
     run(tmp_path / "a", sdxl, pairs, cache, kind="lora", steps=2, optim={"lr": 1e-2})
     run(tmp_path / "b", tmp_path / "a", pairs, cache, kind="lora", steps=2, optim={"lr": 1e-2})
     run(tmp_path / "c", tmp_path / "b", pairs, cache, kind="lora", steps=2, optim={"lr": 1e-2})
-    ours = load_denoiser(find_model(str(tmp_path / "c")), "cpu")
+    ours = with_own_adapter(load_denoiser(find_model(str(tmp_path / "b")), "cpu"), tmp_path / "c")
+    second = with_own_adapter(load_denoiser(find_model(str(tmp_path / "a")), "cpu"), tmp_path / "b")
     pipeline = StableDiffusionXLPipeline.from_pretrained(sdxl, add_watermarker=False)
     pipeline.load_lora_weights(tmp_path / "c" / "weights")
     first = load_denoiser(find_model(str(tmp_path / "a")), "cpu")
+    middle = load_denoiser(find_model(str(tmp_path / "b")), "cpu")
     x, t = torch.randn(1, 4, 8, 8), torch.tensor([500])
     cond = {"text_embeds": torch.randn(1, 24), "time_ids": torch.ones(1, 6)}
     states = torch.randn(1, 32, 40)
     with torch.no_grad():
-        one, two, three = (u(x, t, states, added_cond_kwargs=cond).sample for u in (ours, pipeline.unet, first))
-    assert torch.allclose(one, two, atol=1e-5)
-    assert not torch.allclose(one, three, atol=1e-4)
+        one, two, three, four, five = (
+            u(x, t, states, added_cond_kwargs=cond).sample for u in (ours, pipeline.unet, first, second, middle)
+        )
+    assert torch.allclose(one, two, atol=1e-5) and torch.allclose(four, five, atol=1e-5)
+    assert not torch.allclose(one, three, atol=1e-4) and not torch.allclose(one, five, atol=1e-4)
+
+
+def with_own_adapter(denoiser: torch.nn.Module, run_folder: Path) -> torch.nn.Module:
+    """A denoiser with the LoRA that a run trained itself, out of its checkpoint."""
+    from safetensors.torch import load_file
+
+    from mapo.adapters import add_adapter, trainable
+    from mapo.config import AdapterConfig
+    from mapo.families import sdxl as family
+
+    add_adapter(denoiser, family, AdapterConfig(kind="lora", rank=4), 0)
+    (checkpoint,) = (run_folder / "checkpoints").iterdir()
+    weights = load_file(checkpoint / "weights.safetensors")
+    with torch.no_grad():
+        for name, parameter in trainable(denoiser).items():
+            parameter.copy_(weights[name])
+    return denoiser
 
 
 def test_a_lora_of_0_1_0_still_stands_on_the_loras_of_its_base(tmp_path, sdxl, pairs, cache):
@@ -266,6 +391,8 @@ def test_a_run_whose_base_is_gone_says_what_stood_on_what(tmp_path, sdxl, pairs,
         ("weights/pytorch_lora_weights.safetensors", None, "pytorch_lora_weights.safetensors is damaged"),
         ("config.toml", b"model = ", "config.toml cannot be read"),
         ("config.toml", b"\xff\xfe\x00", "config.toml cannot be read"),
+        ("config.toml", b"", "config.toml: The setting model is missing"),
+        ("metrics.jsonl", b"5\n", "metrics.jsonl is damaged"),
     ],
 )
 def test_damaged_files_of_a_run_are_named(tmp_path, sdxl, pairs, cache, file, damage, says):
@@ -291,7 +418,7 @@ def test_a_run_that_cannot_keep_one_checkpoint_does_not_begin(tmp_path, sdxl, pa
     from collections import namedtuple
 
     usage = namedtuple("usage", "total used free")
-    with monkeypatch.context() as patch, pytest.raises(MapoError, match=r"take 0\.0 GB, and .*r has 0\.0 GB free"):
+    with monkeypatch.context() as patch, pytest.raises(MapoError, match=r"take \d+ MB, and .*r has 0 MB free"):
         patch.setattr(shutil, "disk_usage", lambda path: usage(10, 10, 10))
         run(tmp_path / "r", sdxl, pairs, cache, steps=1)
     assert len(run(tmp_path / "r", sdxl, pairs, cache, steps=1)) == 1

@@ -87,7 +87,9 @@ def check_head(folder: Path, key: CacheKey) -> None:
     info = read_object(folder / HEAD, "a cache", "Run `mapo encode` into another folder.")
     if (info.get("format"), info.get("version")) != (FORMAT, VERSION):
         raise MapoError(f"{folder} is a cache of another version. Delete it and run `mapo encode` again.")
-    theirs = info["key"] if isinstance(info.get("key"), dict) else {}
+    theirs = info.get("key")
+    if not isinstance(theirs, dict):
+        raise MapoError(f"{folder / HEAD} is damaged. Delete the cache and run `mapo encode` again.")
     for name, ours in vars(key).items():
         if theirs.get(name) != ours:
             raise MapoError(

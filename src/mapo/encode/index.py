@@ -7,6 +7,7 @@ is made again where it is missing, damaged, or does not fit the shards that are 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -17,9 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import Tensor
 
+from mapo.checkpoint import save_tensors
 from mapo.errors import MapoError
 from mapo.files import replacing
 
@@ -117,9 +118,9 @@ class Index:
             for name, values in self.records.items()
         }
         about = {name: getattr(self, name) for name in ("shards", "columns", "forms")}
-        about["complete"] = sorted(self.complete)
+        about |= {"complete": sorted(self.complete), "digest": _digest(self.records)}
         with replacing(self.folder / NAME) as temporary:
-            save_file(tensors, temporary, {"version": VERSION, "about": json.dumps(about)})
+            save_tensors(tensors, temporary, {"version": VERSION, "about": json.dumps(about)})
         self.stale = False
 
 
@@ -175,12 +176,20 @@ def _read(folder: Path) -> Index | None:
             kind = RECORD[name].newbyteorder("=")
             first, end = header[name]["data_offsets"]
             records[name] = np.memmap(path, kind, "r", base + first, (end - first) // kind.itemsize).view(np.ndarray)
-        if len({len(values) for values in records.values()}) != 1:
+        if len({len(values) for values in records.values()}) != 1 or about["digest"] != _digest(records):
             return None
         shards = [(str(name), int(size), int(time)) for name, size, time in about["shards"]]
         forms = [(str(dtype), tuple(shape)) for dtype, shape in about["forms"]]
         return Index(folder, shards, list(about["columns"]), forms, records, set(about["complete"]), stale=False)
     return None
+
+
+def _digest(records: dict[str, NDArray[Any]]) -> str:
+    """Whether the numbers are those that were written: a wrong one would give the wrong tensor."""
+    digest = hashlib.sha256()
+    for name in sorted(records):
+        digest.update(np.ascontiguousarray(records[name]).view(np.uint8))
+    return digest.hexdigest()
 
 
 def _kept_records(kept: Index, shards: list[Shard]) -> NDArray[Any]:

@@ -6,6 +6,7 @@ A family is a module that offers the functions of :class:`Family`. A newcomer is
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import json
@@ -155,16 +156,26 @@ def _find_run(name: str, path: Path, weights: bool) -> Model:
 def _find_base(name: str, path: Path, run: Mapping[str, Any], weights: bool) -> Model:
     """What a run stands on: where it lies from here, if that is still the same, else where it lay."""
     base, from_here = run["base"], run.get("base_from_here")
-    if isinstance(from_here, str) and (path / from_here).is_dir():
-        found = find_model(str((path / from_here).resolve()), weights)
-        if found.revision() == run.get("base_revision"):
-            return found
+    near = (path / from_here).resolve() if isinstance(from_here, str) else path.resolve()
+    if near.is_dir() and near != path.resolve():
+        with contextlib.suppress(MapoError, RecursionError):  # it is another one that has its name now
+            found = find_model(str(near), weights)
+            if found.revision() == run.get("base_revision"):
+                return found
+    if Path(base).is_absolute() and Path(base).resolve() == path.resolve():
+        raise MapoError(f"{name} says that it stands on itself. Write its true base into {path / 'run.json'}.")
     if Path(base).is_absolute() and not Path(base).is_dir():
         raise MapoError(
             f"{name} was trained on the model {base}, which is not there any more. Put it back there, or write its "
             f"new place as base into {path / 'run.json'}."
         )
-    return find_model(base, weights)
+    found = find_model(base, weights)
+    if found.is_local and run.get("base_revision") not in (None, found.revision()):
+        raise MapoError(
+            f"{name} was trained on the model {base} as it was then; that one has changed since. Train {name} again, "
+            f"or take base_revision out of {path / 'run.json'} to use it all the same."
+        )
+    return found
 
 
 def _download(name: str, weights: bool) -> Path:
@@ -204,7 +215,10 @@ def _hide_loading_bars() -> None:
 def read_config(base: Path, name: str) -> dict[str, Any]:
     """A JSON file of a pipeline folder."""
     try:
-        return dict(json.loads((base / name).read_text("utf-8")))
+        found = json.loads((base / name).read_text("utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is not an object")
+        return found
     except (OSError, ValueError) as error:
         raise MapoError(f"The model folder {base} is not whole: {name} cannot be read ({error}).") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,12 +87,18 @@ def _load_pipeline_around(model: Model, unet: UNet2DConditionModel, dtype: Any) 
 
 
 def _fuse(pipeline: StableDiffusionXLPipeline, loras: Sequence[Path]) -> None:
+    logging.getLogger("diffusers.loaders.lora_base").addFilter(_is_news)
     for number, lora in enumerate(loras):
         name = f"run{number}"
         read_lora(lora)  # whether it is whole
         pipeline.load_lora_weights(lora, weight_name=LORA_FILE, adapter_name=name)
         pipeline.fuse_lora(components=["unet"], adapter_names=[name])
         pipeline.unload_lora_weights()
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """False for the library's surprise that a LoRA of the UNet has no layers of text encoders."""
+    return "No LoRA keys associated" not in record.getMessage()
 
 
 def load_tokenizers(model: Model) -> tuple[CLIPTokenizer, CLIPTokenizer]:

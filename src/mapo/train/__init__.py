@@ -22,12 +22,12 @@ from tqdm import tqdm
 
 from mapo.adapters import add_adapter, trainable
 from mapo.batches import Members
-from mapo.checkpoint import load_checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
+from mapo.checkpoint import REMEDY, load_checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
 from mapo.config import Config
 from mapo.encode.cache import Cache, cache_key, hold
 from mapo.encode.fill import encode, holds_all
 from mapo.encode.seen import what_training_sees
-from mapo.errors import DivergedError, MapoError, memory_told
+from mapo.errors import DivergedError, MapoError, SaidElsewhere, memory_told
 from mapo.families import Family, Model, family_of, find_model
 from mapo.objectives import NEEDS_REFERENCE
 from mapo.optim import make_optimizer
@@ -36,15 +36,14 @@ from mapo.train.loop import DTYPES, Loop, check_shares
 from mapo.train.processes import Processes, joined, what_is_not_done
 from mapo.train.run import Run, settled, steps_of
 
-CHECKPOINTING = "--set train.gradient_checkpointing=true"
-
 __all__ = ["Loop", "Run", "settled", "train"]
 
 
-def train(config: Config, out: Path) -> None:
+def train(config: Config, out: Path) -> bool:
     """Train as ``config`` says into the run folder ``out``, or go on where an earlier run of it stopped.
 
-    What ``config`` does not set by name is taken from the run, then from the defaults.
+    What ``config`` does not set by name is taken from the run, then from the defaults. Whether this process is the one
+    that writes.
     """
     with joined() as processes, contextlib.ExitStack() as stack:
         if processes.main and (note := what_is_not_done()):
@@ -52,10 +51,11 @@ def train(config: Config, out: Path) -> None:
         run = Run(out)
         processes.first(lambda: stack.enter_context(run.held()))
         _train(processes.first(lambda: settled(config, out)), run, processes)
+        return processes.main
 
 
 def _train(config: Config, run: Run, processes: Processes) -> None:
-    check_shares(config, processes)
+    processes.first(lambda: check_shares(config, processes))
     if config.train.precision == "float64" and processes.device.type == "mps":
         raise MapoError("train.precision=float64: this GPU has no such numbers. Train with float32.")
     pairs = PairSet(Path(config.pairs))
@@ -68,9 +68,9 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
     members = Members(pairs, seen.rows)
     identity = {"pairs": pairs.fingerprint(), "model": model.revision()}
     checkpoint = processes.first(lambda: run.accept(config, identity))
-    done = steps_of(checkpoint) if checkpoint else 0
-    if done and done == config.train.steps == processes.first(run.finished_steps):
-        _say(processes, f"{run.folder} has done its {done} steps. Ask for more with --set train.steps=N.")
+    done, finished = steps_of(checkpoint) if checkpoint else 0, processes.first(run.finished_steps)
+    if finished == config.train.steps and (done == finished or not checkpoint):
+        _say(processes, f"{run.folder} is finished, after {finished:,} steps. Ask for more with --set train.steps=N.")
         return
     _say(processes, f"{seen.line()} {_passes(config, len(seen.rows))}")
     cache = _open_cache(config, family, model, pairs, processes)
@@ -79,34 +79,41 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
     names = trainable(denoiser)
     optimizer = make_optimizer(names.values(), config.optim)
     if checkpoint:
-        _restore(checkpoint, names, optimizer)
+        processes.each(lambda: _restore(checkpoint, names, optimizer))
 
     def save(step: int) -> None:
-        if processes.main:
-            _save(run, step, names, optimizer, identity)
+        processes.first(lambda: _save(run, step, names, optimizer, identity))
 
     with interruptible() as interrupted:
         loop = Loop(
             config, processes, family, model, members, cache, wrapped, denoiser, reference_copy, optimizer, interrupted
         )
+        del wrapped
         processes.first(lambda: _check_space(run, names))
-        at_once = config.train.pairs_per_device or loop.last - loop.first
-        with memory_told(at_once, noun="pair", flag="--set train.pairs_per_device={}", rest=CHECKPOINTING):
-            _take_steps(loop, run, done, save)
-    if processes.main:
+        at_once = min(config.train.pairs_per_device or loop.last - loop.first, loop.last - loop.first)
+        rest = "" if config.train.gradient_checkpointing else "--set train.gradient_checkpointing=true"
+        try:
+            with memory_told(at_once, noun="pair", flag="--set train.pairs_per_device={}", rest=rest):
+                _take_steps(loop, run, done, save)
+        finally:
+            loop.wrapped = denoiser  # what joins the processes has to go before they part
+
+    def finish() -> None:
         with run.final_weights() as folder:
             if config.adapter.kind == "lora":
                 family.save_lora(denoiser, folder, model.loras)
             else:
                 family.save_denoiser(denoiser.float() if config.train.precision == "float64" else denoiser, folder)
         run.finish(config, model, config.train.steps, sensitive=bool(pairs.info.get("sensitive")))
-    processes.wait()
+
+    processes.first(finish)
 
 
 def _passes(config: Config, pairs: int) -> str:
     """How often each pair is seen, the number by which people choose how many steps."""
     steps, size = config.train.steps, config.train.pairs_per_step
-    times = f"{steps * size / pairs:.3g}"
+    seen = steps * size / pairs
+    times = f"{seen:,.0f}" if seen >= 10 else f"{seen:.2g}"
     often = "once" if times == "1" else f"{times} times"
     return f"In {steps:,} steps of {size} each is seen {often}."
 
@@ -154,10 +161,15 @@ def _open_denoiser(
 
 def _restore(checkpoint: Path, names: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
     weights, moments = load_checkpoint(checkpoint)
-    with torch.no_grad():
-        for name, parameter in names.items():
-            parameter.copy_(weights[name])
-    load_optimizer_tensors(optimizer, names, moments)
+    try:
+        if weights.keys() != names.keys():
+            raise ValueError("its tensors are not those of the model")
+        with torch.no_grad():
+            for name, parameter in names.items():
+                parameter.copy_(weights[name])
+        load_optimizer_tensors(optimizer, names, moments)
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise MapoError(f"The checkpoint {checkpoint} is damaged ({error}). {REMEDY}") from None
 
 
 def _take_steps(loop: Loop, run: Run, done: int, save: Callable[[int], None]) -> None:
@@ -169,7 +181,7 @@ def _take_steps(loop: Loop, run: Run, done: int, save: Callable[[int], None]) ->
             for values in loop.run(done):
                 step = int(values["step"])
                 if main:
-                    run.log_step(values)
+                    loop.guarded(partial(run.log_step, values))
                 bar.set_postfix(
                     accuracy=f"{values['accuracy']:.2f}", margin=f"{values['margin']:.4f}",
                     pairs_s=f"{values['pairs_per_second']:.1f}",
@@ -181,7 +193,11 @@ def _take_steps(loop: Loop, run: Run, done: int, save: Callable[[int], None]) ->
         except DivergedError as error:
             if step > saved:
                 save(step)
+            loop.processes.wait()
+            if not main:
+                raise SaidElsewhere(str(error)) from None
             raise DivergedError(f"{error} {_how_to_go_on(run, step)}") from None
+    loop.processes.each(loop.say_trouble)
     if loop.stopping and step < config.steps:
         raise KeyboardInterrupt
 
@@ -190,9 +206,9 @@ def _how_to_go_on(run: Run, step: int) -> str:
     if not step:
         return "Nothing has been trained yet."
     return (
-        f"The {step} steps before are kept, but the same command would come to the same step. End this run there with "
-        f"--set train.steps={step}, and train further from it with other settings: mapo train --model {run.folder} "
-        "--out OTHER."
+        f"What was trained up to step {step} is kept, but the same command would come to the same step. End this run "
+        f"there with --set train.steps={step}, and train further from it with other settings: mapo train --model "
+        f"{run.folder} --out OTHER."
     )
 
 
@@ -218,8 +234,8 @@ def _check_space(run: Run, names: Mapping[str, nn.Parameter]) -> None:
     needed, free = 4 * weights, shutil.disk_usage(run.folder).free  # a checkpoint holds weights and two moments
     if free < needed:
         raise MapoError(
-            f"A checkpoint and the final weights of this run take {needed / 1e9:.1f} GB, and {run.folder} has "
-            f"{free / 1e9:.1f} GB free. Make room, or choose another --out."
+            f"A checkpoint and the final weights of this run take {needed / 1e6:,.0f} MB, and {run.folder} has "
+            f"{free / 1e6:,.0f} MB free. Make room, or choose another --out."
         )
 
 

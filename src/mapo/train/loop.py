@@ -15,7 +15,7 @@ from mapo.adapters import without_adapter
 from mapo.batches import Members, load_batch, prefetched, rows_at
 from mapo.config import Config
 from mapo.encode.cache import Cache
-from mapo.errors import DivergedError, MapoError
+from mapo.errors import DivergedError, MapoError, SaidElsewhere
 from mapo.families import Family, Model
 from mapo.noise import Schedule
 from mapo.objectives import NEEDS_REFERENCE
@@ -51,6 +51,7 @@ class Loop:
         self.config, self.processes, self.members, self.optimizer = config, processes, members, optimizer
         self.wrapped, self.denoiser, self.reference_copy = wrapped, denoiser, reference_copy
         self.family, self.asked_to_stop, self.stopping = family, asked_to_stop, False
+        self.trouble: Exception | None = None  # of this process, which all hear of in the next step
         self.schedule: Schedule = family.schedule(model)
         self.dtype = DTYPES[config.train.precision]
         self.batch_at = partial(
@@ -149,7 +150,12 @@ class Loop:
                 (loss * self.processes.world).backward()  # type: ignore[no-untyped-call]
             for name, value in pair_metrics(objective, errors, losses, settings).items():
                 sums[name] = sums.get(name, 0) + value.sum()
-        any_bad, self.stopping = self.processes.agree(bool(bad), self.asked_to_stop())
+        any_bad, self.stopping, trouble = self.processes.agree(
+            bool(bad), self.asked_to_stop(), self.trouble is not None
+        )
+        if trouble:
+            self.say_trouble()
+            raise SaidElsewhere("Another process has stopped.")
         if any_bad:
             raise DivergedError(self._bad_losses(step + 1, bad))
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -167,6 +173,20 @@ class Loop:
         stacked = self.processes.sum(torch.stack([s.to(device, kind) for s in sums.values()]))
         means = (stacked / self.config.train.pairs_per_step).tolist()
         return {**dict(zip(sums, means, strict=True)), "grad_norm": norm, "lr": rate}
+
+    def guarded(self, work: Callable[[], None]) -> None:
+        """Do what only this process does; where it fails all stop in the next step, and it is said here."""
+        try:
+            work()
+        except Exception as error:
+            if self.processes.world == 1:
+                raise
+            self.trouble = error
+
+    def say_trouble(self) -> None:
+        """Raise what went wrong in this process, if anything."""
+        if self.trouble is not None:
+            raise self.trouble
 
     def _synchronised(self, last: bool) -> contextlib.AbstractContextManager[None]:
         """Gradients travel between processes with the last portion of a step only."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,14 +19,14 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import PrefixStore
-from torch.distributed.rendezvous import rendezvous
+from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from mapo.errors import MapoError, SaidElsewhere
-from mapo.shards import number_of
+from mapo.shards import number_of, slurm_tasks
 
 T = TypeVar("T")
 JOIN = timedelta(minutes=10)  # to wait for the other processes at the start
+PATIENCE = timedelta(seconds=2)  # of one look for them, between which signals are heard
 WAIT = timedelta(hours=3)  # for one of them that encodes or saves
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 TORCHRUN = "Start the processes with `torchrun --nproc-per-node N -m mapo train …`"
@@ -53,7 +55,7 @@ def place_of_environment() -> Place:
     """What the launcher says. It is refused when it does not say enough to find the other processes."""
     if os.environ.get("RANK") or (number_of("WORLD_SIZE", 1) or 1) > 1:
         return _of_torchrun()
-    if (number_of("SLURM_STEP_NUM_TASKS", 1) or 1) > 1:
+    if slurm_tasks() > 1:
         return _of_slurm()
     for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
         if (number_of(name, 1) or 1) > 1:
@@ -73,14 +75,15 @@ def _of_torchrun() -> Place:
         return Place(local=number_of("LOCAL_RANK", 0) or 0)
     if lacking_names := [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
         raise MapoError(
-            f"RANK {rank} of {world} cannot find the other processes: {' and '.join(lacking_names)} is not set. "
+            f"RANK {rank} of {world} cannot find the other processes: {' and '.join(lacking_names)} "
+            f"{'are' if len(lacking_names) > 1 else 'is'} not set. "
             f"Unset RANK and WORLD_SIZE to train alone. {TORCHRUN}."
         )
     return Place(rank, world, number_of("LOCAL_RANK", 0) or 0)
 
 
 def _of_slurm() -> Place:
-    world = number_of("SLURM_STEP_NUM_TASKS", 1) or 1
+    world = slurm_tasks()
     rank, local = number_of("SLURM_PROCID", 0) or 0, number_of("SLURM_LOCALID", 0) or 0
     if rank >= world:
         raise MapoError(f"SLURM_PROCID is {rank} of {world} tasks: there is no such process. Start with srun.")
@@ -204,16 +207,47 @@ def joined() -> Iterator[Processes]:
         ) from None
     try:
         yield Processes(place, device)
+    except RuntimeError as error:
+        if not _is_of_the_connection(error):
+            raise
+        raise MapoError(
+            "Another process of this training has stopped, so this one stops too. What that one said is the reason. "
+            "The same command goes on from the last checkpoint."
+        ) from None
     finally:
-        dist.destroy_process_group()
+        with contextlib.suppress(RuntimeError):
+            dist.destroy_process_group()
+
+
+def _is_of_the_connection(error: RuntimeError) -> bool:
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower() or "connection" in str(error).lower()
 
 
 def _meet(place: Place) -> Any:
-    """Wait until all processes have come: a store that they share."""
-    store, _, _ = next(rendezvous("env://", place.rank, place.world, timeout=JOIN))
-    store = PrefixStore(f"mapo/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    store.set(f"here-{place.rank}", "")
-    store.wait([f"here-{rank}" for rank in range(place.world)], JOIN)
+    """Wait until all processes have come: a store that they share. A signal ends the waiting at once."""
+    address, port = os.environ["MASTER_ADDR"], number_of("MASTER_PORT", 29_500) or 29_500
+    kept_by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    socket.getaddrinfo(address, port)  # a name that leads nowhere is said at once
+    until, said = time.monotonic() + JOIN.total_seconds(), False
+    store: Any = None
+    missing = [f"here-{rank}" for rank in range(place.world)]
+    while missing:
+        try:
+            if store is None:
+                host = place.rank == 0 and not kept_by_torchrun
+                store = TCPStore(address, port, None, host, PATIENCE, wait_for_workers=False)
+                store = PrefixStore(f"mapo/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+                store.set(f"here-{place.rank}", "")
+            store.wait(missing[:1], PATIENCE)
+            missing.pop(0)
+        except (RuntimeError, ValueError) as error:  # nobody there yet
+            if time.monotonic() > until or "in use" in str(error).lower():
+                raise
+            if not said:
+                print(f"Process {place.rank} of {place.world} waits for the others at {address}:{port}.", flush=True)
+                said = True
+            time.sleep(0.1)
+    store.set_timeout(WAIT)
     return store
 
 

@@ -23,7 +23,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mapo.checkpoint import read_state
+from safetensors import SafetensorError, safe_open
+
+from mapo.checkpoint import REMEDY, read_state
 from mapo.config import Config, differences, make_config, merge, to_toml
 from mapo.errors import MapoError, suggest
 from mapo.families import Model
@@ -32,7 +34,6 @@ from mapo.objectives import OBJECTIVES, settings_of
 from mapo.shards import owned
 
 FORMAT, VERSION = "mapo-run", 1
-REMEDY = "Delete it, or restore it from a copy, then run the same command again."
 MAY_CHANGE = {
     "cache",
     "pairs",
@@ -57,11 +58,9 @@ class Run:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Be the only process that writes the folder, and sweep what a killed one left in it."""
+        """Be the only process that writes the folder."""
         prepare_out(self.folder)
         with owned(self.folder):
-            for place in (self.folder, self.folder / "checkpoints"):
-                sweep(place)
             yield
 
     def before(self) -> dict[str, Any]:
@@ -72,7 +71,10 @@ class Run:
             found = tomllib.loads(self._settings.read_text("utf-8"))
         except (OSError, ValueError) as error:
             raise MapoError(f"{self._settings} cannot be read ({error}). {REMEDY}") from None
-        return merge(merge({}, AS_IN_0_1_0), found)
+        try:
+            return make_config(merge(merge({}, AS_IN_0_1_0), found)).model_dump(exclude_none=True)
+        except MapoError as error:
+            raise MapoError(f"{self._settings}: {error} {REMEDY}") from None
 
     def checkpoints(self) -> list[Path]:
         """The checkpoints, oldest first."""
@@ -81,7 +83,7 @@ class Run:
     def finished_steps(self) -> int:
         """How many steps the final weights have seen; 0 where there are none."""
         path = self.folder / "run.json"
-        if not path.exists() or not (self.folder / "weights").exists():
+        if not path.exists() or not _are_whole(self.folder / "weights"):
             return 0
         steps = read_object(path, "a run", REMEDY).get("steps", 0)
         return steps if isinstance(steps, int) else 0
@@ -93,20 +95,28 @@ class Run:
                 raise MapoError(f"{self.folder} exists and is not a run folder. Choose another --out.")
             return None
         found = self.checkpoints()
-        if found:  # else nothing is bound to the settings yet
-            self._refuse_another(config, found[-1], identity)
+        if found or self.finished_steps():  # else nothing is bound to the settings yet
+            self._refuse_another(config, found[-1] if found else None, identity)
         return found[-1] if found else None
 
     def bind(self, config: Config, step: int) -> None:
-        """Write the settings that are trained with from here on, and leave out of the log what came after ``step``."""
+        """Write the settings that are trained with from here on, and leave out of the log what came after ``step``.
+
+        What a killed process left in the folder is swept.
+        """
         self.folder.mkdir(exist_ok=True)
+        for place in (self.folder, self.folder / "checkpoints"):
+            sweep(place)
         write_text(self._settings, to_toml(config), sync=True)
         if self.log.exists():
-            kept = [line for line in read_lines(self.log) if line["step"] <= step]
+            lines = list(read_lines(self.log))
+            if not all(isinstance(line, dict) and isinstance(line.get("step"), int) for line in lines):
+                raise MapoError(f"{self.log} is damaged: a line is not that of a step. {REMEDY}")
+            kept = [line for line in lines if line["step"] <= step]
             write_text(self.log, "".join(json.dumps(line) + "\n" for line in kept))
 
-    def _refuse_another(self, config: Config, checkpoint: Path, identity: Mapping[str, str]) -> None:
-        before, state = self.before(), read_state(checkpoint)
+    def _refuse_another(self, config: Config, checkpoint: Path | None, identity: Mapping[str, str]) -> None:
+        before, state = self.before(), read_state(checkpoint) if checkpoint else identity
         changed = [k for k in differences(before, tomllib.loads(to_toml(config))) if k not in MAY_CHANGE]
         changed += [f"the content of {k}" for k, v in identity.items() if state.get(k) != v]
         if changed:
@@ -114,9 +124,15 @@ class Run:
                 f"{self.folder} was made with other settings ({', '.join(changed)}). Choose another --out, or delete "
                 "it first."
             )
-        done, asked, planned = steps_of(checkpoint), config.train.steps, before["train"]["steps"]
+        done = steps_of(checkpoint) if checkpoint else self.finished_steps()
+        asked, planned = config.train.steps, before["train"]["steps"]
         if done > asked:
             raise MapoError(f"{self.folder} has done {done} steps already, train.steps asks for {asked}.")
+        if checkpoint is None and asked > done:
+            raise MapoError(
+                f"{self.folder} has its final weights of {done} steps but no checkpoint to go on from. Train further "
+                f"from them in another folder: mapo train --model {self.folder} --out OTHER."
+            )
         if config.optim.schedule != "constant" and asked not in (planned, done):
             raise MapoError(
                 f"{self.folder} was begun with {planned} steps of optim.schedule={config.optim.schedule}, and its rate "
@@ -133,7 +149,10 @@ class Run:
         """Remove older checkpoints; the one named is on the disk."""
         for old in self.checkpoints():
             if old != checkpoint:
-                shutil.rmtree(old)
+                try:
+                    shutil.rmtree(old)
+                except OSError as error:
+                    print(f"Note: the older checkpoint {old} could not be removed ({error.strerror}).")
 
     def checkpoint_at(self, step: int) -> Path:
         """Where the checkpoint of a step lies."""
@@ -166,6 +185,20 @@ class Run:
             about["base_from_here"] = os.path.relpath(model.name, self.folder)
             about["base_revision"] = model.revision()
         write_json(self.folder / "run.json", about, sync=True)
+
+
+def _are_whole(weights: Path) -> bool:
+    """Whether final weights are there, as far as their names and heads tell."""
+    files = [*weights.glob("pytorch_lora_weights.safetensors"), *weights.glob("unet/*.safetensors")]
+    if not files or ((weights / "unet").exists() and not (weights / "unet" / "config.json").exists()):
+        return False
+    try:
+        for file in files:
+            with safe_open(file, "pt"):
+                pass
+    except (OSError, SafetensorError):
+        return False
+    return True
 
 
 def steps_of(checkpoint: Path) -> int:
