@@ -60,7 +60,7 @@ def test_a_slurm_script_without_srun_is_one_process(monkeypatch):
     [
         ({"RANK": 1}, "RANK is set and WORLD_SIZE is not"),
         ({"WORLD_SIZE": 4}, "WORLD_SIZE is set and RANK is not"),
-        ({"RANK": 0, "WORLD_SIZE": 2}, "MASTER_ADDR and MASTER_PORT is not set"),
+        ({"RANK": 0, "WORLD_SIZE": 2}, "MASTER_ADDR and MASTER_PORT are not set"),
         ({"RANK": 2, "WORLD_SIZE": 2, "MASTER_ADDR": "x", "MASTER_PORT": 1}, "there is no such process"),
         ({"RANK": "first", "WORLD_SIZE": 2}, "RANK is 'first', which is not a number"),
         ({"SLURM_STEP_NUM_TASKS": 4, "SLURM_PROCID": 1, "SLURM_STEP_NUM_NODES": 2}, "export MASTER_ADDR="),

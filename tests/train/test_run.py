@@ -25,7 +25,8 @@ def cut_off(*args: object) -> None:
 def unet_of(folder: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
-    return load_file(folder / "weights" / "unet" / "diffusion_pytorch_model.safetensors")
+    tensors = load_file(folder / "weights" / "unet" / "diffusion_pytorch_model.safetensors")
+    return {name: tensor.clone() for name, tensor in tensors.items()}  # the file will be damaged
 
 
 def test_a_longer_run_that_dies_while_it_writes_its_final_weights_writes_them_next_time(

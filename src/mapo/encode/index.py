@@ -188,7 +188,7 @@ def _digest(records: dict[str, NDArray[Any]]) -> str:
     """Whether the numbers are those that were written: a wrong one would give the wrong tensor."""
     digest = hashlib.sha256()
     for name in sorted(records):
-        digest.update(np.ascontiguousarray(records[name]).view(np.uint8))
+        digest.update(np.ascontiguousarray(records[name]).data)
     return digest.hexdigest()
 
 
