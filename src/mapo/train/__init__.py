@@ -176,6 +176,7 @@ def _take_steps(loop: Loop, run: Run, done: int, save: Callable[[int], None]) ->
     """All steps that are left; a checkpoint now and then, at the end, and where the run is stopped or diverges."""
     config, main = loop.config.train, loop.processes.main
     saved = step = done
+    diverged = ""
     with tqdm(total=config.steps, initial=done, desc="train", unit="step", disable=not main) as bar:
         try:
             for values in loop.run(done):
@@ -191,12 +192,12 @@ def _take_steps(loop: Loop, run: Run, done: int, save: Callable[[int], None]) ->
                     save(step)
                     saved = step
         except DivergedError as error:
-            if step > saved:
-                save(step)
-            loop.processes.wait()
-            if not main:
-                raise SaidElsewhere(str(error)) from None
-            raise DivergedError(f"{error} {_how_to_go_on(run, step)}") from None
+            diverged = str(error)  # and no more of it: its frames hold what joins the processes
+    if diverged:
+        if step > saved:
+            save(step)
+        loop.processes.wait()
+        raise DivergedError(f"{diverged} {_how_to_go_on(run, step)}") if main else SaidElsewhere(diverged)
     loop.processes.each(loop.say_trouble)
     if loop.stopping and step < config.steps:
         raise KeyboardInterrupt
