@@ -8,7 +8,7 @@ A cache is a folder of safetensors shards and ``cache.json``::
     cache.json                  format, version, and the fingerprint of the model, resolution and flips
     index.safetensors           where each tensor lies, made from the shards (see index.py)
 
-A shard is named by a hash of what it holds, so two writers never give one name to different shards. It is there whole
+A shard is named by a hash of the names in it, so two writers never give one name to different shards. It is there whole
 or not at all, so an interrupted encoding goes on where it stopped.
 """
 
