@@ -304,7 +304,7 @@ def _how_it_is_known(found: list[Leak]) -> str:
     most = max(leak.differing for leak in found)
     p = min(leak.p for leak in found if leak.p is not None)
     return (
-        f" The set has fewer than {FEW_PROMPTS} prompts, so pairs that share no picture were counted one by one: "
+        f" These pairs have fewer than {FEW_PROMPTS} prompts, so pairs that share no picture were counted one by one: "
         f"{most} differ in it (exact sign test, p = {p:.2g})."
     )
 
