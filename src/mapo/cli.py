@@ -384,7 +384,7 @@ def mismatch(model: str, pairs: Path, out: Path, seeds: str, **how: Any) -> None
 def report(before: Path, after: Path, scores: tuple[Path, ...], scorer: str | None, out: Path, **rest: Any) -> None:
     """Compare two images folders: one page with pictures, win rates and intervals."""
     from mapo.report import check_out, write_report
-    from mapo.report.evidence import read_pictures
+    from mapo.images import read_pictures
     from mapo.score import score_sides
     from mapo.scorers import scorer_names
     from mapo.shards import owned
@@ -397,7 +397,7 @@ def report(before: Path, after: Path, scores: tuple[Path, ...], scorer: str | No
         tables = list(scores)
         if not tables:
             read_pictures(before, after)  # whether they can be compared, before hours of scoring
-            tables = score_sides(before, after, scorer, out, bool(rest["votes"]))
+            tables, rest["scorers"] = score_sides(before, after, scorer, out, bool(rest["votes"]))
         summary = write_report(before, after, tables, out, **rest)
     _say(summary["verdict"].replace("\u202f", " "))  # no thin spaces in a terminal
     _say(f"the report is {out}")

@@ -58,9 +58,13 @@ def score(
     yet. A picture to which a scorer gave no number at all is asked about again.
     Rows of other scorers stay in the table for prompts whose pictures are still the same.
     """
-    task = _open_task(folder, names, out, references, images_per_batch)
+    return _do(_open_task(folder, names, out, references, images_per_batch, set()), shard)
+
+
+def _do(task: Task, shard: Shard = WHOLE) -> dict[str, int] | None:
+    out = task.out
     if task.is_done():
-        check_pictures(folder, task.images)  # that the manifest and so the table still speak of them
+        check_pictures(task.folder, task.images)  # that the manifest and so the table still speak of them
         return task.counts()
     use_own_device()
     if shard[1] == 1:
@@ -77,26 +81,33 @@ def score_images(folder: Path, names: str, out: Path, images_per_batch: int = IM
     return out
 
 
-def score_sides(before: Path, after: Path, names: str | None, out: Path, has_votes: bool) -> list[Path]:
-    """Score both folders of a report into tables beside its page ``out``; the tables' paths.
+def score_sides(
+    before: Path, after: Path, names: str | None, out: Path, has_votes: bool
+) -> tuple[list[Path], set[str]]:
+    """Score both folders of a report into tables beside its page ``out``; the tables' paths, the scorers in question.
 
-    The same report again finds its tables; one that holds scores of other pictures is never written over.
+    The same report again finds its tables, which may hold what other scorers said for other reports; one that holds
+    scores of other pictures is never written over.
     """
+    said, scorers, why = set[str](), set[str](), f"--scorer: {NEUTRAL} alone"
     if names is None:
         names, told = choose_scorers({folder: read_images(folder) for folder in (before, after)})
         _note(told)
-        if names == NEUTRAL and not has_votes:
-            raise MapoError(
-                f"Only {NEUTRAL} can score these pictures on this machine, and they know no better or worse. Name a "
-                "scorer, such as --scorer pickscore, which is fetched once, or let people judge: mapo label --before "
-                f"{before} --after {after} --out VOTES, then give --votes VOTES."
-            )
+        why = f"Only {NEUTRAL} can score these pictures on this machine, and they"
+    if scorer_names(names) == [NEUTRAL] and not has_votes:
+        raise MapoError(
+            f"{why} know no better or worse. Name a scorer, such as --scorer pickscore, which is fetched once, or let "
+            f"people judge: mapo label --before {before} --after {after} --out VOTES, then give --votes VOTES."
+        )
     alike = before.resolve().name == after.resolve().name
     tables = []
     for folder, side in ((before, "before"), (after, "after")):
         table = _own_table(folder, out.parent, side if alike else folder.resolve().name)
-        tables.append(score_images(folder, names, table))
-    return tables
+        task = _open_task(folder, names, table, None, IMAGES_PER_BATCH, said)
+        _do(task)
+        tables.append(table)
+        scorers |= {asked.name for asked in task.asked}
+    return tables, scorers
 
 
 def _own_table(folder: Path, where: Path, name: str) -> Path:
@@ -148,6 +159,7 @@ class Task:
     images_per_batch: int
     ready: dict[str, Scorer]  # not yet used; weights are loaded when they are first called
     table: list[dict[str, Any]]  # what lies at ``out``
+    told: set[str]  # sentences that the user has read
     scored: int = 0  # pictures, each as often as scorers were asked about it here
 
     @property
@@ -266,15 +278,17 @@ def _together(pairs: Iterable[tuple[T, str]]) -> dict[T, str]:
     return {name: sha256(" ".join(sorted(images)).encode())[:16] for name, images in found.items()}
 
 
-def _open_task(folder: Path, names: str | None, out: Path, references: Path | None, images_per_batch: int) -> Task:
+def _open_task(
+    folder: Path, names: str | None, out: Path, references: Path | None, images_per_batch: int, told: set[str]
+) -> Task:
     if images_per_batch < 1:
         raise MapoError(f"--images-per-batch is {images_per_batch}; it must be at least 1.")
     images = read_images(folder)
     if not images:
         raise MapoError(f"{folder} holds no pictures.")
     if names is None:
-        names, told = choose_scorers({folder: images}, references is not None)
-        _note(told)
+        names, choice = choose_scorers({folder: images}, references is not None)
+        _note(choice)
     ready = {name: load_scorer(name) for name in scorer_names(names)}
     asked = [
         Asked(
@@ -300,8 +314,8 @@ def _open_task(folder: Path, names: str | None, out: Path, references: Path | No
             f"which shows {lonely[0].prompt!r}. Give references of every prompt."
         )
     prepare_out(out)
-    _note(warn_of_toys([a.name for a in asked], folder, images))
-    return Task(folder, images, asked, out, found, images_per_batch, ready, _read_table(out))
+    _note(warn_of_toys([a.name for a in asked], folder, images), told)
+    return Task(folder, images, asked, out, found, images_per_batch, ready, _read_table(out), told)
 
 
 def _read_table(out: Path) -> list[dict[str, Any]]:
@@ -359,14 +373,19 @@ def _tell(task: Task, before: Sequence[Mapping[str, Any]]) -> None:
     ).items():
         few = f"{number} of {len(task.images)} pictures"
         if why := asked[name].why_none.get(metric):
-            _note([f"{why}." if number == len(task.images) else f"{why}: {few} have no {metric}."])
+            sentence = f"{why}." if number == len(task.images) else f"{why}: {few} have no {metric}."
+            _note([sentence], task.told)
         else:
             _note([f"{name} gave no {metric} to {few}"])
 
 
-def _note(sentences: Iterable[str]) -> None:
+def _note(sentences: Iterable[str], told: set[str] | None = None) -> None:
+    """Print what has not been ``told`` yet."""
     for sentence in sentences:
-        print(f"note: {printable(sentence)}")
+        if told is None or sentence not in told:
+            print(f"note: {printable(sentence)}")
+        if told is not None:
+            told.add(sentence)
 
 
 def _run(task: Task, asked: Asked, calls: Sequence[list[int]], shard: Shard) -> None:
@@ -399,7 +418,7 @@ def _run(task: Task, asked: Asked, calls: Sequence[list[int]], shard: Shard) -> 
             append_lines(ledger, _lines(asked, rows, mine, said))
             bar.update(len(call))
     task.scored += total
-    _note(scorer.notes())
+    _note(scorer.notes(), task.told)
 
 
 def _lines(

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mapo.errors import MapoError, suggest
-from mapo.images import ImageRow, read_images
+from mapo.images import Key, Rows
 from mapo.scorers import FLAWS
 from mapo.scores import SCHEMA, read_scores
 from mapo.winrate import Interval, Pair, is_binary, mean, mean_difference, paired, win_rate
@@ -22,9 +22,6 @@ FOLLOWING = (PROMPT_FOLLOWING, "clip_score", "siglip_score")  # metrics of how w
 GUARDS = "guards"  # a scorer whose metrics have no better or worse
 PEOPLE, PREFERENCE = "people", "human_preference"  # what the votes of people are called beside scorers and metrics
 SAMPLING = ("sampler", "steps", "guidance", "prefix", "negative_prompt", "width", "height")
-
-Key = tuple[str, int]
-Rows = dict[Key, ImageRow]
 
 
 @dataclass(frozen=True)
@@ -93,72 +90,19 @@ class Guard:
         return self.difference.conclusive and abs(self.shift) > 1
 
 
-def read_pictures(before: Path, after: Path) -> tuple[Rows, Rows]:
-    """The pictures of two folders by prompt and seed; both hold the same keys, in before's order."""
-    first, second = (_by_key(folder) for folder in (before, after))
-    keys = [k for k in first if k in second]
-    if not keys:
-        same = {k[0] for k in first} & {k[0] for k in second}
-        why = "the prompts are the same, but the seeds differ" if same else "they have no prompt in common"
-        raise MapoError(f"{before} and {after} cannot be compared: {why}. {_remedy(first, second)}")
-    for have, lack, rows, others in ((before, after, first, second), (after, before, second, first)):
-        lonely = [r for k, r in rows.items() if k not in others]
-        if lonely:
-            raise MapoError(
-                f"{lack} lacks {len(lonely)} pictures that {have} has: {_name(lonely)}. {_remedy(first, second)}"
-            )
-    for key in keys:
-        if first[key].prompt != second[key].prompt and not (first[key].foreign or second[key].foreign):
-            raise MapoError(
-                f"Prompt {key[0]} is {first[key].prompt!r} in {before} and {second[key].prompt!r} in {after}. "
-                "Sample both from the same prompts."
-            )
-    return first, {k: second[k] for k in keys}
-
-
-def _remedy(first: Rows, second: Rows) -> str:
-    rows = [*first.values(), *second.values()]
-    if not any(row.foreign for row in rows):
-        return "Run `mapo sample` for both with the same prompts and seeds."
-    if len({row.numbered for row in rows}) > 1:
-        return (
-            "The seeds of one folder are not known, so that its pictures are numbered from 0: give them in a column "
-            "seed, or number the other folder so too."
-        )
-    return "Both folders need the same prompts, and as many pictures of each."
-
-
-def told_seed(row: ImageRow) -> str:
-    """Which of its prompt's pictures it is."""
-    return f"picture {row.seed + 1}" if row.numbered else f"seed {row.seed}"
-
-
-def _by_key(folder: Path) -> Rows:
-    rows: Rows = {}
-    for row in read_images(folder):
-        if (row.prompt_id, row.seed) in rows:
-            raise MapoError(
-                f"{folder} has two pictures for {_name([row])}. Keep the pictures of one model in a folder."
-            )
-        rows[row.prompt_id, row.seed] = row
-    if not rows:
-        raise MapoError(f"{folder} has no pictures in its manifest.jsonl. Make some with `mapo sample`.")
-    return rows
-
-
-def _name(rows: Sequence[ImageRow]) -> str:
-    named = "; ".join(f"{r.prompt!r} {told_seed(r)}" for r in rows[:5])
-    return f"{named} and {len(rows) - 5} more" if len(rows) > 5 else named
-
-
 def read_evidence(
-    paths: Iterable[Path], before: Rows, after: Rows, may_be_empty: bool = False
+    paths: Iterable[Path], before: Rows, after: Rows, may_be_empty: bool = False, scorers: Collection[str] | None = None
 ) -> tuple[pa.Table, pa.Table]:
-    """The rows of all score files, dealt to the pictures they were given to; a row said twice counts once."""
+    """The rows of all score files, dealt to the pictures they were given to; a row said twice counts once.
+
+    Where ``scorers`` are named, rows of others take no part.
+    """
     sides: tuple[dict[Any, dict[str, Any]], dict[Any, dict[str, Any]]] = ({}, {})
     for path in paths:
         strange: list[dict[str, Any]] = []
         for row in read_scores(path).to_pylist():
+            if scorers is not None and row["scorer"] not in scorers:
+                continue
             key = (row["prompt_id"], row["seed"])
             homes = [i for i, rows in enumerate((before, after)) if key in rows and rows[key].sha256 == row["image"]]
             for i in homes:  # both, where training left the picture as it was

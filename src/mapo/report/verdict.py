@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from mapo.report.evidence import PEOPLE, PREFERENCE, PROMPT_FOLLOWING, Comparison, Guard
+from mapo.scorers import FLAWS
 from mapo.winrate import EVEN, MIN_PAIRS, MIN_PROMPTS, Interval
 
 THIN, MINUS, DASH = "\u202f", "\u2212", "\u2013"
@@ -26,12 +27,20 @@ def judge(comparisons: Sequence[Comparison], goal: str | None, left_out: tuple[i
     """What can be said about the goal, which is what people prefer where there are votes and no goal was named.
 
     Of several scorers that did not make the training pairs (as far as was said) the most cautious speaks, so that no
-    scorer is picked for its answer; where their calls contradict each other there is none. ``left_out``: how many
+    scorer is picked for its answer; where their calls contradict each other there is none. A flaw is the goal only where it was named. ``left_out``: how many
     prompts were trained on and take no part, and of how many.
     """
     metrics = {c.metric for c in comparisons}
     only = PREFERENCE if PREFERENCE in metrics else next(iter(metrics)) if len(metrics) == 1 else None
     metric = goal.removeprefix("-") if goal else only
+    if not goal and metrics <= FLAWS:
+        return Verdict(
+            "No goal was named, and nothing at hand knows better or worse, so no winner is called.",
+            f"What was scored ({_listed(metrics)}) looks for flaws alone. Score by a scorer of quality too, or let "
+            f"people judge. Where fewer flaws are what training was for, say --goal=-{min(metrics)}.",
+            "undecided",
+            None,
+        )
     if metric is None:
         clear = sum(c.win.conclusive for c in comparisons)
         return Verdict(
@@ -108,6 +117,10 @@ def told_by(people: Comparison) -> str:
             "The interval is over prompts, for these people: others may see it otherwise."
         )
     return " ".join(words)
+
+
+def _listed(metrics: Collection[str]) -> str:
+    return ", ".join(name.replace("_", " ") for name in sorted(metrics))
 
 
 def _caution(comparison: Comparison) -> float:
