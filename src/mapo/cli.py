@@ -383,8 +383,8 @@ def mismatch(model: str, pairs: Path, out: Path, seeds: str, **how: Any) -> None
 @click.option("--out", type=OUT, required=True, help="The HTML page to write.")
 def report(before: Path, after: Path, scores: tuple[Path, ...], scorer: str | None, out: Path, **rest: Any) -> None:
     """Compare two images folders: one page with pictures, win rates and intervals."""
-    from mapo.report import check_out, write_report
     from mapo.images import read_pictures
+    from mapo.report import check_out, write_report
     from mapo.score import score_sides
     from mapo.scorers import scorer_names
     from mapo.shards import owned

@@ -28,10 +28,10 @@ from mapo.check.leak import (
     tell_together,
 )
 from mapo.check.pictures import Pictures, look_at_pictures
-from mapo.check.rows import SEVERITIES, Finding, Rows, count, read_rows
+from mapo.check.rows import SEVERITIES, Finding, Rows, read_rows
 from mapo.check.training import check_training, what_is_trained_on
 from mapo.encode.seen import Choice, View, open_view
-from mapo.errors import MapoError
+from mapo.errors import MapoError, count
 from mapo.files import prepare_out, write_json, write_text
 from mapo.pairs import PairSet
 

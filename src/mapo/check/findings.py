@@ -13,8 +13,9 @@ from scipy.sparse.csgraph import connected_components
 
 from mapo.check.leak import FEW_PROMPTS, MARGIN, Leak, Share, Together
 from mapo.check.pictures import ANIMATED, LATENTS, MISSING, UNREADABLE, Pictures, difference
-from mapo.check.rows import Finding, Flags, Integers, Rows, count, find, quote
+from mapo.check.rows import Finding, Flags, Integers, Rows, find, quote
 from mapo.encode.seen import View, excess_tokens
+from mapo.errors import count
 
 ALIKE = 2.0  # grey levels of 255
 NAMES = {

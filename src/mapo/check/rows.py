@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mapo.check.pictures import Pictures
+from mapo.errors import count
 from mapo.pairs import PairSet
 from mapo.splits import normalise
 
@@ -95,11 +96,6 @@ def find(
         return []
     shown = tuple((i, tell(i)) for i in places[:SHOWN_ROWS]) if tell else ()
     return [Finding(name, severity, says.format(n=count(len(places), "pair"), **words), remedy, len(places), shown)]
-
-
-def count(number: int, noun: str) -> str:
-    """``1 pair``, ``1,000 pairs``."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def quote(text: str, most: int = 60) -> str:

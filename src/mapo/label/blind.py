@@ -85,7 +85,7 @@ def of_pairs(pairs: PairSet) -> Material:
 
 
 def of_folders(before: Path, after: Path) -> Material:
-    """Two images folders with the same prompts and seeds, as `mapo report` takes them. Either is sensitive, both are."""
+    """Two images folders, the same prompts and seeds in both, as for `mapo report`. Either is sensitive, both are."""
     first, second = read_pictures(before, after)
     tasks: dict[str, Task] = {}
     places: dict[str, tuple[Path, ImageRow]] = {}

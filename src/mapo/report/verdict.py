@@ -27,8 +27,8 @@ def judge(comparisons: Sequence[Comparison], goal: str | None, left_out: tuple[i
     """What can be said about the goal, which is what people prefer where there are votes and no goal was named.
 
     Of several scorers that did not make the training pairs (as far as was said) the most cautious speaks, so that no
-    scorer is picked for its answer; where their calls contradict each other there is none. A flaw is the goal only where it was named. ``left_out``: how many
-    prompts were trained on and take no part, and of how many.
+    scorer is picked for its answer; where their calls contradict each other there is none. A flaw is the goal only where it was named.
+    ``left_out``: how many prompts were trained on and take no part, and of how many.
     """
     metrics = {c.metric for c in comparisons}
     only = PREFERENCE if PREFERENCE in metrics else next(iter(metrics)) if len(metrics) == 1 else None
