@@ -19,7 +19,7 @@ from types import UnionType
 
 from PIL import Image
 
-from mapo.errors import MapoError, printable
+from mapo.errors import MapoError, count, printable
 from mapo.files import append_lines, inside, numbered_lines, read_object, replacing, sha256, write_text
 from mapo.foreign import MANIFEST, NAMED, Found, find_pictures, is_ours
 from mapo.pictures import check_picture, decode_picture
@@ -84,7 +84,9 @@ def _read_foreign(folder: Path) -> list[ImageRow]:
     bad = [f"{one.file} ({look})" for one, look in zip(found, looks, strict=True) if isinstance(look, str)]
     if bad:
         named = "; ".join(bad[:NAMED]) + (f" and {len(bad) - NAMED} more" if len(bad) > NAMED else "")
-        raise MapoError(f"{folder}: {len(bad)} of {len(found)} pictures cannot be used: {named}. Mend or remove them.")
+        raise MapoError(
+            f"{folder}: {len(bad)} of {count(len(found), 'picture')} cannot be used: {named}. Mend or remove them."
+        )
     if passed_over:
         _say_once(f"note: {folder}: what is neither a picture nor a prompt is passed over ({passed_over})")
     number: Counter[str] = Counter()
@@ -242,7 +244,8 @@ def read_pictures(before: Path, after: Path) -> tuple[Rows, Rows]:
         lonely = [r for k, r in rows.items() if k not in others]
         if lonely:
             raise MapoError(
-                f"{lack} lacks {len(lonely)} pictures that {have} has: {_name(lonely)}. {_how_to_match(first, second)}"
+                f"{lack} lacks {count(len(lonely), 'picture')} that {have} has: {_name(lonely)}. "
+                f"{_how_to_match(first, second)}"
             )
     for key in keys:
         if first[key].prompt != second[key].prompt and not (first[key].foreign or second[key].foreign):

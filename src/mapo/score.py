@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from mapo.devices import use_own_device
-from mapo.errors import MapoError, printable
+from mapo.errors import MapoError, count, printable
 from mapo.files import PARTIAL, append_lines, prepare_out, read_lines, sha256
 from mapo.images import ImageRow, check_pictures, open_picture, read_images
 from mapo.references import References
@@ -213,8 +213,8 @@ class Task:
             return said is None or (again and not any(value is not None for value in said.values()))
 
         groups = self._groups(asked)
-        (index, count), size = shard, self.images_per_batch
-        mine = groups[len(groups) * index // count : len(groups) * (index + 1) // count]
+        (index, of), size = shard, self.images_per_batch
+        mine = groups[len(groups) * index // of : len(groups) * (index + 1) // of]
         todo = [group for group in mine if any(map(lacks, group))]
         if asked.whole_prompts:
             return todo
@@ -310,7 +310,8 @@ def _open_task(
     found = References(references, {row.prompt_id for row in images}) if references is not None else None
     if found and (lonely := [row for row in images if found.name(row) is None]):
         raise MapoError(
-            f"--references: {references} has no reference for {len(lonely)} of {len(images)} pictures, the first of "
+            f"--references: {references} has no reference for {len(lonely)} of {count(len(images), 'picture')}, "
+            "the first of "
             f"which shows {lonely[0].prompt!r}. Give references of every prompt."
         )
     prepare_out(out)
@@ -330,8 +331,8 @@ def _read_table(out: Path) -> list[dict[str, Any]]:
 
 def _share(task: Task, shard: Shard) -> bool:
     """Score this shard's pictures; whether all shards are done."""
-    index, count = shard
-    with locked(task.work, [f"{index}-of-{count}"]):
+    index, of = shard
+    with locked(task.work, [f"{index}-of-{of}"]):
         mark(task.work, shard, done=False)
         for asked in task.asked:
             _run(task, asked, task.calls(asked, shard), shard)
@@ -367,11 +368,13 @@ def _tell(task: Task, before: Sequence[Mapping[str, Any]]) -> None:
     kept, asked = Counter(row["scorer"] for row in task.table), {a.name: a for a in task.asked}
     for name, number in Counter(row["scorer"] for row in before).items():
         if name not in asked and number > kept[name]:
-            _note([f"{number - kept[name]} scores by {name} were of other pictures and are left out of {task.out}"])
+            gone = number - kept[name]
+            are = "was of another picture and is" if gone == 1 else "were of other pictures and are"
+            _note([f"{count(gone, 'score')} by {name} {are} left out of {task.out}"])
     for (name, metric), number in Counter(
         (row["scorer"], row["metric"]) for row in task.table if row["value"] is None and row["scorer"] in asked
     ).items():
-        few = f"{number} of {len(task.images)} pictures"
+        few = f"{number} of {count(len(task.images), 'picture')}"
         if why := asked[name].why_none.get(metric):
             sentence = f"{why}." if number == len(task.images) else f"{why}: {few} have no {metric}."
             _note([sentence], task.told)
@@ -392,7 +395,7 @@ def _run(task: Task, asked: Asked, calls: Sequence[list[int]], shard: Shard) -> 
     """Make these calls of a scorer and keep what it says, call by call."""
     if not calls:
         return
-    index, count = shard
+    index, of = shard
     scorer: Any = task.scorer(asked)
     prepare = getattr(scorer, "prepare", None)
     give, keys = scorer.score if prepare else scorer, task.keys(asked)
@@ -405,7 +408,7 @@ def _run(task: Task, asked: Asked, calls: Sequence[list[int]], shard: Shard) -> 
 
     total = sum(map(len, calls))
     bar = tqdm(total=total, desc=f"score {asked.name}", unit="image", disable=index > 0)
-    ledger = task.work / task.ledger(asked, f"{index}-of-{count}")
+    ledger = task.work / task.ledger(asked, f"{index}-of-{of}")
     with bar:
         for call, loaded in _ahead(calls, load):
             rows, mine = [task.images[place] for place in call], [keys[place] for place in call]

@@ -108,7 +108,7 @@ def test_folders_that_cannot_be_compared_say_why(tmp_path: Path) -> None:
     before = images(tmp_path / "b", RED)
     with pytest.raises(MapoError, match="the prompts are the same, but the seeds differ"):
         of_folders(before, images(tmp_path / "a", BLUE, seed=6))
-    with pytest.raises(MapoError, match=r"b lacks 1 pictures that .*more has: 'p1' seed 5"):
+    with pytest.raises(MapoError, match=r"b lacks 1 picture that .*more has: 'p1' seed 5"):
         of_folders(before, images(tmp_path / "more", BLUE, GREEN))
     twice = images(images(tmp_path / "t", RED), BLUE)
     with pytest.raises(MapoError, match="two pictures for 'p0' seed 5"):

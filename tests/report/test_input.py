@@ -77,7 +77,7 @@ def test_folders_that_cannot_be_compared_are_refused_before_anything_is_scored(w
     manifest = world.root / "after" / "manifest.jsonl"
     manifest.write_text("".join(manifest.read_text().splitlines(keepends=True)[1:]))
     result = ask(world)
-    assert isinstance(result.exception, MapoError) and "lacks 1 pictures" in str(result.exception)
+    assert isinstance(result.exception, MapoError) and "lacks 1 picture" in str(result.exception)
 
 
 def test_a_page_replaces_a_page_and_no_other_file(world):

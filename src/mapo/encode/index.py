@@ -51,7 +51,7 @@ class Entry:
     shape: tuple[int, ...]
 
     def read(self, most: int | None = None) -> Tensor:
-        """The tensor, or its first numbers, ``most`` of them; MapoError where the file is gone or shorter than it was."""
+        """The tensor, or its first ``most`` numbers; MapoError where the file is gone or shorter than it was."""
         shape = self.shape if most is None else (min(most, math.prod(self.shape)),)
         tensor = torch.empty(shape, dtype=DTYPES[self.dtype])
         wanted: Any = tensor.view(-1).view(torch.uint8).numpy()

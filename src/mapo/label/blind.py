@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from mapo.errors import MapoError
+from mapo.errors import MapoError, count
 from mapo.images import ImageRow, is_sensitive, read_picture, read_pictures
 from mapo.pairs import PairSet, decode_picture
 
@@ -80,7 +80,9 @@ def of_pairs(pairs: PairSet) -> Material:
         tasks[key] = Task(key, prompt, _sorted(chosen, rejected))
     absent = 0 if pairs.keeps_all() else sum(not all(map(pairs.keeps, task.pictures)) for task in tasks.values())
     if absent:
-        raise MapoError(f"{pairs.folder} keeps the pictures of {absent} pairs as latents only, so nobody can see them.")
+        raise MapoError(
+            f"{pairs.folder} keeps the pictures of {count(absent, 'pair')} as latents only, so nobody can see them."
+        )
     return Material(tasks, pairs.image, bool(pairs.info.get("sensitive")))
 
 

@@ -47,7 +47,7 @@ class Agreement:
     def __str__(self) -> str:
         if self.pairs == 0:
             return "Agreement cannot be measured: no pair was judged by two people."
-        start = f"Krippendorff's alpha over the {self.pairs} pairs that two or more people judged:"
+        start = f"Krippendorff's alpha over the {count(self.pairs, 'pair')} that two or more people judged:"
         if self.alpha is None:
             return f"{start} not defined, as all their votes are the same."
         span = "no interval, as they never disagreed"
@@ -123,7 +123,7 @@ def summarise(votes: Sequence[Vote], pairs: Collection[str]) -> str:
         numbers = [kinds[k] for k in ("better", "tie", "bad", "skip")]
         lines.append("{:<{}}  {:>6}{:>8}{:>6}{:>10}{:>9}".format(name, width, sum(numbers), *numbers))
     judged = len({v.pair for v in votes if v.vote != "skip"})
-    return "\n".join([*lines, *told, f"{judged} of {len(pairs)} pairs judged.", str(agreement(votes))])
+    return "\n".join([*lines, *told, f"{judged} of {count(len(pairs), 'pair')} judged.", str(agreement(votes))])
 
 
 # ------------------------------------------------------------------ the set that the votes make

@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from mapo.errors import MapoError
+from mapo.errors import MapoError, count
 from mapo.files import prepare_file, read_object, write_text
 from mapo.images import Rows, check_pictures, is_sensitive, read_pictures
 from mapo.report.cards import Cards, count_gains, extremes
@@ -79,7 +79,8 @@ def write_report(
     first, second = (without_prompts(rows, seen) for rows in (first, second))
     if not first:
         raise MapoError(
-            f"{run} was trained on all {len(seen)} prompts of these pictures, so they say nothing about others. "
+            f"{run} was trained on {'the one prompt' if len(seen) == 1 else f'all {len(seen)} prompts'} of "
+            "these pictures, so they say nothing about others. "
             "Sample both models from prompts that are held out."
         )
     one, two = (scores_without(table, seen) for table in tables)
@@ -140,7 +141,8 @@ def _about_prompts(training: Training, seen: set[str], run: Path | None, after: 
     found: list[str] = []
     if seen:
         found.append(
-            f"{len(seen)} prompts were trained on; their pictures and scores are left out of this page, whose "
+            f"{count(len(seen), 'prompt')} {'was' if len(seen) == 1 else 'were'} trained on; "
+            f"{'its' if len(seen) == 1 else 'their'} pictures and scores are left out of this page, whose "
             "numbers are those of held-out prompts."
         )
     for folder in training.lost:
@@ -216,7 +218,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters.update(
         percent=percent, number=number, signed=signed, span=span, followed=followed, told_by=told_by,
-        places=places, based_on=based_on,
+        places=places, based_on=based_on, count=count,
         words=lambda n: n.replace("_", " "),
     )  # fmt: skip
     return environment

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mapo.errors import MapoError, suggest
+from mapo.errors import MapoError, count, suggest
 from mapo.images import Key, Rows
 from mapo.scorers import FLAWS
 from mapo.scores import SCHEMA, read_scores
@@ -114,7 +114,7 @@ def read_evidence(
             known = (first["prompt_id"], first["seed"]) in before
             why = "was scored as a picture that has changed since" if known else "is in neither folder"
             raise MapoError(
-                f"{path} has {len(strange)} scores of other pictures than these: {first['prompt']!r} "
+                f"{path} has {count(len(strange), 'score')} of other pictures than these: {first['prompt']!r} "
                 f"seed {first['seed']} {why}. Run `mapo score` on both folders again."
             )
     if not (sides[0] or sides[1] or may_be_empty):
@@ -169,7 +169,7 @@ def gather(before: pa.Table, after: pa.Table, name: tuple[str, str]) -> tuple[li
     if lonely := sides[0].keys() ^ sides[1].keys():
         where = ", ".join(f"prompt {k[0]} seed {k[1]}" for k in sorted(lonely)[:5])
         raise MapoError(
-            f"{scorer} {metric} was given to only one picture of {len(lonely)} pairs ({where}). "
+            f"{scorer} {metric} was given to only one picture of {count(len(lonely), 'pair')} ({where}). "
             "Run `mapo score` on both folders again."
         )
     nulls = [{k for k, v in side.items() if v is None} for side in sides]
@@ -225,16 +225,20 @@ def cautions(before: Rows, after: Rows, comparisons: Sequence[Comparison]) -> li
     found = _about_sampling(before, after)
     equal = sum(before[k].sha256 == after[k].sha256 for k in before)
     if equal:
-        found.append(f"{equal} of {len(before)} pairs show the very same picture before and after; they count as ties.")
+        found.append(
+            f"{equal} of {count(len(before), 'pair')} {'shows' if equal == 1 else 'show'} the very same picture "
+            f"before and after; {'it counts as a tie' if equal == 1 else 'they count as ties'}."
+        )
     for c in comparisons:
         if sum(c.unnumbered):
             without, lacking = c.unnumbered
             found.append(
-                f"{c.scorer}: {without + lacking} pictures without a number for {c.metric} ({without} before, "
-                f"{lacking} after); {c.missing} of {c.missing + len(c.pairs)} pairs are left out of it."
+                f"{c.scorer}: {count(without + lacking, 'picture')} without a number for {c.metric} ({without} before, "
+                f"{lacking} after); {c.missing} of {count(c.missing + len(c.pairs), 'pair')} "
+                f"{'is' if c.missing == 1 else 'are'} left out of it."
             )
         elif c.missing and c.panel is None:
-            found.append(f"{c.scorer} gave no {c.metric} to {c.missing} of {c.missing + len(c.pairs)} pairs.")
+            found.append(f"{c.scorer} gave no {c.metric} to {c.missing} of {count(c.missing + len(c.pairs), 'pair')}.")
     found += _about_judges(comparisons)
     return found
 
@@ -255,7 +259,9 @@ def _about_sampling(before: Rows, after: Rows) -> list[str]:
             )
     noise = sum(before[k].noise_seed != after[k].noise_seed for k in before)
     if noise:
-        found.append(f"{noise} of {len(before)} pairs did not start from the same noise, which widens the intervals.")
+        found.append(
+            f"{noise} of {count(len(before), 'pair')} did not start from the same noise, which widens the intervals."
+        )
     return found
 
 
@@ -289,5 +295,7 @@ def _about_judges(comparisons: Sequence[Comparison]) -> list[str]:
         )
     for c in comparisons:
         if c.panel and c.panel.also_made_pairs:
-            found.append(f"{c.panel.also_made_pairs} of {len(c.panel.shares)} annotators also labelled training pairs.")
+            found.append(
+                f"{c.panel.also_made_pairs} of {count(len(c.panel.shares), 'annotator')} also labelled training pairs."
+            )
     return found

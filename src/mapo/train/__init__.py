@@ -73,7 +73,7 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
     checkpoint = processes.first(lambda: run.accept(config, identity))
     done = steps_of(checkpoint) if checkpoint else 0
     if done and done == config.train.steps == processes.first(run.finished_steps):
-        _say(processes, f"{run.folder} has done its {done} steps. Ask for more with --set train.steps=N.")
+        _say(processes, f"{run.folder} has done its {count(done, 'step')}. Ask for more with --set train.steps=N.")
         return
     _say(processes, f"{seen.line()} {_passes(config, len(seen.rows))}")
     cache = _open_cache(config, family, model, pairs, processes)
@@ -117,7 +117,7 @@ def _passes(config: Config, pairs: int) -> str:
     steps, size = config.train.steps, config.train.pairs_per_step
     times = f"{steps * size / pairs:.3g}"
     often = "once" if times == "1" else f"{times} times"
-    return f"In {steps:,} steps of {size} each is seen {often}."
+    return f"In {count(steps, 'step')} of {size} each is seen {often}."
 
 
 def _say(processes: Processes, text: str) -> None:
@@ -209,7 +209,8 @@ def _how_to_go_on(run: Run, step: int) -> str:
     if not step:
         return "Nothing has been trained yet."
     return (
-        f"The {step} steps before are kept, but the same command would come to the same step. End this run there with "
+        f"{'The step' if step == 1 else f'The {step} steps'} before {'is' if step == 1 else 'are'} kept, but "
+        "the same command would come to the same step. End this run there with "
         f"--set train.steps={step}, and train further from it with other settings: mapo train --model {run.folder} "
         "--out OTHER."
     )
