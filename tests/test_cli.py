@@ -9,8 +9,11 @@ import sys
 import time
 
 import pytest
+from click.testing import CliRunner
 
+from data_fixtures import encoded, noise
 from mapo.cli import cli
+from mapo.pairs import PairWriter
 from tiny import make_pairs
 
 VERBS = [
@@ -27,8 +30,6 @@ def mapo(*words, **rest):
 
 def refused(*words):
     """Run in this process; the one sentence that a refused call says, and that it ends with exit code 2."""
-    from click.testing import CliRunner
-
     from mapo import cli as module
 
     with pytest.MonkeyPatch.context() as patch:
@@ -228,8 +229,6 @@ def test_a_set_whose_picture_is_cut_off_is_refused_before_training(tmp_path, sdx
 
 
 def test_the_built_in_world_offers_only_what_it_can_make():
-    from click.testing import CliRunner
-
     said = CliRunner().invoke(cli, ["mini", "--help"]).output
     assert "pretrain" in said and "judge" not in said
 
@@ -245,3 +244,29 @@ def test_where_a_scorer_needs_too_much_memory_the_flag_is_named(tmp_path, monkey
     monkeypatch.setattr(mapo.score, "score", full)
     said = refused("score", tmp_path, "--scorer", "mini", "--out", tmp_path / "s.parquet", "--images-per-batch", "12")
     assert "ran out with 12 pictures at a time. Repeat the command with --images-per-batch 6" in said
+
+
+def test_one_of_a_thing_is_said_as_one(tmp_path):
+    """One pair, one prompt, one picture, one step, from a set to a report."""
+    picture = [encoded(noise(seed, (48, 48))) for seed in (1, 2)]
+    with PairWriter(tmp_path / "pairs", {}) as writer:
+        writer.add_pair("a red circle", *picture, split="train")
+    (tmp_path / "prompts.txt").write_text("a red circle\n")
+
+    def say(*words):
+        done = CliRunner().invoke(cli, [str(word) for word in words])
+        assert done.exit_code == 0, done.exception
+        return done.stdout
+
+    at = {name: tmp_path / name for name in ("pairs", "cache", "run", "before", "after", "s.parquet", "r.html")}
+    assert "1 pair is encoded in" in say("encode", "--model", "mini", "--pairs", at["pairs"], "--out", at["cache"])
+    trained = say("train", "--model", "mini", "--pairs", at["pairs"], "--out", at["run"], "--set", "train.steps=1")
+    assert "Training on 1 pair. In 1 step of" in trained
+    for name, model in (("before", "mini"), ("after", at["run"])):
+        made = say("sample", "--model", model, "--prompts", tmp_path / "prompts.txt", "--out", at[name], "--steps", 1)
+        assert "1 picture in" in made
+    assert "1 picture is scored in" in say("score", at["before"], "--scorer", "mini-search", "--out", at["s.parquet"])
+    folders = ("--before", at["before"], "--after", at["after"], "--out", at["r.html"])
+    told = say("report", *folders, "--scorer", "mini-search", "--goal", "cartoon")
+    assert "1 pair from 1 prompt" in told
+    assert not re.search(r"\b1 (pairs|prompts|pictures|steps)\b", told + at["r.html"].read_text("utf-8"))

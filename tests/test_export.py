@@ -189,9 +189,9 @@ def test_what_pickapic_cannot_tell_is_counted_and_said(pairs: PairSet, tmp_path:
     counts = export_pairs(pairs, "pickapic", tmp_path / "pp")
     assert counts == {"pairs": len(pairs), "ties": 1, "graded": 1, "weighted": 1, "left_out": 0, "turned": 0}
     said = describe(counts, "pickapic")
-    assert said.startswith(f"{len(pairs)} pairs (1 ties; 1 graded preferences became sure ones")
-    assert "1 weights are not told" in said
-    assert describe(counts, "preference") == f"{len(pairs)} pairs (1 ties)"
+    assert said.startswith(f"{len(pairs)} pairs (1 tie; 1 graded preference became a sure one")
+    assert "1 weight is not told" in said
+    assert describe(counts, "preference") == f"{len(pairs)} pairs (1 tie)"
 
 
 def with_latents_of(gone: set[str], pairs: PairSet, folder: Path) -> PairSet:

@@ -284,7 +284,7 @@ def test_the_command_writes_beside_the_set_and_says_what_is_next(tmp_path: Path)
     write(tmp_path / "pairs")
     done = CliRunner().invoke(cli, ["export", str(tmp_path / "pairs"), "--to", "hub", "--license", "mit"])
     assert done.exit_code == 0, done.output
-    assert f"62 pairs (1 ties) in {tmp_path / 'pairs-hub'}" in done.output
+    assert f"62 pairs (1 tie) in {tmp_path / 'pairs-hub'}" in done.output
     assert f"read {tmp_path / 'pairs-hub'}/README.md, then upload with --repo OWNER/NAME" in done.output
     assert card_of(tmp_path / "pairs-hub").data.license == "mit"
 

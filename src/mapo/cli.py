@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from mapo import __version__
-from mapo.errors import MapoError, SaidElsewhere, memory_told, printable, spoken
+from mapo.errors import MapoError, SaidElsewhere, count, memory_told, printable, spoken
 
 OUT = click.Path(path_type=Path)
 
@@ -99,11 +99,11 @@ def build(
     how["prompts_from"] = source_name(prompts)
     counts = build(found, model, read_prompts(prompts), num_pairs, out, judges=filters, **how)
     if counts is None:
-        index, count = how["shard"]
-        _say(f"shard {index}/{count} is done; the last one, or the same command with --shard 0/1, writes {out}")
+        index, of = how["shard"]
+        _say(f"shard {index}/{of} is done; the last one, or the same command with --shard 0/1, writes {out}")
         return
     rest = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in counts.items() if n and name != "pairs")
-    _say(f"{counts['pairs']} pairs in {out} ({rest})")
+    _say(f"{count(counts['pairs'], 'pair')} in {out} ({rest})")
 
 
 @cli.command(cls=Verb, example="mapo remake work/pairs --pair 0123456789abcdef --out work/again")
@@ -216,7 +216,8 @@ def encode(model: str, pairs: Path, out: Path, resolution: int | None, flip: boo
             device=_device(), images_per_batch=images_per_batch,
         )  # fmt: skip
     losses = what_training_sees(opened, family, found, split="all", ties="keep", resolution=resolution).losses()
-    _say("; ".join([f"{len(opened)} pairs are encoded in {out}", *([", ".join(losses)] if losses else [])]))
+    said = f"{count(len(opened), 'pair')} {'is' if len(opened) == 1 else 'are'} encoded in {out}"
+    _say("; ".join([said, ", ".join(losses)] if losses else [said]))
 
 
 @cli.command(
@@ -277,7 +278,7 @@ def sample(model: str, prompts: str, seeds: str, out: Path, **how: Any) -> None:
     from mapo.sample import parse_seeds, sample
 
     rows = sample(model, words, parse_seeds(seeds), out, **how)
-    _say(f"{len(rows)} pictures in {out}")
+    _say(f"{count(len(rows), 'picture')} in {out}")
 
 
 def _scorers() -> tuple[str, list[str]]:
@@ -315,12 +316,13 @@ def score(images: Path, scorer: str | None, out: Path, shard: str | None, **how:
     with memory_told(how["images_per_batch"], rest=""):
         counts = score(images, scorer, out, **how)
     if counts is None:
-        index, count = how["shard"]
-        _say(f"shard {index}/{count} is done; the last one, or the same command with --shard 0/1, writes {out}")
+        index, of = how["shard"]
+        _say(f"shard {index}/{of} is done; the last one, or the same command with --shard 0/1, writes {out}")
         return
     some = f"{counts['pictures'] - counts['silent']} of " if counts["silent"] else ""
     done = "" if counts["scored"] else "; nothing was left to do"
-    _say(f"{some}{counts['pictures']} pictures are scored in {out}{done}")
+    are = "is" if counts["pictures"] - counts["silent"] == 1 else "are"
+    _say(f"{some}{count(counts['pictures'], 'picture')} {are} scored in {out}{done}")
 
 
 @cli.command(cls=Verb, example="mapo mismatch --model mini --pairs work/pairs --num-pairs 32 --out work/mismatch.json")
@@ -383,8 +385,8 @@ def mismatch(model: str, pairs: Path, out: Path, seeds: str, **how: Any) -> None
 @click.option("--out", type=OUT, required=True, help="The HTML page to write.")
 def report(before: Path, after: Path, scores: tuple[Path, ...], scorer: str | None, out: Path, **rest: Any) -> None:
     """Compare two images folders: one page with pictures, win rates and intervals."""
+    from mapo.images import read_pictures
     from mapo.report import check_out, write_report
-    from mapo.report.evidence import read_pictures
     from mapo.score import score_sides
     from mapo.scorers import scorer_names
     from mapo.shards import owned
@@ -397,7 +399,7 @@ def report(before: Path, after: Path, scores: tuple[Path, ...], scorer: str | No
         tables = list(scores)
         if not tables:
             read_pictures(before, after)  # whether they can be compared, before hours of scoring
-            tables = score_sides(before, after, scorer, out, bool(rest["votes"]))
+            tables, rest["scorers"] = score_sides(before, after, scorer, out, bool(rest["votes"]))
         summary = write_report(before, after, tables, out, **rest)
     _say(summary["verdict"].replace("\u202f", " "))  # no thin spaces in a terminal
     _say(f"the report is {out}")

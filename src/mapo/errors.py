@@ -87,6 +87,11 @@ def _traceback_file(error: Exception) -> str:
     return f"the file {name}, which says where it happened"
 
 
+def count(number: int, noun: str) -> str:
+    """``1 pair``, ``1,000 pairs``."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def printable(text: str) -> str:
     """The text with everything escaped that a terminal would obey or could not show: names and prompts are data."""
     return "".join(c if c.isprintable() or c in "\n\t\u00a0\u3000" else ascii(c)[1:-1] for c in text)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from mapo import hub
-from mapo.errors import MapoError, suggest
+from mapo.errors import MapoError, count, suggest
 from mapo.files import prepare_out, replacing
 from mapo.pairs import PairSet
 from mapo.pictures import upright
@@ -212,8 +212,8 @@ def _kept(pairs: PairSet, on_missing_picture: str) -> Mask:
     missing = int((~fine).sum())
     if missing and on_missing_picture != "drop":
         raise MapoError(
-            f"{pairs.folder} keeps the pictures of {missing} pairs as latents only ({first} is the first), so they "
-            "cannot be exported. Leave these pairs out with --on-missing-picture drop."
+            f"{pairs.folder} keeps the pictures of {count(missing, 'pair')} as latents only ({first} is the first), "
+            "so they cannot be exported. Leave these pairs out with --on-missing-picture drop."
         )
     if not fine.any():
         raise MapoError(f"{pairs.folder} keeps all its rejected pictures as latents only; nothing could be exported.")
@@ -303,14 +303,20 @@ def parse_licences(texts: Sequence[str]) -> dict[str, str]:
 
 def describe(counts: Mapping[str, int], format: str) -> str:
     """The counts as words, with what Pick-a-Pic's columns cannot tell."""
-    parts = [f"{counts['ties']} ties"] * bool(counts["ties"])
+    parts = [count(counts["ties"], "tie")] * bool(counts["ties"])
     if counts["left_out"]:
         parts.append(f"{counts['left_out']} left out, as a picture is kept as latents only")
     if turned := counts["turned"]:
         one = turned == 1
         parts.append(f"{turned} rotated picture{'' if one else 's'} {'is' if one else 'are'} written upright, as PNG")
     if format == "pickapic" and counts["graded"]:
-        parts.append(f"{counts['graded']} graded preferences became sure ones, which is all these labels can tell")
+        sure = "a sure one" if counts["graded"] == 1 else "sure ones"
+        parts.append(
+            f"{count(counts['graded'], 'graded preference')} became {sure}, which is all these labels can tell"
+        )
     if format == "pickapic" and counts["weighted"]:
-        parts.append(f"{counts['weighted']} weights are not told by these columns")
-    return f"{counts['pairs']} pairs" + (f" ({'; '.join(parts)})" if parts else "")
+        parts.append(
+            f"{count(counts['weighted'], 'weight')} {'is' if counts['weighted'] == 1 else 'are'} not told by "
+            "these columns"
+        )
+    return count(counts["pairs"], "pair") + (f" ({'; '.join(parts)})" if parts else "")

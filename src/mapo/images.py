@@ -10,7 +10,7 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from functools import cache
@@ -19,7 +19,7 @@ from types import UnionType
 
 from PIL import Image
 
-from mapo.errors import MapoError, printable
+from mapo.errors import MapoError, count, printable
 from mapo.files import append_lines, inside, numbered_lines, read_object, replacing, sha256, write_text
 from mapo.foreign import MANIFEST, NAMED, Found, find_pictures, is_ours
 from mapo.pictures import check_picture, decode_picture
@@ -64,6 +64,10 @@ class ImageRow:
         return self.noise_seed == NUMBERED
 
 
+Key = tuple[str, int]  # prompt and seed
+Rows = dict[Key, ImageRow]
+
+
 def read_images(folder: Path) -> list[ImageRow]:
     """The pictures of a folder: of its ``manifest.jsonl``, or as :mod:`mapo.foreign` finds them."""
     path = folder / MANIFEST
@@ -80,7 +84,9 @@ def _read_foreign(folder: Path) -> list[ImageRow]:
     bad = [f"{one.file} ({look})" for one, look in zip(found, looks, strict=True) if isinstance(look, str)]
     if bad:
         named = "; ".join(bad[:NAMED]) + (f" and {len(bad) - NAMED} more" if len(bad) > NAMED else "")
-        raise MapoError(f"{folder}: {len(bad)} of {len(found)} pictures cannot be used: {named}. Mend or remove them.")
+        raise MapoError(
+            f"{folder}: {len(bad)} of {count(len(found), 'picture')} cannot be used: {named}. Mend or remove them."
+        )
     if passed_over:
         _say_once(f"note: {folder}: what is neither a picture nor a prompt is passed over ({passed_over})")
     number: Counter[str] = Counter()
@@ -221,3 +227,65 @@ def append_images(folder: Path, rows: list[ImageRow], data: list[bytes] | None) 
         with replacing(folder / row.file) as temporary:
             temporary.write_bytes(png)
     append_lines(folder / MANIFEST, map(asdict, rows))
+
+
+# ------------------------------------------------------------------ two folders
+
+
+def read_pictures(before: Path, after: Path) -> tuple[Rows, Rows]:
+    """The pictures of two folders by prompt and seed; both hold the same keys, in before's order."""
+    first, second = (_by_key(folder) for folder in (before, after))
+    keys = [k for k in first if k in second]
+    if not keys:
+        same = {k[0] for k in first} & {k[0] for k in second}
+        why = "the prompts are the same, but the seeds differ" if same else "they have no prompt in common"
+        raise MapoError(f"{before} and {after} cannot be compared: {why}. {_how_to_match(first, second)}")
+    for have, lack, rows, others in ((before, after, first, second), (after, before, second, first)):
+        lonely = [r for k, r in rows.items() if k not in others]
+        if lonely:
+            raise MapoError(
+                f"{lack} lacks {count(len(lonely), 'picture')} that {have} has: {_name(lonely)}. "
+                f"{_how_to_match(first, second)}"
+            )
+    for key in keys:
+        if first[key].prompt != second[key].prompt and not (first[key].foreign or second[key].foreign):
+            raise MapoError(
+                f"Prompt {key[0]} is {first[key].prompt!r} in {before} and {second[key].prompt!r} in {after}. "
+                "Sample both from the same prompts."
+            )
+    return first, {k: second[k] for k in keys}
+
+
+def _how_to_match(first: Rows, second: Rows) -> str:
+    rows = [*first.values(), *second.values()]
+    if not any(row.foreign for row in rows):
+        return "Run `mapo sample` for both with the same prompts and seeds."
+    if len({row.numbered for row in rows}) > 1:
+        return (
+            "The seeds of one folder are not known, so that its pictures are numbered from 0: give them in a column "
+            "seed, or number the other folder so too."
+        )
+    return "Both folders need the same prompts, and as many pictures of each."
+
+
+def told_seed(row: ImageRow) -> str:
+    """Which of its prompt's pictures it is."""
+    return f"picture {row.seed + 1}" if row.numbered else f"seed {row.seed}"
+
+
+def _by_key(folder: Path) -> Rows:
+    rows: Rows = {}
+    for row in read_images(folder):
+        if (row.prompt_id, row.seed) in rows:
+            raise MapoError(
+                f"{folder} has two pictures for {_name([row])}. Keep the pictures of one model in a folder."
+            )
+        rows[row.prompt_id, row.seed] = row
+    if not rows:
+        raise MapoError(f"{folder} has no pictures in its manifest.jsonl. Make some with `mapo sample`.")
+    return rows
+
+
+def _name(rows: Sequence[ImageRow]) -> str:
+    named = "; ".join(f"{r.prompt!r} {told_seed(r)}" for r in rows[:5])
+    return f"{named} and {len(rows) - 5} more" if len(rows) > 5 else named

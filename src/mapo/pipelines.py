@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mapo.errors import MapoError
+from mapo.errors import MapoError, count
 from mapo.families import FAMILIES, Model, family_of, read_config
 from mapo.families.kind import check_tokenizer_files
 from mapo.families.parts import refuse_pickles, variants
@@ -125,7 +125,8 @@ def cuts_told(pipeline: Any, prompts: Mapping[str, str], negative_prompt: str = 
         shown = longest if len(longest) <= 60 else f"{longest[:59].rstrip()}…"
         are = "is" if len(cut) == 1 else "are"
         told.append(
-            f"{len(set(prompts.values()) & set(cut))} of {len(prompts)} prompts {are} longer than the model's {most} "
+            f"{len(set(prompts.values()) & set(cut))} of {count(len(prompts), 'prompt')} {are} longer than the "
+            f"model's {most} "
             f"tokens; what stands behind is not seen. The longest: {shown!r}."
         )
     if negative_prompt and prompts_cut(pipeline, [negative_prompt]):

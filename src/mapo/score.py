@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from mapo.devices import use_own_device
-from mapo.errors import MapoError, printable
+from mapo.errors import MapoError, count, printable
 from mapo.files import PARTIAL, append_lines, prepare_out, read_lines, sha256
 from mapo.images import ImageRow, check_pictures, open_picture, read_images
 from mapo.references import References
@@ -58,9 +58,13 @@ def score(
     yet. A picture to which a scorer gave no number at all is asked about again.
     Rows of other scorers stay in the table for prompts whose pictures are still the same.
     """
-    task = _open_task(folder, names, out, references, images_per_batch)
+    return _do(_open_task(folder, names, out, references, images_per_batch, set()), shard)
+
+
+def _do(task: Task, shard: Shard = WHOLE) -> dict[str, int] | None:
+    out = task.out
     if task.is_done():
-        check_pictures(folder, task.images)  # that the manifest and so the table still speak of them
+        check_pictures(task.folder, task.images)  # that the manifest and so the table still speak of them
         return task.counts()
     use_own_device()
     if shard[1] == 1:
@@ -77,26 +81,33 @@ def score_images(folder: Path, names: str, out: Path, images_per_batch: int = IM
     return out
 
 
-def score_sides(before: Path, after: Path, names: str | None, out: Path, has_votes: bool) -> list[Path]:
-    """Score both folders of a report into tables beside its page ``out``; the tables' paths.
+def score_sides(
+    before: Path, after: Path, names: str | None, out: Path, has_votes: bool
+) -> tuple[list[Path], set[str]]:
+    """Score both folders of a report into tables beside its page ``out``; the tables' paths, the scorers in question.
 
-    The same report again finds its tables; one that holds scores of other pictures is never written over.
+    The same report again finds its tables, which may hold what other scorers said for other reports; one that holds
+    scores of other pictures is never written over.
     """
+    said, scorers, why = set[str](), set[str](), f"--scorer: {NEUTRAL} alone"
     if names is None:
         names, told = choose_scorers({folder: read_images(folder) for folder in (before, after)})
         _note(told)
-        if names == NEUTRAL and not has_votes:
-            raise MapoError(
-                f"Only {NEUTRAL} can score these pictures on this machine, and they know no better or worse. Name a "
-                "scorer, such as --scorer pickscore, which is fetched once, or let people judge: mapo label --before "
-                f"{before} --after {after} --out VOTES, then give --votes VOTES."
-            )
+        why = f"Only {NEUTRAL} can score these pictures on this machine, and they"
+    if scorer_names(names) == [NEUTRAL] and not has_votes:
+        raise MapoError(
+            f"{why} know no better or worse. Name a scorer, such as --scorer pickscore, which is fetched once, or let "
+            f"people judge: mapo label --before {before} --after {after} --out VOTES, then give --votes VOTES."
+        )
     alike = before.resolve().name == after.resolve().name
     tables = []
     for folder, side in ((before, "before"), (after, "after")):
         table = _own_table(folder, out.parent, side if alike else folder.resolve().name)
-        tables.append(score_images(folder, names, table))
-    return tables
+        task = _open_task(folder, names, table, None, IMAGES_PER_BATCH, said)
+        _do(task)
+        tables.append(table)
+        scorers |= {asked.name for asked in task.asked}
+    return tables, scorers
 
 
 def _own_table(folder: Path, where: Path, name: str) -> Path:
@@ -148,6 +159,7 @@ class Task:
     images_per_batch: int
     ready: dict[str, Scorer]  # not yet used; weights are loaded when they are first called
     table: list[dict[str, Any]]  # what lies at ``out``
+    told: set[str]  # sentences that the user has read
     scored: int = 0  # pictures, each as often as scorers were asked about it here
 
     @property
@@ -201,8 +213,8 @@ class Task:
             return said is None or (again and not any(value is not None for value in said.values()))
 
         groups = self._groups(asked)
-        (index, count), size = shard, self.images_per_batch
-        mine = groups[len(groups) * index // count : len(groups) * (index + 1) // count]
+        (index, of), size = shard, self.images_per_batch
+        mine = groups[len(groups) * index // of : len(groups) * (index + 1) // of]
         todo = [group for group in mine if any(map(lacks, group))]
         if asked.whole_prompts:
             return todo
@@ -266,15 +278,17 @@ def _together(pairs: Iterable[tuple[T, str]]) -> dict[T, str]:
     return {name: sha256(" ".join(sorted(images)).encode())[:16] for name, images in found.items()}
 
 
-def _open_task(folder: Path, names: str | None, out: Path, references: Path | None, images_per_batch: int) -> Task:
+def _open_task(
+    folder: Path, names: str | None, out: Path, references: Path | None, images_per_batch: int, told: set[str]
+) -> Task:
     if images_per_batch < 1:
         raise MapoError(f"--images-per-batch is {images_per_batch}; it must be at least 1.")
     images = read_images(folder)
     if not images:
         raise MapoError(f"{folder} holds no pictures.")
     if names is None:
-        names, told = choose_scorers({folder: images}, references is not None)
-        _note(told)
+        names, choice = choose_scorers({folder: images}, references is not None)
+        _note(choice)
     ready = {name: load_scorer(name) for name in scorer_names(names)}
     asked = [
         Asked(
@@ -296,12 +310,13 @@ def _open_task(folder: Path, names: str | None, out: Path, references: Path | No
     found = References(references, {row.prompt_id for row in images}) if references is not None else None
     if found and (lonely := [row for row in images if found.name(row) is None]):
         raise MapoError(
-            f"--references: {references} has no reference for {len(lonely)} of {len(images)} pictures, the first of "
+            f"--references: {references} has no reference for {len(lonely)} of {count(len(images), 'picture')}, "
+            "the first of "
             f"which shows {lonely[0].prompt!r}. Give references of every prompt."
         )
     prepare_out(out)
-    _note(warn_of_toys([a.name for a in asked], folder, images))
-    return Task(folder, images, asked, out, found, images_per_batch, ready, _read_table(out))
+    _note(warn_of_toys([a.name for a in asked], folder, images), told)
+    return Task(folder, images, asked, out, found, images_per_batch, ready, _read_table(out), told)
 
 
 def _read_table(out: Path) -> list[dict[str, Any]]:
@@ -316,8 +331,8 @@ def _read_table(out: Path) -> list[dict[str, Any]]:
 
 def _share(task: Task, shard: Shard) -> bool:
     """Score this shard's pictures; whether all shards are done."""
-    index, count = shard
-    with locked(task.work, [f"{index}-of-{count}"]):
+    index, of = shard
+    with locked(task.work, [f"{index}-of-{of}"]):
         mark(task.work, shard, done=False)
         for asked in task.asked:
             _run(task, asked, task.calls(asked, shard), shard)
@@ -353,27 +368,34 @@ def _tell(task: Task, before: Sequence[Mapping[str, Any]]) -> None:
     kept, asked = Counter(row["scorer"] for row in task.table), {a.name: a for a in task.asked}
     for name, number in Counter(row["scorer"] for row in before).items():
         if name not in asked and number > kept[name]:
-            _note([f"{number - kept[name]} scores by {name} were of other pictures and are left out of {task.out}"])
+            gone = number - kept[name]
+            are = "was of another picture and is" if gone == 1 else "were of other pictures and are"
+            _note([f"{count(gone, 'score')} by {name} {are} left out of {task.out}"])
     for (name, metric), number in Counter(
         (row["scorer"], row["metric"]) for row in task.table if row["value"] is None and row["scorer"] in asked
     ).items():
-        few = f"{number} of {len(task.images)} pictures"
+        few = f"{number} of {count(len(task.images), 'picture')}"
         if why := asked[name].why_none.get(metric):
-            _note([f"{why}." if number == len(task.images) else f"{why}: {few} have no {metric}."])
+            sentence = f"{why}." if number == len(task.images) else f"{why}: {few} have no {metric}."
+            _note([sentence], task.told)
         else:
             _note([f"{name} gave no {metric} to {few}"])
 
 
-def _note(sentences: Iterable[str]) -> None:
+def _note(sentences: Iterable[str], told: set[str] | None = None) -> None:
+    """Print what has not been ``told`` yet."""
     for sentence in sentences:
-        print(f"note: {printable(sentence)}")
+        if told is None or sentence not in told:
+            print(f"note: {printable(sentence)}")
+        if told is not None:
+            told.add(sentence)
 
 
 def _run(task: Task, asked: Asked, calls: Sequence[list[int]], shard: Shard) -> None:
     """Make these calls of a scorer and keep what it says, call by call."""
     if not calls:
         return
-    index, count = shard
+    index, of = shard
     scorer: Any = task.scorer(asked)
     prepare = getattr(scorer, "prepare", None)
     give, keys = scorer.score if prepare else scorer, task.keys(asked)
@@ -386,7 +408,7 @@ def _run(task: Task, asked: Asked, calls: Sequence[list[int]], shard: Shard) -> 
 
     total = sum(map(len, calls))
     bar = tqdm(total=total, desc=f"score {asked.name}", unit="image", disable=index > 0)
-    ledger = task.work / task.ledger(asked, f"{index}-of-{count}")
+    ledger = task.work / task.ledger(asked, f"{index}-of-{of}")
     with bar:
         for call, loaded in _ahead(calls, load):
             rows, mine = [task.images[place] for place in call], [keys[place] for place in call]
@@ -399,7 +421,7 @@ def _run(task: Task, asked: Asked, calls: Sequence[list[int]], shard: Shard) -> 
             append_lines(ledger, _lines(asked, rows, mine, said))
             bar.update(len(call))
     task.scored += total
-    _note(scorer.notes())
+    _note(scorer.notes(), task.told)
 
 
 def _lines(

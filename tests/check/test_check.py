@@ -74,7 +74,7 @@ def test_the_same_set_makes_the_same_page_to_the_byte(tmp_path: Path) -> None:
 
 
 def test_no_more_than_24_pairs_are_shown_at_random(tmp_path: Path) -> None:
-    check(write_set(tmp_path / "set", random_rows(gallery.SHOWN + 6)))
+    check(write_set(tmp_path / "set", random_rows(gallery.SHOWN + 6, split="train")))
     page = Page(tmp_path)
     assert page.count("article", "pair") == gallery.SHOWN
     assert "24 of 30 pairs" in page.text
@@ -127,7 +127,7 @@ def test_the_exit_code_tells_errors_and_with_strict_warnings(tmp_path: Path) -> 
 
 
 def test_the_terminal_shows_findings_rows_aucs_and_the_page(tmp_path: Path) -> None:
-    folder = write_set(tmp_path / "set", [*random_rows(30), ("\x1b[31mred", png(70), png(71))])
+    folder = write_set(tmp_path / "set", [*random_rows(30, split="train"), ("\x1b[31mred", png(70), png(71))])
     for k in range(7):
         replace_picture(folder, png(2 * k), b"broken" * (k + 1))
     replace_picture(folder, png(70), b"red")

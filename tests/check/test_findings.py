@@ -19,6 +19,8 @@ from mapo.pairs import PairSet, PairWriter
 
 A, B, C, D = (png(900 + k) for k in range(4))
 
+TRAIN = {"split": "train"}
+
 
 def rgb(values: Any) -> Image.Image:
     return Image.fromarray(np.asarray(values, np.uint8))
@@ -32,7 +34,7 @@ def again(data: bytes) -> bytes:
 
 
 def test_a_set_without_defects_has_no_errors_and_no_warnings(tmp_path: Path) -> None:
-    summary = check(write_set(tmp_path / "set", random_rows(60)))
+    summary = check(write_set(tmp_path / "set", random_rows(60, split="train")))
     assert (summary["errors"], summary["warnings"]) == (0, 0)
     assert summary["verdict"] == "Nothing stands against training on these 60 pairs."
     assert set(named(summary)) == {"length_unknown", "cropped", "trained_on"}
@@ -53,7 +55,7 @@ def test_statistics_of_plain_pictures_are_what_they_must_be(tmp_path: Path) -> N
     np.testing.assert_allclose(found["brightness"], [0.2, 0.299, 0.5, 0.5], atol=1e-6)
     np.testing.assert_allclose(found["saturation"], [0, 1, 0, 0], atol=1e-6)
     np.testing.assert_allclose(found["contrast"], [0, 0, 0.5, 0.5], atol=1e-6)
-    np.testing.assert_allclose(found["sharpness"], [0, 0, 10 / (10 * 19 + 9 * 20), 1], atol=1e-6)
+    np.testing.assert_allclose(found["sharpness"], [0, 0, 10 / (10 * 9 + 9 * 10), 1], atol=1e-6)
     assert found["width"].tolist() == [20] * 4 and found["height"].tolist() == [10] * 4
     assert found["bytes"].tolist() == [len(p) for p in pictures]
 
@@ -271,7 +273,7 @@ def test_brightness_that_tells_the_sides_apart_is_a_warning_and_no_error(tmp_pat
         return encoded(rgb(np.full((16, 16, 3), level) + np.random.default_rng(k).integers(0, 9, (16, 16, 3))))
 
     levels = [(180, 60) if k % 10 else (60, 180) for k in range(50)]
-    rows = [(f"prompt {k}", flat(a, 2 * k), flat(b, 2 * k + 1)) for k, (a, b) in enumerate(levels)]
+    rows = [(f"prompt {k}", flat(a, 2 * k), flat(b, 2 * k + 1), TRAIN) for k, (a, b) in enumerate(levels)]
     summary = check(write_set(tmp_path / "set", rows))
     assert leaks(summary)["brightness"] == 45 / 50
     assert summary["errors"] == 0

@@ -227,8 +227,10 @@ def test_jpegs_against_pngs_of_one_prompt_are_found(tmp_path):
 @pytest.mark.parametrize(("pairs", "name"), [(3, "leak_unsure"), (5, "leak_unsure"), (6, "leak_file")])
 def test_a_handful_of_pairs_is_enough_and_fewer_are_told_as_what_they_are(tmp_path, pairs, name):
     draw = np.random.default_rng(0)
-    rows = [("one prompt", picture(draw, kind="JPEG"), picture(draw)) for _ in range(pairs)]
-    found = named(check(write_set(tmp_path / "pairs", rows)))
+    rows = [("one prompt", picture(draw, kind="JPEG"), picture(draw), {"split": "train"}) for _ in range(pairs)]
+    summary = check(write_set(tmp_path / "pairs", rows))
+    found = named(summary)
+    assert "Nothing stands against" not in summary["verdict"]
     assert {"leak_unsure", "leak_file"} & found.keys() == {name}
     assert "file type JPEG" in found[name]["says"] and (pairs >= 6 or f"all {pairs} pairs" in found[name]["says"])
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from PIL import ImageDraw
 from sets import check, named, png, random_rows, rows_of, write_set
 
 from data_fixtures import encoded, noise
+from mapo.check import lines
 
 
 def wide(seed: int, end: str) -> bytes:
@@ -50,3 +52,61 @@ def test_what_is_held_out_is_told(tmp_path: Path) -> None:
     rows = [*random_rows(4, split="train"), *random_rows(2, start=4, split="validation")]
     found = named(check(write_set(tmp_path / "set", rows)))
     assert found["trained_on"]["says"] == "Training on 4 pairs; 2 held out (validation)."
+
+
+def of_files(kinds: tuple[str, str], start: int, **rest: str) -> list[tuple[Any, ...]]:
+    return [
+        (f"prompt {k}", encoded(noise(2 * k), kinds[0]), encoded(noise(2 * k + 1), kinds[1]), rest)
+        for k in range(start, start + 12)
+    ]
+
+
+def test_pairs_that_are_held_out_do_not_hide_a_leak_in_those_that_are_trained_on(tmp_path: Path) -> None:
+    rows = [*of_files(("JPEG", "PNG"), 0, split="train"), *of_files(("PNG", "JPEG"), 12, split="test")]
+    summary = check(write_set(tmp_path / "set", rows))
+    assert "file type JPEG (1.00" in named(summary)["leak_file"]["says"]
+    assert {leak["paired"]["pairs"] for leak in summary["leaks"]} <= {0, 12}
+    assert "Only pairs that training sees are asked" in (tmp_path / "check.html").read_text("utf-8")
+
+
+def test_what_is_the_commonest_is_asked_of_the_pairs_that_are_trained_on(tmp_path: Path) -> None:
+    sizes = [(20, 16), (28, 16), (24, 12), (24, 20)]
+    rows = [(f"p {k}", png(2 * k), png(2 * k + 1, sizes[k % 4]), {"split": "train"}) for k in range(12)]
+    rows += [(f"p {k}", png(2 * k, (40, 40)), png(2 * k + 1, (40, 40)), {"split": "test"}) for k in range(12, 40)]
+    assert "size 24 × 16" in named(check(write_set(tmp_path / "set", rows)))["leak_file"]["says"]
+
+
+def test_a_leak_in_pairs_that_are_held_out_does_not_stand_against_training(tmp_path: Path) -> None:
+    rows = [*random_rows(30, split="train"), *of_files(("JPEG", "PNG"), 30, split="test")]
+    summary = check(write_set(tmp_path / "set", rows))
+    assert not {"leak_file", "leak_content"} & named(summary).keys()
+    assert summary["verdict"] == "Nothing stands against training on these 30 pairs."
+
+
+def test_the_crop_of_pairs_that_are_held_out_is_nothing_to_training(tmp_path: Path) -> None:
+    held = [("prompt 9", wide(9, "red"), wide(9, "blue"), {"split": "test"})]
+    found = named(check(write_set(tmp_path / "set", [*random_rows(4, split="train"), *held])))
+    assert not {"equal_after_crop", "mostly_cropped"} & found.keys()
+
+
+def test_where_nothing_is_trained_on_the_leak_test_asks_all_pairs_and_says_so(tmp_path: Path) -> None:
+    summary = check(write_set(tmp_path / "set", of_files(("JPEG", "PNG"), 0, split="test")))
+    assert {"nothing_to_train_on", "leak_file"} <= named(summary).keys()
+    assert "No pair is trained on, so the leak test asks all pairs." in lines(summary)
+    assert "No pair is trained on, so all pairs are asked." in (tmp_path / "check.html").read_text("utf-8")
+
+
+def test_the_leak_test_judges_what_the_crop_leaves_and_not_what_it_cuts_away(tmp_path: Path) -> None:
+    def framed(seed: int, end: str, middle: int) -> bytes:
+        picture = noise(seed, (144, 48)).point(lambda v: v // 4 + middle)
+        ImageDraw.Draw(picture).rectangle([0, 0, 20, 48], fill=end)
+        return encoded(picture)
+
+    for how in ({}, {"model": "mini"}):
+        told = [(f"p {k}", framed(k, "black", 120), framed(k + 99, "white", 60), {"split": "train"}) for k in range(40)]
+        even = [(f"p {k}", framed(k, "white", 90), framed(k + 99, "black", 90), {"split": "train"}) for k in range(40)]
+        summary = check(write_set(tmp_path / f"told {len(how)}", told), **how)
+        leaks = {leak["name"]: leak["paired"]["value"] for leak in summary["leaks"]}
+        assert leaks["brightness"] == 1
+        summary = check(write_set(tmp_path / f"even {len(how)}", even), **how)
+        assert not [leak["name"] for leak in summary["leaks"] if leak["tells"] and leak["name"] == "brightness"]

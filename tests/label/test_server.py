@@ -371,5 +371,5 @@ def test_votes_on_one_comparison_are_not_mixed_with_another(tmp_path: Path) -> N
     with VoteLog(votes) as log:
         client = TestClient(make_app(of_folders(tmp_path / "a", tmp_path / "b"), log), HERE)
         send(client, pair=state(client)["tasks"][0]["pair"], vote="left")
-    with pytest.raises(MapoError, match="holds votes on 1 pairs of other pictures than these. Choose another --out"):
+    with pytest.raises(MapoError, match="holds votes on 1 pair of other pictures than these. Choose another --out"):
         serve(of_folders(tmp_path / "a", tmp_path / "c"), votes)

@@ -13,7 +13,7 @@ from mapo.scores import write_scores
 def test_a_score_of_a_picture_that_was_made_again_is_stale(world):
     world.rows[3]["image"] = "0" * 64
     with pytest.raises(
-        MapoError, match=r"scores\.parquet has 1 scores of other pictures.*'prompt 1' seed 1 .*changed since"
+        MapoError, match=r"scores\.parquet has 1 score of other pictures.*'prompt 1' seed 1 .*changed since"
     ):
         world.report()
 

@@ -1,8 +1,11 @@
 """What `mapo report` is given, and what it makes of it before anything is written."""
 
+import json
+import re
+
 import pytest
 from click.testing import CliRunner
-from worlds import World, picture
+from worlds import World, make_images, picture
 
 from mapo.cli import cli
 from mapo.errors import MapoError
@@ -74,7 +77,7 @@ def test_folders_that_cannot_be_compared_are_refused_before_anything_is_scored(w
     manifest = world.root / "after" / "manifest.jsonl"
     manifest.write_text("".join(manifest.read_text().splitlines(keepends=True)[1:]))
     result = ask(world)
-    assert isinstance(result.exception, MapoError) and "lacks 1 pictures" in str(result.exception)
+    assert isinstance(result.exception, MapoError) and "lacks 1 picture" in str(result.exception)
 
 
 def test_a_page_replaces_a_page_and_no_other_file(world):
@@ -86,3 +89,37 @@ def test_a_page_replaces_a_page_and_no_other_file(world):
     result = ask(world, "--scores", world.root / "scores.parquet", "--out", notes)
     assert isinstance(result.exception, MapoError) and "notes.txt exists and is no HTML page" in str(result.exception)
     assert notes.read_text() == "prompts of mine"
+
+
+def test_a_report_shows_only_the_scorers_that_it_asked_for(world):
+    """A report on one folder, then on another with other scorers: their tables beside the pages are shared."""
+    prompts = [row.prompt for row in world.before if row.seed == 0]
+    make_images(world.root / "other", "other", prompts)
+    assert not ask(world, "--scorer", "guards,mini", "--goal", "cartoon").exception
+    result = ask(world, "--after", world.root / "other", "--scorer", "mini-search", "--out", world.root / "two.html")
+    assert result.exit_code == 0, result.exception
+    found = re.search(r'id="summary">(.*?)</script>', (world.root / "two.html").read_text("utf-8"), re.DOTALL)
+    summary = json.loads(found[1])
+    assert {row["scorer"] for row in summary["comparisons"]} == {"mini-search"} and not summary["guards"]
+    again = ask(world, "--scorer", "mini-search", "--goal", "cartoon")
+    assert again.exit_code == 0 and "mini-learned" not in (world.root / "page.html").read_text("utf-8")
+
+
+def test_guards_alone_are_refused_before_anything_is_scored(world):
+    result = ask(world, "--scorer", "guards")
+    assert isinstance(result.exception, MapoError)
+    assert "--scorer: guards alone know no better or worse. Name a scorer, such as" in str(result.exception)
+    assert not list(world.root.glob("*.parquet"))
+
+
+def test_tables_of_guards_alone_say_that_they_know_no_better_or_worse(world):
+    world.rows = []
+    world.add(lambda i: 0, lambda i: 1, scorer="guards", metric="sharpness")
+    with pytest.raises(MapoError, match="Guards know no better or worse. Score both folders by another scorer too"):
+        world.report(None)
+
+
+def test_what_the_judges_cannot_say_is_told_once_in_a_report(world):
+    said = ask(world, "--scorer", "mini").stdout
+    assert said.count("made for the drawings of the built-in world") == 1
+    assert said.count("The built-in world's judges read its own captions only") == 1

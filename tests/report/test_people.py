@@ -22,7 +22,7 @@ def test_votes_are_a_win_rate_of_their_own(world):
     }  # fmt: skip
     text = Parsed(world.page).text
     assert "28 votes by one person on 28 of 30 pairs, blind." in text
-    assert "3 ties and 1 times both bad count half; 2 skipped do not count." in text
+    assert "3 ties and 1 time both bad count half; 2 skipped do not count." in text
 
 
 def test_a_named_goal_speaks_and_people_are_told_beside_it(world):
@@ -98,7 +98,7 @@ def test_who_voted_is_not_on_the_page(world):
 def test_votes_on_pictures_that_changed_are_refused(world):
     votes = world.vote("votes.jsonl", ["after"] * 3)
     world.vote("votes.jsonl", ["after"], annotator="bob", after="0" * 64)
-    with pytest.raises(MapoError, match=r"1 votes on other pictures.* 'bob' .* cast on pictures that have changed"):
+    with pytest.raises(MapoError, match=r"1 vote on other pictures.* 'bob' .* cast on pictures that have changed"):
         world.report(votes=[votes])
 
 

@@ -173,3 +173,18 @@ def test_differences_carry_their_sign_and_zero_has_none():
     assert signed(interval(-0.0001, -0.02, 0.02), True) == "0.0 points"
     assert span(interval(-0.02, -0.05, 0.01), True, sign=True) == "\u22125.0 to +1.0"
     assert decimals(interval(0.0, 0.0, 0.0)) == 0
+
+
+@pytest.mark.parametrize("metrics", [["nsfw"], ["nsfw", "unsafe"]])
+def test_a_flaw_is_never_the_goal_unless_it_is_named(world, metrics):
+    world.rows = []
+    for metric in metrics:
+        world.add(lambda i: 1, lambda i: i % 5 == 0, scorer=metric, metric=metric)
+    summary = world.report(None)
+    assert (summary["call"], summary["headline"]) == ("undecided", None)
+    assert summary["verdict"] == (
+        "No goal was named, and nothing at hand knows better or worse, so no winner is called."
+    )
+    assert f"{', '.join(metrics)}) looks for flaws alone" in summary["detail"]
+    assert "Largest gains" not in world.page
+    assert world.report("-nsfw")["call"] == "better"

@@ -170,7 +170,7 @@ def test_the_number_is_a_hundred_cosines_at_every_shape_of_picture(world):
         assert scorer.metrics == (kind.replace("-", "_"),) and scorer.name == f"{kind}@small"
         assert scorer(pictures, prompts)[scorer.metrics[0]] == pytest.approx(wanted, abs=1e-3)
         cut, unknown = scorer.notes()
-        assert cut.startswith(f"{kind}: 1 prompts have more tokens")
+        assert cut.startswith(f"{kind}: 1 prompt has more tokens")
         assert unknown.startswith(f"{kind}: weights.pt is not the published file; unless it holds the same weights")
 
 

@@ -335,7 +335,7 @@ def test_long_prompts_are_cut_at_35_tokens_as_by_the_authors_and_named(folder, w
     value = scorer([picture, picture], [long, "zebra"])["imagereward"][0]
     assert value == pytest.approx(by_hand(weights, picture, long), abs=2e-4)
     (note,) = scorer.notes()
-    assert note.startswith("imagereward: 1 prompts have more than the 35 tokens") and "(62 tokens)" in note
+    assert note.startswith("imagereward: 1 prompt has more than the 35 tokens") and "(62 tokens)" in note
 
 
 def test_the_words_that_blip_adds_are_no_words_of_a_prompt(folder):

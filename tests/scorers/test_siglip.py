@@ -100,7 +100,7 @@ def test_long_prompts_are_cut_with_their_end_kept_and_named_as_they_were_written
     (value,) = scorer([picture], [long])["siglip_score"]
     assert value == pytest.approx(100 * cosine(seen(folder, picture), asked(folder, long)), abs=1e-3)
     (note,) = scorer.notes()
-    assert "siglip: 1 prompts" in note and "'Zebra! Zebra!" in note and "(21 tokens)" in note
+    assert "siglip: 1 prompt" in note and "'Zebra! Zebra!" in note and "(21 tokens)" in note
 
 
 def test_prompts_and_pictures_cannot_be_swapped(folder):

@@ -368,7 +368,7 @@ def test_words_of_the_model_s_own_in_a_prompt_are_only_words(taught, short):
 def test_an_answer_without_a_number_is_marked(model, short):
     judge = load_scorer(f"vlm@{model}")
     assert judge([BLACK], ["?"])["vlm_score"] == [None]
-    assert judge.notes()[0].startswith("vlm@qwen: 1 of 1 pictures have no score")
+    assert judge.notes()[0].startswith("vlm@qwen: 1 of 1 picture has no score")
 
 
 def test_models_of_other_kinds_and_damaged_folders_are_told(model, tmp_path):

@@ -51,7 +51,7 @@ def test_a_finished_run_is_not_written_again(tmp_path, sdxl, pairs, cache, capsy
     run(tmp_path / "r", sdxl, pairs, cache, steps=1)
     before = (tmp_path / "r" / "run.json").stat().st_mtime_ns
     run(tmp_path / "r", sdxl, pairs, cache, steps=1)
-    assert "is finished, after 1 steps" in capsys.readouterr().out
+    assert "is finished, after 1 step." in capsys.readouterr().out
     assert (tmp_path / "r" / "run.json").stat().st_mtime_ns == before
 
 

@@ -275,3 +275,29 @@ def test_bfloat16_training_stays_close_to_float32(tmp_path, sdxl, pairs, cache):
     for one, other in zip(full, half, strict=True):
         assert one["error_chosen"] == pytest.approx(other["error_chosen"], rel=0.02)
     assert full[0]["error_chosen"] != half[0]["error_chosen"]
+
+
+def test_pairs_that_are_equal_once_cropped_are_counted_before_training(tmp_path, sdxl, capsys):
+    from PIL import ImageDraw
+
+    from data_fixtures import encoded, noise
+    from mapo.pairs import PairWriter
+
+    def wide(seed, end, dot=None):
+        picture = noise(seed, (64, 16))
+        ImageDraw.Draw(picture).rectangle([0, 0, 6, 16], fill=end)
+        if dot:
+            picture.putpixel((32, 8), dot)
+        return encoded(picture)
+
+    with PairWriter(tmp_path / "set", {}) as writer:
+        for k in range(11):
+            writer.add_pair(f"equal {k}", wide(k, "red"), wide(k, "blue"), split="train")
+        writer.add_pair("differs", wide(50, "red", (0, 0, 0)), wide(50, "blue", (40, 0, 0)), split="train")
+        writer.add_pair("square", encoded(noise(1, (16, 16))), encoded(noise(2, (16, 16))), split="train")
+        writer.add_pair("held out", wide(60, "red"), wide(60, "blue"), split="test")
+    run(tmp_path / "run", sdxl, tmp_path / "set", steps=1)
+    said = capsys.readouterr().out
+    assert "11 pairs of these show the same picture twice once cropped" in said and "`mapo check` names them" in said
+    run(tmp_path / "run", sdxl, tmp_path / "set", steps=2)
+    assert "twice once cropped" not in capsys.readouterr().out

@@ -28,10 +28,10 @@ from mapo.check.leak import (
     tell_together,
 )
 from mapo.check.pictures import Pictures, look_at_pictures
-from mapo.check.rows import SEVERITIES, Finding, Rows, count, read_rows
+from mapo.check.rows import SEVERITIES, Finding, Rows, read_rows
 from mapo.check.training import check_training, what_is_trained_on
 from mapo.encode.seen import Choice, View, open_view
-from mapo.errors import MapoError
+from mapo.errors import MapoError, count
 from mapo.files import prepare_out, write_json, write_text
 from mapo.pairs import PairSet
 
@@ -60,11 +60,11 @@ def check_pairs(
     view = open_view(model) if model else None
     choice = what_is_trained_on(pairs, view)
     pictures = look_at_pictures(pairs, view.resolution if view else None)
-    rows = read_rows(pairs, pictures)
-    values = statistics(pictures)
+    rows = read_rows(pairs, pictures, choice.rows)
+    values = statistics(pictures, np.union1d(rows.chosen[rows.trained], rows.rejected[rows.trained]))
     leaks, together = _leaks(rows, pictures, values)
     findings = _findings(rows, pictures, view, choice, leaks, together)
-    summary = _summary(pairs, rows, pictures, findings, leaks, together, model)
+    summary = _summary(pairs, rows, pictures, findings, leaks, together, model, len(choice.rows))
     gallery = Gallery(pairs, rows, pictures)
     suspicious = suspicious_rows(rows, pictures, values, leaks, together)
     page = _environment().get_template("check.html.j2").render(
@@ -94,11 +94,11 @@ def _refuse(path: Path, pairs: PairSet) -> None:
 
 
 def _leaks(rows: Rows, pictures: Pictures, values: dict[str, Any]) -> tuple[list[Leak], Together]:
-    """The leak test over the pairs that prefer a picture and whose pictures could both be read.
+    """The leak test over the pairs that training sees, prefer a picture, and whose pictures could both be read.
 
     Where their prompts are few, it is over pairs that share no picture, each counted as if it had a prompt of its own.
     """
-    asked = pictures.read[rows.chosen] & pictures.read[rows.rejected] & (rows.preference > 0.5)
+    asked = rows.trained & pictures.read[rows.chosen] & pictures.read[rows.rejected] & (rows.preference > 0.5)
     few = len(np.unique(rows.prompts[asked])) < FEW_PROMPTS
     if few:
         asked[asked] = independent(rows.chosen_content[asked], rows.rejected_content[asked])
@@ -125,33 +125,36 @@ def _findings(
     return sorted(all_of_them, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
-def verdict(findings: Sequence[Finding], pairs: int) -> str:
-    """One sentence."""
+def verdict(findings: Sequence[Finding], pairs: int, trained: int) -> str:
+    """One sentence on ``pairs``, of which so many are ``trained`` on."""
     errors, warnings = (sum(f.severity == s for f in findings) for s in SEVERITIES[:2])
     if errors:
         more = f" and {count(warnings, 'warning')}" if warnings else ""
         return f"{count(errors, 'error')}{more} in {count(pairs, 'pair')}: mend this set before training on it."
     if warnings:
         return f"No errors in {count(pairs, 'pair')}, and {count(warnings, 'warning')} to think about before training."
-    return f"Nothing stands against training on these {count(pairs, 'pair')}."
+    if any(f.name == "leak_unsure" for f in findings):
+        return f"Too few to tell whether a leak stands against training on {count(trained, 'pair')}: see what is noted."
+    return f"Nothing stands against training on these {count(trained, 'pair')}."
 
 
 def _summary(
     pairs: PairSet, rows: Rows, pictures: Pictures, findings: Sequence[Finding], leaks: Sequence[Leak],
-    together: Together, model: str | None,
+    together: Together, model: str | None, trained: int,
 ) -> dict[str, Any]:  # fmt: skip
     """The numbers of the page, as JSON can say them."""
     by = {s: sum(f.severity == s for f in findings) for s in SEVERITIES}
     return {
         "version": 1,
         "set": str(pairs.folder),
-        "verdict": verdict(findings, len(rows)),
+        "verdict": verdict(findings, len(rows), trained),
         "errors": by["error"],
         "warnings": by["warning"],
         "notes": by["note"],
         "sensitive": bool(pairs.info.get("sensitive")),
         "model": model,
         "pairs": len(rows),
+        "trained": trained,
         "prompts": len(np.unique(rows.prompts)),
         "pictures": len(pictures.names),
         "pictures_read": int(pictures.read.sum()),
@@ -233,6 +236,8 @@ def lines(summary: dict[str, Any]) -> list[str]:
             told.append(f"{'':9}and {finding['count'] - len(finding['rows']):,} more")
         if finding["remedy"]:
             told.append(f"{'':9}{finding['remedy']}")
+    if not summary["trained"]:
+        told += ["", "No pair is trained on, so the leak test asks all pairs."]
     told += ["", f"{'chosen against rejected':24} {'paired AUC':>10}  {'95 % interval':13} {'AUC':>5} {'pairs':>9}"]
     every = [(found.statistic(leak["name"]), leak["paired"], leak["auc"], leak["tells"]) for leak in summary["leaks"]]
     together = summary["leak_together"]

@@ -13,8 +13,9 @@ from scipy.sparse.csgraph import connected_components
 
 from mapo.check.leak import FEW_PROMPTS, MARGIN, Leak, Share, Together
 from mapo.check.pictures import ANIMATED, LATENTS, MISSING, UNREADABLE, Pictures, difference
-from mapo.check.rows import Finding, Flags, Integers, Rows, count, find, quote
+from mapo.check.rows import Finding, Flags, Integers, Rows, find, quote
 from mapo.encode.seen import View, excess_tokens
+from mapo.errors import count
 
 ALIKE = 2.0  # grey levels of 255
 NAMES = {
@@ -304,7 +305,7 @@ def _how_it_is_known(found: list[Leak]) -> str:
     most = max(leak.differing for leak in found)
     p = min(leak.p for leak in found if leak.p is not None)
     return (
-        f" The set has fewer than {FEW_PROMPTS} prompts, so pairs that share no picture were counted one by one: "
+        f" These pairs have fewer than {FEW_PROMPTS} prompts, so pairs that share no picture were counted one by one: "
         f"{most} differ in it (exact sign test, p = {p:.2g})."
     )
 

@@ -66,23 +66,27 @@ class Together:
     margins: Floats
 
 
-def statistics(pictures: Pictures) -> dict[str, Floats]:
-    """Name → a number per picture, NaN where it is not known. Those of the file come first."""
+def statistics(pictures: Pictures, used: Integers | None = None) -> dict[str, Floats]:
+    """Name → a number per picture, NaN where it is not known. Those of the file come first.
+
+    Which kinds there are, and the commonest ones, is what it is among the ``used`` pictures.
+    """
     found, read = pictures.found, pictures.read
+    asked = read if used is None else read & np.isin(np.arange(len(read)), used)
     width, height = found["width"], found["height"]
     values = {"width": width, "height": height, "pixels": width * height, "aspect": width / height}
     values["jpeg_quality"] = found["jpeg_quality"]
     for field in ("format", "mode"):
-        kinds = np.unique(found[field][read])
+        kinds = np.unique(found[field][asked])
         for kind in kinds[:1] if len(kinds) == 2 else kinds if len(kinds) > 2 else ():
             values[f"{field} {kind}"] = np.where(read, found[field] == kind, np.nan)
     for field in ("alpha", "exif", "rotated"):
-        if len(np.unique(found[field][read])) == 2:
+        if len(np.unique(found[field][asked])) == 2:
             values[field] = np.where(read, found[field], np.nan)
     # where one side is all of one kind and the other of many, neither need have more of it
     for name, columns in (("size", (width, height)), ("quality", (found["jpeg_quality"],))):
         known = read & np.isfinite(columns[0])
-        kinds, uses = np.unique(np.stack(columns, 1)[known], axis=0, return_counts=True)
+        kinds, uses = np.unique(np.stack(columns, 1)[known & asked], axis=0, return_counts=True)
         if len(kinds) > 2:
             most = kinds[uses.argmax()]
             same = np.all([column == one for column, one in zip(columns, most, strict=True)], axis=0)

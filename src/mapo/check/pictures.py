@@ -25,7 +25,7 @@ from mapo.encode.frame import crop
 from mapo.errors import MapoError
 from mapo.pairs import PairSet, decode_picture
 
-SMALL_SIDE = 256  # pixels; brightness, saturation and contrast are taken from the picture averaged down to this
+SMALL_SIDE = 256  # pixels; brightness, saturation and contrast are taken from what is seen averaged down to this
 SKETCH_SIDE = 8
 AT_ONCE = 8  # pictures that a thread is given at a time
 ORIENTATION = 0x0112  # the EXIF tag
@@ -46,11 +46,11 @@ PICTURE = np.dtype(
         ("width", "f8"),  # upright
         ("height", "f8"),
         ("jpeg_quality", "f8"),  # 1 … 100, NaN for other types
-        ("brightness", "f8"),  # mean luma, 0 … 1
+        ("brightness", "f8"),  # mean luma, 0 … 1; this and the next three are of what training sees
         ("saturation", "f8"),  # mean of (max − min) / max over R, G, B, 0 … 1
         ("contrast", "f8"),  # standard deviation of luma, 0 … 0.5
         ("sharpness", "f8"),  # mean absolute difference of neighbouring lumas at full size, 0 … 1
-        ("sketch", "u1", 3 * SKETCH_SIDE**2),  # RGB means of 8 × 8 fields
+        ("sketch", "u1", 3 * SKETCH_SIDE**2),  # RGB means of 8 × 8 fields of the whole picture
     ]
 )
 
@@ -153,10 +153,10 @@ def _describe(data: bytes | str, side: int | None) -> tuple[Any, ...] | str:
         quality = jpeg_quality(getattr(stored, "quantization", None))
         kind, mode = stored.format or "", stored.mode
     side = side or min(picture.size)
-    content = _content(picture)
-    seen = content if picture.size == (side, side) else _content(crop(picture, side)[0])
-    file = (READ, content, seen, kind, mode, alpha, bool(exif), rotated, len(data), *picture.size, quality)
-    return (*file, *_statistics(picture))
+    seen = picture if picture.size == (side, side) else crop(picture, side)[0]
+    contents = [_content(one) for one in (picture, seen)]
+    file = (READ, *contents, kind, mode, alpha, bool(exif), rotated, len(data), *picture.size, quality)
+    return (*file, *_statistics(seen), _sketch(picture))
 
 
 def _content(picture: Image.Image) -> int:
@@ -166,17 +166,23 @@ def _content(picture: Image.Image) -> int:
 
 
 def _statistics(picture: Image.Image) -> tuple[Any, ...]:
-    """Brightness, saturation, contrast, sharpness, sketch of an RGB picture."""
-    small = picture.reduce(max(1, math.ceil(max(picture.size) / SMALL_SIDE)))
-    rgb = np.asarray(small, np.float32) / 255
+    """Brightness, saturation, contrast, sharpness of an RGB picture."""
+    rgb = np.asarray(_small(picture), np.float32) / 255
     luma = rgb @ np.asarray((0.299, 0.587, 0.114), np.float32)
     most = rgb.max(-1)
     saturation = np.divide(most - rgb.min(-1), most, out=np.zeros_like(most), where=most > 0).mean()
     full = np.asarray(picture.convert("L"), np.int16)
     steps = [np.abs(np.diff(full, axis=axis)) for axis in (0, 1)]
     total, count = sum(int(s.sum()) for s in steps), sum(s.size for s in steps)
-    sketch = np.asarray(small.resize((SKETCH_SIDE, SKETCH_SIDE), Image.Resampling.BOX)).ravel()
-    return float(luma.mean()), float(saturation), float(luma.std()), total / max(1, count) / 255, sketch
+    return float(luma.mean()), float(saturation), float(luma.std()), total / max(1, count) / 255
+
+
+def _sketch(picture: Image.Image) -> NDArray[Any]:
+    return np.asarray(_small(picture).resize((SKETCH_SIDE, SKETCH_SIDE), Image.Resampling.BOX)).ravel()
+
+
+def _small(picture: Image.Image) -> Image.Image:
+    return picture.reduce(max(1, math.ceil(max(picture.size) / SMALL_SIDE)))
 
 
 def jpeg_quality(tables: Any) -> float:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mapo.check.pictures import Pictures
+from mapo.errors import count
 from mapo.pairs import PairSet
 from mapo.splits import normalise
 
@@ -35,6 +36,7 @@ class Rows:
     split: list[str]
     group: list[str | None]
     source: list[str]
+    trained: Flags  # what training sees: the split `train` without ties; all rows where that is none
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -57,8 +59,8 @@ class Finding:
         return self.count - len(self.rows) if self.rows else 0
 
 
-def read_rows(pairs: PairSet, pictures: Pictures) -> Rows:
-    """The rows of a set whose pictures were looked at."""
+def read_rows(pairs: PairSet, pictures: Pictures, trained: Integers) -> Rows:
+    """The rows of a set whose pictures were looked at, and of which ``trained`` are trained on."""
     columns = {c: pairs.table[c].to_pylist() for c in ("prompt", "chosen", "rejected", "split", "group", "source")}
     place = {name: i for i, name in enumerate(pictures.names)}
     chosen, rejected = (np.array([place[n] for n in columns[side]], np.int64) for side in ("chosen", "rejected"))
@@ -76,6 +78,7 @@ def read_rows(pairs: PairSet, pictures: Pictures) -> Rows:
         columns["split"],
         columns["group"],
         [source or "" for source in columns["source"]],
+        np.isin(np.arange(len(pairs)), trained) if len(trained) else np.ones(len(pairs), bool),
     )
 
 
@@ -93,11 +96,6 @@ def find(
         return []
     shown = tuple((i, tell(i)) for i in places[:SHOWN_ROWS]) if tell else ()
     return [Finding(name, severity, says.format(n=count(len(places), "pair"), **words), remedy, len(places), shown)]
-
-
-def count(number: int, noun: str) -> str:
-    """``1 pair``, ``1,000 pairs``."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def quote(text: str, most: int = 60) -> str:

@@ -47,7 +47,7 @@ def _crop(rows: Rows, pictures: Pictures, view: View | None) -> list[Finding]:
     cut = np.zeros(len(found))
     cut[read] = share_cut_away(width[read], height[read], side if view else np.asarray(side)[read])
     assumed = "" if view else ASSUMED
-    worst = np.maximum(cut[rows.chosen], cut[rows.rejected])
+    worst = np.where(rows.trained, np.maximum(cut[rows.chosen], cut[rows.rejected]), 0)
 
     def tell(i: int) -> str:
         shares = (("chosen", cut[rows.chosen[i]]), ("rejected", cut[rows.rejected[i]]))
@@ -65,7 +65,7 @@ def _crop(rows: Rows, pictures: Pictures, view: View | None) -> list[Finding]:
             tell, share=share, assumed=assumed,
         )  # fmt: skip
     equal: Any = found["seen"][rows.chosen] == found["seen"][rows.rejected]
-    equal &= (rows.chosen_content != rows.rejected_content) & read[rows.chosen] & read[rows.rejected]
+    equal &= (rows.chosen_content != rows.rejected_content) & read[rows.chosen] & read[rows.rejected] & rows.trained
     return findings + find(
         "equal_after_crop", "error", equal,
         "The same picture on both sides once it is cropped: {n}{assumed}.",

@@ -33,7 +33,7 @@ from mapo.encode.cache import (
 )
 from mapo.encode.frame import crop
 from mapo.encode.index import Index, digests_of, open_index
-from mapo.errors import MapoError, is_out_of_memory
+from mapo.errors import MapoError, count, is_out_of_memory
 from mapo.families import Family, Model
 from mapo.files import read_object
 from mapo.pairs import PairSet
@@ -118,10 +118,10 @@ def lacking(pairs: PairSet, index: Index, shard: tuple[int, int] = (0, 1)) -> tu
 
     Which shard something belongs to is decided by its hash, so it does not matter what other processes have done.
     """
-    number, count = shard
+    number, of = shard
     prompts = pairs.table["prompt"].unique().to_pylist()
     pictures, keys = pairs.image_digests(), digests_of(map(prompt_key, prompts))
-    absent = [~index.holds(d) & (d[:, -2:].astype(int) @ (256, 1) % count == number) for d in (pictures, keys)]
+    absent = [~index.holds(d) & (d[:, -2:].astype(int) @ (256, 1) % of == number) for d in (pictures, keys)]
     names = [row.tobytes().hex() for row in pictures[absent[0]]]
     return names, [prompts[k] for k in np.flatnonzero(absent[1]).tolist()]
 
@@ -169,7 +169,7 @@ def encode_prompts(
         for shard in batches(prompts, per_shard):
             found: dict[str, dict[str, Tensor]] = {prompt: {} for prompt in shard}
             for batch in batches(shard, per_batch):
-                with _enough_memory(f"{len(batch)} prompts"):
+                with _enough_memory(count(len(batch), "prompt")):
                     texts = family.encode_prompts(encoders, batch)
                 for name, values in texts.items():
                     for prompt, value in zip(batch, values, strict=True):
@@ -195,7 +195,7 @@ def encode_pictures(
     stack = torch.stack(pixels)
     tensors: dict[str, Tensor] = {}
     for flipped in (0, 1) if key.flip else (0,):
-        with _enough_memory(f"{len(pictures)} pictures of {key.resolution} pixels"):
+        with _enough_memory(f"{count(len(pictures), 'picture')} of {key.resolution} pixels"):
             mean, logvar = family.encode_images(vae, stack.flip(-1) if flipped else stack)
         both = torch.stack([mean, logvar], 1).cpu().contiguous()
         if not torch.isfinite(both).all():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -50,9 +51,10 @@ class Entry:
     dtype: str
     shape: tuple[int, ...]
 
-    def read(self) -> Tensor:
-        """The tensor; MapoError where the file is gone or shorter than it was."""
-        tensor = torch.empty(self.shape, dtype=DTYPES[self.dtype])
+    def read(self, most: int | None = None) -> Tensor:
+        """The tensor, or its first ``most`` numbers; MapoError where the file is gone or shorter than it was."""
+        shape = self.shape if most is None else (min(most, math.prod(self.shape)),)
+        tensor = torch.empty(shape, dtype=DTYPES[self.dtype])
         wanted: Any = tensor.view(-1).view(torch.uint8).numpy()
         try:
             with self.path.open("rb", buffering=0) as file:

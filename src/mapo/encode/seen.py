@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mapo.encode.frame import share_cut_away
-from mapo.errors import MapoError
+from mapo.errors import MapoError, count
 from mapo.schema import TIE
 from mapo.splits import SPLITS
 
@@ -51,10 +51,10 @@ class Choice:
 
     def line(self) -> str:
         """What a person should know before training, in one line."""
-        told = [f"Training on {_count(len(self.rows), 'pair')}"]
+        told = [f"Training on {count(len(self.rows), 'pair')}"]
         if self.held_out:
             told.append(f"{self.held_out:,} held out ({', '.join(self.other_splits)})")
-        left = [f"{_count(self.ties, 'tie')} {'kept' if self.ties_kept else 'left out'}"] if self.ties else []
+        left = [f"{count(self.ties, 'tie')} {'kept' if self.ties_kept else 'left out'}"] if self.ties else []
         left += self.losses()
         return "; ".join([*told, ", ".join(left)] if left else told) + "."
 
@@ -75,9 +75,9 @@ class Seen(Choice):
         """What is cut off, in words; empty where nothing is."""
         told = []
         if self.cropped:
-            told.append(f"{_count(self.cropped, 'picture')} cropped by more than a tenth")
+            told.append(f"{count(self.cropped, 'picture')} cropped by more than a tenth")
         if self.cut_prompts:
-            told.append(f"{_count(self.cut_prompts, 'prompt')} cut at {self.most_tokens} tokens")
+            told.append(f"{count(self.cut_prompts, 'prompt')} cut at {self.most_tokens} tokens")
         return told
 
 
@@ -112,7 +112,7 @@ def choose(
     choice = choose_any(pairs, split, ties)
     if not len(choice.rows):
         hint = f"keep ties with {keep}" if choice.ties and keep else f"try {where}"
-        but = f" but {_count(choice.ties, 'tie')}" if choice.ties else ""
+        but = f" but {count(choice.ties, 'tie')}" if choice.ties else ""
         raise MapoError(f"{pairs.folder} has no pairs{but} in the split {split!r}; {hint}.")
     return choice
 
@@ -192,7 +192,3 @@ def _lengths(tokenizer: Any, words: pa.Array) -> NDArray[np.int64]:
 def _sums(lengths: NDArray[np.int64], places: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int64]:
     sums = np.concatenate([[0], np.cumsum(lengths[places])])
     return np.asarray(sums[ends[1:]] - sums[ends[:-1]])
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")

@@ -11,8 +11,8 @@ from typing import Any
 
 from PIL import Image
 
-from mapo.errors import MapoError
-from mapo.images import ImageRow, is_sensitive, read_images, read_picture
+from mapo.errors import MapoError, count
+from mapo.images import ImageRow, is_sensitive, read_picture, read_pictures
 from mapo.pairs import PairSet, decode_picture
 
 BLOCK = 20
@@ -80,36 +80,19 @@ def of_pairs(pairs: PairSet) -> Material:
         tasks[key] = Task(key, prompt, _sorted(chosen, rejected))
     absent = 0 if pairs.keeps_all() else sum(not all(map(pairs.keeps, task.pictures)) for task in tasks.values())
     if absent:
-        raise MapoError(f"{pairs.folder} keeps the pictures of {absent} pairs as latents only, so nobody can see them.")
+        raise MapoError(
+            f"{pairs.folder} keeps the pictures of {count(absent, 'pair')} as latents only, so nobody can see them."
+        )
     return Material(tasks, pairs.image, bool(pairs.info.get("sensitive")))
 
 
 def of_folders(before: Path, after: Path) -> Material:
-    """Two images folders: the pictures that have prompt and seed in common. Either is sensitive, both are."""
-    found: list[dict[tuple[str, int], ImageRow]] = []
-    for folder in (before, after):
-        rows: dict[tuple[str, int], ImageRow] = {}
-        for row in read_images(folder):
-            if (row.prompt_id, row.seed) in rows:
-                raise MapoError(
-                    f"{folder} has two pictures of the prompt {row.prompt!r} with seed {row.seed}. "
-                    "Leave one of them in its manifest.jsonl."
-                )
-            rows[row.prompt_id, row.seed] = row
-        found.append(rows)
-    common = [key for key in found[0] if key in found[1]]
-    if not common:
-        raise MapoError(
-            f"{before} and {after} have no prompt and seed in common. Both need the same prompts, and the same seeds "
-            "or none."
-        )
-    for folder, rows in ((before, found[0]), (after, found[1])):
-        if len(rows) > len(common):
-            print(f"note: {folder}: pictures without a partner are left out ({len(rows) - len(common)})")
+    """Two images folders, the same prompts and seeds in both, as for `mapo report`. Either is sensitive, both are."""
+    first, second = read_pictures(before, after)
     tasks: dict[str, Task] = {}
     places: dict[str, tuple[Path, ImageRow]] = {}
-    for key in common:
-        old, new = found[0][key], found[1][key]
+    for key, old in first.items():
+        new = second[key]
         places[old.sha256], places[new.sha256] = (before, old), (after, new)
         pair = pair_key(f"{old.prompt_id}\0{old.seed}", old.sha256, new.sha256)
         record = {"before": old.sha256, "after": new.sha256, "prompt_id": old.prompt_id, "seed": old.seed}

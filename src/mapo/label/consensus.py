@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mapo import __version__
-from mapo.errors import MapoError
+from mapo.errors import MapoError, count
 from mapo.files import prepare_out, read_json, replacing, write_json
 from mapo.label.blind import pair_key
 from mapo.label.votes import Vote, read_votes
@@ -47,7 +47,7 @@ class Agreement:
     def __str__(self) -> str:
         if self.pairs == 0:
             return "Agreement cannot be measured: no pair was judged by two people."
-        start = f"Krippendorff's alpha over the {self.pairs} pairs that two or more people judged:"
+        start = f"Krippendorff's alpha over the {count(self.pairs, 'pair')} that two or more people judged:"
         if self.alpha is None:
             return f"{start} not defined, as all their votes are the same."
         span = "no interval, as they never disagreed"
@@ -113,7 +113,7 @@ def summarise(votes: Sequence[Vote], pairs: Collection[str]) -> str:
     """A table of votes per annotator on ``pairs`` (their keys), and the agreement between them."""
     others, votes = len(votes), [v for v in votes if v.pair in pairs]
     others -= len(votes)
-    told = [f"{_many(others, 'vote')} on pairs that are not here {_is(others)} left out."] if others else []
+    told = [f"{count(others, 'vote')} on pairs that are not here {_is(others)} left out."] if others else []
     if not votes:
         return "\n".join(["There are no votes yet.", *told])
     width = max(len("annotator"), *(len(v.annotator) for v in votes))
@@ -123,7 +123,7 @@ def summarise(votes: Sequence[Vote], pairs: Collection[str]) -> str:
         numbers = [kinds[k] for k in ("better", "tie", "bad", "skip")]
         lines.append("{:<{}}  {:>6}{:>8}{:>6}{:>10}{:>9}".format(name, width, sum(numbers), *numbers))
     judged = len({v.pair for v in votes if v.vote != "skip"})
-    return "\n".join([*lines, *told, f"{judged} of {len(pairs)} pairs judged.", str(agreement(votes))])
+    return "\n".join([*lines, *told, f"{judged} of {count(len(pairs), 'pair')} judged.", str(agreement(votes))])
 
 
 # ------------------------------------------------------------------ the set that the votes make
@@ -247,11 +247,7 @@ def spoken(counts: Mapping[str, int], keep_ties: bool = False, keep_unlabeled: b
         (counts["swapped"], f"{counts['swapped']} turned round"),
         (counts["repeats"], f"{counts['repeats']} left out because the set had the pair both ways round"),
     ]
-    return "; ".join([_many(counts["pairs"], "pair"), *(words for number, words in told if number)]) + "."
-
-
-def _many(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return "; ".join([count(counts["pairs"], "pair"), *(words for number, words in told if number)]) + "."
 
 
 def _is(number: int) -> str:

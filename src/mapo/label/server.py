@@ -29,7 +29,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mapo.errors import MapoError
+from mapo.errors import MapoError, count
 from mapo.files import prepare_out
 from mapo.images import png_bytes
 from mapo.label.ballot import Ballot, Refused, clean_name
@@ -234,14 +234,14 @@ def serve(
         _check_same(log, material)
         port = listening.getsockname()[1]
         app = make_app(material, log, annotator, token, host, cookie=f"mapo-label-{port}")
-        say(f"{len(material.tasks)} pairs to judge at {_address_to_open(host, port, token)}  (Ctrl-C ends)")
+        say(f"{count(len(material.tasks), 'pair')} to judge at {_address_to_open(host, port, token)}  (Ctrl-C ends)")
         config = uvicorn.Config(
             app, access_log=False, log_level="warning", ws="none", lifespan="off", server_header=False,
             proxy_headers=False, timeout_graceful_shutdown=2,
         )  # fmt: skip
         with contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listening])
-        say(f"{len(log.lines)} lines in {votes}; the same command goes on.")
+        say(f"{count(len(log.lines), 'line')} in {votes}; the same command goes on.")
 
 
 def _check_same(log: VoteLog, material: Material) -> None:
@@ -250,7 +250,8 @@ def _check_same(log: VoteLog, material: Material) -> None:
         others = {vote.pair for vote in log.lines} - material.tasks.keys()
         if others:
             raise MapoError(
-                f"{log.path} holds votes on {len(others)} pairs of other pictures than these. Choose another --out."
+                f"{log.path} holds votes on {count(len(others), 'pair')} of other pictures than these. Choose "
+                "another --out."
             )
 
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 from PIL.Image import Image
 
 from mapo.encode.seen import choose
-from mapo.errors import MapoError
+from mapo.errors import MapoError, count
 from mapo.images import ImageRow, read_picture
 from mapo.pairs import Pair, PairSet, decode_picture
 from mapo.sample import Sampler, Sampling
@@ -43,7 +43,8 @@ class Material:
         """What a person must know about the numbers; ``encoded`` are the pictures whose latents were at hand."""
         own = {name for row in self.sides[OWN] for name in row}
         same = sum(row[0] in own for side in (CHOSEN, REJECTED) for row in self.sides[side])
-        told = [f"{same} pictures of the set are the own samples themselves: choose other seeds."] if same else []
+        are = "is an own sample itself" if same == 1 else "are the own samples themselves"
+        told = [f"{count(same, 'picture')} of the set {are}: choose other seeds."] if same else []
         if REJECTED not in self.sides_in(self.pictures):
             used = "their latents were used" if REJECTED in self.sides_in(encoded) else "they were left out"
             told.append(f"Not all rejected pictures are in the set; {used}.")

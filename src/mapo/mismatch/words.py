@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mapo.errors import count
 from mapo.files import write_json
 from mapo.mismatch import Mismatch
 from mapo.mismatch.denoising import Errors, Gap
@@ -110,14 +111,10 @@ def sentences(found: Mismatch, scale: Sequence[Domain]) -> list[str]:
     """What the numbers say, and what they do not."""
     notes = [f"Note: {note}" for note in found.notes]
     if not found.conclusive:
-        few = f"{_count(found.num_pairs, 'pair')} of {_count(found.num_prompts, 'prompt')}"
+        few = f"{count(found.num_pairs, 'pair')} of {count(found.num_prompts, 'prompt')}"
         return [f"Nothing can be concluded from {few}: it takes {MIN_PAIRS} and {MIN_PROMPTS}.", *notes]
     told = [*_on_distance(found), *_on_errors(found.errors)]
     return [*told, *_on_choice(found, scale), *notes]
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _on_distance(found: Mismatch) -> list[str]:

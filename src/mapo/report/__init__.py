@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from mapo.errors import MapoError
+from mapo.errors import MapoError, count
 from mapo.files import prepare_file, read_object, write_text
-from mapo.images import check_pictures, is_sensitive
+from mapo.images import Rows, check_pictures, is_sensitive, read_pictures
 from mapo.report.cards import Cards, count_gains, extremes
 from mapo.report.curves import draw_curves, read_metrics
 from mapo.report.distributions import count_changes, draw_distribution
@@ -22,11 +22,9 @@ from mapo.report.evidence import (
     PREFERENCE,
     Comparison,
     Guard,
-    Rows,
     cautions,
     compare,
     read_evidence,
-    read_pictures,
     scores_without,
     without_prompts,
 )
@@ -54,10 +52,12 @@ def write_report(
     judges_of_pairs: Sequence[str] = (),
     votes: Sequence[Path] = (),
     blur: bool = False,
+    scorers: Collection[str] | None = None,
 ) -> dict[str, Any]:
     """Write a page about two folders of pictures of the same prompts and seeds; return its numbers.
 
-    ``scores`` are files of `mapo score` that together cover both folders, ``votes`` those of `mapo label` on the two.
+    ``scores`` are files of `mapo score` that together cover both folders, of which only what ``scorers`` said is taken
+    (None: all); ``votes`` are those of `mapo label` on the two.
     ``goal`` is the metric that training was for, ``-metric`` when lower is better; without one it is what people
     prefer, where there are votes. ``run`` adds training curves, configuration and what is known of its pairs: prompts
     that it was trained on are left out of everything, and the judges that made or filtered its pairs are marked, as
@@ -70,7 +70,7 @@ def write_report(
     """
     check_out(out, [*scores, *votes])
     first, second = read_pictures(before, after)
-    tables = read_evidence(scores, first, second, may_be_empty=bool(votes))
+    tables = read_evidence(scores, first, second, may_be_empty=bool(votes), scorers=scorers)
     cast = read_people(votes, first, second)
     training = read_training(run) if run else Training()
     about_run = check_run(run, after, second) if run else []
@@ -79,7 +79,8 @@ def write_report(
     first, second = (without_prompts(rows, seen) for rows in (first, second))
     if not first:
         raise MapoError(
-            f"{run} was trained on all {len(seen)} prompts of these pictures, so they say nothing about others. "
+            f"{run} was trained on {'the one prompt' if len(seen) == 1 else f'all {len(seen)} prompts'} of "
+            "these pictures, so they say nothing about others. "
             "Sample both models from prompts that are held out."
         )
     one, two = (scores_without(table, seen) for table in tables)
@@ -91,7 +92,12 @@ def write_report(
     if cast:
         comparisons.insert(0, compare_people(cast, first, second, training.annotators))
     if not comparisons:
-        why = " ".join(silent) or "Run `mapo score` on both folders first."
+        why = " ".join(silent) or (
+            "Guards know no better or worse. Score both folders by another scorer too, or let people judge with `mapo "
+            "label`."
+            if guards or mute
+            else "Run `mapo score` on both folders first."
+        )
         raise MapoError(f"There are no scores to compare these pictures by. {why}")
     verdict = judge(comparisons, goal, (len(seen), prompts))
     for folder, rows in ((before, first), (after, second)):
@@ -135,7 +141,8 @@ def _about_prompts(training: Training, seen: set[str], run: Path | None, after: 
     found: list[str] = []
     if seen:
         found.append(
-            f"{len(seen)} prompts were trained on; their pictures and scores are left out of this page, whose "
+            f"{count(len(seen), 'prompt')} {'was' if len(seen) == 1 else 'were'} trained on; "
+            f"{'its' if len(seen) == 1 else 'their'} pictures and scores are left out of this page, whose "
             "numbers are those of held-out prompts."
         )
     for folder in training.lost:
@@ -211,7 +218,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters.update(
         percent=percent, number=number, signed=signed, span=span, followed=followed, told_by=told_by,
-        places=places, based_on=based_on,
+        places=places, based_on=based_on, count=count,
         words=lambda n: n.replace("_", " "),
     )  # fmt: skip
     return environment

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from mapo.report.evidence import Comparison, Key, Rows, told_seed
+from mapo.images import Key, Rows, told_seed
+from mapo.report.evidence import Comparison
 from mapo.report.pictures import embed, room
 from mapo.report.verdict import percent, score
 from mapo.winrate import Pair

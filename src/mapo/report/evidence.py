@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mapo.errors import MapoError, suggest
-from mapo.images import ImageRow, read_images
+from mapo.errors import MapoError, count, suggest
+from mapo.images import Key, Rows
 from mapo.scorers import FLAWS
 from mapo.scores import SCHEMA, read_scores
 from mapo.winrate import Interval, Pair, is_binary, mean, mean_difference, paired, win_rate
@@ -22,9 +22,6 @@ FOLLOWING = (PROMPT_FOLLOWING, "clip_score", "siglip_score")  # metrics of how w
 GUARDS = "guards"  # a scorer whose metrics have no better or worse
 PEOPLE, PREFERENCE = "people", "human_preference"  # what the votes of people are called beside scorers and metrics
 SAMPLING = ("sampler", "steps", "guidance", "prefix", "negative_prompt", "width", "height")
-
-Key = tuple[str, int]
-Rows = dict[Key, ImageRow]
 
 
 @dataclass(frozen=True)
@@ -93,72 +90,19 @@ class Guard:
         return self.difference.conclusive and abs(self.shift) > 1
 
 
-def read_pictures(before: Path, after: Path) -> tuple[Rows, Rows]:
-    """The pictures of two folders by prompt and seed; both hold the same keys, in before's order."""
-    first, second = (_by_key(folder) for folder in (before, after))
-    keys = [k for k in first if k in second]
-    if not keys:
-        same = {k[0] for k in first} & {k[0] for k in second}
-        why = "the prompts are the same, but the seeds differ" if same else "they have no prompt in common"
-        raise MapoError(f"{before} and {after} cannot be compared: {why}. {_remedy(first, second)}")
-    for have, lack, rows, others in ((before, after, first, second), (after, before, second, first)):
-        lonely = [r for k, r in rows.items() if k not in others]
-        if lonely:
-            raise MapoError(
-                f"{lack} lacks {len(lonely)} pictures that {have} has: {_name(lonely)}. {_remedy(first, second)}"
-            )
-    for key in keys:
-        if first[key].prompt != second[key].prompt and not (first[key].foreign or second[key].foreign):
-            raise MapoError(
-                f"Prompt {key[0]} is {first[key].prompt!r} in {before} and {second[key].prompt!r} in {after}. "
-                "Sample both from the same prompts."
-            )
-    return first, {k: second[k] for k in keys}
-
-
-def _remedy(first: Rows, second: Rows) -> str:
-    rows = [*first.values(), *second.values()]
-    if not any(row.foreign for row in rows):
-        return "Run `mapo sample` for both with the same prompts and seeds."
-    if len({row.numbered for row in rows}) > 1:
-        return (
-            "The seeds of one folder are not known, so that its pictures are numbered from 0: give them in a column "
-            "seed, or number the other folder so too."
-        )
-    return "Both folders need the same prompts, and as many pictures of each."
-
-
-def told_seed(row: ImageRow) -> str:
-    """Which of its prompt's pictures it is."""
-    return f"picture {row.seed + 1}" if row.numbered else f"seed {row.seed}"
-
-
-def _by_key(folder: Path) -> Rows:
-    rows: Rows = {}
-    for row in read_images(folder):
-        if (row.prompt_id, row.seed) in rows:
-            raise MapoError(
-                f"{folder} has two pictures for {_name([row])}. Keep the pictures of one model in a folder."
-            )
-        rows[row.prompt_id, row.seed] = row
-    if not rows:
-        raise MapoError(f"{folder} has no pictures in its manifest.jsonl. Make some with `mapo sample`.")
-    return rows
-
-
-def _name(rows: Sequence[ImageRow]) -> str:
-    named = "; ".join(f"{r.prompt!r} {told_seed(r)}" for r in rows[:5])
-    return f"{named} and {len(rows) - 5} more" if len(rows) > 5 else named
-
-
 def read_evidence(
-    paths: Iterable[Path], before: Rows, after: Rows, may_be_empty: bool = False
+    paths: Iterable[Path], before: Rows, after: Rows, may_be_empty: bool = False, scorers: Collection[str] | None = None
 ) -> tuple[pa.Table, pa.Table]:
-    """The rows of all score files, dealt to the pictures they were given to; a row said twice counts once."""
+    """The rows of all score files, dealt to the pictures they were given to; a row said twice counts once.
+
+    Where ``scorers`` are named, rows of others take no part.
+    """
     sides: tuple[dict[Any, dict[str, Any]], dict[Any, dict[str, Any]]] = ({}, {})
     for path in paths:
         strange: list[dict[str, Any]] = []
         for row in read_scores(path).to_pylist():
+            if scorers is not None and row["scorer"] not in scorers:
+                continue
             key = (row["prompt_id"], row["seed"])
             homes = [i for i, rows in enumerate((before, after)) if key in rows and rows[key].sha256 == row["image"]]
             for i in homes:  # both, where training left the picture as it was
@@ -170,7 +114,7 @@ def read_evidence(
             known = (first["prompt_id"], first["seed"]) in before
             why = "was scored as a picture that has changed since" if known else "is in neither folder"
             raise MapoError(
-                f"{path} has {len(strange)} scores of other pictures than these: {first['prompt']!r} "
+                f"{path} has {count(len(strange), 'score')} of other pictures than these: {first['prompt']!r} "
                 f"seed {first['seed']} {why}. Run `mapo score` on both folders again."
             )
     if not (sides[0] or sides[1] or may_be_empty):
@@ -225,7 +169,7 @@ def gather(before: pa.Table, after: pa.Table, name: tuple[str, str]) -> tuple[li
     if lonely := sides[0].keys() ^ sides[1].keys():
         where = ", ".join(f"prompt {k[0]} seed {k[1]}" for k in sorted(lonely)[:5])
         raise MapoError(
-            f"{scorer} {metric} was given to only one picture of {len(lonely)} pairs ({where}). "
+            f"{scorer} {metric} was given to only one picture of {count(len(lonely), 'pair')} ({where}). "
             "Run `mapo score` on both folders again."
         )
     nulls = [{k for k, v in side.items() if v is None} for side in sides]
@@ -281,16 +225,20 @@ def cautions(before: Rows, after: Rows, comparisons: Sequence[Comparison]) -> li
     found = _about_sampling(before, after)
     equal = sum(before[k].sha256 == after[k].sha256 for k in before)
     if equal:
-        found.append(f"{equal} of {len(before)} pairs show the very same picture before and after; they count as ties.")
+        found.append(
+            f"{equal} of {count(len(before), 'pair')} {'shows' if equal == 1 else 'show'} the very same picture "
+            f"before and after; {'it counts as a tie' if equal == 1 else 'they count as ties'}."
+        )
     for c in comparisons:
         if sum(c.unnumbered):
             without, lacking = c.unnumbered
             found.append(
-                f"{c.scorer}: {without + lacking} pictures without a number for {c.metric} ({without} before, "
-                f"{lacking} after); {c.missing} of {c.missing + len(c.pairs)} pairs are left out of it."
+                f"{c.scorer}: {count(without + lacking, 'picture')} without a number for {c.metric} ({without} before, "
+                f"{lacking} after); {c.missing} of {count(c.missing + len(c.pairs), 'pair')} "
+                f"{'is' if c.missing == 1 else 'are'} left out of it."
             )
         elif c.missing and c.panel is None:
-            found.append(f"{c.scorer} gave no {c.metric} to {c.missing} of {c.missing + len(c.pairs)} pairs.")
+            found.append(f"{c.scorer} gave no {c.metric} to {c.missing} of {count(c.missing + len(c.pairs), 'pair')}.")
     found += _about_judges(comparisons)
     return found
 
@@ -311,7 +259,9 @@ def _about_sampling(before: Rows, after: Rows) -> list[str]:
             )
     noise = sum(before[k].noise_seed != after[k].noise_seed for k in before)
     if noise:
-        found.append(f"{noise} of {len(before)} pairs did not start from the same noise, which widens the intervals.")
+        found.append(
+            f"{noise} of {count(len(before), 'pair')} did not start from the same noise, which widens the intervals."
+        )
     return found
 
 
@@ -345,5 +295,7 @@ def _about_judges(comparisons: Sequence[Comparison]) -> list[str]:
         )
     for c in comparisons:
         if c.panel and c.panel.also_made_pairs:
-            found.append(f"{c.panel.also_made_pairs} of {len(c.panel.shares)} annotators also labelled training pairs.")
+            found.append(
+                f"{c.panel.also_made_pairs} of {count(len(c.panel.shares), 'annotator')} also labelled training pairs."
+            )
     return found

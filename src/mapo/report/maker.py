@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mapo.errors import MapoError
 from mapo.files import read_object
-from mapo.report.evidence import Rows
+from mapo.images import Rows
 
 
 def check_run(run: Path, folder: Path, rows: Rows) -> list[str]:

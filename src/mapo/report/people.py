@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-from mapo.errors import MapoError
+from mapo.errors import MapoError, count
+from mapo.images import Key, Rows
 from mapo.label.votes import Vote, read_votes, standing
-from mapo.report.evidence import PEOPLE, PREFERENCE, Comparison, Key, Panel, Rows
+from mapo.report.evidence import PEOPLE, PREFERENCE, Comparison, Panel
 from mapo.winrate import Pair, mean, mean_difference, mean_share
 
 POINTS = {"before": 0.0, "tie": 0.5, "after": 1.0}
@@ -46,7 +47,7 @@ def _check(votes: Sequence[Vote], path: Path, before: Rows, after: Rows) -> None
     else:
         why = "was cast on pictures that have changed since"
     raise MapoError(
-        f"{path} has {len(strange)} votes on other pictures than these: that of {first.annotator!r} on prompt "
+        f"{path} has {count(len(strange), 'vote')} on other pictures than these: that of {first.annotator!r} on prompt "
         f"{first.prompt_id} seed {first.seed} {why}. Label these two folders with `mapo label`."
     )
 
@@ -74,7 +75,9 @@ def compare_people(votes: Sequence[Vote], before: Rows, after: Rows, makers: Col
             points.setdefault(key, []).append(POINTS[vote.outcome])
             of_each.setdefault(vote.annotator, []).append(POINTS[vote.outcome])
     if not points:
-        raise MapoError(f"--votes: all {len(votes)} votes on these pictures are skips. Judge some pairs first.")
+        all_of_them = "the one vote" if len(votes) == 1 else f"all {len(votes)} votes"
+        are = "is a skip" if len(votes) == 1 else "are skips"
+        raise MapoError(f"--votes: {all_of_them} on these pictures {are}. Judge some pairs first.")
     pairs = []
     for key, row in before.items():
         if key in points:

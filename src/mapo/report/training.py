@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mapo.errors import MapoError
+from mapo.errors import MapoError, count
 from mapo.hub import flat, sources, without_folders
 from mapo.label.votes import read_votes
 from mapo.pairs import TIE, PairSet
@@ -101,14 +101,14 @@ def _add(found: Training, run: Path, folder: Path, data: Mapping[str, Any]) -> N
 def _facts(pairs: PairSet, kept: Any, prompts: int, provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
     split = pairs.table["split"].to_numpy(zero_copy_only=False)
     sides = ", ".join(f"{int(np.sum(split == s))} {s}" for s in SPLITS)
-    ties = f"; {pairs.info['ties']} ties" if pairs.info["ties"] else ""
+    ties = f"; {count(pairs.info['ties'], 'tie')}" if pairs.info["ties"] else ""
     recipe = provenance.get("recipe")
     recipe = recipe if isinstance(recipe, dict) else {}
     prefixes = {s: recipe[s].get("prefix") for s in ("chosen", "rejected") if isinstance(recipe.get(s), dict)}
     judges = provenance.get("judges")
     table = [
-        ("trained on", f"{int(np.sum(kept))} pairs of {prompts} prompts"),
-        ("the set holds", f"{len(pairs)} pairs ({sides}{ties})"),
+        ("trained on", f"{count(int(np.sum(kept)), 'pair')} of {count(prompts, 'prompt')}"),
+        ("the set holds", f"{count(len(pairs), 'pair')} ({sides}{ties})"),
         ("recipe", str(recipe.get("name") or "")),
         ("made by", str(provenance.get("model") or "")),
         ("imported from", str(provenance.get("imported") or "")),

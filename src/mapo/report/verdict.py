@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from mapo.errors import count
 from mapo.report.evidence import PEOPLE, PREFERENCE, PROMPT_FOLLOWING, Comparison, Guard
+from mapo.scorers import FLAWS
 from mapo.winrate import EVEN, MIN_PAIRS, MIN_PROMPTS, Interval
 
 THIN, MINUS, DASH = "\u202f", "\u2212", "\u2013"
@@ -26,12 +28,20 @@ def judge(comparisons: Sequence[Comparison], goal: str | None, left_out: tuple[i
     """What can be said about the goal, which is what people prefer where there are votes and no goal was named.
 
     Of several scorers that did not make the training pairs (as far as was said) the most cautious speaks, so that no
-    scorer is picked for its answer; where their calls contradict each other there is none. ``left_out``: how many
-    prompts were trained on and take no part, and of how many.
+    scorer is picked for its answer; where their calls contradict each other there is none. A flaw is the goal only
+    where it was named. ``left_out``: how many prompts were trained on and take no part, and of how many.
     """
     metrics = {c.metric for c in comparisons}
     only = PREFERENCE if PREFERENCE in metrics else next(iter(metrics)) if len(metrics) == 1 else None
     metric = goal.removeprefix("-") if goal else only
+    if not goal and metrics <= FLAWS:
+        return Verdict(
+            "No goal was named, and nothing at hand knows better or worse, so no winner is called.",
+            f"What was scored ({_listed(metrics)}) looks for flaws alone. Score by a scorer of quality too, or let "
+            f"people judge. Where fewer flaws are what training was for, say --goal=-{min(metrics)}.",
+            "undecided",
+            None,
+        )
     if metric is None:
         clear = sum(c.win.conclusive for c in comparisons)
         return Verdict(
@@ -45,7 +55,7 @@ def judge(comparisons: Sequence[Comparison], goal: str | None, left_out: tuple[i
     free = [c for c in heard if not c.made_pairs] or heard
     headline = min(free, key=_caution)
     win, word = headline.win, metric.replace("_", " ") + (" (lower is better)" if headline.lower_is_better else "")
-    numbers = f"{percent(win.value)} of {win.pairs} pairs"
+    numbers = f"{percent(win.value)} of {count(win.pairs, 'pair')}"
     bounds = f"95{THIN}% interval {span(win, True)}"
     calls = {c.win.value > EVEN for c in free if c.win.conclusive}
     if len(calls) > 1:
@@ -61,7 +71,8 @@ def judge(comparisons: Sequence[Comparison], goal: str | None, left_out: tuple[i
         if left_out[0]:
             few = str(win.prompts) if win.prompts < MIN_PROMPTS else _count(win)
             sentence = (
-                f"{left_out[0]} of {left_out[1]} prompts were trained on and are left out; {few} are too few to "
+                f"{left_out[0]} of {count(left_out[1], 'prompt')} {'was' if left_out[0] == 1 else 'were'} "
+                f"trained on and {'is' if left_out[0] == 1 else 'are'} left out; {few} are too few to "
                 f"compare: {wanted}. On {word} after wins {percent(win.value)} ({bounds})."
             )
     elif not win.conclusive:
@@ -93,10 +104,12 @@ def told_by(people: Comparison) -> str:
     assert panel, "the comparison is one of people"
     who = "one person" if len(panel.shares) == 1 else f"{len(panel.shares)} people"
     words = [
-        f"{panel.votes} votes by {who} on {len(people.pairs)} of {len(people.pairs) + people.missing} pairs, blind."
+        f"{count(panel.votes, 'vote')} by {who} on {len(people.pairs)} of "
+        f"{count(len(people.pairs) + people.missing, 'pair')}, blind."
     ]
     words.append(
-        f"{panel.ties} ties and {panel.both_bad} times both bad count half; {panel.skipped} skipped do not count."
+        f"{count(panel.ties, 'tie')} and {count(panel.both_bad, 'time')} both bad count half; {panel.skipped} "
+        "skipped do not count."
     )
     if len(panel.shares) == 1:
         words.append("The interval is over prompts: it says nothing about other people.")
@@ -110,6 +123,10 @@ def told_by(people: Comparison) -> str:
     return " ".join(words)
 
 
+def _listed(metrics: Collection[str]) -> str:
+    return ", ".join(name.replace("_", " ") for name in sorted(metrics))
+
+
 def _caution(comparison: Comparison) -> float:
     """How far an interval keeps from 50 %, negative when it covers it."""
     win = comparison.win
@@ -119,7 +136,7 @@ def _caution(comparison: Comparison) -> float:
 def _detail(headline: Comparison, free: Sequence[Comparison], heard: Sequence[Comparison]) -> str:
     win = headline.win
     who = PEOPLE + " who did not know which was which" if headline.panel else headline.scorer
-    said = f"By {who}, from {win.prompts} prompts; ties count half."
+    said = f"By {who}, from {count(win.prompts, 'prompt')}; ties count half."
     if headline.made_pairs:
         return f"{said} It is also the judge that made the training pairs, so this is no independent evidence."
     if len(free) > 1:
@@ -150,11 +167,11 @@ def followed(comparison: Comparison) -> str:
 def based_on(comparison: Comparison) -> str:
     """On how many pairs a number rests, where some have none."""
     c = comparison
-    return f", on {len(c.pairs)} of {len(c.pairs) + c.missing} pairs" if c.missing else ""
+    return f", on {len(c.pairs)} of {count(len(c.pairs) + c.missing, 'pair')}" if c.missing else ""
 
 
 def _count(win: Interval) -> str:
-    return f"{win.pairs} pairs from {win.prompts} prompts"
+    return f"{count(win.pairs, 'pair')} from {count(win.prompts, 'prompt')}"
 
 
 # ------------------------------------------------------------------ numbers

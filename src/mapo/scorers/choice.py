@@ -61,8 +61,8 @@ def warn_of_toys(names: Sequence[str], folder: Path, rows: Sequence[ImageRow]) -
     if not toys or made_by_mini(folder, rows):
         return []
     return [
-        f"{' and '.join(toys)}: made for the drawings of the built-in world, whose model did not make the pictures in "
-        f"{folder}. They take any picture for the drawing that it resembles most; of photos their numbers mean nothing."
+        f"{' and '.join(toys)}: made for the drawings of the built-in world, whose model did not make these "
+        "pictures. They take any picture for the drawing that it resembles most; of photos their numbers mean nothing."
     ]
 
 

@@ -18,7 +18,7 @@ import transformers
 from PIL.Image import Image
 from torch import Tensor
 
-from mapo.errors import MapoError
+from mapo.errors import MapoError, count
 from mapo.scorers import check_inputs, check_pictures
 from mapo.scorers.weights import quiet
 
@@ -111,7 +111,10 @@ def told_of_cuts(kind: str, cut: Mapping[str, int], most: str) -> list[str]:
         return []
     named = [f"{textwrap.shorten(text, 60)!r} ({count} tokens)" for text, count in cut.items()][:NAMED]
     more = f"; and {len(cut) - NAMED} more" if len(cut) > NAMED else ""
-    return [f"{kind}: {len(cut)} prompts have more {most} and were cut: {'; '.join(named)}{more}"]
+    return [
+        f"{kind}: {count(len(cut), 'prompt')} {'has' if len(cut) == 1 else 'have'} more {most} and "
+        f"{'was' if len(cut) == 1 else 'were'} cut: {'; '.join(named)}{more}"
+    ]
 
 
 def device() -> str:

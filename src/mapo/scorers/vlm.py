@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from PIL.Image import Image
 
 from mapo.endpoint import ASKED_AT_ONCE, Endpoint, NoAnswer
-from mapo.errors import MapoError
+from mapo.errors import MapoError, count
 from mapo.files import read_text, sha256
 from mapo.images import png_bytes
 from mapo.scorers import Unfinished, check_inputs
@@ -85,7 +85,8 @@ class VlmScore:
         named = [f"{textwrap.shorten(p, 60)!r} ({textwrap.shorten(why, 120)})" for p, why in self.missing[:NAMED]]
         more = f"; and {len(self.missing) - NAMED} more" if len(self.missing) > NAMED else ""
         return [
-            f"{self.name}: {len(self.missing)} of {self.asked} pictures have no score, as no number from 1 to 10 came "
+            f"{self.name}: {len(self.missing)} of {count(self.asked, 'picture')} "
+            f"{'has' if len(self.missing) == 1 else 'have'} no score, as no number from 1 to 10 came "
             f"back: {'; '.join(named)}{more}"
         ]
 

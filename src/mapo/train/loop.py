@@ -15,7 +15,7 @@ from mapo.adapters import without_adapter
 from mapo.batches import Members, load_batch, prefetched, rows_at
 from mapo.config import Config
 from mapo.encode.cache import Cache
-from mapo.errors import DivergedError, MapoError, SaidElsewhere
+from mapo.errors import DivergedError, MapoError, SaidElsewhere, count
 from mapo.families import Family, Model
 from mapo.noise import Schedule
 from mapo.objectives import NEEDS_REFERENCE
@@ -197,7 +197,8 @@ class Loop:
     def _bad_losses(self, step: int, mine: list[str]) -> str:
         named = [name for found in self.processes.gather(mine) for name in found]
         return (
-            f"Step {step}: the loss is not finite for {len(named)} pairs: {', '.join(named[:5])}. The weights were "
+            f"Step {step}: the loss is not finite for {count(len(named), 'pair')}: {', '.join(named[:5])}. "
+            "The weights were "
             "left as they were. Look at these pictures, try a lower optim.lr, or train.precision=float32."
         )
 

@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 
 from mapo.checkpoint import REMEDY, read_state
 from mapo.config import Config, differences, make_config, merge, to_toml
-from mapo.errors import MapoError, suggest
+from mapo.errors import MapoError, count, suggest
 from mapo.families import Model
 from mapo.files import append_lines, prepare_out, read_lines, read_object, replacing, sweep, write_json, write_text
 from mapo.objectives import OBJECTIVES, settings_of
@@ -127,16 +127,17 @@ class Run:
         done = steps_of(checkpoint) if checkpoint else self.finished_steps()
         asked, planned = config.train.steps, before["train"]["steps"]
         if done > asked:
-            raise MapoError(f"{self.folder} has done {done} steps already, train.steps asks for {asked}.")
+            raise MapoError(f"{self.folder} has done {count(done, 'step')} already, train.steps asks for {asked}.")
         if checkpoint is None and asked > done:
             raise MapoError(
-                f"{self.folder} has its final weights of {done} steps but no checkpoint to go on from. Train further "
-                f"from them in another folder: mapo train --model {self.folder} --out OTHER."
+                f"{self.folder} has its final weights of {count(done, 'step')} but no checkpoint to go on from. Train "
+                f"further from them in another folder: mapo train --model {self.folder} --out OTHER."
             )
         if config.optim.schedule != "constant" and asked not in (planned, done):
             raise MapoError(
-                f"{self.folder} was begun with {planned} steps of optim.schedule={config.optim.schedule}, and its rate "
-                f"falls to zero there. With {asked} steps the rate would jump after step {done}. Train further in "
+                f"{self.folder} was begun with {count(planned, 'step')} of optim.schedule={config.optim.schedule}, and "
+                f"its rate falls to zero there. With {count(asked, 'step')} the rate would jump after step {done}. "
+                "Train further in "
                 f"another folder, with a rate of its own: mapo train --model {self.folder} --out OTHER. Or begin "
                 f"again with train.steps={asked} in another --out."
             )
