@@ -93,6 +93,16 @@ def test_a_list_that_holds_no_captions_is_a_bad_row(tmp_path: Path, name: str) -
         import_pairs(make(tmp_path / "in", "jsonl", captions), tmp_path / "set", captions="each")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("how", [None, *MADE])
+def test_captions_of_white_space_alone_are_a_bad_row_that_counts(tmp_path: Path, kind: str, how: str | None) -> None:
+    path = make(tmp_path / "in", kind, [" ", "\t", " "])
+    with pytest.raises(MapoError, match="the prompt is empty"):
+        import_pairs(path, tmp_path / "set", captions=how)
+    with pytest.raises(MapoError, match=r"gave no pairs \(0 ties, 1 bad row"):
+        import_pairs(path, tmp_path / "set", captions=how, on_bad_row="drop")
+
+
 def test_a_wrong_word_for_captions_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MapoError, match="--captions is 'all'; it must be first, join or each"):
         import_pairs(tmp_path, tmp_path / "set", captions="all")

@@ -106,6 +106,9 @@ def test_a_ranking_in_csv_has_its_lists_as_json(folder: Path) -> None:
 BAD_TEXT: dict[str, tuple[str, bytes, str]] = {
     "list that breaks off": ("x.json", b'[{"prompt": "a", "chosen": "a.png", "rejected": "deep/b.png"}, {"pro', "is no whole JSON list: entry 2"),
     "list without an end": ("x.json", b'[{"prompt": "a", "chosen": "a.png", "rejected": "deep/b.png"}', "is no whole JSON list: entry 2"),
+    "two lists": ("x.json", 2 * b'[{"prompt": "a", "chosen": "a.png", "rejected": "deep/b.png"}]\n', "goes on behind the end of its list: another list follows"),
+    "words behind a list": ("x.json", b'[{"prompt": "a", "chosen": "a.png", "rejected": "deep/b.png"}]' + b"\n" * 2**21 + b"oops", "goes on behind the end of its list: 'oops' follows"),
+    "an empty list before another": ("x.json", b'[] [{"prompt": "a", "chosen": "a.png", "rejected": "deep/b.png"}]', "goes on behind the end of its list"),
     "one object over lines": ("x.json", b'{\n "rows": []\n}', "is one JSON value, not a list of rows"),
     "empty list": ("x.json", b"[]", "x.json is empty"),
     "list of texts": ("x.json", b'["a", "b"]', "is one JSON value, not a list of rows .it is no JSON object"),

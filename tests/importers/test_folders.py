@@ -95,7 +95,7 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "Latin-1": (write("chosen/b.txt", "Bär".encode("latin-1")), "the caption chosen/b.txt cannot be read"),
     "caption is a pipe": (pipe("chosen/b.txt"), r"the caption chosen/b.txt cannot be read \(it is no file\)"),
     "picture is a pipe": (pipe("chosen/b.png"), r"the picture chosen/b.png cannot be read \(it is no file\)"),
-    "empty caption": (write("chosen/b.txt", b"\n"), "^b: the prompt is empty"),
+    "empty caption": (write("chosen/b.txt", b"\n"), "^the prompt is empty: chosen/b.txt holds no text"),
     "captions differ": (write("rejected/b.txt", b"other"), "^the captions chosen/b.txt and rejected/b.txt differ"),
     "no partner": (lambda root: (root / "rejected" / "b.png").unlink(), r"^chosen/b\.png has no partner in rejected/\. Mend it, or leave such pairs out with"),
     "two partners": (write("rejected/b.jpg", GREEN), r"^rejected/b\.jpg and rejected/b\.png have one name; a pair needs one picture of it in rejected/"),

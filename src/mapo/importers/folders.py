@@ -154,6 +154,8 @@ def _pairs(root: Path, name: str, sides: tuple[str, ...], files: list[File], sev
     if len(set(prompts.values())) > 1:
         raise ValueError(f"the captions {' and '.join(captions)} differ")
     lines = prompts[captions[0]].split("\n")
+    if not prompts[captions[0]].strip():
+        raise ValueError(f"the prompt is empty: {captions[0]} holds no text")
     if len(lines) > 1:
         lines = several_captions.choose(lines, several, f"the caption {captions[0]} has {len(lines)} lines")
     group = name if len(lines) > 1 else None

@@ -14,7 +14,7 @@ from typing import IO, Any
 from mapo.errors import MapoError
 from mapo.files import encoding_of
 from mapo.importers import BadRow
-from mapo.importers.cells import from_text
+from mapo.importers.cells import from_text, short
 from mapo.importers.shape import Cursor, File, Row, Shape, Where
 from mapo.importers.sources import Source
 from mapo.importers.splits import split_named, split_of_file
@@ -205,6 +205,15 @@ def _value(line: str | bytes) -> Any:
         return ValueError(f"it is no JSON ({error})")
 
 
+def _refuse_rest(file: IO[str], text: str, path: Path) -> None:
+    """MapoError where a JSON list is not all that a file holds."""
+    while text or (text := file.read(READ_AT_ONCE)):
+        if rest := text.strip(BLANK):
+            what = "another list" if rest.startswith("[") else short(rest[:40])
+            raise MapoError(f"{path} goes on behind the end of its list: {what} follows. Write it as one list.")
+        text = ""
+
+
 def _entries(file: IO[str], path: Path) -> Iterator[Any]:
     """The entries of a JSON list, one after the other; a few are in memory at a time."""
     decoder, at, count = json.JSONDecoder(), 0, 0
@@ -214,7 +223,7 @@ def _entries(file: IO[str], path: Path) -> Iterator[Any]:
         while at < len(text) and text[at] in BLANK + ",":
             at += 1
         if at < len(text) and text[at] == "]":
-            return
+            return _refuse_rest(file, text[at + 1 :], path)
         try:
             value, end = decoder.raw_decode(text, at)
             if end == len(text) and text[end - 1] not in '}]"':  # a number could go on
