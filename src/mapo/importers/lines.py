@@ -37,6 +37,11 @@ class JsonFile:
     split: str | None
     empty = "it holds no lines"
 
+    @property
+    def place(self) -> Path:
+        """Where it lies."""
+        return self.path
+
     def columns(self) -> list[str] | None:
         """The keys of its first rows, the good ones."""
         found: dict[str, None] = {}
@@ -89,6 +94,11 @@ class CellFile:
     path: Path
     split: str | None
     empty = "it has no line below the names of its columns"
+
+    @property
+    def place(self) -> Path:
+        """Where it lies."""
+        return self.path
 
     def columns(self) -> list[str] | None:
         """The names in its first line."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,6 @@ from mapo.importers.splits import split_of_file
 
 ROWS_AT_ONCE = 32
 READ_AT_ONCE = 2**20
-PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.parquet")
 BROKEN = (pa.ArrowException, OSError, UnicodeDecodeError, ValueError, KeyError)  # what a damaged table can raise
 
 
@@ -93,7 +91,7 @@ def pick(name: str, shape: Shape, there: list[str]) -> dict[str, str]:
 
 
 def files(source: Source) -> list[File]:
-    """The Parquet files of ``source``, in order of their names; MapoError when numbered ones are missing."""
+    """The Parquet files of ``source``, in order of their names."""
     if source.path is not None:
         found = [
             Table(name, str(path), path.parent, split_of_file(name))
@@ -108,19 +106,6 @@ def files(source: Source) -> list[File]:
         below = [(place, "/".join(place.split("/")[3:])) for place in sorted(places)]  # datasets/owner/name/…
         found = [Table(Path(place).name, place, None, split_of_file(inner)) for place, inner in below]
     return list(found)
-
-
-def refuse_gaps(source: Source, found: list[File]) -> None:
-    """MapoError where files named 00000-of-00003 are not all there."""
-    seen: dict[tuple[str, int], set[int]] = {}
-    for table in found:
-        if isinstance(table, Table) and (match := PART.fullmatch(table.place)):
-            seen.setdefault((match[1], int(match[3])), set()).add(int(match[2]))
-    for (stem, count), numbers in seen.items():
-        if len(found) > 1 and (gaps := sorted(set(range(count)) - numbers)):
-            name = f"{Path(stem).name}-{gaps[0]:05d}-of-{count:05d}.parquet"
-            more = f" and {len(gaps) - 1} more" if len(gaps) > 1 else ""
-            raise MapoError(f"{source.name} is not whole: it lacks {name}{more}. Fetch it, or rename what is there.")
 
 
 def _damaged(table: Any, number: int, error: Exception) -> MapoError:
