@@ -283,6 +283,8 @@ LAYOUTS: dict[str, dict[str, bytes]] = {
     "sides without an end": {"0.jpg_0": RED, "0.jpg_1": BLUE, "0.json": b'{"caption": "a bear", "label_0": 1, "label_1": 0}'},
     "sides with an end": {"0.jpg_0.jpg": RED, "0.jpg_1.jpg": BLUE, "0.caption.txt": b"a bear", "0.label_0.txt": b"1", "0.label_1.txt": b"0"},
     "capitals": {"0.chosen.PNG": RED, "0.rejected.PNG": BLUE, "0.TXT": b"a bear"},
+    "one prompt twice": sample("0") | {"0.caption": b"a bear ", "0.json": b'{"prompt": "a bear", "weight": 2, "chosen": "x.png"}', "0.weight.txt": b"2.0"},
+    "two of what is not read": sample("0") | {"0.mask.png": RED, "0.mask.jpg": BLUE, "0.json": b'{"mask": "x"}'},
     "more members": sample("0") | {"0.npz": b"PK", "0.mask.npy": b"x", ".hidden": b"x", "LICENSE": b"x"},
 }  # fmt: skip
 
@@ -338,6 +340,9 @@ BAD_TARS: dict[str, tuple[dict[str, bytes], str]] = {
     "a list of JSON": (sample("1") | {"1.json": b"[]"}, r"^x.tar sample 1: 1\.json is no JSON object"),
     "text that is none": (sample("1") | {"1.txt": b"\xff\xff"}, r"^x.tar sample 1: 1\.txt cannot be read"),
     "a path": ({"1.txt": b"a", "1.json": b'{"chosen": "/etc/hostname", "rejected": "b.png"}'}, "^x.tar sample 1: the picture /etc/hostname is a path"),
+    "two prompts": (sample("1") | {"1.json": b'{"prompt": "a fox"}'}, r"^x.tar sample 1: prompt differs in 1\.json and the members before it"),
+    "three prompts": ({"1.json": b'{"prompt": "a fox"}'} | sample("1") | {"1.caption": b"a fox"}, r"^x.tar sample 1: prompt differs in 1\.caption and"),
+    "two pictures": (sample("1") | {"1.chosen.jpg": BLUE}, r"^x.tar sample 1: chosen differs in 1\.chosen\.jpg and the members"),
     "no picture": (sample("1", data=b"text"), "^x.tar sample 1: the chosen picture: it is in no format"),
 }  # fmt: skip
 

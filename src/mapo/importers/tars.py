@@ -19,8 +19,7 @@ from typing import IO, Any, cast
 
 from mapo.errors import MapoError
 from mapo.files import decode_text
-from mapo.importers import BadRow, sources
-from mapo.importers.cells import from_text
+from mapo.importers import BadRow, cells, sources
 from mapo.importers.shape import Cursor, File, Row, Shape, Where
 from mapo.importers.sources import Source
 from mapo.importers.splits import split_of_file
@@ -61,7 +60,10 @@ class TarFile:
             elif missing := shape.missing(row):
                 yield BadRow(text, f"it lacks {', '.join(missing)}; it has {', '.join(row)}")
             else:
-                there = {ours: from_text(ours, row[name]) for ours, name in shape.pick(row).items()}
+                there = {ours: cells.from_text(ours, row[name]) for ours, name in shape.pick(row).items()}
+                if wrong := next((value for value in there.values() if isinstance(value, ValueError)), None):
+                    yield BadRow(text, str(wrong))
+                    continue
                 yield Where(text, f"{self.name.partition('.tar')[0]}:{key}", None, self.split), there
 
     def _samples(self, cursor: Cursor) -> Iterator[Sample]:
@@ -167,11 +169,29 @@ def _add(row: Row, end: str, member: tarfile.TarInfo, tar: tarfile.TarFile) -> N
     file = tar.extractfile(member)
     data = file.read() if file else b""
     if is_picture:
-        row[name or kind] = data
+        said: Row = {name or kind: data}
     elif kind in TEXTS:
-        row[name or "prompt"] = _text(data, member.name, whole=bool(name))
+        said = {name or "prompt": _text(data, member.name, whole=bool(name))}
     else:
-        row.update(_json(data, name, member.name))
+        said = _json(data, name, member.name)
+    for column, value in said.items():
+        before = row.get(column, value)
+        if isinstance(before, ValueError):
+            continue
+        if isinstance(before, bytes) != isinstance(value, bytes):  # what JSON says of a picture that is there
+            row[column] = before if isinstance(before, bytes) else value
+        elif _same(before, value):
+            row[column] = value
+        else:
+            row[column] = ValueError(f"{column} differs in {member.name} and the members before it; keep one of them")
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two members say the same, a number as JSON or as text."""
+    if isinstance(one, str) and isinstance(other, str):
+        return one.strip() == other.strip()
+    number = cells.as_number(one)
+    return bool(one == other or (number is not None and number == cells.as_number(other)))
 
 
 def _text(data: bytes, name: str, whole: bool) -> Any:
