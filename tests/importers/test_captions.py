@@ -14,6 +14,7 @@ from data_fixtures import BLUE, RED, write_parquet
 from mapo.errors import MapoError
 from mapo.importers import import_pairs
 from mapo.pairs import PairSet
+from mapo.splits import SPLITS, split_of
 
 LINES = ["a bear", "a bear in snow", "", "ein Bär "]
 MADE = {
@@ -72,6 +73,26 @@ def test_several_captions_become_what_was_asked_for(tmp_path: Path, kind: str, h
     assert len({(pair.chosen, pair.rejected, pair.group) for pair in pairs}) == 1
     assert how != "each" or pairs[0].group is not None
     assert PairSet(tmp_path / "set").info["provenance"]["captions"] == how
+
+
+SPREAD = [next(f"{split} {k}" for k in range(99) if split_of(f"{split} {k}") == split) for split in SPLITS]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("first", SPREAD)
+def test_the_captions_of_two_pictures_share_the_split_of_the_first(tmp_path: Path, kind: str, first: str) -> None:
+    path = make(tmp_path / "in", kind, [first, *SPREAD])
+    import_pairs(path, tmp_path / "set", captions="each")
+    pairs = list(PairSet(tmp_path / "set"))
+    assert len(pairs) == 3
+    assert {pair.split for pair in pairs} == {split_of(first)}
+
+
+def test_a_split_that_is_published_or_asked_for_counts_more_than_the_first_caption(tmp_path: Path) -> None:
+    path = make(tmp_path / "in", "jsonl", SPREAD).rename(tmp_path / "in" / "test.jsonl")
+    for split in (None, "validation"):
+        import_pairs(path, tmp_path / str(split), captions="each", split=split)
+        assert {pair.split for pair in PairSet(tmp_path / str(split))} == {split or "test"}
 
 
 @pytest.mark.parametrize("kind", KINDS)

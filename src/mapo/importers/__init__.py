@@ -25,8 +25,9 @@ from mapo.importers.splits import split_named
 from mapo.importers.told import Told
 from mapo.pairs import TIE, PairWriter
 from mapo.pictures import Picture
+from mapo.schema import check_text
 from mapo.shards import refuse_existing
-from mapo.splits import SPLITS
+from mapo.splits import SPLITS, split_of
 
 IMPORTERS = {
     "pickapic": "mapo.importers.pickapic",
@@ -47,7 +48,8 @@ BY_PROMPT = "by-prompt"
 class RawPair:
     """A pair as its source tells it; ``where`` names the row in messages. ``preference`` 0.5 is a tie.
 
-    ``split`` is the source's own name of the split that it publishes the pair in.
+    ``split`` is the source's own name of the split that it publishes the pair in, else ``split_as`` the prompt that
+    decides (None: its own), so that the captions of two pictures stay together.
     """
 
     where: str
@@ -59,6 +61,7 @@ class RawPair:
     group: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
     split: str | None = None
+    split_as: str | None = None
 
 
 @dataclass(frozen=True)
@@ -257,6 +260,9 @@ def _add(
     rest: dict[str, Any] = {"preference": raw.preference, "weight": raw.weight, "group": raw.group, "meta": meta}
     published = split_named(raw.split) if raw.split is not None and options.split is None else None
     split = options.split if options.split in SPLITS else published
+    if split is None and raw.split_as not in (None, raw.prompt):
+        check_text(raw.split_as, "its first caption")
+        split = split_of(raw.split_as)
     if split:
         rest["split"] = split
     added = writer.add_checked_pair(raw.prompt, *pictures, source=name, **rest)

@@ -159,7 +159,9 @@ def _pairs(root: Path, name: str, sides: tuple[str, ...], files: list[File], sev
     if len(lines) > 1:
         lines = several_captions.choose(lines, several, f"the caption {captions[0]} has {len(lines)} lines")
     group = name if len(lines) > 1 else None
-    return [RawPair(name, line, chosen, rejected, group=group, meta={"file": name}) for line in lines]
+    return [
+        RawPair(name, line, chosen, rejected, group=group, meta={"file": name}, split_as=lines[0]) for line in lines
+    ]
 
 
 def _caption(root: Path, path: str) -> str:

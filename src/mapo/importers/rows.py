@@ -90,16 +90,21 @@ def rows(
             continue
         where, row = item
         split = row.pop(SPLIT, None)
+        split = where.split if split is None else str(split)
         try:
             found: list[Item] = []
+            first: str | None = None
             for single in captions.each_row(row, several, where):
                 made = convert(single, where)
-                found += made if isinstance(made, list) else [made]
+                for one in made if isinstance(made, list) else [made]:
+                    if isinstance(one, RawPair):
+                        first = one.prompt if first is None else first
+                        one = replace(one, split=split, split_as=first)
+                    found.append(one)
         except ValueError as error:
             yield [BadRow(where.text, str(error))]
             continue
-        name = where.split if split is None else str(split)
-        yield [replace(one, split=name) if isinstance(one, RawPair) else one for one in found]
+        yield found
 
 
 def passed_over(source: Source, shape: Shape) -> str | None:
