@@ -341,7 +341,7 @@ BAD_TARS: dict[str, tuple[dict[str, bytes], str]] = {
     "text that is none": (sample("1") | {"1.txt": b"\xff\xff"}, r"^x.tar sample 1: 1\.txt cannot be read"),
     "a path": ({"1.txt": b"a", "1.json": b'{"chosen": "/etc/hostname", "rejected": "b.png"}'}, "^x.tar sample 1: the picture /etc/hostname is a path"),
     "two prompts": (sample("1") | {"1.json": b'{"prompt": "a fox"}'}, r"^x.tar sample 1: prompt differs in 1\.json and the members before it"),
-    "three prompts": ({"1.json": b'{"prompt": "a fox"}'} | sample("1") | {"1.caption": b"a fox"}, r"^x.tar sample 1: prompt differs in 1\.caption and"),
+    "three prompts": ({"1.json": b'{"prompt": "a fox"}'} | sample("1") | {"1.caption": b"a fox"}, r"^x.tar sample 1: prompt differs in 1\.txt and"),
     "two pictures": (sample("1") | {"1.chosen.jpg": BLUE}, r"^x.tar sample 1: chosen differs in 1\.chosen\.jpg and the members"),
     "no picture": (sample("1", data=b"text"), "^x.tar sample 1: the chosen picture: it is in no format"),
 }  # fmt: skip

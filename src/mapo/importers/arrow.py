@@ -14,7 +14,7 @@ from mapo.files import inside, read_object
 from mapo.importers import BadRow
 from mapo.importers.shape import Cursor, File, Row, Shape, Where
 from mapo.importers.sources import Source
-from mapo.importers.splits import split_of_file
+from mapo.importers.splits import splits_of
 from mapo.importers.tables import ROWS_AT_ONCE, guarded, pick, values
 
 STATE, SPLITS = "state.json", "dataset_dict.json"
@@ -81,11 +81,9 @@ def files(source: Source) -> list[File]:
         return [file for name in names for file in _saved(root, f"{name}/", name)]
     if source.pattern is None and (root / STATE).is_file():
         return _saved(root, "", None)
-    return [
-        ArrowFile(name, path, path.parent, split_of_file(name))
-        for end in (".arrow", ".feather")
-        for name, path in source.files(end, deep=True)
-    ]
+    found = [pair for end in (".arrow", ".feather") for pair in source.files(end, deep=True)]
+    splits = splits_of([name for name, _ in found])
+    return [ArrowFile(name, path, path.parent, split) for (name, path), split in zip(found, splits, strict=True)]
 
 
 def _saved(root: Path, below: str, split: str | None) -> list[File]:

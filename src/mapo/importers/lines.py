@@ -17,7 +17,7 @@ from mapo.importers import BadRow
 from mapo.importers.cells import from_text, short
 from mapo.importers.shape import Cursor, File, Row, Shape, Where
 from mapo.importers.sources import Source
-from mapo.importers.splits import split_named, split_of_file
+from mapo.importers.splits import split_named, splits_of
 
 CELL_ENDS = (".csv", ".tsv")
 ENDS = (".jsonl", ".ndjson", ".json", *CELL_ENDS)
@@ -161,7 +161,7 @@ def files(source: Source) -> list[File]:
         there = [pair for end in ENDS for pair in source.files(end)]
     else:
         there = _found(source)
-    return [_file(*pair) for pair in there]
+    return [_file(*pair, split) for pair, split in zip(there, splits_of([name for name, _ in there]), strict=True)]
 
 
 def _found(source: Source) -> list[tuple[str, Path]]:
@@ -190,9 +190,9 @@ def candidates(source: Source) -> list[Path]:
     return []
 
 
-def _file(name: str, path: Path) -> File:
+def _file(name: str, path: Path, split: str | None) -> File:
     kind = CellFile if path.suffix.lower() in CELL_ENDS else JsonFile
-    return kind(name, path, split_of_file(name))
+    return kind(name, path, split)
 
 
 def _where(file: JsonFile | CellFile, what: str, number: int) -> Where:

@@ -14,7 +14,7 @@ from mapo.errors import MapoError
 from mapo.importers import BadRow, sources
 from mapo.importers.shape import Cursor, File, Row, Shape, Where
 from mapo.importers.sources import Source
-from mapo.importers.splits import split_of_file
+from mapo.importers.splits import splits_of
 
 ROWS_AT_ONCE = 32
 READ_AT_ONCE = 2**20
@@ -93,18 +93,18 @@ def pick(name: str, shape: Shape, there: list[str]) -> dict[str, str]:
 def files(source: Source) -> list[File]:
     """The Parquet files of ``source``, in order of their names."""
     if source.path is not None:
-        found = [
-            Table(name, str(path), path.parent, split_of_file(name))
-            for name, path in source.files(".parquet", deep=True)
-        ]
+        there = list(source.files(".parquet", deep=True))
+        splits = splits_of([name for name, _ in there])
+        found = [Table(name, str(path), path.parent, split) for (name, path), split in zip(there, splits, strict=True)]
     else:
         hub, root = sources.hub_files(), str(source.hub)
         if root.endswith(".parquet"):
             places = hub.glob(root) if "*" in root else [root]
         else:
             places = hub.glob(f"{root}/**/*.parquet")
-        below = [(place, "/".join(place.split("/")[3:])) for place in sorted(places)]  # datasets/owner/name/…
-        found = [Table(Path(place).name, place, None, split_of_file(inner)) for place, inner in below]
+        places = sorted(places)
+        splits = splits_of([sources.below_set(place) for place in places])
+        found = [Table(Path(place).name, place, None, split) for place, split in zip(places, splits, strict=True)]
     return list(found)
 
 

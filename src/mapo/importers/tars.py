@@ -22,7 +22,7 @@ from mapo.files import decode_text
 from mapo.importers import BadRow, cells, sources
 from mapo.importers.shape import Cursor, File, Row, Shape, Where
 from mapo.importers.sources import Source
-from mapo.importers.splits import split_of_file
+from mapo.importers.splits import splits_of
 
 ENDS = (".tar", ".tar.gz", ".tgz")
 PICTURES = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "gif")
@@ -98,16 +98,15 @@ def files(source: Source) -> list[File]:
     """The tar files of ``source``, in order of their names."""
     if source.path is not None:
         found = sorted(pair for end in ENDS for pair in source.files(end, deep=True))
-        return [TarFile(name, str(path), split_of_file(name), False) for name, path in found]
+        splits = splits_of([name for name, _ in found])
+        return [TarFile(name, str(path), split, False) for (name, path), split in zip(found, splits, strict=True)]
     hub, root = sources.hub_files(), str(source.hub)
     if root.endswith(ENDS):
-        places = hub.glob(root) if "*" in root else [root]
+        places = sorted(hub.glob(root)) if "*" in root else [root]
     else:
-        places = [place for end in ENDS for place in hub.glob(f"{root}/**/*{end}")]
-    return [
-        TarFile(PurePosixPath(place).name, place, split_of_file("/".join(place.split("/")[3:])), True)
-        for place in sorted(places)
-    ]
+        places = sorted(place for end in ENDS for place in hub.glob(f"{root}/**/*{end}"))
+    splits = splits_of([sources.below_set(place) for place in places])
+    return [TarFile(PurePosixPath(place).name, place, split, True) for place, split in zip(places, splits, strict=True)]
 
 
 class _Member(tarfile.TarInfo):
