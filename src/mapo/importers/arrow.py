@@ -36,7 +36,7 @@ class ArrowFile:
         """Its columns; None when it is no whole file."""
         try:
             with pa.memory_map(str(self.place)) as file:
-                return list(_opened(file)[0].names)
+                return list(opened(file)[0].names)
         except (pa.ArrowException, OSError):
             return None
 
@@ -47,7 +47,7 @@ class ArrowFile:
     def _read(self, shape: Shape, cursor: Cursor) -> Iterator[tuple[int, Row]]:
         number = 0
         with pa.memory_map(str(self.place)) as file:
-            schema, batches = _opened(file)
+            schema, batches = opened(file)
             names = pick(self.name, shape, schema.names)
             theirs = list(dict.fromkeys(names.values()))
             for batch in batches:
@@ -59,7 +59,8 @@ class ArrowFile:
                 number += batch.num_rows
 
 
-def _opened(file: pa.NativeFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+def opened(file: pa.NativeFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    """The schema and the batches of a stream, or of a file with a footer."""
     try:
         stream = pa.ipc.open_stream(file)
         return stream.schema, iter(stream)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mapo.errors import MapoError
-from mapo.files import encoding_of
+from mapo.files import delimiter_of, encoding_of
 from mapo.importers import BadRow
 from mapo.importers.cells import from_text, short
 from mapo.importers.shape import Cursor, File, Row, Shape, Where
@@ -104,7 +104,7 @@ class CellFile:
         """The names in its first line."""
         with self._open() as file:
             try:
-                return self._header(csv.reader(file, delimiter=self._delimiter()))
+                return self._header(csv.reader(file, delimiter=delimiter_of(self.path)))
             except (csv.Error, ValueError):
                 return None
 
@@ -113,7 +113,7 @@ class CellFile:
         line = 1
         try:
             with self._open() as file:
-                reader = csv.reader(file, delimiter=self._delimiter(), strict=True)
+                reader = csv.reader(file, delimiter=delimiter_of(self.path), strict=True)
                 header = self._header(reader)
                 if missing := shape.missing(header):
                     raise MapoError(f"{self.name} lacks the columns {', '.join(missing)}; it has {', '.join(header)}.")
@@ -138,13 +138,6 @@ class CellFile:
 
     def _open(self) -> IO[str]:
         return self.path.open(encoding=encoding_of(self.path), newline="")
-
-    def _delimiter(self) -> str:
-        if self.path.suffix.lower() == ".tsv":
-            return "\t"
-        with self.path.open(encoding=encoding_of(self.path), errors="replace") as file:
-            first = file.readline(READ_AT_ONCE)
-        return max(",;\t", key=first.count)
 
     def _header(self, reader: Iterator[list[str]]) -> list[str]:
         names = [name.strip() for name in next(reader, [])]
