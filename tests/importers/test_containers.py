@@ -18,7 +18,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from data_fixtures import BLUE, GREEN, RED, encoded, files_below, noise
+from data_fixtures import BLUE, GREEN, RED, encoded, files_below, noise, write_parquet
 from mapo.errors import MapoError
 from mapo.files import sha256
 from mapo.importers import import_pairs
@@ -457,6 +457,19 @@ def test_files_of_another_kind_that_fit_too_are_passed_over_in_a_sentence(
     import_pairs(folder, folder.parent / "set")
     assert [p.prompt for p in PairSet(folder.parent / "set")] == ["in the tar"]
     assert "has rows in y.tar and in x.jsonl; only those like the first are read." in capsys.readouterr().out
+
+
+def test_a_first_file_that_is_unlike_the_others_is_named(folder: Path) -> None:
+    write_parquet(folder / "a_stats.parquet", [{"x": 1}])
+    write_parquet(folder / "b.parquet", [{"prompt": "a", "chosen": RED, "rejected": BLUE}])
+    why = (
+        r"^a_stats\.parquet, the first of 2 files in .*in, is in no format that is known: its columns are x\. Name the"
+    )
+    with pytest.raises(MapoError, match=why):
+        import_pairs(folder, folder.parent / "set")
+    (folder / "a_stats.parquet").rename(folder / "z_stats.parquet")
+    with pytest.raises(MapoError, match=r"^z_stats\.parquet lacks the columns prompt, chosen, rejected; it has x"):
+        import_pairs(folder, folder.parent / "set")
 
 
 def test_hidden_files_are_nobodys_data(folder: Path) -> None:

@@ -198,6 +198,26 @@ def test_a_prompt_in_two_published_splits_is_told_with_a_count(
     assert "2 prompts stand in more than one split of the source" in capsys.readouterr().out
 
 
+def test_a_split_that_only_repeats_another_is_told_without_a_contradiction(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = make_rows("x", 4)
+    write_parquet(tmp_path / "in" / "train.parquet", [*rows, rows[0]])
+    write_parquet(tmp_path / "in" / "test.parquet", rows[1:3])
+    assert import_pairs(tmp_path / "in", tmp_path / "set", split=None)["repeats"] == 3
+    said = capsys.readouterr().out
+    assert "2 pairs of train repeat pairs of test and are left out." in said  # test comes first by its name
+    assert "more than one split" in said
+    dataset = pytest.importorskip("datasets")
+    saved = dataset.DatasetDict({name: dataset.Dataset.from_list(rows[:k]) for name, k in (("train", 3), ("test", 1))})
+    saved.save_to_disk(str(tmp_path / "saved"))
+    import_pairs(tmp_path / "saved", tmp_path / "other")
+    said = capsys.readouterr().out
+    assert "All pairs are in train, so no pair is held out." in said
+    assert "1 pair of test repeats a pair of train and is left out." in said
+    assert "not new to training" not in said
+
+
 def test_a_source_that_names_no_splits_is_split_by_prompt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{**row, "prompt": prompt} for row, prompt in zip(make_rows("x", 2), (HELD_OUT, TRAINED), strict=True)]
     import_pairs(write_parquet(tmp_path / "x.parquet", rows), tmp_path / "set")

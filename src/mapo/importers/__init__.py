@@ -268,7 +268,9 @@ def _add(
     added = writer.add_checked_pair(raw.prompt, *pictures, source=name, **rest)
     counts["pairs" if added else "repeats"] += 1
     if published:
-        writer.note_split(raw.prompt, published)
+        first = writer.note_split(raw.prompt, pictures[0].sha256, pictures[1].sha256, published)
+        if first != published:
+            notes[f"repeats {published} of {first}"] += 1
     if added:
         if options.split is None:
             notes[f"split {published}" if published else f"by prompt {raw.split or ''}"] += 1
