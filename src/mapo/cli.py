@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from mapo import __version__
-from mapo.errors import MapoError, SaidElsewhere, memory_told, printable, spoken
+from mapo.errors import MapoError, SaidElsewhere, counted, memory_told, printable, spoken
 
 OUT = click.Path(path_type=Path)
 
@@ -168,8 +168,9 @@ def import_(source: str, out: Path, **how: Any) -> None:
     from mapo.importers import import_pairs
 
     counts = import_pairs(source, out, **how)
-    ties = f"{counts['ties']} ties {'kept' if how['ties'] == 'keep' else 'dropped'}"
-    _say(f"{counts['pairs']} pairs in {out} ({ties}, {counts['repeats']} repeats, {counts['bad']} bad)")
+    ties = f"{counted(counts['ties'], 'tie')} {'kept' if how['ties'] == 'keep' else 'dropped'}"
+    rest = f"{counted(counts['repeats'], 'repeat')}, {counts['bad']} bad"
+    _say(f"{counted(counts['pairs'], 'pair')} in {out} ({ties}, {rest})")
 
 
 @cli.command(cls=Verb, example="mapo check work/pairs --model mini --out work/check.html")

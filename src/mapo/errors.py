@@ -102,6 +102,11 @@ def memory_told(
         raise MapoError(f"The memory ran out {when}. {remedy} {other}a machine with more memory.") from None
 
 
+def counted(count: int, noun: str) -> str:
+    """``1 pair``, ``2 pairs``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def several(given: str | Sequence[str]) -> list[str]:
     """A list of texts; one text alone is a list of one and not of its letters."""
     return [given] if isinstance(given, str) else list(given)

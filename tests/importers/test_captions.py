@@ -120,7 +120,7 @@ def test_captions_of_white_space_alone_are_a_bad_row_that_counts(tmp_path: Path,
     path = make(tmp_path / "in", kind, [" ", "\t", " "])
     with pytest.raises(MapoError, match="the prompt is empty"):
         import_pairs(path, tmp_path / "set", captions=how)
-    with pytest.raises(MapoError, match=r"gave no pairs \(0 ties, 1 bad row"):
+    with pytest.raises(MapoError, match=r"gave no pairs \(0 ties, 1 bad row\)"):
         import_pairs(path, tmp_path / "set", captions=how, on_bad_row="drop")
 
 

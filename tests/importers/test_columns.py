@@ -144,5 +144,7 @@ def test_columns_can_be_given_on_the_command_line(tmp_path: Path, capsys: pytest
 
     path = write(tmp_path / "in", "csv", OTHERS["prompt=caption"])
     words = ["import", str(path), "--columns", "prompt=caption", "--out", str(tmp_path / "set")]
-    assert CliRunner().invoke(cli, words).exit_code == 0
+    result = CliRunner().invoke(cli, words)
+    assert result.exit_code == 0
+    assert f"1 pair in {tmp_path / 'set'} (0 ties dropped, 0 repeats, 0 bad)" in result.output
     assert len(PairSet(tmp_path / "set")) == 1

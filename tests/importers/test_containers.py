@@ -106,6 +106,10 @@ def test_a_ranking_in_csv_has_its_lists_as_json(folder: Path) -> None:
 BAD_TEXT: dict[str, tuple[str, bytes, str]] = {
     "list that breaks off": ("x.json", b'[{"prompt": "a", "chosen": "a.png", "rejected": "deep/b.png"}, {"pro', "is no whole JSON list: entry 2"),
     "list without an end": ("x.json", b'[{"prompt": "a", "chosen": "a.png", "rejected": "deep/b.png"}', "is no whole JSON list: entry 2"),
+    "a list in one line of .jsonl": ("x.jsonl", b'[{"prompt": "a", "chosen": "a.png", "rejected": "deep/b.png"}]\n', r"x\.jsonl is one JSON list, not lines\. Rename it to x\.json\."),
+    "a list over lines of .jsonl": ("x.jsonl", b'[\n{"prompt": "a", "chosen": "a.png", "rejected": "deep/b.png"}\n]\n', r"x\.jsonl is one JSON list, not lines\."),
+    "a list over many lines of .ndjson": ("x.ndjson", b'[{"prompt": "a",\n "chosen": "a.png", "rejected": "deep/b.png"}\n]\n', r"Rename it to x\.json\."),
+    "a value in capitals": ("X.JSON", b'{\n "rows": []\n}', "is one JSON value, not a list of rows"),
     "two lists": ("x.json", 2 * b'[{"prompt": "a", "chosen": "a.png", "rejected": "deep/b.png"}]\n', "goes on behind the end of its list: another list follows"),
     "words behind a list": ("x.json", b'[{"prompt": "a", "chosen": "a.png", "rejected": "deep/b.png"}]' + b"\n" * 2**21 + b"oops", "goes on behind the end of its list: 'oops' follows"),
     "an empty list before another": ("x.json", b'[] [{"prompt": "a", "chosen": "a.png", "rejected": "deep/b.png"}]', "goes on behind the end of its list"),
@@ -131,6 +135,12 @@ def test_text_that_cannot_be_read_is_told_in_a_sentence(folder: Path, name: str)
     with pytest.raises(MapoError, match=why):
         import_pairs(folder / file, folder.parent / "set")
     assert not (folder.parent / "set").exists()
+
+
+def test_a_list_is_read_whatever_the_case_of_the_ending(folder: Path) -> None:
+    write_rows(folder, "json indented").rename(folder / "U.JSON")
+    assert import_pairs(folder / "U.JSON", folder.parent / "set")["pairs"] == len(ROWS)
+    assert import_pairs(folder, folder.parent / "other")["pairs"] == len(ROWS)
 
 
 def test_a_bad_entry_of_a_list_is_named_by_its_number(folder: Path) -> None:

@@ -121,6 +121,12 @@ def test_a_bad_name_is_told_and_can_be_dropped(tmp_path: Path, name: str) -> Non
     assert counts == {"pairs": 1, "ties": 0, "repeats": 0, "bad": 1}
 
 
+def test_a_file_where_folders_are_wanted_is_called_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("prompt,chosen,rejected\n")
+    with pytest.raises(MapoError, match=r"a\.csv is a file; the format folders is a folder"):
+        import_pairs(tmp_path / "a.csv", tmp_path / "set", format="folders")
+
+
 def test_a_folder_without_the_other_one_and_empty_ones_are_refused(tmp_path: Path) -> None:
     (tmp_path / "in" / "chosen").mkdir(parents=True)
     assert detects(Source(tmp_path / "in"))

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from mapo.errors import MapoError, printable, suggest
+from mapo.errors import MapoError, counted, printable, suggest
 from mapo.importers.cells import plain
 from mapo.importers.sources import Source, find_source
 from mapo.importers.splits import split_named
@@ -260,7 +260,7 @@ def _add(
     rest: dict[str, Any] = {"preference": raw.preference, "weight": raw.weight, "group": raw.group, "meta": meta}
     published = split_named(raw.split) if raw.split is not None and options.split is None else None
     split = options.split if options.split in SPLITS else published
-    if split is None and raw.split_as not in (None, raw.prompt):
+    if split is None and raw.split_as is not None:
         check_text(raw.split_as, "its first caption")
         split = split_of(raw.split_as)
     if split:
@@ -281,4 +281,5 @@ def _no_pairs(source: Source, counts: dict[str, int], complaints: list[str], not
     first = f" First: {complaints[0]}." if complaints else ""
     advice = " Keep the ties with --ties keep." if counts["ties"] and not counts["bad"] else ""
     unlabelled = "".join(f" {line}" for line in Told(notes).left_out())
-    return f"{source.name} gave no pairs ({counts['ties']} ties, {counts['bad']} bad rows).{first}{unlabelled}{advice}"
+    found = f"{counted(counts['ties'], 'tie')}, {counted(counts['bad'], 'bad row')}"
+    return f"{source.name} gave no pairs ({found}).{first}{unlabelled}{advice}"

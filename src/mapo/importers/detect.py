@@ -163,7 +163,7 @@ def _no_rows(file: lines.JsonFile) -> str:
     """Why a file of JSON has no rows."""
     for item in itertools.islice(file.read(Shape(((),)), Cursor(0)), 1):
         why = getattr(item, "why", "its first row is an object without keys")
-        if file.path.suffix == ".json":
+        if file.path.suffix.lower() == ".json":
             return f"{file.path} is one JSON value, not a list of rows ({why}). Save the rows as [{{…}}, {{…}}]."
         return f"{file.path} holds no JSON objects ({why}). Write one object per line."
     return f"{file.path} is empty: {file.empty}."

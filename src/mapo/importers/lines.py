@@ -6,6 +6,7 @@ import contextlib
 import csv
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,7 @@ class JsonFile:
         """A row per line from the cursor on."""
         if encoding_of(self.path) == "utf-16":
             raise MapoError(f"{self.path} is UTF-16 text. Save it as UTF-8.")
+        self._refuse_list()
         what = "entry" if self.is_list() else "line"
         for number, value in self._values():
             if not cursor.passes():
@@ -69,8 +71,21 @@ class JsonFile:
 
     def is_list(self) -> bool:
         """Whether it is one JSON list, not lines."""
+        return self.path.suffix.lower() == ".json" and self._start().startswith("[")
+
+    def _start(self) -> str:
         with self.path.open(encoding=encoding_of(self.path), errors="replace") as file:
-            return self.path.suffix == ".json" and file.read(READ_AT_ONCE).lstrip(BLANK).startswith("[")
+            return file.read(READ_AT_ONCE).lstrip(BLANK)
+
+    def _refuse_list(self) -> None:
+        """MapoError for one JSON list in a file that is named as if it held lines."""
+        if self.path.suffix.lower() == ".json":
+            return
+        first, _, rest = self._start().partition("\n")
+        if re.fullmatch(r"\[\s*(\{.*)?", first) and (not rest.strip() or isinstance(_value(first), ValueError)):
+            raise MapoError(
+                f"{self.path} is one JSON list, not lines. Rename it to {self.path.with_suffix('.json').name}."
+            )
 
     def _values(self, errors: str = "surrogateescape") -> Iterator[tuple[int, Any]]:
         """Number and value of each row; a ValueError where it is no JSON."""

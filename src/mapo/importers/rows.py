@@ -99,7 +99,7 @@ def rows(
                 for one in made if isinstance(made, list) else [made]:
                     if isinstance(one, RawPair):
                         first = one.prompt if first is None else first
-                        one = replace(one, split=split, split_as=first)
+                        one = replace(one, split=split, split_as=None if one.prompt == first else first)
                     found.append(one)
         except ValueError as error:
             yield [BadRow(where.text, str(error))]
