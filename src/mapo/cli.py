@@ -168,8 +168,9 @@ def import_(source: str, out: Path, **how: Any) -> None:
     from mapo.importers import import_pairs
 
     counts = import_pairs(source, out, **how)
-    ties = f"{counts['ties']} ties {'kept' if how['ties'] == 'keep' else 'dropped'}"
-    _say(f"{counts['pairs']} pairs in {out} ({ties}, {counts['repeats']} repeats, {counts['bad']} bad)")
+    ties = f"{count(counts['ties'], 'tie')} {'kept' if how['ties'] == 'keep' else 'dropped'}"
+    rest = f"{count(counts['repeats'], 'repeat')}, {counts['bad']} bad"
+    _say(f"{count(counts['pairs'], 'pair')} in {out} ({ties}, {rest})")
 
 
 @cli.command(cls=Verb, example="mapo check work/pairs --model mini --out work/check.html")

@@ -203,6 +203,14 @@ def _encoding(start: bytes) -> str:
     return "utf-16" if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
+def delimiter_of(path: Path) -> str:
+    """What stands between the cells of a CSV or TSV file, by its first line."""
+    if path.suffix.lower() == ".tsv":
+        return "\t"
+    with path.open(encoding=encoding_of(path), errors="replace") as file:
+        return max(",;\t", key=file.readline(2**20).count)
+
+
 def read_text(path: Path) -> str:
     """The text of a file of the user's, lines ending in a line feed; ValueError when it is no text."""
     return decode_text(path.read_bytes())

@@ -20,6 +20,7 @@ TABLES = (
     "pictures (sha BLOB PRIMARY KEY, shard INT, row_group INT, row INT, kept INT) WITHOUT ROWID",
     "pairs (id INTEGER PRIMARY KEY)",
     "prompts (id INT, split TEXT, PRIMARY KEY (id, split)) WITHOUT ROWID",
+    "published (id INTEGER PRIMARY KEY, split TEXT)",
     "state (one INTEGER PRIMARY KEY, value TEXT)",
 )
 Place = tuple[bytes, int, int, int, bool]  # sha, shard, row group, row, whether its bytes are kept
@@ -71,6 +72,11 @@ class Ledger:
     def add_prompt(self, name: str, split: str) -> None:
         """Note that the prompt of this name (16 hexadecimal digits) stands in a split."""
         self._run("INSERT OR IGNORE INTO prompts VALUES (?, ?)", (_number(name), split))
+
+    def first_split(self, name: str, split: str) -> str:
+        """Note that a source has the pair of this name in a split; the split in which it had it first."""
+        self._run("INSERT OR IGNORE INTO published VALUES (?, ?)", (_number(name), split))
+        return str(self._run("SELECT split FROM published WHERE id = ?", (_number(name),)).fetchone()[0])
 
     def count_shared_prompts(self) -> int:
         """How many prompts were noted in more than one split."""

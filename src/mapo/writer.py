@@ -29,7 +29,7 @@ from mapo.ledger import Ledger
 from mapo.pictures import Picture, check_picture
 from mapo.places import NAME as PLACES
 from mapo.places import write_places
-from mapo.schema import FORMAT, IMAGE_SCHEMA, PAIR_SCHEMA, TIE, VERSION, Pair, make_pair, to_row
+from mapo.schema import FORMAT, IMAGE_SCHEMA, PAIR_SCHEMA, TIE, VERSION, Pair, make_pair, pair_id, to_row
 from mapo.shards import owned, refuse_existing
 from mapo.splits import prompt_id
 
@@ -179,9 +179,10 @@ class PairWriter:
         pair = make_pair(prompt, chosen.sha256, rejected.sha256, **rest)
         return None if self._ledger.has_pair(pair.id) else self._add(pair, chosen, rejected)
 
-    def note_split(self, prompt: str, split: str) -> None:
-        """Note the split in which a source has a prompt, for :meth:`shared_prompts`."""
+    def note_split(self, prompt: str, chosen_sha: str, rejected_sha: str, split: str) -> str:
+        """Note the split in which a source has a pair; the one in which it had this very pair first."""
         self._ledger.add_prompt(prompt_id(prompt), split)
+        return self._ledger.first_split(pair_id(prompt, chosen_sha, rejected_sha), split)
 
     def shared_prompts(self) -> int:
         """How many prompts the source has in more than one split."""

@@ -14,6 +14,7 @@ from data_fixtures import BLUE, RED, write_parquet
 from mapo.errors import MapoError
 from mapo.importers import import_pairs
 from mapo.pairs import PairSet
+from mapo.splits import SPLITS, split_of
 
 LINES = ["a bear", "a bear in snow", "", "ein Bär "]
 MADE = {
@@ -74,6 +75,26 @@ def test_several_captions_become_what_was_asked_for(tmp_path: Path, kind: str, h
     assert PairSet(tmp_path / "set").info["provenance"]["captions"] == how
 
 
+SPREAD = [next(f"{split} {k}" for k in range(99) if split_of(f"{split} {k}") == split) for split in SPLITS]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("first", SPREAD)
+def test_the_captions_of_two_pictures_share_the_split_of_the_first(tmp_path: Path, kind: str, first: str) -> None:
+    path = make(tmp_path / "in", kind, [first, *SPREAD])
+    import_pairs(path, tmp_path / "set", captions="each")
+    pairs = list(PairSet(tmp_path / "set"))
+    assert len(pairs) == 3
+    assert {pair.split for pair in pairs} == {split_of(first)}
+
+
+def test_a_split_that_is_published_or_asked_for_counts_more_than_the_first_caption(tmp_path: Path) -> None:
+    path = make(tmp_path / "in", "jsonl", SPREAD).rename(tmp_path / "in" / "test.jsonl")
+    for split in (None, "validation"):
+        import_pairs(path, tmp_path / str(split), captions="each", split=split)
+        assert {pair.split for pair in PairSet(tmp_path / str(split))} == {split or "test"}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_caption_is_one_whatever_was_asked_for(tmp_path: Path, kind: str) -> None:
     path = make(tmp_path / "in", kind, ["a bear"])
@@ -91,6 +112,16 @@ def test_a_list_that_holds_no_captions_is_a_bad_row(tmp_path: Path, name: str) -
     captions, why = BAD[name]
     with pytest.raises(MapoError, match=f"^x.jsonl line 1: {why}"):
         import_pairs(make(tmp_path / "in", "jsonl", captions), tmp_path / "set", captions="each")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("how", [None, *MADE])
+def test_captions_of_white_space_alone_are_a_bad_row_that_counts(tmp_path: Path, kind: str, how: str | None) -> None:
+    path = make(tmp_path / "in", kind, [" ", "\t", " "])
+    with pytest.raises(MapoError, match="the prompt is empty"):
+        import_pairs(path, tmp_path / "set", captions=how)
+    with pytest.raises(MapoError, match=r"gave no pairs \(0 ties, 1 bad row\)"):
+        import_pairs(path, tmp_path / "set", captions=how, on_bad_row="drop")
 
 
 def test_a_wrong_word_for_captions_is_refused(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def test_cells_of_other_types_are_refused_in_a_sentence(tmp_path: Path, name: st
     path = write(tmp_path / "x.parquet", **columns)
     with pytest.raises(MapoError, match=rf"^x\.parquet row 0: {why}"):
         import_pairs(path, tmp_path / "set")
-    with pytest.raises(MapoError, match="gave no pairs .0 ties, 1 bad rows"):
+    with pytest.raises(MapoError, match="gave no pairs .0 ties, 1 bad row"):
         import_pairs(path, tmp_path / "set", on_bad_row="drop")
 
 

@@ -42,6 +42,8 @@ OTHERS = {
     "prompt=caption": {"caption": "a bear", "chosen": "a.png", "rejected": "b.png"},
     "prompt=text,chosen=image_w,rejected=image_l": {"text": "a bear", "image_w": "a.png", "image_l": "b.png"},
     "chosen=win,rejected=lose": {"prompt": "a bear", "win": "a.png", "lose": "b.png"},
+    "prompt=Prompt,chosen=Chosen,rejected=REJECTED": {"Prompt": "a bear", "Chosen": "a.png", "REJECTED": "b.png"},
+    "chosen=good,rejected=bad": {"prompt": "a bear", "good": "a.png", "bad": "b.png"},
     "prompt=Caption,chosen=Winner,rejected=Loser": {"Caption": "a bear", "Winner": "a.png", "Loser": "b.png"},
 }
 
@@ -118,6 +120,17 @@ def test_columns_for_two_folders_of_pictures_are_refused(tmp_path: Path) -> None
         import_pairs(tmp_path / "in", tmp_path / "set", columns="prompt=text")
 
 
+def test_a_column_that_the_format_does_not_use_is_refused(tmp_path: Path) -> None:
+    row = {"prompt": "a bear", "text": "x", "chosen": "a.png", "rejected": "b.png"}
+    path = write(tmp_path / "in", "csv", row)
+    with pytest.raises(MapoError, match="--columns images=text: the format preference has no column images"):
+        import_pairs(path, tmp_path / "set", columns="prompt=prompt,images=text")
+    for side in ("chosen", "rejected"):
+        (tmp_path / "in" / side).mkdir()
+    with pytest.raises(MapoError, match="--columns prompt=text: the format folders has no column prompt"):
+        import_pairs(tmp_path / "in", tmp_path / "set", columns="prompt=text", format="folders")
+
+
 def test_columns_can_give_the_better_of_two_prompts(tmp_path: Path) -> None:
     row = {"prompt": "bear", "quality_prompt": "a bear in snow", "chosen": "a.png", "rejected": "b.png"}
     import_pairs(write(tmp_path / "in", "jsonl", row), tmp_path / "set", columns="prompt=quality_prompt")
@@ -131,5 +144,7 @@ def test_columns_can_be_given_on_the_command_line(tmp_path: Path, capsys: pytest
 
     path = write(tmp_path / "in", "csv", OTHERS["prompt=caption"])
     words = ["import", str(path), "--columns", "prompt=caption", "--out", str(tmp_path / "set")]
-    assert CliRunner().invoke(cli, words).exit_code == 0
+    result = CliRunner().invoke(cli, words)
+    assert result.exit_code == 0
+    assert f"1 pair in {tmp_path / 'set'} (0 ties dropped, 0 repeats, 0 bad)" in result.output
     assert len(PairSet(tmp_path / "set")) == 1

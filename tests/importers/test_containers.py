@@ -18,7 +18,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from data_fixtures import BLUE, GREEN, RED, encoded, files_below, noise
+from data_fixtures import BLUE, GREEN, RED, encoded, files_below, noise, write_parquet
 from mapo.errors import MapoError
 from mapo.files import sha256
 from mapo.importers import import_pairs
@@ -106,6 +106,13 @@ def test_a_ranking_in_csv_has_its_lists_as_json(folder: Path) -> None:
 BAD_TEXT: dict[str, tuple[str, bytes, str]] = {
     "list that breaks off": ("x.json", b'[{"prompt": "a", "chosen": "a.png", "rejected": "deep/b.png"}, {"pro', "is no whole JSON list: entry 2"),
     "list without an end": ("x.json", b'[{"prompt": "a", "chosen": "a.png", "rejected": "deep/b.png"}', "is no whole JSON list: entry 2"),
+    "a list in one line of .jsonl": ("x.jsonl", b'[{"prompt": "a", "chosen": "a.png", "rejected": "deep/b.png"}]\n', r"x\.jsonl is one JSON list, not lines\. Rename it to x\.json\."),
+    "a list over lines of .jsonl": ("x.jsonl", b'[\n{"prompt": "a", "chosen": "a.png", "rejected": "deep/b.png"}\n]\n', r"x\.jsonl is one JSON list, not lines\."),
+    "a list over many lines of .ndjson": ("x.ndjson", b'[{"prompt": "a",\n "chosen": "a.png", "rejected": "deep/b.png"}\n]\n', r"Rename it to x\.json\."),
+    "a value in capitals": ("X.JSON", b'{\n "rows": []\n}', "is one JSON value, not a list of rows"),
+    "two lists": ("x.json", 2 * b'[{"prompt": "a", "chosen": "a.png", "rejected": "deep/b.png"}]\n', "goes on behind the end of its list: another list follows"),
+    "words behind a list": ("x.json", b'[{"prompt": "a", "chosen": "a.png", "rejected": "deep/b.png"}]' + b"\n" * 2**21 + b"oops", "goes on behind the end of its list: 'oops' follows"),
+    "an empty list before another": ("x.json", b'[] [{"prompt": "a", "chosen": "a.png", "rejected": "deep/b.png"}]', "goes on behind the end of its list"),
     "one object over lines": ("x.json", b'{\n "rows": []\n}', "is one JSON value, not a list of rows"),
     "empty list": ("x.json", b"[]", "x.json is empty"),
     "list of texts": ("x.json", b'["a", "b"]', "is one JSON value, not a list of rows .it is no JSON object"),
@@ -128,6 +135,12 @@ def test_text_that_cannot_be_read_is_told_in_a_sentence(folder: Path, name: str)
     with pytest.raises(MapoError, match=why):
         import_pairs(folder / file, folder.parent / "set")
     assert not (folder.parent / "set").exists()
+
+
+def test_a_list_is_read_whatever_the_case_of_the_ending(folder: Path) -> None:
+    write_rows(folder, "json indented").rename(folder / "U.JSON")
+    assert import_pairs(folder / "U.JSON", folder.parent / "set")["pairs"] == len(ROWS)
+    assert import_pairs(folder, folder.parent / "other")["pairs"] == len(ROWS)
 
 
 def test_a_bad_entry_of_a_list_is_named_by_its_number(folder: Path) -> None:
@@ -280,6 +293,8 @@ LAYOUTS: dict[str, dict[str, bytes]] = {
     "sides without an end": {"0.jpg_0": RED, "0.jpg_1": BLUE, "0.json": b'{"caption": "a bear", "label_0": 1, "label_1": 0}'},
     "sides with an end": {"0.jpg_0.jpg": RED, "0.jpg_1.jpg": BLUE, "0.caption.txt": b"a bear", "0.label_0.txt": b"1", "0.label_1.txt": b"0"},
     "capitals": {"0.chosen.PNG": RED, "0.rejected.PNG": BLUE, "0.TXT": b"a bear"},
+    "one prompt twice": sample("0") | {"0.caption": b"a bear ", "0.json": b'{"prompt": "a bear", "weight": 2, "chosen": "x.png"}', "0.weight.txt": b"2.0"},
+    "two of what is not read": sample("0") | {"0.mask.png": RED, "0.mask.jpg": BLUE, "0.json": b'{"mask": "x"}'},
     "more members": sample("0") | {"0.npz": b"PK", "0.mask.npy": b"x", ".hidden": b"x", "LICENSE": b"x"},
 }  # fmt: skip
 
@@ -335,6 +350,9 @@ BAD_TARS: dict[str, tuple[dict[str, bytes], str]] = {
     "a list of JSON": (sample("1") | {"1.json": b"[]"}, r"^x.tar sample 1: 1\.json is no JSON object"),
     "text that is none": (sample("1") | {"1.txt": b"\xff\xff"}, r"^x.tar sample 1: 1\.txt cannot be read"),
     "a path": ({"1.txt": b"a", "1.json": b'{"chosen": "/etc/hostname", "rejected": "b.png"}'}, "^x.tar sample 1: the picture /etc/hostname is a path"),
+    "two prompts": (sample("1") | {"1.json": b'{"prompt": "a fox"}'}, r"^x.tar sample 1: prompt differs in 1\.json and the members before it"),
+    "three prompts": ({"1.json": b'{"prompt": "a fox"}'} | sample("1") | {"1.caption": b"a fox"}, r"^x.tar sample 1: prompt differs in 1\.txt and"),
+    "two pictures": (sample("1") | {"1.chosen.jpg": BLUE}, r"^x.tar sample 1: chosen differs in 1\.chosen\.jpg and the members"),
     "no picture": (sample("1", data=b"text"), "^x.tar sample 1: the chosen picture: it is in no format"),
 }  # fmt: skip
 
@@ -449,6 +467,19 @@ def test_files_of_another_kind_that_fit_too_are_passed_over_in_a_sentence(
     import_pairs(folder, folder.parent / "set")
     assert [p.prompt for p in PairSet(folder.parent / "set")] == ["in the tar"]
     assert "has rows in y.tar and in x.jsonl; only those like the first are read." in capsys.readouterr().out
+
+
+def test_a_first_file_that_is_unlike_the_others_is_named(folder: Path) -> None:
+    write_parquet(folder / "a_stats.parquet", [{"x": 1}])
+    write_parquet(folder / "b.parquet", [{"prompt": "a", "chosen": RED, "rejected": BLUE}])
+    why = (
+        r"^a_stats\.parquet, the first of 2 files in .*in, is in no format that is known: its columns are x\. Name the"
+    )
+    with pytest.raises(MapoError, match=why):
+        import_pairs(folder, folder.parent / "set")
+    (folder / "a_stats.parquet").rename(folder / "z_stats.parquet")
+    with pytest.raises(MapoError, match=r"^z_stats\.parquet lacks the columns prompt, chosen, rejected; it has x"):
+        import_pairs(folder, folder.parent / "set")
 
 
 def test_hidden_files_are_nobodys_data(folder: Path) -> None:

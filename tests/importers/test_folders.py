@@ -95,7 +95,7 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "Latin-1": (write("chosen/b.txt", "Bär".encode("latin-1")), "the caption chosen/b.txt cannot be read"),
     "caption is a pipe": (pipe("chosen/b.txt"), r"the caption chosen/b.txt cannot be read \(it is no file\)"),
     "picture is a pipe": (pipe("chosen/b.png"), r"the picture chosen/b.png cannot be read \(it is no file\)"),
-    "empty caption": (write("chosen/b.txt", b"\n"), "^b: the prompt is empty"),
+    "empty caption": (write("chosen/b.txt", b"\n"), "^the prompt is empty: chosen/b.txt holds no text"),
     "captions differ": (write("rejected/b.txt", b"other"), "^the captions chosen/b.txt and rejected/b.txt differ"),
     "no partner": (lambda root: (root / "rejected" / "b.png").unlink(), r"^chosen/b\.png has no partner in rejected/\. Mend it, or leave such pairs out with"),
     "two partners": (write("rejected/b.jpg", GREEN), r"^rejected/b\.jpg and rejected/b\.png have one name; a pair needs one picture of it in rejected/"),
@@ -119,6 +119,12 @@ def test_a_bad_name_is_told_and_can_be_dropped(tmp_path: Path, name: str) -> Non
     assert not (tmp_path / "set").exists()
     counts = import_pairs(tmp_path / "in", tmp_path / "set", on_bad_row="drop")
     assert counts == {"pairs": 1, "ties": 0, "repeats": 0, "bad": 1}
+
+
+def test_a_file_where_folders_are_wanted_is_called_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("prompt,chosen,rejected\n")
+    with pytest.raises(MapoError, match=r"a\.csv is a file; the format folders is a folder"):
+        import_pairs(tmp_path / "a.csv", tmp_path / "set", format="folders")
 
 
 def test_a_folder_without_the_other_one_and_empty_ones_are_refused(tmp_path: Path) -> None:

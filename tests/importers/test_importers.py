@@ -106,7 +106,7 @@ def test_a_source_that_gives_no_pairs_says_what_it_gave(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given(monkeypatch, [RawPair("row 0", "a", RED, BLUE, preference=0.5), *bad_rows(2)])
-    with pytest.raises(MapoError, match=r"gave no pairs \(1 ties, 2 bad rows\)\. First: row 0: reason 0\."):
+    with pytest.raises(MapoError, match=r"gave no pairs \(1 tie, 2 bad rows\)\. First: row 0: reason 0\."):
         import_pairs(source, tmp_path / "set", on_bad_row="drop")
     assert not (tmp_path / "set").exists()
 
@@ -297,7 +297,7 @@ def test_a_source_of_ties_only_says_how_to_keep_them(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given(monkeypatch, [RawPair("row 1", "a bear", RED, GREEN, preference=0.5)])
-    with pytest.raises(MapoError, match=r"gave no pairs \(1 ties, 0 bad rows\)\. Keep the ties with --ties keep\."):
+    with pytest.raises(MapoError, match=r"gave no pairs \(1 tie, 0 bad rows\)\. Keep the ties with --ties keep\."):
         import_pairs(source, tmp_path / "set")
 
 

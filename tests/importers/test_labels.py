@@ -28,6 +28,7 @@ CLEAR = {
     "text": (pa.array(["1", "0"]), pa.array(["0", "1"])),
     "text with a point": (pa.array(["1.0", " 0.0"]), pa.array(["0.0", "1.0 "])),
     "truth": (pa.array([True, False]), pa.array([False, True])),
+    "truth as text": (pa.array(["True", " false"]), pa.array(["False", "TRUE"])),
     "int8": (pa.array([1, 0], pa.int8()), pa.array([0, 1], pa.int8())),
     "decimal": (pa.array([Decimal(1), Decimal(0)], pa.decimal128(5, 2)), pa.array([Decimal(0), Decimal(1)], pa.decimal128(5, 2))),
     "float32": (pa.array([1, 0], pa.float32()), pa.array([0, 1], pa.float32())),
@@ -50,6 +51,7 @@ def test_a_tie_is_a_tie_in_every_type(tmp_path: Path, half: Any) -> None:
 
 UNCLEAR = {
     "words": (["yes"], ["no"], "label_0 and label_1 are 'yes' and 'no', not"),
+    "neither in words": (["False"], ["false"], "label_0 and label_1 are 'False' and 'false', not"),
     "both": (["1"], ["1"], "label_0 and label_1 are '1' and '1', not"),
     "shares": ([0.8], [0.2], "label_0 and label_1 are 0.8 and 0.2, not"),
     "signed and not": ([-1], [0], "label_0 and label_1 are -1 and 0, not"),

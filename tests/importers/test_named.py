@@ -130,6 +130,74 @@ def test_every_picture_that_a_list_names_counts(tmp_path: Path, kind: str) -> No
     assert state_of(path) != before
 
 
+def cells(path: Path, mark: str) -> Path:
+    rows = [["prompt", "chosen", "rejected"], ["a", "a.png", "b.png"]]
+    path.write_text("\n".join(mark.join(row) for row in rows))
+    return path
+
+
+NAMING: dict[str, tuple[Callable[[Path], Path], set[str]]] = {
+    "semicolons": (lambda folder: cells(folder / "x.csv", ";"), {"a.png", "b.png"}),
+    "tabs in CSV": (lambda folder: cells(folder / "x.csv", "\t"), {"a.png", "b.png"}),
+    "TSV": (lambda folder: cells(folder / "x.TSV", "\t"), {"a.png", "b.png"}),
+    "a list in a cell": (
+        lambda folder: write(folder / "x.csv", 'prompt,images,rank\n[a],"[""a.png"", ""b.png""]","[1, 2]"\n'),
+        {"a.png", "b.png"},
+    ),
+    "a list in a text of JSON": (
+        lambda folder: write(
+            folder / "x.jsonl", json.dumps({"prompt": "[", "images": '["a.png", "b.png"]', "rank": "[1, 2]"})
+        ),
+        {"a.png", "b.png"},
+    ),
+    "HPDv2's folder": (
+        lambda folder: write(
+            folder / "train.json",
+            json.dumps([{"prompt": "a", "image_path": ["c.png", "d.png"], "human_preference": [1, 0]}]),
+        ),
+        {"train/c.png", "train/d.png"},
+    ),
+    "ImageReward's name alone": (
+        lambda folder: write(
+            folder / "x.jsonl",
+            "\n".join(
+                json.dumps({"prompt_id": "1", "prompt": "a", "rank": k, "image_path": f"images/train/{name}"})
+                for k, name in enumerate(("a.png", "b.png"))
+            ),
+        ),
+        {"a.png", "b.png"},
+    ),
+    "a single Arrow file": (lambda folder: arrow(folder / "x.arrow"), {"a.png", "b.png"}),
+}
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def arrow(path: Path) -> Path:
+    table = pa.Table.from_pylist([{"prompt": "a", "chosen": "a.png", "rejected": {"path": "b.png", "bytes": None}}])
+    with pa.ipc.new_file(path, table.schema) as file:
+        file.write_table(table)
+    return path
+
+
+@pytest.mark.parametrize("name", NAMING)
+def test_every_picture_counts_that_the_reader_finds(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "in"
+    (folder / "train").mkdir(parents=True)
+    for picture, data in (("a.png", RED), ("b.png", BLUE), ("train/c.png", RED), ("train/d.png", BLUE)):
+        (folder / picture).write_bytes(data)
+    make, pictures = NAMING[name]
+    path = make(folder)
+    assert import_pairs(path, tmp_path / "set")["pairs"] == 1
+    for picture in pictures:
+        before = state_of(path)
+        (folder / picture).write_bytes(GREEN + GREEN)
+        assert state_of(path) != before
+
+
 def spelled(text: str) -> dict[str, Any]:
     return {"prompt": "a\0b", "meta": {"deep": [text]}}
 

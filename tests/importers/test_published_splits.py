@@ -12,7 +12,7 @@ import pytest
 
 from data_fixtures import RED, encoded, noise, write_parquet
 from mapo.importers import import_pairs
-from mapo.importers.splits import split_named, split_of_file
+from mapo.importers.splits import split_named, split_of_file, splits_of
 from mapo.pairs import PairSet
 from mapo.splits import split_of
 
@@ -109,6 +109,42 @@ def test_the_names_of_files_and_folders_tell_their_split(name: str) -> None:
     assert split_of_file(name) == NAMES[name]
 
 
+ALONE = {
+    "my-test.parquet": None, "eval_rankings.jsonl": None, "test1.jsonl": None, "train-0000.tar": None, "dev_set.csv": None,
+    "test.jsonl": "test", "TEST.csv": "test", "test-00000-of-00001.parquet": "test", "dev/my-test.jsonl": "validation",
+    "test_unique-00000-of-00001-abc.parquet": "test", "train.tar.gz": "train", "eval/0000.parquet": "test",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_a_lone_file_is_of_a_split_only_if_its_whole_name_says_so(name: str) -> None:
+    assert splits_of([name]) == [ALONE[name]]
+
+
+def test_files_side_by_side_are_of_the_splits_that_they_name() -> None:
+    assert splits_of(["my-train.csv", "my-test.csv", "more.csv"]) == ["train", "test", None]
+    assert splits_of(["test_a.csv", "test_b.csv"]) == [None, None]
+    assert splits_of(["train-0000.tar", "train-0001.tar"]) == ["train", "train"]
+    assert splits_of([]) == []
+
+
+@pytest.mark.parametrize("name", ["my-test.jsonl", "eval_rankings.jsonl", "test1.jsonl", "my-test.parquet"])
+@pytest.mark.parametrize("as_folder", [True, False])
+def test_a_word_in_the_name_of_a_lone_file_does_not_hold_out_all_pairs(
+    tmp_path: Path, name: str, as_folder: bool
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(RED)
+    (tmp_path / "in" / "b.png").write_bytes(encoded(noise()))
+    rows = [{"prompt": prompt, "chosen": "a.png", "rejected": "b.png"} for prompt in (HELD_OUT, TRAINED)]
+    if name.endswith(".parquet"):
+        write_parquet(tmp_path / "in" / name, rows)
+    else:
+        (tmp_path / "in" / name).write_text("\n".join(map(json.dumps, rows)))
+    import_pairs(tmp_path / "in" if as_folder else tmp_path / "in" / name, tmp_path / "set")
+    assert [pair.split for pair in PairSet(tmp_path / "set")] == ["test", "train"]
+
+
 def test_names_that_are_no_split_are_none() -> None:
     assert [split_named(name) for name in ("extra", "", "1", "trains")] == [None] * 4
 
@@ -160,6 +196,26 @@ def test_a_prompt_in_two_published_splits_is_told_with_a_count(
     counts = import_pairs(tmp_path / "in", tmp_path / "set")
     assert counts["repeats"] == 1
     assert "2 prompts stand in more than one split of the source" in capsys.readouterr().out
+
+
+def test_a_split_that_only_repeats_another_is_told_without_a_contradiction(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = make_rows("x", 4)
+    write_parquet(tmp_path / "in" / "train.parquet", [*rows, rows[0]])
+    write_parquet(tmp_path / "in" / "test.parquet", rows[1:3])
+    assert import_pairs(tmp_path / "in", tmp_path / "set", split=None)["repeats"] == 3
+    said = capsys.readouterr().out
+    assert "2 pairs of train repeat pairs of test and are left out." in said  # test comes first by its name
+    assert "more than one split" in said
+    dataset = pytest.importorskip("datasets")
+    saved = dataset.DatasetDict({name: dataset.Dataset.from_list(rows[:k]) for name, k in (("train", 3), ("test", 1))})
+    saved.save_to_disk(str(tmp_path / "saved"))
+    import_pairs(tmp_path / "saved", tmp_path / "other")
+    said = capsys.readouterr().out
+    assert "All pairs are in train, so no pair is held out." in said
+    assert "1 pair of test repeats a pair of train and is left out." in said
+    assert "not new to training" not in said
 
 
 def test_a_source_that_names_no_splits_is_split_by_prompt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +173,54 @@ def test_a_source_that_lacks_one_of_its_numbered_files_is_refused(tmp_path: Path
     with pytest.raises(MapoError, match=r"in is not whole: it lacks train-00001-of-00004\.parquet and 1 more"):
         import_pairs(tmp_path / "in", tmp_path / "set")
     assert import_pairs(tmp_path / "in" / "train-00002-of-00004.parquet", tmp_path / "set")["pairs"] == 1
+
+
+def numbered(folder: Path, names: list[str]) -> Path:
+    """Files of a pair each, of the kinds that their names tell."""
+    folder.mkdir()
+    (folder / "a.png").write_bytes(RED)
+    (folder / "b.png").write_bytes(BLUE)
+    for name in names:
+        row = {"prompt": name, "chosen": "a.png", "rejected": "b.png"}
+        if name.endswith(".parquet"):
+            write_parquet(folder / name, [row])
+        elif name.endswith(".tar"):
+            with tarfile.open(folder / name, "w") as tar:
+                for end, data in {"chosen.png": RED, "rejected.png": BLUE, "txt": name.encode()}.items():
+                    info = tarfile.TarInfo(f"0.{end}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+        elif name.endswith(".csv"):
+            (folder / name).write_text(",".join(row) + "\n" + ",".join(row.values()))
+        else:
+            (folder / name).write_text(json.dumps(row))
+    return folder
+
+
+GAPS = {
+    "one Parquet of two": (["train-00000-of-00002.parquet"], "train-00001-of-00002.parquet"),
+    "with a hash": (["train-00000-of-00002-a1b2c3.parquet"], "train-00001-of-00002.parquet"),
+    "JSON lines": (["train-00000-of-00003.jsonl", "train-00002-of-00003.jsonl"], "train-00001-of-00003.jsonl"),
+    "one of JSON lines": (["x-00001-of-00002.jsonl"], "x-00000-of-00002.jsonl"),
+    "CSV": (["test-00000-of-00002.csv"], "test-00001-of-00002.csv"),
+    "tars": (["x-00000-of-00003.tar", "x-00001-of-00003.tar"], "x-00002-of-00003.tar"),
+    "one tar": (["x-00000-of-00002.tar"], "x-00001-of-00002.tar"),
+}
+
+
+@pytest.mark.parametrize("name", GAPS)
+def test_a_folder_that_lacks_numbered_files_of_any_kind_is_refused(tmp_path: Path, name: str) -> None:
+    there, lacks = GAPS[name]
+    folder = numbered(tmp_path / "in", there)
+    with pytest.raises(MapoError, match=f"in is not whole: it lacks {lacks}"):
+        import_pairs(folder, tmp_path / "set")
+    assert import_pairs(folder / there[0], tmp_path / "set", split="train")["pairs"] == 1
+
+
+def test_numbered_files_that_are_all_there_are_read_whether_they_count_from_0_or_1(tmp_path: Path) -> None:
+    for first in (0, 1):
+        names = [f"train-{number:05d}-of-00002.jsonl" for number in (first, first + 1)]
+        assert import_pairs(numbered(tmp_path / f"{first}", names), tmp_path / f"set{first}")["pairs"] == 2
 
 
 def test_the_identity_of_a_source_follows_its_files(tmp_path: Path) -> None:

@@ -18,15 +18,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from mapo.errors import MapoError, printable, suggest
+from mapo.errors import MapoError, count, printable, suggest
 from mapo.importers.cells import plain
 from mapo.importers.sources import Source, find_source
 from mapo.importers.splits import split_named
 from mapo.importers.told import Told
 from mapo.pairs import TIE, PairWriter
 from mapo.pictures import Picture
+from mapo.schema import check_text
 from mapo.shards import refuse_existing
-from mapo.splits import SPLITS
+from mapo.splits import SPLITS, split_of
 
 IMPORTERS = {
     "pickapic": "mapo.importers.pickapic",
@@ -47,7 +48,8 @@ BY_PROMPT = "by-prompt"
 class RawPair:
     """A pair as its source tells it; ``where`` names the row in messages. ``preference`` 0.5 is a tie.
 
-    ``split`` is the source's own name of the split that it publishes the pair in.
+    ``split`` is the source's own name of the split that it publishes the pair in, else ``split_as`` the prompt that
+    decides (None: its own), so that the captions of two pictures stay together.
     """
 
     where: str
@@ -59,6 +61,7 @@ class RawPair:
     group: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
     split: str | None = None
+    split_as: str | None = None
 
 
 @dataclass(frozen=True)
@@ -257,12 +260,17 @@ def _add(
     rest: dict[str, Any] = {"preference": raw.preference, "weight": raw.weight, "group": raw.group, "meta": meta}
     published = split_named(raw.split) if raw.split is not None and options.split is None else None
     split = options.split if options.split in SPLITS else published
+    if split is None and raw.split_as is not None:
+        check_text(raw.split_as, "its first caption")
+        split = split_of(raw.split_as)
     if split:
         rest["split"] = split
     added = writer.add_checked_pair(raw.prompt, *pictures, source=name, **rest)
     counts["pairs" if added else "repeats"] += 1
     if published:
-        writer.note_split(raw.prompt, published)
+        first = writer.note_split(raw.prompt, pictures[0].sha256, pictures[1].sha256, published)
+        if first != published:
+            notes[f"repeats {published} of {first}"] += 1
     if added:
         if options.split is None:
             notes[f"split {published}" if published else f"by prompt {raw.split or ''}"] += 1
@@ -273,4 +281,5 @@ def _no_pairs(source: Source, counts: dict[str, int], complaints: list[str], not
     first = f" First: {complaints[0]}." if complaints else ""
     advice = " Keep the ties with --ties keep." if counts["ties"] and not counts["bad"] else ""
     unlabelled = "".join(f" {line}" for line in Told(notes).left_out())
-    return f"{source.name} gave no pairs ({counts['ties']} ties, {counts['bad']} bad rows).{first}{unlabelled}{advice}"
+    found = f"{count(counts['ties'], 'tie')}, {count(counts['bad'], 'bad row')}"
+    return f"{source.name} gave no pairs ({found}).{first}{unlabelled}{advice}"

@@ -14,7 +14,7 @@ from mapo.files import inside, read_object
 from mapo.importers import BadRow
 from mapo.importers.shape import Cursor, File, Row, Shape, Where
 from mapo.importers.sources import Source
-from mapo.importers.splits import split_of_file
+from mapo.importers.splits import splits_of
 from mapo.importers.tables import ROWS_AT_ONCE, guarded, pick, values
 
 STATE, SPLITS = "state.json", "dataset_dict.json"
@@ -36,7 +36,7 @@ class ArrowFile:
         """Its columns; None when it is no whole file."""
         try:
             with pa.memory_map(str(self.place)) as file:
-                return list(_opened(file)[0].names)
+                return list(opened(file)[0].names)
         except (pa.ArrowException, OSError):
             return None
 
@@ -47,7 +47,7 @@ class ArrowFile:
     def _read(self, shape: Shape, cursor: Cursor) -> Iterator[tuple[int, Row]]:
         number = 0
         with pa.memory_map(str(self.place)) as file:
-            schema, batches = _opened(file)
+            schema, batches = opened(file)
             names = pick(self.name, shape, schema.names)
             theirs = list(dict.fromkeys(names.values()))
             for batch in batches:
@@ -59,7 +59,8 @@ class ArrowFile:
                 number += batch.num_rows
 
 
-def _opened(file: pa.NativeFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+def opened(file: pa.NativeFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    """The schema and the batches of a stream, or of a file with a footer."""
     try:
         stream = pa.ipc.open_stream(file)
         return stream.schema, iter(stream)
@@ -81,11 +82,9 @@ def files(source: Source) -> list[File]:
         return [file for name in names for file in _saved(root, f"{name}/", name)]
     if source.pattern is None and (root / STATE).is_file():
         return _saved(root, "", None)
-    return [
-        ArrowFile(name, path, path.parent, split_of_file(name))
-        for end in (".arrow", ".feather")
-        for name, path in source.files(end, deep=True)
-    ]
+    found = [pair for end in (".arrow", ".feather") for pair in source.files(end, deep=True)]
+    splits = splits_of([name for name, _ in found])
+    return [ArrowFile(name, path, path.parent, split) for (name, path), split in zip(found, splits, strict=True)]
 
 
 def _saved(root: Path, below: str, split: str | None) -> list[File]:

@@ -12,6 +12,8 @@ COLUMNS = ("prompt", "caption", "original_prompt")
 
 def choose(captions: list[str], several: str | None, what: str) -> list[str]:
     """The prompts that ``several`` captions make; ValueError, naming the option, when it was not said."""
+    if not any(c.strip() for c in captions):
+        raise ValueError("the prompt is empty")
     if several is None:
         raise ValueError(f"{what}; a prompt is one line. Say --captions first, join or each")
     captions = [c.strip() for c in captions if c.strip()]
@@ -33,8 +35,6 @@ def each_row(row: Row, several: str | None, where: Where) -> Iterator[Row]:
         what = "messages" if isinstance(found[0], dict) and "content" in found[0] else "other things than texts"
         raise ValueError(f"{column} is a list of {what}; it must be a text")
     prompts = found if len(found) == 1 else choose(found, several, f"{column} has {len(found)} captions")
-    if not prompts:
-        raise ValueError("the prompt is empty")
     group = row.get("group") if len(prompts) == 1 or row.get("group") is not None else where.group
     for prompt in prompts:
         yield {**row, column: prompt, "group": group}

@@ -6,6 +6,7 @@ import importlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import PurePath
 from typing import cast
 
 from mapo.errors import MapoError, suggest
@@ -17,11 +18,11 @@ SYNONYMS = {  # our name → what others call it, the likeliest first
     "prompt": ("caption", "text", "prompts", "original_prompt", "captions", "instruction", "description", "txt"),
     "chosen": (
         "image_w", "win", "winner", "w", "preferred", "better", "chosen_image", "image_chosen", "img_better",
-        "image_win", "win_image", "jpg_w", "positive", "best",
+        "image_win", "win_image", "jpg_w", "positive", "best", "good",
     ),
     "rejected": (
         "image_l", "lose", "loser", "l", "dispreferred", "worse", "rejected_image", "image_rejected", "img_worse",
-        "image_lose", "lose_image", "jpg_l", "negative", "worst",
+        "image_lose", "lose_image", "jpg_l", "negative", "worst", "bad",
     ),
     "jpg_0": ("image_0", "img_0", "picture_0"),
     "jpg_1": ("image_1", "img_1", "picture_1"),
@@ -88,6 +89,12 @@ def find_importer(source: Source, format: str | None) -> tuple[str, Importer, st
     if found is None:
         raise MapoError(_unknown(source))
     shape = getattr(modules[found], "SHAPE", None)
+    used = replace(shape, names=source.columns).pick(source.columns.values()) if shape else {}
+    if unused := [ours for ours in source.columns if ours not in used]:
+        what = f"--columns {unused[0]}={source.columns[unused[0]]}"
+        raise MapoError(
+            f"{what}: the format {found} has no column {unused[0]}. Leave it out, or name another --format."
+        )
     return found, modules[found], rows.passed_over(source, shape) if shape else None
 
 
@@ -130,8 +137,14 @@ def _unknown(source: Source) -> str:
             near = _nearest(source, columns)
             if near is not None:
                 return f"{file.name} {near}"
-            shown = sorted(columns) if isinstance(file, lines.JsonFile) else columns
-            return f"{source.name} is in no format that is known: its {what} {', '.join(shown)}. {known}"
+            shown = ", ".join(sorted(columns) if isinstance(file, lines.JsonFile) else columns)
+            if len(files) > 1:
+                return (
+                    f"{file.name}, the first of {len(files)} files in {source.name}, is in no format that is known: "
+                    f"its {what} {shown}. Name the files with pairs by a pattern in quotes such as "
+                    f"'{source.path or f'hf://{source.hub}'}/data-*{PurePath(file.name).suffix}'. {known}"
+                )
+            return f"{source.name} is in no format that is known: its {what} {shown}. {known}"
         if isinstance(file, lines.JsonFile):
             return _no_rows(file)
     if source.path is not None and source.path.is_dir() and lines.candidates(source):
@@ -150,7 +163,7 @@ def _no_rows(file: lines.JsonFile) -> str:
     """Why a file of JSON has no rows."""
     for item in itertools.islice(file.read(Shape(((),)), Cursor(0)), 1):
         why = getattr(item, "why", "its first row is an object without keys")
-        if file.path.suffix == ".json":
+        if file.path.suffix.lower() == ".json":
             return f"{file.path} is one JSON value, not a list of rows ({why}). Save the rows as [{{…}}, {{…}}]."
         return f"{file.path} holds no JSON objects ({why}). Write one object per line."
     return f"{file.path} is empty: {file.empty}."
@@ -187,7 +200,9 @@ def _called(missing: Sequence[str], free: Sequence[str]) -> dict[str, str]:
     lower = {c.lower(): c for c in free}
     called: dict[str, str] = {}
     for column in missing:
-        word = next((w for w in SYNONYMS.get(column, ()) if w in lower and lower[w] not in called.values()), None)
+        word = next(
+            (w for w in (column, *SYNONYMS.get(column, ())) if w in lower and lower[w] not in called.values()), None
+        )
         if word:
             called[column] = lower[word]
     return called

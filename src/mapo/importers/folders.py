@@ -13,6 +13,7 @@ import sqlite3
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from mapo.errors import MapoError
@@ -42,7 +43,12 @@ def read(source: Source, options: Options, start: int = 0) -> Iterator[list[RawP
     """A pair per name, in the order of the names."""
     root = source.path
     sides = _folders(root) if root is not None else ()
-    if root is None or not sides:
+    if root is None or root.is_file():
+        what = "is a file" if root else "is on the hub"
+        raise MapoError(
+            f"{source.name} {what}; the format folders is a folder here, with chosen/ and rejected/, or w/ and l/."
+        )
+    if not sides:
         raise MapoError(f"{source.name}/ has no folders chosen/ and rejected/, or w/ and l/.")
     if len(sides) == 1:
         there = sides[0].lower()
@@ -154,10 +160,12 @@ def _pairs(root: Path, name: str, sides: tuple[str, ...], files: list[File], sev
     if len(set(prompts.values())) > 1:
         raise ValueError(f"the captions {' and '.join(captions)} differ")
     lines = prompts[captions[0]].split("\n")
+    if not prompts[captions[0]].strip():
+        raise ValueError(f"the prompt is empty: {captions[0]} holds no text")
     if len(lines) > 1:
         lines = several_captions.choose(lines, several, f"the caption {captions[0]} has {len(lines)} lines")
-    group = name if len(lines) > 1 else None
-    return [RawPair(name, line, chosen, rejected, group=group, meta={"file": name}) for line in lines]
+    pair = RawPair(name, lines[0], chosen, rejected, group=name if len(lines) > 1 else None, meta={"file": name})
+    return [pair, *(replace(pair, prompt=line, split_as=lines[0]) for line in lines[1:])]
 
 
 def _caption(root: Path, path: str) -> str:

@@ -6,18 +6,19 @@ import contextlib
 import csv
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from mapo.errors import MapoError
-from mapo.files import encoding_of
+from mapo.files import delimiter_of, encoding_of
 from mapo.importers import BadRow
-from mapo.importers.cells import from_text
+from mapo.importers.cells import from_text, short
 from mapo.importers.shape import Cursor, File, Row, Shape, Where
 from mapo.importers.sources import Source
-from mapo.importers.splits import split_named, split_of_file
+from mapo.importers.splits import split_named, splits_of
 
 CELL_ENDS = (".csv", ".tsv")
 ENDS = (".jsonl", ".ndjson", ".json", *CELL_ENDS)
@@ -37,6 +38,11 @@ class JsonFile:
     split: str | None
     empty = "it holds no lines"
 
+    @property
+    def place(self) -> Path:
+        """Where it lies."""
+        return self.path
+
     def columns(self) -> list[str] | None:
         """The keys of its first rows, the good ones."""
         found: dict[str, None] = {}
@@ -50,6 +56,7 @@ class JsonFile:
         """A row per line from the cursor on."""
         if encoding_of(self.path) == "utf-16":
             raise MapoError(f"{self.path} is UTF-16 text. Save it as UTF-8.")
+        self._refuse_list()
         what = "entry" if self.is_list() else "line"
         for number, value in self._values():
             if not cursor.passes():
@@ -64,8 +71,21 @@ class JsonFile:
 
     def is_list(self) -> bool:
         """Whether it is one JSON list, not lines."""
+        return self.path.suffix.lower() == ".json" and self._start().startswith("[")
+
+    def _start(self) -> str:
         with self.path.open(encoding=encoding_of(self.path), errors="replace") as file:
-            return self.path.suffix == ".json" and file.read(READ_AT_ONCE).lstrip(BLANK).startswith("[")
+            return file.read(READ_AT_ONCE).lstrip(BLANK)
+
+    def _refuse_list(self) -> None:
+        """MapoError for one JSON list in a file that is named as if it held lines."""
+        if self.path.suffix.lower() == ".json":
+            return
+        first, _, rest = self._start().partition("\n")
+        if re.fullmatch(r"\[\s*(\{.*)?", first) and (not rest.strip() or isinstance(_value(first), ValueError)):
+            raise MapoError(
+                f"{self.path} is one JSON list, not lines. Rename it to {self.path.with_suffix('.json').name}."
+            )
 
     def _values(self, errors: str = "surrogateescape") -> Iterator[tuple[int, Any]]:
         """Number and value of each row; a ValueError where it is no JSON."""
@@ -90,11 +110,16 @@ class CellFile:
     split: str | None
     empty = "it has no line below the names of its columns"
 
+    @property
+    def place(self) -> Path:
+        """Where it lies."""
+        return self.path
+
     def columns(self) -> list[str] | None:
         """The names in its first line."""
         with self._open() as file:
             try:
-                return self._header(csv.reader(file, delimiter=self._delimiter()))
+                return self._header(csv.reader(file, delimiter=delimiter_of(self.path)))
             except (csv.Error, ValueError):
                 return None
 
@@ -103,7 +128,7 @@ class CellFile:
         line = 1
         try:
             with self._open() as file:
-                reader = csv.reader(file, delimiter=self._delimiter(), strict=True)
+                reader = csv.reader(file, delimiter=delimiter_of(self.path), strict=True)
                 header = self._header(reader)
                 if missing := shape.missing(header):
                     raise MapoError(f"{self.name} lacks the columns {', '.join(missing)}; it has {', '.join(header)}.")
@@ -129,13 +154,6 @@ class CellFile:
     def _open(self) -> IO[str]:
         return self.path.open(encoding=encoding_of(self.path), newline="")
 
-    def _delimiter(self) -> str:
-        if self.path.suffix.lower() == ".tsv":
-            return "\t"
-        with self.path.open(encoding=encoding_of(self.path), errors="replace") as file:
-            first = file.readline(READ_AT_ONCE)
-        return max(",;\t", key=first.count)
-
     def _header(self, reader: Iterator[list[str]]) -> list[str]:
         names = [name.strip() for name in next(reader, [])]
         if twice := next((name for name in names if names.count(name) > 1 and name), None):
@@ -151,7 +169,7 @@ def files(source: Source) -> list[File]:
         there = [pair for end in ENDS for pair in source.files(end)]
     else:
         there = _found(source)
-    return [_file(*pair) for pair in there]
+    return [_file(*pair, split) for pair, split in zip(there, splits_of([name for name, _ in there]), strict=True)]
 
 
 def _found(source: Source) -> list[tuple[str, Path]]:
@@ -180,9 +198,9 @@ def candidates(source: Source) -> list[Path]:
     return []
 
 
-def _file(name: str, path: Path) -> File:
+def _file(name: str, path: Path, split: str | None) -> File:
     kind = CellFile if path.suffix.lower() in CELL_ENDS else JsonFile
-    return kind(name, path, split_of_file(name))
+    return kind(name, path, split)
 
 
 def _where(file: JsonFile | CellFile, what: str, number: int) -> Where:
@@ -205,6 +223,15 @@ def _value(line: str | bytes) -> Any:
         return ValueError(f"it is no JSON ({error})")
 
 
+def _refuse_rest(file: IO[str], text: str, path: Path) -> None:
+    """MapoError where a JSON list is not all that a file holds."""
+    while text or (text := file.read(READ_AT_ONCE)):
+        if rest := text.strip(BLANK):
+            what = "another list" if rest.startswith("[") else short(rest[:40])
+            raise MapoError(f"{path} goes on behind the end of its list: {what} follows. Write it as one list.")
+        text = ""
+
+
 def _entries(file: IO[str], path: Path) -> Iterator[Any]:
     """The entries of a JSON list, one after the other; a few are in memory at a time."""
     decoder, at, count = json.JSONDecoder(), 0, 0
@@ -214,7 +241,7 @@ def _entries(file: IO[str], path: Path) -> Iterator[Any]:
         while at < len(text) and text[at] in BLANK + ",":
             at += 1
         if at < len(text) and text[at] == "]":
-            return
+            return _refuse_rest(file, text[at + 1 :], path)
         try:
             value, end = decoder.raw_decode(text, at)
             if end == len(text) and text[end - 1] not in '}]"':  # a number could go on

@@ -15,10 +15,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mapo.files import as_on_disk, encoding_of
+from mapo.files import as_on_disk, delimiter_of, encoding_of
+from mapo.splits import SPLITS
 
 TEXTS = re.compile(r'"(?:[^"\\]|\\.)*"')  # the strings of JSON, a line or a whole file of it
-JSON_ENDS, CSV_ENDS = (".jsonl", ".ndjson", ".json"), {".csv": ",", ".tsv": "\t"}
+JSON_ENDS, CSV_ENDS = (".jsonl", ".ndjson", ".json"), (".csv", ".tsv")
+ARROW_ENDS = (".arrow", ".feather")
 ROWS_AT_ONCE = 1024
 
 
@@ -51,13 +53,30 @@ def _below(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
 
 def _with_named(path: Path) -> Iterator[tuple[str, os.stat_result]]:
     yield path.name, path.stat()
-    folder = str(path.parent)
+    places = [str(path.parent), *(str(path.parent / split) for split in SPLITS if (path.parent / split).is_dir())]
     for text in _texts(path):
-        found = _stat(os.path.join(folder, text))  # noqa: PTH118 (a Path for each text is slow)
-        if found is None and not (text.isascii() and "\\" not in text):
-            found = _stat(as_on_disk(path.parent, text))
-        if found:
-            yield text, found
+        for name in _in_list(text) if text.startswith("[") else (text,):
+            if found := _found(path.parent, places, name):
+                yield name, found
+
+
+def _found(folder: Path, places: list[str], name: str) -> os.stat_result | None:
+    """The file of this name, wherever a reader looks: beside the list, in ``train`` and so on, or by its last part."""
+    for place in places:
+        if found := _stat(os.path.join(place, name)):  # noqa: PTH118 (a Path for each text is slow)
+            return found
+    if not (name.isascii() and "\\" not in name) and (found := _stat(as_on_disk(folder, name))):
+        return found
+    return _stat(os.path.join(folder, name.rpartition("/")[2])) if "/" in name else None  # noqa: PTH118
+
+
+def _in_list(text: str) -> list[str]:
+    """The texts of a list that a cell holds as JSON, and the cell itself."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return [text]
+    return [text, *(one for one in value if isinstance(one, str))]
 
 
 def _stat(path: str | Path) -> os.stat_result | None:
@@ -74,6 +93,8 @@ def _texts(path: Path) -> Iterable[str]:
     end = path.suffix.lower()
     if end == ".parquet":
         return _texts_of_table(path)
+    if end in ARROW_ENDS:
+        return _texts_of_arrow(path)
     return _texts_of_lines(path, end) if end in JSON_ENDS or end in CSV_ENDS else ()
 
 
@@ -81,7 +102,7 @@ def _texts_of_lines(path: Path, end: str) -> Iterator[str]:
     with path.open(encoding=encoding_of(path), errors="replace", newline="") as file:
         if end in CSV_ENDS:
             with contextlib.suppress(csv.Error):
-                for row in csv.reader(file, delimiter=CSV_ENDS[end]):
+                for row in csv.reader(file, delimiter=delimiter_of(path)):
                     yield from row
             return
         for line in file:
@@ -96,9 +117,22 @@ def _texts_of_table(path: Path) -> Iterator[str]:
         columns = [file.schema.column(k) for k in range(len(file.schema.names))]
         names = [column.path for column in columns if column.logical_type.type == "STRING"]
         for batch in file.iter_batches(ROWS_AT_ONCE, columns=names) if names else ():
-            for column in batch.columns:
-                for texts in _leaves(column):
-                    yield from (os.fsdecode(text) for text in texts.to_pylist() if text)  # some are no UTF-8
+            yield from _texts_of_batch(batch)
+
+
+def _texts_of_arrow(path: Path) -> Iterator[str]:
+    from mapo.importers.arrow import opened
+
+    with contextlib.suppress(pa.ArrowException, OSError), pa.memory_map(str(path)) as file:
+        for batch in opened(file)[1]:
+            for start in range(0, batch.num_rows, ROWS_AT_ONCE):
+                yield from _texts_of_batch(batch.slice(start, ROWS_AT_ONCE))
+
+
+def _texts_of_batch(batch: pa.RecordBatch) -> Iterator[str]:
+    for column in batch.columns:
+        for texts in _leaves(column):
+            yield from (os.fsdecode(text) for text in texts.to_pylist() if text)  # some are no UTF-8
 
 
 def _leaves(column: pa.Array) -> Iterator[pa.Array]:
@@ -109,5 +143,5 @@ def _leaves(column: pa.Array) -> Iterator[pa.Array]:
         yield from _leaves(column.flatten())
     elif pa.types.is_dictionary(column.type):
         yield from _leaves(column.dictionary_decode())
-    else:
+    elif pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         yield column.cast(pa.large_binary())

@@ -44,7 +44,7 @@ def _pair(row: Row, where: Where) -> RawPair | LeftOut:
 
 def _winner(*labels: Any) -> int | None:
     """Which of two pictures is better, None for a tie; labels may be numbers of any type, text or truth values."""
-    numbers = tuple(map(cells.as_number, labels))
+    numbers = tuple(cells.as_truth(label) if (n := cells.as_number(label)) is None else n for label in labels)
     if numbers not in WINNERS:
         shown = " and ".join(map(cells.short, labels))
         raise ValueError(f"label_0 and label_1 are {shown}, not (0, 1), (1, 0) or (0.5, 0.5)")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 from mapo.errors import MapoError
 from mapo.importers import BadRow, LeftOut, RawPair, arrow, captions, lines, tables, tars
@@ -11,6 +13,7 @@ from mapo.importers.shape import SPLIT, Cursor, File, Row, Shape, Where
 from mapo.importers.sources import Source
 
 KINDS = (arrow.files, tables.files, tars.files, lines.files)  # in a folder that holds several, the first that fits
+NUMBERED = re.compile(r"(.*)-(\d{5})-of-(\d{5})(?:-[0-9a-f]+)?(\.[\w.]+)", re.DOTALL)  # some have a hash behind it
 Item = RawPair | BadRow | LeftOut
 
 
@@ -43,12 +46,31 @@ def read(source: Source, shape: Shape, start: int = 0) -> Iterator[tuple[Where, 
     if not kinds:
         raise MapoError(no_files(source))
     files = next((files for files, columns in kinds if columns and not shape.missing(columns)), kinds[0][0])
-    tables.refuse_gaps(source, files)
+    _refuse_gaps(source, files)
     cursor = Cursor(start)
     for file in files:
         yield from file.read(shape, cursor)
     if not cursor.seen:
         raise MapoError(f"{source.name} is empty: {files[0].empty}.")
+
+
+def _refuse_gaps(source: Source, files: list[File]) -> None:
+    """MapoError where files named 00000-of-00003 are not all there; a file that was named by itself may stand alone."""
+    named = (
+        source.pattern or (source.path and source.path.is_file()) or str(source.hub).endswith((".parquet", *tars.ENDS))
+    )
+    if named and len(files) == 1:
+        return
+    seen: dict[tuple[str, str, str], set[int]] = {}
+    for file in files:
+        if match := NUMBERED.fullmatch(str(file.place)):
+            seen.setdefault((match[1], match[3], match[4]), set()).add(int(match[2]))
+    for (stem, count, end), numbers in seen.items():
+        first = int(int(count) in numbers)  # some count from 1
+        if gaps := sorted({*range(first, first + int(count))} - numbers):
+            name = f"{Path(stem).name}-{gaps[0]:05d}-of-{count}{end}"
+            more = f" and {len(gaps) - 1} more" if len(gaps) > 1 else ""
+            raise MapoError(f"{source.name} is not whole: it lacks {name}{more}. Fetch it, or rename what is there.")
 
 
 def rows(
@@ -68,16 +90,21 @@ def rows(
             continue
         where, row = item
         split = row.pop(SPLIT, None)
+        split = where.split if split is None else str(split)
         try:
             found: list[Item] = []
+            first: str | None = None
             for single in captions.each_row(row, several, where):
                 made = convert(single, where)
-                found += made if isinstance(made, list) else [made]
+                for one in made if isinstance(made, list) else [made]:
+                    if isinstance(one, RawPair):
+                        first = one.prompt if first is None else first
+                        one = replace(one, split=split, split_as=None if one.prompt == first else first)
+                    found.append(one)
         except ValueError as error:
             yield [BadRow(where.text, str(error))]
             continue
-        name = where.split if split is None else str(split)
-        yield [replace(one, split=name) if isinstance(one, RawPair) else one for one in found]
+        yield found
 
 
 def passed_over(source: Source, shape: Shape) -> str | None:

@@ -73,6 +73,10 @@ class File(Protocol):
         """What messages call it."""
 
     @property
+    def place(self) -> str | Path:
+        """Where it lies, here or on the hub."""
+
+    @property
     def empty(self) -> str:
         """What is said when no file of the source has a row."""
 

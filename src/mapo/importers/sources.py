@@ -102,6 +102,11 @@ def hub_files() -> Any:
     return HfFileSystem()
 
 
+def below_set(place: str) -> str:
+    """Where a file of the hub lies in its set (``datasets/owner/name/…``)."""
+    return "/".join(place.split("/")[3:])
+
+
 def find_source(given: str | Path) -> Source:
     """``given`` is a path, a hub id (``owner/name``), or ``hf://…`` with a file, folder or pattern behind the id."""
     text = str(given)

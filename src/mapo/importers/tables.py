@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +14,10 @@ from mapo.errors import MapoError
 from mapo.importers import BadRow, sources
 from mapo.importers.shape import Cursor, File, Row, Shape, Where
 from mapo.importers.sources import Source
-from mapo.importers.splits import split_of_file
+from mapo.importers.splits import splits_of
 
 ROWS_AT_ONCE = 32
 READ_AT_ONCE = 2**20
-PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.parquet")
 BROKEN = (pa.ArrowException, OSError, UnicodeDecodeError, ValueError, KeyError)  # what a damaged table can raise
 
 
@@ -93,34 +91,21 @@ def pick(name: str, shape: Shape, there: list[str]) -> dict[str, str]:
 
 
 def files(source: Source) -> list[File]:
-    """The Parquet files of ``source``, in order of their names; MapoError when numbered ones are missing."""
+    """The Parquet files of ``source``, in order of their names."""
     if source.path is not None:
-        found = [
-            Table(name, str(path), path.parent, split_of_file(name))
-            for name, path in source.files(".parquet", deep=True)
-        ]
+        there = list(source.files(".parquet", deep=True))
+        splits = splits_of([name for name, _ in there])
+        found = [Table(name, str(path), path.parent, split) for (name, path), split in zip(there, splits, strict=True)]
     else:
         hub, root = sources.hub_files(), str(source.hub)
         if root.endswith(".parquet"):
             places = hub.glob(root) if "*" in root else [root]
         else:
             places = hub.glob(f"{root}/**/*.parquet")
-        below = [(place, "/".join(place.split("/")[3:])) for place in sorted(places)]  # datasets/owner/name/…
-        found = [Table(Path(place).name, place, None, split_of_file(inner)) for place, inner in below]
+        places = sorted(places)
+        splits = splits_of([sources.below_set(place) for place in places])
+        found = [Table(Path(place).name, place, None, split) for place, split in zip(places, splits, strict=True)]
     return list(found)
-
-
-def refuse_gaps(source: Source, found: list[File]) -> None:
-    """MapoError where files named 00000-of-00003 are not all there."""
-    seen: dict[tuple[str, int], set[int]] = {}
-    for table in found:
-        if isinstance(table, Table) and (match := PART.fullmatch(table.place)):
-            seen.setdefault((match[1], int(match[3])), set()).add(int(match[2]))
-    for (stem, count), numbers in seen.items():
-        if len(found) > 1 and (gaps := sorted(set(range(count)) - numbers)):
-            name = f"{Path(stem).name}-{gaps[0]:05d}-of-{count:05d}.parquet"
-            more = f" and {len(gaps) - 1} more" if len(gaps) > 1 else ""
-            raise MapoError(f"{source.name} is not whole: it lacks {name}{more}. Fetch it, or rename what is there.")
 
 
 def _damaged(table: Any, number: int, error: Exception) -> MapoError:

@@ -19,11 +19,10 @@ from typing import IO, Any, cast
 
 from mapo.errors import MapoError
 from mapo.files import decode_text
-from mapo.importers import BadRow, sources
-from mapo.importers.cells import from_text
+from mapo.importers import BadRow, cells, sources
 from mapo.importers.shape import Cursor, File, Row, Shape, Where
 from mapo.importers.sources import Source
-from mapo.importers.splits import split_of_file
+from mapo.importers.splits import splits_of
 
 ENDS = (".tar", ".tar.gz", ".tgz")
 PICTURES = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "gif")
@@ -61,7 +60,10 @@ class TarFile:
             elif missing := shape.missing(row):
                 yield BadRow(text, f"it lacks {', '.join(missing)}; it has {', '.join(row)}")
             else:
-                there = {ours: from_text(ours, row[name]) for ours, name in shape.pick(row).items()}
+                there = {ours: cells.from_text(ours, row[name]) for ours, name in shape.pick(row).items()}
+                if wrong := next((value for value in there.values() if isinstance(value, ValueError)), None):
+                    yield BadRow(text, str(wrong))
+                    continue
                 yield Where(text, f"{self.name.partition('.tar')[0]}:{key}", None, self.split), there
 
     def _samples(self, cursor: Cursor) -> Iterator[Sample]:
@@ -96,16 +98,15 @@ def files(source: Source) -> list[File]:
     """The tar files of ``source``, in order of their names."""
     if source.path is not None:
         found = sorted(pair for end in ENDS for pair in source.files(end, deep=True))
-        return [TarFile(name, str(path), split_of_file(name), False) for name, path in found]
+        splits = splits_of([name for name, _ in found])
+        return [TarFile(name, str(path), split, False) for (name, path), split in zip(found, splits, strict=True)]
     hub, root = sources.hub_files(), str(source.hub)
     if root.endswith(ENDS):
-        places = hub.glob(root) if "*" in root else [root]
+        places = sorted(hub.glob(root)) if "*" in root else [root]
     else:
-        places = [place for end in ENDS for place in hub.glob(f"{root}/**/*{end}")]
-    return [
-        TarFile(PurePosixPath(place).name, place, split_of_file("/".join(place.split("/")[3:])), True)
-        for place in sorted(places)
-    ]
+        places = sorted(place for end in ENDS for place in hub.glob(f"{root}/**/*{end}"))
+    splits = splits_of([sources.below_set(place) for place in places])
+    return [TarFile(PurePosixPath(place).name, place, split, True) for place, split in zip(places, splits, strict=True)]
 
 
 class _Member(tarfile.TarInfo):
@@ -167,11 +168,29 @@ def _add(row: Row, end: str, member: tarfile.TarInfo, tar: tarfile.TarFile) -> N
     file = tar.extractfile(member)
     data = file.read() if file else b""
     if is_picture:
-        row[name or kind] = data
+        said: Row = {name or kind: data}
     elif kind in TEXTS:
-        row[name or "prompt"] = _text(data, member.name, whole=bool(name))
+        said = {name or "prompt": _text(data, member.name, whole=bool(name))}
     else:
-        row.update(_json(data, name, member.name))
+        said = _json(data, name, member.name)
+    for column, value in said.items():
+        before = row.get(column, value)
+        if isinstance(before, ValueError):
+            continue
+        if isinstance(before, bytes) != isinstance(value, bytes):  # what JSON says of a picture that is there
+            row[column] = before if isinstance(before, bytes) else value
+        elif _same(before, value):
+            row[column] = value
+        else:
+            row[column] = ValueError(f"{column} differs in {member.name} and the members before it; keep one of them")
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two members say the same, a number as JSON or as text."""
+    if isinstance(one, str) and isinstance(other, str):
+        return one.strip() == other.strip()
+    number = cells.as_number(one)
+    return bool(one == other or (number is not None and number == cells.as_number(other)))
 
 
 def _text(data: bytes, name: str, whole: bool) -> Any:

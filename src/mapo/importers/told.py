@@ -8,7 +8,7 @@ from typing import Any
 
 from mapo.splits import SPLITS
 
-SPLIT, BY_PROMPT, LEFT_OUT, META = "split ", "by prompt ", "left out ", "meta"
+SPLIT, BY_PROMPT, LEFT_OUT, REPEATS, META = "split ", "by prompt ", "left out ", "repeats ", "meta"
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,11 @@ class Told:
                 whose = f"the split {name!r}" if name else "no split that is known"
                 pairs = "1 pair is" if n == 1 else f"{n} pairs are"
                 said.append(f"{pairs} of {whose}, and split by prompt.")
-        if self.shared:
+        for names, n in self._of(REPEATS).items():
+            later, first = names.split(" of ")
+            repeat = f"1 pair of {later} repeats a pair" if n == 1 else f"{n} pairs of {later} repeat pairs"
+            said.append(f"{repeat} of {first} and {'is' if n == 1 else 'are'} left out.")
+        if self.shared and (len(published) > 1 or others):
             prompts = "1 prompt stands" if self.shared == 1 else f"{self.shared} prompts stand"
             said.append(f"{prompts} in more than one split of the source: what is held out is not new to training.")
         return said
