@@ -245,3 +245,17 @@ def test_two_files_that_change_places_are_a_change(tmp_path: Path) -> None:
     (tmp_path / "b.png").rename(tmp_path / "a.png")
     (tmp_path / "c").rename(tmp_path / "b.png")
     assert state_of(tmp_path) != before
+
+
+def test_what_a_pattern_does_not_match_does_not_make_an_import_begin_afresh(tmp_path: Path) -> None:
+    from mapo.importers.sources import find_source
+
+    for name in ("train-0.jsonl", "train-1.jsonl", "other.jsonl", "log.txt"):
+        (tmp_path / name).write_text('{"prompt": "a"}\n')
+    pattern = str(tmp_path / "train-*.jsonl")
+    before = find_source(pattern).identity()
+    for name in ("other.jsonl", "log.txt"):
+        (tmp_path / name).write_text('{"prompt": "longer"}\n')
+    assert find_source(pattern).identity() == before
+    (tmp_path / "train-1.jsonl").write_text('{"prompt": "longer"}\n')
+    assert find_source(pattern).identity() != before

@@ -162,6 +162,16 @@ def test_a_ranking_with_a_bad_row_is_refused_whole(folder: Path, name: str) -> N
     assert {prompt for prompt, *_ in found(folder.parent / "set")} >= {"prompt 2"}
 
 
+def test_a_row_that_cannot_be_read_spoils_both_rankings_that_it_may_belong_to(folder: Path) -> None:
+    rows = picture_rows({"1": [0, 1, 2], "2": [4, 5, 6], "3": [0, 2, 4]}, [1, 2, 3])
+    path = save(folder / "x.jsonl", rows)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:3], "{", *lines[4:]]) + "\n")  # the first row of prompt 2
+    counts = import_pairs(path, folder.parent / "set", on_bad_row="drop")
+    assert counts["bad"] == 2
+    assert {prompt for prompt, *_ in found(folder.parent / "set")} == {"prompt 3"}
+
+
 @pytest.mark.parametrize("path", ["a" * 5000, "a\0b", "\ud83d", "", "../x.png", "/etc/hostname"])
 def test_a_path_that_cannot_be_is_a_bad_row(folder: Path, path: str) -> None:
     row = {"prompt": "a", "image_path": [path, "1.png"], "human_preference": [1, 0]}

@@ -66,12 +66,12 @@ def read(source: Source, options: Options, start: int = 0) -> Iterator[list[Item
 
 def _groups(source: Source) -> Iterator[Group]:
     group: Group | None = None
+    stray: BadRow | None = None  # a row of which nobody knows whether it is of the prompt before or behind it
     for item in rows.read(source, SHAPE):
         if isinstance(item, BadRow):
-            if group is not None and group.bad is None and group.rows:
+            stray = stray or item
+            if group is not None and group.bad is None:
                 group.bad = item
-            else:
-                yield Group(Where(item.where, item.where, None), None, [], item)
             continue
         where, row = item
         name = str(row["prompt_id"])
@@ -81,8 +81,12 @@ def _groups(source: Source) -> Iterator[Group]:
             if group is not None:
                 yield group
             group = Group(
-                replace(where, text=f"{where.text} (prompt_id {name})", group=key, split=split), row["prompt"], []
+                replace(where, text=f"{where.text} (prompt_id {name})", group=key, split=split),
+                row["prompt"],
+                [],
+                stray,
             )
+        stray = None
         if row["prompt"] != group.prompt and group.bad is None:
             group.bad = BadRow(where.text, f"prompt_id {name} has two prompts")
         if len(group.rows) >= MOST_ROWS and group.bad is None:
@@ -91,6 +95,8 @@ def _groups(source: Source) -> Iterator[Group]:
             group.rows.append({**row, "folder": where.folder})
     if group is not None:
         yield group
+    elif stray is not None:
+        yield Group(Where(stray.where, stray.where, None), None, [], stray)
 
 
 def _pairs(group: Group, options: Options) -> list[RawPair]:

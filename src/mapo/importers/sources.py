@@ -81,7 +81,9 @@ class Source:
             look = hub_files().glob if "*" in (self.hub or "") else hub_files().find
             files = look(self.hub, detail=True)
             return [self.hub, [[n, v.get("size"), str(v.get("blob_id", ""))] for n, v in sorted(files.items())]]
-        return [str(self.path.resolve()), self.pattern, *state_of(self.path)]
+        if self.pattern:
+            return [str(self.path.resolve()), self.pattern, *(state_of(path) for _, path in self.files("", deep=True))]
+        return [str(self.path.resolve()), None, *state_of(self.path)]
 
 
 def _below(folder: Path) -> Iterator[Path]:
