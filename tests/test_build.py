@@ -394,7 +394,7 @@ def test_a_v2_recipe_keeps_what_a_reading_judge_puts_above_5(tmp_path, reader, c
     counts = opened.info["provenance"]["counts"]
     assert (counts["tried"], counts["judged_out"], counts["unjudged"]) == (4, 1, 1)
     said = capsys.readouterr().out
-    assert "vlm@reader: 1 of 4 pictures have no score" in said and "1 judged out, 1 unjudged)" in said
+    assert "vlm@reader: 1 of 4 pictures has no score" in said and "1 judged out, 1 unjudged)" in said
     texts = [body["messages"][0]["content"][1]["text"] for _, _, body in asked]
     assert len(texts) == 3 + 4  # each chosen picture once, the one that got no number four times, none rejected
     assert all(f"\nDisney style animated image. {CAPTIONS[0][:8]}" in text for text in texts)
