@@ -593,7 +593,9 @@ def main() -> None:
 
 
 def _wait_passively() -> None:
-    """On CPUs, let threads that wait for each other sleep: on busy cores spinning costs half the speed.
+    """On CPUs, let threads that wait for each other sleep: on busy cores spinning is several times slower.
+
+    On quiet cores sleeping costs something (bench/waiting.py).
 
     It has to be said before the first library with threads is loaded. What the user chose stands.
     """
