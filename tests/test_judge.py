@@ -28,8 +28,8 @@ def test_judges_are_named_with_their_metric():
     assert (found.scorer.name, found.metric, found.sign, found.threshold) == ("mini-search", "hazard", -1, None)
     assert parse_filter("mini-search:prompt_following:0.5").threshold == 0.5
     for text, message in {
-        "mini-search:hazard:x": "the threshold 'x' is no number",
-        "mini-search:hazard:nan": "the threshold 'nan' is no number",
+        "mini-search:hazard:x": "the threshold 'x' is not a number",
+        "mini-search:hazard:nan": "the threshold 'nan' is not a number",
         "mini-search:cartoons": "Did you mean 'cartoon'",
         "mini-serch:cartoon": "no scorer 'mini-serch'",
         "guards:diversity": "guards looks at all pictures of a prompt together, so it judges no pairs",

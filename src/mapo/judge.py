@@ -29,7 +29,7 @@ class Filter:
         return f"{self.scorer.name}:{'-' * (self.sign < 0)}{self.metric}{than} {version}"
 
     def keeps(self, chosen: float | None, rejected: float | None) -> bool:
-        """The verdict on a pair of values; one that is no number (None: the scorer gave none) keeps nothing."""
+        """The verdict on a pair of values; one that is not a number (None: the scorer gave none) keeps nothing."""
         least = rejected if self.threshold is None else self.threshold
         return chosen is not None and least is not None and self.sign * chosen > self.sign * least
 
@@ -74,7 +74,7 @@ def parse_filter(text: str) -> Filter:
     except ValueError:
         threshold = math.nan
     if threshold is not None and not math.isfinite(threshold):
-        raise MapoError(f"--judge {text!r}: the threshold {number!r} is no number.")
+        raise MapoError(f"--judge {text!r}: the threshold {number!r} is not a number.")
     return Filter(scorer, bare, -1 if metric.startswith("-") else 1, threshold)
 
 

@@ -130,7 +130,7 @@ def _side(table: pa.Table, name: str, scorer: str, metric: str) -> dict[tuple[st
             )
         if row["value"] is not None and not math.isfinite(row["value"]):
             raise MapoError(
-                f"The scores of {name} hold {row['value']} as {scorer} {metric} of {where}, which is no number. "
+                f"The scores of {name} hold {row['value']} as {scorer} {metric} of {where}, which is not a number. "
                 "Score that picture again."
             )
         found[key] = row

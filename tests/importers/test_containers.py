@@ -104,8 +104,8 @@ def test_a_ranking_in_csv_has_its_lists_as_json(folder: Path) -> None:
 
 
 BAD_TEXT: dict[str, tuple[str, bytes, str]] = {
-    "list that breaks off": ("x.json", b'[{"prompt": "a", "chosen": "a.png", "rejected": "deep/b.png"}, {"pro', "is no whole JSON list: entry 2"),
-    "list without an end": ("x.json", b'[{"prompt": "a", "chosen": "a.png", "rejected": "deep/b.png"}', "is no whole JSON list: entry 2"),
+    "list that breaks off": ("x.json", b'[{"prompt": "a", "chosen": "a.png", "rejected": "deep/b.png"}, {"pro', "is not a whole JSON list: entry 2"),
+    "list without an end": ("x.json", b'[{"prompt": "a", "chosen": "a.png", "rejected": "deep/b.png"}', "is not a whole JSON list: entry 2"),
     "a list in one line of .jsonl": ("x.jsonl", b'[{"prompt": "a", "chosen": "a.png", "rejected": "deep/b.png"}]\n', r"x\.jsonl is one JSON list, not lines\. Rename it to x\.json\."),
     "a list over lines of .jsonl": ("x.jsonl", b'[\n{"prompt": "a", "chosen": "a.png", "rejected": "deep/b.png"}\n]\n', r"x\.jsonl is one JSON list, not lines\."),
     "a list over many lines of .ndjson": ("x.ndjson", b'[{"prompt": "a",\n "chosen": "a.png", "rejected": "deep/b.png"}\n]\n', r"Rename it to x\.json\."),
@@ -124,7 +124,7 @@ BAD_TEXT: dict[str, tuple[str, bytes, str]] = {
     "CSV with a column twice": ("x.csv", b"prompt,chosen,chosen\na,a.png,deep/b.png\n", "has two columns chosen"),
     "CSV without a prompt": ("x.csv", b"prompt,chosen,rejected\n,a.png,deep/b.png\n", "^x.csv line 2: there is no prompt"),
     "CSV that climbs out": ("x.csv", b"prompt,chosen,rejected\na,../x.png,deep/b.png\n", "^x.csv line 2: the path '../x.png'"),
-    "weight in words": ("x.csv", b"prompt,chosen,rejected,weight\na,a.png,deep/b.png,much\n", "weight is 'much', which is no number"),
+    "weight in words": ("x.csv", b"prompt,chosen,rejected,weight\na,a.png,deep/b.png,much\n", "weight is 'much', which is not a number"),
 }  # fmt: skip
 
 
@@ -256,7 +256,7 @@ def spoil_outside(folder: Path) -> None:
     ("spoil", "why"),
     [
         (spoil_missing, r"is not whole: it lacks data-00001-of-00002\.arrow"),
-        (spoil_cut, r"data-00001-of-00002\.arrow (breaks off after row|is no whole Arrow file)"),
+        (spoil_cut, r"data-00001-of-00002\.arrow (breaks off after row|is not a whole Arrow file)"),
         (spoil_state, r"state\.json cannot be read"),
         (spoil_outside, r"the path '\.\./x\.arrow' leaves its folder"),
     ],
@@ -373,11 +373,11 @@ def test_a_tar_that_breaks_off_says_where(tmp_path: Path, mode: str) -> None:
         members |= sample(f"{k}", f"prompt {k}", encoded(noise(k)))
     path = write_tar(tmp_path / "in" / ("x.tar" if mode == "w" else "x.tgz"), members, mode)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(MapoError, match=r"x\.t(ar|gz) (breaks off after sample \d|sample \d|is no whole tar file)"):
+    with pytest.raises(MapoError, match=r"x\.t(ar|gz) (breaks off after sample \d|sample \d|is not a whole tar file)"):
         import_pairs(path, tmp_path / "set")
     assert files_below(tmp_path) == {"in", f"in/{path.name}"}
     path.write_bytes(b"no tar at all")
-    with pytest.raises(MapoError, match="is no whole tar file"):
+    with pytest.raises(MapoError, match="is not a whole tar file"):
         import_pairs(path, tmp_path / "set")
 
 
@@ -403,7 +403,7 @@ REMEDIES = {
     "x.pkl": "A pickle can run programs",
     "x.png": "It is one picture; give the folder that holds chosen/ and rejected/",
     "x.txt": "pairs need pictures too",
-    "x.arrow": "is no whole Arrow file",
+    "x.arrow": "is not a whole Arrow file",
 }
 
 

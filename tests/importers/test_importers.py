@@ -161,7 +161,7 @@ UNKNOWN: dict[str, tuple[bytes | None, str]] = {
         rf"is in no format that is known\. Known formats: {', '.join(IMPORTERS)}; see `mapo import",
     ),
     "x.jsonl": (b'{"b": 1, "a": 2}', "its lines have a, b"),
-    "x.parquet": (b"text", "is no whole Parquet file"),
+    "x.parquet": (b"text", "is not a whole Parquet file"),
     "zero.jsonl": (b"", r"is empty\. There is nothing to import"),
     "zero.parquet": (b"", "is empty"),
     "folder": (None, "is empty"),

@@ -77,8 +77,8 @@ BAD: dict[str, tuple[Any, str]] = {
     "prompt is half a character": (make_line(prompt="a \ud83d"), "the prompt has half a character at place 2"),
     "link leads out": (make_line(chosen="link.png"), "the path 'link.png' is a link that leads to .*secret.png, outside of its folder"),
     "picture of no bytes": (make_line(rejected="zero.png"), "the rejected picture: it is empty"),
-    "preference is a text": (make_line(preference="1"), "preference is '1', which is no number"),
-    "preference is false": (make_line(preference=False), "preference is False, which is no number"),
+    "preference is a text": (make_line(preference="1"), "preference is '1', which is not a number"),
+    "preference is false": (make_line(preference=False), "preference is False, which is not a number"),
     "preference is too low": (make_line(preference=0.1), "preference is 0.1"),
     "weight is endless": ('{"prompt": "a", "chosen": "a.png", "rejected": "deep/b.png", "weight": 1e999}', "weight is inf"),
 }  # fmt: skip

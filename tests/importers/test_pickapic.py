@@ -188,7 +188,7 @@ def test_a_parquet_file_or_a_folder_of_some_is_detected(tmp_path: Path) -> None:
 def test_a_damaged_file_is_named(tmp_path: Path, content: bytes | None) -> None:
     path = write_parquet(tmp_path / "p.parquet", [make_row()])
     path.write_bytes(path.read_bytes()[:-30] if content is None else content)
-    with pytest.raises(MapoError, match=r"p\.parquet is no whole Parquet file"):
+    with pytest.raises(MapoError, match=r"p\.parquet is not a whole Parquet file"):
         rows(path)
 
 

@@ -69,7 +69,7 @@ def test_the_two_files_of_hpdv2_are_read_from_its_folders_with_their_splits(tmp_
 BAD_HPD = {
     "a third value": ([1, 2], r"human_preference is \[1, 2\]; it must be a list of 1 and 0"),
     "fewer": ([1], "it has 2 image_path and 1 in human_preference"),
-    "text": (["1", "0"], "one of human_preference is no number"),
+    "text": (["1", "0"], "one of human_preference is not a number"),
     "a number": (1, "image_path and human_preference lists"),
 }
 
@@ -142,8 +142,8 @@ def spoiled(**changes: Any) -> list[dict[str, Any]]:
 
 SHUFFLED = picture_rows({"1": [0, 1, 2], "2": [4, 5, 6]}, [1, 2, 3])
 BAD: dict[str, tuple[list[dict[str, Any]], str]] = {
-    "a rank in words": (spoiled(rank="second"), r"prompt_id 1\): rank is 'second', which is no number"),
-    "no rank": (spoiled(rank=None), "rank is None, which is no number"),
+    "a rank in words": (spoiled(rank="second"), r"prompt_id 1\): rank is 'second', which is not a number"),
+    "no rank": (spoiled(rank=None), "rank is None, which is not a number"),
     "a picture that is gone": (spoiled(image_path="x.png"), r"the picture x\.png cannot be read"),
     "another prompt": (spoiled(prompt="other"), "2: prompt_id 1 has two prompts"),
     "one picture": (SHUFFLED[2:], r"prompt_id 1\): it has one picture; a ranking needs two or more"),

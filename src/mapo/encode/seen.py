@@ -20,6 +20,7 @@ from mapo.schema import TIE
 from mapo.splits import SPLITS
 
 if TYPE_CHECKING:
+    from mapo.encode.cache import Cache
     from mapo.families import Family, Model
     from mapo.pairs import PairSet
 
@@ -100,6 +101,15 @@ def look(pairs: PairSet, view: View, choice: Choice) -> Seen:
     prompts = prompts if len(choice.rows) == len(pairs) else prompts.take(choice.rows)
     cut = int((excess_tokens(view, prompts.unique()) > 0).sum())
     return Seen(**vars(choice), cropped=cropped, cut_prompts=cut, most_tokens=view.most_tokens)
+
+
+def equal_once_cropped(cache: Cache, pairs: PairSet, rows: Rows, side: int) -> int:
+    """How many of these pairs differ only in what the crop cuts away; ``cache`` tells by their latents."""
+    sizes = pairs.image_sizes()
+    cut = share_cut_away(sizes[:, 0], sizes[:, 1], side) > 0
+    some = rows[cut[pairs.places_of("chosen")[rows]] | cut[pairs.places_of("rejected")[rows]]]
+    names = (pairs.table[column].take(some).to_pylist() for column in ("chosen", "rejected"))
+    return sum(cache.same(*two) for two in zip(*names, strict=True))
 
 
 def choose(

@@ -54,7 +54,7 @@ def number_of(value: Any, name: str) -> float:
     """A number; ValueError says what ``name`` is instead."""
     number = as_number(value)
     if number is None or isinstance(value, bool | str):
-        raise ValueError(f"{name} is {value!r}, which is no number")
+        raise ValueError(f"{name} is {value!r}, which is not a number")
     if math.isinf(number) and isinstance(value, int):
         raise ValueError(f"{name} is too large a number")
     return number
@@ -89,7 +89,7 @@ def text_of(value: Any, name: str) -> str:
     if isinstance(value, bytes):
         return value.decode("utf-8", "surrogateescape")
     if not isinstance(value, str):
-        raise ValueError(f"the {name} is {short(value)}, which is no text")
+        raise ValueError(f"the {name} is {short(value)}, which is not a text")
     return value
 
 

@@ -118,7 +118,7 @@ def _pairs(group: Group, options: Options) -> list[RawPair]:
         raise ValueError("it has one picture; a ranking needs two or more")
     ranks = [whole(row["rank"]) for row in group.rows]
     if None in ranks:
-        raise ValueError(f"rank is {group.rows[ranks.index(None)]['rank']!r}, which is no number")
+        raise ValueError(f"rank is {group.rows[ranks.index(None)]['rank']!r}, which is not a number")
     data = [cells.picture_of(_beside(row[image], row["folder"]), row["folder"]) for row in group.rows]
     names = [cells.name_of(row[image], k) for k, row in enumerate(group.rows)]
     return pairs_of(where, prompt, names, [rank or 0 for rank in ranks], data, options.rankings)

@@ -249,7 +249,7 @@ def _entries(file: IO[str], path: Path) -> Iterator[Any]:
         except (ValueError, RecursionError) as error:
             found = file.read(more) if len(text) - at < LARGEST_ENTRY else ""
             if not found:
-                why = f"is no whole JSON list: entry {count + 1} cannot be read ({error})"
+                why = f"is not a whole JSON list: entry {count + 1} cannot be read ({error})"
                 raise MapoError(f"{path} {why}. Write it again, or save its entries as JSON lines.") from None
             text, at, more = text[at:] + found, 0, more * 2
             continue

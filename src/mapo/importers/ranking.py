@@ -64,10 +64,10 @@ def many(row: Row, images: str, what: str, where: Where) -> tuple[str, list[str]
             f"it has {len(pictures)} {images} and {len(numbers)} in {what}; it needs two or more, as many of each"
         )
     if not all(isinstance(picture, str | bytes | dict) for picture in pictures):
-        raise ValueError("an image is no path")
+        raise ValueError("an image is not a path")
     found = [whole(n) for n in numbers]
     if not all(n is not None and abs(n) < math.inf for n in found):
-        raise ValueError(f"one of {what} is no number")
+        raise ValueError(f"one of {what} is not a number")
     names = [cells.name_of(picture, k) for k, picture in enumerate(pictures)]
     data = [cells.picture_of(picture, where.folder) for picture in pictures]
     return row["prompt"], names, [n for n in found if n is not None], data

@@ -136,7 +136,7 @@ def _matching(path: Path) -> Source:
     try:
         there = fixed.is_dir() and any(found.is_file() for found in fixed.glob(pattern))
     except ValueError as error:
-        raise MapoError(f"{path} is no pattern ({error}). Write a pattern such as 'data/train-*.parquet'.") from None
+        raise MapoError(f"{path} is not a pattern ({error}). Write a pattern such as 'data/train-*.parquet'.") from None
     if not there:
         raise MapoError(f"No file matches {path}. A pattern such as 'data/train-*.parquet' must match one or more.")
     return Source(path=fixed, pattern=pattern)

@@ -109,7 +109,7 @@ def files(source: Source) -> list[File]:
 
 
 def _damaged(table: Any, number: int, error: Exception) -> MapoError:
-    how = f"breaks off after row {number}" if number else f"is no whole {table.kind} file"
+    how = f"breaks off after row {number}" if number else f"is not a whole {table.kind} file"
     return MapoError(f"{table.name} {how} ({error}). Fetch it again, or import the others without it.")
 
 

@@ -44,7 +44,7 @@ class TarFile:
     empty = "its tar files hold no samples"
 
     def columns(self) -> list[str] | None:
-        """The columns of its first samples; None when it is no tar file."""
+        """The columns of its first samples; None when it is not a tar file."""
         found: dict[str, None] = {}
         with contextlib.suppress(MapoError):  # what is wrong far on is told when it is read
             for _, row in itertools.islice(self._samples(Cursor(0)), SAMPLES_TO_LOOK_AT):
@@ -77,7 +77,7 @@ class TarFile:
                         yield key, _row(tar, members)
                 _refuse_rest(tar)
         except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-            how = f"breaks off after sample {last}" if last else "is no whole tar file"
+            how = f"breaks off after sample {last}" if last else "is not a whole tar file"
             raise MapoError(f"{self.name} {how} ({error}). Fetch it again, or import the others without it.") from None
         except (MapoError, GeneratorExit):
             raise

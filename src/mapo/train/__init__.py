@@ -15,9 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -28,8 +26,7 @@ from mapo.checkpoint import REMEDY, load_checkpoint, load_optimizer_tensors, opt
 from mapo.config import Config
 from mapo.encode.cache import Cache, cache_key, hold
 from mapo.encode.fill import encode, holds_all
-from mapo.encode.frame import share_cut_away
-from mapo.encode.seen import what_training_sees
+from mapo.encode.seen import equal_once_cropped, what_training_sees
 from mapo.errors import DivergedError, MapoError, SaidElsewhere, count, memory_told
 from mapo.families import Family, Model, family_of, find_model
 from mapo.objectives import NEEDS_REFERENCE
@@ -79,7 +76,7 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
     _say(processes, f"{seen.line()} {_passes(config, len(seen.rows))}")
     cache = _open_cache(config, family, model, pairs, processes)
     side = config.data.resolution or family.resolution(model)
-    if processes.main and not done and (equal := _equal_once_cropped(cache, pairs, seen.rows, side)):
+    if processes.main and not done and (equal := equal_once_cropped(cache, pairs, seen.rows, side)):
         print(
             f"{count(equal, 'pair')} of these {'shows' if equal == 1 else 'show'} the same picture twice once cropped, "
             "so there is nothing to learn there. `mapo check` names them."
@@ -149,16 +146,6 @@ def _open_cache(config: Config, family: Family, model: Model, pairs: PairSet, pr
             processes.first(lambda: stack.enter_context(hold(folder, wait=True)) and None)
             processes.each(lambda: fill(shard=(processes.rank, processes.world), locked=False) and None)
     return processes.each(lambda: Cache(folder, key))
-
-
-def _equal_once_cropped(cache: Cache, pairs: PairSet, rows: NDArray[np.int64], side: int) -> int:
-    """How many pairs differ only in what the crop cuts away."""
-    sizes = pairs.image_sizes()
-    cut = share_cut_away(sizes[:, 0], sizes[:, 1], side) > 0
-    sides = "chosen", "rejected"
-    some = rows[np.any([cut[pairs.places_of(side)[rows]] for side in sides], axis=0)]
-    names = (pairs.table[side].take(some).to_pylist() for side in sides)
-    return sum(cache.same(*two) for two in zip(*names, strict=True))
 
 
 def _open_denoiser(

@@ -220,7 +220,7 @@ def joined() -> Iterator[Processes]:
 
 
 def _is_of_the_connection(error: RuntimeError) -> bool:
-    return isinstance(error, dist.DistError) or "gloo" in str(error).lower() or "connection" in str(error).lower()
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 
 
 def _meet(place: Place) -> Any:

@@ -161,7 +161,7 @@ class Run:
 
     @contextmanager
     def final_weights(self) -> Iterator[Path]:
-        """A folder to write the final weights into. While they change places the folder is no model."""
+        """A folder to write the final weights into. While they change places the folder is not a model."""
         with replacing(self.folder / "weights", sync=True) as temporary:
             temporary.mkdir()
             yield temporary
