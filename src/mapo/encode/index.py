@@ -116,7 +116,7 @@ class Index:
     def write(self) -> None:
         """Keep the index beside the shards."""
         tensors = {
-            name: torch.from_numpy(np.ascontiguousarray(values).view(np.int64) if values.dtype == np.uint64 else values)
+            name: torch.from_numpy(np.array(values.view(np.int64) if values.dtype == np.uint64 else values))
             for name, values in self.records.items()
         }
         about = {name: getattr(self, name) for name in ("shards", "columns", "forms")}
