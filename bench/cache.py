@@ -8,7 +8,8 @@ tensors, as what is measured is not the reading of bytes. Then, in rounds in whi
 * **batch**: `load_batch` of 16 pairs at random positions of the first epoch, files in the machine's memory.
 * **start**: what `mapo train` does up to its first batch, libraries imported: open the set, find the model and its
   fingerprints, say what training sees, see that nothing is left to encode, open the cache, load the UNet, one batch.
-* **process**: the same with the interpreter and the libraries, as a person waits for it.
+* **process**: `mapo train` of one step of one pair as a person starts it, from the interpreter to the finished run.
+* **crop**: of the start the comparison of pairs that are cropped, where all of them are.
 * **opening**: of the start the parts that know the set: open it, say what training sees, open the cache.
 """
 
@@ -79,8 +80,8 @@ def make(folder: Path, count: int) -> None:
             sizes = {f"{name}|size": torch.tensor([48, 48, 0, 0], dtype=torch.int32) for name in names}
             write_shard(cache, "latents", latents | sizes)
         for portion in batches(prompts, PER_SHARD):
-            states = {f"{prompt_key(p)}|prompt_embeds": torch.randn(8, 16) for p in portion}
-            pooled = {f"{prompt_key(p)}|text_embeds": torch.randn(16) for p in portion}
+            states = {f"{prompt_key(p)}|prompt_embeds": torch.randn(2, 160) for p in portion}
+            pooled = {f"{prompt_key(p)}|text_embeds": torch.randn(80) for p in portion}
             write_shard(cache, "text", states | pooled)
         open_index(cache).write()
 
@@ -126,6 +127,26 @@ def start(folder: Path, whole: bool) -> None:
     load(list(range(PAIRS_A_STEP)))
 
 
+def train(folder: Path) -> None:
+    """One step of ``mapo train`` on one pair, in a process of its own."""
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, "-m", "mapo", "train", "--model", "mini", "--pairs", str(folder / "pairs")]
+        command += ["--cache", str(folder / "cache"), "--out", f"{out}/run"]
+        command += ["--set", "train.steps=1", "--set", "train.pairs_per_step=1"]
+        subprocess.run(command, check=True, capture_output=True)
+
+
+def compare(folder: Path) -> None:
+    """Look for pairs that are equal once cropped among all pairs of a set."""
+    from mapo.encode.cache import Cache, cache_key
+    from mapo.families import family_of, find_model
+    from mapo.pairs import PairSet
+
+    model, table = find_model("mini"), PairSet(folder / "pairs").table
+    cache = Cache(folder / "cache", cache_key(family_of(model), model, None, False))
+    cache.equal_pairs(*(table[side].to_pylist() for side in ("chosen", "rejected")))
+
+
 def told(seconds: list[float]) -> dict[str, float]:
     return {name: 1000 * f(seconds) for name, f in (("median", statistics.median), ("least", min), ("most", max))}
 
@@ -141,14 +162,10 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 1_000, 10_000, 100_000])
     parser.add_argument("--work", type=Path, help="Keep the sets there, and use those that are there.")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--start", type=Path, help="Do only what **process** times, for the set in this folder.")
     args = parser.parse_args()
     import torch
 
     torch.set_num_threads(1)
-    if args.start:
-        start(args.start, whole=True)
-        return
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work or Path(temporary)
         for size in args.sizes:
@@ -177,8 +194,8 @@ def main() -> None:
                         starts[name][size].append(seconds)
         starts["process"] = {size: [] for size in ends}
         for size in ends * PROCESSES:
-            command = [sys.executable, __file__, "--start", str(work / str(size))]
-            starts["process"][size].append(clock(lambda command=command: subprocess.run(command, check=True)))  # type: ignore[misc]
+            starts["process"][size].append(clock(lambda size=size: train(work / str(size))))  # type: ignore[misc]
+        starts["crop"] = {size: [clock(lambda size=size: compare(work / str(size)))] for size in ends}  # type: ignore[misc]
     per_size = {size: told(values) for size, values in batches.items()}
     results: dict[str, Any] = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",

@@ -4,7 +4,8 @@
 
 Forward and backward of the built-in model's UNet, one thread for each core, in a process of its own, while as many
 other processes as there are cores do nothing but count, or none do. ``active`` is what OpenMP does by itself: waiting
-threads spin. ``passive`` is what the command line of mapo asks for. Rounds alternate; a ratio is of one round.
+threads spin. ``passive``: they sleep at once. ``short`` is what the command line of mapo asks for: they spin for a moment
+and then sleep. The three take turns; a ratio is of one round.
 """
 
 from __future__ import annotations
@@ -35,10 +36,17 @@ print(time.perf_counter() - began)
 """
 
 
+POLICIES: dict[str, dict[str, str]] = {
+    "active": {},
+    "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
+    "short": {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"},
+}
+
+
 def seconds(policy: str, others: int) -> float:
     cores = os.cpu_count() or 1
-    env = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")}
-    env |= {"OMP_NUM_THREADS": str(cores)} | ({"OMP_WAIT_POLICY": "PASSIVE"} if policy == "passive" else {})
+    env = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    env |= {"OMP_NUM_THREADS": str(cores)} | POLICIES[policy]
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(others)]
     try:
         done = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, check=True, env=env)
@@ -55,15 +63,15 @@ def main() -> None:
     args = parser.parse_args()
     found = {}
     for name, others in (("quiet cores", 0), ("busy cores", os.cpu_count() or 1)):
-        times: dict[str, list[float]] = {"active": [], "passive": []}
+        times: dict[str, list[float]] = {policy: [] for policy in POLICIES}
         for _ in range(args.rounds):
             for policy, values in times.items():
                 values.append(seconds(policy, others))
-        ratios = [p / a for a, p in zip(times["active"], times["passive"], strict=True)]
-        found[name] = {
-            "median_seconds": {policy: statistics.median(values) for policy, values in times.items()},
-            "passive / active": {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)},
-        }
+        found[name] = {"median_seconds": {policy: statistics.median(values) for policy, values in times.items()}}
+        for one, other in (("passive", "active"), ("short", "active"), ("short", "passive")):
+            ratios = [a / b for a, b in zip(times[one], times[other], strict=True)]
+            ends = {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
+            found[name][f"{one} / {other}"] = ends
         print(name, json.dumps(found[name]))
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     result = {"command": "python bench/waiting.py", "machine": machine, "rounds": args.rounds, "results": found}

@@ -593,14 +593,13 @@ def main() -> None:
 
 
 def _wait_passively() -> None:
-    """On CPUs, let threads that wait for each other sleep: on busy cores spinning is several times slower.
+    """On CPUs, let threads that wait for each other spin for a moment and then sleep (bench/waiting.py).
 
-    On quiet cores sleeping costs something (bench/waiting.py).
-
-    It has to be said before the first library with threads is loaded. What the user chose stands.
+    On busy cores spinning longer is several times slower; on quiet cores sleeping at once is. It has to be said before
+    the first library with threads is loaded. What the user chose stands.
     """
     if not any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")):
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
 
 
 def _stop(text: str, code: int) -> None:

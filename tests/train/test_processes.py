@@ -281,14 +281,14 @@ def test_the_reference_runs_before_the_graph_of_the_policy_exists(sdxl):
     assert order == [("reference", False), ("policy", True)]
 
 
-def test_the_command_line_lets_waiting_threads_sleep_unless_the_user_chose():
+def test_the_command_line_lets_waiting_threads_sleep_after_a_moment_unless_the_user_chose():
     code = "import os, sys; sys.argv = ['mapo', '--version']\ntry:\n import mapo.cli as c; c.main()\nfinally:\n"
-    code += " print(os.environ.get('OMP_WAIT_POLICY'))\n"
+    code += " print(os.environ.get('OMP_WAIT_POLICY'), os.environ.get('GOMP_SPINCOUNT'))\n"
     bare = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")}
     for chosen, expected in (
-        ({}, "PASSIVE"),
-        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"),
-        ({"KMP_BLOCKTIME": "9"}, "None"),
+        ({}, "PASSIVE 1000"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE None"),
+        ({"KMP_BLOCKTIME": "9"}, "None None"),
     ):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**bare, **chosen})
         assert done.stdout.strip().splitlines()[-1] == expected

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from mapo.checkpoint import save_tensors
-from mapo.encode.index import Entry, Index, open_index
+from mapo.encode.index import Entry, Index, digests_of, open_index
 from mapo.errors import MapoError
 from mapo.families import Family, Model, fingerprint
 from mapo.files import read_object, replacing, sweep, write_json
@@ -35,7 +35,8 @@ from mapo.shards import owned
 FORMAT, VERSION = "mapo-cache", 1
 HEAD = "cache.json"
 PER_SHARD = 64
-FIRST_NUMBERS, ROUNDING = 256, 1e-3  # by which latents are compared
+FIRST_NUMBERS, ROUNDING = 64, 1e-3  # by which latents are compared
+COMPARED = 4096  # pairs at once
 LATENTS = "latents"  # within a set: the cache of pictures that it does not keep
 WHERE = "Name another folder for the cache: --out of `mapo encode`, --cache of `mapo train`."
 T = TypeVar("T")
@@ -171,13 +172,24 @@ class Cache:
         mean, logvar = self._entries(picture, [str(int(flip))], f"picture {picture}")[0].read()
         return mean, logvar
 
-    def same(self, one: str, other: str) -> bool:
-        """Whether two pictures are one to the encoder, but for rounding. Most differ in the first numbers already."""
-        entries = [self._entries(name, ["0"], f"picture {name}")[0] for name in (one, other)]
-        return all(
-            torch.allclose(entries[0].read(most).float(), entries[1].read(most).float(), rtol=ROUNDING, atol=ROUNDING)
-            for most in (FIRST_NUMBERS, None)
-        )
+    def equal_pairs(self, chosen: Sequence[str], rejected: Sequence[str]) -> int:
+        """How many of these pairs are twice the same to the encoder, but for rounding.
+
+        Most differ in their first numbers, which are read of all at once.
+        """
+        doubtful: list[int] = []
+        for rows in batches(range(len(chosen)), COMPARED):
+            first = [
+                self.index.first_numbers(digests_of(names[row] for row in rows), "0", FIRST_NUMBERS)
+                for names in (chosen, rejected)
+            ]
+            near = torch.isclose(*first, rtol=ROUNDING, atol=ROUNDING, equal_nan=True).all(dim=1)
+            doubtful += [row for row, it in zip(rows, near.tolist(), strict=True) if it]
+        return sum(self._same(chosen[row], rejected[row]) for row in doubtful)
+
+    def _same(self, one: str, other: str) -> bool:
+        latents = [self._entries(name, ["0"], f"picture {name}")[0].read().float() for name in (one, other)]
+        return latents[0].shape == latents[1].shape and torch.allclose(*latents, rtol=ROUNDING, atol=ROUNDING)
 
     def size(self, picture: str) -> Tensor:
         """Height, width, crop top and left, "4"."""

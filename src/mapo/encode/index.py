@@ -51,10 +51,9 @@ class Entry:
     dtype: str
     shape: tuple[int, ...]
 
-    def read(self, most: int | None = None) -> Tensor:
-        """The tensor, or its first ``most`` numbers; MapoError where the file is gone or shorter than it was."""
-        shape = self.shape if most is None else (min(most, math.prod(self.shape)),)
-        tensor = torch.empty(shape, dtype=DTYPES[self.dtype])
+    def read(self) -> Tensor:
+        """The tensor; MapoError where the file is gone or shorter than it was."""
+        tensor = torch.empty(self.shape, dtype=DTYPES[self.dtype])
         wanted: Any = tensor.view(-1).view(torch.uint8).numpy()
         try:
             with self.path.open("rb", buffering=0) as file:
@@ -106,6 +105,44 @@ class Index:
         for row in np.flatnonzero(there & ~found).tolist():  # two hashes that begin alike
             found[row] = bool(self.find(wanted[row].astype(">u8").tobytes()))
         return found
+
+    def first_numbers(self, digests: Digests, column: str, most: int) -> Tensor:
+        """The first ``most`` numbers of the tensor in ``column`` of each of these, "n most"; NaN where there are none.
+
+        The shards are mapped and read at these places only.
+        """
+        found = torch.full((len(digests), most), torch.nan)
+        rows = self._rows(digests, column)
+        there = np.flatnonzero(rows >= 0)
+        which = np.stack([self.records[c][rows[there]] for c in ("shard", "form")], axis=1)
+        for shard, form in np.unique(which, axis=0).tolist():
+            some = there[(which == (shard, form)).all(axis=1)]
+            dtype, shape = DTYPES[self.forms[form][0]], self.forms[form][1]
+            numbers = min(most, math.prod(shape))
+            path = self.folder / self.shards[shard][0]
+            try:
+                raw = np.memmap(path, np.uint8, "r")
+                places = self.records["start"][rows[some], None] + np.arange(numbers * dtype.itemsize)
+                values = torch.from_numpy(raw[places]).view(dtype)
+            except (OSError, ValueError, IndexError) as error:
+                raise damaged(path, str(error)) from None
+            found[torch.from_numpy(some), :numbers] = values.float()
+        return found
+
+    def _rows(self, digests: Digests, column: str) -> NDArray[np.int64]:
+        """The record of each of these in a column, -1 where there is none."""
+        rows = np.full(len(digests), -1)
+        heads = self.records["head"]
+        if not len(heads) or column not in self.columns:
+            return rows
+        wanted = np.ascontiguousarray(digests[:, :KEY]).view(">u8").astype(np.uint64)
+        first, end = (np.searchsorted(heads, wanted[:, 0], side) for side in ("left", "right"))
+        for step in range(int((end - first).max(initial=0))):
+            places = np.minimum(first + step, len(heads) - 1)
+            fits = (first + step < end) & (self.records["tail"][places] == wanted[:, 1])
+            fits &= self.records["column"][places] == self.columns.index(column)
+            rows[fits] = places[fits]
+        return rows
 
     def columns_of(self, kind: str) -> list[str]:
         """The names of the tensors in the shards of a kind."""

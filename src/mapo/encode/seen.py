@@ -108,8 +108,8 @@ def equal_once_cropped(cache: Cache, pairs: PairSet, rows: Rows, side: int) -> i
     sizes = pairs.image_sizes()
     cut = share_cut_away(sizes[:, 0], sizes[:, 1], side) > 0
     some = rows[cut[pairs.places_of("chosen")[rows]] | cut[pairs.places_of("rejected")[rows]]]
-    names = (pairs.table[column].take(some).to_pylist() for column in ("chosen", "rejected"))
-    return sum(cache.same(*two) for two in zip(*names, strict=True))
+    chosen, rejected = (pairs.table[column].take(some).to_pylist() for column in ("chosen", "rejected"))
+    return cache.equal_pairs(chosen, rejected)
 
 
 def choose(
