@@ -4,8 +4,8 @@
 
 Forward and backward of the built-in model's UNet, one thread for each core, in a process of its own, while as many
 other processes as there are cores do nothing but count, or none do. ``active`` is what OpenMP does by itself: waiting
-threads spin. ``passive``: they sleep at once. ``short`` is what the command line of mapo asks for: they spin for a moment
-and then sleep. The three take turns; a ratio is of one round.
+threads spin. ``passive``: they sleep at once. ``short`` is what the command line of mapo asks for: they spin for a
+moment and then sleep. The three take turns; a ratio is of one round.
 """
 
 from __future__ import annotations

@@ -179,17 +179,17 @@ class Cache:
         """
         doubtful: list[int] = []
         for rows in batches(range(len(chosen)), COMPARED):
-            first = [
+            ours, theirs = (
                 self.index.first_numbers(digests_of(names[row] for row in rows), "0", FIRST_NUMBERS)
                 for names in (chosen, rejected)
-            ]
-            near = torch.isclose(*first, rtol=ROUNDING, atol=ROUNDING, equal_nan=True).all(dim=1)
+            )
+            near = torch.isclose(ours, theirs, rtol=ROUNDING, atol=ROUNDING, equal_nan=True).all(dim=1)
             doubtful += [row for row, it in zip(rows, near.tolist(), strict=True) if it]
         return sum(self._same(chosen[row], rejected[row]) for row in doubtful)
 
     def _same(self, one: str, other: str) -> bool:
-        latents = [self._entries(name, ["0"], f"picture {name}")[0].read().float() for name in (one, other)]
-        return latents[0].shape == latents[1].shape and torch.allclose(*latents, rtol=ROUNDING, atol=ROUNDING)
+        ours, theirs = (self._entries(name, ["0"], f"picture {name}")[0].read().float() for name in (one, other))
+        return ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=ROUNDING, atol=ROUNDING)
 
     def size(self, picture: str) -> Tensor:
         """Height, width, crop top and left, "4"."""
