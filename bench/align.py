@@ -12,7 +12,7 @@ import json
 import platform
 from pathlib import Path
 
-from mapo.demo import GOALS, demo
+from mapo.lab.demo import GOALS, demo
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mapo.images import read_images
+from mapo.sample.folder import read_images
 
 COLUMNS, ZOOM, GAP = 12, 2, 2
 

@@ -50,11 +50,11 @@ def main() -> None:
     import torch
     from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
 
-    from mapo.build import build
-    from mapo.judge import parse_filter
-    from mapo.prompts import read_prompts
-    from mapo.recipe import read_recipe
-    from mapo.sample import Sampler
+    from mapo.build.build import build
+    from mapo.build.judge import parse_filter
+    from mapo.build.recipe import read_recipe
+    from mapo.sample.prompts import read_prompts
+    from mapo.sample.sample import Sampler
 
     assert StableDiffusionXLPipeline  # imported before the clock starts, as loading is counted by itself
     denoiser, loading = Clock(UNet2DConditionModel, "forward"), Clock(Sampler, "__init__")

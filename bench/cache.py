@@ -60,10 +60,10 @@ def make(folder: Path, count: int) -> None:
 
     from mapo.encode.cache import PER_SHARD, batches, cache_key, hold, prompt_key, write_head, write_shard
     from mapo.encode.index import open_index
-    from mapo.families import family_of, find_model
     from mapo.files import sha256
+    from mapo.models import family_of, find_model
     from mapo.pairs import PairSet, PairWriter
-    from mapo.pictures import Picture
+    from mapo.pairs.pictures import Picture
 
     rng = random.Random(count)
     with PairWriter(folder / "pairs", {"made": "by a bench"}) as writer:
@@ -90,12 +90,12 @@ def open_all(folder: Path, whole: bool) -> tuple[Callable[[list[int]], Any], int
     """What a training opens; how a batch is loaded, and how many pairs there are."""
     import torch
 
-    from mapo.batches import Members, load_batch
     from mapo.encode.cache import Cache, cache_key
     from mapo.encode.fill import encode
     from mapo.encode.seen import what_training_sees
-    from mapo.families import family_of, find_model
+    from mapo.models import family_of, find_model
     from mapo.pairs import PairSet
+    from mapo.train.batches import Members, load_batch
 
     pairs = PairSet(folder / "pairs")
     model = find_model("mini")
@@ -139,7 +139,7 @@ def train(folder: Path) -> None:
 def compare(folder: Path) -> None:
     """Look for pairs that are equal once cropped among all pairs of a set."""
     from mapo.encode.cache import Cache, cache_key
-    from mapo.families import family_of, find_model
+    from mapo.models import family_of, find_model
     from mapo.pairs import PairSet
 
     model, table = find_model("mini"), PairSet(folder / "pairs").table

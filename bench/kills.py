@@ -22,7 +22,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PRELOADED = ["mapo.build", "mapo.importers", "mapo.train", "mapo.sample", "mapo.score", "mapo.families.sdxl", "pyarrow"]
+PRELOADED = [
+    "mapo.build.build",
+    "mapo.importers",
+    "mapo.train.train",
+    "mapo.sample.sample",
+    "mapo.score.score",
+    "mapo.models.sdxl",
+    "pyarrow",
+]
 PAIRS = 24
 TIMES = ("seconds", "pairs_per_second")  # of a step: no two runs agree on them
 
@@ -68,9 +76,9 @@ def jobs(material: Path) -> list[Job]:
 def make_material(folder: Path) -> None:
     """Pairs, a cache, pictures, a source to import, and a finished run of one step."""
     from mapo.cli import cli
-    from mapo.images import png_bytes
-    from mapo.mini import scenes
+    from mapo.lab.mini import scenes
     from mapo.pairs import PairSet
+    from mapo.sample.folder import png_bytes
 
     def mapo(*words: str) -> None:
         cli.main(list(words), standalone_mode=False)

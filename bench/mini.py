@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mapo.images import read_images
-from mapo.mini import scenes
-from mapo.mini.judges import JUDGES, compare, disagreements, follows
-from mapo.sample import Sampler, default_sampling
+from mapo.lab.mini import scenes
+from mapo.lab.mini.judges import JUDGES, compare, disagreements, follows
+from mapo.sample.folder import read_images
+from mapo.sample.sample import Sampler, default_sampling
 
 WANTED = 1_000
 

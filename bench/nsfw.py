@@ -35,8 +35,8 @@ Found = list[tuple[str, Image.Image]]
 
 def drawn(count: int) -> Iterator[tuple[str, Found]]:
     """Drawings of the mini world, style by style."""
-    from mapo.mini import scenes
-    from mapo.mini.draw import draw
+    from mapo.lab.mini import scenes
+    from mapo.lab.mini.draw import draw
 
     rng = random.Random(0)
     plain = scenes.random_plain_scenes("test", rng)
@@ -47,7 +47,7 @@ def drawn(count: int) -> Iterator[tuple[str, Found]]:
 
 def read_folder(folder: Path) -> Found:
     """The pictures below a folder."""
-    from mapo.pictures import decode_picture
+    from mapo.pairs.pictures import decode_picture
 
     found, seen = list[tuple[str, Image.Image]](), set[str]()
     for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES):
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--drawings", nargs="*", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    from mapo.scorers import load_scorer
+    from mapo.score.scorers import load_scorer
 
     scorer: Any = load_scorer(args.scorer)
     (metric,) = scorer.metrics

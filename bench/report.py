@@ -47,8 +47,8 @@ def moved(pictures: list[Image.Image], number: int) -> Image.Image:
 def make_folder(folder: Path, name: str, pairs: int, side: int, contrast: float) -> list[Any]:
     """An images folder of ``pairs`` pictures, four seeds a prompt."""
     from mapo.files import sha256
-    from mapo.images import ImageRow, append_images, png_bytes
-    from mapo.splits import prompt_id
+    from mapo.pairs.splits import prompt_id
+    from mapo.sample.folder import ImageRow, append_images, png_bytes
 
     rows: list[ImageRow] = []
     pictures = [painted(side, k, contrast) for k in range(8)]
@@ -66,7 +66,7 @@ def make_folder(folder: Path, name: str, pairs: int, side: int, contrast: float)
 
 def make_scores(path: Path, rows: list[Any], shift: float) -> None:
     """A table of scores as `mapo score` writes it."""
-    from mapo.scores import write_scores
+    from mapo.score.table import write_scores
 
     rng = np.random.default_rng(len(rows))
     names = [(name, name) for name in SCORERS] + [("guards", name) for name in GUARDS]
@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    from mapo.report import write_report
+    from mapo.report.report import write_report
 
     seconds: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as name:

@@ -39,7 +39,7 @@ def bare_pictures(pipeline: Any, jobs: list[tuple[str, int]], how: Any, folder: 
     """The pictures of all jobs, batch by batch; saved where a folder is given."""
     import torch
 
-    from mapo.sample import noise_seed
+    from mapo.sample.sample import noise_seed
 
     pictures: list[Any] = []
     for start in range(0, len(jobs), how.images_per_batch):
@@ -85,9 +85,9 @@ def main() -> None:
     import torch
     from PIL import Image
 
-    from mapo.families import find_model
-    from mapo.prompts import read_prompts
-    from mapo.sample import Sampler, default_sampling
+    from mapo.models import find_model
+    from mapo.sample.prompts import read_prompts
+    from mapo.sample.sample import Sampler, default_sampling
 
     model = find_model(args.model)
     how, sampler, pipeline = default_sampling(model), Sampler(args.model), bare_pipeline(model)

@@ -32,7 +32,7 @@ def make_model(folder: Path) -> Path:
     import torch
     from transformers import CLIPConfig, CLIPModel
 
-    from mapo.mini.pretrain import make_tokenizer
+    from mapo.lab.mini.pretrain import make_tokenizer
 
     tokenizer = make_tokenizer(folder)
     torch.manual_seed(0)
@@ -56,9 +56,9 @@ def make_images(folder: Path, count: int, side: int) -> Path:
     from PIL import Image
 
     from mapo.files import sha256
-    from mapo.images import ImageRow, append_images, png_bytes
-    from mapo.prompts import read_prompts
-    from mapo.splits import prompt_id
+    from mapo.pairs.splits import prompt_id
+    from mapo.sample.folder import ImageRow, append_images, png_bytes
+    from mapo.sample.prompts import read_prompts
 
     prompts, rows, data = read_prompts("mini:test"), [], []
     for k in range(count):
@@ -75,7 +75,7 @@ def bare_calls(scorer: Any, folder: Path) -> Callable[[], Any]:
     """The network on batches that lie ready, prompts that are equal in a batch given once as `mapo score` does."""
     import torch
 
-    from mapo.images import open_picture, read_images
+    from mapo.sample.folder import open_picture, read_images
 
     likeness, rows, ready = scorer.similarity, read_images(folder), []
     for start in range(0, len(rows), BATCH):
@@ -119,9 +119,9 @@ def main() -> None:
     args = parser.parse_args()
     import torch
 
-    import mapo.score
-    from mapo.scorers import load_scorer
-    from mapo.scores import read_scores
+    import mapo.score.score
+    from mapo.score.scorers import load_scorer
+    from mapo.score.table import read_scores
 
     with tempfile.TemporaryDirectory() as temporary:
         here = Path(temporary)
@@ -132,10 +132,10 @@ def main() -> None:
 
         def ours() -> None:
             table.unlink(missing_ok=True)
-            mapo.score.score(images, name, table, images_per_batch=BATCH)
+            mapo.score.score.score(images, name, table, images_per_batch=BATCH)
 
         bare = bare_calls(scorer, images)
-        with mock.patch.object(mapo.score, "load_scorer", return_value=scorer):  # loading is not what is measured
+        with mock.patch.object(mapo.score.score, "load_scorer", return_value=scorer):  # loading is not what is measured
             seconds = alternate({"mapo score": ours, "bare": bare}, args.rounds)
         want = (100 * bare().clamp(min=0)).tolist()
         assert np.allclose(read_scores(table)["value"].to_numpy(), want, atol=1e-3), "not the same numbers"

@@ -34,10 +34,10 @@ def make_set(folder: Path, count: int) -> Path:
 
     from PIL import Image
 
-    from mapo.images import png_bytes
-    from mapo.mini import scenes
-    from mapo.mini.draw import draw
+    from mapo.lab.mini import scenes
+    from mapo.lab.mini.draw import draw
     from mapo.pairs import PairWriter
+    from mapo.sample.folder import png_bytes
 
     rng = random.Random(0)
     with PairWriter(folder, {"made": "by bench/step.py"}) as writer:
@@ -56,7 +56,7 @@ def make_wide(folder: Path) -> Path:
     import torch
     from diffusers import UNet2DConditionModel
 
-    from mapo.families import find_model
+    from mapo.models import find_model
 
     shutil.copytree(find_model("mini").base, folder)
     config = json.loads((folder / "unet" / "config.json").read_text())
@@ -75,17 +75,17 @@ def make_loop(model_name: str, folder: Path, objective: str, size: int) -> Any:
     import numpy as np
     import torch
 
-    from mapo.adapters import add_adapter, trainable
-    from mapo.batches import Members
-    from mapo.config import make_config
     from mapo.encode.cache import Cache, cache_key
     from mapo.encode.fill import encode
-    from mapo.families import family_of, find_model
-    from mapo.objectives import settings_of
-    from mapo.optim import make_optimizer
+    from mapo.models import family_of, find_model
     from mapo.pairs import PairSet
-    from mapo.train import Loop
+    from mapo.train.adapters import add_adapter, trainable
+    from mapo.train.batches import Members
+    from mapo.train.config import make_config
+    from mapo.train.objectives import settings_of
+    from mapo.train.optim import make_optimizer
     from mapo.train.processes import Place, Processes
+    from mapo.train.train import Loop
 
     pairs = PairSet(folder / "pairs")
     model = find_model(model_name)
@@ -122,7 +122,7 @@ def bare_steps(loop: Any) -> Callable[[], None]:
 
     import torch
 
-    from mapo.optim import make_optimizer
+    from mapo.train.optim import make_optimizer
 
     unet = copy.deepcopy(loop.denoiser)
     optimizer = make_optimizer(unet.parameters(), loop.config.optim)
@@ -144,12 +144,12 @@ def public_steps(loop: Any, folder: Path, model_name: str) -> Callable[[], None]
     """Our step, but with pictures decoded and the VAE and both text encoders run in every step."""
     import torch
 
-    from mapo.batches import rows_at
     from mapo.encode.fill import to_pixels
-    from mapo.families import find_model
+    from mapo.models import find_model
     from mapo.pairs import PairSet
-    from mapo.step import pair_errors, pair_losses
-    from mapo.types import Batch
+    from mapo.train.batches import rows_at
+    from mapo.train.step import pair_errors, pair_losses
+    from mapo.train.types import Batch
 
     model = find_model(model_name)
     device = loop.processes.device
@@ -213,9 +213,9 @@ def parts_of(loop: Any, rounds: int) -> dict[str, Any]:
     """
     import torch
 
-    from mapo.objectives import settings_of
-    from mapo.step import pair_losses
-    from mapo.types import PairErrors
+    from mapo.train.objectives import settings_of
+    from mapo.train.step import pair_losses
+    from mapo.train.types import PairErrors
 
     batch = loop.batch_at(list(range(loop.config.train.pairs_per_step))).to(loop.processes.device)
     noise, t = batch.noise.repeat(2, 1, 1, 1), batch.timesteps.repeat(2)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 CHILD = """
 import time, torch
-from mapo.families import family_of, find_model
+from mapo.models import family_of, find_model
 model = find_model("mini")
 unet = family_of(model).load_denoiser(model, "cpu", torch.float32)
 x, t, text = torch.randn(32, 4, 12, 12), torch.full((32,), 500), torch.randn(32, 32, 160)

@@ -39,7 +39,7 @@ def pairs(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory, sdxl, pairs) -> Path:
     from mapo.encode.fill import encode
-    from mapo.families import family_of, find_model
+    from mapo.models import family_of, find_model
     from mapo.pairs import PairSet
 
     folder = tmp_path_factory.mktemp("caches") / "cache"

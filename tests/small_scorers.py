@@ -32,7 +32,7 @@ def save_clip(folder, side=32, tokens=24, width=12):
     """A CLIPModel with tokenizer, in a folder without what prepares its pictures."""
     from transformers import CLIPConfig, CLIPModel
 
-    from mapo.mini.pretrain import make_tokenizer
+    from mapo.lab.mini.pretrain import make_tokenizer
 
     tokenizer = make_tokenizer(folder)
     layers = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -123,7 +123,7 @@ TELL_VALUE = """
 import sys
 from PIL import Image
 from transformers.utils import is_torchvision_available
-from mapo.scorers import load_scorer
+from mapo.score.scorers import load_scorer
 picture = Image.linear_gradient("L").resize((50, 40)).convert("RGB")
 other = picture.rotate(90)
 scorer = load_scorer(sys.argv[1])

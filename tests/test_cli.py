@@ -203,7 +203,7 @@ def test_a_foreign_model_with_v_prediction_goes_the_whole_road(tmp_path, sdxl_v,
 def test_a_run_can_be_the_start_of_another_run(tmp_path, sdxl, pairs, cache):
     from test_train import run
 
-    from mapo.families import find_model
+    from mapo.models import find_model
 
     run(tmp_path / "a", sdxl, pairs, cache, kind="lora", steps=1)
     run(tmp_path / "b", tmp_path / "a", pairs, cache, kind="full", steps=1)
@@ -236,12 +236,12 @@ def test_the_built_in_world_offers_only_what_it_can_make():
 def test_where_a_scorer_needs_too_much_memory_the_flag_is_named(tmp_path, monkeypatch):
     import torch
 
-    import mapo.score
+    import mapo.score.score
 
     def full(*given, **how):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(mapo.score, "score", full)
+    monkeypatch.setattr(mapo.score.score, "score", full)
     said = refused("score", tmp_path, "--scorer", "mini", "--out", tmp_path / "s.parquet", "--images-per-batch", "12")
     assert "ran out with 12 pictures at a time. Repeat the command with --images-per-batch 6" in said
 

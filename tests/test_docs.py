@@ -9,7 +9,7 @@ import click
 import pytest
 
 from mapo.cli import cli
-from mapo.objectives import OBJECTIVES, settings_of
+from mapo.train.objectives import OBJECTIVES, settings_of
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -44,7 +44,8 @@ def test_the_command_line_reference_is_what_the_program_says():
 
 
 def settings_reference() -> str:
-    from mapo.config import Config, Section
+    from mapo.settings import Section
+    from mapo.train.config import Config
 
     lines = ["| setting | default | what it does |", "|---|---|---|"]
 

@@ -78,7 +78,7 @@ def test_owners_that_come_and_go_never_share(tmp_path):
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory, sdxl):
-    from mapo.sample import sample
+    from mapo.sample.sample import sample
 
     folder = tmp_path_factory.mktemp("owners")
     make_pairs(folder / "pairs")

@@ -3,8 +3,8 @@
 import random
 from pathlib import Path
 
-from mapo.images import png_bytes
 from mapo.pairs import PairWriter
+from mapo.sample.folder import png_bytes
 
 
 def make_sdxl(folder: Path, prediction_type: str = "epsilon", seed: int = 0, **unet_settings) -> Path:
@@ -19,7 +19,7 @@ def make_sdxl(folder: Path, prediction_type: str = "epsilon", seed: int = 0, **u
     )
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    from mapo.mini.pretrain import make_tokenizer
+    from mapo.lab.mini.pretrain import make_tokenizer
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer(folder.parent / f"{folder.name}-tokenizer")

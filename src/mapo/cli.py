@@ -86,12 +86,12 @@ def build(
     prefixes: tuple[str, ...], candidates: int | None, seeds: str | None, shard: str | None, **how: Any,
 ) -> None:  # fmt: skip
     """Let a model make pairs by RECIPE: a name such as pick-style-cartoon, or a TOML file."""
-    from mapo.recipe import changed_recipe, read_recipe
+    from mapo.build.recipe import changed_recipe, read_recipe
 
     found = changed_recipe(read_recipe(recipe), prefixes, candidates, seeds)
-    from mapo.build import build
-    from mapo.judge import parse_filter
-    from mapo.prompts import read_prompts, source_name
+    from mapo.build.build import build
+    from mapo.build.judge import parse_filter
+    from mapo.sample.prompts import read_prompts, source_name
     from mapo.shards import parse_shard, shard_of_environment
 
     how["shard"] = parse_shard(shard) if shard else shard_of_environment()
@@ -114,8 +114,8 @@ def build(
 @click.option("--out", type=OUT, required=True, help="The folder to write the pictures into.")
 def remake(pairs: Path, ids: tuple[str, ...], out: Path) -> None:
     """Make the pictures of built pairs again from their rows, and compare. The exit code is 1 where one differs."""
+    from mapo.build.remake import remake_pairs
     from mapo.pairs import PairSet
-    from mapo.remake import remake_pairs
 
     found = remake_pairs(PairSet(pairs), ids, out)
     for picture in found:
@@ -181,7 +181,7 @@ def import_(source: str, out: Path, **how: Any) -> None:
 @click.option("--strict", is_flag=True, help="Warnings count as errors.")
 def check(pairs: Path, strict: bool, **how: Any) -> None:
     """Look for what is wrong in a set. The exit code is 1 when there are errors, 0 when there are none."""
-    from mapo.check import check_pairs, lines
+    from mapo.check.check import check_pairs, lines
     from mapo.pairs import PairSet
     from mapo.shards import owned
 
@@ -235,14 +235,15 @@ def encode(model: str, pairs: Path, out: Path, resolution: int | None, flip: boo
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting, such as optim.lr=1e-5.")
 def train(out: Path, config_file: Path | None, assignments: tuple[str, ...], **flags: str | None) -> None:
     """Train on a pairs set. Settings come from --config, then --set, then the other flags."""
-    from mapo.config import make_config, merge, parse_set, read_toml
+    from mapo.settings import merge, parse_set, read_toml
+    from mapo.train.config import make_config
 
     values = merge(read_toml(config_file) if config_file else {}, parse_set(assignments))
     sections = {"objective": ("objective", "name"), "adapter": ("adapter", "kind")}
     for key, value in flags.items():
         if value is not None:
             merge(values, {sections[key][0]: {sections[key][1]: value}} if key in sections else {key: value})
-    from mapo.train import Run, train
+    from mapo.train.train import Run, train
 
     before = Run(out).before()
     for key in ("model", "pairs"):
@@ -273,10 +274,10 @@ def train(out: Path, config_file: Path | None, assignments: tuple[str, ...], **f
 @click.option("--images-per-batch", type=int, help="Pictures made at a time.")
 def sample(model: str, prompts: str, seeds: str, out: Path, **how: Any) -> None:
     """Make pictures. Same prompts and seeds, same noise, whatever the model."""
-    from mapo.prompts import read_prompts
+    from mapo.sample.prompts import read_prompts
 
     words = read_prompts(prompts)
-    from mapo.sample import parse_seeds, sample
+    from mapo.sample.sample import parse_seeds, sample
 
     rows = sample(model, words, parse_seeds(seeds), out, **how)
     _say(f"{count(len(rows), 'picture')} in {out}")
@@ -284,7 +285,7 @@ def sample(model: str, prompts: str, seeds: str, out: Path, **how: Any) -> None:
 
 def _scorers() -> tuple[str, list[str]]:
     """What the help of `mapo score` says of them."""
-    from mapo.scorers import GROUPS, SCORERS
+    from mapo.score.scorers import GROUPS, SCORERS
 
     groups = [f"{name}: {' and '.join(members)}" for name, members in GROUPS.items()]
     return "Scorers", sorted([*SCORERS, *groups])
@@ -309,7 +310,7 @@ def score(images: Path, scorer: str | None, out: Path, shard: str | None, **how:
     Prompts lie in metadata.jsonl or a CSV (file_name, prompt, and seed if you like), or in NAME.txt beside NAME.png.
     The same command again goes on where it was stopped, and scores only pictures that are new or have changed.
     """
-    from mapo.score import refuse_table_of_others, score
+    from mapo.score.score import refuse_table_of_others, score
     from mapo.shards import parse_shard, shard_of_environment
 
     how["shard"] = parse_shard(shard) if shard else shard_of_environment()
@@ -350,9 +351,9 @@ def mismatch(model: str, pairs: Path, out: Path, seeds: str, **how: Any) -> None
     from mapo.files import prepare_file
 
     prepare_file(out, "file of `mapo mismatch`", b'{\n "format": "mapo-mismatch"', "mismatch.json")
-    from mapo.mismatch import measure
+    from mapo.mismatch.mismatch import measure
     from mapo.mismatch.words import write_mismatch
-    from mapo.sample import parse_seeds
+    from mapo.sample.sample import parse_seeds
     from mapo.shards import owned
 
     with owned(out):
@@ -386,10 +387,10 @@ def mismatch(model: str, pairs: Path, out: Path, seeds: str, **how: Any) -> None
 @click.option("--out", type=OUT, required=True, help="The HTML page to write.")
 def report(before: Path, after: Path, scores: tuple[Path, ...], scorer: str | None, out: Path, **rest: Any) -> None:
     """Compare two images folders: one page with pictures, win rates and intervals."""
-    from mapo.images import read_pictures
-    from mapo.report import check_out, write_report
-    from mapo.score import score_sides
-    from mapo.scorers import scorer_names
+    from mapo.report.report import check_out, write_report
+    from mapo.sample.folder import read_pictures
+    from mapo.score.score import score_sides
+    from mapo.score.scorers import scorer_names
     from mapo.shards import owned
 
     if scores and scorer:
@@ -472,7 +473,7 @@ def export(pairs: Path, format: str, out: Path | None, on_missing_picture: str, 
 
     --to hub without --repo only writes the folder: look at its README.md, mend it, then repeat the command with --repo.
     """
-    from mapo.export import describe, export_pairs, export_to_hub, parse_licences
+    from mapo.export.export import describe, export_pairs, export_to_hub, parse_licences
     from mapo.pairs import PairSet
 
     card["source_licences"] = parse_licences(card["source_licences"])
@@ -500,7 +501,7 @@ def export(pairs: Path, format: str, out: Path | None, on_missing_picture: str, 
 )
 def demo(out: Path, recipe: str) -> None:
     """Align the built-in model to a style, from prompts to a report, in minutes."""
-    from mapo.demo import demo
+    from mapo.lab.demo import demo
 
     demo(out, recipe)
 
@@ -526,7 +527,7 @@ def study(out: Path, **how: Any) -> None:
 
     Every training is kept as soon as it is done; the same command goes on, and another choice adds to what is there.
     """
-    from mapo.study import study
+    from mapo.lab.study import study
 
     study(out, **how)
 
@@ -543,15 +544,15 @@ def mini() -> None:
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting, such as steps=6000.")
 def pretrain(out: Path, assignments: tuple[str, ...]) -> None:
     """Make the built-in model from nothing (an hour or two on two cores; interrupt and repeat as you like)."""
-    from mapo.config import parse_set
-    from mapo.mini.pretrain import make_settings, pretrain
+    from mapo.lab.mini.pretrain import make_settings, pretrain
+    from mapo.settings import parse_set
 
     pretrain(out, make_settings(parse_set(assignments)))
     _say(f"the model is in {out}")
 
 
 def _find(name: str) -> tuple[Any, Any]:
-    from mapo.families import family_of, find_model
+    from mapo.models import family_of, find_model
 
     model = find_model(name)
     return model, family_of(model)

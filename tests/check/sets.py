@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_fixtures import encoded, noise
-from mapo.check import check_pairs
+from mapo.check.check import check_pairs
 from mapo.files import sha256
-from mapo.pairs import IMAGE_SCHEMA, PAIR_SCHEMA, PairSet, PairWriter
+from mapo.pairs.pairs import IMAGE_SCHEMA, PAIR_SCHEMA, PairSet, PairWriter
 
 
 def png(seed: int, size: tuple[int, int] = (24, 16)) -> bytes:

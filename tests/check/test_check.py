@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from sets import check, png, random_rows, replace_picture, write_set
 
-from mapo.check import check_pairs, gallery, lines
+from mapo.check.check import check_pairs, gallery, lines
 from mapo.cli import cli
 from mapo.pairs import PairSet
 
@@ -151,7 +151,7 @@ def test_lines_say_what_the_summary_says(tmp_path: Path) -> None:
 def test_without_a_model_no_torch_is_loaded(tmp_path: Path) -> None:
     folder = write_set(tmp_path / "set", random_rows(2))
     code = (
-        "import sys; from pathlib import Path; from mapo.check import check_pairs; from mapo.pairs import PairSet\n"
+        "import sys; from pathlib import Path; from mapo.check.check import check_pairs; from mapo.pairs import PairSet\n"
         f"check_pairs(PairSet(Path({str(folder)!r})), Path({str(tmp_path / 'check.html')!r}))\n"
         "assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)\n"
     )

@@ -9,7 +9,7 @@ from PIL import ImageDraw
 from sets import check, named, png, random_rows, rows_of, write_set
 
 from data_fixtures import encoded, noise
-from mapo.check import lines
+from mapo.check.check import lines
 
 
 def wide(seed: int, end: str) -> bytes:

@@ -16,7 +16,7 @@ from mapo.encode import fill
 from mapo.encode.cache import Cache, cache_key, hold, prompt_key
 from mapo.encode.fill import encode, lacking, to_pixels
 from mapo.errors import MapoError
-from mapo.families import family_of, find_model
+from mapo.models import family_of, find_model
 from mapo.pairs import PairSet
 
 
@@ -241,7 +241,7 @@ def test_leftovers_of_a_killed_writer_are_swept_by_the_next(tmp_path, sdxl, pair
 def test_the_processes_of_a_job_encode_a_share_each_at_the_same_time(tmp_path, sdxl, pairs, cache):
     code = (
         "import sys; from pathlib import Path; from mapo.encode.fill import encode; from mapo.pairs import PairSet\n"
-        "from mapo.families import family_of, find_model\n"
+        "from mapo.models import family_of, find_model\n"
         "m = find_model(sys.argv[1])\n"
         "encode(family_of(m), m, PairSet(Path(sys.argv[2])), Path(sys.argv[3]), shard=(int(sys.argv[4]), 2), locked=False)"
     )

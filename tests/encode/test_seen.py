@@ -15,7 +15,7 @@ from data_fixtures import make_picture
 from mapo.encode.frame import crop, frame, share_cut_away
 from mapo.encode.seen import choose, choose_any, excess_tokens, view_of, what_training_sees
 from mapo.errors import MapoError
-from mapo.families import family_of, find_model
+from mapo.models import family_of, find_model
 from mapo.pairs import PairSet, PairWriter
 
 
@@ -121,7 +121,7 @@ def test_mismatch_counts_the_ties_that_training_counts(tmp_path):
 def test_a_prompt_that_is_too_long_makes_no_library_speak(tmp_path):
     code = (
         "import sys; from pathlib import Path; from mapo.pairs import PairSet\n"
-        "from mapo.encode.seen import what_training_sees; from mapo.families import family_of, find_model\n"
+        "from mapo.encode.seen import what_training_sees; from mapo.models import family_of, find_model\n"
         "m = find_model('mini'); print(what_training_sees(PairSet(Path(sys.argv[1])), family_of(m), m).line())"
     )
     write(tmp_path / "set", {"split": "train", "prompt": "a red circle and " * 300})

@@ -165,7 +165,7 @@ def pictures_of(folder: Path) -> dict[str, np.ndarray]:
 
 def scores(out: Path) -> list[list[Any]]:
     """The table of the committed pictures by both judges and the guards, without the folder's own name."""
-    from mapo.scores import read_scores
+    from mapo.score.table import read_scores
 
     mapo("score", str(IMAGES), "--scorer", "mini,guards", "--out", str(out))
     rows = read_scores(out).to_pylist()
@@ -176,7 +176,7 @@ def record() -> None:
     """Make the committed set and pictures, and write all records."""
     import pyarrow as pa
 
-    from mapo.pairs import PairSet, replace_pairs
+    from mapo.pairs.pairs import PairSet, replace_pairs
 
     for folder in (PAIRS, IMAGES, CACHE):
         shutil.rmtree(folder, ignore_errors=True)

@@ -14,7 +14,7 @@ from data_fixtures import BLUE, RED, write_parquet
 from mapo.errors import MapoError
 from mapo.importers import import_pairs
 from mapo.pairs import PairSet
-from mapo.splits import SPLITS, split_of
+from mapo.pairs.splits import SPLITS, split_of
 
 LINES = ["a bear", "a bear in snow", "", "ein Bär "]
 MADE = {

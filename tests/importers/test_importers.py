@@ -20,7 +20,7 @@ from mapo.importers import IMPORTERS, BadRow, Options, RawPair, import_pairs
 from mapo.importers import pickapic as some_format
 from mapo.importers.sources import Source
 from mapo.pairs import PairSet
-from mapo.splits import split_of
+from mapo.pairs.splits import split_of
 
 GOOD = RawPair("row 0", "a bear", RED, BLUE)
 EMPTY = "the prompt is empty"

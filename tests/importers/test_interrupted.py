@@ -24,7 +24,7 @@ IMPORT = """
 import signal, sys, time
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs in its background
-import mapo.importers, mapo.writer
+import mapo.importers, mapo.pairs.writer
 from mapo.importers import tables
 mapo.importers.ROWS_PER_COMMIT = 50
 read, pause = tables._read, float(sys.argv[3])
@@ -156,7 +156,7 @@ def test_a_stop_while_the_set_is_put_together_loses_nothing(
     clean = import_pairs(given, tmp_path / "clean", on_bad_row="drop")
     assert clean["bad"] == (kind != "parquet")
     with monkeypatch.context() as patch:
-        patch.setattr("mapo.writer.write_places", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("mapo.pairs.writer.write_places", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             import_pairs(given, tmp_path / "set", on_bad_row="drop")
     assert not (tmp_path / "set").exists()
@@ -216,7 +216,7 @@ import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, ({90_000}, {90_000}))
 import mapo.importers
 mapo.importers.ROWS_PER_COMMIT = 50
-mapo.writer.BYTES_PER_ROW_GROUP = 10_000
+mapo.pairs.writer.BYTES_PER_ROW_GROUP = 10_000
 sys.argv = ["mapo", "import", {str(source)!r}, "--out", {str(tmp_path / "set")!r}]
 from mapo.cli import main
 main()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_pictures import NO_PICTURE
 
 from data_fixtures import BLUE, GREEN, RED, encoded, make_picture, noise
 from mapo.errors import MapoError
@@ -16,7 +17,6 @@ from mapo.importers import import_pairs
 from mapo.importers.jsonl import detects
 from mapo.importers.sources import Source
 from mapo.pairs import PairSet
-from test_pictures import NO_PICTURE
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from data_fixtures import RED, encoded, noise, write_parquet
 from mapo.importers import import_pairs
 from mapo.importers.splits import split_named, split_of_file, splits_of
 from mapo.pairs import PairSet
-from mapo.splits import split_of
+from mapo.pairs.splits import split_of
 
 HELD_OUT = next(f"held out {k}" for k in range(99) if split_of(f"held out {k}") == "test")
 TRAINED = next(f"trained {k}" for k in range(99) if split_of(f"trained {k}") == "train")

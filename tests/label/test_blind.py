@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from data_fixtures import BLUE, GREEN, PICTURES, RED, make_set
 from mapo.errors import MapoError
 from mapo.files import sha256, write_json
-from mapo.images import ImageRow, append_images
 from mapo.label.blind import BLOCK, Task, of_folders, of_pairs, order, pair_key, sides
-from mapo.pairs import PairSet, PairWriter, pair_id
-from mapo.splits import prompt_id
+from mapo.pairs.pairs import PairSet, PairWriter, pair_id
+from mapo.pairs.splits import prompt_id
+from mapo.sample.folder import ImageRow, append_images
 
 PAIRS = [pair_key(f"prompt {k}", "a", "b") for k in range(400)]
 

@@ -18,7 +18,7 @@ from mapo.files import read_json
 from mapo.label.blind import of_pairs, pair_key
 from mapo.label.consensus import agreement, apply_votes, spoken, summarise, value_counts, verdict
 from mapo.label.votes import CHOICES, Vote, VoteLog, read_votes
-from mapo.pairs import PairSet, PairWriter, pair_id
+from mapo.pairs.pairs import PairSet, PairWriter, pair_id
 
 A, B = "a" * 64, "b" * 64
 

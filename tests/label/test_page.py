@@ -11,15 +11,15 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from browser import CHROMIUM, Browser, Page, serving, until
-from pages import WHOLE, begin, done, look, press_and_wait
 
 from data_fixtures import encoded, noise
 from mapo.files import read_json, write_json
-from mapo.images import ImageRow, append_images
 from mapo.label.blind import pair_key
 from mapo.label.votes import read_votes
 from mapo.pairs import PairSet, PairWriter
-from mapo.splits import prompt_id
+from mapo.pairs.splits import prompt_id
+from mapo.sample.folder import ImageRow, append_images
+from pages import WHOLE, begin, done, look, press_and_wait
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 

@@ -20,13 +20,13 @@ from starlette.testclient import TestClient
 from data_fixtures import PICTURES, encoded, make_set, noise
 from mapo.errors import MapoError
 from mapo.files import sha256
-from mapo.images import ImageRow, append_images
 from mapo.label import server as module
 from mapo.label.blind import of_folders, of_pairs
 from mapo.label.server import is_loopback, make_app, serve
 from mapo.label.votes import VoteLog, read_votes
-from mapo.pairs import PairSet, PairWriter, decode_picture
-from mapo.splits import prompt_id
+from mapo.pairs.pairs import PairSet, PairWriter, decode_picture
+from mapo.pairs.splits import prompt_id
+from mapo.sample.folder import ImageRow, append_images
 
 HERE = "http://127.0.0.1:8000"
 TOKEN = "a-token-of-20-letters"

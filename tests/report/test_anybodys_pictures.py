@@ -12,10 +12,10 @@ from worlds import Parsed
 from data_fixtures import encoded, noise
 from mapo.cli import cli
 from mapo.errors import MapoError
-from mapo.images import read_images
 from mapo.label.blind import of_folders
-from mapo.report import write_report
-from mapo.scores import write_scores
+from mapo.report.report import write_report
+from mapo.sample.folder import read_images
+from mapo.score.table import write_scores
 
 PROMPTS = [f"a prompt, number {n}" for n in range(12)]
 
@@ -198,7 +198,7 @@ def test_reports_on_folders_of_one_name_keep_a_table_each(tmp_path):
 
 
 def test_the_same_report_again_finds_its_tables(tmp_path, monkeypatch):
-    from mapo.scorers.mini import Search
+    from mapo.lab.mini.scorer import Search
 
     for name in ("x", "yy"):
         (tmp_path / name).mkdir()

@@ -8,7 +8,7 @@ from browser import CHROMIUM, Browser
 from PIL import Image
 from worlds import World
 
-from mapo.report import FIRST_PAIRS
+from mapo.report.report import FIRST_PAIRS
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 

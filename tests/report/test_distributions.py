@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from mapo.report.distributions import bin_edges, count_changes, draw_distribution
-from mapo.winrate import Pair
+from mapo.statistics import Pair
 
 
 def pairs(before, after):

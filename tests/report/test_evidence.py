@@ -5,9 +5,9 @@ import pytest
 from worlds import Parsed, World, make_images, picture, score_rows
 
 from mapo.errors import MapoError
-from mapo.images import png_bytes
-from mapo.report import write_report
-from mapo.scores import write_scores
+from mapo.report.report import write_report
+from mapo.sample.folder import png_bytes
+from mapo.score.table import write_scores
 
 
 def test_a_score_of_a_picture_that_was_made_again_is_stale(world):

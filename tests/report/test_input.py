@@ -9,8 +9,8 @@ from worlds import World, make_images, picture
 
 from mapo.cli import cli
 from mapo.errors import MapoError
-from mapo.images import png_bytes
-from mapo.report import write_report
+from mapo.report.report import write_report
+from mapo.sample.folder import png_bytes
 
 
 def ask(world, *words):
@@ -20,7 +20,7 @@ def ask(world, *words):
 
 
 def test_a_picture_that_has_changed_is_seen_though_the_page_does_not_show_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("mapo.report.SHOWN_PAIRS", 5)
+    monkeypatch.setattr("mapo.report.report.SHOWN_PAIRS", 5)
     world = World(tmp_path)
     world.report(None)
     hidden = tmp_path / "after" / world.after[-1].file
@@ -73,7 +73,7 @@ def test_scorers_are_not_named_beside_tables_that_are_there(world):
 
 
 def test_folders_that_cannot_be_compared_are_refused_before_anything_is_scored(world, monkeypatch):
-    monkeypatch.setattr("mapo.score.score_sides", lambda *_: pytest.fail("it scored"))
+    monkeypatch.setattr("mapo.score.score.score_sides", lambda *_: pytest.fail("it scored"))
     manifest = world.root / "after" / "manifest.jsonl"
     manifest.write_text("".join(manifest.read_text().splitlines(keepends=True)[1:]))
     result = ask(world)

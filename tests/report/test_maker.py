@@ -7,7 +7,7 @@ import pytest
 from worlds import World
 
 from mapo.errors import MapoError
-from mapo.families import find_model
+from mapo.models import find_model
 
 
 @pytest.fixture(scope="module")

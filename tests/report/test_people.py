@@ -2,7 +2,7 @@ import pytest
 from worlds import Parsed, World
 
 from mapo.errors import MapoError
-from mapo.report import write_report
+from mapo.report.report import write_report
 
 
 def row_of(summary):

@@ -5,7 +5,7 @@ import pytest
 from worlds import Parsed, World, make_images, score_rows
 
 from mapo.errors import MapoError
-from mapo.report import SHOWN_PAIRS
+from mapo.report.report import SHOWN_PAIRS
 
 
 def test_the_page_asks_nothing_of_the_network(world, run):

@@ -6,8 +6,8 @@ from worlds import Parsed, make_images, score_rows
 from data_fixtures import encoded, noise
 from mapo.errors import MapoError
 from mapo.pairs import PairWriter
+from mapo.pairs.splits import prompt_id
 from mapo.report.training import read_training
-from mapo.splits import prompt_id
 
 JUDGED = {"judges": [{"scorer": "mini-learned", "metric": "cartoon", "chosen": 1.0, "rejected": 0.0}]}
 PROVENANCE = {
@@ -119,7 +119,7 @@ def test_a_configuration_that_is_no_toml_is_refused(world, run):
 
 def test_without_a_run_it_is_said_that_nobody_looked(tmp_path, world):
     make_images(tmp_path / "local", "after", world.prompts, model="/home/somebody/run")
-    from mapo.report import write_report
+    from mapo.report.report import write_report
 
     world.report()
     summary = write_report(tmp_path / "before", tmp_path / "local", [tmp_path / "scores.parquet"], tmp_path / "r.html")

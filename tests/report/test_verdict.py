@@ -5,7 +5,7 @@ from worlds import Parsed, World
 
 from mapo.report.cards import EXTREMES
 from mapo.report.verdict import decimals, number, signed, span
-from mapo.winrate import Interval
+from mapo.statistics import Interval
 
 
 def test_a_clear_gain_is_called_with_its_win_rate_and_interval(world):

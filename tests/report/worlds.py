@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from mapo.files import sha256
-from mapo.images import ImageRow, append_images, png_bytes
-from mapo.report import write_report
-from mapo.scores import SCHEMA
+from mapo.report.report import write_report
+from mapo.sample.folder import ImageRow, append_images, png_bytes
+from mapo.score.table import SCHEMA
 
 
 def picture(*words):

@@ -217,7 +217,7 @@ def test_when_one_is_killed_the_other_says_so_in_a_sentence(tmp_path, sdxl, pair
 def test_a_second_signal_stops_at_once(tmp_path):
     """In a process of its own, whose step would take a minute."""
     code = (
-        "import sys, time; from mapo.train import interruptible\n"
+        "import sys, time; from mapo.train.train import interruptible\n"
         "with interruptible() as asked:\n"
         "    print('ready', flush=True)\n"
         "    while not asked(): time.sleep(0.01)\n"
@@ -241,7 +241,7 @@ def test_a_second_signal_stops_at_once(tmp_path):
 
 def test_a_macs_gpu_is_given_no_number_of_64_bits(monkeypatch):
     """Without one at hand: a tensor that refuses the move as torch's does there."""
-    from mapo.types import Batch
+    from mapo.train.types import Batch
 
     real = torch.Tensor.to
 
@@ -260,9 +260,9 @@ def test_a_macs_gpu_is_given_no_number_of_64_bits(monkeypatch):
 
 
 def test_the_reference_runs_before_the_graph_of_the_policy_exists(sdxl):
-    from mapo.noise import Schedule
-    from mapo.step import pair_errors
-    from mapo.types import Batch
+    from mapo.models.noise import Schedule
+    from mapo.train.step import pair_errors
+    from mapo.train.types import Batch
 
     order = []
 

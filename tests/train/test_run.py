@@ -10,11 +10,11 @@ import pytest
 import torch
 from test_train import assert_same, metrics, run
 
-from mapo.config import make_config
 from mapo.errors import DivergedError, MapoError
-from mapo.families import find_model
+from mapo.models import find_model
 from mapo.shards import owned
-from mapo.train import Run, train
+from mapo.train.config import make_config
+from mapo.train.train import Run, train
 from tiny import make_pairs
 
 
@@ -32,7 +32,7 @@ def unet_of(folder: Path) -> dict[str, torch.Tensor]:
 def test_a_longer_run_that_dies_while_it_writes_its_final_weights_writes_them_next_time(
     tmp_path, sdxl, pairs, cache, monkeypatch
 ):
-    from mapo.families import sdxl as family
+    from mapo.models import sdxl as family
 
     whole = tmp_path / "whole"
     run(whole, sdxl, pairs, cache, steps=4)
@@ -199,7 +199,7 @@ def _name(number: int) -> str:
 
 
 def test_resuming_reads_the_weights_once(tmp_path, sdxl, pairs, cache, monkeypatch):
-    from mapo import checkpoint
+    from mapo.train import checkpoint
 
     run(tmp_path / "r", sdxl, pairs, cache, steps=1)
     read = []
@@ -256,7 +256,8 @@ def test_a_setting_that_came_later_has_its_old_meaning_in_an_old_run(tmp_path, s
 
 def test_every_setting_that_came_after_0_1_0_says_what_it_means_in_older_runs():
     import mapo.train.run as module
-    from mapo.config import Config, merge
+    from mapo.settings import merge
+    from mapo.train.config import Config
 
     in_0_1_0 = {
         "": {"model", "pairs", "cache", "objective", "adapter", "optim", "data", "train"},
@@ -310,7 +311,7 @@ def test_steps_before_a_divergence_are_kept_and_can_be_used(tmp_path, sdxl, pair
 def test_a_lora_on_a_run_with_loras_is_one_file_that_any_pipeline_opens(tmp_path, sdxl, pairs, cache):
     from diffusers import StableDiffusionXLPipeline
 
-    from mapo.families.sdxl import load_denoiser
+    from mapo.models.sdxl import load_denoiser
 
     run(tmp_path / "a", sdxl, pairs, cache, kind="lora", steps=2, optim={"lr": 1e-2})
     run(tmp_path / "b", tmp_path / "a", pairs, cache, kind="lora", steps=2, optim={"lr": 1e-2})
@@ -336,9 +337,9 @@ def with_own_adapter(denoiser: torch.nn.Module, run_folder: Path) -> torch.nn.Mo
     """A denoiser with the LoRA that a run trained itself, out of its checkpoint."""
     from safetensors.torch import load_file
 
-    from mapo.adapters import add_adapter, trainable
-    from mapo.config import AdapterConfig
-    from mapo.families import sdxl as family
+    from mapo.models import sdxl as family
+    from mapo.train.adapters import add_adapter, trainable
+    from mapo.train.config import AdapterConfig
 
     add_adapter(denoiser, family, AdapterConfig(kind="lora", rank=4), 0)
     (checkpoint,) = (run_folder / "checkpoints").iterdir()
@@ -397,7 +398,7 @@ def test_a_run_whose_base_is_gone_says_what_stood_on_what(tmp_path, sdxl, pairs,
     ],
 )
 def test_damaged_files_of_a_run_are_named(tmp_path, sdxl, pairs, cache, file, damage, says):
-    from mapo.families import family_of
+    from mapo.models import family_of
 
     run(tmp_path / "r", sdxl, pairs, cache, kind="lora", steps=1)
     path = tmp_path / "r" / file
@@ -433,7 +434,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_last_one_and_says_so(tmp_path
     run(tmp_path / "r", sdxl, pairs, cache, steps=1)
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "from pathlib import Path; from mapo.config import make_config; from mapo.train import train\n"
+        "from pathlib import Path; from mapo.train.config import make_config; from mapo.train.train import train\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))\n"
         "train(make_config({'train': {'steps': 2}, 'model': sys.argv[2], 'pairs': sys.argv[3]}), Path(sys.argv[1]))\n"
     )

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mapo.config import make_config
 from mapo.errors import MapoError
-from mapo.train import Run, train
+from mapo.train.config import make_config
+from mapo.train.train import Run, train
 from tiny import make_pairs
 
 BASE = {"optim": {"lr": 1e-3, "warmup_steps": 2}, "train": {"steps": 4, "pairs_per_step": 4, "precision": "float64"}}
@@ -110,8 +110,8 @@ def test_two_processes_train_as_one(tmp_path, sdxl, pairs, cache, whole):
 @pytest.mark.parametrize("objective", ["mapo", "mapo_aaai", "mapo_relative", "sft", "dpo"])
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_every_objective_trains_full_and_lora_and_gives_a_model(tmp_path, sdxl_v, pairs, objective, kind):
-    from mapo.families import find_model
-    from mapo.families.sdxl import load_denoiser
+    from mapo.models import find_model
+    from mapo.models.sdxl import load_denoiser
 
     cache = tmp_path / "cache"
     got = run(tmp_path / "r", sdxl_v, pairs, cache, objective, kind, steps=2, optim={"lr": 1e-2})
@@ -131,8 +131,8 @@ def test_every_objective_trains_full_and_lora_and_gives_a_model(tmp_path, sdxl_v
 def test_a_lora_run_as_a_model_is_the_denoiser_that_was_trained(tmp_path, sdxl, pairs, cache):
     from diffusers import StableDiffusionXLPipeline
 
-    from mapo.families import find_model
-    from mapo.families.sdxl import load_denoiser
+    from mapo.models import find_model
+    from mapo.models.sdxl import load_denoiser
 
     run(tmp_path / "r", sdxl, pairs, cache, kind="lora", optim={"lr": 1e-2})
     ours = load_denoiser(find_model(str(tmp_path / "r")), "cpu")
@@ -207,11 +207,11 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_pairs(t
 
 
 def test_flip_mirrors_both_pictures_of_a_pair_or_none(tmp_path, sdxl, pairs):
-    from mapo.batches import load_batch
     from mapo.encode.cache import Cache, cache_key
     from mapo.encode.fill import encode
-    from mapo.families import family_of, find_model
+    from mapo.models import family_of, find_model
     from mapo.pairs import PairSet
+    from mapo.train.batches import load_batch
 
     model = find_model(str(sdxl))
     family = family_of(model)
@@ -230,8 +230,8 @@ def test_flip_mirrors_both_pictures_of_a_pair_or_none(tmp_path, sdxl, pairs):
 def test_ties_are_left_out_and_counted(tmp_path, sdxl, capsys):
     from PIL import Image
 
-    from mapo.images import png_bytes
     from mapo.pairs import PairWriter
+    from mapo.sample.folder import png_bytes
 
     def grey(value):
         return png_bytes(Image.new("RGB", (16, 16), (value,) * 3))
@@ -253,8 +253,8 @@ def test_ties_are_left_out_and_counted(tmp_path, sdxl, capsys):
 def test_a_tie_that_is_kept_is_trained_on_as_a_tie(tmp_path, sdxl, capsys):
     from PIL import Image
 
-    from mapo.images import png_bytes
     from mapo.pairs import PairWriter
+    from mapo.sample.folder import png_bytes
 
     pictures = [png_bytes(Image.new("RGB", (16, 16), (value,) * 3)) for value in (10, 200)]
     losses = []

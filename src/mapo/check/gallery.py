@@ -13,8 +13,8 @@ from mapo.check.leak import Floats, Leak, Together
 from mapo.check.pictures import Pictures
 from mapo.check.rows import Rows
 from mapo.errors import MapoError
+from mapo.pages.thumbs import shrink
 from mapo.pairs import PairSet
-from mapo.report.pictures import shrink
 
 SHOWN = 24
 PER_REASON = 6

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from mapo.encode.frame import crop
 from mapo.errors import MapoError
-from mapo.pairs import PairSet, decode_picture
+from mapo.pairs.pairs import PairSet, decode_picture
 
 SMALL_SIDE = 256  # pixels; brightness, saturation and contrast are taken from what is seen averaged down to this
 SKETCH_SIDE = 8

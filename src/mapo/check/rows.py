@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mapo.check.pictures import Pictures
 from mapo.errors import count
 from mapo.pairs import PairSet
-from mapo.splits import normalise
+from mapo.pairs.splits import normalise
 
 SEVERITIES = ("error", "warning", "note")
 SHOWN_ROWS = 5

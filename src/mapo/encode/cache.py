@@ -25,11 +25,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from mapo.checkpoint import save_tensors
 from mapo.encode.index import Entry, Index, digests_of, open_index
 from mapo.errors import MapoError
-from mapo.families import Family, Model, fingerprint
 from mapo.files import read_object, replacing, sweep, write_json
+from mapo.models import Family, Model, fingerprint
+from mapo.models.tensors import save_tensors
 from mapo.shards import owned
 
 FORMAT, VERSION = "mapo-cache", 1

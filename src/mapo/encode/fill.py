@@ -34,8 +34,8 @@ from mapo.encode.cache import (
 from mapo.encode.frame import crop
 from mapo.encode.index import Index, digests_of, open_index
 from mapo.errors import MapoError, count, is_out_of_memory
-from mapo.families import Family, Model
 from mapo.files import read_object
+from mapo.models import Family, Model
 from mapo.pairs import PairSet
 
 IMAGES_PER_BATCH = 8

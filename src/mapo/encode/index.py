@@ -21,9 +21,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mapo.checkpoint import save_tensors
 from mapo.errors import MapoError
 from mapo.files import replacing
+from mapo.models.tensors import save_tensors
 
 NAME = "index.safetensors"
 VERSION = "1"

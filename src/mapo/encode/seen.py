@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from mapo.encode.frame import share_cut_away
 from mapo.errors import MapoError, count
-from mapo.schema import TIE
-from mapo.splits import SPLITS
+from mapo.pairs.schema import TIE
+from mapo.pairs.splits import SPLITS
 
 if TYPE_CHECKING:
     from mapo.encode.cache import Cache
-    from mapo.families import Family, Model
+    from mapo.models import Family, Model
     from mapo.pairs import PairSet
 
 MUCH = 0.1  # a picture of which more than this is cut away is counted
@@ -150,7 +150,7 @@ def view_of(family: Family, model: Model, resolution: int | None = None) -> View
 
 def open_view(model: str) -> View:
     """The view of ``mini``, a folder, a run or a hub id, of which only small files are fetched."""
-    from mapo.families import family_of, find_model
+    from mapo.models import family_of, find_model
 
     found = find_model(model, weights=False)
     return view_of(family_of(found), found)

@@ -23,11 +23,11 @@ from mapo.importers.cells import plain
 from mapo.importers.sources import Source, find_source
 from mapo.importers.splits import split_named
 from mapo.importers.told import Told
-from mapo.pairs import TIE, PairWriter
-from mapo.pictures import Picture
-from mapo.schema import check_text
+from mapo.pairs.pairs import TIE, PairWriter
+from mapo.pairs.pictures import Picture
+from mapo.pairs.schema import check_text
+from mapo.pairs.splits import SPLITS, split_of
 from mapo.shards import refuse_existing
-from mapo.splits import SPLITS, split_of
 
 IMPORTERS = {
     "pickapic": "mapo.importers.pickapic",

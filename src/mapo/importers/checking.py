@@ -9,8 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from mapo.files import sha256
 from mapo.importers import BadRow, LeftOut, RawPair
-from mapo.pairs import TIE
-from mapo.pictures import Picture, check_picture
+from mapo.pairs.pairs import TIE
+from mapo.pairs.pictures import Picture, check_picture
 
 PAIRS_PER_CHUNK = 32
 BYTES_PER_CHUNK = 4 * 2**20

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mapo.files import as_on_disk, delimiter_of, encoding_of
-from mapo.splits import SPLITS
+from mapo.pairs.splits import SPLITS
 
 TEXTS = re.compile(r'"(?:[^"\\]|\\.)*"')  # the strings of JSON, a line or a whole file of it
 JSON_ENDS, CSV_ENDS = (".jsonl", ".ndjson", ".json"), (".csv", ".tsv")

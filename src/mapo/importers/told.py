@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mapo.splits import SPLITS
+from mapo.pairs.splits import SPLITS
 
 SPLIT, BY_PROMPT, LEFT_OUT, REPEATS, META = "split ", "by prompt ", "left out ", "repeats ", "meta"
 

@@ -12,8 +12,8 @@ from typing import Any
 from PIL import Image
 
 from mapo.errors import MapoError, count
-from mapo.images import ImageRow, is_sensitive, read_picture, read_pictures
-from mapo.pairs import PairSet, decode_picture
+from mapo.pairs.pairs import PairSet, decode_picture
+from mapo.sample.folder import ImageRow, is_sensitive, read_picture, read_pictures
 
 BLOCK = 20
 

@@ -31,10 +31,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mapo.errors import MapoError, count
 from mapo.files import prepare_out
-from mapo.images import png_bytes
 from mapo.label.ballot import Ballot, Refused, clean_name
 from mapo.label.blind import Material
 from mapo.label.votes import VoteLog
+from mapo.sample.folder import png_bytes
 
 PAGE = Path(__file__).parent
 FILES = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}

@@ -14,13 +14,13 @@ from tqdm import tqdm
 from mapo.encode.cache import LATENTS, CacheKey, latents_key, read_latents
 from mapo.encode.fill import encode_pictures, encode_prompts, release
 from mapo.errors import MapoError
-from mapo.families import Family, Model
 from mapo.files import read_json
 from mapo.mismatch.material import CHOSEN, OWN, REJECTED, Material, portions
-from mapo.noise import image_errors
-from mapo.pairs import Pair, PairSet
-from mapo.sample import PRECISIONS
-from mapo.winrate import Floats, Interval, mean, mean_difference, ratio
+from mapo.models import Family, Model
+from mapo.models.noise import image_errors
+from mapo.pairs.pairs import Pair, PairSet
+from mapo.sample.sample import PRECISIONS
+from mapo.statistics import Floats, Interval, mean, mean_difference, ratio
 
 BINS = 4
 

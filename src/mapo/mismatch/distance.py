@@ -15,10 +15,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mapo.errors import MapoError
-from mapo.families import MINI, Model
 from mapo.mismatch.material import CHOSEN, OWN, REJECTED, Material, portions
-from mapo.scorers import SCORERS, Scorer, load_scorer, scorer_names
-from mapo.winrate import Floats, Interval, mean, mean_difference
+from mapo.models import Model
+from mapo.score.scorers import SCORERS, Scorer, load_scorer, scorer_names
+from mapo.statistics import Floats, Interval, mean, mean_difference
+from mapo.worlds import world_of
 
 NO_ENCODER = "none"
 
@@ -49,7 +50,8 @@ class Distances:
 
 def default_encoder(model: Model) -> str:
     """The judge's features for the built-in world, which DINOv2 has never seen; DINOv2 as in the paper elsewhere."""
-    return "mini-learned" if model.base == MINI else "dinov2"
+    world = world_of(model.base)
+    return world.embedder if world else "dinov2"
 
 
 def load_encoder(text: str) -> Encoder | None:

@@ -13,10 +13,10 @@ from PIL.Image import Image
 
 from mapo.encode.seen import choose
 from mapo.errors import MapoError, count
-from mapo.images import ImageRow, read_picture
-from mapo.pairs import Pair, PairSet, decode_picture
-from mapo.sample import Sampler, Sampling
-from mapo.splits import SPLITS, prompt_id
+from mapo.pairs.pairs import Pair, PairSet, decode_picture
+from mapo.pairs.splits import SPLITS, prompt_id
+from mapo.sample.folder import ImageRow, read_picture
+from mapo.sample.sample import Sampler, Sampling
 
 T = TypeVar("T")
 OWN, CHOSEN, REJECTED = "own", "chosen", "rejected"

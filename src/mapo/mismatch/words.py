@@ -11,9 +11,9 @@ from typing import Any
 
 from mapo.errors import count
 from mapo.files import write_json
-from mapo.mismatch import Mismatch
 from mapo.mismatch.denoising import Errors, Gap
-from mapo.winrate import MIN_PAIRS, MIN_PROMPTS, Interval
+from mapo.mismatch.mismatch import Mismatch
+from mapo.statistics import MIN_PAIRS, MIN_PROMPTS, Interval
 
 FORMAT, VERSION = "mapo-mismatch", 1
 SCALE = Path(__file__).with_name("scale.toml")

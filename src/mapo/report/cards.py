@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from mapo.images import Key, Rows, told_seed
+from mapo.pages.thumbs import embed, room
 from mapo.report.evidence import Comparison
-from mapo.report.pictures import embed, room
 from mapo.report.verdict import percent, score
-from mapo.winrate import Pair
+from mapo.sample.folder import Key, Rows, told_seed
+from mapo.statistics import Pair
 
 EXTREMES = 6  # best and worst changes
 

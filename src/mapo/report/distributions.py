@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from mapo.report.svg import BEFORE, CHOSEN, INK, SIZE, Plot, new_figure, to_svg
-from mapo.winrate import Pair
+from mapo.pages.svg import BEFORE, CHOSEN, INK, SIZE, Plot, new_figure, to_svg
+from mapo.statistics import Pair
 
 BINS = (8, 32)  # as few and as many as are drawn
 NOTCHES = 20  # whole numbers of up to so many values get a bin each

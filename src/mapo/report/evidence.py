@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mapo.errors import MapoError, count, suggest
-from mapo.images import Key, Rows
-from mapo.scorers import FLAWS
-from mapo.scores import SCHEMA, read_scores
-from mapo.winrate import Interval, Pair, is_binary, mean, mean_difference, paired, win_rate
+from mapo.sample.folder import Key, Rows
+from mapo.score.scorers import FLAWS
+from mapo.score.table import SCHEMA, read_scores
+from mapo.statistics import Interval, Pair, is_binary, mean, mean_difference, paired, win_rate
 
 PROMPT_FOLLOWING = "prompt_following"
 FOLLOWING = (PROMPT_FOLLOWING, "clip_score", "siglip_score")  # metrics of how well a picture fits its prompt

@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from mapo.report.evidence import GUARDS, Guard, gather
 from mapo.report.verdict import number, places
-from mapo.scorers.guards import Guards
-from mapo.winrate import mean, mean_difference
+from mapo.score.scorers.guards import Guards
+from mapo.statistics import mean, mean_difference
 
 
 def warning(guard: Guard) -> str:

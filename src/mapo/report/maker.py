@@ -6,7 +6,8 @@ from pathlib import Path
 
 from mapo.errors import MapoError
 from mapo.files import read_object
-from mapo.images import Rows
+from mapo.sample.folder import Rows
+from mapo.worlds import WORLDS
 
 
 def check_run(run: Path, folder: Path, rows: Rows) -> list[str]:
@@ -45,10 +46,10 @@ def _revision(run: Path) -> str | None:
         base = str(
             read_object(Path(base) / "run.json", "a run", "Give a folder that `mapo train` made.").get("base", "")
         )
-    if not seen or (base != "mini" and not (Path(base) / "model_index.json").is_file()):
+    if not seen or (base not in WORLDS and not (Path(base) / "model_index.json").is_file()):
         return None
     try:
-        from mapo.families import find_model  # which loads torch
+        from mapo.models import find_model  # which loads torch
 
         return find_model(str(run)).revision()
     except (MapoError, KeyError, TypeError, ValueError, OSError):

@@ -7,10 +7,10 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from mapo.errors import MapoError, count
-from mapo.images import Key, Rows
 from mapo.label.votes import Vote, read_votes, standing
 from mapo.report.evidence import PEOPLE, PREFERENCE, Comparison, Panel
-from mapo.winrate import Pair, mean, mean_difference, mean_share
+from mapo.sample.folder import Key, Rows
+from mapo.statistics import Pair, mean, mean_difference, mean_share
 
 POINTS = {"before": 0.0, "tie": 0.5, "after": 1.0}
 

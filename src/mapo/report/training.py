@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 
 from mapo.errors import MapoError, count
-from mapo.hub import flat, sources, without_folders
+from mapo.export.hub import flat, sources, without_folders
 from mapo.label.votes import read_votes
-from mapo.pairs import TIE, PairSet
-from mapo.scorers import split_judge
-from mapo.splits import SPLITS, prompt_id
+from mapo.pairs.pairs import TIE, PairSet
+from mapo.pairs.splits import SPLITS, prompt_id
+from mapo.score.scorers import split_judge
 
 
 @dataclass(frozen=True)

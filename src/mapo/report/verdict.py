@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from mapo.errors import count
 from mapo.report.evidence import PEOPLE, PREFERENCE, PROMPT_FOLLOWING, Comparison, Guard
-from mapo.scorers import FLAWS
-from mapo.winrate import EVEN, MIN_PAIRS, MIN_PROMPTS, Interval
+from mapo.score.scorers import FLAWS
+from mapo.statistics import EVEN, MIN_PAIRS, MIN_PROMPTS, Interval
 
 THIN, MINUS, DASH = "\u202f", "\u2212", "\u2013"
 

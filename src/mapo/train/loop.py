@@ -11,18 +11,18 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from mapo.adapters import without_adapter
-from mapo.batches import Members, load_batch, prefetched, rows_at
-from mapo.config import Config
 from mapo.encode.cache import Cache
 from mapo.errors import DivergedError, MapoError, SaidElsewhere, count
-from mapo.families import Family, Model
-from mapo.noise import Schedule
-from mapo.objectives import NEEDS_REFERENCE
-from mapo.optim import learning_rate
-from mapo.step import Predict, pair_errors, pair_losses, pair_metrics
+from mapo.models import Family, Model
+from mapo.models.noise import Schedule
+from mapo.train.adapters import without_adapter
+from mapo.train.batches import Members, load_batch, prefetched, rows_at
+from mapo.train.config import Config
+from mapo.train.objectives import NEEDS_REFERENCE
+from mapo.train.optim import learning_rate
 from mapo.train.processes import Processes
-from mapo.types import Batch
+from mapo.train.step import Predict, pair_errors, pair_losses, pair_metrics
+from mapo.train.types import Batch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}  # of the weights
 

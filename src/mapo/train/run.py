@@ -25,13 +25,14 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from mapo.checkpoint import REMEDY, read_state
-from mapo.config import Config, differences, make_config, merge, to_toml
 from mapo.errors import MapoError, count, suggest
-from mapo.families import Model
 from mapo.files import append_lines, prepare_out, read_lines, read_object, replacing, sweep, write_json, write_text
-from mapo.objectives import OBJECTIVES, settings_of
+from mapo.models import Model
+from mapo.settings import differences, merge
 from mapo.shards import owned
+from mapo.train.checkpoint import REMEDY, read_state
+from mapo.train.config import Config, make_config, to_toml
+from mapo.train.objectives import OBJECTIVES, settings_of
 
 FORMAT, VERSION = "mapo-run", 1
 MAY_CHANGE = {

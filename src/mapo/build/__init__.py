@@ -1,0 +1,1 @@
+"""Pairs that a model makes itself: recipes, prompts, judges."""

@@ -1,0 +1,296 @@
+"""Pairs that a model makes itself: prompts → context prompts → pictures → judges → pairs.
+
+Every stage leaves its files in the work folder ``.<out>.build.partial`` (:mod:`mapo.build.work`), so the same command goes on
+where it was stopped, and several processes can share the work. The set depends on neither: portions of prompts are made
+in a fixed order, and what was made before is only found again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from mapo.build import minors
+from mapo.build.candidates import Found, Latents, Maker, Portion
+from mapo.build.context import Contexts, Rewriter, open_rewriter
+from mapo.build.judge import Filter, judges_of
+from mapo.build.recipe import Recipe, changed_recipe
+from mapo.build.work import Work, open_work
+from mapo.devices import use_own_device
+from mapo.encode.cache import LATENTS, read_latents, write_head, write_shard
+from mapo.errors import MapoError, memory_told, several
+from mapo.files import sha256
+from mapo.models import find_model
+from mapo.pairs.pairs import PairWriter, pair_id
+from mapo.sample.folder import read_picture
+from mapo.sample.sample import Sampling, default_sampling
+from mapo.shards import FINISHING, WHOLE, Shard, locked, refuse_existing
+
+MOST_TRIES_PER_PAIR = 5
+KEEP = ("pictures", "rejected-as-latents")
+
+
+def build(
+    recipe: Recipe,
+    model: str,
+    prompts: str | Sequence[str],
+    num_pairs: int,
+    out: Path,
+    *,
+    judges: Sequence[Filter] = (),
+    context: str | None = None,
+    context_model: str | None = None,
+    keep: str = "pictures",
+    latents_for: str | None = None,
+    shard: Shard = WHOLE,
+    prompts_from: str | None = None,
+    **how: Any,
+) -> dict[str, int] | None:
+    """Make ``num_pairs`` pairs into the set ``out``; its counts, or None where other shards are not done yet.
+
+    Prompts are used in turn, with the next seed when all have been used. ``context``: see :mod:`mapo.build.context`. ``keep``
+    is ``pictures``, or ``rejected-as-latents``: then no rejected picture ever lies on disk, only what the VAE of
+    ``latents_for`` (default: the model) makes of it. ``prompts_from`` is the name of the prompts that the set keeps.
+    ``how`` changes the sampling (steps, guidance, …).
+    """
+    refuse_existing(out)
+    if num_pairs < 1:
+        raise MapoError(f"--num-pairs is {num_pairs}; it must be at least 1.")
+    if keep not in KEEP:
+        raise MapoError(f"--keep {keep!r} is not known. Write {' or '.join(KEEP)}.")
+    if latents_for and keep != "rejected-as-latents":
+        raise MapoError("--latents-for goes with --keep rejected-as-latents.")
+    prompts = several(prompts)
+    recipe = changed_recipe(recipe)  # refuses two sides that are the same
+    safe = _safe_prompts(recipe, prompts)
+    judges, rewriter = judges_of(recipe, judges), _rewriter(recipe, context, context_model)
+    found = find_model(model)
+    sampling = default_sampling(found, **(recipe.advice(model) | {k: v for k, v in how.items() if v is not None}))
+    latents = Latents(find_model(latents_for or model)) if keep != "pictures" else None
+    provenance: dict[str, Any] = {
+        "recipe": recipe.model_dump(),
+        "model": found.stable_name,
+        "revision": found.revision(),
+        "sampling": asdict(sampling),
+        "context": rewriter.name if rewriter else "none",
+        "keep": keep,
+    }
+    settings = {**provenance, "prompts": sha256("\n".join(safe).encode())}
+    provenance["prompts"], provenance["prompts_sha256"] = prompts_from, sha256("\n".join(prompts).encode())
+    provenance["judges"] = [str(judge) for judge in judges]
+    if recipe.sensitive:
+        provenance["minors_list"] = minors.VERSION
+    if latents:  # what is not kept cannot be judged again
+        settings |= {"latents": latents.key.encoders, "judges": provenance["judges"]}
+    folder = open_work(out, settings)
+
+    def open_maker(shard: Shard) -> Maker:
+        return _open_maker(folder, shard, rewriter, recipe, safe, found, sampling, judges, latents)
+
+    plan = Plan(recipe, num_pairs, out, folder, open_maker, sampling.images_per_batch, provenance)
+    plan.counts = {"minors": len(prompts) - len(safe)}
+    use_own_device()
+    if shard[1] > 1 and not _share(plan, shard):
+        return None
+    counts = _collect(plan, wait=shard[1] > 1)
+    for note in dict.fromkeys(note for judge in judges for note in judge.scorer.notes()):
+        print(note)
+    return counts
+
+
+@dataclass
+class Plan:
+    """What is to be built, all of it checked."""
+
+    recipe: Recipe
+    num_pairs: int
+    out: Path
+    folder: Path  # to work in
+    open: Callable[[Shard], Maker]  # a maker that writes into the part of a shard and finds what any part has
+    batch: int
+    provenance: dict[str, Any]
+    counts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def most(self) -> int:
+        """As many prompts are tried at the most."""
+        return MOST_TRIES_PER_PAIR * self.num_pairs
+
+
+def _safe_prompts(recipe: Recipe, prompts: Sequence[str]) -> list[str]:
+    """All prompts; for a sensitive recipe those that name no minor, with a word on how many are left out."""
+    if not recipe.sensitive:
+        return list(prompts)
+    for side, prefix in recipe.prefixes.items():
+        if word := minors.names_minor(prefix):
+            raise MapoError(f"The {side} prefix {prefix!r} could mean a minor ({word!r}). Such pictures are not made.")
+    safe = [prompt for prompt in prompts if not minors.names_minor(prompt)]
+    if not safe:
+        raise MapoError(f"All {len(prompts)} prompts could mean minors, so none can be used with {recipe.name}.")
+    print(f"{len(prompts) - len(safe)} of {len(prompts)} prompts name or could mean minors and are not used.")
+    return safe
+
+
+def _rewriter(recipe: Recipe, context: str | None, context_model: str | None) -> Rewriter | None:
+    if recipe.context and context is None:
+        raise MapoError(
+            f"The recipe {recipe.name} makes pictures from context prompts, without style words. Say how to get them: "
+            "--context rules, local:MODEL or endpoint:URL, or none if the prompts have no style words already."
+        )
+    return open_rewriter(context or "none", context_model)
+
+
+def _open_maker(
+    folder: Path, shard: Shard, rewriter: Rewriter | None, recipe: Recipe, prompts: Sequence[str], model: Any,
+    sampling: Sampling, judges: Sequence[Filter], latents: Latents | None,
+) -> Maker:  # fmt: skip
+    unkept = ["rejected"] if latents else []
+    work = Work(folder, shard, list(recipe.prefixes), unkept, sampling.images_per_batch)
+    known = [path for part in work.parts if (path := part / "contexts.jsonl").exists()]
+    contexts = Contexts(rewriter, known, work.own / "contexts.jsonl")
+    return Maker(recipe, prompts, model, sampling, judges, contexts, work, latents)
+
+
+def _share(plan: Plan, shard: Shard) -> bool:
+    """Make every n-th of the full portions that will be needed, as far as one's own show; whether all shards are done.
+
+    Portions that turn out too many are ignored, and those that lack are made when the set is put together.
+    """
+    index, count = shard
+    with locked(plan.folder, [f"{index}-of-{count}"]):
+        maker = plan.open(shard)
+        maker.work.mark(done=False)
+        start, kept, tried = index * plan.batch, 0, 0
+        bar = tqdm(desc=f"build {plan.recipe.name} {index}/{count}", unit="pair", disable=index > 0)
+        while start + plan.batch <= (end := min(plan.most, _needed(plan.num_pairs, kept, tried))):
+            mine = range(start, end - plan.batch + 1, count * plan.batch)
+            bar.total = kept + len(mine) * plan.batch * (kept + 1) // (tried + 1)
+            maker.prepare([k + j for k in mine for j in range(plan.batch)], plan.batch)
+            with memory_told(plan.batch, rest=""):
+                portion = maker.portion(start, plan.batch)
+            start, kept, tried = start + count * plan.batch, kept + len(portion.pairs), tried + plan.batch
+            _advance(bar, portion)
+        bar.close()
+        return maker.work.mark(done=True)
+
+
+def _needed(pairs: int, kept: int, tried: int) -> int:
+    """How many prompts give ``pairs`` pairs at the rate so far (at first: one each)."""
+    return math.ceil(pairs * (tried + 1) / (kept + 1))
+
+
+def _advance(bar: Any, portion: Portion, most: int | None = None) -> None:
+    count = len(portion.pairs) if most is None else min(len(portion.pairs), most)
+    if not portion.made and not bar.disable:  # found, so it says nothing about the rate
+        bar.initial += count
+    bar.update(count)
+
+
+def _collect(plan: Plan, wait: bool) -> dict[str, int] | None:
+    """Go through the portions in order, make those that no part has, and write the set."""
+    names = sorted({"whole", *(path.name.removesuffix(".lock") for path in plan.folder.glob("*.lock"))})
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(plan.folder, names, wait))
+        except FileNotFoundError:  # the locks have gone with the folder
+            return None
+        if wait and (plan.out.exists() or not plan.folder.exists()):
+            return None  # another shard has put it together meanwhile
+        maker, totals = plan.open(WHOLE), Totals(plan.counts["minors"])
+        kept: list[Found] = []
+        bar = tqdm(total=plan.num_pairs, desc=f"build {plan.recipe.name}", unit="pair")
+        start = 0
+        while len(kept) < plan.num_pairs:
+            if start >= plan.most:
+                raise MapoError(_too_few(plan, totals, len(kept)))
+            missing = min(_needed(plan.num_pairs - len(kept), len(kept), start), plan.most - start)
+            size = min(plan.batch, missing)
+            maker.prepare(range(start, start + missing), size)
+            with memory_told(size, rest=""):
+                portion = maker.portion(start, size)
+            start += size
+            new = totals.add(portion)
+            _advance(bar, portion, min(len(new), plan.num_pairs - len(kept)))
+            kept = [*kept, *new][: plan.num_pairs]
+        bar.close()
+        (plan.folder / FINISHING).touch()
+        _write(plan, maker, kept, totals.counts())
+        gone = plan.folder.with_name(f"{plan.folder.name}.{os.getpid()}.old")
+        plan.folder.rename(gone)  # at once, so that no other shard finds half of it
+        shutil.rmtree(gone)
+    return {"pairs": len(kept), **totals.counts()}
+
+
+class Totals:
+    """What became of all prompts; knows the pairs that it has seen."""
+
+    def __init__(self, minors: int) -> None:
+        self.left_out = minors
+        self.sums = {"tried": 0, "judged_out": 0, "unjudged": 0, "equal_pictures": 0, "repeats": 0}
+        self.minors: set[str] = set()
+        self.no_context: set[str] = set()
+        self.seen: set[Any] = set()
+
+    def add(self, portion: Portion) -> list[Found]:
+        """Count a portion; its pairs that are no repeats (of two prompts with the same context, the first)."""
+        for name in ("tried", "judged_out", "unjudged", "equal_pictures"):
+            self.sums[name] += getattr(portion, name)
+        self.minors |= portion.minors
+        self.no_context |= portion.no_context
+        new = []
+        for pair in portion.pairs:
+            (_, chosen), (_, rejected) = pair.chosen, pair.rejected
+            names = {
+                pair_id(pair.prompt, chosen.sha256, rejected.sha256),
+                (chosen.prompt_id, chosen.seed, rejected.seed),
+            }
+            if names & self.seen:
+                self.sums["repeats"] += 1
+            else:
+                new.append(pair)
+            self.seen |= names
+        return new
+
+    def counts(self) -> dict[str, int]:
+        """For the provenance and the last line."""
+        return {**self.sums, "minors": self.left_out + len(self.minors), "no_context": len(self.no_context)}
+
+
+def _too_few(plan: Plan, totals: Totals, kept: int) -> str:
+    counts = totals.counts()
+    return (
+        f"Of {counts['tried']} tried pairs only {kept} were kept ({counts['judged_out']} judged out, "
+        f"{counts['unjudged']} without a judge's number, {counts['equal_pictures']} with equal pictures, "
+        f"{counts['repeats']} repeats). The pictures are in {plan.folder}, where the same command with fewer pairs or "
+        "another --judge uses them. Or use more prompts."
+    )
+
+
+def _write(plan: Plan, maker: Maker, kept: Sequence[Found], counts: dict[str, int]) -> None:
+    """The set, in the order of the prompts."""
+    provenance = {**plan.provenance, "counts": counts}
+    with PairWriter(plan.out, provenance, sensitive=plan.recipe.sensitive) as writer:
+        for pair in kept:
+            rest = {"source": plan.recipe.name, "meta": pair.meta}
+            (_, chosen), (_, rejected) = pair.chosen, pair.rejected
+            if maker.latents:
+                writer.add_image(read_picture(*pair.chosen))
+                writer.add_latent_only(rejected.sha256, rejected.width, rejected.height)
+                writer.add_pair_by_hash(pair.prompt, chosen.sha256, rejected.sha256, **rest)
+            else:
+                writer.add_pair(pair.prompt, read_picture(*pair.chosen), read_picture(*pair.rejected), **rest)
+        if maker.latents:
+            folder = writer.content / LATENTS
+            folder.mkdir()
+            write_head(folder, maker.latents.model, maker.latents.key)
+            names = dict.fromkeys(pair.rejected[1].sha256 for pair in kept)
+            for tensors in read_latents([p for part in maker.work.parts if (p := part / LATENTS).exists()], names):
+                write_shard(folder, "latents", tensors)

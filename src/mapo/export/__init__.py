@@ -1,0 +1,1 @@
+"""A set of pairs in the forms that other tools open, and on the hub."""

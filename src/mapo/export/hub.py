@@ -1,0 +1,251 @@
+"""A set on the Hugging Face Hub: its card, written from what the set records of itself, and the upload."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.resources
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mapo import __version__
+from mapo.errors import MapoError, suggest
+from mapo.files import read_json, write_json, write_text
+from mapo.pairs.pairs import ROWS_AT_ONCE, PairSet
+
+FACTS, NO_REPO = "mapo.json", "OWNER/NAME"
+UNKNOWN = "unknown"
+LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")  # how the hub names licences
+SOURCES = ("model", "imported", "prompts")  # keys of the provenance that name what a set was made from
+TEXTS = ("prompt", "negative_prompt", "prefix", "about")  # their values are words, whatever they begin with
+SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a split is: rows, bytes in memory, bytes of its files."""
+
+    rows: int
+    in_memory: int
+    on_disk: int
+
+
+def without_folders(value: Any) -> Any:
+    """The value with folders of this machine left with their last part, at any depth."""
+    if isinstance(value, dict):
+        return {k: v if k in TEXTS else without_folders(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [without_folders(v) for v in value]
+    if isinstance(value, str) and value.startswith(("/", "~/")):
+        return Path(value).name or value
+    return value
+
+
+def sources(pairs: PairSet, licences: Mapping[str, str]) -> dict[str, str]:
+    """What the set was made from → its licence: the user's word, else the set's own, else unknown."""
+    provenance = without_folders(pairs.info.get("provenance") or {})
+    recorded = provenance.get("licences") if isinstance(provenance.get("licences"), dict) else {}
+    names = [str(provenance[key]) for key in SOURCES if isinstance(provenance.get(key), str)]
+    found = {name: str(recorded.get(name) or UNKNOWN) for name in names}
+    if isinstance(provenance.get("imported"), str) and provenance.get("licence"):
+        found[provenance["imported"]] = str(provenance["licence"])
+    for name, licence in licences.items():
+        if name not in found:
+            known = suggest(name, found) if found else "The set does not record what it was made from."
+            raise MapoError(f"--source-license: the set was not made from {name!r}. {known}")
+        found[name] = licence
+    return found
+
+
+def write_card(
+    folder: Path,
+    name: str,
+    repo: str | None,
+    pairs: PairSet,
+    rows: np.ndarray[Any, np.dtype[np.bool_]],
+    sizes: Mapping[str, Size],
+    sources: Mapping[str, str],
+    licence: str | None,
+) -> None:
+    """``README.md`` with the front matter that the hub reads, and ``mapo.json`` with the same facts for programs.
+
+    ``rows`` says which rows of the set are in the export, ``sizes`` its splits. Where ``repo`` is not known yet the
+    card says :data:`NO_REPO`, and :func:`push` fills it in.
+    """
+    from huggingface_hub import DatasetCardData
+    from jinja2 import Environment, StrictUndefined
+
+    total = int(rows.sum())
+    preference, weight = (pairs.table[column].to_numpy() for column in ("preference", "weight"))
+    splits = [_count(pairs, split, rows & pc.equal(pairs.table["split"], split).to_numpy()) for split in sizes]
+    sensitive = bool(pairs.info.get("sensitive"))
+    provenance = without_folders(pairs.info.get("provenance") or {})
+    facts = {
+        "format": "mapo-export",
+        "version": 1,
+        "mapo": __version__,
+        "set": pairs.fingerprint(),
+        "sensitive": sensitive,
+        "licence": licence or UNKNOWN,
+        "sources": dict(sources),
+        "splits": splits,
+        "provenance": provenance,
+    }
+    write_json(folder / FACTS, facts)
+    data = DatasetCardData(
+        license=licence or UNKNOWN,
+        pretty_name=name,
+        task_categories=["text-to-image"],
+        tags=["preference", "image", "mapo", *(["not-for-all-audiences"] if sensitive else [])],
+        size_categories=[next((word for most, word in SIZES if total < most), "n>10M")],
+        dataset_info=_dataset_info(sizes),
+        configs=[
+            {"config_name": "default", "data_files": [{"split": s, "path": f"data/{s}-*.parquet"} for s in sizes]}
+        ],
+    )
+    template = (importlib.resources.files("mapo.export") / "card.md.j2").read_text("utf-8")
+    body = (
+        Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        .from_string(template)
+        .render(
+            title=_cell(name),
+            total=total,
+            splits=splits,
+            pictures=_different(pairs, ("chosen", "rejected"), rows),
+            graded=int((rows & (preference > 0.5) & (preference < 1)).sum()),
+            weighted=int((rows & (weight != 1)).sum()),
+            left_out=len(pairs) - total,
+            provenance=[(_cell(k), _cell(v)) for k, v in flat(provenance)],
+            sensitive=sensitive,
+            licence=_cell(licence or UNKNOWN),
+            sources=[(_cell(k), _cell(v)) for k, v in sources.items()],
+            repo=repo or NO_REPO,
+            version=__version__,
+            folder=pairs.folder.resolve().name.replace("`", "'"),
+            fingerprint=facts["set"],
+        )
+    )
+    write_text(folder / "README.md", f"---\n{data.to_yaml()}\n---\n\n{body}")
+
+
+def _count(pairs: PairSet, split: str, rows: np.ndarray[Any, np.dtype[np.bool_]]) -> dict[str, Any]:
+    """A row of the card's table of splits."""
+    ties = int((pairs.table["preference"].to_numpy()[rows] == 0.5).sum())
+    return {"split": split, "pairs": int(rows.sum()), "ties": ties, "prompts": _different(pairs, ("prompt",), rows)}
+
+
+def _different(pairs: PairSet, columns: Sequence[str], rows: np.ndarray[Any, np.dtype[np.bool_]]) -> int:
+    """How many different texts the columns hold, by their hashes of 64 bits: 8 bytes of memory a row."""
+    hashes = [
+        np.fromiter(map(hash, part.filter(pa.array(rows[start : start + ROWS_AT_ONCE])).to_pylist()), np.int64)
+        for column in columns
+        for start in range(0, len(pairs), ROWS_AT_ONCE)
+        for part in (pairs.table[column].slice(start, ROWS_AT_ONCE),)
+    ]
+    return len(np.unique(np.concatenate(hashes)))
+
+
+def _dataset_info(sizes: Mapping[str, Size]) -> dict[str, Any]:
+    """What the hub and ``datasets`` want to know before they open the files."""
+    kinds = {"prompt": "string", "chosen": "image", "rejected": "image", "preference": "float64", "weight": "float64"}
+    kinds |= dict.fromkeys(("id", "group", "source", "meta"), "string")
+    return {
+        "features": [{"name": name, "dtype": kind} for name, kind in kinds.items()],
+        "splits": [{"name": k, "num_bytes": v.in_memory, "num_examples": v.rows} for k, v in sizes.items()],
+        "download_size": sum(size.on_disk for size in sizes.values()),
+        "dataset_size": sum(size.in_memory for size in sizes.values()),
+    }
+
+
+def flat(value: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    """The provenance as rows of a table, without the licences, which have one of their own."""
+    for key, inner in value.items():
+        name = f"{above} · {key}" if above else str(key)
+        if name in ("licence", "licences"):
+            continue
+        if isinstance(inner, dict):
+            yield from flat(inner, name)
+        elif isinstance(inner, list):
+            yield name, "; ".join(map(str, inner)) or "none"
+        else:
+            yield name, "none" if inner in (None, "") else str(inner)
+
+
+def _cell(text: str) -> str:
+    """Text that Markdown shows as it stands, on one line."""
+    return re.sub(r"([\\`*_\[\]<>|#~$])", r"\\\1", " ".join(text.split()))
+
+
+def is_export_of(folder: Path, pairs: PairSet) -> bool:
+    """Whether the folder is a whole export for the hub of just this set."""
+    if not (folder / FACTS).is_file():
+        return False
+    facts = read_json(folder / FACTS, "an export for the hub", "Delete it and export again.")
+    return isinstance(facts, dict) and facts.get("set") == pairs.fingerprint()
+
+
+def check_repo(repo: str, private: bool | None, sensitive: bool, api: Any) -> bool:
+    """Whether the repository is to be private, after a look at all that could stop an upload; MapoError if it would.
+
+    ``private`` None is not said: public, but for a sensitive set that has to be said.
+    """
+    if sensitive and private is None:
+        raise MapoError("The set is marked sensitive: say --private, or --public if everybody shall be able to see it.")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise MapoError(f"--repo is {repo!r}; write owner/name.")
+    with _speaking(repo):
+        api.whoami()
+        there = api.dataset_info(repo) if api.repo_exists(repo, repo_type="dataset") else None
+    if there is None:
+        return bool(private)
+    if private is not None and bool(there.private) != private:
+        now, asked = ("private", "--public") if there.private else ("public", "--private")
+        raise MapoError(
+            f"--repo {repo} is there already and {now}, against {asked}. Change it on the hub, or name another."
+        )
+    files = [file.rfilename for file in there.siblings or [] if file.rfilename != ".gitattributes"]
+    if files:
+        raise MapoError(
+            f"--repo {repo} holds files already ({files[0]} and {len(files) - 1} more). Name another one, or upload "
+            f"into it with: hf upload {repo} FOLDER --repo-type dataset"
+        )
+    return bool(there.private)
+
+
+def push(folder: Path, repo: str, private: bool, api: Any) -> str:
+    """Upload an export as one commit, into a repository that is made for it; its address.
+
+    An upload that was cut off goes on when it is repeated: the hub keeps the files that have arrived.
+    """
+    card = (folder / "README.md").read_text("utf-8")
+    if f'"{NO_REPO}"' in card:
+        write_text(folder / "README.md", card.replace(f'"{NO_REPO}"', f'"{repo}"'))
+    with _speaking(repo):
+        address = api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
+        message = f"Pairs, written by mapo {__version__}"
+        api.upload_folder(repo_id=repo, repo_type="dataset", folder_path=folder, commit_message=message)
+    return str(address)
+
+
+@contextlib.contextmanager
+def _speaking(repo: str) -> Iterator[None]:
+    """Errors of the hub as sentences."""
+    from huggingface_hub.errors import LocalTokenNotFoundError
+
+    try:
+        yield
+    except LocalTokenNotFoundError:
+        raise MapoError("The hub does not know you on this machine. Type: hf auth login") from None
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = " ".join(lines[:3])[:300].rstrip(".") or type(error).__name__
+        raise MapoError(
+            f"--repo {repo}: the hub refused or could not be reached ({reason}). Check the name, the connection and "
+            "`hf auth whoami`; the same command goes on."
+        ) from None

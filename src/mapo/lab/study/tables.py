@@ -1,0 +1,394 @@
+"""From the ledgers of a study to its tables and figures: shares with intervals, by domain, method and number of pairs.
+
+Two things are random in a result: which prompts were looked at, and the seed of the training (its pairs, noise and
+order). Every interval therefore counts both. The numbers are those of the judge that took no part in choosing settings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from mapo.errors import MapoError
+from mapo.files import read_json, write_json, write_text
+from mapo.lab.study.domains import CONFIRMED_BY, DOMAINS, MADE_BY
+from mapo.lab.study.runs import Ledger
+from mapo.statistics import MIN_PROMPTS
+
+MIN_SEEDS = 3  # with fewer nothing is called sure
+Floats = NDArray[np.float64]
+Key = tuple[str, str, int]  # domain, method, number of pairs
+Cells = Mapping[Key, "Cell"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:.0f} [{100 * self.low:.0f}, {100 * self.high:.0f}]"
+
+    @property
+    def signed(self) -> str:
+        """A difference in points."""
+        return f"{100 * self.value:+.0f} [{100 * self.low:+.0f}, {100 * self.high:+.0f}]"
+
+    @property
+    def sure(self) -> bool:
+        """Whether a difference's interval leaves 0 out."""
+        return self.low > 0 or self.high < 0
+
+
+def shares(digits: Sequence[str], prompts: int) -> Floats:
+    """Strings of 0 and 1, one of each training seed → "seeds prompts", the share of each prompt's pictures."""
+    flags = np.array([[d == "1" for d in row] for row in digits], np.float64)
+    return np.asarray(flags.reshape(len(digits), prompts, -1).mean(2))
+
+
+def both(one: str, other: str) -> str:
+    """1 where both strings have a 1."""
+    return "".join("1" if a == b == "1" else "0" for a, b in zip(one, other, strict=True))
+
+
+def estimate(parts: Sequence[Floats], least: float = 0.0, level: float = 0.95) -> Estimate:
+    """The mean of the parts' means, with its interval within ``least`` … 1; each part is "seeds prompts".
+
+    Variance of the mean = that among seeds + that among prompts − what is in both; Student's t with the degrees of
+    freedom of Welch and Satterthwaite, so that few seeds make wide intervals. With one seed only prompts are drawn.
+    Where all prompts of a part are alike, as many more are thought of as Agresti and Coull do (two of four differ);
+    a share whose pictures are all alike has the exact interval over prompts.
+    """
+    value = float(np.mean([part.mean() for part in parts]))
+    prompts = min(part.shape[1] for part in parts)
+    if len(parts) == 1 and np.ptp(parts[0]) == 0 and value in (0, 1) and least == 0:
+        exact = stats.binomtest(round(value * prompts), prompts).proportion_ci(level, "exact")
+        return Estimate(value, float(exact.low), float(exact.high))
+    return _around(value, *_variance(parts), least, level)
+
+
+def _around(value: float, variance: float, freedom: float, least: float, level: float) -> Estimate:
+    reach = float(stats.t.ppf((1 + level) / 2, freedom)) * variance**0.5
+    return Estimate(value, max(least, value - reach), min(1.0, value + reach))
+
+
+def _variance(parts: Sequence[Floats]) -> tuple[float, float]:
+    """The variance of the mean of the parts' means, and its degrees of freedom."""
+    seeds, prompts = len(parts[0]), min(part.shape[1] for part in parts)
+    runs = np.mean([part.mean(1) for part in parts], axis=0)
+    among_seeds = float(runs.var(ddof=1)) / seeds if seeds > 1 else 0.0
+    among_prompts = sum(_prompt_variance(part.mean(0)) for part in parts) / len(parts) ** 2
+    in_both = sum(_left_over(part) for part in parts) / len(parts) ** 2
+    variance = max(among_seeds, among_prompts, among_seeds + among_prompts - in_both)
+    freedom = (among_seeds + among_prompts) ** 2 / (
+        among_seeds**2 / max(seeds - 1, 1) + among_prompts**2 / max(prompts - 1, 1)
+    )
+    return variance, freedom
+
+
+def _prompt_variance(means: Floats) -> float:
+    """The variance of the mean of "prompts" values."""
+    n = len(means)
+    if np.ptp(means) == 0:
+        return 2.0 / (n + 4) * (1 - 2 / (n + 4)) / (n + 4)
+    return float(means.var(ddof=1)) / n
+
+
+def _left_over(part: Floats) -> float:
+    """The variance of the mean that is neither of seeds nor of prompts, "seeds prompts"."""
+    seeds, prompts = part.shape
+    if seeds < 2 or prompts < 2:
+        return 0.0
+    rest = part - part.mean(0) - part.mean(1)[:, None] + part.mean()
+    return float(np.square(rest).sum() / ((seeds - 1) * (prompts - 1)) / (seeds * prompts))
+
+
+# ------------------------------------------------------------------ reading
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What the runs of a domain, a method and a number of pairs found: a dictionary per seed, in the seeds' order.
+
+    ``wordings`` of a scene follow each other among the goal's prompts; they are no prompts of their own.
+    """
+
+    looks: tuple[Mapping[str, Any], ...]
+    wordings: int = 1
+
+    def parts(self, what: str, judge: str = CONFIRMED_BY) -> list[Floats]:
+        """``reached``, ``followed``, or ``score`` (both on the same picture; where these differ, the mean)."""
+        goal, kept = self.looks[0]["prompts"]
+        goal //= self.wordings
+        reached = [look[f"reached {judge}"] for look in self.looks]
+        followed = [look[f"followed {judge}"] for look in self.looks]
+        if what == "reached":
+            return [shares(reached, goal)]
+        if what == "followed":
+            return [shares(followed, kept)]
+        if self.looks[0]["same"]:
+            return [shares([both(*pair) for pair in zip(reached, followed, strict=True)], goal)]
+        return [shares(reached, goal), shares(followed, kept)]
+
+    def mean(self, name: str) -> float | None:
+        """The mean of a number over the seeds; a training that diverged has none."""
+        known = [look[name] for look in self.looks if name in look]
+        return float(np.mean(known)) if known else None
+
+
+def read_cells(out: Path) -> dict[Key, Cell]:
+    """All results on test prompts; the base is the method ``base`` with 0 pairs.
+
+    Of a method whose settings were chosen again only runs with the new ones count. Only seeds that all methods of a
+    domain and number of pairs have are kept: methods are compared on the same seeds.
+    """
+    found: dict[Key, dict[int, Mapping[str, Any]]] = {}
+    tuned = read_part(out, "tuned") or {}
+    for name in ("base", "runs"):
+        for row in Ledger(out / f"{name}.jsonl").rows.values():
+            job = row["job"]
+            if job["split"] != "test" or job["version"] != DOMAINS[job["domain"]].version:
+                continue
+            best = tuned.get(f"{job['domain']} {job['method']}", {}).get("result")
+            if best and (dict(job["settings"]) != best["settings"] or job["steps"] != [best["steps"]]):
+                continue
+            look = row["looks"] if isinstance(row["looks"], dict) else row["looks"][0]
+            found.setdefault((job["domain"], job["method"], job["pairs"]), {})[job["seed"]] = look
+    cells = {}
+    for (domain, method, pairs), rows in found.items():
+        others = [set(v) for (d, m, p), v in found.items() if (d, p) == (domain, pairs)]
+        if common := sorted(set.intersection(*others)):
+            cells[domain, method, pairs] = Cell(tuple(rows[seed] for seed in common), DOMAINS[domain].wordings)
+    return cells
+
+
+# ------------------------------------------------------------------ writing
+
+
+def write_tables(out: Path, plan: Any) -> None:
+    """``tables.json``, ``tables.md`` and the figures, from whatever the ledgers hold."""
+    from mapo.lab.study import METHODS
+    from mapo.lab.study.figures import draw_figures
+    from mapo.lab.study.scale import scale_toml
+
+    cells = read_cells(out)
+    titles = {"base": "base", **{name: method.title for name, method in METHODS.items()}}
+    rows = [_row(key, cell) for key, cell in sorted(cells.items(), key=_order)]
+    lead = [_lead(cells, key) for key in sorted(cells, key=lambda k: (list(DOMAINS).index(k[0]), k[2], k[1]))]
+    extra = {name: read_part(out, name) for name in PARTS}
+    ranks = [
+        {"domain": domain, "pairs": pairs, **rank}
+        for domain, pairs in sorted({(d, n) for d, _, n in cells if n}, key=lambda k: (list(DOMAINS).index(k[0]), k[1]))
+        if (rank := ranking(cells, domain, pairs))
+    ]
+    leads = [row for row in lead if row]
+    tables = {"version": 2, "rows": rows, "leads": leads, "ranks": ranks, "means": _means(cells), **extra}
+    write_json(out / "tables.json", tables)
+    write_text(out / "scale.toml", scale_toml(tables))
+    write_text(out / "tables.md", _markdown(tables, titles))
+    draw_figures(out, cells, titles, tables)
+
+
+def _order(item: tuple[Key, Any]) -> tuple[int, int, int]:
+    from mapo.lab.study import METHODS
+
+    domain, method, pairs = item[0]
+    return list(DOMAINS).index(domain), pairs, ["base", *METHODS].index(method)
+
+
+PARTS: Mapping[str, Callable[[Any], bool]] = {
+    "tuned": lambda value: all(len(k.split()) == 2 and "result" in found for k, found in value.items()),
+    "cost": lambda value: {"methods", "pairs_per_step"} <= value.keys(),
+    "mismatch": lambda value: all({"domain", "gap", "encoder"} <= row.keys() for row in value),
+}
+
+
+def read_part(out: Path, name: str) -> Any:
+    """What a study has in ``name.json``, None where there is none yet; MapoError where it is damaged."""
+    path, remedy = out / f"{name}.json", "Delete it: the same command makes it again."
+    if not path.exists():
+        return None
+    value = read_json(path, "a study", remedy)
+    try:
+        good = PARTS[name](value)
+    except (TypeError, AttributeError):
+        good = False
+    if not good:
+        raise MapoError(f"{path} is damaged. {remedy}")
+    return value
+
+
+def _row(key: tuple[str, str, int], cell: Cell) -> dict[str, Any]:
+    domain, method, pairs = key
+    row: dict[str, Any] = {"domain": domain, "method": method, "pairs": pairs, "seeds": len(cell.looks)}
+    for what in ("score", "reached", "followed"):
+        row[what] = vars(estimate(cell.parts(what)))
+        row[f"{what} by {MADE_BY}"] = vars(estimate(cell.parts(what, MADE_BY)))
+    for name in ("diversity", "error chosen", "error rejected"):
+        row[name] = cell.mean(name)
+    if method != "base":
+        row["seconds_per_step"], row["steps"] = cell.mean("seconds_per_step"), cell.looks[0]["steps"]
+        row["diverged"] = sum("failed" in look for look in cell.looks)
+    return row
+
+
+def difference(one: Cell, other: Cell, level: float = 0.95) -> Estimate:
+    """By how much the score of ``one`` exceeds that of ``other``, on the same prompts and training seeds.
+
+    The untrained model has no training seed; it stands against each.
+    """
+    pairs = zip(one.parts("score"), other.parts("score"), strict=True)
+    return estimate([a - b for a, b in pairs], -1.0, level)
+
+
+def mean_difference(cells: Cells, one: str, other: str, pairs: int, level: float = 0.95) -> Estimate:
+    """The mean of :func:`difference` between two methods over the domains that have both, each of the same weight.
+
+    Trainings and prompts of different domains have nothing to do with each other, so variances add up.
+    """
+    keys = [(cells.get((d, one, pairs)), cells.get((d, other, pairs))) for d in DOMAINS]
+    sides = [(a.parts("score"), b.parts("score")) for a, b in keys if a and b]
+    leads = [[x - y for x, y in zip(a, b, strict=True)] for a, b in sides]
+    value = float(np.mean([np.mean([part.mean() for part in parts]) for parts in leads]))
+    found = [_variance(parts) for parts in leads]
+    total = sum(variance for variance, _ in found)
+    freedom = total**2 / sum(variance**2 / own for variance, own in found)
+    return _around(value, total / len(found) ** 2, freedom, -1.0, level)
+
+
+def _means(cells: Cells) -> list[dict[str, Any]]:
+    """The mean score of each method over the domains, and how far it is behind the highest; where all methods have
+    been trained in the same domains."""
+    rows: list[dict[str, Any]] = []
+    for pairs in sorted({n for _, _, n in cells if n}):
+        trained = {m: {d for d, other, n in cells if (other, n) == (m, pairs)} for _, m, n in cells if n == pairs}
+        domains = set.union(*trained.values())
+        if len(domains) < 2 or any(own != domains for own in trained.values()):
+            continue
+        scores = {m: [estimate(cells[d, m, pairs].parts("score")).value for d in sorted(domains)] for m in trained}
+        best = max(scores, key=lambda m: sum(scores[m]))
+        for method, values in sorted(scores.items(), key=lambda item: -sum(item[1])):
+            row = {"pairs": pairs, "method": method, "mean": float(np.mean(values)), "least": min(values)}
+            behind = None if method == best else vars(mean_difference(cells, method, best, pairs))
+            rows.append({**row, "domains": len(domains), "behind": behind})
+    return rows
+
+
+def _lead(cells: Cells, key: Key) -> dict[str, Any] | None:
+    """By how much a method's score exceeds Diffusion-DPO's."""
+    domain, method, pairs = key
+    if method in ("dpo", "base") or (domain, "dpo", pairs) not in cells:
+        return None
+    found = difference(cells[key], cells[domain, "dpo", pairs])
+    enough = len(cells[key].looks) >= MIN_SEEDS
+    return {"domain": domain, "method": method, "pairs": pairs, **vars(found), "sure": found.sure and enough}
+
+
+def ranking(cells: Cells, domain: str, pairs: int) -> dict[str, list[str]] | None:
+    """The methods of a domain, the untrained model among them: the one of the highest score, those that cannot be told
+    from it, and those whose difference to it leaves 0 out, at 95 % for all pairs of methods together (Bonferroni),
+    as nobody knew before which one would be the highest. None with fewer than ``MIN_SEEDS`` trainings."""
+    keys = {m: (d, m, n) for d, m, n in cells if d == domain and n in (0, pairs)}
+    if min(len(cells[key].looks) for m, key in keys.items() if m != "base") < MIN_SEEDS:
+        return None
+    best = max(keys, key=lambda m: estimate(cells[keys[m]].parts("score")).value)
+    others = [m for m in keys if m != best]
+    level = 1 - 0.05 / max(1, math.comb(len(keys), 2))
+    worse = [m for m in others if difference(cells[keys[best]], cells[keys[m]], level).sure]
+    return {"best": [best], "level": [m for m in others if m not in worse], "worse": worse}
+
+
+def _markdown(tables: Mapping[str, Any], titles: Mapping[str, str]) -> str:
+    lines = [
+        "| domain | pairs | method | seeds | score | reached | followed | diversity | error of chosen / base |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    base = {row["domain"]: row for row in tables["rows"] if row["method"] == "base"}
+    for row in tables["rows"]:
+        told = [str(Estimate(**row[what])) for what in ("score", "reached", "followed")]
+        error, untrained = row["error chosen"], base.get(row["domain"], {}).get("error chosen")
+        seeds = f"{row['seeds']}" + (f" ({row['diverged']} diverged)" if row.get("diverged") else "")
+        lines.append(
+            f"| {DOMAINS[row['domain']].title} | {row['pairs']} | {titles[row['method']]} | {seeds} | "
+            + " | ".join(told)
+            + (f" | {row['diversity']:.1f}" if row["diversity"] else " | -")
+            + (f" | {error / untrained:.2f} |" if error is not None and untrained else " | - |")
+        )
+    if tables["leads"]:
+        lines += ["", "| domain | pairs | method | lead over Diffusion-DPO, points |", "|---|---|---|---|"]
+        for row in tables["leads"]:
+            told_lead = Estimate(row["value"], row["low"], row["high"]).signed
+            mark = "" if row["sure"] else " (not sure)"
+            lines.append(
+                f"| {DOMAINS[row['domain']].title} | {row['pairs']} | {titles[row['method']]} | {told_lead}{mark} |"
+            )
+    if tables["ranks"]:
+        lines += [
+            "",
+            "| domain | pairs | highest score | cannot be told from it | surely worse |",
+            "|---|---|---|---|---|",
+        ]
+        for row in tables["ranks"]:
+            told = ["; ".join(titles[m] for m in row[name]) or "none" for name in ("best", "level", "worse")]
+            lines.append(f"| {DOMAINS[row['domain']].title} | {row['pairs']} | " + " | ".join(told) + " |")
+    if tables["means"]:
+        lines += ["", "| pairs | method | domains | lowest score | mean score | behind the highest mean, points |"]
+        lines += ["|---|---|---|---|---|---|"]
+        for row in tables["means"]:
+            behind = Estimate(**row["behind"]).signed if row["behind"] else "-"
+            lines.append(
+                f"| {row['pairs']} | {titles[row['method']]} | {row['domains']} | {100 * row['least']:.0f} | "
+                f"{100 * row['mean']:.1f} | {behind} |"
+            )
+    if tables["mismatch"]:
+        lines += [
+            "",
+            "| domain | prompts | distance of chosen | of its own samples | gap of chosen, % | gap of rejected, % |",
+        ]
+        lines += ["|---|---|---|---|---|---|"]
+        for row in tables["mismatch"]:
+            told = [_three(row[name]) for name in ("distance", "floor")]
+            told += [_three(row[name], 100, 0) for name in ("gap", "gap of rejected")]
+            count = f"{row['gap']['prompts']}" + ("" if row["gap"]["prompts"] >= MIN_PROMPTS else " (too few)")
+            lines.append(f"| {DOMAINS[row['domain']].title} | {count} | " + " | ".join(told) + " |")
+    if tables["cost"]:
+        least = tables["cost"]["methods"]
+        lines += [
+            "",
+            f"| method | ms per step of {tables['cost']['pairs_per_step']} pairs | peak memory, MiB |",
+            "|---|---|---|",
+        ]
+        lines += [f"| {titles[m]} | {c['ms_per_step']:.0f} | {c['peak_mib']:.0f} |" for m, c in least.items()]
+    if tables["tuned"]:
+        lines += ["", "| domain | method | settings | steps | score on validation | inside what was tried |"]
+        lines += ["|---|---|---|---|---|---|"]
+        for name, found in tables["tuned"].items():
+            domain, method = name.split()
+            best = found["result"]
+            score = "diverged" if best["value"] < 0 else f"{100 * best['value']:.0f}"
+            told_settings = ", ".join(f"{k} {v:g}" for k, v in best["settings"].items())
+            lines.append(
+                f"| {DOMAINS[domain].title} | {titles[method]} | {told_settings} | {best['steps']} | "
+                f"{score} | {_inside(found)} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _inside(found: Mapping[str, Any]) -> str:
+    return "no setting helped" if not found["helped"] else "yes" if found["interior"] else "no"
+
+
+def _three(interval: Mapping[str, Any], times: float = 1, digits: int = 3) -> str:
+    """A value and its interval."""
+    value, low, high = (f"{times * interval[k]:.{digits}f}" for k in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"

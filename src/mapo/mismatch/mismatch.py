@@ -1,0 +1,115 @@
+"""Mismatch: how far a set of pairs is from a model before anything is trained, measured in two ways.
+
+Both compare the model's own samples with the set's pictures of the same prompts: by the distance of embeddings, as in
+the paper (``distance.py``), and by the model's denoising error, without another network (``denoising.py``).
+``words.py`` says what the numbers mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mapo.encode.cache import cache_key
+from mapo.encode.seen import what_training_sees
+from mapo.errors import MapoError, memory_told
+from mapo.mismatch.denoising import BINS, Errors, compare_errors, denoise, encode
+from mapo.mismatch.distance import Distances, compare_embeddings, default_encoder, embed, load_encoder
+from mapo.mismatch.material import choose_pairs, gather, own_samples
+from mapo.models import family_of, find_model
+from mapo.pairs import PairSet
+from mapo.sample.sample import default_sampling
+from mapo.statistics import MIN_PAIRS, MIN_PROMPTS
+from mapo.worlds import world_of
+
+NUM_PAIRS, DRAWS = 128, 8
+SEEDS = (1000, 1001)  # far from those of `mapo build`, which counts from 0: its pictures would meet themselves
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """What was measured of a model and a set, every number with its 95 % interval over prompts.
+
+    ``distances`` is None where no encoder was asked for. ``bins`` are the errors by quarters of the timesteps.
+    """
+
+    model: str
+    revision: str
+    built_in: bool  # a model that the package brings along, or a run of it
+    pairs: str
+    fingerprint: str
+    split: str
+    of_pairs: int  # the pairs that the split has
+    num_pairs: int  # those that were measured
+    num_prompts: int
+    seeds: tuple[int, ...]  # of the own samples
+    seed: int  # of the choice of pairs, of noise and timesteps
+    draws: int  # of noise and timestep, for each pair
+    sampling: dict[str, Any]
+    usual: bool  # whether pictures were made as the model advises, which is how the study's scale was measured
+    distances: Distances | None
+    errors: Errors
+    bins: tuple[Errors, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def conclusive(self) -> bool:
+        """Whether pairs and prompts are enough to say anything."""
+        return self.num_pairs >= MIN_PAIRS and self.num_prompts >= MIN_PROMPTS
+
+
+def measure(
+    model: str,
+    pairs: Path,
+    images: Path,
+    *,
+    encoder: str | None = None,
+    num_pairs: int = NUM_PAIRS,
+    seeds: Sequence[int] = SEEDS,
+    split: str = "train",
+    seed: int = 0,
+    draws: int = DRAWS,
+    **how: Any,
+) -> Mismatch:
+    """Measure at most ``num_pairs`` pairs of ``split``, chosen at random, against the model's own samples.
+
+    Own samples, one of each prompt and seed, go to the images folder ``images``; what is there is not made again.
+    ``encoder`` is a scorer that embeds, or "none" (default: mini-learned for the built-in model, dinov2 for others).
+    ``draws`` is a multiple of 4. ``how`` is as in :class:`mapo.sample.sample.Sampling`; the denoiser runs in its precision
+    too, errors are float32 in any case. Pictures are seen at the model's own resolution.
+
+    Raises MapoError when the split has no pairs, an encoder cannot embed or is not there, and when the folder
+    ``images`` holds pictures that were made with other settings.
+    """
+    if num_pairs < 1:
+        raise MapoError(f"--num-pairs is {num_pairs}; it must be at least 1.")
+    if seed < 0:
+        raise MapoError(f"--seed is {seed}; it must not be negative.")
+    if not seeds or draws < BINS or draws % BINS:
+        raise ValueError(f"it takes a seed, and draws in a multiple of {BINS}")
+    opened, found = PairSet(pairs), find_model(model)
+    family = family_of(found)
+    key, sampling = cache_key(family, found, None, False), default_sampling(found, **how)
+    pace = {"precision": sampling.precision, "images_per_batch": sampling.images_per_batch}  # change them by rounding
+    usual = sampling == default_sampling(found, **pace)
+    members, of_pairs = choose_pairs(opened, split, num_pairs, seed)
+    scorer = load_encoder(encoder or default_encoder(found))
+    material = gather(opened, members, images, own_samples(model, members, seeds, images, sampling))
+    distances = None
+    with memory_told(sampling.images_per_batch):
+        if scorer is not None:
+            distances = compare_embeddings(scorer, embed(scorer, material, sampling.images_per_batch), material)
+        del scorer  # and its weights
+        encoded = encode(family, found, opened, key, material, sampling.images_per_batch)
+        errors = denoise(family, found, encoded, material, seed, draws, sampling.precision, sampling.images_per_batch)
+    losses = what_training_sees(opened, family, found, split=split).losses()
+    lost = [f"Of the split: {', '.join(losses)}."] if losses else []
+    bins = compare_errors(errors, material.clusters, family.schedule(found).num_timesteps)
+    return Mismatch(
+        found.stable_name, found.revision(), world_of(found.base) is not None, str(pairs), opened.fingerprint(), split,
+        of_pairs,
+        len(members), len(set(material.clusters)), tuple(seeds), seed, draws, asdict(sampling), usual, distances,
+        bins[0], tuple(bins[1:]), tuple(material.notes(encoded.latents.keys()) + lost),
+    )  # fmt: skip

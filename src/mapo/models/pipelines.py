@@ -1,0 +1,152 @@
+"""Any text-to-image pipeline that diffusers opens: what its call takes, how it is sampled, what its encoders cut off.
+
+Only training needs a family; making pictures does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mapo.errors import MapoError, count
+from mapo.files import read_object
+from mapo.models import FAMILIES, Model, family_of, read_config
+from mapo.models.kind import check_tokenizer_files
+from mapo.models.parts import refuse_pickles, variants
+
+PARTS = ("unet", "transformer", "vae")
+
+
+def pipeline_class(model: Model) -> tuple[str, Any]:
+    """The name and the class of a model folder's pipeline; refused where it makes no pictures from text alone."""
+    import diffusers
+
+    name = str(read_config(model.base, "model_index.json").get("_class_name", ""))
+    kind = getattr(diffusers, name, None)
+    if kind is None or not issubclass(kind, diffusers.DiffusionPipeline):
+        raise MapoError(f"{model.name} is a {name or 'pipeline without a class'}, which this diffusers does not know.")
+    taken = accepts(kind)
+    if "prompt" not in taken or taken.keys() & {"image", "num_frames", "video", "audio_length_in_s"}:
+        raise MapoError(f"{model.name} is a {name}, which does not make pictures from text alone.")
+    return name, kind
+
+
+def accepts(kind: Any) -> dict[str, inspect.Parameter]:
+    """The parameters of a pipeline's call."""
+    return dict(inspect.signature(kind.__call__).parameters)
+
+
+def _side(model: Model) -> int:
+    """The side in pixels of a pipeline that is of no family: its network's sample size times pixels per latent."""
+    known = {
+        p: read_config(model.base, f"{p}/config.json") for p in PARTS if (model.base / p / "config.json").is_file()
+    }
+    size: Any = next((c["sample_size"] for p, c in known.items() if p != "vae" and c.get("sample_size")), 128)
+    vae = known.get("vae", {})
+    blocks = vae.get("block_out_channels") or vae.get("encoder_block_out_channels") or [1]
+    return int(size if isinstance(size, int) else size[-1]) << len(blocks) - 1
+
+
+def advice(model: Model, name: str, kind: Any) -> dict[str, Any]:
+    """Steps, guidance and side as the model folder (``sampling.json``), its family, or its pipeline's class says."""
+    if name in FAMILIES:
+        side, values = family_of(model).resolution(model), {"steps": 30, "guidance": 5.0}
+    else:
+        side, defaults = _side(model), {key: parameter.default for key, parameter in accepts(kind).items()}
+        values = {"steps": defaults.get("num_inference_steps") or 30, "guidance": defaults.get("guidance_scale") or 0.0}
+    path = model.base / "sampling.json"
+    advised = read_object(path, "a model folder", "Mend it, or delete it.") if path.is_file() else {}
+    return {"width": side, "height": side, "images_per_batch": 32 if side <= 128 else 4, **values, **advised}
+
+
+def open_pipeline(model: Model, device: Any, dtype: Any) -> Any:
+    """The pipeline of a model: its family's, else as diffusers opens the folder; weights from safetensors only."""
+    name, kind = pipeline_class(model)
+    for part, made in read_config(model.base, "model_index.json").items():
+        if isinstance(made, list) and str(made[-1]).startswith("CLIPTokenizer"):
+            check_tokenizer_files(model.base, part)
+    if name in FAMILIES:
+        return family_of(model).pipeline(model, device, dtype)
+    parts = tuple(config.parent.name for config in sorted(model.base.glob("*/config.json")))
+    for part in parts:
+        refuse_pickles(model.base, part)
+    variant = next(iter(variants(model.base, parts).values()), None)
+    try:
+        made = kind.from_pretrained(model.base, torch_dtype=dtype, use_safetensors=True, variant=variant)
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        raise MapoError(f"The model folder {model.base} cannot be loaded ({reason}).") from None
+    made.set_progress_bar_config(disable=True)
+    return made.to(device)
+
+
+def _tokenizers(pipeline: Any) -> list[tuple[Any, int]]:
+    """Each tokenizer of a pipeline, with the number of tokens that its encoder reads (1e30 stands for no limit)."""
+    room = accepts(type(pipeline)).get("max_sequence_length")
+    there = [t for t in (getattr(pipeline, f"tokenizer{n}", None) for n in ("", "_2", "_3", "_4")) if t is not None]
+    found = []
+    for tokenizer in {id(t): t for t in there}.values():
+        most = tokenizer.model_max_length
+        if room and isinstance(room.default, int) and most > 77:
+            most = min(most, room.default)
+        found.append((tokenizer, most))
+    return found
+
+
+def too_long(pipeline: Any, texts: Sequence[str]) -> dict[str, int]:
+    """The texts of which every text encoder of the pipeline cuts the end off, with the number of tokens cut."""
+    excess: dict[str, int] = {}
+    for number, (tokenizer, most) in enumerate(_tokenizers(pipeline) if texts else ()):
+        ids = tokenizer(list(texts), verbose=False).input_ids
+        over = {t: len(i) - most for t, i in zip(texts, ids, strict=True) if len(i) > most}
+        excess = over if number == 0 else {t: min(n, excess[t]) for t, n in over.items() if t in excess}
+    return excess
+
+
+def prompts_cut(pipeline: Any, prompts: Sequence[str]) -> list[str]:
+    """The prompts that are longer than the text encoders read, the longest first."""
+    excess = too_long(pipeline, list(dict.fromkeys(prompts)))
+    return sorted(excess, key=lambda prompt: -excess[prompt])
+
+
+def cuts_told(pipeline: Any, prompts: Mapping[str, str], negative_prompt: str = "") -> list[str]:
+    """A sentence on the prompts that are cut, where some are, and one on the negative prompt.
+
+    ``prompts`` are those of the user, with what the text encoders are given of each.
+    """
+    cut = prompts_cut(pipeline, list(prompts.values()))
+    most = max((most for _, most in _tokenizers(pipeline)), default=0)
+    told = []
+    if cut:
+        longest = next(prompt for prompt, full in prompts.items() if full == cut[0])
+        shown = longest if len(longest) <= 60 else f"{longest[:59].rstrip()}…"
+        are = "is" if len(cut) == 1 else "are"
+        told.append(
+            f"{len(set(prompts.values()) & set(cut))} of {count(len(prompts), 'prompt')} {are} longer than the "
+            f"model's {most} "
+            f"tokens; what stands behind is not seen. The longest: {shown!r}."
+        )
+    if negative_prompt and prompts_cut(pipeline, [negative_prompt]):
+        told.append(f"The negative prompt is longer than the model's {most} tokens; what stands behind is not seen.")
+    return told
+
+
+@contextlib.contextmanager
+def cuts_untold(pipeline: Any) -> Iterator[None]:
+    """Inside, the libraries do not repeat each prompt that is too long: :func:`cuts_told` has said it in short."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return not any(words in str(record.msg) for words in ("was truncated because", "sequence length is longer"))
+
+    modules = {kind.__module__ for kind in type(pipeline).__mro__} | {"transformers.tokenization_utils_base"}
+    loggers = [logging.getLogger(name) for name in modules]
+    for logger in loggers:
+        logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(is_other)

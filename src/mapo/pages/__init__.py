@@ -1,0 +1,1 @@
+"""What pages share: their look, small pictures inside them, plots as SVG."""

@@ -1,0 +1,24 @@
+"""One way to fill a page's template: everything is escaped, a name that is missing is an exception."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+SHARED = Path(__file__).parent  # page.css.j2, the look of all pages
+
+
+def environment(folder: Path, **filters: Callable[..., Any]) -> jinja2.Environment:
+    """Templates of ``folder`` and those that all pages share, with filters of the page's own."""
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([folder, SHARED]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters.update(filters)
+    return made

@@ -1,0 +1,101 @@
+"""One pair, and the tables of a set of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from mapo.pairs.splits import SPLITS, split_of
+
+FORMAT, VERSION = "mapo-pairs", 2
+TIE = 0.5
+
+IMAGE_SCHEMA = pa.schema(
+    [("sha256", pa.string()), ("bytes", pa.binary()), ("width", pa.int32()), ("height", pa.int32())]
+)
+PAIR_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("prompt", pa.string()),
+        ("chosen", pa.string()),
+        ("rejected", pa.string()),
+        ("preference", pa.float64()),
+        ("weight", pa.float64()),
+        ("group", pa.string()),
+        ("split", pa.string()),
+        ("source", pa.string()),
+        ("meta", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One row of ``pairs.parquet``."""
+
+    id: str
+    prompt: str
+    chosen: str
+    rejected: str
+    preference: float = 1.0
+    weight: float = 1.0
+    group: str | None = None
+    split: str = "train"
+    source: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+def pair_id(prompt: str, chosen: str, rejected: str) -> str:
+    """The name of a pair: 16 hexadecimal digits of a hash of its prompt and its pictures."""
+    return hashlib.sha256("\0".join((prompt, chosen, rejected)).encode()).hexdigest()[:16]
+
+
+def make_pair(prompt: str, chosen: str, rejected: str, **rest: Any) -> Pair:
+    """A pair with its name and split filled in; ValueError when a value is outside the schema."""
+    check_text(prompt, "the prompt")
+    pair = Pair(pair_id(prompt, chosen, rejected), prompt, chosen, rejected, **{"split": split_of(prompt), **rest})
+    check_values(prompt, chosen, rejected, pair.preference, pair.weight, pair.split)
+    return pair
+
+
+def check_text(text: str, what: str) -> None:
+    """ValueError for a text that UTF-8 cannot hold, as JSON can write it (``"\\ud83d"``)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        if 0xDC80 <= code <= 0xDCFF:  # how Python marks a byte that it could not read
+            raise ValueError(f"{what} is no UTF-8: byte {code - 0xDC00:#04x} at place {error.start}") from None
+        raise ValueError(
+            f"{what} has half a character at place {error.start} (U+{code:04X}, a lone surrogate)"
+        ) from None
+
+
+def check_values(prompt: str, chosen: str, rejected: str, preference: float, weight: float, split: str) -> None:
+    """ValueError says which value of a pair is outside the schema."""
+    if not prompt.strip():
+        raise ValueError("the prompt is empty")
+    if not 0.5 <= preference <= 1:
+        raise ValueError(f"preference is {preference}, it must lie in 0.5 … 1 (swap the pictures if it is below)")
+    if not 0 <= weight < float("inf"):
+        raise ValueError(f"weight is {weight}, it must be a number that is not negative")
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}, it must be one of {', '.join(SPLITS)}")
+    if chosen == rejected:
+        raise ValueError("chosen and rejected are the same picture")
+
+
+def to_row(pair: Pair) -> dict[str, Any]:
+    """A pair as a row of the table; ValueError for what no JSON or UTF-8 can hold."""
+    try:
+        meta = json.dumps(dict(pair.meta), ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"meta is no JSON ({error})") from None
+    for what, text in (("meta", meta), ("source", pair.source), ("group", pair.group or "")):
+        check_text(text, what)  # here, not later for the whole table
+    return {**vars(pair), "meta": meta}

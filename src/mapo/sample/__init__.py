@@ -1,0 +1,1 @@
+"""Pictures of a model, the folder they lie in, and prompts."""

@@ -1,0 +1,298 @@
+"""Pictures from a model: the same prompts and seeds give the same noise, whatever the model or the batch size."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from mapo.errors import MapoError, memory_told, several, suggest
+from mapo.files import prepare_out, read_object, sha256, sweep, write_json
+from mapo.models import Model, find_model
+from mapo.models.pipelines import accepts, advice, cuts_told, cuts_untold, open_pipeline, pipeline_class
+from mapo.pairs.splits import prompt_id
+from mapo.sample.folder import ImageRow, append_images, keep_whole, png_bytes
+from mapo.shards import owned
+
+FORMAT, VERSION = "mapo-images", 1
+MOST_SEEDS = 1_000_000
+PACE = ("images_per_batch",)  # changes pictures by rounding alone, and each row has its batch_layout
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How pictures are made. ``steps`` and ``guidance`` default to what the model folder recommends."""
+
+    steps: int
+    guidance: float
+    width: int
+    height: int
+    prefix: str = ""
+    negative_prompt: str = ""
+    precision: str = "float32"  # of the network's weights and arithmetic
+    images_per_batch: int = 32
+
+
+def default_sampling(model: Model, **changes: Any) -> Sampling:
+    """The sampling that suits a model: what its folder advises (``sampling.json``), else its family or its class."""
+    name, kind = pipeline_class(model)
+    changes = {key: value for key, value in changes.items() if value is not None}
+    if changes.get("guidance") and "guidance_scale" not in accepts(kind):
+        raise MapoError(f"--guidance: {model.name} is a {name}, which takes no guidance. Leave it out.")
+    advised, path = advice(model, name, kind), model.base / "sampling.json"
+    _refuse_nonsense(advised, lambda key: f"{path}: {key}")
+    _refuse_nonsense(changes, lambda key: f"--{key.replace('_', '-')}")
+    return Sampling(**(advised | changes))
+
+
+def _refuse_nonsense(values: dict[str, Any], name: Callable[[str], str]) -> None:
+    """MapoError about the first value that no picture can be made with; ``name`` says whose it is."""
+    for key, value in values.items():
+        kind = Sampling.__annotations__.get(key)
+        if kind is None:
+            raise MapoError(f"{name(key)} is not known. {suggest(key, Sampling.__annotations__)}")
+        if kind == "str" and not isinstance(value, str):
+            raise MapoError(f"{name(key)} is {value!r}; it must be a text.")
+        if key == "precision" and value not in PRECISIONS:
+            raise MapoError(f"{name(key)} {value!r} is not known. {suggest(value, PRECISIONS)}")
+        if kind == "int" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise MapoError(f"{name(key)} is {value!r}; it must be a whole number, at least 1.")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if kind == "float" and not (number and math.isfinite(value) and value >= 0):
+            raise MapoError(f"{name(key)} is {value!r}; it must be a number that is not negative.")
+
+
+def parse_seeds(text: str) -> list[int]:
+    """``0-3`` or ``0,5,7`` or a mixture → the seeds."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
+            raise MapoError(f"--seeds {text!r} is not a list of seeds. Write 0-3 or 0,5,7.")
+        if int(last if dash else first) >= 2**63:
+            raise MapoError(f"--seeds {text!r}: a seed has to be below 2^63.")
+        if int(last or first) - int(first) >= MOST_SEEDS:
+            raise MapoError(f"--seeds {text!r} are more than {MOST_SEEDS:,} seeds. Was a comma meant?")
+        seeds += range(int(first), int(last if dash else first) + 1)
+    return list(dict.fromkeys(seeds))
+
+
+def noise_seed(prompt: str, seed: int) -> int:
+    """What a picture's own generator is seeded with: another for every prompt, so that seeds are independent draws."""
+    return int.from_bytes(hashlib.sha256(f"{prompt_id(prompt)}:{seed}".encode()).digest()[:8], "big") >> 1
+
+
+def full_prompt(prompt: str, prefix: str) -> str:
+    """What the text encoders are given."""
+    return f"{prefix} {prompt}".strip()
+
+
+@contextlib.contextmanager
+def prompts_projected_once(pipeline: Any) -> Iterator[None]:
+    """Inside, a UNet computes the keys and values of the prompts once and not in every step; the numbers are the same.
+
+    Its layers that do nothing but project the prompts remember the last tensor that they were given.
+    """
+    network = getattr(pipeline, "unet", None)
+    layers = [m for n, m in network.named_modules() if n.endswith(("attn2.to_k", "attn2.to_v"))] if network else []
+    kept: dict[Any, tuple[Any, Any]] = {}
+
+    def remembering(layer: Any) -> Any:
+        real = layer.forward
+
+        def forward(given: Any, *rest: Any, **named: Any) -> Any:
+            if layer not in kept or kept[layer][0] is not given:
+                kept[layer] = given, real(given, *rest, **named)
+            return kept[layer][1]
+
+        return forward
+
+    for layer in layers:
+        layer.forward = remembering(layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+@contextlib.contextmanager
+def equal_prompts_encoded_once(pipeline: Any, known: dict[str, tuple[Any, Any]]) -> Iterator[None]:
+    """Inside, a batch of one and the same text, as negative prompts are, is encoded once and then taken from ``known``.
+
+    Of each text encoder ``known`` has the last such batch and what came of it.
+    """
+    encoders = {n: m for n in ("text_encoder", "text_encoder_2") if (m := getattr(pipeline, n, None)) is not None}
+
+    def remembering(name: str, real: Any) -> Any:
+        def forward(tokens: Any, *rest: Any, **named: Any) -> Any:
+            plain = not rest and all(v is None or isinstance(v, bool) for v in named.values())
+            if not plain or tokens.ndim != 2 or bool((tokens != tokens[:1]).any()):
+                return real(tokens, *rest, **named)
+            asked = tokens.tolist(), named
+            if known.get(name, (None,))[0] != asked:
+                known[name] = asked, real(tokens, **named)
+            return known[name][1]
+
+        return forward
+
+    for name, encoder in encoders.items():
+        encoder.forward = remembering(name, encoder.forward)
+    try:
+        yield
+    finally:
+        for encoder in encoders.values():
+            del encoder.forward
+
+
+class Sampler:
+    """A loaded pipeline that makes pictures, and fills images folders."""
+
+    def __init__(self, model: str, precision: str = "float32", device: Any = None) -> None:
+        self.model = find_model(model)
+        self.revision = self.model.revision()
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.smaller = "--precision bfloat16" if precision == "float32" else ""  # what else would take less memory
+        with memory_told(0, rest=self.smaller):
+            self.pipeline = open_pipeline(self.model, self.device, PRECISIONS[precision])
+        self.precision = precision
+        self.sampler = type(getattr(self.pipeline, "scheduler", None)).__name__
+        self.encoded: dict[str, tuple[Any, Any]] = {}
+
+    def settings(self, how: Sampling) -> dict[str, Any]:
+        """What all pictures of an images folder share."""
+        return {"model": self.model.stable_name, "revision": self.revision, "sampler": self.sampler, **asdict(how)}
+
+    def batch(self, jobs: Sequence[tuple[str, int]], how: Sampling) -> list[Any]:
+        """The pictures of ``jobs`` (prompt, seed), each from its own generator."""
+        taken = accepts(type(self.pipeline))
+        if how.negative_prompt and "negative_prompt" not in taken:
+            raise MapoError(f"{self.model.name} is a {type(self.pipeline).__name__}, which takes no negative prompt.")
+        wanted = {
+            "prompt": [full_prompt(prompt, how.prefix) for prompt, _ in jobs],
+            "negative_prompt": [how.negative_prompt] * len(jobs) if how.negative_prompt else None,
+            "num_inference_steps": how.steps,
+            "guidance_scale": how.guidance,
+            "width": how.width,
+            "height": how.height,
+            "generator": [torch.Generator("cpu").manual_seed(noise_seed(prompt, seed)) for prompt, seed in jobs],
+        }
+        with (
+            memory_told(len(jobs), rest=self.smaller),
+            torch.inference_mode(),
+            equal_prompts_encoded_once(self.pipeline, self.encoded),
+            prompts_projected_once(self.pipeline),
+            cuts_untold(self.pipeline),
+        ):
+            return list(self.pipeline(**{k: v for k, v in wanted.items() if k in taken and v is not None}).images)
+
+    def fill(
+        self, folder: Path, jobs: Sequence[tuple[str, int]], how: Sampling, desc: str = "sample"
+    ) -> list[ImageRow]:
+        """Make the pictures of ``jobs`` that ``folder`` lacks or has damaged; its rows in the order of ``jobs``.
+
+        A batch is encoded and written while the next one is made. A second process is refused in the same folder.
+        """
+        with owned(folder):
+            sweep(folder)
+            return self._fill(folder, jobs, how, desc)
+
+    def _fill(self, folder: Path, jobs: Sequence[tuple[str, int]], how: Sampling, desc: str) -> list[ImageRow]:
+        open_folder(folder, self.settings(how), self.model.sensitive)
+        manifest = folder / "manifest.jsonl"
+        have = {(r.prompt, r.seed): r for r in keep_whole(folder)} if manifest.exists() else {}
+        if any(job not in have for job in jobs):
+            for text in cuts_told(self.pipeline, {p: full_prompt(p, how.prefix) for p, _ in jobs}, how.negative_prompt):
+                print(text)
+        bar = tqdm(total=len(jobs), initial=sum(j in have for j in jobs), desc=desc, unit="image")
+
+        def keep(
+            pictures: Sequence[Any], batch: Sequence[tuple[str, int]], number: int, missing: Sequence[int]
+        ) -> None:
+            data = [png_bytes(pictures[k]) for k in missing]
+            rows = [
+                self.row(batch[k], how, png, f"{number}/{k}/{len(batch)}") for k, png in zip(missing, data, strict=True)
+            ]
+            append_images(folder, rows, data)
+            have.update({(r.prompt, r.seed): r for r in rows})
+            bar.update(len(missing))
+
+        with bar, ThreadPoolExecutor(1) as writer:
+            kept: Future[None] | None = None
+            made = set(have)
+            for number, start in enumerate(range(0, len(jobs), how.images_per_batch)):
+                batch = jobs[start : start + how.images_per_batch]
+                missing = [k for k, job in enumerate(batch) if job not in made]
+                made.update(batch)
+                if not missing:
+                    continue
+                pictures = self.batch(batch, how)
+                if kept:
+                    kept.result()  # so that no more than one batch waits
+                kept = writer.submit(keep, pictures, batch, number, missing)
+            if kept:
+                kept.result()
+        return [have[job] for job in jobs]
+
+    def row(self, job: tuple[str, int], how: Sampling, png: bytes, layout: str, file: str | None = None) -> ImageRow:
+        """The manifest's row of a picture."""
+        prompt, seed = job
+        return ImageRow(
+            file=f"{prompt_id(prompt)}-{seed}.png" if file is None else file,
+            prompt_id=prompt_id(prompt),
+            prompt=prompt,
+            seed=seed,
+            noise_seed=noise_seed(prompt, seed),
+            sha256=sha256(png),
+            model=self.model.stable_name,
+            revision=self.revision,
+            prefix=how.prefix,
+            negative_prompt=how.negative_prompt,
+            sampler=self.sampler,
+            steps=how.steps,
+            guidance=how.guidance,
+            width=how.width,
+            height=how.height,
+            precision=self.precision,
+            batch_layout=layout,
+        )
+
+
+def open_folder(folder: Path, settings: dict[str, Any], sensitive: bool = False) -> None:
+    """Make an images folder, or check that an old one was made with the same settings."""
+    path = folder / "images.json"
+    if not path.exists():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise MapoError(f"{folder} exists and is not an images folder. Choose another --out.")
+        prepare_out(folder)
+        folder.mkdir(exist_ok=True)
+        head = {"format": FORMAT, "version": VERSION, "sensitive": sensitive}
+        write_json(path, {**head, "settings": settings})
+        return
+    before = read_object(path, "an images folder", "Choose another --out.").get("settings", {})
+    if not isinstance(before, dict):
+        raise MapoError(f"{path} is damaged. Choose another --out.")
+    changed = [k for k in settings if k not in PACE and before.get(k) != settings[k]]
+    if changed:
+        raise MapoError(
+            f"{folder} holds pictures that were made with other settings ({', '.join(changed)}). "
+            f"Delete {folder}, or choose another --out."
+        )
+
+
+def sample(
+    model: str, prompts: str | Sequence[str], seeds: int | Sequence[int], out: Path, **how: Any
+) -> list[ImageRow]:
+    """Make a picture of every prompt at every seed in ``out``, going on where an earlier call stopped."""
+    sampling = default_sampling(find_model(model), **how)
+    jobs = [(p, s) for p in several(prompts) for s in ([seeds] if isinstance(seeds, int) else seeds)]
+    return Sampler(model, sampling.precision).fill(Path(out), jobs, sampling)

@@ -1,0 +1,102 @@
+"""Which scorers are used where nobody names any, and what has to be said about those that were named."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mapo.errors import MapoError
+from mapo.files import read_object
+from mapo.sample.folder import ImageRow
+from mapo.score.scorers import SCORERS, scorer_class
+from mapo.score.scorers.weights import at_hand
+from mapo.worlds import WORLDS, World, find
+
+TOYS = frozenset(name for world in WORLDS.values() for name in world.scorers)
+NEUTRAL = "guards"  # its numbers have no better or worse
+
+
+def choose_scorers(folders: Mapping[Path, Sequence[ImageRow]], references: bool = False) -> tuple[str, list[str]]:
+    """The scorers for the pictures of these folders, as ``--scorer`` takes them, and what to tell of the choice.
+
+    The judges of the built-in world for what its own model made; else all whose weights are on this machine, of those
+    that compare with references only where there are some.
+    """
+    makers = [maker_of(folder, rows) for folder, rows in folders.items()]
+    if makers and makers[0] and all(maker is makers[0] for maker in makers):
+        return f"{makers[0].name},{NEUTRAL}", []
+    found, absent, told = list[str](), list[str](), list[str]()
+    for name in SCORERS:
+        if name in TOYS or (scorer_class(name).needs_reference and not references):
+            continue
+        lack = lacks(name)
+        if lack is None:
+            found.append(name)
+        elif lack:
+            told.append(lack)
+        else:
+            absent.append(name)
+    told.insert(0, f"no --scorer was named, so these score: {', '.join(found)}.")
+    if absent:
+        told.append(
+            f"these are not on this machine: {', '.join(absent)}. Name those that you want, and they are fetched once: "
+            f"--scorer {','.join([*found, absent[0]])}"
+        )
+    return ",".join(found), told
+
+
+def lacks(name: str) -> str | None:
+    """None where the scorer has all that it needs on this machine, "" where it is fetched when it is named, else what
+    to type; nothing is fetched to find out."""
+    kind = scorer_class(name)
+    if hasattr(kind, "lacks"):
+        said: str | None = kind.lacks()
+        return said
+    return None if all(at_hand(*need) for need in getattr(kind, "needs", ())) else ""
+
+
+def warn_of_toys(names: Sequence[str], folder: Path, rows: Sequence[ImageRow]) -> list[str]:
+    """What the judges of the built-in world mean on pictures that its model did not make."""
+    toys = [name for name in names if name in TOYS]
+    if not toys or maker_of(folder, rows):
+        return []
+    return [
+        f"{' and '.join(toys)}: made for the drawings of the built-in world, whose model did not make these "
+        "pictures. They take any picture for the drawing that it resembles most; of photos their numbers mean nothing."
+    ]
+
+
+def maker_of(folder: Path, rows: Sequence[ImageRow]) -> World | None:
+    """The world whose model made all of these pictures, or runs that stand on it.
+
+    Where a run was moved away, one of its name beside the images folder will do, or prompts that all belong to the
+    world, provided that the pictures have the size of its own.
+    """
+    return next((world for world in WORLDS.values() if _made(world, folder, rows)), None)
+
+
+def _made(world: World, folder: Path, rows: Sequence[ImageRow]) -> bool:
+    if any(row.foreign for row in rows):
+        return False
+    sized = all((row.width, row.height) == (world.side, world.side) for row in rows)
+    own = sized and all(find(world.parse)(prompt) for prompt in {row.prompt for row in rows})
+
+    def stands(model: str) -> bool:
+        beside = str(folder.resolve().parent / Path(model).name)
+        return _stands_on(world, model) or (sized and _stands_on(world, beside))
+
+    return own or all(stands(model) for model in {row.model for row in rows})
+
+
+def _stands_on(world: World, model: str) -> bool:
+    """Whether a model is that of the world, or a run whose base, or its base's base, is."""
+    seen = {""}
+    while model not in seen:
+        if model == world.name or Path(model).resolve() == world.model.resolve():
+            return True
+        seen.add(model)
+        try:
+            model = str(read_object(Path(model) / "run.json", "a run", "").get("base", ""))
+        except MapoError:
+            return False
+    return False

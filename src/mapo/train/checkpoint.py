@@ -1,0 +1,67 @@
+"""Training state on disk: weights and optimizer moments in safetensors, everything else in one small JSON file.
+
+A checkpoint is a folder that is either complete or absent (it is written under a temporary name and then renamed).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from mapo.errors import MapoError
+from mapo.files import read_object, replacing, write_json
+from mapo.models.tensors import save_tensors
+
+REMEDY = "Delete it, or restore it from a copy, then run the same command again."
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The optimizer's moments as ``parameter name/moment`` → tensor."""
+    state = optimizer.state
+    return {
+        f"{name}/{key}": torch.as_tensor(value).detach().cpu().contiguous().clone()
+        for name, parameter in names.items()
+        for key, value in state.get(parameter, {}).items()
+    }
+
+
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, names: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
+) -> None:
+    """Put back what :func:`optimizer_tensors` took out."""
+    optimizer.state.clear()
+    for full_name, tensor in tensors.items():
+        name, key = full_name.rsplit("/", 1)
+        parameter = names[name]
+        optimizer.state[parameter][key] = tensor if tensor.ndim == 0 else tensor.to(parameter.device)
+
+
+def save_checkpoint(
+    folder: Path, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], state: Mapping[str, Any]
+) -> None:
+    """Write a complete checkpoint folder, atomically, and see that it is on the disk."""
+    with replacing(folder, sync=True) as temporary:
+        temporary.mkdir(parents=True)
+        save_tensors(
+            {k: v.detach().cpu().contiguous().clone() for k, v in weights.items()}, temporary / "weights.safetensors"
+        )
+        save_tensors(dict(moments), temporary / "optimizer.safetensors")
+        write_json(temporary / "state.json", dict(state))
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights and optimizer moments of a checkpoint folder."""
+    try:
+        return load_file(folder / "weights.safetensors"), load_file(folder / "optimizer.safetensors")
+    except Exception as error:
+        raise MapoError(f"The checkpoint {folder} is damaged ({error}). {REMEDY}") from None
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The small state of a checkpoint; no weight is read."""
+    return read_object(folder / "state.json", "a checkpoint", REMEDY)

@@ -1,0 +1,164 @@
+"""Every loss: a pure function from the errors of p pairs to p losses, computed in float64.
+
+ℓ is the error of one image (mean over its latent elements), w the chosen and l the rejected image. An objective that
+compares is ``supervision + strength · (−log σ(logit))``; the logit stands as a function of its own, so that its scale
+can be shown. Where a device has no float64 the few numbers travel to the CPU and back.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mapo.train.types import PairErrors
+
+Objective = Callable[..., Tensor]
+
+
+def _double(errors: Tensor) -> Tensor:
+    return errors.to("cpu" if errors.device.type == "mps" else errors.device, torch.float64)
+
+
+class _LogX1(torch.autograd.Function):
+    """log(x / (eˣ − 1)) and its derivative 1/x − 1/(1 − e⁻ˣ), both with their limits at 0 (0 and −1/2)."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        tiny = x.abs() < 1e-5
+        safe = torch.where(tiny, torch.ones_like(x), x)
+        return torch.where(tiny, -x / 2, torch.log(safe / torch.expm1(safe)))
+
+    @staticmethod
+    def setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        small = x.abs() < 1e-3  # the two terms cancel there: the series errs by less than x⁵/30240
+        safe = torch.where(small, torch.ones_like(x), x)
+        exact = 1 / safe + 1 / torch.expm1(-safe)
+        series = -0.5 - x / 12 + x**3 / 720
+        return grads[0] * torch.where(small, series, exact)
+
+
+def score(errors: Tensor, snr: float = 1.0, power: float = 1.0) -> Tensor:
+    """φ(ℓ) = (sℓ / (e^{sℓ} − 1))^power, "p" → "p": 1 for a perfect image, falling to 0 as its error grows."""
+    result: Tensor = torch.exp(power * _LogX1.apply(snr * errors))  # type: ignore[no-untyped-call]
+    return result
+
+
+def mapo_logit(errors: PairErrors, *, snr: float = 0.5, num_timesteps: int = 1000) -> Tensor:
+    """T · (φ(ℓ_w) − φ(ℓ_l)), "p"."""
+    return num_timesteps * (score(_double(errors.chosen), snr) - score(_double(errors.rejected), snr))
+
+
+def mapo(errors: PairErrors, *, beta: float = 0.1, snr: float = 0.5, num_timesteps: int = 1000) -> Tensor:
+    """MaPO as in the authors' public code (June 2024): ℓ_w − β · log σ(T · (φ_w − φ_l)), "p".
+
+    ``beta`` weighs the margin term, ``snr`` and ``num_timesteps`` set its reach.
+    """
+    logit = mapo_logit(errors, snr=snr, num_timesteps=num_timesteps)
+    return _double(errors.chosen) - beta * F.logsigmoid(logit)
+
+
+def mapo_aaai_logit(errors: PairErrors, *, beta: float = 8.0) -> Tensor:
+    """φ_w^β − φ_l^β, "p" (arXiv:2406.06424v2, Eq. 9)."""
+    return score(_double(errors.chosen), power=beta) - score(_double(errors.rejected), power=beta)
+
+
+def mapo_aaai(errors: PairErrors, *, beta: float = 8.0) -> Tensor:
+    """MaPO as in the AAAI paper: ℓ_w − (1/β) · log σ(φ_w^β − φ_l^β), "p" (arXiv:2406.06424v2, Eqs. 9–11).
+
+    That β is an exponent is a reading of a text whose formula layout was lost, and no code of this form is public;
+    whether it also multiplies by T is unknown. ``beta``: 8 general, 32 culture, 64 style and safety in the paper.
+    """
+    return _double(errors.chosen) - F.logsigmoid(mapo_aaai_logit(errors, beta=beta)) / beta
+
+
+def sft(errors: PairErrors) -> Tensor:
+    """Fine-tuning on the chosen image alone: ℓ_w, "p"."""
+    return _double(errors.chosen)
+
+
+def _size(errors: PairErrors, floor: float) -> Tensor:
+    return ((_double(errors.chosen) + _double(errors.rejected)) / 2 + floor).detach()
+
+
+def mapo_relative_logit(errors: PairErrors, *, sharpness: float = 4.0, floor: float = 1e-3) -> Tensor:
+    """γ · (ℓ_l − ℓ_w) / c, "p": the margin in units of the pair's own error, c = ½ (ℓ_w + ℓ_l) + f held constant."""
+    return sharpness * (_double(errors.rejected) - _double(errors.chosen)) / _size(errors, floor)
+
+
+def mapo_relative(errors: PairErrors, *, beta: float = 2.0, sharpness: float = 4.0, floor: float = 1e-3) -> Tensor:
+    """A form of our own: ℓ_w − β · (c/γ) · log σ(γ · (ℓ_l − ℓ_w) / c), "p", with c = ½ (ℓ_w + ℓ_l) + f held constant.
+
+    With g = σ(−γ (ℓ_l − ℓ_w) / c), in 0 … 1, the gradient is (1 + βg) ∇ℓ_w − βg ∇ℓ_l. So chosen always pulls harder
+    than rejected pushes, ``beta`` bounds the push, and the push ends once the rejected error exceeds the chosen one
+    by a share of their size that ``sharpness`` γ sets: at every timestep alike, although errors differ a hundredfold
+    between timesteps. ``floor`` f keeps c above 0.
+    """
+    logit = mapo_relative_logit(errors, sharpness=sharpness, floor=floor)
+    return _double(errors.chosen) - beta / sharpness * _size(errors, floor) * F.logsigmoid(logit)
+
+
+def dpo_logit(errors: PairErrors, *, beta: float = 2000.0) -> Tensor:
+    """−(β/2) · ((ℓ_w − ℓ_l) − (ref_w − ref_l)), "p" (arXiv:2311.12908, Eq. 14)."""
+    if errors.ref_chosen is None or errors.ref_rejected is None:
+        raise ValueError("dpo needs the reference's errors")
+    ours = _double(errors.chosen) - _double(errors.rejected)
+    reference = _double(errors.ref_chosen) - _double(errors.ref_rejected)
+    return -(beta / 2) * (ours - reference)
+
+
+def dpo(errors: PairErrors, *, beta: float = 2000.0) -> Tensor:
+    """Diffusion-DPO: −log σ(−(β/2) · ((ℓ_w − ℓ_l) − (ref_w − ref_l))), "p" (arXiv:2311.12908, Eq. 14)."""
+    return -F.logsigmoid(dpo_logit(errors, beta=beta))
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "mapo": mapo,
+    "mapo_aaai": mapo_aaai,
+    "mapo_relative": mapo_relative,
+    "sft": sft,
+    "dpo": dpo,
+}
+LOGITS: dict[str, Objective] = {
+    "mapo": mapo_logit, "mapo_aaai": mapo_aaai_logit, "mapo_relative": mapo_relative_logit, "dpo": dpo_logit,
+}  # fmt: skip
+NEEDS_REFERENCE = frozenset({"dpo"})
+
+
+def soft(objective: Objective, errors: PairErrors, preference: Tensor, **settings: float) -> Tensor:
+    """p · L(w, l) + (1 − p) · L(l, w), "p", where ``preference`` p is how sure it is that chosen is better.
+
+    Swapping the pair negates the logit m, so this is p · log σ(m) + (1 − p) · log σ(−m) in the margin term and
+    p · ℓ_w + (1 − p) · ℓ_l in the supervised one. At p = 1 it is the objective itself, at a tie (½) it is symmetric.
+    """
+    swapped = PairErrors(errors.rejected, errors.chosen, errors.ref_rejected, errors.ref_chosen)
+    forth, back = objective(errors, **settings), objective(swapped, **settings)
+    sure = preference.to(forth.device, torch.float64)
+    return sure * forth + (1 - sure) * back
+
+
+def settings_of(name: str) -> dict[str, float]:
+    """The knobs of an objective and their defaults."""
+    parameters = inspect.signature(OBJECTIVES[name]).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def logit_and_scale(name: str, errors: PairErrors, settings: Mapping[str, float]) -> tuple[Tensor, Tensor]:
+    """The logit of each pair "p" and its scale "p": by how much it moves per unit of margin, at these errors."""
+    chosen, rejected = (_double(e.detach()).requires_grad_() for e in (errors.chosen, errors.rejected))
+    if name not in LOGITS:
+        return chosen.detach() * 0, chosen.detach() * 0
+    known = inspect.signature(LOGITS[name]).parameters
+    with torch.enable_grad():
+        here = PairErrors(chosen, rejected, errors.ref_chosen, errors.ref_rejected)
+        logit = LOGITS[name](here, **{k: v for k, v in settings.items() if k in known})
+        down, up = torch.autograd.grad(logit.sum(), (chosen, rejected))
+    return logit.detach(), (up - down) / 2

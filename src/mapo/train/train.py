@@ -1,0 +1,271 @@
+"""Training: from a cache of pairs to a run folder.
+
+All state is one integer, the number of steps done: batches, noise, timesteps and the learning rate are functions of
+it and of the seed. ``run.py`` owns the folder, ``loop.py`` takes the steps, ``processes.py`` is how several agree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import shutil
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from mapo.encode.cache import Cache, cache_key, hold
+from mapo.encode.fill import encode, holds_all
+from mapo.encode.seen import equal_once_cropped, what_training_sees
+from mapo.errors import DivergedError, MapoError, SaidElsewhere, count, memory_told
+from mapo.models import Family, Model, family_of, find_model
+from mapo.pairs import PairSet
+from mapo.train.adapters import add_adapter, trainable
+from mapo.train.batches import Members
+from mapo.train.checkpoint import REMEDY, load_checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
+from mapo.train.config import Config
+from mapo.train.loop import DTYPES, Loop, check_shares
+from mapo.train.objectives import NEEDS_REFERENCE
+from mapo.train.optim import make_optimizer
+from mapo.train.processes import Processes, joined, what_is_not_done
+from mapo.train.run import Run, settled, steps_of
+
+__all__ = ["Loop", "Run", "settled", "train"]
+
+
+def train(config: Config, out: Path) -> bool:
+    """Train as ``config`` says into the run folder ``out``, or go on where an earlier run of it stopped.
+
+    What ``config`` does not set by name is taken from the run, then from the defaults. Whether this process is the one
+    that writes.
+    """
+    with joined() as processes, contextlib.ExitStack() as stack:
+        if processes.main and (note := what_is_not_done()):
+            print(note)
+        run = Run(out)
+        processes.first(lambda: stack.enter_context(run.held()))
+        _train(processes.first(lambda: settled(config, out)), run, processes)
+        return processes.main
+
+
+def _train(config: Config, run: Run, processes: Processes) -> None:
+    processes.first(lambda: check_shares(config, processes))
+    if config.train.precision == "float64" and processes.device.type == "mps":
+        raise MapoError("train.precision=float64: this GPU has no such numbers. Train with float32.")
+    pairs = PairSet(Path(config.pairs))
+    model = find_model(config.model)
+    family = family_of(model)
+    cache_key(family, model, config.data.resolution, config.data.flip)  # refuses a resolution that does not fit
+    seen = what_training_sees(
+        pairs, family, model, split=config.data.split, ties=config.data.ties, resolution=config.data.resolution
+    )
+    members = Members(pairs, seen.rows)
+    identity = {"pairs": pairs.fingerprint(), "model": model.revision()}
+    checkpoint = processes.first(lambda: run.accept(config, identity))
+    done, finished = steps_of(checkpoint) if checkpoint else 0, processes.first(run.finished_steps)
+    if finished == config.train.steps and (done == finished or not checkpoint):
+        after = count(finished, "step")
+        _say(processes, f"{run.folder} is finished, after {after}. Ask for more with --set train.steps=N.")
+        return
+    _say(processes, f"{seen.line()} {_passes(config, len(seen.rows))}")
+    cache = _open_cache(config, family, model, pairs, processes)
+    side = config.data.resolution or family.resolution(model)
+    if processes.main and not done and (equal := equal_once_cropped(cache, pairs, seen.rows, side)):
+        print(
+            f"{count(equal, 'pair')} of these {'shows' if equal == 1 else 'show'} the same picture twice once cropped, "
+            "so there is nothing to learn there. `mapo check` names them."
+        )
+    processes.first(lambda: run.bind(config, done))
+    denoiser, wrapped, reference_copy = _open_denoiser(config, family, model, processes)
+    names = trainable(denoiser)
+    optimizer = make_optimizer(names.values(), config.optim)
+    if checkpoint:
+        processes.each(lambda: _restore(checkpoint, names, optimizer))
+
+    def save(step: int) -> None:
+        processes.first(lambda: _save(run, step, names, optimizer, identity))
+
+    with interruptible() as interrupted:
+        loop = Loop(
+            config, processes, family, model, members, cache, wrapped, denoiser, reference_copy, optimizer, interrupted
+        )
+        del wrapped
+        processes.first(lambda: _check_space(run, names))
+        at_once = min(config.train.pairs_per_device or loop.last - loop.first, loop.last - loop.first)
+        rest = "" if config.train.gradient_checkpointing else "--set train.gradient_checkpointing=true"
+        try:
+            with memory_told(at_once, noun="pair", flag="--set train.pairs_per_device={}", rest=rest):
+                _take_steps(loop, run, done, save)
+        finally:
+            loop.wrapped = denoiser  # what joins the processes has to go before they part
+
+    def finish() -> None:
+        with run.final_weights() as folder:
+            if config.adapter.kind == "lora":
+                family.save_lora(denoiser, folder, model.loras)
+            else:
+                family.save_denoiser(denoiser.float() if config.train.precision == "float64" else denoiser, folder)
+        run.finish(config, model, config.train.steps, sensitive=bool(pairs.info.get("sensitive")))
+
+    processes.first(finish)
+
+
+def _passes(config: Config, pairs: int) -> str:
+    """How often each pair is seen, the number by which people choose how many steps."""
+    steps, size = config.train.steps, config.train.pairs_per_step
+    seen = steps * size / pairs
+    times = f"{seen:,.0f}" if seen >= 10 else f"{seen:.2g}"
+    often = "once" if times == "1" else f"{times} times"
+    return f"In {count(steps, 'step')} of {size} each is seen {often}."
+
+
+def _say(processes: Processes, text: str) -> None:
+    if processes.main:
+        print(text)
+
+
+def _open_cache(config: Config, family: Family, model: Model, pairs: PairSet, processes: Processes) -> Cache:
+    """The cache of the pairs. What it lacks is encoded first, by each process its share."""
+    folder = Path(config.cache) if config.cache else pairs.folder.resolve().parent / "cache"
+    key = cache_key(family, model, config.data.resolution, config.data.flip)
+    fill = partial(
+        encode, family, model, pairs, folder,
+        resolution=config.data.resolution, flip=config.data.flip, device=processes.device,
+        images_per_batch=config.data.images_per_batch, wait=True,
+    )  # fmt: skip
+    if processes.world == 1:
+        return fill()
+    with contextlib.ExitStack() as stack:
+        if not processes.first(lambda: holds_all(pairs, folder, key)):
+            processes.first(lambda: stack.enter_context(hold(folder, wait=True)) and None)
+            processes.each(lambda: fill(shard=(processes.rank, processes.world), locked=False) and None)
+    return processes.each(lambda: Cache(folder, key))
+
+
+def _open_denoiser(
+    config: Config, family: Family, model: Model, processes: Processes
+) -> tuple[nn.Module, nn.Module, nn.Module | None]:
+    """What is trained, the same as the processes share it, and DPO's copy of it where one is needed."""
+    denoiser = processes.each(lambda: family.load_denoiser(model, processes.device, DTYPES[config.train.precision]))
+    reference_copy = None
+    if config.objective.name in NEEDS_REFERENCE and config.adapter.kind == "full":
+        reference_copy = copy.deepcopy(denoiser).requires_grad_(False).eval()
+    add_adapter(denoiser, family, config.adapter, config.train.seed)
+    if config.train.gradient_checkpointing:
+        denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+    denoiser.train()
+    wrapped: nn.Module = denoiser
+    if processes.world > 1:
+        wrapped = DistributedDataParallel(denoiser, broadcast_buffers=False)
+    return denoiser, wrapped, reference_copy
+
+
+def _restore(checkpoint: Path, names: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    weights, moments = load_checkpoint(checkpoint)
+    try:
+        if weights.keys() != names.keys():
+            raise ValueError("its tensors are not those of the model")
+        with torch.no_grad():
+            for name, parameter in names.items():
+                parameter.copy_(weights[name])
+        load_optimizer_tensors(optimizer, names, moments)
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise MapoError(f"The checkpoint {checkpoint} is damaged ({error}). {REMEDY}") from None
+
+
+def _take_steps(loop: Loop, run: Run, done: int, save: Callable[[int], None]) -> None:
+    """All steps that are left; a checkpoint now and then, at the end, and where the run is stopped or diverges."""
+    config, main = loop.config.train, loop.processes.main
+    saved = step = done
+    diverged = ""
+    with tqdm(total=config.steps, initial=done, desc="train", unit="step", disable=not main) as bar:
+        try:
+            for values in loop.run(done):
+                step = int(values["step"])
+                if main:
+                    loop.guarded(partial(run.log_step, values))
+                bar.set_postfix(
+                    accuracy=f"{values['accuracy']:.2f}", margin=f"{values['margin']:.4f}",
+                    pairs_s=f"{values['pairs_per_second']:.1f}",
+                )  # fmt: skip
+                bar.update()
+                if loop.stopping or step == config.steps or step % config.save_every_steps == 0:
+                    save(step)
+                    saved = step
+        except DivergedError as error:
+            diverged = str(error)  # and no more of it: its frames hold what joins the processes
+    if diverged:
+        if step > saved:
+            save(step)
+        loop.processes.wait()
+        raise DivergedError(f"{diverged} {_how_to_go_on(run, step)}") if main else SaidElsewhere(diverged)
+    loop.processes.each(loop.say_trouble)
+    if loop.stopping and step < config.steps:
+        raise KeyboardInterrupt
+
+
+def _how_to_go_on(run: Run, step: int) -> str:
+    if not step:
+        return "Nothing has been trained yet."
+    return (
+        f"What was trained up to step {step} is kept, but the same command would come to the same step. End this run "
+        f"there with --set train.steps={step}, and train further from it with other settings: mapo train --model "
+        f"{run.folder} --out OTHER."
+    )
+
+
+def _save(
+    run: Run, step: int, names: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, identity: dict[str, str]
+) -> None:
+    folder = run.checkpoint_at(step)
+    try:
+        save_checkpoint(folder, names, optimizer_tensors(optimizer, names), {"step": step, **identity})
+    except OSError as error:
+        kept = run.checkpoints()
+        last = f"The checkpoint of step {steps_of(kept[-1])} is kept" if kept else "There is no earlier checkpoint"
+        raise MapoError(
+            f"The checkpoint of step {step} could not be written to {folder.parent} ({error.strerror or error}). "
+            f"{last}. Make room, then run the same command again."
+        ) from None
+    run.keep_only(folder)
+
+
+def _check_space(run: Run, names: Mapping[str, nn.Parameter]) -> None:
+    """Refuse to begin where not even one checkpoint and the final weights would fit."""
+    weights = sum(p.numel() * p.element_size() for p in names.values())
+    needed, free = 4 * weights, shutil.disk_usage(run.folder).free  # a checkpoint holds weights and two moments
+    if free < needed:
+        raise MapoError(
+            f"A checkpoint and the final weights of this run take {needed / 1e6:,.0f} MB, and {run.folder} has "
+            f"{free / 1e6:,.0f} MB free. Make room, or choose another --out."
+        )
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Within the block the first Ctrl-C or SIGTERM only asks to stop after the step; a second signal stops at once."""
+    asked = False
+    old: dict[int, Any] = {}
+
+    def handle(number: int, frame: object) -> None:
+        nonlocal asked
+        asked = True
+        for known in old:
+            signal.signal(known, signal.default_int_handler)
+
+    with contextlib.suppress(ValueError):  # only the main thread may install handlers
+        old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in old:
+            signal.signal(number, handle)
+    try:
+        yield lambda: asked
+    finally:
+        with contextlib.suppress(ValueError):
+            for number, handler in old.items():
+                signal.signal(number, handler)

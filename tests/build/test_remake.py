@@ -1,0 +1,92 @@
+from dataclasses import replace
+
+import pytest
+from click.testing import CliRunner
+
+from data_fixtures import make_set
+from mapo.build.build import build
+from mapo.build.recipe import changed_recipe, read_recipe
+from mapo.build.remake import remake, remake_pairs
+from mapo.cli import cli
+from mapo.errors import MapoError
+from mapo.pairs.pairs import PairSet, sha256
+
+PROMPTS = ["a red square", "a blue heart", "a green star"]
+HOW = {"steps": 2, "images_per_batch": 4}
+
+
+def test_a_pair_can_be_made_again_from_its_row(tmp_path, sdxl):
+    build(read_recipe("pick-style-pixel-art"), str(sdxl), PROMPTS, 6, tmp_path / "p", **HOW)
+    for pair in PairSet(tmp_path / "p"):
+        assert [sha256(png) for png in remake(pair)] == [pair.chosen, pair.rejected]
+    with pytest.raises(MapoError, match="does not say how its pictures were made"):
+        remake(replace(pair, meta={}))
+    with pytest.raises(MapoError, match=r"revision 0000 of .* which is now"):
+        remake(replace(pair, meta={"chosen": {**pair.meta["chosen"], "revision": "0000"}}))
+
+
+@pytest.mark.parametrize(
+    "change", [{"batch_layout": "0/4/4"}, {"batch_layout": "x"}, {"precision": "int3"}, {"seed": None}, {"model": None}]
+)
+def test_a_row_that_others_wrote_is_refused_in_a_sentence(tmp_path, sdxl, change):
+    build(read_recipe("pick-style-pixel-art"), str(sdxl), PROMPTS, 1, tmp_path / "p", **HOW)
+    (pair,) = PairSet(tmp_path / "p")
+    with pytest.raises(MapoError, match="does not say how its pictures were made"):
+        remake(replace(pair, meta={"chosen": {**pair.meta["chosen"], **change}}))
+
+
+def test_the_built_in_model_makes_a_pair_again_to_the_bit_on_the_command_line(tmp_path):
+    prompts = [f"a {size} red circle on a gray background" for size in ("small", "large")]
+    build(read_recipe("pick-style-cartoon"), "mini", prompts, 3, tmp_path / "p", steps=3, images_per_batch=2)
+    opened = PairSet(tmp_path / "p")
+    assert [p.meta["chosen"]["batch_layout"] for p in opened] == ["0/0/2", "0/1/2", "2/0/1"]
+    ids = [opened[1].id, opened[2].id]
+    words = ["remake", str(tmp_path / "p"), "--pair", ids[0], "--pair", ids[1], "--out", str(tmp_path / "again")]
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 0 and done.output.count("the same to the bit") == 4
+    files = {f.name: f.read_bytes() for f in (tmp_path / "again").iterdir()}
+    assert files == {
+        f"{pair.id}-{side}.png": opened.image_bytes(getattr(pair, side))
+        for pair in (opened[1], opened[2])
+        for side in ("chosen", "rejected")
+    }
+
+
+def test_a_picture_that_differs_is_said_and_the_exit_code_is_1(tmp_path, sdxl):
+    import json
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    build(read_recipe("pick-style-pixel-art"), str(sdxl), PROMPTS, 1, tmp_path / "p", **HOW)
+    path = tmp_path / "p" / "pairs.parquet"
+    (row,) = pq.read_table(path).to_pylist()
+    meta = json.loads(row["meta"])
+    meta["rejected"]["seed"] = 5
+    pq.write_table(pa.Table.from_pylist([{**row, "meta": json.dumps(meta)}], pq.read_schema(path)), path)
+    words = ["remake", str(tmp_path / "p"), "--pair", row["id"], "--out", str(tmp_path / "again")]
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 1
+    first, second = done.output.splitlines()[:2]
+    assert "chosen   the same to the bit" in first and "rejected DIFFERS from that of the set" in second
+
+
+def test_a_picture_that_the_set_keeps_as_latents_is_compared_and_written_nowhere(tmp_path, sdxl):
+    recipe = changed_recipe(read_recipe("pick-safety"), ["rejected=Hazard tape image."])
+    build(recipe, str(sdxl), PROMPTS, 2, tmp_path / "p", keep="rejected-as-latents", **HOW)
+    opened = PairSet(tmp_path / "p")
+    found = remake_pairs(opened, [opened[1].id], tmp_path / "again")
+    assert [(r.side, r.same) for r in found] == [("chosen", True), ("rejected", True)]
+    assert found[1].file is None and [f.name for f in (tmp_path / "again").iterdir()] == [found[0].file.name]
+
+
+def test_what_cannot_be_made_again_leaves_nothing(tmp_path, sdxl):
+    opened = make_set(tmp_path / "p", 2)
+    with pytest.raises(MapoError, match="no model of ours made it"):
+        remake_pairs(opened, [opened[0].id], tmp_path / "again")
+    with pytest.raises(MapoError, match=f"has no pair '12'. Give an id .* such as {opened[0].id}"):
+        remake_pairs(opened, [opened[0].id, "12"], tmp_path / "again")
+    (tmp_path / "there").mkdir()
+    with pytest.raises(MapoError, match="already exists"):
+        remake_pairs(opened, [opened[0].id], tmp_path / "there")
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["p", "there"]

@@ -1,0 +1,34 @@
+"""The command that makes the built-in model, at a size of nothing."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from mapo.cli import cli
+from mapo.errors import MapoError
+from mapo.lab.mini.pretrain import make_settings
+from mapo.models import family_of, find_model
+
+TINY = ["vae_steps=2", "vae_batch=2", "steps=2", "batch=2", "pictures=128", "save_every_steps=1"]
+
+
+def test_pretraining_makes_a_model_that_loads_and_goes_on_where_it_stopped(tmp_path):
+    words = ["mini", "pretrain", "--out", str(tmp_path / "m")]
+    for steps in ("steps=1", "steps=2"):
+        done = CliRunner().invoke(
+            cli, [*words, *(w for s in (*TINY, steps) for w in ("--set", s))], catch_exceptions=False
+        )
+        assert done.exit_code == 0, done.output
+    model = find_model(str(tmp_path / "m"))
+    assert family_of(model).resolution(model) == 48
+    log = [json.loads(line) for line in (tmp_path / "m.work" / "log.jsonl").read_text().splitlines()]
+    assert [(row["part"], row["step"]) for row in log] == [("vae", 2), ("denoiser", 1), ("denoiser", 2)]
+
+
+def test_settings_of_pretraining_are_checked():
+    assert make_settings({"steps": 5, "lr": 1}).steps == 5
+    with pytest.raises(MapoError, match="Did you mean 'steps'"):
+        make_settings({"stpes": 5})
+    with pytest.raises(MapoError, match="steps = 'many' has to be a number"):
+        make_settings({"steps": "many"})

@@ -1,0 +1,475 @@
+"""Mismatch, on the built-in model and on small models of SDXL's classes."""
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from diffusers import DDPMScheduler
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from mapo.build.build import build
+from mapo.build.recipe import read_recipe
+from mapo.cli import cli
+from mapo.encode.cache import cache_key
+from mapo.errors import MapoError
+from mapo.lab.mini import scenes
+from mapo.lab.mini.draw import draw as draw_scene
+from mapo.lab.study.domains import DOMAINS
+from mapo.lab.study.scale import scale_toml
+from mapo.mismatch.denoising import Encoded, denoise, draw, encode
+from mapo.mismatch.distance import compare_embeddings, default_encoder, embed, load_encoder
+from mapo.mismatch.material import choose_pairs, gather, own_samples
+from mapo.mismatch.mismatch import measure
+from mapo.mismatch.words import SCALE, Domain, read_scale, sentences, table, write_mismatch
+from mapo.models import family_of, find_model
+from mapo.pairs.pairs import PairSet, PairWriter, make_pair
+from mapo.sample.folder import png_bytes, read_images
+from mapo.sample.sample import default_sampling, sample
+from mapo.score.scorers import load_scorer
+from mapo.statistics import Interval
+from mapo.train.objectives import OBJECTIVES
+from tiny import make_pairs, make_sdxl
+
+COUNT, STEPS = 24, 4
+
+
+def write_pairs(folder, rows, split="train"):
+    """A set of (prompt, chosen PNG, rejected PNG)."""
+    with PairWriter(folder, {"made": "by a test"}) as writer:
+        for prompt, chosen, rejected in rows:
+            writer.add_pair(prompt, chosen, rejected, split=split)
+    return folder
+
+
+def drawn(style, seed, scene):
+    return png_bytes(Image.fromarray(draw_scene(replace(scene, style=style), random.Random(seed))))
+
+
+@pytest.fixture(scope="module")
+def style_set(tmp_path_factory):
+    """Pixel art as chosen and realistic drawings as rejected, which is what the built-in model draws."""
+    plain = [scene for scene in scenes.one_object_scenes() if scenes.scene_split(scene) == "train"][:COUNT]
+    rows = [(scenes.context(s), drawn("pixel art", k, s), drawn("realistic", k, s)) for k, s in enumerate(plain)]
+    return write_pairs(tmp_path_factory.mktemp("sets") / "style", rows)
+
+
+@pytest.fixture(scope="module")
+def style(style_set, tmp_path_factory):
+    """The measured style set, and the folder of own samples."""
+    images = tmp_path_factory.mktemp("own") / "images"
+    return measure("mini", style_set, images, steps=STEPS, draws=4), images
+
+
+@pytest.fixture(scope="module")
+def material(sdxl, pairs, tmp_path_factory):
+    """A small model's own samples beside a set of noise pictures, encoded."""
+    opened, folder = PairSet(pairs), tmp_path_factory.mktemp("own") / "images"
+    members, _ = choose_pairs(opened, "train", 7, 0)
+    rows = own_samples(str(sdxl), members, [3, 4], folder, default_sampling(find_model(str(sdxl)), steps=2))
+    return opened, gather(opened, members, folder, rows)
+
+
+def encoded(folder, opened, material, images_per_batch=4):
+    model = find_model(str(folder))
+    family = family_of(model)
+    return encode(family, model, opened, cache_key(family, model, None, False), material, images_per_batch)
+
+
+def errors_of(folder, known, material, draws=4, images_per_batch=8, precision="float32", seed=0):
+    model = find_model(str(folder))
+    return denoise(family_of(model), model, known, material, seed, draws, precision, images_per_batch)
+
+
+# ------------------------------------------------------------------ what is measured
+
+
+def test_own_samples_as_chosen_have_no_mismatch_at_all(style_set, tmp_path):
+    prompts = [pair.prompt for pair in PairSet(style_set)][:20]
+    for seed in (5, 6):
+        sample("mini", prompts, [seed], tmp_path / str(seed), steps=STEPS)
+    chosen, rejected = ({r.prompt: (tmp_path / f"{s}" / r.file).read_bytes() for r in read_images(tmp_path / f"{s}")}
+                        for s in (5, 6))  # fmt: skip
+    folder = write_pairs(tmp_path / "set", [(p, chosen[p], rejected[p]) for p in prompts])
+    found = measure("mini", folder, tmp_path / "5", seeds=[5], steps=STEPS, draws=4)
+    assert found.errors.chosen.gap.value == found.errors.chosen.relative.value == found.distances.chosen.value == 0
+    assert all(b.chosen.gap.value == 0 for b in found.bins)
+    assert found.errors.own == found.errors.chosen.error and found.errors.own.value > 0
+    assert found.distances.rejected.value > 0 and found.errors.rejected.gap.value != 0
+    assert found.distances.floor is None
+    assert any("20 pictures of the set are the own samples" in note for note in found.notes)
+    says = "\n".join(sentences(found, []))
+    assert "one seed gives no yardstick" in says and "chosen pictures cannot be told from" in says
+
+
+def test_a_style_that_the_model_does_not_draw_is_further_than_its_own_drawings(style):
+    found, _ = style
+    assert found.conclusive and found.built_in and found.distances.encoder == "mini-learned"
+    assert found.distances.excess.conclusive and found.distances.excess.value > 0
+    assert found.distances.chosen.value > found.distances.rejected.value
+    assert found.errors.chosen.relative.conclusive and found.errors.chosen.relative.value > 0.5
+    assert found.errors.chosen.gap.value > found.errors.rejected.gap.value
+    assert found.errors.margin.conclusive and found.errors.margin.value < 0
+    assert all(b.chosen.relative.low > 0 for b in found.bins)
+    assert found.notes == ()
+
+
+def test_intervals_gaps_and_bins_fit_together(style):
+    found, _ = style
+    whole = found.errors
+    assert whole.chosen.gap.value == pytest.approx(whole.chosen.error.value - whole.own.value, rel=1e-9)
+    assert whole.chosen.relative.value == pytest.approx(whole.chosen.gap.value / whole.own.value, rel=1e-9)
+    assert whole.margin.value == pytest.approx(whole.rejected.error.value - whole.chosen.error.value, rel=1e-9)
+    assert found.distances.excess.value == pytest.approx(found.distances.chosen.value - found.distances.floor.value)
+    assert [(b.first, b.last) for b in found.bins] == [(0, 249), (250, 499), (500, 749), (750, 999)]
+    assert np.mean([b.own.value for b in found.bins]) == pytest.approx(whole.own.value, rel=1e-9)
+    for value in (whole.own, whole.chosen.error, whole.chosen.relative, found.distances.chosen):
+        assert value.low < value.value < value.high and (value.pairs, value.prompts) == (COUNT, COUNT)
+
+
+def test_the_same_call_gives_the_same_and_another_seed_other_noise(style, style_set):
+    found, images = style
+    before = {path: path.stat().st_mtime_ns for path in images.iterdir()}
+    assert measure("mini", style_set, images, steps=STEPS, draws=4) == found
+    assert {path: path.stat().st_mtime_ns for path in images.iterdir()} == before  # no picture is made again
+    other = measure("mini", style_set, images, steps=STEPS, draws=4, seed=1, encoder="none")
+    assert other.distances is None
+    assert other.errors.own.value != found.errors.own.value
+    assert other.errors.chosen.relative.value == pytest.approx(found.errors.chosen.relative.value, rel=0.5)
+
+
+def test_the_errors_are_those_of_the_denoiser_called_by_hand(sdxl, material):
+    opened, stuff = material
+    known = encoded(sdxl, opened, stuff)
+    errors = errors_of(sdxl, known, stuff)
+    model = find_model(str(sdxl))
+    pipeline = family_of(model).pipeline(model, "cpu", torch.float32)
+    scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+    for row, k, side in [(0, 0, "own"), (0, 1, "own"), (3, 2, "chosen"), (6, 3, "rejected")]:
+        pair, place = stuff.pairs[row], k % 2 if side == "own" else 0
+        picture = stuff.pictures[stuff.sides[side][row][place]]()
+        width, height = picture.size
+        short = min(width, height)
+        picture = picture.resize((width * 16 // short, height * 16 // short), Image.Resampling.BILINEAR)
+        left, top = (picture.width - 16) // 2, (picture.height - 16) // 2
+        pixels = torch.tensor(np.asarray(picture.crop((left, top, left + 16, top + 16)))).permute(2, 0, 1)[None]
+        t, noise = draw(pair, k, 4, 1000, 0, (4, 8, 8))
+        with torch.no_grad():
+            latent = pipeline.vae.encode(pixels / 127.5 - 1).latent_dist.mean * 0.7
+            states, _, pooled, _ = pipeline.encode_prompt(pair.prompt, do_classifier_free_guidance=False)
+            ids = torch.tensor([[height, width, top, left, 16, 16]], dtype=torch.float32)
+            x_t = scheduler.add_noise(latent, noise[None], torch.tensor([t]))
+            out = pipeline.unet(x_t, t, states, added_cond_kwargs={"text_embeds": pooled, "time_ids": ids}).sample
+        assert errors[side][row, k] == pytest.approx(float((out - noise).square().mean()), rel=1e-4)
+
+
+def test_the_distance_is_one_minus_the_cosine_of_every_pair_of_pictures(material):
+    _, stuff = material
+    scorer = load_encoder("mini-learned")
+    found = compare_embeddings(scorer, embed(scorer, stuff, 5), stuff)
+    direct = {name: scorer.embed([read()])[0].double() for name, read in stuff.pictures.items()}
+    cosine = torch.nn.functional.cosine_similarity
+
+    def mean_distance(side):
+        return np.mean([1 - float(cosine(direct[a], direct[stuff.sides[side][row][0]], 0))
+                        for row in range(7) for a in stuff.sides["own"][row]])  # fmt: skip
+
+    assert found.chosen.value == pytest.approx(mean_distance("chosen"), abs=1e-6)
+    assert found.rejected.value == pytest.approx(mean_distance("rejected"), abs=1e-6)
+    floor = np.mean([1 - float(cosine(direct[a], direct[b], 0)) for a, b in stuff.sides["own"]])
+    assert found.floor.value == pytest.approx(floor, abs=1e-6)
+
+
+def test_the_size_of_batches_changes_rounding_only(sdxl, material):
+    opened, stuff = material
+    one, many = (encoded(sdxl, opened, stuff, size) for size in (1, 16))
+    for name, latent in one.latents.items():
+        torch.testing.assert_close(many.latents[name], latent, rtol=1e-4, atol=1e-5)
+    few, lots = (errors_of(sdxl, known, stuff, images_per_batch=n) for known, n in ((one, 1), (many, 28)))
+    for side, values in few.items():
+        np.testing.assert_allclose(lots[side], values, rtol=1e-4)
+    scorer = load_encoder("mini-learned")
+    for name, vector in embed(scorer, stuff, 1).items():
+        torch.testing.assert_close(embed(scorer, stuff, 16)[name], vector, rtol=0, atol=1e-5)
+
+
+def test_the_order_of_the_set_and_its_other_pairs_do_not_matter(sdxl, pairs, material, tmp_path):
+    opened, stuff = material
+    turned = write_pairs(
+        tmp_path / "turned",
+        [(p.prompt, opened.image_bytes(p.chosen), opened.image_bytes(p.rejected)) for p in reversed(list(opened))],
+    )
+    members, count = choose_pairs(PairSet(turned), "train", 7, 0)
+    assert [p.id for p in members] == [p.id for p in stuff.pairs] and count == 12
+    assert [p.id for p in choose_pairs(opened, "train", 3, 0)[0]] == [p.id for p in members[:3]]
+    assert [p.id for p in choose_pairs(opened, "train", 7, 1)[0]] != [p.id for p in members]
+    known = encoded(sdxl, opened, stuff)
+    forward, backward = errors_of(sdxl, known, stuff), errors_of(
+        sdxl, known, replace(stuff, pairs=stuff.pairs[::-1], sides={k: v[::-1] for k, v in stuff.sides.items()})
+    )  # fmt: skip
+    for side, values in forward.items():
+        np.testing.assert_allclose(backward[side][::-1], values, rtol=1e-4)
+
+
+@given(st.integers(1, 40), st.integers(40, 1000), st.integers(0, 2**40), st.data())
+def test_every_draw_lies_in_its_stratum_and_depends_on_nothing_else(draws, timesteps, seed, data):
+    pair, other = (make_pair(prompt, "a" * 64, "b" * 64) for prompt in ("a red circle", "a blue circle"))
+    k = data.draw(st.integers(0, draws - 1))
+    t, noise = draw(pair, k, draws, timesteps, seed, (4, 2, 2))
+    assert timesteps * k // draws <= t < timesteps * (k + 1) // draws
+    assert noise.shape == (4, 2, 2) and noise.dtype == torch.float32
+    again, same = draw(pair, k, draws, timesteps, seed, (4, 2, 2))
+    assert again == t and torch.equal(same, noise)
+    for differs in (
+        draw(other, k, draws, timesteps, seed, (4, 2, 2)),
+        draw(pair, k, draws, timesteps, seed + 1, (4, 2, 2)),
+    ):
+        assert not torch.equal(differs[1], noise)
+
+
+def test_two_prompts_that_differ_in_case_share_own_samples(sdxl, tmp_path):
+    pictures = [png_bytes(Image.new("RGB", (16, 16), (k, 0, 0))) for k in range(4)]
+    folder = write_pairs(tmp_path / "set", [("A red circle", *pictures[:2]), ("a RED circle", *pictures[2:])])
+    found = measure(str(sdxl), folder, tmp_path / "own", encoder="none", steps=1, draws=4)
+    assert (found.num_pairs, found.num_prompts) == (2, 1)
+    assert len(read_images(tmp_path / "own")) == 2
+
+
+def test_a_model_that_predicts_v_and_half_precision_are_measured_too(sdxl_v, pairs, tmp_path):
+    full, half = (
+        measure(str(sdxl_v), pairs, tmp_path / precision, encoder="none", steps=1, draws=4, precision=precision)
+        for precision in ("float32", "bfloat16")
+    )
+    assert half.errors.chosen.error.value == pytest.approx(full.errors.chosen.error.value, rel=0.05)
+    assert half.errors != full.errors and not full.built_in
+
+
+def test_rejected_pictures_that_are_kept_as_latents_have_their_error_measured(sdxl, tmp_path):
+    recipe = read_recipe("pick-style-cartoon")
+    prompts = [f"a red circle number {k}" for k in range(3)]
+    for keep in ("pictures", "rejected-as-latents"):
+        build(recipe, str(sdxl), prompts, 3, tmp_path / keep, keep=keep, steps=1)
+    whole, kept = (
+        measure(str(sdxl), tmp_path / keep, tmp_path / "own", encoder="mini-learned", split="all", steps=1, draws=4)
+        for keep in ("pictures", "rejected-as-latents")
+    )
+    assert kept.errors.rejected.error.value == pytest.approx(whole.errors.rejected.error.value, rel=1e-3)
+    assert kept.distances.rejected is None and whole.distances.rejected is not None
+    assert kept.distances.chosen.value == pytest.approx(whole.distances.chosen.value, abs=1e-5)
+    assert any("their latents were used" in note for note in kept.notes)
+    other = make_sdxl(tmp_path / "other", seed=9)
+    left = measure(str(other), tmp_path / keep, tmp_path / "own2", encoder="none", split="all", steps=1, draws=4)
+    assert left.errors.rejected is None and left.errors.margin is None
+    assert any("they were left out" in note for note in left.notes)
+    assert any(line.startswith("denoising error") and " - " in line for line in table(left))
+
+
+# ------------------------------------------------------------------ encoders
+
+
+def test_the_judge_embeds_pictures_of_any_size_at_unit_norm_by_what_they_show():
+    scorer = load_scorer("mini-learned")
+    red, blue = (
+        scenes.parse(text)
+        for text in ("a small red circle on a gray background", "a small blue star on a gray background")
+    )
+    pictures = [Image.fromarray(draw_scene(scene, random.Random(k))) for k, scene in enumerate([red, red, blue])]
+    vectors = scorer.embed([*pictures, pictures[0].resize((96, 96), Image.Resampling.NEAREST)])
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(4))
+    assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.1
+    torch.testing.assert_close(vectors[3], vectors[0], rtol=0, atol=1e-5)
+    assert scorer.embed([]).shape == (0, 128)
+
+
+def test_the_encoder_is_the_judge_for_the_built_in_world_and_dinov2_elsewhere(sdxl):
+    assert default_encoder(find_model("mini")) == "mini-learned"
+    assert default_encoder(find_model(str(sdxl))) == "dinov2"
+
+
+def test_a_scorer_that_does_not_embed_is_refused_with_those_that_do(pairs, tmp_path):
+    with pytest.raises(MapoError, match=r"mini-search does not embed pictures.*clip.*mini-learned"):
+        measure("mini", pairs, tmp_path / "own", encoder="mini-search")
+    with pytest.raises(MapoError, match="There is no scorer 'clop'"):
+        measure("mini", pairs, tmp_path / "own", encoder="clop")
+    assert not (tmp_path / "own").exists()
+
+
+def test_an_encoder_that_is_not_downloaded_says_so_before_any_picture_is_made(pairs, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    with pytest.raises(MapoError, match=r"hf download.*Or measure without one: --encoder none\."):
+        measure("mini", pairs, tmp_path / "own", encoder="clip")
+    assert not (tmp_path / "own").exists()
+
+
+# ------------------------------------------------------------------ bad input
+
+
+def test_a_split_without_pairs_and_numbers_that_make_no_sense_are_refused(pairs, tmp_path):
+    for words, match in [({"split": "test"}, "has no pairs in the split 'test'; try --split all"), ({"split": "tset"}, "tset"),
+                         ({"num_pairs": 0}, "--num-pairs is 0")]:  # fmt: skip
+        with pytest.raises(MapoError, match=match):
+            measure("mini", pairs, tmp_path / "own", **words)
+    ties = make_pairs(tmp_path / "ties", 3, preference=0.5)
+    with pytest.raises(MapoError, match="has no pairs but 3 ties in the split 'train'; try --split all"):
+        measure("mini", ties, tmp_path / "own")
+
+
+def test_own_samples_that_were_made_with_other_settings_are_not_used(style, style_set):
+    with pytest.raises(MapoError, match=r"other settings \(steps\)"):
+        measure("mini", style_set, style[1], steps=STEPS + 1)
+
+
+def test_own_samples_go_on_with_fewer_pictures_at_a_time(pairs, tmp_path):
+    how = {"encoder": "none", "steps": 1, "num_pairs": 4, "seeds": (7,), "draws": 4}
+    first = measure("mini", pairs, tmp_path / "own", images_per_batch=4, **how)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "own").glob("*.png")}
+    again = measure("mini", pairs, tmp_path / "own", images_per_batch=1, **how)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "own").glob("*.png")} == before
+    assert again.errors.own.value == pytest.approx(first.errors.own.value, rel=1e-3)
+
+
+def test_an_error_that_is_not_finite_names_its_pairs(sdxl, material):
+    opened, stuff = material
+    known = encoded(sdxl, opened, stuff)
+    name = stuff.pairs[2].chosen
+    broken = Encoded({**known.latents, name: known.latents[name] * torch.nan}, known.sizes, known.texts, 16)
+    with pytest.raises(MapoError, match=f"chosen picture is not finite.*{stuff.pairs[2].id}"):
+        errors_of(sdxl, broken, stuff)
+
+
+# ------------------------------------------------------------------ words
+
+
+def domain(name, distance, gap, **rest):
+    return Domain(name, distance, "mini-learned", "1", "", gap, **{"pairs": 256, "best": "mapo", **rest})
+
+
+def test_a_few_pairs_conclude_nothing_and_are_written_with_bounds_that_json_knows(sdxl, tmp_path):
+    folder = make_pairs(tmp_path / "set", 1)
+    arguments = ["mismatch", "--model", str(sdxl), "--pairs", str(folder), "--encoder", "none", "--steps", "1"]
+    done = CliRunner().invoke(cli, [*arguments, "--out", str(tmp_path / "m.json")], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "Nothing can be concluded from 1 pair of 1 prompt: it takes 20 and 10." in done.stdout
+    values = json.loads((tmp_path / "m.json").read_text(), parse_constant=pytest.fail)
+    assert values["conclusive"] is False and values["errors"]["own"]["low"] is None
+    assert len(read_images(tmp_path / "m-images")) == 2
+    assert "Distance:" not in done.stdout and "Objective" not in done.stdout
+
+
+def test_what_is_printed_has_every_number_and_claims_nothing_without_a_study(style, tmp_path):
+    found = replace(style[0], usual=True)
+    lines = write_mismatch(found, tmp_path / "m.json", [])
+    text = "\n".join(lines)
+    assert f"{found.distances.chosen.value:.3f} [{found.distances.chosen.low:.3f}, " in text
+    assert f"{100 * found.errors.chosen.relative.value:+.1f} % [" in text
+    assert "times as far from the own samples as two of these from each other" in text
+    assert "Denoising error: higher for the chosen pictures" in text
+    assert "the rejected pictures are denoised better than the chosen ones" in text
+    assert "there is no study yet to compare this mismatch with" in text
+    assert not any(word in text for word in ("mapo won", "dpo", "sft"))
+    values = json.loads((tmp_path / "m.json").read_text())
+    assert values["says"] == sentences(found, [])
+    assert values["errors"]["chosen"]["relative"]["value"] == found.errors.chosen.relative.value
+
+
+def test_with_a_study_the_words_name_the_domains_around_and_what_won_there(style):
+    found = replace(style[0], usual=True)
+    near = Interval(0.30, 0.25, 0.35, 128, 128, True)
+    found = replace(
+        found,
+        distances=replace(found.distances, chosen=near),
+        errors=replace(found.errors, chosen=replace(found.errors.chosen, relative=near)),
+    )
+    low = domain("culture", (0.1, 0.08, 0.12), (0.29, 0.26, 0.33), level=["sft", "base"], worse=["dpo"])
+    high = domain("style", (0.5, 0.45, 0.6), (3.0, 2.0, 4.0), settings={"beta": 0.1}, worse=["sft", "dpo", "base"])
+    text = "\n".join(sentences(found, [high, low]))
+    assert "by its distance the set lies between culture and style." in text
+    assert "by its relative gap the set lies about as far as culture." in text
+    assert "in style, with 256 pairs, mapo (beta = 0.1) won over sft and dpo." in text
+    nothing = "in culture, with 256 pairs, no objective was surely better than the untrained model"
+    assert f"{nothing}; dpo did worse than the best." in text
+    assert "of the built-in world" in text
+    assert "below style, the lowest" in "\n".join(sentences(found, [high]))
+    assert "above culture, the highest" in "\n".join(sentences(found, [low]))
+
+
+def test_pictures_are_as_usual_whatever_the_batch_but_not_with_a_prefix(style_set, tmp_path):
+    how = {"encoder": "none", "num_pairs": 2, "seeds": [5], "draws": 4}
+    assert measure("mini", style_set, tmp_path / "1", **how, images_per_batch=1).usual
+    assert not measure("mini", style_set, tmp_path / "2", **how, prefix="sketch image.").usual
+
+
+def test_only_the_same_encoder_and_the_same_kind_of_model_are_compared(style):
+    found = replace(style[0], usual=True)
+    scale = [domain("style", (0.5, 0.4, 0.6), (3.0, 2.0, 4.0), level=["sft"], worse=["dpo", "base"])]
+    foreign = replace(found, built_in=False)
+    text = "\n".join(sentences(foreign, scale))
+    assert "by its distance" in text and "relative gap" not in text
+    assert (
+        "in style, with 256 pairs, mapo had the highest score, and sft cannot be told from it; dpo did worse." in text
+    )
+    assert not style[0].usual  # it took other steps than the model advises
+    unlike = "\n".join(sentences(style[0], scale))
+    assert "Study:" not in unlike and "nothing is said about them" in unlike
+    other = replace(foreign, distances=replace(found.distances, encoder="clip"))
+    text = "\n".join(sentences(other, scale))
+    assert "in style" not in text and "measured none with this encoder and model" in text
+
+
+def test_the_scale_of_the_package_can_be_read_and_its_intervals_hold_their_values():
+    scale = read_scale()
+    assert {one.name for one in scale} <= {domain.title for domain in DOMAINS.values()}
+    for one in scale:
+        for value, low, high in (one.distance, one.relative_gap):
+            assert low <= value <= high
+        assert {one.best, *one.level, *one.worse} == {"base", *OBJECTIVES}
+    assert SCALE.is_file()
+
+
+def test_the_scale_of_the_package_is_that_of_the_committed_study():
+    tables = json.loads((Path(__file__).parents[1] / "bench/results/study/tables.json").read_text())
+    assert SCALE.read_text() == scale_toml(tables)
+
+
+def test_a_study_writes_the_scale_that_is_read(tmp_path):
+    three = {"value": 0.5, "low": 0.25, "high": 1.0, "prompts": 100}
+    measured = {"distance": three, "gap": three, "encoder": ["mini-learned", "1", ""]}
+    few = {**measured, "gap": {**three, "prompts": 6}}
+    tables = {
+        "mismatch": [{"domain": "general", **measured}, {"domain": "personalization", **few}],
+        "ranks": [
+            {"domain": domain, "pairs": n, "best": ["mapo"], "level": ["sft"], "worse": ["dpo"]}
+            for n in (64, 256)
+            for domain in ("general", "personalization")
+        ],
+        "tuned": {"general mapo": {"result": {"settings": {"lr": 1e-4, "beta": 0.1}, "steps": 48}}},
+    }
+    (tmp_path / "scale.toml").write_text(scale_toml(tables))
+    (one,) = read_scale(tmp_path / "scale.toml")
+    assert one.name == "general preference" and one.distance == one.relative_gap == (0.5, 0.25, 1)
+    assert one.settings == {"lr": 1e-4, "beta": 0.1, "steps": 48} and (one.best, one.level, one.worse) == (
+        "mapo",
+        ["sft"],
+        ["dpo"],
+    )
+    assert one.pairs == 256
+    assert read_scale(tmp_path / "absent.toml") == []
+
+
+def test_what_cannot_be_measured_or_written_is_told_before_any_work(style_set, tmp_path):
+    with pytest.raises(MapoError, match="--seed is -1; it must not be negative"):
+        measure("mini", style_set, tmp_path / "own", seed=-1)
+    notes = tmp_path / "notes.txt"
+    notes.write_text("prompts of mine")
+    for out, why in ((notes, "exists and is no file of `mapo mismatch`"), (tmp_path, "is a folder. Name the file")):
+        told = ["mismatch", "--model", "mini", "--pairs", str(style_set), "--out", str(out)]
+        with pytest.raises(MapoError, match=why):
+            CliRunner().invoke(cli, told, catch_exceptions=False)
+    assert notes.read_text() == "prompts of mine" and not (tmp_path / "own").exists()

@@ -1,0 +1,224 @@
+"""Model folders of another kind, and folders that are not whole, are refused; what is whole in another way is read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mapo.encode.cache import cache_key
+from mapo.encode.seen import open_view
+from mapo.errors import MapoError
+from mapo.models import family_of, find_model
+from mapo.models.kind import DDPM_LIKE, check_scheduler, check_vae
+from mapo.models.parts import variant_of
+from mapo.worlds import WORLDS
+
+MINI = WORLDS["mini"].model
+
+
+def changed(folder: Path, file: str, **values) -> Path:
+    """The built-in model with other values in a JSON file; None takes one out."""
+    shutil.copytree(MINI, folder)
+    path = folder / file
+    config = {**json.loads(path.read_text()), **values}
+    path.write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    return folder
+
+
+def open_for_training(folder: Path) -> None:
+    model = find_model(str(folder))
+    cache_key(family_of(model), model, None, False)
+
+
+SCHEDULER = "scheduler/scheduler_config.json"
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ({"_class_name": "EDMEulerScheduler", "sigma_data": 0.5}, "names EDMEulerScheduler"),
+        ({"_class_name": "EDMDPMSolverMultistepScheduler"}, "names EDMDPMSolverMultistepScheduler"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "names FlowMatchEulerDiscreteScheduler"),
+        ({"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True}, "flow matching"),
+        ({"prediction_type": "sample"}, "prediction_type 'sample'"),
+        ({"prediction_type": "flow_prediction"}, "prediction_type 'flow_prediction'"),
+        ({"timestep_type": "continuous"}, "timestep_type 'continuous'"),
+        ({"sigma_min": 0.002, "sigma_max": 80.0}, "has sigma_min"),
+        ({"beta_start": None}, "does not say beta_start"),
+        ({"beta_schedule": None}, "does not say beta_schedule"),
+    ],
+)
+def test_a_scheduler_of_another_kind_is_refused_with_its_file(tmp_path, values, why):
+    folder = changed(tmp_path / "m", SCHEDULER, **values)
+    with pytest.raises(MapoError, match=f"scheduler_config.json.*{why}"):
+        open_for_training(folder)
+    with pytest.raises(MapoError, match=why):
+        open_view(str(folder))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+        {"rescale_betas_zero_snr": True},
+        {"_class_name": "EulerAncestralDiscreteScheduler"},
+        {"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True},
+    ],
+)
+def test_every_scheduler_of_the_ddpm_is_taken(tmp_path, values):
+    open_for_training(changed(tmp_path / "m", SCHEDULER, **values))
+
+
+def test_the_known_schedulers_have_betas():
+    import inspect
+
+    for name in set(DDPM_LIKE) - {"DPMSolverSDEScheduler"}:  # it needs another package
+        assert "beta_start" in inspect.signature(getattr(diffusers, name).__init__).parameters, name
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "why"),
+    [
+        ("vae/config.json", {"scaling_factor": None}, 'has no scaling_factor.*"scaling_factor": 0.13025'),
+        ("vae/config.json", {"_class_name": "AutoencoderTiny"}, "names AutoencoderTiny"),
+        ("unet/config.json", {"in_channels": 9}, "takes 9 channels, the VAE gives 4"),
+        ("unet/config.json", {"addition_embed_type": None}, "addition_embed_type None"),
+        ("unet/config.json", {"time_cond_proj_dim": 256}, "distilled"),
+        ("unet/config.json", {"sample_size": None}, "sample_size None"),
+        (
+            "text_encoder_2/config.json",
+            {"vocab_size": 49408},
+            "tokenizer_2/ has 676 tokens, text_encoder_2/config.json 49408",
+        ),
+    ],
+)
+def test_parts_of_another_kind_are_refused_with_their_file(tmp_path, file, values, why):
+    folder = changed(tmp_path / "m", file, **values)
+    with pytest.raises(MapoError, match=why):
+        open_for_training(folder)
+        open_view(str(folder))
+
+
+@pytest.mark.parametrize("part", ["tokenizer", "tokenizer_2"])
+@pytest.mark.parametrize(
+    ("gone", "why"),
+    [
+        ("", "tokenizer(_2)?/ is missing"),
+        ("tokenizer.json", "has no vocabulary"),
+        ("tokenizer_config.json", "how many tokens"),
+    ],
+)
+def test_a_tokenizer_that_is_not_whole_is_refused_for_training_and_for_sampling(tmp_path, part, gone, why):
+    from mapo.models.pipelines import open_pipeline
+
+    shutil.copytree(MINI, tmp_path / "m")
+    path = tmp_path / "m" / part / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for use in (
+        open_for_training,
+        lambda m: open_view(str(m)),
+        lambda m: open_pipeline(find_model(str(m)), "cpu", torch.float32),
+    ):
+        with pytest.raises(MapoError, match=why):
+            use(tmp_path / "m")
+
+
+def test_no_more_tokens_are_read_than_the_encoder_has_places_for(tmp_path):
+    folder = changed(tmp_path / "m", "tokenizer/tokenizer_config.json", model_max_length=None)
+    assert open_view(str(folder)).most_tokens == 32
+
+
+def test_weights_that_lack_a_tensor_are_refused(tmp_path):
+    shutil.copytree(MINI, tmp_path / "m")
+    path = tmp_path / "m" / "text_encoder" / "model.safetensors"
+    tensors = load_file(path)
+    tensors.pop(next(iter(sorted(tensors))))
+    save_file(tensors, path, {"format": "pt"})
+    model = find_model(str(tmp_path / "m"))
+    with pytest.raises(MapoError, match="the weights of text_encoder lack .*1 of its tensors"):
+        family_of(model).load_text_encoders(model, "cpu")
+
+
+# ------------------------------------------------------------------ files of weights
+
+
+def halves(folder: Path, parts: tuple[str, ...]) -> Path:
+    """The built-in model with only fp16 weights in some parts."""
+    shutil.copytree(MINI, folder)
+    for part in parts:
+        for path in (folder / part).glob("*.safetensors"):
+            path.rename(path.with_suffix(".fp16.safetensors"))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [("unet",), ("vae",), ("text_encoder", "text_encoder_2"), ("unet", "vae", "text_encoder", "text_encoder_2")],
+)
+def test_weights_that_are_there_only_as_a_variant_are_read_in_every_part(tmp_path, parts):
+    plain, model = find_model("mini"), find_model(str(halves(tmp_path / "m", parts)))
+    family = family_of(model)
+    one, two = (family.load_denoiser(m, "cpu").state_dict() for m in (plain, model))
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    one, two = (family.load_vae(m, "cpu").state_dict() for m in (plain, model))
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    texts = [family.encode_prompts(family.load_text_encoders(m, "cpu"), ["a red circle"]) for m in (plain, model)]
+    assert all(torch.equal(texts[0][k], texts[1][k]) for k in texts[0])
+    assert family.pipeline(model, "cpu").unet.dtype == torch.float32
+
+
+def test_a_variant_is_only_taken_where_there_is_nothing_else(tmp_path):
+    names = {"a": ["model.safetensors", "model.fp16.safetensors"], "b": ["model.fp16-00001-of-00002.safetensors"],
+             "c": ["diffusion_pytorch_model-00001-of-00002.fp16.safetensors"], "d": ["model-00001-of-00002.safetensors"],
+             "e": ["model.non_ema.safetensors", "model.fp16.safetensors"], "f": []}  # fmt: skip
+    for folder, files in names.items():
+        (tmp_path / folder).mkdir()
+        for file in files:
+            (tmp_path / folder / file).touch()
+    assert [variant_of(tmp_path / f) for f in "abcdef"] == [None, "fp16", "fp16", None, "fp16", None]
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_pickles_are_not_loaded_and_the_sentence_says_how_to_convert_them(tmp_path, part):
+    from mapo.models.pipelines import open_pipeline
+
+    shutil.copytree(MINI, tmp_path / "m")
+    for path in (tmp_path / "m" / part).glob("*.safetensors"):
+        path.rename(path.with_suffix(".bin"))
+    model = find_model(str(tmp_path / "m"))
+    with pytest.raises(MapoError, match=rf"{part} has its weights only as .*\.bin.*use_safetensors=False"):
+        open_for_training(tmp_path / "m")
+    with pytest.raises(MapoError, match="save_pretrained"):
+        open_pipeline(model, "cpu", torch.float32)
+
+
+# ------------------------------------------------------------------ published models
+
+PUBLISHED = json.loads((Path(__file__).parent.parent / "data" / "kinds.json").read_text())
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name != "source"])
+def test_published_schedulers_are_told_apart(name):
+    config = PUBLISHED[name]["scheduler"]
+    if "diffusion-3" in name or "FLUX" in name:
+        with pytest.raises(MapoError, match="names FlowMatchEulerDiscreteScheduler"):
+            check_scheduler(Path(name), config)
+    else:
+        check_scheduler(Path(name), config)
+
+
+def test_the_published_sdxl_is_taken_and_a_vae_that_names_no_factor_is_not(tmp_path):
+    sdxl = PUBLISHED["stable-diffusion-xl-base-1.0"]
+    folder = changed(tmp_path / "m", SCHEDULER, **sdxl["scheduler"])
+    for part in ("vae", "unet"):
+        path = folder / part / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | sdxl[part]))
+    open_for_training(folder)
+    with pytest.raises(MapoError, match="has no scaling_factor"):
+        check_vae(folder, PUBLISHED["stable-diffusion-v1-5"]["vae"], 0.13025)

@@ -1,0 +1,80 @@
+import torch
+
+from mapo.encode.cache import Cache, cache_key
+from mapo.models import family_of, find_model
+from mapo.pairs import PairSet
+from mapo.train.batches import load_batch, prefetched, rows_at
+
+
+def loaded(positions, sdxl, pairs, cache, **changes):
+    model = find_model(str(sdxl))
+    family = family_of(model)
+    opened = Cache(cache, cache_key(family, model, None, False))
+    common = {"seed": 0, "resolution": 16, "num_timesteps": 1000, **changes}
+    return load_batch(positions, list(PairSet(pairs)), opened, family, model, **common)
+
+
+def test_every_epoch_is_another_permutation_of_all_rows():
+    first, second = rows_at(range(10), 10, 0), rows_at(range(10, 20), 10, 0)
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+    assert rows_at([13], 10, 0) == [second[3]]
+    assert rows_at(range(10), 10, 1) != first
+
+
+def test_a_batch_is_the_concatenation_of_its_positions(sdxl, pairs, cache):
+    whole = loaded([5, 6, 7], sdxl, pairs, cache)
+    single = [loaded([k], sdxl, pairs, cache) for k in (5, 6, 7)]
+    assert whole.ids == tuple(b.ids[0] for b in single)
+    assert torch.equal(whole.noise, torch.cat([b.noise for b in single]))
+    assert torch.equal(whole.timesteps, torch.cat([b.timesteps for b in single]))
+    assert torch.equal(whole.latents[:3], torch.cat([b.latents[:1] for b in single]))
+    assert torch.equal(whole.latents[3:], torch.cat([b.latents[1:] for b in single]))
+
+
+def test_a_batch_does_not_walk_the_cache(sdxl, pairs, cache, monkeypatch):
+    model = find_model(str(sdxl))
+    family = family_of(model)
+    opened = Cache(cache, cache_key(family, model, None, False))
+    reads, find = [], opened.index.find
+    monkeypatch.setattr(opened.index, "find", lambda digest: reads.append(digest) or find(digest))
+    monkeypatch.setattr(opened.index, "columns_of", None)  # which walks; it is asked once, at opening
+    load_batch(range(4), PairSet(pairs), opened, family, model, seed=0, resolution=16, num_timesteps=1000)
+    assert len(reads) == 4 * 5  # the latents and the size of two pictures, and the prompt
+
+
+def test_chosen_pictures_come_first_and_conditions_are_doubled(sdxl, pairs, cache):
+    batch = loaded(range(4), sdxl, pairs, cache)
+    assert batch.latents.shape == (8, 4, 8, 8) and batch.noise.shape == (4, 4, 8, 8)
+    for values in batch.cond.values():
+        assert len(values) == 8
+    assert torch.equal(batch.cond["prompt_embeds"][:4], batch.cond["prompt_embeds"][4:])
+    assert batch.cond["time_ids"][0].tolist() == [16, 20, 0, 2, 16, 16]
+    model = find_model(str(sdxl))
+    opened = Cache(cache, cache_key(family_of(model), model, None, False))
+    by_id = {p.id: p for p in PairSet(pairs)}
+    for k, name in enumerate(batch.ids):
+        for image, picture in ((k, by_id[name].chosen), (k + 4, by_id[name].rejected)):
+            mean, logvar = opened.latents(picture, False)
+            z = (batch.latents[image] / 0.7 - mean) / (0.5 * logvar).exp()
+            assert z.abs().max() < 6  # a draw from this picture's own posterior
+
+
+def test_timesteps_reach_over_the_whole_schedule_and_repeats_of_a_pair_differ(sdxl, pairs, cache):
+    batch = loaded(range(120), sdxl, pairs, cache)
+    assert batch.timesteps.min() < 60 and batch.timesteps.max() > 940
+    same = [k for k, name in enumerate(batch.ids) if name == batch.ids[0]]
+    assert len(same) == 10 and len({int(batch.timesteps[k]) for k in same}) > 5
+    assert not torch.equal(batch.noise[same[0]], batch.noise[same[1]])
+
+
+def test_prefetching_keeps_the_order_and_passes_errors_on():
+    import pytest
+
+    assert list(prefetched(lambda k=k: k * k for k in range(5))) == [0, 1, 4, 9, 16]
+
+    def fail():
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        list(prefetched([lambda: 1, fail]))

@@ -1,0 +1,52 @@
+import pytest
+import torch
+
+from mapo.errors import MapoError
+from mapo.train.checkpoint import (
+    load_checkpoint,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    read_state,
+    save_checkpoint,
+)
+
+
+def stepped(seed):
+    torch.manual_seed(seed)
+    layer = torch.nn.Linear(3, 2).double()
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1)
+    for _ in range(3):
+        layer(torch.ones(1, 3).double()).pow(2).sum().backward()
+        optimizer.step()
+    return layer, optimizer, dict(layer.named_parameters())
+
+
+def test_weights_and_moments_come_back_to_the_bit(tmp_path):
+    layer, optimizer, names = stepped(0)
+    save_checkpoint(tmp_path / "c", names, optimizer_tensors(optimizer, names), {"step": 3})
+    other, other_optimizer, other_names = stepped(1)
+    weights, moments = load_checkpoint(tmp_path / "c")
+    with torch.no_grad():
+        for name, parameter in other_names.items():
+            parameter.copy_(weights[name])
+    load_optimizer_tensors(other_optimizer, other_names, moments)
+    assert read_state(tmp_path / "c") == {"step": 3}
+    for module, optim in ((layer, optimizer), (other, other_optimizer)):
+        optim.zero_grad()
+        module(torch.ones(1, 3).double()).pow(2).sum().backward()
+        optim.step()
+    assert all(torch.equal(a, b) for a, b in zip(layer.parameters(), other.parameters(), strict=True))
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    _, optimizer, names = stepped(0)
+    save_checkpoint(tmp_path / "c", names, optimizer_tensors(optimizer, names), {"step": 3})
+    (tmp_path / "c" / "optimizer.safetensors").write_bytes(b"x")
+    with pytest.raises(MapoError, match=r"The checkpoint .*c is damaged"):
+        load_checkpoint(tmp_path / "c")
+
+
+def test_nothing_is_left_of_a_checkpoint_that_could_not_be_written(tmp_path):
+    with pytest.raises(AttributeError):
+        save_checkpoint(tmp_path / "c", {"w": None}, {}, {"step": 1})
+    assert list(tmp_path.iterdir()) == []
