@@ -77,7 +77,7 @@ def measure(
 
     Own samples, one of each prompt and seed, go to the images folder ``images``; what is there is not made again.
     ``encoder`` is a scorer that embeds, or "none" (default: mini-learned for the built-in model, dinov2 for others).
-    ``draws`` is a multiple of 4. ``how`` is as in :class:`mapo.sample.sample.Sampling`; the denoiser runs in its precision
+    ``draws`` is a multiple of 4. ``how`` is a :class:`mapo.sample.sample.Sampling`; the denoiser runs in its precision
     too, errors are float32 in any case. Pictures are seen at the model's own resolution.
 
     Raises MapoError when the split has no pairs, an encoder cannot embed or is not there, and when the folder

@@ -2,8 +2,8 @@
 
 A :class:`Scene` is everything that a caption can state; :func:`caption` writes it down and :func:`parse` reads it
 back, so that "was the prompt followed?" has an exact answer. Scenes belong to a split by the same stable hash of the
-prompt that pairs use (:func:`mapo.pairs.splits.split_of`), so no stage ever trains on a test prompt, nor on the same scene in
-other words.
+prompt that pairs use (:func:`mapo.pairs.splits.split_of`), so no stage ever trains on a test prompt, nor on the same
+scene in other words.
 """
 
 from __future__ import annotations
