@@ -1,5 +1,5 @@
 """Align text-to-image diffusion models with pairs of pictures, without a reference model (MaPO, arXiv 2406.06424)."""
 
-import mapo.lab  # makes the built-in world known by its name; loads nothing else
+import mapo.lab  # noqa: F401  # makes the built-in world known by its name; loads nothing else
 
 __version__ = "0.1.0"

@@ -1,7 +1,7 @@
 """Pairs that a model makes itself: prompts → context prompts → pictures → judges → pairs.
 
-Every stage leaves its files in the work folder ``.<out>.build.partial`` (:mod:`mapo.build.work`), so the same command goes on
-where it was stopped, and several processes can share the work. The set depends on neither: portions of prompts are made
+Every stage leaves its files in the work folder ``.<out>.build.partial`` (:mod:`mapo.build.work`), so the same command
+goes on where it was stopped, and several processes can share the work. The set depends on neither: portions of prompts are made
 in a fixed order, and what was made before is only found again.
 """
 
@@ -56,7 +56,7 @@ def build(
 ) -> dict[str, int] | None:
     """Make ``num_pairs`` pairs into the set ``out``; its counts, or None where other shards are not done yet.
 
-    Prompts are used in turn, with the next seed when all have been used. ``context``: see :mod:`mapo.build.context`. ``keep``
+    Prompts are used in turn, with the next seed when all have been used. ``context``: see ``context.py``. ``keep``
     is ``pictures``, or ``rejected-as-latents``: then no rejected picture ever lies on disk, only what the VAE of
     ``latents_for`` (default: the model) makes of it. ``prompts_from`` is the name of the prompts that the set keeps.
     ``how`` changes the sampling (steps, guidance, …).

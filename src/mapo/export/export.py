@@ -20,6 +20,8 @@ from mapo.export import hub
 from mapo.files import prepare_out, replacing
 from mapo.pairs import PairSet
 from mapo.pairs.pictures import upright
+from mapo.pairs.provenance import sources as sources_of
+from mapo.pairs.provenance import without_folders
 from mapo.pairs.splits import SPLITS
 from mapo.shards import owned, refuse_existing
 
@@ -89,7 +91,7 @@ def _preference(row: Row, chosen: bytes, rejected: bytes) -> Row:
 def _hub(row: Row, chosen: bytes, rejected: bytes) -> Row:
     """What names a folder of this machine in a pair's meta is left with its last part."""
     before = json.loads(row["meta"] or "{}")
-    after = hub.without_folders(before)
+    after = without_folders(before)
     meta = row["meta"] if after == before else json.dumps(after, ensure_ascii=False)
     return _preference({**row, "meta": meta}, chosen, rejected)
 
@@ -146,7 +148,7 @@ def export_pairs(
     if licence and not hub.LICENCE.fullmatch(licence):
         raise MapoError(f"--license is {licence!r}; write the hub's name for it, such as cc-by-4.0, mit or other.")
     schema, convert = FORMATS[format]
-    sources = hub.sources(pairs, source_licences or {})
+    sources = sources_of(pairs, source_licences or {})
     prepare_out(out)
     kept = _kept(pairs, on_missing_picture)
     preference, weight = (pairs.table[column].to_numpy()[kept] for column in ("preference", "weight"))

@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from mapo.errors import MapoError, count
-from mapo.export.hub import flat, sources, without_folders
 from mapo.label.votes import read_votes
 from mapo.pairs.pairs import TIE, PairSet
+from mapo.pairs.provenance import flat, sources, without_folders
 from mapo.pairs.splits import SPLITS, prompt_id
 from mapo.score.scorers import split_judge
 
