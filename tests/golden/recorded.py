@@ -1,7 +1,9 @@
 """What must not move: runs, pictures, pairs and scores of the built-in model, recorded once.
 
 ``python tests/golden/recorded.py`` (with ``src`` on the path) records all of it again. Do that only where a change is
-meant to move a record, in a commit that says why. Every setting is spelled out here, so a changed default moves nothing.
+meant to move a record, in a commit that says why. ``python tests/golden/recorded.py machine`` adds the runs of a kind of
+machine that has none yet; do that with code of which another machine says that it moved nothing. Every setting is
+spelled out here, so a changed default moves nothing.
 """
 
 from __future__ import annotations
@@ -196,15 +198,27 @@ def record() -> None:
         encoded(CACHE)
         sampled(work / "images")
         shutil.copytree(work / "images", IMAGES)
-        found = {
-            "environment": environment(),
-            "logged": LOGGED,
-            "scores": scores(work / "scores.parquet"),
-            "runs": {"/".join(run): trajectory(*run, work) for run in RUNS},
-        }
+        found = {"logged": LOGGED, "scores": scores(work / "scores.parquet"), "machines": [of_this_machine(work)]}
+    write(found)
+
+
+def of_this_machine(work: Path) -> dict[str, Any]:
+    """The twenty steps of every run, and what decides how they are rounded."""
+    return {"environment": environment(), "runs": {"/".join(run): trajectory(*run, work) for run in RUNS}}
+
+
+def add_machine() -> None:
+    """Write the runs of this kind of machine beside those that are there."""
+    found = json.loads(RECORDS.read_text())
+    with tempfile.TemporaryDirectory() as temporary:
+        others = [machine for machine in found["machines"] if machine["environment"] != environment()]
+        write(found | {"machines": [*others, of_this_machine(Path(temporary))]})
+
+
+def write(found: dict[str, Any]) -> None:
     RECORDS.write_text(json.dumps(found, indent=None, separators=(",", ":")).replace('],"', '],\n"') + "\n")
-    print(f"recorded: {found['environment']}", file=sys.stderr)
+    print(f"recorded: {environment()}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    record()
+    add_machine() if sys.argv[1:] == ["machine"] else record()
