@@ -4,7 +4,7 @@ import random
 
 import numpy as np
 import pytest
-from mapo.report.pictures import MOST_BYTES_EACH, SIDES, embed, room, spread
+from mapo.pages.thumbs import MOST_BYTES_EACH, SIDES, embed, room, spread
 from PIL import Image
 from worlds import make_images
 
