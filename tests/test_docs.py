@@ -117,7 +117,7 @@ def test_the_file_map_of_the_readme_names_every_module_and_nothing_else():
     if not files:  # not a git checkout
         files = [f.relative_to(ROOT / "src/mapo") for f in (ROOT / "src/mapo").rglob("*.py")]
     rooms = {f"{f.parts[0]}/" if len(f.parts) > 1 else f.name for f in files if f.suffix == ".py"}
-    assert listed == rooms - {"__init__.py", "__main__.py"} | {"recipes/"}
+    assert listed == rooms - {"__init__.py", "__main__.py"}
 
 
 def test_every_objective_and_setting_is_documented():

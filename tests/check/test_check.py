@@ -14,7 +14,8 @@ import pytest
 from click.testing import CliRunner
 from sets import check, png, random_rows, replace_picture, write_set
 
-from mapo.check.check import check_pairs, gallery, lines
+from mapo.check import gallery
+from mapo.check.check import check_pairs, lines
 from mapo.cli import cli
 from mapo.pairs import PairSet
 

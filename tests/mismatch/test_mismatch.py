@@ -434,7 +434,7 @@ def test_the_scale_of_the_package_can_be_read_and_its_intervals_hold_their_value
 
 
 def test_the_scale_of_the_package_is_that_of_the_committed_study():
-    tables = json.loads((Path(__file__).parents[1] / "bench/results/study/tables.json").read_text())
+    tables = json.loads((Path(__file__).parents[2] / "bench/results/study/tables.json").read_text())
     assert SCALE.read_text() == scale_toml(tables)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mapo.train.objectives import LOGITS, NEEDS_REFERENCE, OBJECTIVES, logit_and_scale, score, settings_of, soft
 from mapo.train.types import PairErrors
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "objectives.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "objectives.json").read_text())
 NAMES = {"mapo_v1": "mapo", "mapo_v2": "mapo_aaai", "dpo": "dpo"}
 KNOBS = {"snr": "snr", "beta": "beta", "T": "num_timesteps"}
 CASES = [(NAMES[form], row) for form in NAMES for row in GOLDEN[form]]

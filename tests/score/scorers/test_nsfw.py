@@ -27,7 +27,7 @@ from mapo.score.scorers import load_scorer
 from mapo.score.scorers.nsfw import WARNING, Nsfw
 from real import REAL, needs_real
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 NOISE = [
     Image.frombytes("RGB", size, random.Random(k).randbytes(3 * size[0] * size[1]))
     for k, size in enumerate([(224, 224), (256, 256), (300, 40), (40, 700), (1, 1), (3, 64)])
