@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import ImageDraw
+from PIL import Image, ImageDraw
 from sets import check, named, png, random_rows, replace_picture, rows_of, write_set
 
 from data_fixtures import encoded, noise
@@ -227,3 +227,39 @@ def test_the_most_suspicious_pairs_are_those_of_training(tmp_path: Path) -> None
         for name, words in kinds.items():
             check(write_set(tmp_path / f"{name} {split}", CLEAN + faulty(name, 1, split=split)))
             assert (words in (tmp_path / "check.html").read_text("utf-8")) == told
+
+
+# ------------------------------------------------------------------ the model's own side
+
+
+def flat(colour: str, side: int) -> bytes:
+    return encoded(Image.new("RGB", (side, side), colour))
+
+
+def test_pictures_are_the_same_where_they_are_so_at_the_models_own_side(tmp_path: Path, sdxl: Path) -> None:
+    rows = [("a red wall", flat("red", 96), flat("red", 60), {"split": "train"})]
+    folder = write_set(tmp_path / "set", CLEAN + rows)
+    alone, mini, other = (named(check(folder, **how)) for how in ({}, {"model": "mini"}, {"model": str(sdxl)}))
+    assert "equal_after_crop" not in alone  # 96 and 60 pixels are not the same, and their square is known only then
+    assert rows_of(mini["equal_after_crop"]) == rows_of(other["equal_after_crop"]) == [4]
+
+
+def test_the_leak_test_judges_pictures_at_the_models_own_side(tmp_path: Path) -> None:
+    def blocks(seed: int) -> bytes:  # sharper than noise of 96 pixels once both are shown in 48, and less sharp before
+        return encoded(noise(seed, SQUARE).resize((96, 96), Image.Resampling.NEAREST))
+
+    rows = [(f"p {k}", png(2 * k, (96, 96)), blocks(2 * k + 1), {"split": "train"}) for k in range(8)]
+    folder = write_set(tmp_path / "set", rows)
+    for how, value in (({}, 1.0), ({"model": "mini"}, 0.0)):
+        leaks = {leak["name"]: leak["paired"]["value"] for leak in check(folder, **how)["leaks"]}
+        assert leaks["sharpness"] == value
+
+
+def test_what_is_cut_away_is_counted_in_whole_pixels_of_the_models_own_side(tmp_path: Path, sdxl: Path) -> None:
+    for size, model, told in (((99, 89), "mini", False), ((99, 90), str(sdxl), True)):
+        rows = [("a fox", png(1, size), png(2, size), {"split": "train"})]
+        folder = write_set(tmp_path / str(size), rows)
+        alone, found = named(check(folder)), named(check(folder, model=model))
+        assert ("cropped" in alone) == (not told)  # 89 of 99 pixels are less than nine tenths, 90 of 99 are more
+        assert ("cropped" in found) == told  # 48 of 53 are more, 16 of 18 are less
+        assert ("2 pictures cropped by more than a tenth" in found["trained_on"]["says"]) == told
