@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mapo.build import build
-from mapo.errors import MapoError
+from mapo.errors import MapoError, count
 from mapo.images import png_bytes, read_picture
 from mapo.judge import parse_filter
 from mapo.mini.draw import draw
@@ -97,12 +97,13 @@ def _png(picture: NDArray[np.uint8]) -> PNG:
     return png_bytes(Image.fromarray(picture))
 
 
-def _write(out: Path, about: str, pairs: Iterator[tuple[str, PNG, PNG]], count: int) -> None:
+def _write(out: Path, about: str, pairs: Iterator[tuple[str, PNG, PNG]], number: int) -> None:
     with PairWriter(out, {"recipe": {"name": out.name, "about": about}, "model": "mini"}) as writer:
-        for prompt, chosen, rejected in itertools.islice(pairs, count):
+        for prompt, chosen, rejected in itertools.islice(pairs, number):
             writer.add_pair(prompt, chosen, rejected, source=out.name, meta={})
-        if writer.count < count:
-            raise MapoError(f"The domain {out.name} has only {writer.count} pairs, not {count}. Ask for fewer --pairs.")
+        if writer.count < number:
+            has = count(writer.count, "pair")
+            raise MapoError(f"The domain {out.name} has only {has}, not {number}. Ask for fewer --pairs.")
 
 
 def right_attributes(asked: Scene, seen: Scene) -> int:
