@@ -148,8 +148,10 @@ def test_intervals_cover_the_truth_in_about_nineteen_of_twenty_experiments():
 def test_no_pairs_and_numbers_that_are_none_are_refused():
     with pytest.raises(MapoError, match="no pairs"):
         win_rate([], [])
-    with pytest.raises(MapoError, match="2 scores are no numbers"):
+    with pytest.raises(MapoError, match="2 scores are not numbers. Score those pictures again"):
         win_rate([1.0, math.nan, math.inf], names(3))
+    with pytest.raises(MapoError, match="1 score is not a number. Score that picture again"):
+        win_rate([1.0, math.nan], names(2))
 
 
 # ------------------------------------------------------------------ means

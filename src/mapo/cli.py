@@ -89,7 +89,7 @@ def build(
     from mapo.build.recipe import changed_recipe, read_recipe
 
     found = changed_recipe(read_recipe(recipe), prefixes, candidates, seeds)
-    from mapo.build.build import build
+    from mapo.build.build import build, describe
     from mapo.build.judge import parse_filter
     from mapo.sample.prompts import read_prompts, source_name
     from mapo.shards import parse_shard, shard_of_environment
@@ -102,8 +102,7 @@ def build(
         index, of = how["shard"]
         _say(f"shard {index}/{of} is done; the last one, or the same command with --shard 0/1, writes {out}")
         return
-    rest = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in counts.items() if n and name != "pairs")
-    _say(f"{count(counts['pairs'], 'pair')} in {out} ({rest})")
+    _say(f"{count(counts['pairs'], 'pair')} in {out} ({describe(counts)})")
 
 
 @cli.command(cls=Verb, example="mapo remake work/pairs --pair 0123456789abcdef --out work/again")

@@ -206,8 +206,9 @@ def _numbers(values: Sequence[float] | Floats) -> Floats:
     numbers = np.asarray(values, np.float64)
     if not numbers.size:
         raise MapoError("There are no pairs to compare. Score pictures of the same prompts and seeds first.")
-    if not np.isfinite(numbers).all():
-        raise MapoError(f"{int((~np.isfinite(numbers)).sum())} scores are no numbers. Score those pictures again.")
+    if bad := int((~np.isfinite(numbers)).sum()):
+        what = "1 score is not a number" if bad == 1 else f"{bad:,} scores are not numbers"
+        raise MapoError(f"{what}. Score {'that picture' if bad == 1 else 'those pictures'} again.")
     return numbers
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import mapo.build.build
 import mapo.build.work
-from mapo.build.build import build
+from mapo.build.build import build, describe
 from mapo.build.judge import Filter, parse_filter
 from mapo.build.recipe import changed_recipe, read_recipe
 from mapo.build.remake import remake
@@ -445,10 +445,25 @@ def test_prompts_that_could_mean_minors_are_never_used_and_are_counted(tmp_path,
     assert "3 of 6 prompts name or could mean minors and are not used" in capsys.readouterr().out
     assert opened.info["sensitive"] is True
     assert opened.info["provenance"]["counts"]["minors"] == 3 and opened.info["provenance"]["minors_list"] == "1"
-    with pytest.raises(MapoError, match="All 1 prompts could mean minors"):
+    with pytest.raises(MapoError, match="The only prompt could mean minors, so nothing can be made"):
         build(SAFETY, str(sdxl), given[:1], 6, tmp_path / "q", **HOW)
     with pytest.raises(MapoError, match="rejected prefix 'Teen image.' could mean a minor"):
         build(changed_recipe(SAFETY, ["rejected=Teen image."]), str(sdxl), PROMPTS, 1, tmp_path / "q", **HOW)
+
+
+def test_one_prompt_that_could_mean_a_minor_is_told_as_one(tmp_path, sdxl, capsys):
+    build(SAFETY, str(sdxl), ["a girl with a kite", PROMPTS[0]], 1, tmp_path / "p", **HOW)
+    assert "1 of 2 prompts names or could mean minors and is not used." in capsys.readouterr().out
+
+
+def test_what_was_counted_is_said_with_one_of_each_and_with_several():
+    names = ("tried", "judged_out", "unjudged", "equal_pictures", "repeats", "minors", "no_context")
+    assert describe(dict.fromkeys(names, 1)) == (
+        "1 tried, 1 judged out, 1 unjudged, 1 with equal pictures, 1 repeat, 1 prompt that could mean minors, "
+        "1 prompt without a context"
+    )
+    some = {**dict.fromkeys(names, 0), "tried": 1_000, "repeats": 2, "minors": 2}
+    assert describe(some) == "1,000 tried, 2 repeats, 2 prompts that could mean minors"
 
 
 def test_a_context_that_could_mean_a_minor_is_not_used_either(tmp_path, sdxl, monkeypatch):

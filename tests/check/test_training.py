@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from PIL import ImageDraw
-from sets import check, named, png, random_rows, rows_of, write_set
+import pytest
+from PIL import Image, ImageDraw
+from sets import check, named, png, random_rows, replace_picture, rows_of, write_set
 
 from data_fixtures import encoded, noise
 from mapo.check.check import lines
@@ -110,3 +111,155 @@ def test_the_leak_test_judges_what_the_crop_leaves_and_not_what_it_cuts_away(tmp
         assert leaks["brightness"] == 1
         summary = check(write_set(tmp_path / f"even {len(how)}", even), **how)
         assert not [leak["name"] for leak in summary["leaks"] if leak["tells"] and leak["name"] == "brightness"]
+
+
+# ------------------------------------------------------------------ which rows are asked
+
+Rows = list[tuple[Any, ...]]
+SQUARE = (48, 48)  # nothing of it is cropped or enlarged for the built-in model
+
+
+def square(seed: int) -> bytes:
+    return png(seed, SQUARE)
+
+
+def almost(seed: int) -> bytes:
+    picture = noise(seed, SQUARE)
+    picture.putpixel((0, 0), (1, 2, 3))
+    return encoded(picture)
+
+
+def faulty(name: str, start: int, **rest: Any) -> Rows:
+    """Rows that have one fault, with pictures and prompts that depend on ``start``."""
+    a, b, c = (square(start + k) for k in range(3))
+    prompt = f"a fox number {start}"
+    rows: dict[str, Rows] = {
+        "sizes_differ": [(prompt, a, png(start, (60, 60)))],
+        "small": [(prompt, png(start, (24, 24)), png(start + 1, (24, 24)))],
+        "long_prompt": [(f"{prompt} {'and a red circle ' * 30}", a, b)],
+        "nearly_same": [(prompt, a, almost(start))],
+        "contradiction": [(prompt, a, b), (prompt, b, a)],
+        "cycle": [(prompt, a, b), (prompt, b, c), (prompt, c, a)],
+        "repeated_pair": [(prompt, a, b), (prompt.upper(), a, b)],
+        "no_weight": [(prompt, a, b, {"weight": 0.0})],
+        "cropped": [(prompt, png(start, (60, 48)), png(start + 1, (60, 48)))],
+        "mostly_cropped": [(prompt, png(start, (120, 48)), png(start + 1, (120, 48)))],
+        "equal_after_crop": [(prompt, wide(start, "red"), wide(start, "blue"))],
+        "empty_prompt": [("\u200b" * start, a, b)],
+        "same_picture": [(prompt, a, encoded(noise(start, SQUARE), compress_level=0))],
+    }
+    return [(*row[:3], {**(row[3] if len(row) > 3 else {}), **rest}) for row in rows[name]]
+
+
+NUMBERS = {"contradiction": 2, "cycle": 3}  # of the rows that each finding is about, where it is not one
+OF_TRAINING = (
+    "sizes_differ", "small", "long_prompt", "nearly_same", "contradiction", "cycle", "repeated_pair", "no_weight",
+    "cropped", "mostly_cropped", "equal_after_crop",
+)  # fmt: skip
+OF_THE_SET = ("empty_prompt", "same_picture")
+CLEAN: Rows = [(f"a clean prompt {k}", square(900 + 2 * k), square(901 + 2 * k), {"split": "train"}) for k in range(4)]
+
+
+def checked(folder: Path, rows: Rows) -> dict[str, dict[str, Any]]:
+    return named(check(write_set(folder, rows), model="mini"))
+
+
+@pytest.mark.parametrize("name", OF_TRAINING)
+def test_a_fault_that_training_does_not_see_is_not_told(tmp_path: Path, name: str) -> None:
+    held = checked(tmp_path / "held", CLEAN + faulty(name, 1, split="test"))
+    ties = checked(tmp_path / "ties", CLEAN + faulty(name, 1, split="train", preference=0.5))
+    assert name not in held and name not in ties
+
+
+@pytest.mark.parametrize("name", OF_TRAINING)
+def test_a_fault_in_both_splits_is_counted_where_training_sees_it(tmp_path: Path, name: str) -> None:
+    number = NUMBERS.get(name, 1)
+    rows = faulty(name, 1, split="test") + CLEAN + faulty(name, 11, split="train")
+    seen = len(CLEAN) + len(faulty(name, 11))
+    both = checked(tmp_path / "both", rows)[name]
+    alone = checked(tmp_path / "alone", CLEAN + faulty(name, 11, split="train"))[name]
+    assert both["count"] == alone["count"] == number
+    assert f"{number} of {seen} pairs that training sees" in both["says"]
+    assert "training sees" not in alone["says"]
+    assert min(rows_of(both), default=len(rows)) >= len(faulty(name, 1)) + len(CLEAN)
+
+
+@pytest.mark.parametrize("name", OF_TRAINING)
+def test_where_nothing_is_trained_on_faults_are_told_of_all_pairs(tmp_path: Path, name: str) -> None:
+    found = checked(tmp_path / "held", faulty(name, 1, split="test"))
+    assert found[name]["count"] == NUMBERS.get(name, 1) and "training sees" not in found[name]["says"]
+
+
+@pytest.mark.parametrize("name", OF_THE_SET)
+def test_a_row_that_is_broken_is_an_error_in_any_split(tmp_path: Path, name: str) -> None:
+    found = checked(tmp_path / "set", CLEAN + faulty(name, 1, split="test"))
+    assert (found[name]["severity"], found[name]["count"]) == ("error", 1)
+    assert "training sees" not in found[name]["says"]
+
+
+def test_pictures_that_cannot_be_read_are_an_error_in_any_split(tmp_path: Path) -> None:
+    folder = write_set(tmp_path / "set", [*CLEAN, ("a fox", square(1), square(2), {"split": "test"})])
+    replace_picture(folder, square(2), b"broken")
+    unreadable = named(check(folder))["unreadable"]
+    assert unreadable["severity"] == "error" and unreadable["says"] == "Unreadable pictures: 1 in 1 pair."
+
+
+def test_what_splits_share_is_told_though_one_side_is_not_trained_on(tmp_path: Path) -> None:
+    rows = [("a fox", square(1), square(2), {"split": "train"}), ("a fox", square(2), square(1), {"split": "test"})]
+    found = checked(tmp_path / "set", CLEAN + rows)
+    assert {name: found[name]["count"] for name in ("prompt_in_two_splits", "picture_in_two_splits")} == {
+        "prompt_in_two_splits": 2, "picture_in_two_splits": 2,
+    }  # fmt: skip
+    assert "contradiction" not in found  # the splits contradict each other, and training sees one of them
+
+
+def test_small_pictures_are_counted_once_and_only_those_of_training(tmp_path: Path) -> None:
+    small = [png(k, (24, 24)) for k in range(5)]
+    rows = [("a fox", small[0], small[1], {"split": "train"}), ("a fox", small[0], small[2], {"split": "train"})]
+    rows += [("a dog", small[3], small[4], {"split": "test"})]
+    found = checked(tmp_path / "set", rows)
+    assert found["small"]["says"].endswith("mini works: 3 in 2 of 2 pairs that training sees.")
+
+
+def test_the_most_suspicious_pairs_are_those_of_training(tmp_path: Path) -> None:
+    kinds = {"sizes_differ": "times as many pixels", "nearly_same": "pixels differ by"}
+    for split, told in (("train", True), ("test", False)):
+        for name, words in kinds.items():
+            check(write_set(tmp_path / f"{name} {split}", CLEAN + faulty(name, 1, split=split)))
+            assert (words in (tmp_path / "check.html").read_text("utf-8")) == told
+
+
+# ------------------------------------------------------------------ the model's own side
+
+
+def flat(colour: str, side: int) -> bytes:
+    return encoded(Image.new("RGB", (side, side), colour))
+
+
+def test_pictures_are_the_same_where_they_are_so_at_the_models_own_side(tmp_path: Path, sdxl: Path) -> None:
+    rows = [("a red wall", flat("red", 96), flat("red", 60), {"split": "train"})]
+    folder = write_set(tmp_path / "set", CLEAN + rows)
+    alone, mini, other = (named(check(folder, **how)) for how in ({}, {"model": "mini"}, {"model": str(sdxl)}))
+    assert "equal_after_crop" not in alone  # 96 and 60 pixels are not the same, and their square is known only then
+    assert rows_of(mini["equal_after_crop"]) == rows_of(other["equal_after_crop"]) == [4]
+
+
+def test_the_leak_test_judges_pictures_at_the_models_own_side(tmp_path: Path) -> None:
+    def blocks(seed: int) -> bytes:  # sharper than noise of 96 pixels once both are shown in 48, and less sharp before
+        return encoded(noise(seed, SQUARE).resize((96, 96), Image.Resampling.NEAREST))
+
+    rows = [(f"p {k}", png(2 * k, (96, 96)), blocks(2 * k + 1), {"split": "train"}) for k in range(8)]
+    folder = write_set(tmp_path / "set", rows)
+    for how, value in (({}, 1.0), ({"model": "mini"}, 0.0)):
+        leaks = {leak["name"]: leak["paired"]["value"] for leak in check(folder, **how)["leaks"]}
+        assert leaks["sharpness"] == value
+
+
+def test_what_is_cut_away_is_counted_in_whole_pixels_of_the_models_own_side(tmp_path: Path, sdxl: Path) -> None:
+    for size, model, told in (((99, 89), "mini", False), ((99, 90), str(sdxl), True)):
+        rows = [("a fox", png(1, size), png(2, size), {"split": "train"})]
+        folder = write_set(tmp_path / str(size), rows)
+        alone, found = named(check(folder)), named(check(folder, model=model))
+        assert ("cropped" in alone) == (not told)  # 89 of 99 pixels are less than nine tenths, 90 of 99 are more
+        assert ("cropped" in found) == told  # 48 of 53 are more, 16 of 18 are less
+        assert ("2 pictures cropped by more than a tenth" in found["trained_on"]["says"]) == told

@@ -192,6 +192,10 @@ def test_what_pickapic_cannot_tell_is_counted_and_said(pairs: PairSet, tmp_path:
     assert said.startswith(f"{len(pairs)} pairs (1 tie; 1 graded preference became a sure one")
     assert "1 weight is not told" in said
     assert describe(counts, "preference") == f"{len(pairs)} pairs (1 tie)"
+    one, two = ({**dict.fromkeys(counts, number), "graded": 0, "weighted": 0} for number in (1, 2))
+    left_out = "left out, as a picture is kept as latents only"
+    assert describe(one, "hub") == f"1 pair (1 tie; 1 {left_out}; 1 rotated picture is written upright, as PNG)"
+    assert describe(two, "hub") == f"2 pairs (2 ties; 2 {left_out}; 2 rotated pictures are written upright, as PNG)"
 
 
 def with_latents_of(gone: set[str], pairs: PairSet, folder: Path) -> PairSet:

@@ -115,6 +115,12 @@ def test_the_body_says_what_the_set_records_and_nothing_of_this_machine(pairs: P
     assert facts["set"] == pairs.fingerprint() and facts["provenance"]["model"] == "sdxl-mine"
 
 
+def test_the_card_counts_one_pair_and_several(pairs: PairSet, tmp_path: Path) -> None:
+    for opened, words in ((make_set(tmp_path / "one", 1), "1 pair"), (pairs, f"{len(pairs)} pairs")):
+        export_pairs(opened, "hub", tmp_path / words)
+        assert f"\n{words} of pictures for teaching" in card_of(tmp_path / words).text
+
+
 def test_only_folders_in_a_pairs_meta_are_shortened(pairs: PairSet, tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
@@ -238,6 +244,7 @@ def test_an_upload_that_was_cut_off_goes_on_with_the_same_command(pairs: PairSet
         ("cartoons", None, None, "write owner/name"),
         ("a/b/c", None, None, "write owner/name"),
         ("me/c", None, there("data/x.parquet", "README.md"), r"holds files already \(data/x.parquet and 1 more\)"),
+        ("me/c", None, there("README.md"), r"holds a file already \(README.md\)"),
         ("me/c", True, there(), "is there already and public, against --private"),
         ("me/c", False, there(private=True), "is there already and private, against --public"),
     ],

@@ -4,12 +4,12 @@ import random
 
 import numpy as np
 import pytest
-from mapo.pages.thumbs import MOST_BYTES_EACH, SIDES, embed, room, spread
 from PIL import Image
 from worlds import make_images
 
 from mapo.lab.mini import scenes
 from mapo.lab.mini.draw import draw
+from mapo.pages.thumbs import MOST_BYTES_EACH, SIDES, embed, room, spread
 from mapo.report.cards import EXTREMES
 from mapo.report.report import SHOWN_PAIRS
 

@@ -92,7 +92,7 @@ def test_who_voted_is_not_on_the_page(world):
     world.vote("votes.jsonl", ["before"] * 30, annotator="Ottokar")
     world.report(votes=[votes])
     assert "Zerlina" not in world.page and "Ottokar" not in world.page
-    assert "Each by themselves gave after 100.0\u202f% of 30, 0.0\u202f% of 30 votes" in Parsed(world.page).text
+    assert "Each by themselves gave after 100.0\u202f% of 30 votes, 0.0\u202f% of 30 votes" in Parsed(world.page).text
 
 
 def test_votes_on_pictures_that_changed_are_refused(world):

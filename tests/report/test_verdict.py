@@ -65,6 +65,11 @@ def test_without_a_goal_no_winner_is_picked_from_several_metrics(world):
     assert "Largest gains" not in world.page
 
 
+def test_one_clear_win_rate_among_several_is_told_as_one(world):
+    world.add(lambda i: 0, lambda i: 0, metric="hazard")
+    assert "1 of 2 win rates below excludes 50" in world.report(None)["detail"]
+
+
 def test_without_a_goal_a_single_metric_is_the_goal(world):
     assert world.report(None)["call"] == "better"
 

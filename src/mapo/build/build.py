@@ -1,8 +1,8 @@
 """Pairs that a model makes itself: prompts → context prompts → pictures → judges → pairs.
 
 Every stage leaves its files in the work folder ``.<out>.build.partial`` (:mod:`mapo.build.work`), so the same command
-goes on where it was stopped, and several processes can share the work. The set depends on neither: portions of prompts are made
-in a fixed order, and what was made before is only found again.
+goes on where it was stopped, and several processes can share the work. The set depends on neither: portions of prompts
+are made in a fixed order, and what was made before is only found again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from mapo.build.recipe import Recipe, changed_recipe
 from mapo.build.work import Work, open_work
 from mapo.devices import use_own_device
 from mapo.encode.cache import LATENTS, read_latents, write_head, write_shard
-from mapo.errors import MapoError, memory_told, several
+from mapo.errors import MapoError, count, memory_told, several
 from mapo.files import sha256
 from mapo.models import find_model
 from mapo.pairs.pairs import PairWriter, pair_id
@@ -134,8 +134,11 @@ def _safe_prompts(recipe: Recipe, prompts: Sequence[str]) -> list[str]:
             raise MapoError(f"The {side} prefix {prefix!r} could mean a minor ({word!r}). Such pictures are not made.")
     safe = [prompt for prompt in prompts if not minors.names_minor(prompt)]
     if not safe:
-        raise MapoError(f"All {len(prompts)} prompts could mean minors, so none can be used with {recipe.name}.")
-    print(f"{len(prompts) - len(safe)} of {len(prompts)} prompts name or could mean minors and are not used.")
+        every = "The only prompt" if len(prompts) == 1 else f"All {len(prompts):,} prompts"
+        raise MapoError(f"{every} could mean minors, so nothing can be made with {recipe.name}.")
+    left_out = len(prompts) - len(safe)
+    do = "names or could mean minors and is" if left_out == 1 else "name or could mean minors and are"
+    print(f"{left_out:,} of {count(len(prompts), 'prompt')} {do} not used.")
     return safe
 
 
@@ -164,19 +167,19 @@ def _share(plan: Plan, shard: Shard) -> bool:
 
     Portions that turn out too many are ignored, and those that lack are made when the set is put together.
     """
-    index, count = shard
-    with locked(plan.folder, [f"{index}-of-{count}"]):
+    index, of = shard
+    with locked(plan.folder, [f"{index}-of-{of}"]):
         maker = plan.open(shard)
         maker.work.mark(done=False)
         start, kept, tried = index * plan.batch, 0, 0
-        bar = tqdm(desc=f"build {plan.recipe.name} {index}/{count}", unit="pair", disable=index > 0)
+        bar = tqdm(desc=f"build {plan.recipe.name} {index}/{of}", unit="pair", disable=index > 0)
         while start + plan.batch <= (end := min(plan.most, _needed(plan.num_pairs, kept, tried))):
-            mine = range(start, end - plan.batch + 1, count * plan.batch)
+            mine = range(start, end - plan.batch + 1, of * plan.batch)
             bar.total = kept + len(mine) * plan.batch * (kept + 1) // (tried + 1)
             maker.prepare([k + j for k in mine for j in range(plan.batch)], plan.batch)
             with memory_told(plan.batch, rest=""):
                 portion = maker.portion(start, plan.batch)
-            start, kept, tried = start + count * plan.batch, kept + len(portion.pairs), tried + plan.batch
+            start, kept, tried = start + of * plan.batch, kept + len(portion.pairs), tried + plan.batch
             _advance(bar, portion)
         bar.close()
         return maker.work.mark(done=True)
@@ -188,10 +191,10 @@ def _needed(pairs: int, kept: int, tried: int) -> int:
 
 
 def _advance(bar: Any, portion: Portion, most: int | None = None) -> None:
-    count = len(portion.pairs) if most is None else min(len(portion.pairs), most)
+    number = len(portion.pairs) if most is None else min(len(portion.pairs), most)
     if not portion.made and not bar.disable:  # found, so it says nothing about the rate
-        bar.initial += count
-    bar.update(count)
+        bar.initial += number
+    bar.update(number)
 
 
 def _collect(plan: Plan, wait: bool) -> dict[str, int] | None:
@@ -264,13 +267,28 @@ class Totals:
         return {**self.sums, "minors": self.left_out + len(self.minors), "no_context": len(self.no_context)}
 
 
+def describe(counts: Mapping[str, int]) -> str:
+    """What :func:`build` counted besides the pairs, in words: ``9 tried, 4 judged out, 1 repeat``."""
+    said = {
+        "tried": f"{counts['tried']:,} tried",
+        "judged_out": f"{counts['judged_out']:,} judged out",
+        "unjudged": f"{counts['unjudged']:,} unjudged",
+        "equal_pictures": f"{counts['equal_pictures']:,} with equal pictures",
+        "repeats": count(counts["repeats"], "repeat"),
+        "minors": f"{count(counts['minors'], 'prompt')} that could mean minors",
+        "no_context": f"{count(counts['no_context'], 'prompt')} without a context",
+    }
+    return ", ".join(words for name, words in said.items() if counts[name])
+
+
 def _too_few(plan: Plan, totals: Totals, kept: int) -> str:
     counts = totals.counts()
+    were = "was" if kept == 1 else "were"
     return (
-        f"Of {counts['tried']} tried pairs only {kept} were kept ({counts['judged_out']} judged out, "
+        f"Of {count(counts['tried'], 'tried pair')} only {kept} {were} kept ({counts['judged_out']} judged out, "
         f"{counts['unjudged']} without a judge's number, {counts['equal_pictures']} with equal pictures, "
-        f"{counts['repeats']} repeats). The pictures are in {plan.folder}, where the same command with fewer pairs or "
-        "another --judge uses them. Or use more prompts."
+        f"{count(counts['repeats'], 'repeat')}). The pictures are in {plan.folder}, where the same command with fewer "
+        "pairs or another --judge uses them. Or use more prompts."
     )
 
 

@@ -2,6 +2,9 @@
 
 An **error** is something that training would get wrong or could not read. A **warning** is something that is wrong in
 most sets but may be meant in this one. A **note** is good to know.
+
+What makes the set whole is asked of all rows: pictures and prompts that can be read, two pictures in a pair, splits
+that share nothing. What a model would learn is asked of the rows that training sees: sizes, lengths of prompts, labels.
 """
 
 from __future__ import annotations
@@ -74,16 +77,19 @@ def check_sizes(rows: Rows, pictures: Pictures, view: View | None) -> list[Findi
         "Chosen and rejected differ in size: {n}.",
         "The two sides are resized differently. SDXL is told the original size and can learn that instead.",
         lambda i: f"{quote(rows.texts[i])} {w1[i]:.0f} × {h1[i]:.0f} against {w2[i]:.0f} × {h2[i]:.0f}",
+        trained=rows.trained,
     )  # fmt: skip
     if view:
         side = view.resolution
-        small = pictures.read & (np.minimum(pictures.found["width"], pictures.found["height"]) < side)
+        seen = np.zeros(len(pictures.found), bool)
+        seen[rows.chosen[rows.trained]] = seen[rows.rejected[rows.trained]] = True
+        small = seen & pictures.read & (np.minimum(pictures.found["width"], pictures.found["height"]) < side)
         findings += find(
             "small", "warning", _either(rows, small),
             "Pictures with a side shorter than the {side} pixels at which {model} works: {pictures} in {n}.",
             "They would be enlarged, and the model learns their blur.",
             lambda i: f"{quote(rows.texts[i])} {w1[i]:.0f} × {h1[i]:.0f}, {w2[i]:.0f} × {h2[i]:.0f}",
-            pictures=f"{int(small.sum()):,}", side=side, model=view.name,
+            trained=rows.trained, pictures=f"{int(small.sum()):,}", side=side, model=view.name,
         )  # fmt: skip
     return findings
 
@@ -125,13 +131,14 @@ def _too_long(rows: Rows, view: View | None) -> list[Finding]:
     if view is None:
         says = "The length of prompts was not checked."
         return [Finding("length_unknown", "note", says, "Name the model: --model M.")]
-    over, most = excess_tokens(view, rows.texts), view.most_tokens
+    over, most = np.zeros(len(rows), np.int64), view.most_tokens
+    over[rows.trained] = excess_tokens(view, [rows.texts[i] for i in np.flatnonzero(rows.trained)])
     return find(
         "long_prompt", "warning", over > 0,
         "Prompts longer than the {most} tokens that {model} reads: {n}, by up to {over}.",
         "The end of such a prompt is cut off, so that it says nothing in training. Shorten it.",
         lambda i: f"{quote(rows.texts[i])} {most + over[i]} tokens, {over[i]} too many",
-        most=most, model=view.name, over=int(over.max()),
+        trained=rows.trained, most=most, model=view.name, over=int(over.max()),
     )  # fmt: skip
 
 
@@ -174,7 +181,7 @@ def check_content(rows: Rows, pictures: Pictures) -> list[Finding]:
         "nearly_same", "note", alike,
         "Nearly the same on both sides: {n}, less than {alike:g} of 255 grey levels apart in 8 × 8 averages.",
         "Close pairs can teach the most, so nothing here removes any. Look at some.", lambda i: quote(rows.texts[i]),
-        alike=ALIKE,
+        trained=rows.trained, alike=ALIKE,
     )  # fmt: skip
     return findings
 
@@ -190,19 +197,22 @@ def closeness(rows: Rows, pictures: Pictures) -> NDArray[np.float64]:
 
 
 def check_labels(rows: Rows) -> list[Finding]:
-    """Pairs of one prompt that contradict or repeat each other, by content; ties and weights of nothing."""
+    """Pairs of one prompt that contradict or repeat each other, by content; ties and weights of nothing.
+
+    Only what training sees: a pair that contradicts one of another split has its prompt in two splits, which is told.
+    """
     reversed_, cycle = contradictions(rows)
     first, earlier = _repeats(rows)
     findings = find(
         "contradiction", "warning", reversed_,
         "Contradicted by another pair of the same prompt, which prefers the other picture: {n}.",
         "People differ, so this can be right; from one judge it is a mistake. `mapo label` settles it.",
-        lambda i: f"{quote(rows.texts[i])} preference {rows.preference[i]:g}",
+        lambda i: f"{quote(rows.texts[i])} preference {rows.preference[i]:g}", trained=rows.trained,
     )  # fmt: skip
     findings += find(
         "cycle", "warning", cycle,
         "On a circle, where A is preferred to B, B to C, and C to A: {n}.",
-        "No ranking fits such pairs.", lambda i: quote(rows.texts[i]),
+        "No ranking fits such pairs.", lambda i: quote(rows.texts[i]), trained=rows.trained,
     )  # fmt: skip
 
     def tell(i: int) -> str:
@@ -213,18 +223,24 @@ def check_labels(rows: Rows) -> list[Finding]:
     findings += find(
         "repeated_pair", "warning", earlier, "Repeats of an earlier pair, with its prompt and its two pictures: {n}.",
         "Such a pair counts several times. Keep one of them, or make it one with a weight.", tell,
+        trained=rows.trained,
     )  # fmt: skip
     ties = int((rows.preference == 0.5).sum())
     if ties:
         says = f"Ties (preference 0.5), left out of the leak test: {ties:,} of {count(len(rows), 'pair')}."
         findings.append(Finding("ties", "note", says))
-    findings += find("no_weight", "note", rows.weight == 0, "Without part in training, as their weight is 0: {n}.")
-    return findings
+    return findings + find(
+        "no_weight", "note", rows.weight == 0, "Without part in training, as their weight is 0: {n}.",
+        trained=rows.trained,
+    )  # fmt: skip
 
 
 def contradictions(rows: Rows) -> tuple[Flags, Flags]:
-    """Which rows another row reverses, and which lie on a longer circle of preferences of one prompt."""
-    clear = (rows.preference > 0.5) & (rows.chosen_content != rows.rejected_content)
+    """Which rows another row reverses, and which lie on a longer circle of preferences of one prompt.
+
+    Only rows that training sees take part.
+    """
+    clear = rows.trained & (rows.preference > 0.5) & (rows.chosen_content != rows.rejected_content)
     better, worse, size = _nodes(rows)
     reversed_ = clear & np.isin(better * size + worse, (worse * size + better)[clear])
     edges = csr_array((np.ones(int(clear.sum())), (better[clear], worse[clear])), shape=(size, size))
@@ -241,12 +257,17 @@ def _nodes(rows: Rows) -> tuple[Integers, Integers, int]:
 
 
 def _repeats(rows: Rows) -> tuple[Integers, Flags]:
-    """The first row with the same prompt and pictures, and whether that is an earlier one; not if it is reversed."""
+    """The first row with the same prompt and pictures, and whether that is an earlier one; not if it is reversed.
+
+    Rows that training does not see are their own first.
+    """
     better, worse, size = _nodes(rows)
     tie = rows.preference == 0.5
     left, right = np.where(tie, np.minimum(better, worse), better), np.where(tie, np.maximum(better, worse), worse)
-    _, first, place = np.unique(left * size + right, return_index=True, return_inverse=True)
-    return first[place], first[place] != np.arange(len(rows))
+    seen, first = np.flatnonzero(rows.trained), np.arange(len(rows))
+    _, earliest, place = np.unique((left * size + right)[seen], return_index=True, return_inverse=True)
+    first[seen] = seen[earliest[place]]
+    return first, first != np.arange(len(rows))
 
 
 def _either(rows: Rows, flags: NDArray[np.bool_]) -> Flags:

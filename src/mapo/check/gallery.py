@@ -63,12 +63,13 @@ def suspicious_rows(
     apart = closeness(rows, pictures)
     area = found["width"] * found["height"]
     ratio = np.abs(np.nan_to_num(np.log(area[rows.chosen] / area[rows.rejected])))
+    larger, near = rows.trained & (ratio > 0.01), rows.trained & ~same & (apart < ALIKE)
     kinds: list[list[tuple[int, str]]] = [
         [(i, "The same picture on both sides") for i in _first(same)],
         [(i, "Contradicted by another pair of this prompt") for i in _first(reversed_)],
         [(i, "On a circle of preferences") for i in _first(cycle)],
-        [(i, f"{np.exp(ratio[i]):.3g} times as many pixels on one side") for i in _least(-ratio, ratio > 0.01)],
-        [(i, "Nearly the same picture") for i in _least(apart, ~same & (apart < ALIKE))],
+        [(i, f"{np.exp(ratio[i]):.3g} times as many pixels on one side") for i in _least(-ratio, larger)],
+        [(i, "Nearly the same picture") for i in _least(apart, near)],
     ]  # fmt: skip
     if together.share.tells:
         told = np.nan_to_num(together.margins)

@@ -84,18 +84,21 @@ def read_rows(pairs: PairSet, pictures: Pictures, trained: Integers) -> Rows:
 
 def find(
     name: str, severity: str, rows: Flags, says: str, remedy: str = "",
-    tell: Callable[[int], str] | None = None, **words: Any,
+    tell: Callable[[int], str] | None = None, *, trained: Flags | None = None, **words: Any,
 ) -> list[Finding]:  # fmt: skip
     """A finding about rows, or none where there are none.
 
     ``{n}`` in ``says`` is the number of rows with its noun, ``words`` fill the rest; ``tell`` says what is to be said
-    of a row.
+    of a row. With ``trained`` only those rows count, and where they are not all rows ``{n}`` says so.
     """
-    places = np.flatnonzero(rows).tolist()
+    places = np.flatnonzero(rows if trained is None else rows & trained).tolist()
     if not places:
         return []
     shown = tuple((i, tell(i)) for i in places[:SHOWN_ROWS]) if tell else ()
-    return [Finding(name, severity, says.format(n=count(len(places), "pair"), **words), remedy, len(places), shown)]
+    n = count(len(places), "pair")
+    if trained is not None and not trained.all():
+        n = f"{len(places):,} of {count(int(trained.sum()), 'pair')} that training sees"
+    return [Finding(name, severity, says.format(n=n, **words), remedy, len(places), shown)]
 
 
 def quote(text: str, most: int = 60) -> str:

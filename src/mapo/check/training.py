@@ -47,7 +47,7 @@ def _crop(rows: Rows, pictures: Pictures, view: View | None) -> list[Finding]:
     cut = np.zeros(len(found))
     cut[read] = share_cut_away(width[read], height[read], side if view else np.asarray(side)[read])
     assumed = "" if view else ASSUMED
-    worst = np.where(rows.trained, np.maximum(cut[rows.chosen], cut[rows.rejected]), 0)
+    worst = np.maximum(cut[rows.chosen], cut[rows.rejected])
 
     def tell(i: int) -> str:
         shares = (("chosen", cut[rows.chosen[i]]), ("rejected", cut[rows.rejected[i]]))
@@ -62,14 +62,14 @@ def _crop(rows: Rows, pictures: Pictures, view: View | None) -> list[Finding]:
             name, severity, fits, "More than {share} of a picture is cut away by the crop: {n}{assumed}.",
             "Training never sees what stands there. Where it matters, crop the pictures yourself before importing "
             "them.",
-            tell, share=share, assumed=assumed,
+            tell, trained=rows.trained, share=share, assumed=assumed,
         )  # fmt: skip
     equal: Any = found["seen"][rows.chosen] == found["seen"][rows.rejected]
-    equal &= (rows.chosen_content != rows.rejected_content) & read[rows.chosen] & read[rows.rejected] & rows.trained
+    equal &= (rows.chosen_content != rows.rejected_content) & read[rows.chosen] & read[rows.rejected]
     return findings + find(
         "equal_after_crop", "error", equal,
         "The same picture on both sides once it is cropped: {n}{assumed}.",
         "What differs lies outside of the crop, so there is nothing to learn. Crop these pictures yourself, or leave "
         "the pairs out.",
-        tell, assumed=assumed,
+        tell, trained=rows.trained, assumed=assumed,
     )  # fmt: skip

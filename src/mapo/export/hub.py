@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mapo import __version__
-from mapo.errors import MapoError
+from mapo.errors import MapoError, count
 from mapo.files import read_json, write_json, write_text
 from mapo.pairs.pairs import ROWS_AT_ONCE, PairSet
 from mapo.pairs.provenance import UNKNOWN, flat, without_folders
@@ -86,7 +86,7 @@ def write_card(
         .from_string(template)
         .render(
             title=_cell(name),
-            total=total,
+            total=count(total, "pair"),
             splits=splits,
             pictures=_different(pairs, ("chosen", "rejected"), rows),
             graded=int((rows & (preference > 0.5) & (preference < 1)).sum()),
@@ -168,8 +168,11 @@ def check_repo(repo: str, private: bool | None, sensitive: bool, api: Any) -> bo
         )
     files = [file.rfilename for file in there.siblings or [] if file.rfilename != ".gitattributes"]
     if files:
+        what = (
+            f"files already ({files[0]} and {len(files) - 1:,} more)" if files[1:] else f"a file already ({files[0]})"
+        )
         raise MapoError(
-            f"--repo {repo} holds files already ({files[0]} and {len(files) - 1} more). Name another one, or upload "
+            f"--repo {repo} holds {what}. Name another one, or upload "
             f"into it with: hf upload {repo} FOLDER --repo-type dataset"
         )
     return bool(there.private)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from mapo.errors import MapoError
+from mapo.errors import MapoError, count
 from mapo.files import delimiter_of, encoding_of
 from mapo.importers import BadRow
 from mapo.importers.cells import from_text, short
@@ -139,9 +139,8 @@ class CellFile:
                         continue
                     where = _where(self, "line", line)
                     if len(cells) != len(header):
-                        yield BadRow(
-                            where.text, f"it has {len(cells)} cells; the first line names {len(header)} columns"
-                        )
+                        cut = f"it has {count(len(cells), 'cell')}; the first line names {count(len(header), 'column')}"
+                        yield BadRow(where.text, cut)
                         continue
                     row = dict(zip(header, cells, strict=True))
                     yield where, {ours: from_text(ours, row[name] or None) for ours, name in names.items()}

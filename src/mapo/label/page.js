@@ -70,7 +70,7 @@
     $("bar").max = state.total;
     $("bar").value = state.done;
     $("count").textContent = state.done + " of " + state.total + " judged" + speed();
-    $("thanks").textContent = "You have judged all " + state.total + " pairs. Thank you.";
+    $("thanks").textContent = (state.total === 1 ? "You have judged the only pair." : "You have judged all " + state.total + " pairs.") + " Thank you.";
     for (const button of document.querySelectorAll(".undo")) {
       button.disabled = !state.last;
       button.lastElementChild.textContent = state.last ? "Undo: " + WORDS[state.last.vote] : "Undo";

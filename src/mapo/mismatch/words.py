@@ -74,7 +74,8 @@ def table(found: Mismatch) -> list[str]:
     """The numbers for a terminal, a row each, with their 95 % intervals."""
     d, e = found.distances, found.errors
     head = (
-        f"{found.num_pairs} of {found.of_pairs} pairs of the split {found.split}, {found.num_prompts} prompts; "
+        f"{found.num_pairs} of {count(found.of_pairs, 'pair')} of the split {found.split}, "
+        f"{count(found.num_prompts, 'prompt')}; "
         f"own samples at seed {', '.join(map(str, found.seeds))}"
     )
     rows = [("", "chosen", "rejected", "own samples")]

@@ -64,6 +64,9 @@ class Family(Protocol):
     def check(self, model: Model) -> None:
         """MapoError where the folder says that its model is of another kind than this family trains."""
 
+    def check_loras(self, model: Model, on_top: bool) -> None:
+        """MapoError where a LoRA of the model does not fit it, or could not be one file with another ``on_top``."""
+
     def load_denoiser(self, model: Model, device: Any, dtype: Any) -> nn.Module:
         """The network that is trained, on ``device``."""
 

@@ -50,9 +50,10 @@ def load_part(kind: Any, base: Path, part: str, dtype: Any = torch.float32) -> A
     except Exception as error:
         raise not_whole(base, part, error) from None
     if lacking := sorted(report["missing_keys"]):
+        are = "tensor is" if len(lacking) == 1 else "tensors are"
         raise MapoError(
             f"The model folder {base} is not whole: the weights of {part} lack {lacking[0]} "
-            f"({len(lacking)} of its tensors are missing). Download the folder again."
+            f"({len(lacking)} {are} missing). Download the folder again."
         )
     return network
 

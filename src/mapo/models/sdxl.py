@@ -12,18 +12,16 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft.utils import get_peft_model_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from mapo.errors import MapoError
 from mapo.models import Model, read_config
 from mapo.models.kind import check_scheduler, check_tokenizer_files, check_vae, check_vocabulary
+from mapo.models.lora import LORA_FILE, check_lora, check_on_top_of, on_top_of
 from mapo.models.noise import Schedule
 from mapo.models.parts import load_part, not_whole, refuse_pickles, variants
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 PARTS = ("vae", "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
 TOKENIZERS = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))  # each with its encoder
@@ -68,10 +66,32 @@ def check(model: Model) -> None:
         )
 
 
+def check_loras(model: Model, on_top: bool) -> None:
+    """MapoError where a LoRA of the model is not one of its UNet, or could not be one file with another ``on_top``."""
+    if not model.loras:
+        return
+    base, part = _unet_of(model)
+    config = read_config(base, f"{part}/config.json")
+    try:
+        with torch.device("meta"):  # its layers, without their weights
+            unet = UNet2DConditionModel.from_config(config)
+    except Exception as error:
+        raise not_whole(base, part, error) from None
+    for lora in model.loras:
+        check_lora(lora, unet)
+        if on_top:
+            check_on_top_of(lora, unet, LORA_TARGETS)
+
+
+def _unet_of(model: Model) -> tuple[Path, str]:
+    return (model.denoiser.parent, model.denoiser.name) if model.denoiser else (model.base, "unet")
+
+
 def load_denoiser(model: Model, device: Any, dtype: Any = torch.float32) -> nn.Module:
     """The UNet with a run's weights, its LoRAs merged in."""
-    base, part = (model.denoiser.parent, model.denoiser.name) if model.denoiser else (model.base, "unet")
-    unet = load_part(UNet2DConditionModel, base, part, dtype)
+    unet = load_part(UNet2DConditionModel, *_unet_of(model), dtype)
+    for lora in model.loras:
+        check_lora(lora, unet)
     if model.loras:
         pipeline = _load_pipeline_around(model, unet, dtype)
         _fuse(pipeline, model.loras)
@@ -90,7 +110,6 @@ def _fuse(pipeline: StableDiffusionXLPipeline, loras: Sequence[Path]) -> None:
     logging.getLogger("diffusers.loaders.lora_base").addFilter(_is_news)
     for number, lora in enumerate(loras):
         name = f"run{number}"
-        read_lora(lora)  # whether it is whole
         pipeline.load_lora_weights(lora, weight_name=LORA_FILE, adapter_name=name)
         pipeline.fuse_lora(components=["unet"], adapter_names=[name])
         pipeline.unload_lora_weights()
@@ -229,29 +248,9 @@ def save_denoiser(denoiser: nn.Module, folder: Path) -> None:
 def save_lora(denoiser: nn.Module, folder: Path, below: Sequence[Path] = ()) -> None:
     """Write ``folder/pytorch_lora_weights.safetensors``, which ``pipeline.load_lora_weights(folder)`` opens.
 
-    With the LoRAs ``below`` it is one LoRA whose rank is the sum of theirs: Σ BA = (B₁ B₂ …)(A₁ A₂ …)ᵀ. Each has an
-    alpha that is its rank.
+    With the LoRAs ``below`` it is one LoRA whose rank is the sum of theirs.
     """
     layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(denoiser))
     for lora in reversed(below):
-        layers = _on_top_of(read_lora(lora), layers)
+        layers = on_top_of(lora, layers)
     StableDiffusionXLPipeline.save_lora_weights(folder, unet_lora_layers=layers, safe_serialization=True)
-
-
-def read_lora(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a run's LoRA, by the UNet's own names."""
-    path = folder / LORA_FILE
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise MapoError(f"{path} is damaged ({error}). Run the `mapo train` command that made it again.") from None
-    return {name.removeprefix("unet."): tensor for name, tensor in tensors.items()}
-
-
-def _on_top_of(below: dict[str, Tensor], above: dict[str, Tensor]) -> dict[str, Tensor]:
-    if below.keys() != above.keys():
-        raise MapoError("The LoRAs that this run stands on are of other layers, so they cannot be one file.")
-    return {
-        name: torch.cat([below[name].to(tensor), tensor], 0 if ".lora_A." in name or ".lora.down." in name else 1)
-        for name, tensor in above.items()
-    }

@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from mapo.errors import MapoError
+from mapo.errors import MapoError, count
 from mapo.files import read_json, replacing, sha256, write_json
 from mapo.pairs.pictures import decode_picture
 from mapo.pairs.places import NAME as PLACES
@@ -84,16 +84,16 @@ class PairSet:
             pictures = np.bincount(places.records["shard"])
         except (OSError, ValueError, EOFError) as error:
             raise MapoError(f"{path} is missing or damaged ({error}). {REMEDY}") from None
-        for number, count in enumerate(pictures.tolist()):
+        for number, held in enumerate(pictures.tolist()):
             shard = self._shard(number)
             try:
                 with pq.ParquetFile(shard) as file:
                     if lacking := set(IMAGE_SCHEMA.names) - set(file.schema_arrow.names):
                         raise ValueError(f"it has no column {', '.join(sorted(lacking))}")
-                    if file.metadata.num_rows != count:
-                        raise ValueError(f"it holds {file.metadata.num_rows} pictures, {PLACES} names {count}")
+                    if file.metadata.num_rows != held:
+                        raise ValueError(f"it holds {count(file.metadata.num_rows, 'picture')}, {PLACES} names {held}")
             except FileNotFoundError:
-                raise MapoError(f"{shard} is missing, with {count} pictures. {REMEDY}") from None
+                raise MapoError(f"{shard} is missing, with {count(held, 'picture')}. {REMEDY}") from None
             except (pa.ArrowException, OSError, ValueError) as error:
                 raise MapoError(f"{shard} is damaged ({error}). {REMEDY}") from None
         return places

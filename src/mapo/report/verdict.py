@@ -46,7 +46,8 @@ def judge(comparisons: Sequence[Comparison], goal: str | None, left_out: tuple[i
         clear = sum(c.win.conclusive for c in comparisons)
         return Verdict(
             "No goal was named, so no winner is called.",
-            f"{clear} of {len(comparisons)} win rates below exclude 50{THIN}%. Name the metric that training was for "
+            f"{clear} of {count(len(comparisons), 'win rate')} below {'excludes' if clear == 1 else 'exclude'} "
+            f"50{THIN}%. Name the metric that training was for "
             "with --goal; to choose it after seeing them would be to choose the answer.",
             "undecided",
             None,
@@ -114,10 +115,10 @@ def told_by(people: Comparison) -> str:
     if len(panel.shares) == 1:
         words.append("The interval is over prompts: it says nothing about other people.")
     else:
-        each = ", ".join(f"{percent(share)} of {votes}" for votes, share in panel.shares[:8])
+        each = ", ".join(f"{percent(share)} of {count(votes, 'vote')}" for votes, share in panel.shares[:8])
         more = f" and {len(panel.shares) - 8} more" if len(panel.shares) > 8 else ""
         words.append(
-            f"Where several judged a pair their votes are averaged. Each by themselves gave after {each}{more} votes. "
+            f"Where several judged a pair their votes are averaged. Each by themselves gave after {each}{more}. "
             "The interval is over prompts, for these people: others may see it otherwise."
         )
     return " ".join(words)

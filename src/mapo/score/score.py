@@ -376,7 +376,11 @@ def _tell(task: Task, before: Sequence[Mapping[str, Any]]) -> None:
     ).items():
         few = f"{number} of {count(len(task.images), 'picture')}"
         if why := asked[name].why_none.get(metric):
-            sentence = f"{why}." if number == len(task.images) else f"{why}: {few} have no {metric}."
+            sentence = (
+                f"{why}."
+                if number == len(task.images)
+                else f"{why}: {few} {'has' if number == 1 else 'have'} no {metric}."
+            )
             _note([sentence], task.told)
         else:
             _note([f"{name} gave no {metric} to {few}"])

@@ -163,7 +163,8 @@ class Loop:
         if not math.isfinite(norm):
             raise DivergedError(
                 f"Step {step + 1}: the gradient is not finite; the weights were left as they were. "
-                f"Pairs {', '.join(batch.ids[:5])}, timesteps {batch.timesteps[:5].tolist()}. Try a lower optim.lr, "
+                f"{'Pair' if len(batch.ids) == 1 else 'Pairs'} {', '.join(batch.ids[:5])}, timesteps "
+                f"{batch.timesteps[:5].tolist()}. Try a lower optim.lr, "
                 "or train.precision=float32."
             )
         self.optimizer.step()

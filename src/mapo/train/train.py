@@ -62,6 +62,7 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
     model = find_model(config.model)
     family = family_of(model)
     cache_key(family, model, config.data.resolution, config.data.flip)  # refuses a resolution that does not fit
+    family.check_loras(model, on_top=config.adapter.kind == "lora")
     seen = what_training_sees(
         pairs, family, model, split=config.data.split, ties=config.data.ties, resolution=config.data.resolution
     )

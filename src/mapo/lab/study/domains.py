@@ -22,7 +22,7 @@ from PIL import Image
 from mapo.build.build import build
 from mapo.build.judge import parse_filter
 from mapo.build.recipe import read_recipe
-from mapo.errors import MapoError
+from mapo.errors import MapoError, count
 from mapo.lab.mini.draw import draw
 from mapo.lab.mini.judges import JUDGES, attributes, follows
 from mapo.lab.mini.scenes import BACKGROUNDS, COLOURS, Scene, caption, context, parse
@@ -97,12 +97,13 @@ def _png(picture: NDArray[np.uint8]) -> PNG:
     return png_bytes(Image.fromarray(picture))
 
 
-def _write(out: Path, about: str, pairs: Iterator[tuple[str, PNG, PNG]], count: int) -> None:
+def _write(out: Path, about: str, pairs: Iterator[tuple[str, PNG, PNG]], number: int) -> None:
     with PairWriter(out, {"recipe": {"name": out.name, "about": about}, "model": "mini"}) as writer:
-        for prompt, chosen, rejected in itertools.islice(pairs, count):
+        for prompt, chosen, rejected in itertools.islice(pairs, number):
             writer.add_pair(prompt, chosen, rejected, source=out.name, meta={})
-        if writer.count < count:
-            raise MapoError(f"The domain {out.name} has only {writer.count} pairs, not {count}. Ask for fewer --pairs.")
+        if writer.count < number:
+            has = count(writer.count, "pair")
+            raise MapoError(f"The domain {out.name} has only {has}, not {number}. Ask for fewer --pairs.")
 
 
 def right_attributes(asked: Scene, seen: Scene) -> int:

@@ -10,7 +10,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from mapo.errors import MapoError
+from mapo.errors import MapoError, count
 from mapo.score.scorers import check_inputs, check_pictures
 from mapo.score.scorers.similarity import check_type, computing, device, join, load_model, load_part, process
 from mapo.score.scorers.weights import MODEL, PICTURES, Repository, find_files
@@ -56,7 +56,8 @@ class Dinov2Score:
         """The similarity of each picture to its reference. Equal references of a call are embedded once."""
         check_inputs("dinov2", pictures, prompts)
         if references is None or len(references) != len(pictures):
-            given = "none was given" if references is None else f"{len(references)} came for {len(pictures)} pictures"
+            some = f"{len(references or ())} came for {count(len(pictures), 'picture')}"
+            given = "none was given" if references is None else some
             raise MapoError(f"dinov2 compares each picture with a reference picture, and {given}. Give one for each.")
         check_pictures("dinov2", references)
         if not pictures:

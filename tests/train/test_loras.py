@@ -1,0 +1,134 @@
+"""Training and sampling on top of a run's LoRA that is not what it should be."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
+from test_train import run
+
+from data_fixtures import files_below
+from mapo.cli import cli
+from mapo.errors import MapoError
+from mapo.models import family_of, find_model
+from tiny import make_pairs
+
+FILE = "weights/pytorch_lora_weights.safetensors"
+LAYER = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_k.lora"
+FEED_FORWARD = "unet.down_blocks.1.attentions.0.transformer_blocks.0.ff.net.2.lora"
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory) -> Path:
+    """A folder with a set, its cache, and a run of a LoRA on the built-in model."""
+    folder = tmp_path_factory.mktemp("begun")
+    run(folder / "a", "mini", make_pairs(folder / "pairs", 4), kind="lora", steps=1)
+    return folder
+
+
+@pytest.fixture
+def work(begun, tmp_path) -> Path:
+    """The same, without the cache."""
+    shutil.copytree(begun, tmp_path / "work", ignore=shutil.ignore_patterns("cache"))
+    return tmp_path / "work"
+
+
+def change(work: Path, how, metadata=None) -> None:
+    save_file(how(load_file(work / "a" / FILE)), work / "a" / FILE, metadata)
+
+
+def only_queries(tensors):
+    return {name: value for name, value in tensors.items() if ".to_q." in name}
+
+
+def more_layers(tensors):
+    down, up = tensors[f"{LAYER}.down.weight"], tensors[f"{LAYER}.up.weight"]
+    width = 4 * down.shape[1]
+    added = {f"{FEED_FORWARD}.down.weight": torch.zeros(len(down), width), f"{FEED_FORWARD}.up.weight": up.clone()}
+    return {**tensors, **added}
+
+
+def two_ranks(tensors):
+    down, up = tensors[f"{LAYER}.down.weight"], tensors[f"{LAYER}.up.weight"]
+    return {**tensors, f"{LAYER}.down.weight": down[:2].clone(), f"{LAYER}.up.weight": up[:, :2].clone()}
+
+
+NOT_ONE_FILE = {
+    "fewer layers": (only_queries, None, "lacks the layer .*to_k, so a LoRA trained on top"),
+    "more layers": (more_layers, None, r"has the layer .*ff\.net\.2, so a LoRA trained on top"),
+    "two ranks": (two_ranks, None, r"has layers of several ranks \(2, 4\), so a LoRA"),
+    "an alpha": (dict, {"lora_adapter_metadata": "{}"}, "comes from another program, with an alpha of its own, so"),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_ONE_FILE)
+def test_a_lora_that_could_not_be_one_file_with_the_one_below_is_refused_before_anything_is_written(work, kind):
+    how, metadata, says = NOT_ONE_FILE[kind]
+    change(work, how, metadata)
+    before = files_below(work)
+    with pytest.raises(MapoError, match=f"{FILE} {says}.*Train every weight .--adapter full., or name a --model"):
+        run(work / "b", work / "a", work / "pairs", kind="lora", steps=1)
+    assert files_below(work) == before
+
+
+@pytest.mark.parametrize("how", [only_queries, more_layers])
+def test_every_weight_is_trained_on_top_of_a_lora_of_other_layers(work, how):
+    change(work, how)
+    assert len(run(work / "b", work / "a", work / "pairs", kind="full", steps=1)) == 1
+
+
+def renamed(old: str, new: str):
+    return lambda tensors: {name.replace(old, new): value for name, value in tensors.items()}
+
+
+NOT_ITS_OWN = {
+    "no such layer": (renamed("down_blocks.1", "down_blocks.9"), r"has the layer down_blocks\.9.*, which its model lacks"),
+    "no layer but a list": (renamed("attentions.0.transformer_blocks.0.attn1.to_k", "attentions"), "which its model"),
+    "another size": (lambda t: {**t, f"{LAYER}.down.weight": torch.zeros(4, 77)}, "to_k has another size"),
+    "two ranks in a layer": (lambda t: {**t, f"{LAYER}.down.weight": torch.zeros(3, 80)}, "to_k has another size"),
+    "half a layer": (lambda t: {n: v for n, v in t.items() if n != f"{LAYER}.up.weight"}, "only half of the layer"),
+    "an encoder's": (renamed("unet.down_blocks.1", "text_encoder.layers"), "holds text_encoder.*does not write"),
+    "no part named": (renamed("unet.", ""), "which `mapo train` does not write"),
+    "nothing": (lambda t: {}, "holds no layers"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NOT_ITS_OWN)
+def test_a_lora_that_does_not_fit_its_model_is_refused_before_anything_is_written(work, kind):
+    how, says = NOT_ITS_OWN[kind]
+    change(work, how)
+    before = files_below(work)
+    for adapter in ("full", "lora"):
+        with pytest.raises(MapoError, match=f"{FILE} .*{says}.*train that run again"):
+            run(work / "b", work / "a", work / "pairs", kind=adapter, steps=1)
+    assert files_below(work) == before
+
+
+def test_sampling_with_a_lora_that_does_not_fit_says_so_and_leaves_nothing(work):
+    change(work, NOT_ITS_OWN["another size"][0])
+    before = files_below(work)
+    words = ["sample", "--model", work / "a", "--prompts", "mini:test", "--out", work / "images"]
+    done = CliRunner().invoke(cli, [*map(str, words)])
+    assert isinstance(done.exception, MapoError) and "to_k has another size" in str(done.exception)
+    assert files_below(work) == before
+
+
+def test_a_lora_with_the_names_of_peft_becomes_the_same_file(work):
+    made = []
+    for names in ("lora.down", "lora_A"):
+        if names == "lora_A":
+            change(work, lambda t: renamed(".lora.up.", ".lora_B.")(renamed(".lora.down.", ".lora_A.")(t)))
+        model = find_model(str(work / "a"))
+        family = family_of(model)
+        family.check_loras(model, on_top=True)
+        denoiser = family.load_denoiser(find_model("mini"), "cpu", torch.float32)
+        from mapo.train.adapters import add_adapter
+        from mapo.train.config import AdapterConfig
+
+        add_adapter(denoiser, family, AdapterConfig(kind="lora", rank=2), 0)
+        family.save_lora(denoiser, work / names, model.loras)
+        made.append(load_file(work / names / "pytorch_lora_weights.safetensors"))
+    assert made[0].keys() == made[1].keys() and made[0][f"{LAYER}.down.weight"].shape == (6, 80)
+    assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
