@@ -45,6 +45,11 @@ def split_of_file(place: str, by_name: bool = True) -> str | None:
     return next((split for name in names if (split := split_named(name))), None)
 
 
+def without_number(stem: str) -> str:
+    """The name of a file without the number of a part: ``train-00000-of-00002`` is ``train``."""
+    return SHARD.sub("", stem)
+
+
 def _stem(place: str) -> str:
     name = PurePosixPath(place).name
     return name.partition(".")[0] or name
