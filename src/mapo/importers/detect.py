@@ -169,7 +169,11 @@ def _elsewhere(source: Source, root: Path) -> str:
         return there
     if deeper := lines.deeper(source):
         names = ", ".join(deeper[:FILES_SHOWN]) + (" …" if len(deeper) > FILES_SHOWN else "")
-        return f" Rows may lie in {names}: name one file, or several by a pattern in quotes such as '{root}/*/*.jsonl'."
+        such = PurePath(root, deeper[0])
+        return (
+            f" Rows may lie in {names}. Name one of these files, or several by a pattern in quotes such as "
+            f"'{such.with_name('*' + such.suffix)}'."
+        )
     return (
         " Put the better pictures into one and the worse into the other, both of a pair under one name, with the "
         "prompt in NAME.txt. Other formats: see `mapo import --help`."

@@ -180,9 +180,8 @@ def files(source: Source) -> list[File]:
         there = [pair for end in ENDS for pair in source.files(end)]
     else:
         there = _found(source)
-    return [
-        _file(source, *pair, split) for pair, split in zip(there, splits_of([name for name, _ in there]), strict=True)
-    ]
+    splits = splits_of([name for name, _ in there])
+    return [_file(source, *pair, split) for pair, split in zip(there, splits, strict=True)]
 
 
 def _found(source: Source) -> list[Named]:
@@ -226,17 +225,14 @@ def _belong_together(files: list[Named]) -> bool:
     names: dict[Path, list[str]] = {}
     for _, path in files:
         names.setdefault(path.parent, []).append(path.stem)
-    return all(
-        all(map(split_named, stems)) or len({without_number(stem) for stem in stems}) == 1 for stems in names.values()
-    )
+    return all(all(map(split_named, stems)) or len(set(map(without_number, stems))) == 1 for stems in names.values())
 
 
 def candidates(source: Source) -> list[Path]:
     """The text files of a folder among which a person has to choose."""
     if source.path is None or not source.path.is_dir():
         return []
-    first = next(_groups(source), [])
-    return [] if _belong_together(first) else [path for _, path in first]
+    return [path for _, path in next((group for group in _groups(source) if not _belong_together(group)), [])]
 
 
 def deeper(source: Source) -> list[str]:
@@ -255,13 +251,11 @@ def _where(file: JsonFile | CellFile, folder: Path, what: str, number: int) -> W
 
 
 def _folder_of_pictures(file: JsonFile | CellFile) -> Path:
-    """Where paths begin: at the file, or where its first paths lead nowhere, at the folder that was given."""
+    """Where paths begin: at the file, or where none of the first is there, at the folder that was given."""
     home = file.path.parent
     if file.root is not None and file.root.is_dir() and file.root != home:
-        for text in itertools.chain.from_iterable(map(texts_in, file.first())):
-            for folder in (home, file.root):
-                if lies_in(folder, text):
-                    return folder
+        texts = list(itertools.chain.from_iterable(map(texts_in, file.first())))
+        return next((f for f in (home, file.root) if any(lies_in(f, text) for text in texts)), home)
     return home
 
 

@@ -72,7 +72,7 @@ def _found(folder: Path, places: list[str], name: str) -> os.stat_result | None:
 
 
 def texts_in(value: Any) -> Iterator[str]:
-    """The texts in a value of JSON; of a text that is itself a list in JSON, as in a cell of CSV, the texts in it too."""
+    """The texts in a value of JSON; also those in a text that is itself a list in JSON, as cells of CSV are."""
     if isinstance(value, str):
         yield value
         if value.startswith("["):

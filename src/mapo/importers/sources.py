@@ -58,7 +58,7 @@ class Source:
         return str(Path(name, self.pattern or ""))
 
     def files(self, end: str | tuple[str, ...], deep: bool = False) -> Iterator[tuple[str, Path]]:
-        """The files on this machine whose names end so (one of these ends), with their names below ``path``, in the names' order."""
+        """The files on this machine whose names end so, with their names below ``path``, in the names' order."""
         if self.path is None:
             return
         if self.path.is_file():
