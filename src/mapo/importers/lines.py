@@ -7,7 +7,7 @@ import csv
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -19,7 +19,7 @@ from mapo.importers.cells import from_text, short
 from mapo.importers.named import CSV_ENDS, JSON_ENDS, texts_in
 from mapo.importers.shape import Cursor, File, Row, Shape, Where
 from mapo.importers.sources import NO_ROWS, Source, lies_in
-from mapo.importers.splits import split_named, splits_of, without_number
+from mapo.importers.splits import are_parts, split_named, splits_of
 
 ENDS = (*JSON_ENDS, *CSV_ENDS)
 LINES_TO_LOOK_AT = 100
@@ -191,7 +191,8 @@ def _found(source: Source) -> list[Named]:
             if metadata := [pair for pair in source.files(name, deep) if pair[1].name == name]:
                 return metadata
     without_rows: list[Named] = []
-    for group in _groups(source):
+    here, in_splits = _groups(source)
+    for group in (*here, *filter(_belong_together, in_splits)):
         if not _belong_together(group):
             return []
         if _file(source, *group[0], None).columns():
@@ -200,39 +201,42 @@ def _found(source: Source) -> list[Named]:
     return without_rows
 
 
-def _groups(source: Source) -> Iterator[list[Named]]:
-    """The text files of a folder: of one kind in itself or in its ``data``, then in the folders of splits in these."""
+def _groups(source: Source) -> tuple[list[list[Named]], list[list[Named]]]:
+    """The text files in a folder itself or in its ``data``, and in the folders of splits in these; kind by kind."""
     assert source.path is not None
     there = [pair for pair in source.files(ENDS, deep=True) if pair[1].name not in NO_ROWS]
     homes = (source.path, source.path / "data")
-    here = [[pair for pair in there if pair[1].parent == home] for home in homes]
-    in_splits = [
-        [pair for pair in there if pair[1].is_relative_to(home) and _split_below(pair[1], home)] for home in homes
-    ]
-    for files in (*here, *in_splits):
-        for end in ENDS:
-            if found := [pair for pair in files if pair[1].name.lower().endswith(end)]:
-                yield found
+    here = [kind for home in homes for kind in _kinds(pair for pair in there if pair[1].parent == home)]
+    in_splits = [kind for home in homes for kind in _kinds(pair for pair in there if _split_below(pair[1], home))]
+    return here, in_splits
+
+
+def _kinds(files: Iterable[Named]) -> list[list[Named]]:
+    """The files of each kind."""
+    files = list(files)
+    kinds = ([pair for pair in files if pair[1].name.lower().endswith(end)] for end in ENDS)
+    return [kind for kind in kinds if kind]
 
 
 def _split_below(path: Path, home: Path) -> str | None:
-    parts = path.relative_to(home).parts
+    """The split that the first of the folders of a file below ``home`` is named by."""
+    parts = path.relative_to(home).parts if path.is_relative_to(home) else ()
     return split_named(parts[0]) if len(parts) > 1 else None
 
 
 def _belong_together(files: list[Named]) -> bool:
-    """Whether each folder has one file, or files that are named by splits or differ in a number alone."""
+    """Whether each folder has one file, or files that are named by splits or are numbered parts."""
     names: dict[Path, list[str]] = {}
     for _, path in files:
         names.setdefault(path.parent, []).append(path.stem)
-    return all(all(map(split_named, stems)) or len(set(map(without_number, stems))) == 1 for stems in names.values())
+    return all(len(stems) == 1 or all(map(split_named, stems)) or are_parts(stems) for stems in names.values())
 
 
 def candidates(source: Source) -> list[Path]:
     """The text files of a folder among which a person has to choose."""
     if source.path is None or not source.path.is_dir():
         return []
-    return [path for _, path in next((group for group in _groups(source) if not _belong_together(group)), [])]
+    return [path for _, path in next((group for group in _groups(source)[0] if not _belong_together(group)), [])]
 
 
 def deeper(source: Source) -> list[str]:

@@ -45,9 +45,12 @@ def split_of_file(place: str, by_name: bool = True) -> str | None:
     return next((split for name in names if (split := split_named(name))), None)
 
 
-def without_number(stem: str) -> str:
-    """The name of a file without the number of a part: ``train-00000-of-00002`` is ``train``."""
-    return SHARD.sub("", stem)
+def are_parts(stems: Sequence[str]) -> bool:
+    """Whether names of files are of parts of one whole: ``x-00001-of-00002``, or numbers from 0 on (``part-0``)."""
+    if len({SHARD.sub("", stem) for stem in stems}) > 1:
+        return False
+    numbers = sorted(int(found[0]) for stem in stems if (found := re.search(r"\d+$", stem)))
+    return all(map(OF.search, stems)) or numbers == list(range(len(stems)))
 
 
 def _stem(place: str) -> str:
