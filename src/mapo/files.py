@@ -204,11 +204,14 @@ def _encoding(start: bytes) -> str:
 
 
 def delimiter_of(path: Path) -> str:
-    """What stands between the cells of a CSV or TSV file, by its first line."""
-    if path.suffix.lower() == ".tsv":
-        return "\t"
+    """What stands between the cells of a CSV or TSV file."""
     with path.open(encoding=encoding_of(path), errors="replace") as file:
-        return max(",;\t", key=file.readline(2**20).count)
+        return delimiter_in(file.readline(2**20), path.name)
+
+
+def delimiter_in(line: str, name: str) -> str:
+    """What stands between the cells of a CSV or TSV file of this name that begins with this line."""
+    return "\t" if name.lower().endswith(".tsv") else max(",;\t", key=line.count)
 
 
 def read_text(path: Path) -> str:

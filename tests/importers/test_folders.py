@@ -17,6 +17,7 @@ from mapo.importers import Options, RawPair, import_pairs
 from mapo.importers.folders import detects, read
 from mapo.importers.sources import Source
 from mapo.pairs import PairSet
+from mapo.pairs.splits import split_of
 
 
 def make(root: Path, sides: tuple[str, str] = ("chosen", "rejected"), names: tuple[str, ...] = ("a", "b")) -> Path:
@@ -249,3 +250,102 @@ def test_folders_in_the_hub_cache_are_read(tmp_path: Path) -> None:
 def test_the_help_names_the_two_folders() -> None:
     said = " ".join(CliRunner().invoke(cli, ["import", "--help"]).output.split())
     assert "Two folders chosen/ and rejected/ (or w/ and l/)" in said
+
+
+@pytest.mark.parametrize("sides", [("chosen", "rejected"), ("W", "L")])
+def test_folders_of_splits_with_the_two_folders_keep_their_splits(
+    tmp_path: Path, sides: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split, names in (("train", ("a", "b")), ("val", ("z", "a")), ("test", ("c", "d"))):
+        make(tmp_path / "in" / split, sides, names)
+    import_pairs(tmp_path / "in", tmp_path / "set")
+    opened = PairSet(tmp_path / "set")
+    assert [(pair.meta["file"], pair.split) for pair in opened] == [
+        ("test/c", "test"), ("test/d", "test"), ("train/a", "train"), ("train/b", "train"), ("val/a", "validation"),
+        ("val/z", "validation"),
+    ]  # fmt: skip
+    assert opened[2].chosen == sha256(make_picture((255, 0, 0)))
+    assert opened.info["provenance"]["splits"] == {"train": 2, "validation": 2, "test": 2}
+    said = capsys.readouterr().out
+    assert "The source's own splits are kept: 2 train, 2 validation, 2 test" in said
+    assert "1 prompt stands in more than one split of the source" in said  # that of train/a and val/a
+    import_pairs(tmp_path / "in", tmp_path / "other", split="by-prompt")
+    assert all(pair.split == split_of(pair.prompt) for pair in PairSet(tmp_path / "other"))
+
+
+def test_pairs_beside_folders_of_splits_and_in_folders_of_other_names_are_split_by_prompt_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make(tmp_path / "in", names=("a",))
+    make(root / "test", names=("b",))
+    make(root / "extra", names=("c",))
+    import_pairs(root, tmp_path / "set")
+    assert {pair.meta["file"]: pair.split for pair in PairSet(tmp_path / "set")} == {
+        "a": split_of("prompt a"), "test/b": "test", "extra/c": split_of("prompt c"),
+    }  # fmt: skip
+    said = capsys.readouterr().out
+    assert "1 pair is of no split that is known, and split by prompt." in said
+    assert "1 pair is of the split 'extra', and split by prompt." in said
+
+
+def test_folders_of_splits_within_the_two_folders_keep_them_too(tmp_path: Path) -> None:
+    root = make(tmp_path / "in", names=("c",))
+    for name in ("train/a", "Test/b", "my-test/d"):
+        for side, colour in (("chosen", "red"), ("rejected", "blue")):
+            (root / side / name).parent.mkdir()
+            (root / side / f"{name}.png").write_bytes(make_picture(colour))
+        (root / "chosen" / f"{name}.txt").write_text(f"prompt {name}")
+    import_pairs(root, tmp_path / "set")
+    assert {pair.meta["file"]: pair.split for pair in PairSet(tmp_path / "set")} == {
+        "Test/b": "test", "train/a": "train", "c": split_of("prompt c"), "my-test/d": split_of("prompt my-test/d"),
+    }  # fmt: skip
+
+
+IN_SPLITS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "no partner": (lambda root: (root / "test" / "rejected" / "b.png").unlink(), r"^test/chosen/b\.png has no partner in test/rejected/"),
+    "no caption": (lambda root: (root / "test" / "chosen" / "b.txt").unlink(), r"^test/chosen/b\.png has no caption"),
+    "no picture": (write("test/rejected/b.png", b"text"), "^test/b: the rejected picture: it is in no format"),
+    "link that leads out": (link("test/rejected/b.png"), "the path 'test/rejected/b.png' is a link that leads to"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IN_SPLITS)
+def test_a_bad_name_in_a_folder_of_a_split_is_told_with_its_path_and_can_be_dropped(tmp_path: Path, name: str) -> None:
+    spoil, why = IN_SPLITS[name]
+    (tmp_path / "x.png").write_bytes(GREEN)
+    for split, names in (("test", ("a", "b")), ("train", ("c", "d"))):
+        make(tmp_path / "in" / split, names=names)
+    spoil(tmp_path / "in")
+    with pytest.raises(MapoError, match=why):
+        import_pairs(tmp_path / "in", tmp_path / "set")
+    counts = import_pairs(tmp_path / "in", tmp_path / "set", on_bad_row="drop")
+    assert (counts["pairs"], counts["bad"]) == (3, 1)
+
+
+def test_a_split_with_one_of_the_two_folders_alone_is_refused(tmp_path: Path) -> None:
+    make(tmp_path / "in" / "train")
+    (tmp_path / "in" / "test" / "chosen").mkdir(parents=True)
+    with pytest.raises(MapoError, match="in/ has a folder test/chosen/ but no folder test/rejected/ beside it"):
+        import_pairs(tmp_path / "in", tmp_path / "set")
+
+
+def test_captions_of_one_name_in_two_splits_are_two_groups(tmp_path: Path) -> None:
+    for k, split in enumerate(("train", "test")):
+        root = make(tmp_path / "in" / split, names=("a",))
+        (root / "chosen" / "a.txt").write_text(f"one {k}\ntwo {k}")
+    import_pairs(tmp_path / "in", tmp_path / "set", captions="each")
+    assert [(pair.group, pair.split) for pair in PairSet(tmp_path / "set")] == [
+        ("test/a", "test"), ("test/a", "test"), ("train/a", "train"), ("train/a", "train"),
+    ]  # fmt: skip
+
+
+def test_the_two_folders_further_down_are_named(tmp_path: Path) -> None:
+    make(tmp_path / "in" / "data" / "train")
+    with pytest.raises(
+        MapoError, match=r"in/ has no folders chosen/ and rejected/\. data/ in it has: import .*in/data\."
+    ):
+        import_pairs(tmp_path / "in", tmp_path / "set")
+    assert import_pairs(tmp_path / "in" / "data", tmp_path / "set")["pairs"] == 2
+    make(tmp_path / "in" / "cats")
+    with pytest.raises(MapoError, match=r"cats/, data/ in it have: import each by itself, or put their pictures into"):
+        import_pairs(tmp_path / "in", tmp_path / "other")

@@ -2,12 +2,15 @@
 
 import json
 import os
+import tarfile
 
 import pytest
 from PIL import Image
 
 from data_fixtures import encoded, make_picture, noise
 from mapo.errors import MapoError
+from mapo.importers import import_pairs
+from mapo.pairs.pictures import ENDS
 from mapo.sample.folder import open_picture, read_images
 from mapo.sample.foreign import find_pictures
 
@@ -269,3 +272,30 @@ def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path):
     with pytest.raises(OSError):
         find_pictures(tmp_path)
     (tmp_path / "in").chmod(0o755)
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_what_is_a_picture_by_its_name_is_one_at_every_door(tmp_path, end):
+    (tmp_path / "1").mkdir()
+    for name, data in (("a" + end, make_picture()), ("a.txt", b"a bear")):
+        (tmp_path / "1" / name).write_bytes(data)
+    found, passed_over = find_pictures(tmp_path / "1")
+    assert ([one.file for one in found], passed_over) == (["a" + end], 0)
+    for side in ("chosen", "rejected"):
+        (tmp_path / "2" / side).mkdir(parents=True)
+        (tmp_path / "2" / side / ("a" + end)).write_bytes(encoded(noise(len(side))))
+    (tmp_path / "2" / "chosen" / "a.txt").write_text("a bear")
+    assert import_pairs(tmp_path / "2", tmp_path / "of folders")["pairs"] == 1
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for side in ("chosen", "rejected"):
+            tar.add(tmp_path / "2" / side / ("a" + end), f"a.{side}{end}")
+        tar.add(tmp_path / "2" / "chosen" / "a.txt", "a.txt")
+    assert import_pairs(tmp_path / "x.tar", tmp_path / "of a tar")["pairs"] == 1
+
+
+@pytest.mark.parametrize("name", ["list.tsv", "list.csv"])
+def test_a_list_parted_by_tabs_may_have_commas_in_the_names_of_its_columns(tmp_path, name):
+    fill(tmp_path, ("0.png",))
+    first = "file_name\tprompt" + ("\tseen by, whom, when" if name.endswith("tsv") else "")
+    (tmp_path / name).write_text(f"{first}\n0.png\ta bear\n")
+    assert [one.prompt for one in find_pictures(tmp_path)[0]] == ["a bear"]

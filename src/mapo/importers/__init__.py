@@ -48,8 +48,8 @@ BY_PROMPT = "by-prompt"
 class RawPair:
     """A pair as its source tells it; ``where`` names the row in messages. ``preference`` 0.5 is a tie.
 
-    ``split`` is the source's own name of the split that it publishes the pair in, else ``split_as`` the prompt that
-    decides (None: its own), so that the captions of two pictures stay together.
+    ``split`` is the source's own name of the split that it publishes the pair in. Else ``split_as`` decides, the first
+    of several captions; None: the prompt.
     """
 
     where: str
@@ -155,10 +155,10 @@ def import_pairs(
     job = {"source": source.identity(), "licence": licence, "on_bad_row": asked.on_bad_row, **how}
     try:
         with PairWriter(out, provenance, job=job) as writer:
-            complaints, notes = _import(source, module, name, asked, writer, counts, workers)
+            complaints, told = _import(source, module, name, asked, writer, counts, workers)
             if counts["pairs"] == 0:
-                raise MapoError(_no_pairs(source, counts, complaints, notes))
-            told = Told(notes, writer.shared_prompts())
+                raise MapoError(_no_pairs(source, counts, complaints, told))
+            told.shared = writer.shared_prompts()
             writer.provenance |= told.facts()
     except ConnectionError as error:
         raise MapoError(f"{error}. Repeat the command: it goes on where it stopped.") from None
@@ -204,24 +204,24 @@ def _import(
     writer: PairWriter,
     counts: dict[str, int],
     workers: int | None,
-) -> tuple[list[str], Counter[str]]:
-    """Fill ``writer`` and ``counts``; the first complaints about bad rows, and counts of all else (see told.py)."""
+) -> tuple[list[str], Told]:
+    """Fill ``writer`` and ``counts``; the first complaints about bad rows, and counts of all else."""
     from mapo.importers.checking import checked_rows
 
     before = writer.progress or {"rows": 0, "counts": counts, "complaints": []}
-    done, complaints, notes = int(before["rows"]), list(before["complaints"]), Counter(before.get("notes", {}))
+    done, complaints, told = int(before["rows"]), list(before["complaints"]), Told(Counter(before.get("notes", {})))
     counts.update(before["counts"])
     rows = checked_rows(module.read(source, options, done), workers, check_ties=options.ties == "keep")
     since = 0
     for row in tqdm(rows, desc=f"import {name}", unit="row", initial=done):
         for item in row:
             if isinstance(item, LeftOut):
-                notes[f"left out {item.why}"] += 1
+                told.add_left_out(item.why)
                 continue
             try:
                 if isinstance(item, BadRow):
                     raise ValueError(item.why)
-                _add(writer, name, options, *item, counts, notes)
+                _add(writer, name, options, *item, counts, told)
             except ValueError as error:
                 where = item.where if isinstance(item, BadRow) else item[0].where
                 if options.on_bad_row == "stop":
@@ -231,10 +231,10 @@ def _import(
                     complaints.append(f"{where}: {error}" if where else str(error))
         done, since = done + 1, since + 1
         if writer.wants_commit or since >= ROWS_PER_COMMIT:
-            writer.commit({"rows": done, "counts": counts, "complaints": complaints, "notes": notes})
+            writer.commit({"rows": done, "counts": counts, "complaints": complaints, "notes": told.notes})
             since = 0
-    writer.commit({"rows": done, "counts": counts, "complaints": complaints, "notes": notes})
-    return complaints, notes
+    writer.commit({"rows": done, "counts": counts, "complaints": complaints, "notes": told.notes})
+    return complaints, told
 
 
 def _refusal(where: str, why: str) -> str:
@@ -250,7 +250,7 @@ def _add(
     raw: RawPair,
     pictures: tuple[Picture, Picture] | None,
     counts: dict[str, int],
-    notes: Counter[str],
+    told: Told,
 ) -> None:
     """Add a pair to the set, or only count it; ValueError when it is outside the schema."""
     counts["ties"] += raw.preference == TIE
@@ -260,26 +260,31 @@ def _add(
     rest: dict[str, Any] = {"preference": raw.preference, "weight": raw.weight, "group": raw.group, "meta": meta}
     published = split_named(raw.split) if raw.split is not None and options.split is None else None
     split = options.split if options.split in SPLITS else published
-    if split is None and raw.split_as is not None:
-        check_text(raw.split_as, "its first caption")
-        split = split_of(raw.split_as)
-    if split:
-        rest["split"] = split
-    added = writer.add_checked_pair(raw.prompt, *pictures, source=name, **rest)
+    by_prompt = split is None
+    if split is None:
+        decides, what = (raw.prompt, "the prompt") if raw.split_as is None else (raw.split_as, "its first caption")
+        check_text(decides, what)
+        split = split_of(decides)
+    added = writer.add_checked_pair(raw.prompt, *pictures, source=name, split=split, **rest)
     counts["pairs" if added else "repeats"] += 1
+    chosen, rejected = (picture.sha256 for picture in pictures)
+    if by_prompt and options.captions == "each":
+        writer.note_captions(raw.prompt, chosen, rejected, split, several=raw.split_as is not None)
     if published:
-        first = writer.note_split(raw.prompt, pictures[0].sha256, pictures[1].sha256, published)
+        first = writer.note_split(raw.prompt, chosen, rejected, published)
         if first != published:
-            notes[f"repeats {published} of {first}"] += 1
+            told.add_repeat(published, first)
     if added:
-        if options.split is None:
-            notes[f"split {published}" if published else f"by prompt {raw.split or ''}"] += 1
-        notes["meta"] += lost
+        if published:
+            told.add_published(published)
+        elif options.split is None:
+            told.add_by_prompt(raw.split or "")
+        told.add_lost(lost)
 
 
-def _no_pairs(source: Source, counts: dict[str, int], complaints: list[str], notes: Counter[str]) -> str:
+def _no_pairs(source: Source, counts: dict[str, int], complaints: list[str], told: Told) -> str:
     first = f" First: {complaints[0]}." if complaints else ""
     advice = " Keep the ties with --ties keep." if counts["ties"] and not counts["bad"] else ""
-    unlabelled = "".join(f" {line}" for line in Told(notes).left_out())
+    unlabelled = "".join(f" {line}" for line in told.left_out())
     found = f"{count(counts['ties'], 'tie')}, {count(counts['bad'], 'bad row')}"
     return f"{source.name} gave no pairs ({found}).{first}{unlabelled}{advice}"

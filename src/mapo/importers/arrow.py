@@ -12,6 +12,7 @@ import pyarrow as pa
 from mapo.errors import MapoError
 from mapo.files import inside, read_object
 from mapo.importers import BadRow
+from mapo.importers.named import ARROW_ENDS
 from mapo.importers.shape import Cursor, File, Row, Shape, Where
 from mapo.importers.sources import Source
 from mapo.importers.splits import splits_of
@@ -82,7 +83,7 @@ def files(source: Source) -> list[File]:
         return [file for name in names for file in _saved(root, f"{name}/", name)]
     if source.pattern is None and (root / STATE).is_file():
         return _saved(root, "", None)
-    found = [pair for end in (".arrow", ".feather") for pair in source.files(end, deep=True)]
+    found = [pair for end in ARROW_ENDS for pair in source.files(end, deep=True)]
     splits = splits_of([name for name, _ in found])
     return [ArrowFile(name, path, path.parent, split) for (name, path), split in zip(found, splits, strict=True)]
 

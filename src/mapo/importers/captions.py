@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from mapo.importers.shape import Row, Where
 
-HOW = ("first", "join", "each")
 COLUMNS = ("prompt", "caption", "original_prompt")
 
 

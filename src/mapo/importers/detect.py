@@ -6,13 +6,14 @@ import importlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import cast
 
 from mapo.errors import MapoError, suggest
-from mapo.importers import IMPORTERS, Importer, lines, rows
+from mapo.importers import IMPORTERS, Importer, folders, lines, rows
 from mapo.importers.shape import SPLIT, Cursor, Shape
 from mapo.importers.sources import Source
+from mapo.pairs.pictures import ENDS as PICTURES
 
 SYNONYMS = {  # our name → what others call it, the likeliest first
     "prompt": ("caption", "text", "prompts", "original_prompt", "captions", "instruction", "description", "txt"),
@@ -53,9 +54,14 @@ REMEDIES = {
     ".toml": "Save it as JSON lines.",
     ".xml": "Save it as JSON lines.",
     ".txt": "A list of prompts is for `mapo build --prompts`; pairs need pictures too.",
-    ".png": "It is one picture; give the folder that holds chosen/ and rejected/.",
-    ".jpg": "It is one picture; give the folder that holds chosen/ and rejected/.",
+    **dict.fromkeys(PICTURES, "It is one picture; give the folder that holds chosen/ and rejected/."),
 }
+
+ON_THE_HUB = (
+    "Only Parquet files and tars are read from the hub. Where it has made a copy in Parquet, that is "
+    "OWNER/NAME@~parquet; else download the set and give its folder."
+)
+FILES_SHOWN = 3
 
 
 def parse_columns(given: str | Mapping[str, str] | None) -> dict[str, str]:
@@ -147,16 +153,31 @@ def _unknown(source: Source) -> str:
             return f"{source.name} is in no format that is known: its {what} {shown}. {known}"
         if isinstance(file, lines.JsonFile):
             return _no_rows(file)
-    if source.path is not None and source.path.is_dir() and lines.candidates(source):
+    if source.path is None:
+        return f"{source.name} is in no format that is known. {ON_THE_HUB} {known}"
+    if source.path.is_dir() and lines.candidates(source):
         return rows.no_files(source)
-    if source.path is not None and source.path.is_dir():
-        return (
-            f"{source.name}/ has no folders chosen/ and rejected/. Put the better pictures into one and the worse "
-            "into the other, both of a pair under one name, with the prompt in NAME.txt. "
-            "Other formats: see `mapo import --help`."
-        )
-    remedy = REMEDIES.get(source.path.suffix.lower()) if source.path is not None and source.path.is_file() else None
+    if source.path.is_dir():
+        return f"{source.name}/ has no folders chosen/ and rejected/.{_elsewhere(source, source.path)}"
+    remedy = REMEDIES.get(source.path.suffix.lower())
     return f"{source.name} is in no format that is known. {remedy + ' ' if remedy else ''}{known}"
+
+
+def _elsewhere(source: Source, root: Path) -> str:
+    """Where pairs of a folder may be, or how to put them there."""
+    if there := folders.elsewhere(root):
+        return there
+    if deeper := lines.deeper(source):
+        names = ", ".join(deeper[:FILES_SHOWN]) + (" …" if len(deeper) > FILES_SHOWN else "")
+        such = PurePath(root, deeper[0])
+        return (
+            f" Rows may lie in {names}. Name one of these files, or several by a pattern in quotes such as "
+            f"'{such.with_name('*' + such.suffix)}'."
+        )
+    return (
+        " Put the better pictures into one and the worse into the other, both of a pair under one name, with the "
+        "prompt in NAME.txt. Other formats: see `mapo import --help`."
+    )
 
 
 def _no_rows(file: lines.JsonFile) -> str:

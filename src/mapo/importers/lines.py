@@ -7,7 +7,7 @@ import csv
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -16,26 +16,27 @@ from mapo.errors import MapoError, count
 from mapo.files import delimiter_of, encoding_of
 from mapo.importers import BadRow
 from mapo.importers.cells import from_text, short
+from mapo.importers.named import CSV_ENDS, JSON_ENDS, texts_in
 from mapo.importers.shape import Cursor, File, Row, Shape, Where
-from mapo.importers.sources import Source
-from mapo.importers.splits import split_named, splits_of
+from mapo.importers.sources import NO_ROWS, Source, lies_in
+from mapo.importers.splits import are_parts, split_named, splits_of
 
-CELL_ENDS = (".csv", ".tsv")
-ENDS = (".jsonl", ".ndjson", ".json", *CELL_ENDS)
-NO_ROWS = ("dataset_info.json", "dataset_infos.json", "state.json", "set.json")
+ENDS = (*JSON_ENDS, *CSV_ENDS)
 LINES_TO_LOOK_AT = 100
 READ_AT_ONCE = 2**20
 LARGEST_ENTRY = 64 * 2**20
 BLANK = " \t\r\n"
+Named = tuple[str, Path]  # a file's name below its source, and its place
 
 
 @dataclass(frozen=True)
 class JsonFile:
-    """JSON lines, or one JSON list of objects."""
+    """JSON lines, or one JSON list of objects; ``root`` is the folder of the source in which it was found."""
 
     name: str
     path: Path
     split: str | None
+    root: Path | None = None
     empty = "it holds no lines"
 
     @property
@@ -46,22 +47,26 @@ class JsonFile:
     def columns(self) -> list[str] | None:
         """The keys of its first rows, the good ones."""
         found: dict[str, None] = {}
-        with contextlib.suppress(MapoError):  # what is wrong far on is told when it is read
-            for _, value in itertools.islice(self._values(errors="replace"), LINES_TO_LOOK_AT):
-                if isinstance(value, dict):
-                    found |= dict.fromkeys(value)
+        for value in self.first():
+            if isinstance(value, dict):
+                found |= dict.fromkeys(value)
         return list(found)
+
+    def first(self) -> Iterator[Any]:
+        """The values of its first rows."""
+        with contextlib.suppress(MapoError):  # what is wrong far on is told when it is read
+            yield from (value for _, value in itertools.islice(self._values(errors="replace"), LINES_TO_LOOK_AT))
 
     def read(self, shape: Shape, cursor: Cursor) -> Iterator[tuple[Where, Row] | BadRow]:
         """A row per line from the cursor on."""
         if encoding_of(self.path) == "utf-16":
             raise MapoError(f"{self.path} is UTF-16 text. Save it as UTF-8.")
         self._refuse_list()
-        what = "entry" if self.is_list() else "line"
+        what, folder = "entry" if self.is_list() else "line", _folder_of_pictures(self)
         for number, value in self._values():
             if not cursor.passes():
                 continue
-            where = _where(self, what, number)
+            where = _where(self, folder, what, number)
             try:
                 if isinstance(value, ValueError):
                     raise value
@@ -103,11 +108,12 @@ class JsonFile:
 
 @dataclass(frozen=True)
 class CellFile:
-    """CSV or TSV whose first line names the columns; an empty cell is None."""
+    """CSV or TSV whose first line names the columns; an empty cell is None. ``root`` as in :class:`JsonFile`."""
 
     name: str
     path: Path
     split: str | None
+    root: Path | None = None
     empty = "it has no line below the names of its columns"
 
     @property
@@ -123,9 +129,14 @@ class CellFile:
             except (csv.Error, ValueError):
                 return None
 
+    def first(self) -> Iterator[Any]:
+        """The cells of its first rows."""
+        with contextlib.suppress(csv.Error, ValueError), self._open() as file:
+            yield from itertools.islice(csv.reader(file, delimiter=delimiter_of(self.path)), LINES_TO_LOOK_AT)
+
     def read(self, shape: Shape, cursor: Cursor) -> Iterator[tuple[Where, Row] | BadRow]:
         """A row per line from the cursor on."""
-        line = 1
+        line, folder = 1, _folder_of_pictures(self)
         try:
             with self._open() as file:
                 reader = csv.reader(file, delimiter=delimiter_of(self.path), strict=True)
@@ -137,7 +148,7 @@ class CellFile:
                     line = reader.line_num
                     if not any(cells) or not cursor.passes():
                         continue
-                    where = _where(self, "line", line)
+                    where = _where(self, folder, "line", line)
                     if len(cells) != len(header):
                         cut = f"it has {count(len(cells), 'cell')}; the first line names {count(len(header), 'column')}"
                         yield BadRow(where.text, cut)
@@ -168,43 +179,87 @@ def files(source: Source) -> list[File]:
         there = [pair for end in ENDS for pair in source.files(end)]
     else:
         there = _found(source)
-    return [_file(*pair, split) for pair, split in zip(there, splits_of([name for name, _ in there]), strict=True)]
+    splits = splits_of([name for name, _ in there])
+    return [_file(source, *pair, split) for pair, split in zip(there, splits, strict=True)]
 
 
-def _found(source: Source) -> list[tuple[str, Path]]:
-    """Of a folder: metadata as datasets has it, here or deeper; train and test; the only one; or one in each split."""
+def _found(source: Source) -> list[Named]:
+    """Of a folder: metadata as datasets has it, here or deeper; else the first files that are meant together."""
     for deep in (False, True):
         for name in ("metadata.jsonl", "metadata.csv"):
             if metadata := [pair for pair in source.files(name, deep) if pair[1].name == name]:
                 return metadata
-    if there := candidates(source):
-        clear = len(there) == 1 or all(split_named(path.stem) for path in there)
-        return [(path.name, path) for path in there] if clear else []
-    for end in ENDS:
-        deeper = [pair for pair in source.files(end, deep=True) if split_named(Path(pair[0]).parts[0])]
-        if deeper and len({path.parent for _, path in deeper}) == len(deeper):
-            return deeper
-    return []
+    without_rows: list[Named] = []
+    here, in_splits = _groups(source)
+    for group in (*here, *filter(_belong_together, in_splits)):
+        if not _belong_together(group):
+            return []
+        if _file(source, *group[0], None).columns():
+            return group
+        without_rows = without_rows or group
+    return without_rows
+
+
+def _groups(source: Source) -> tuple[list[list[Named]], list[list[Named]]]:
+    """The text files in a folder itself or in its ``data``, and in the folders of splits in these; kind by kind."""
+    assert source.path is not None
+    there = [pair for pair in source.files(ENDS, deep=True) if pair[1].name not in NO_ROWS]
+    homes = (source.path, source.path / "data")
+    here = [kind for home in homes for kind in _kinds(pair for pair in there if pair[1].parent == home)]
+    in_splits = [kind for home in homes for kind in _kinds(pair for pair in there if _split_below(pair[1], home))]
+    return here, in_splits
+
+
+def _kinds(files: Iterable[Named]) -> list[list[Named]]:
+    """The files of each kind."""
+    files = list(files)
+    kinds = ([pair for pair in files if pair[1].name.lower().endswith(end)] for end in ENDS)
+    return [kind for kind in kinds if kind]
+
+
+def _split_below(path: Path, home: Path) -> str | None:
+    """The split that the first of the folders of a file below ``home`` is named by."""
+    parts = path.relative_to(home).parts if path.is_relative_to(home) else ()
+    return split_named(parts[0]) if len(parts) > 1 else None
+
+
+def _belong_together(files: list[Named]) -> bool:
+    """Whether each folder has one file, or files that are named by splits or are numbered parts."""
+    names: dict[Path, list[str]] = {}
+    for _, path in files:
+        names.setdefault(path.parent, []).append(path.stem)
+    return all(len(stems) == 1 or all(map(split_named, stems)) or are_parts(stems) for stems in names.values())
 
 
 def candidates(source: Source) -> list[Path]:
-    """The text files that lie in a folder itself, of the first kind that it has."""
+    """The text files of a folder among which a person has to choose."""
     if source.path is None or not source.path.is_dir():
         return []
-    for end in ENDS:
-        if found := [path for _, path in source.files(end) if path.name not in NO_ROWS]:
-            return found
-    return []
+    return [path for _, path in next((group for group in _groups(source)[0] if not _belong_together(group)), [])]
 
 
-def _file(name: str, path: Path, split: str | None) -> File:
-    kind = CellFile if path.suffix.lower() in CELL_ENDS else JsonFile
-    return kind(name, path, split)
+def deeper(source: Source) -> list[str]:
+    """The text files at any depth of a folder, by their names in it; those beside pictures, as captions, too."""
+    return [name for name, path in source.files(ENDS, deep=True) if path.name not in NO_ROWS]
 
 
-def _where(file: JsonFile | CellFile, what: str, number: int) -> Where:
+def _file(source: Source, name: str, path: Path, split: str | None) -> JsonFile | CellFile:
+    kind = CellFile if path.suffix.lower() in CSV_ENDS else JsonFile
+    return kind(name, path, split, source.path if source.path and source.pattern is None else None)
+
+
+def _where(file: JsonFile | CellFile, folder: Path, what: str, number: int) -> Where:
     group = f"{Path(file.name).with_suffix('')}:{number}"
-    return Where(f"{file.name} {what} {number}", group, file.path.parent, file.split)
+    return Where(f"{file.name} {what} {number}", group, folder, file.split)
+
+
+def _folder_of_pictures(file: JsonFile | CellFile) -> Path:
+    """Where paths begin: at the file, or where none of the first is there, at the folder that was given."""
+    home = file.path.parent
+    if file.root is not None and file.root.is_dir() and file.root != home:
+        texts = list(itertools.chain.from_iterable(map(texts_in, file.first())))
+        return next((f for f in (home, file.root) if any(lies_in(f, text) for text in texts)), home)
+    return home
 
 
 def _fit(value: Any, shape: Shape) -> Row:

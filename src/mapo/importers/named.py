@@ -11,6 +11,7 @@ import re
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -55,7 +56,7 @@ def _with_named(path: Path) -> Iterator[tuple[str, os.stat_result]]:
     yield path.name, path.stat()
     places = [str(path.parent), *(str(path.parent / split) for split in SPLITS if (path.parent / split).is_dir())]
     for text in _texts(path):
-        for name in _in_list(text) if text.startswith("[") else (text,):
+        for name in texts_in(text):
             if found := _found(path.parent, places, name):
                 yield name, found
 
@@ -70,13 +71,16 @@ def _found(folder: Path, places: list[str], name: str) -> os.stat_result | None:
     return _stat(os.path.join(folder, name.rpartition("/")[2])) if "/" in name else None  # noqa: PTH118
 
 
-def _in_list(text: str) -> list[str]:
-    """The texts of a list that a cell holds as JSON, and the cell itself."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return [text]
-    return [text, *(one for one in value if isinstance(one, str))]
+def texts_in(value: Any) -> Iterator[str]:
+    """The texts in a value of JSON; also those in a text that is itself a list in JSON, as cells of CSV are."""
+    if isinstance(value, str):
+        yield value
+        if value.startswith("["):
+            with contextlib.suppress(ValueError, RecursionError):
+                yield from (text for text in json.loads(value) if isinstance(text, str))
+    elif isinstance(value, list | dict):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from texts_in(inner)
 
 
 def _stat(path: str | Path) -> os.stat_result | None:

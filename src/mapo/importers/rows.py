@@ -92,19 +92,13 @@ def rows(
         split = row.pop(SPLIT, None)
         split = where.split if split is None else str(split)
         try:
-            found: list[Item] = []
-            first: str | None = None
-            for single in captions.each_row(row, several, where):
-                made = convert(single, where)
-                for one in made if isinstance(made, list) else [made]:
-                    if isinstance(one, RawPair):
-                        first = one.prompt if first is None else first
-                        one = replace(one, split=split, split_as=None if one.prompt == first else first)
-                    found.append(one)
+            made = [convert(single, where) for single in captions.each_row(row, several, where)]
         except ValueError as error:
             yield [BadRow(where.text, str(error))]
             continue
-        yield found
+        items = [item for some in made for item in (some if isinstance(some, list) else [some])]
+        first = next((item.prompt for item in items if isinstance(item, RawPair)), None) if len(made) > 1 else None
+        yield [replace(item, split=split, split_as=first) if isinstance(item, RawPair) else item for item in items]
 
 
 def passed_over(source: Source, shape: Shape) -> str | None:
@@ -123,6 +117,6 @@ def no_files(source: Source) -> str:
         names = ", ".join(path.name for path in several[:5]) + (" …" if len(several) > 5 else "")
         return (
             f"{source.name} holds {len(several)} files that could be meant ({names}). Name one of them, or several by "
-            f"a pattern in quotes such as '{source.path}/*{several[0].suffix}'."
+            f"a pattern in quotes such as '{several[0].parent}/*{several[0].suffix}'."
         )
     return f"{source.name} holds no Parquet files, and no JSON lines, CSV, tar or save_to_disk folder either."

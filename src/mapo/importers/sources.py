@@ -11,24 +11,21 @@ from typing import Any
 
 from mapo.errors import MapoError
 from mapo.files import locate
-from mapo.importers.named import state_of
+from mapo.importers.named import ARROW_ENDS, CSV_ENDS, JSON_ENDS, state_of
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./~-]+)?")
 FILE_ENDS = (
     ".parquet",
-    ".arrow",
-    ".feather",
-    ".jsonl",
-    ".ndjson",
-    ".json",
-    ".csv",
-    ".tsv",
+    *ARROW_ENDS,
+    *JSON_ENDS,
+    *CSV_ENDS,
     ".tar",
     ".gz",
     ".tgz",
     ".zip",
     ".txt",
 )
+NO_ROWS = ("dataset_info.json", "dataset_infos.json", "state.json", "set.json")  # about rows that lie elsewhere
 WILD = re.compile(r"[*?\[]")
 
 
@@ -60,7 +57,7 @@ class Source:
         name = Path(os.path.abspath(self.path)).name  # noqa: PTH100 (a link keeps its own name)
         return str(Path(name, self.pattern or ""))
 
-    def files(self, end: str, deep: bool = False) -> Iterator[tuple[str, Path]]:
+    def files(self, end: str | tuple[str, ...], deep: bool = False) -> Iterator[tuple[str, Path]]:
         """The files on this machine whose names end so, with their names below ``path``, in the names' order."""
         if self.path is None:
             return
@@ -169,9 +166,9 @@ def _first_line(error: Exception) -> str:
 
 
 def lies_in(folder: Path, name: str) -> bool:
-    """Whether a file of this name is in the folder; False for what can be no name."""
+    """Whether :func:`picture_at` finds a file of this name; False for what can be no name."""
     try:
-        return (folder / name).is_file()
+        return locate(folder, name).is_file()
     except (OSError, ValueError):
         return False
 

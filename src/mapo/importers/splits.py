@@ -45,6 +45,14 @@ def split_of_file(place: str, by_name: bool = True) -> str | None:
     return next((split for name in names if (split := split_named(name))), None)
 
 
+def are_parts(stems: Sequence[str]) -> bool:
+    """Whether names of files are of parts of one whole: ``x-00001-of-00002``, or numbers from 0 on (``part-0``)."""
+    if len({SHARD.sub("", stem) for stem in stems}) > 1:
+        return False
+    numbers = sorted(int(found[0]) for stem in stems if (found := re.search(r"\d+$", stem)))
+    return all(map(OF.search, stems)) or numbers == list(range(len(stems)))
+
+
 def _stem(place: str) -> str:
     name = PurePosixPath(place).name
     return name.partition(".")[0] or name

@@ -23,10 +23,11 @@ from mapo.importers import BadRow, cells, sources
 from mapo.importers.shape import Cursor, File, Row, Shape, Where
 from mapo.importers.sources import Source
 from mapo.importers.splits import splits_of
+from mapo.pairs.pictures import CAPTION_ENDS
+from mapo.pairs.pictures import ENDS as PICTURES
 
 ENDS = (".tar", ".tar.gz", ".tgz")
-PICTURES = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "gif")
-TEXTS = ("txt", "caption", "cls")
+TEXTS = (*CAPTION_ENDS, ".cls")
 SAMPLES_TO_LOOK_AT = 20
 MOST_BYTES = 256 * 2**20
 EndOfTar: type[Exception] = tarfile.EOFHeaderError  # type: ignore[attr-defined]
@@ -160,8 +161,9 @@ def _row(tar: tarfile.TarFile, members: Iterator[tarfile.TarInfo]) -> Row | Valu
 def _add(row: Row, end: str, member: tarfile.TarInfo, tar: tarfile.TarFile) -> None:
     """Put what a member says into the row; what is neither picture, text nor JSON is passed over."""
     name, _, kind = end.rpartition(".")
-    is_picture = kind in PICTURES or "_" in kind  # jpg_0
-    if not (is_picture or kind in TEXTS or kind == "json"):
+    is_picture = f".{kind}" in PICTURES or "_" in kind  # jpg_0
+    is_text = f".{kind}" in TEXTS
+    if not (is_picture or is_text or kind == "json"):
         return
     if member.size > MOST_BYTES:
         raise ValueError(f"{member.name} has {member.size} bytes, more than {MOST_BYTES}")
@@ -169,7 +171,7 @@ def _add(row: Row, end: str, member: tarfile.TarInfo, tar: tarfile.TarFile) -> N
     data = file.read() if file else b""
     if is_picture:
         said: Row = {name or kind: data}
-    elif kind in TEXTS:
+    elif is_text:
         said = {name or "prompt": _text(data, member.name, whole=bool(name))}
     else:
         said = _json(data, name, member.name)

@@ -2,24 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any
 
 from mapo.pairs.splits import SPLITS
 
 SPLIT, BY_PROMPT, LEFT_OUT, REPEATS, META = "split ", "by prompt ", "left out ", "repeats ", "meta"
+OF = " of "
 
 
-@dataclass(frozen=True)
+@dataclass
 class Told:
     """``notes`` counts pairs by the split that was published or not, rows left out by reason, and values of meta.
 
     ``shared`` is how many prompts the source has in several splits.
     """
 
-    notes: Mapping[str, int]
+    notes: Counter[str] = field(default_factory=Counter)
     shared: int = 0
+
+    def add_published(self, split: str) -> None:
+        """Count a pair whose split the source publishes."""
+        self.notes[SPLIT + split] += 1
+
+    def add_by_prompt(self, name: str) -> None:
+        """Count a pair that is split by prompt; ``name`` is what the source calls its split, or empty."""
+        self.notes[BY_PROMPT + name] += 1
+
+    def add_repeat(self, split: str, first: str) -> None:
+        """Count a pair of one published split that another had first."""
+        self.notes[f"{REPEATS}{split}{OF}{first}"] += 1
+
+    def add_left_out(self, why: str) -> None:
+        """Count a row that its source itself says is no pair."""
+        self.notes[LEFT_OUT + why] += 1
+
+    def add_lost(self, values: int) -> None:
+        """Count values of meta that are left out."""
+        self.notes[META] += values
 
     def _of(self, start: str) -> dict[str, int]:
         return {key.removeprefix(start): n for key, n in self.notes.items() if key.startswith(start) and n}
@@ -60,7 +81,7 @@ class Told:
                 pairs = "1 pair is" if n == 1 else f"{n} pairs are"
                 said.append(f"{pairs} of {whose}, and split by prompt.")
         for names, n in self._of(REPEATS).items():
-            later, first = names.split(" of ")
+            later, first = names.split(OF)
             repeat = f"1 pair of {later} repeats a pair" if n == 1 else f"{n} pairs of {later} repeat pairs"
             said.append(f"{repeat} of {first} and {'is' if n == 1 else 'are'} left out.")
         if self.shared and (len(published) > 1 or others):

@@ -13,7 +13,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mapo.errors import MapoError
+from mapo.pairs.splits import SPLITS
 
 CACHE_KIB = 4096
 TABLES = (
@@ -21,6 +25,7 @@ TABLES = (
     "pairs (id INTEGER PRIMARY KEY)",
     "prompts (id INT, split TEXT, PRIMARY KEY (id, split)) WITHOUT ROWID",
     "published (id INTEGER PRIMARY KEY, split TEXT)",
+    "captioned (id INT, prompt INT, pictures INT, split INT, several INT)",
     "state (one INTEGER PRIMARY KEY, value TEXT)",
 )
 Place = tuple[bytes, int, int, int, bool]  # sha, shard, row group, row, whether its bytes are kept
@@ -63,25 +68,36 @@ class Ledger:
 
     def has_pair(self, name: str) -> bool:
         """Whether the pair of this name (16 hexadecimal digits) is there."""
-        return self._run("SELECT 1 FROM pairs WHERE id = ?", (_number(name),)).fetchone() is not None
+        return self._run("SELECT 1 FROM pairs WHERE id = ?", (number_of(name),)).fetchone() is not None
 
     def add_pair(self, name: str) -> None:
         """Note a pair."""
-        self._run("INSERT INTO pairs VALUES (?)", (_number(name),))
+        self._run("INSERT INTO pairs VALUES (?)", (number_of(name),))
 
     def add_prompt(self, name: str, split: str) -> None:
         """Note that the prompt of this name (16 hexadecimal digits) stands in a split."""
-        self._run("INSERT OR IGNORE INTO prompts VALUES (?, ?)", (_number(name), split))
+        self._run("INSERT OR IGNORE INTO prompts VALUES (?, ?)", (number_of(name), split))
 
     def first_split(self, name: str, split: str) -> str:
         """Note that a source has the pair of this name in a split; the split in which it had it first."""
-        self._run("INSERT OR IGNORE INTO published VALUES (?, ?)", (_number(name), split))
-        return str(self._run("SELECT split FROM published WHERE id = ?", (_number(name),)).fetchone()[0])
+        self._run("INSERT OR IGNORE INTO published VALUES (?, ?)", (number_of(name), split))
+        return str(self._run("SELECT split FROM published WHERE id = ?", (number_of(name),)).fetchone()[0])
 
     def count_shared_prompts(self) -> int:
         """How many prompts were noted in more than one split."""
         several = "SELECT id FROM prompts GROUP BY id HAVING count(*) > 1"
         return int(self._run(f"SELECT count(*) FROM ({several})").fetchone()[0])
+
+    def add_captioned(self, name: str, prompt: str, pictures: str, split: str, several: bool) -> None:
+        """Note a pair that is split by prompt, with names of its prompt and its pictures."""
+        row = (*map(number_of, (name, prompt, pictures)), SPLITS.index(split), several)
+        self._run("INSERT INTO captioned VALUES (?, ?, ?, ?, ?)", row)
+
+    def captioned(self) -> NDArray[np.void]:
+        """What was noted by :meth:`add_captioned`, in its order, without pairs whose split is published."""
+        columns = [("id", "i8"), ("prompt", "i8"), ("pictures", "i8"), ("split", "i1"), ("several", "?")]
+        rows = "SELECT * FROM captioned WHERE id NOT IN (SELECT id FROM published) ORDER BY rowid"
+        return np.fromiter(self._run(rows), np.dtype(columns))
 
     def commit(self, state: dict[str, Any]) -> None:
         """From now on a killed process comes back to here."""
@@ -104,5 +120,6 @@ class Ledger:
         self._db.close()
 
 
-def _number(name: str) -> int:
+def number_of(name: str) -> int:
+    """A name of 16 hexadecimal digits as SQLite and NumPy keep it."""
     return int(name, 16) - 2**63

@@ -26,6 +26,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mapo.files import sha256
 
+ENDS = (  # of names of pictures; not all of them can be read, but none is passed over
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff",
+    ".heic", ".heif", ".jxl", ".jp2", ".tga", ".ppm",
+)  # fmt: skip
+CAPTION_ENDS = (".txt", ".caption")  # of the file of a name that holds the prompt of the picture of that name
 LEAST_SIDE = 2
 ORIENTATION = 0x0112
 DEEP = re.compile(r";16[BLN]\b")  # raw modes of 16 bits per channel; "BGR;16" is 16 bits per pixel

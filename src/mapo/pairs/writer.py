@@ -20,17 +20,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mapo.errors import MapoError
 from mapo.files import PARTIAL, prepare_out, sha256, write_json
-from mapo.pairs.ledger import Ledger
+from mapo.pairs.ledger import Ledger, number_of
 from mapo.pairs.pictures import Picture, check_picture
 from mapo.pairs.places import NAME as PLACES
 from mapo.pairs.places import write_places
 from mapo.pairs.schema import FORMAT, IMAGE_SCHEMA, PAIR_SCHEMA, TIE, VERSION, Pair, make_pair, pair_id, to_row
-from mapo.pairs.splits import prompt_id
+from mapo.pairs.splits import SPLITS, joined, prompt_id
 from mapo.shards import owned, refuse_existing
 
 IMAGES_PER_ROW_GROUP = 256
@@ -184,6 +185,16 @@ class PairWriter:
         self._ledger.add_prompt(prompt_id(prompt), split)
         return self._ledger.first_split(pair_id(prompt, chosen_sha, rejected_sha), split)
 
+    def note_captions(self, prompt: str, chosen_sha: str, rejected_sha: str, split: str, several: bool) -> None:
+        """Note a pair that is split by its prompt; ``several``: by the first of its captions.
+
+        When all pairs are known, those that share a prompt or both pictures get one split (see splits.py).
+        """
+        pictures = pair_id("", *sorted((chosen_sha, rejected_sha)))
+        self._ledger.add_captioned(
+            pair_id(prompt, chosen_sha, rejected_sha), prompt_id(prompt), pictures, split, several
+        )
+
     def shared_prompts(self) -> int:
         """How many prompts the source has in more than one split."""
         return self._ledger.count_shared_prompts()
@@ -239,11 +250,13 @@ class PairWriter:
         if self.count == 0:
             raise MapoError(f"No pair to write to {self.folder}: the source gave none.")
         self._close_files()  # without a commit: only who adds rows knows how far they go
+        captioned = self._ledger.captioned()
+        moved = joined(captioned) if captioned["several"].any() else None
         with _pairs_file(self.content / "pairs.parquet") as whole:
             for number in range(self._parts):
                 with pq.ParquetFile(self.work / f"pairs-{number:05d}.parquet") as part:
                     for batch in part.iter_batches(PAIRS_PER_ROW_GROUP, use_threads=False):
-                        whole.write_batch(batch)
+                        whole.write_batch(_moved(batch, *moved) if moved else batch)
                 pa.default_memory_pool().release_unused()
         pictures, kept = self._ledger.count_pictures()
         write_places(self.content / PLACES, pictures, self._ledger.places())
@@ -283,6 +296,17 @@ class PairWriter:
 
 def _pairs_file(path: Path) -> pq.ParquetWriter:
     return pq.ParquetWriter(path, PAIR_SCHEMA, compression="zstd", use_dictionary=TEXTS_THAT_REPEAT)
+
+
+def _moved(batch: pa.RecordBatch, ids: np.ndarray, splits: np.ndarray) -> pa.RecordBatch:
+    """The batch, where pairs of these (sorted) ids have these splits."""
+    names = np.array([number_of(name) for name in batch["id"].to_pylist()])
+    place = np.searchsorted(ids, names).clip(max=len(ids) - 1)
+    there = ids[place] == names
+    old = batch["split"].to_numpy(zero_copy_only=False)
+    new = pa.array(np.where(there, np.array(SPLITS, object)[splits[place]], old), pa.string())
+    columns = [new if name == "split" else batch[name] for name in PAIR_SCHEMA.names]
+    return pa.RecordBatch.from_arrays(columns, schema=PAIR_SCHEMA)
 
 
 def _sync(path: Path) -> None:

@@ -24,12 +24,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mapo.errors import MapoError
-from mapo.files import inside, read_text
+from mapo.files import delimiter_in, inside, read_text
+from mapo.pairs.pictures import CAPTION_ENDS, ENDS
 from mapo.pairs.schema import check_text
 from mapo.pairs.splits import prompt_id
 
-PICTURES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
-TEXTS = (".txt", ".caption")
 LISTS = (".jsonl", ".csv", ".tsv")
 MANIFEST = "manifest.jsonl"
 NAMED_LISTS = ("metadata.jsonl", "metadata.csv", MANIFEST)  # these come first, and must be readable
@@ -66,7 +65,7 @@ def is_ours(manifest: Path) -> bool:
 def find_pictures(folder: Path) -> tuple[list[Found], int]:
     """The pictures of a folder with their prompts, in the order of their names, and how many files were passed over."""
     files = _files(folder)
-    pictures = [name for name in files if name.lower().endswith(PICTURES)]
+    pictures = [name for name in files if name.lower().endswith(ENDS)]
     if not pictures:
         raise MapoError(
             f"{folder} is not an images folder: it has no manifest.jsonl and no pictures. Make it with `mapo sample`, "
@@ -169,11 +168,7 @@ def _columns(folder: Path, path: str) -> list[str]:
     if path.lower().endswith(".jsonl"):
         row = json.loads(line or "{}")
         return list(_lowered(row)) if isinstance(row, dict) else []
-    return [name.strip() for name in next(iter(csv.reader([line.lower()], delimiter=_delimiter(line))), [])]
-
-
-def _delimiter(line: str) -> str:
-    return max(",;\t", key=line.count)
+    return [name.strip() for name in next(iter(csv.reader([line.lower()], delimiter=delimiter_in(line, path))), [])]
 
 
 def _lowered(row: Mapping[Any, Any]) -> dict[str, Any]:
@@ -195,7 +190,7 @@ def _rows(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
                 yield number, _lowered(row)
         return
     text = text.lstrip("\n")
-    reader = csv.DictReader(io.StringIO(text), delimiter=_delimiter(text.split("\n")[0]))
+    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter_in(text.split("\n")[0], path.name))
     try:
         for row in reader:
             if row.pop(None, None):
@@ -298,7 +293,7 @@ def _of_texts(folder: Path, files: Files, pictures: Sequence[str]) -> tuple[list
     texts: dict[str, list[str]] = {}
     for name in files:
         file = PurePosixPath(name)
-        if file.suffix.lower() in TEXTS and file.stem.lower() not in ABOUT:
+        if file.suffix.lower() in CAPTION_ENDS and file.stem.lower() not in ABOUT:
             texts.setdefault(_stem(name), []).append(name)
     owners: dict[str, str] = {}
     for name in pictures:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mapo.errors import MapoError
-from mapo.files import decode_text
+from mapo.files import decode_text, delimiter_in
 from mapo.importers import sources
 from mapo.importers.sources import Source, find_source, is_hub_id
 from mapo.pairs.schema import check_text
@@ -133,7 +133,7 @@ def _places(files: Any, root: str) -> list[str]:
         return [root]
     there = files.glob(root) if "*" in root else files.find(root)
     for kind in KINDS:
-        ours = [p for p in there if p.lower().endswith(kind) and not PurePosixPath(p).name.startswith("dataset_info")]
+        ours = [p for p in there if p.lower().endswith(kind) and PurePosixPath(p).name not in sources.NO_ROWS]
         if ours:
             return sorted(ours)
     raise ValueError(f"it holds no {', '.join(KINDS[:-1])} or {KINDS[-1]} file")
@@ -186,8 +186,7 @@ def _of_parquet(file: Any, column: str | None) -> list[str]:
 
 def _of_table(text: str, kind: str, column: str | None) -> list[str]:
     """A column of a table whose first line has the names; in a ``.csv`` cells may be parted by semicolons or tabs."""
-    first = text.partition("\n")[0]
-    sign = "\t" if kind == ".tsv" else max(",;\t", key=first.count)
+    sign = delimiter_in(text.partition("\n")[0], kind)
     how: dict[str, Any] = {"quoting": csv.QUOTE_NONE} if kind == ".tsv" and '""' not in text else {"strict": True}
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=sign, **how)
     prompts = []
