@@ -349,7 +349,7 @@ def mismatch(model: str, pairs: Path, out: Path, seeds: str, **how: Any) -> None
     """
     from mapo.files import prepare_file
 
-    prepare_file(out, "file of `mapo mismatch`", b'{\n "format": "mapo-mismatch"', "mismatch.json")
+    prepare_file(out, "a file of `mapo mismatch`", b'{\n "format": "mapo-mismatch"', "mismatch.json")
     from mapo.mismatch.mismatch import measure
     from mapo.mismatch.words import write_mismatch
     from mapo.sample.sample import parse_seeds

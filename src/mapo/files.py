@@ -215,7 +215,7 @@ def delimiter_in(line: str, name: str) -> str:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file of the user's, lines ending in a line feed; ValueError when it is no text."""
+    """The text of a file of the user's, lines ending in a line feed; ValueError when it is not a text."""
     return decode_text(path.read_bytes())
 
 
@@ -223,7 +223,7 @@ def decode_text(data: bytes) -> str:
     """The text in these bytes, as :func:`read_text` has it."""
     text = io.TextIOWrapper(io.BytesIO(data), _encoding(data[:2])).read()
     if "\0" in text:
-        raise ValueError("it holds NUL characters, so it is no UTF-8 text")
+        raise ValueError("it holds NUL characters, so it is not UTF-8 text")
     return text
 
 
@@ -321,7 +321,7 @@ def prepare_file(path: Path, what: str, starts: bytes, example: str) -> Path:
         with path.open("rb") as file:
             start = file.read(len(starts))
         if start and start.lower() != starts.lower():
-            raise MapoError(f"--out: {path} exists and is no {what}. Choose another name.")
+            raise MapoError(f"--out: {path} exists and is not {what}. Choose another name.")
     return prepare_out(path)
 
 

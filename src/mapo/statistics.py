@@ -268,7 +268,7 @@ def _bootstrap(sums: Floats, counts: Floats, rng: int | np.random.Generator) -> 
 
 
 def _exact(share: float, prompts: int) -> tuple[float, float]:
-    """Clopper-Pearson bounds for ``share`` of ``prompts``, outwards where that is no whole number of prompts."""
+    """Clopper-Pearson bounds for ``share`` of ``prompts``, outwards where that is not a whole number of prompts."""
     ends = (math.floor(share * prompts + 1e-9), math.ceil(share * prompts - 1e-9))
     few, many = (stats.binomtest(k, prompts).proportion_ci(CONFIDENCE, "exact") for k in ends)
     return float(few.low), float(many.high)

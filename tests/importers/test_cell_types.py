@@ -107,15 +107,15 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "messages": ({"prompt": [[{"role": "user", "content": "a bear"}]]}, "prompt is a list of messages"),
     "a number for a prompt": ({"prompt": [5]}, "the prompt is 5, which is not a text"),
     "a time for a prompt": ({"prompt": [TIME.date()]}, "the prompt is datetime.date"),
-    "prompt in other bytes": ({"prompt": pa.array(["Bär".encode("latin-1")], pa.binary())}, "the prompt is no UTF-8: byte 0xe4"),
+    "prompt in other bytes": ({"prompt": pa.array(["Bär".encode("latin-1")], pa.binary())}, "the prompt is not UTF-8: byte 0xe4"),
     "preference in percent": ({"preference": [90]}, "preference is 90.0, it must lie in 0.5"),
     "weight as a time": ({"weight": [TIME.date()]}, "weight is datetime.date.*, which is not a number"),
-    "group of parts": ({"group": [1.5]}, "group is 1.5, which is no name"),
-    "group of bytes": ({"group": [b"g"]}, "group is b'g', which is no name"),
-    "meta of a time": ({"meta": [TIME]}, "meta is no JSON"),
-    "meta of bytes": ({"meta": [b"x"]}, "meta is no JSON object"),
-    "meta of words": ({"meta": ["made by hand"]}, "meta is no JSON"),
-    "meta of a list": ({"meta": [["a"]]}, "meta is no JSON object"),
+    "group of parts": ({"group": [1.5]}, "group is 1.5, which is not a name"),
+    "group of bytes": ({"group": [b"g"]}, "group is b'g', which is not a name"),
+    "meta of a time": ({"meta": [TIME]}, "meta is not JSON"),
+    "meta of bytes": ({"meta": [b"x"]}, "meta is not a JSON object"),
+    "meta of words": ({"meta": ["made by hand"]}, "meta is not JSON"),
+    "meta of a list": ({"meta": [["a"]]}, "meta is not a JSON object"),
 }  # fmt: skip
 
 

@@ -144,7 +144,7 @@ def test_an_out_that_exists_is_refused_before_anything_is_read(
         ({"rankings": "best"}, "--rankings is 'best'; it must be all or best-worst"),
         ({"least_gap": -1.0}, "--least-gap is -1.0; it must be a number that is not negative"),
         ({"least_gap": float("nan")}, "--least-gap is nan"),
-        ({"source": "hf://nobody"}, "hf://nobody is no set on the hub. Write hf://owner/name"),
+        ({"source": "hf://nobody"}, "hf://nobody is not a set on the hub. Write hf://owner/name"),
     ],
 )
 def test_a_wrong_argument_is_refused_by_its_name(

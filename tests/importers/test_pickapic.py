@@ -128,7 +128,7 @@ def test_a_text_that_is_no_utf_8_is_a_bad_row_and_the_others_are_read(tmp_path: 
     )
     place = table.schema.get_field_index("caption")
     pq.write_table(table.set_column(place, "caption", texts), tmp_path / "x.parquet")
-    with pytest.raises(MapoError, match=r"^x\.parquet row 1: the prompt is no UTF-8: byte 0xff at place 0"):
+    with pytest.raises(MapoError, match=r"^x\.parquet row 1: the prompt is not UTF-8: byte 0xff at place 0"):
         import_pairs(tmp_path / "x.parquet", tmp_path / "set")
     assert import_pairs(tmp_path / "x.parquet", tmp_path / "set", on_bad_row="drop")["bad"] == 1
     assert [pair.prompt for pair in PairSet(tmp_path / "set")] == ["a bear", "ein Bär"]

@@ -66,9 +66,9 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "preference that is not a number": ({"preference": float("nan")}, "preference is nan"),
     "negative weight": ({"weight": -1.0}, "weight is -1.0"),
     "preference in words": ({"preference": "sure"}, "preference is 'sure', which is not a number"),
-    "group that is a list": ({"group": ["g"]}, r"group is \['g'\], which is no name"),
-    "meta that is no JSON": ({"meta": "{"}, "meta is no JSON"),
-    "meta that is a list": ({"meta": "[]"}, "meta is no JSON object"),
+    "group that is a list": ({"group": ["g"]}, r"group is \['g'\], which is not a name"),
+    "meta that is not JSON": ({"meta": "{"}, "meta is not JSON"),
+    "meta that is a list": ({"meta": "[]"}, "meta is not a JSON object"),
     "same picture": ({"rejected": RED}, "chosen and rejected are the same picture"),
 }
 
@@ -90,7 +90,7 @@ PATHS = {
     "/etc/hostname": "the path '/etc/hostname' is absolute and lies outside of its folder",
     "link.png": "the path 'link.png' is a link that leads to .*secret.png, outside of its folder",
     "gone.png": r"the picture gone\.png cannot be read \(it is not there\)",
-    ".": r"the picture \. cannot be read \(it is no file\)",
+    ".": r"the picture \. cannot be read \(it is not a file\)",
 }
 
 

@@ -88,12 +88,12 @@ def test_pictures_lie_in_the_files_folder_wherever_one_works(folder: Path, monke
 
 
 BAD: dict[str, tuple[Any, str]] = {
-    "no JSON": ('{"prompt": ', "it is no JSON"),
-    "no object": ([1], "it is no JSON object"),
+    "no JSON": ('{"prompt": ', "it is not JSON"),
+    "no object": ([1], "it is not a JSON object"),
     "no rank": ({"prompt": "a", "images": NAMES}, "it lacks rank; it has prompt, images"),
-    "prompt is no text": (make_line(prompt=3), "prompt must be a text"),
+    "prompt is not a text": (make_line(prompt=3), "prompt must be a text"),
     "prompt is empty": (make_line(prompt=" "), "the prompt is empty"),
-    "images is no list": (make_line(images="1.webp"), "images and rank lists"),
+    "images is not a list": (make_line(images="1.webp"), "images and rank lists"),
     "an image is not a path": (make_line(images=[*NAMES[:3], None]), "an image is not a path"),
     "fewer ranks": (make_line(rank=[1, 2, 3]), "it has 4 images and 3 in rank"),
     "one image": (make_line(images=NAMES[:1], rank=[1]), "it has 1 images and 1 in rank; it needs two or more"),
@@ -105,7 +105,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "picture is gone": (make_line(images=[*NAMES[:3], "9.webp"]), "the picture 9.webp cannot be read"),
     "picture is a folder": (make_line(images=[*NAMES[:3], "sub"]), "the picture sub cannot be read"),
     "same picture twice": (make_line(images=["1.webp", "1.webp"], rank=[1, 2]), "are the same picture"),
-    "picture is no picture": (
+    "picture is not a picture": (
         make_line(images=["1.webp", "ranking.jsonl"], rank=[1, 2]),
         "the rejected picture: it is in",
     ),
@@ -149,7 +149,7 @@ def test_a_line_that_is_no_utf_8_is_named_by_its_number(folder: Path) -> None:
     (bad,) = list(read(Source(path), Options()))[-1]
     assert isinstance(bad, BadRow)
     assert bad.where == "ranking.jsonl line 2"
-    assert bad.why.startswith("it is no JSON")
+    assert bad.why.startswith("it is not JSON")
 
 
 def test_a_byte_order_mark_does_no_harm_and_utf_16_is_refused_in_a_sentence(folder: Path) -> None:

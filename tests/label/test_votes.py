@@ -1,4 +1,4 @@
-"""Votes outlive crashes, and nothing that is no vote is taken for one."""
+"""Votes outlive crashes, and nothing that is not a vote is taken for one."""
 
 from __future__ import annotations
 

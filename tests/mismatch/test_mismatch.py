@@ -469,7 +469,7 @@ def test_what_cannot_be_measured_or_written_is_told_before_any_work(style_set, t
         measure("mini", style_set, tmp_path / "own", seed=-1)
     notes = tmp_path / "notes.txt"
     notes.write_text("prompts of mine")
-    for out, why in ((notes, "exists and is no file of `mapo mismatch`"), (tmp_path, "is a folder. Name the file")):
+    for out, why in ((notes, "exists and is not a file of `mapo mismatch`"), (tmp_path, "is a folder. Name the file")):
         told = ["mismatch", "--model", "mini", "--pairs", str(style_set), "--out", str(out)]
         with pytest.raises(MapoError, match=why):
             CliRunner().invoke(cli, told, catch_exceptions=False)

@@ -284,7 +284,7 @@ BAD_SETS: dict[str, tuple[Callable[[Path], None], str]] = {
         edit_pairs(lambda t: t.set_column(3, "rejected", t["chosen"])),
         "row 0: .* the same picture",
     ),
-    "prompt that is no text": (
+    "prompt that is not a text": (
         with_column("prompt", pa.StringArray.from_buffers(2, *pa.array([b"\xff", b"a"]).buffers()[1:])),
         r"pairs\.parquet is missing or damaged .*UTF8",
     ),
@@ -300,13 +300,16 @@ BAD_SETS: dict[str, tuple[Callable[[Path], None], str]] = {
     "index empty": (overwrite("pictures.npy", b""), r"pictures\.npy is missing or damaged"),
     "index of another kind": (
         lambda folder: np.save(folder / "pictures.npy", np.arange(9)),
-        r"pictures\.npy is missing or damaged \(it is no index of pictures\)",
+        r"pictures\.npy is missing or damaged \(it is not an index of pictures\)",
     ),
     "index in disorder": (
         lambda folder: np.save(folder / "pictures.npy", np.load(folder / "pictures.npy")[::-1]),
         r"pictures\.npy is missing or damaged \(it is not sorted\)",
     ),
-    "name that is no hash": (with_column("rejected", pa.array(["z" * 64] * 2)), "row 0 names the rejected picture zzz"),
+    "name that is not a hash": (
+        with_column("rejected", pa.array(["z" * 64] * 2)),
+        "row 0 names the rejected picture zzz",
+    ),
     "name that is too short": (with_column("rejected", pa.array(["ab", "ab"])), "row 0 names the rejected picture ab"),
     "shard cut": (cut("images-00000.parquet"), r"images-00000\.parquet is damaged"),
     "shard of another kind": (
@@ -331,7 +334,7 @@ def test_meta_that_is_no_json_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     with_column("meta", pa.array(["{}", "{"]))(tmp_path / "set")
     opened = PairSet(tmp_path / "set")
     assert opened[0].meta == {}
-    with pytest.raises(MapoError, match=r"row 1: meta is no JSON .*`mapo import`"):
+    with pytest.raises(MapoError, match=r"row 1: meta is not JSON .*`mapo import`"):
         list(opened)
 
 

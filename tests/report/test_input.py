@@ -87,7 +87,9 @@ def test_a_page_replaces_a_page_and_no_other_file(world):
     for _ in range(2):
         assert not ask(world, "--scores", world.root / "scores.parquet", "--out", page).exception
     result = ask(world, "--scores", world.root / "scores.parquet", "--out", notes)
-    assert isinstance(result.exception, MapoError) and "notes.txt exists and is no HTML page" in str(result.exception)
+    assert isinstance(result.exception, MapoError) and "notes.txt exists and is not an HTML page" in str(
+        result.exception
+    )
     assert notes.read_text() == "prompts of mine"
 
 

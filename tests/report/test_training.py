@@ -113,7 +113,7 @@ def test_pairs_that_are_gone_leave_a_warning(world, run):
 
 def test_a_configuration_that_is_no_toml_is_refused(world, run):
     (run / "config.toml").write_text("model = ")
-    with pytest.raises(MapoError, match=r"config\.toml is no TOML"):
+    with pytest.raises(MapoError, match=r"config\.toml is not TOML"):
         world.report(run=run)
 
 

@@ -89,7 +89,7 @@ def test_the_judge_of_the_pairs_is_marked_and_does_not_speak_first(world):
 def test_a_judge_that_is_the_only_scorer_speaks_with_a_warning(world):
     summary = world.report(judges_of_pairs=["mini-search"])
     assert summary["headline"]["made_pairs"]
-    assert "no independent evidence" in summary["detail"]
+    assert "not independent evidence" in summary["detail"]
 
 
 def test_a_judge_that_scores_nothing_here_is_named_in_the_provenance(world):

@@ -167,10 +167,10 @@ REFUSED = {
     ),
     "a line that names nothing": (lambda f: listed(f, [*all_but(), {"prompt": "x"}]), r"names no picture in line 5\."),
     "a picture named twice": (lambda f: listed(f, [*all_but(), *all_but(1, 2, 3)]), r"line 5 names 0\.png a second time"),
-    "a line that is no JSON": (
+    "a line that is not JSON": (
         lambda f: (f / "metadata.jsonl").write_text(FORMS["metadata.jsonl"] + "{"), r"line 5 is not JSON"
     ),
-    "a list that is no JSON": (lambda f: (f / "metadata.jsonl").write_text("[1"), r"metadata\.jsonl cannot be read"),
+    "a list that is not JSON": (lambda f: (f / "metadata.jsonl").write_text("[1"), r"metadata\.jsonl cannot be read"),
     "a comma without quotes": (
         lambda f: (f / "list.csv").write_text(FORMS["list.csv"].replace('"', "")),
         r"list\.csv cannot be used: line 5 has more fields than the first; put prompts in quotes",
@@ -210,7 +210,7 @@ REFUSED = {
     "two pictures for a text": (
         lambda f: [texts(f, 0, 1, 2, 3), fill(f, ["2.jpg"])], r"2\.jpg and 2\.png share the prompt in 2\.txt"
     ),
-    "a file that is no picture": (
+    "a file that is not a picture": (
         lambda f: [texts(f, 0, 1, 2, 3), (f / "2.png").write_bytes(b"x")], r"1 of 4 pictures cannot be used: 2\.png \(it is in no format"
     ),
     "a picture that was cut off": (

@@ -127,7 +127,7 @@ BAD: dict[str, tuple[str, bytes, str]] = {
     "a sheet of a spreadsheet": ("p.xlsx", b"PK", r"its name does not end in \.txt"),
     "no suffix": ("prompts", b"a bear\n", r"its name does not end in \.txt"),
     "damaged JSON": ("p.json", b'["a bear"', "cannot be read"),
-    "JSON that is no list": ("p.json", b'{"prompt": "a bear"}', r"cannot be read \(it is not a list\)"),
+    "JSON that is not a list": ("p.json", b'{"prompt": "a bear"}', r"cannot be read \(it is not a list\)"),
     "JSON entry without prompt": ("p.json", b'["a bear", {"words": "x"}]', r"entry 1 has no column .*It has words\."),
     "lines in a JSON file": ("p.json", b'{"prompt": "a"}\n{"prompt": "b"}', r"name the file \.jsonl"),
     "JSON number": ("p.json", b"[3]", r"\(entry 0 has no prompt\)"),

@@ -413,7 +413,7 @@ def test_bad_input_is_a_sentence(tmp_path):
     with pytest.raises(MapoError, match="empty holds no pictures"):
         score(tmp_path / "empty", "brightness", out)
     (tmp_path / "letter.txt").write_text("dear")
-    with pytest.raises(MapoError, match=r"--out: .*letter\.txt exists and is no table of scores"):
+    with pytest.raises(MapoError, match=r"--out: .*letter\.txt exists and is not a table of scores"):
         score(folder, "brightness", tmp_path / "letter.txt")
     assert (tmp_path / "letter.txt").read_text() == "dear"
 

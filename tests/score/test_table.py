@@ -74,7 +74,7 @@ def test_another_parquet_file_or_version_is_no_table_of_scores(tmp_path: Path) -
     ]
     for other in others:
         pq.write_table(other, path)
-        with pytest.raises(MapoError, match="is no table of scores of version 1"):
+        with pytest.raises(MapoError, match="is not a table of scores of version 1"):
             read_scores(path)
 
 

@@ -243,7 +243,7 @@ class Totals:
         self.seen: set[Any] = set()
 
     def add(self, portion: Portion) -> list[Found]:
-        """Count a portion; its pairs that are no repeats (of two prompts with the same context, the first)."""
+        """Count a portion; its pairs that are not repeats (of two prompts with the same context, the first)."""
         for name in ("tried", "judged_out", "unjudged", "equal_pictures"):
             self.sums[name] += getattr(portion, name)
         self.minors |= portion.minors

@@ -147,7 +147,7 @@ def sign_tests(signs: dict[str, Floats]) -> dict[str, float]:
     """The p of an exact sign test of each statistic, corrected for their number (Holm).
 
     ``signs`` say for each pair which side has more. Statistics that part all pairs in the same way, as width and
-    pixels do, are one test; those that part none are no test.
+    pixels do, are one test; those that part none are not a test.
     """
     found: dict[bytes, float] = {}
     names: dict[str, bytes] = {}

@@ -74,7 +74,7 @@ class BadRow:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A row that its source itself says is no pair, and how it says so: nothing is wrong with it."""
+    """A row that its source itself says is not a pair, and how it says so: nothing is wrong with it."""
 
     why: str
 

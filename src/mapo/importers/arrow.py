@@ -34,7 +34,7 @@ class ArrowFile:
     kind = "Arrow"
 
     def columns(self) -> list[str] | None:
-        """Its columns; None when it is no whole file."""
+        """Its columns; None when it is not a whole file."""
         try:
             with pa.memory_map(str(self.place)) as file:
                 return list(opened(file)[0].names)

@@ -213,7 +213,7 @@ def _caption(root: Path, path: str) -> str:
     place = locate(root, path)
     try:
         if not place.is_file():  # a pipe would be waited for
-            raise OSError(0, "it is no file")
+            raise OSError(0, "it is not a file")
         return read_text(place).rstrip("\r\n")
     except (OSError, ValueError) as error:
         raise ValueError(f"the caption {path} cannot be read ({getattr(error, 'strerror', error)})") from None

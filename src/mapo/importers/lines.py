@@ -93,7 +93,7 @@ class JsonFile:
             )
 
     def _values(self, errors: str = "surrogateescape") -> Iterator[tuple[int, Any]]:
-        """Number and value of each row; a ValueError where it is no JSON."""
+        """Number and value of each row; a ValueError where it is not JSON."""
         if self.is_list():
             with self.path.open(encoding=encoding_of(self.path), errors=errors) as text:
                 yield from enumerate(_entries(text, self.path), 1)
@@ -264,7 +264,7 @@ def _folder_of_pictures(file: JsonFile | CellFile) -> Path:
 
 def _fit(value: Any, shape: Shape) -> Row:
     if not isinstance(value, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     if missing := shape.missing(value):
         raise ValueError(f"it lacks {', '.join(missing)}; it has {', '.join(value) or 'nothing'}")
     return {ours: value[name] for ours, name in shape.pick(value).items()}
@@ -274,7 +274,7 @@ def _value(line: str | bytes) -> Any:
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
-        return ValueError(f"it is no JSON ({error})")
+        return ValueError(f"it is not JSON ({error})")
 
 
 def _refuse_rest(file: IO[str], text: str, path: Path) -> None:

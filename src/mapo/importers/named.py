@@ -84,7 +84,7 @@ def texts_in(value: Any) -> Iterator[str]:
 
 
 def _stat(path: str | Path) -> os.stat_result | None:
-    """None for what is no file, or is not there."""
+    """None for what is not a file, or is not there."""
     try:
         found = os.stat(path)  # noqa: PTH116 (a path may be a text)
     except (OSError, ValueError):

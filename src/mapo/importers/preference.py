@@ -43,14 +43,14 @@ def pair_of(row: Mapping[str, Any], where: Where, chosen: bytes, rejected: bytes
     if isinstance(group, float) and group.is_integer():
         group = int(group)
     if not isinstance(group, str | int | None):
-        raise ValueError(f"group is {group!r}, which is no name")
+        raise ValueError(f"group is {group!r}, which is not a name")
     meta = row.get("meta")
     if isinstance(meta, str):
         try:
             meta = json.loads(meta)
         except ValueError:
-            raise ValueError("meta is no JSON") from None
+            raise ValueError("meta is not JSON") from None
     if not isinstance(meta, Mapping | None):
-        raise ValueError("meta is no JSON object")
+        raise ValueError("meta is not a JSON object")
     group = None if group is None else str(group)
     return RawPair(where.text, prompt, chosen, rejected, preference, weight, group, dict(meta or {}))

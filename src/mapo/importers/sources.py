@@ -112,7 +112,7 @@ def find_source(given: str | Path) -> Source:
     if text.startswith("hf:/"):  # a Path has lost one of the slashes
         rest = text.removeprefix("hf:").strip("/").removeprefix("datasets/")
         if not re.match(r"[\w.-]+/[\w.-]+", rest):
-            raise MapoError(f"{text} is no set on the hub. Write hf://owner/name.")
+            raise MapoError(f"{text} is not a set on the hub. Write hf://owner/name.")
         return _on_hub(rest)
     path = Path(given)
     if text and (path.is_file() or path.is_dir()):
@@ -178,7 +178,7 @@ def picture_at(folder: Path, name: str) -> bytes:
     path = locate(folder, name)
     try:
         if not path.is_file():
-            raise OSError(0, "it is no file" if path.exists() else "it is not there")
+            raise OSError(0, "it is not a file" if path.exists() else "it is not there")
         return path.read_bytes()
     except OSError as error:
         raise ValueError(f"the picture {name[:200]} cannot be read ({error.strerror})") from None

@@ -39,7 +39,7 @@ class Table:
         return pq.ParquetFile(sources.hub_files().open(self.place, "rb"), buffer_size=READ_AT_ONCE)
 
     def columns(self) -> list[str] | None:
-        """Its columns; None when it is no whole file."""
+        """Its columns; None when it is not a whole file."""
         try:
             with self.open() as file:
                 return list(file.schema_arrow.names)

@@ -208,9 +208,9 @@ def _json(data: bytes, column: str, name: str) -> Row:
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name} is no JSON ({error})") from None
+        raise ValueError(f"{name} is not JSON ({error})") from None
     if column:
         return {column: value}
     if not isinstance(value, dict):
-        raise ValueError(f"{name} is no JSON object")
+        raise ValueError(f"{name} is not a JSON object")
     return value

@@ -35,7 +35,7 @@ class Told:
         self.notes[f"{REPEATS}{split}{OF}{first}"] += 1
 
     def add_left_out(self, why: str) -> None:
-        """Count a row that its source itself says is no pair."""
+        """Count a row that its source itself says is not a pair."""
         self.notes[LEFT_OUT + why] += 1
 
     def add_lost(self, values: int) -> None:

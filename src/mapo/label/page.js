@@ -171,7 +171,7 @@
 
   async function undo() {
     if (!state.last || busy) return;
-    votedAt = null; // going back is no measure of speed
+    votedAt = null; // going back is not a measure of speed
     await call("undo", { annotator: name, pair: state.last.pair });
   }
 

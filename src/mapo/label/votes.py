@@ -68,7 +68,7 @@ def read_votes(path: Path) -> list[Vote]:
     """The votes that stand, in the order in which they were cast; none when the file is not there.
 
     A vote that was taken back is left out, as is a half-written last line (a crash). Where an annotator has voted twice
-    on a pair (files put together), the later vote stands. Raises MapoError naming a line that is no vote.
+    on a pair (files put together), the later vote stands. Raises MapoError naming a line that is not a vote.
     """
     try:
         return standing(_parse(path.read_bytes(), path)[0])

@@ -193,7 +193,7 @@ def _download(name: str, weights: bool) -> Path:
     except Exception as error:
         reason = str(error).strip().split("\n")[0][:200]
         raise MapoError(
-            f"--model: {name} is no local folder and could not be fetched from the hub ({reason}). "
+            f"--model: {name} is not a local folder and could not be fetched from the hub ({reason}). "
             "Check the name, the connection, and `hf auth login` for models behind a licence."
         ) from None
 

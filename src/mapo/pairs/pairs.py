@@ -154,7 +154,7 @@ class PairSet:
         try:
             return Pair(**{**values, "meta": json.loads(values["meta"] or "{}")})
         except ValueError as error:
-            raise MapoError(f"{self.folder}: row {row}: meta is no JSON ({error}). {REMEDY}") from None
+            raise MapoError(f"{self.folder}: row {row}: meta is not JSON ({error}). {REMEDY}") from None
 
     def _place(self, name: str) -> Any:
         place = self._places.find(name)

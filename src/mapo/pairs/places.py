@@ -41,7 +41,7 @@ class Places:
     def __init__(self, path: Path) -> None:
         self.records = np.load(path, mmap_mode="r", allow_pickle=False)
         if self.records.dtype != RECORD or self.records.ndim != 1:
-            raise ValueError("it is no index of pictures")
+            raise ValueError("it is not an index of pictures")
         self._heads = _heads(self.records["sha"])
         if (self._heads[1:] < self._heads[:-1]).any():
             raise ValueError("it is not sorted")

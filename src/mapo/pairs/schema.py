@@ -70,7 +70,7 @@ def check_text(text: str, what: str) -> None:
     except UnicodeEncodeError as error:
         code = ord(text[error.start])
         if 0xDC80 <= code <= 0xDCFF:  # how Python marks a byte that it could not read
-            raise ValueError(f"{what} is no UTF-8: byte {code - 0xDC00:#04x} at place {error.start}") from None
+            raise ValueError(f"{what} is not UTF-8: byte {code - 0xDC00:#04x} at place {error.start}") from None
         raise ValueError(
             f"{what} has half a character at place {error.start} (U+{code:04X}, a lone surrogate)"
         ) from None
@@ -95,7 +95,7 @@ def to_row(pair: Pair) -> dict[str, Any]:
     try:
         meta = json.dumps(dict(pair.meta), ensure_ascii=False, allow_nan=False)
     except ValueError as error:
-        raise ValueError(f"meta is no JSON ({error})") from None
+        raise ValueError(f"meta is not JSON ({error})") from None
     for what, text in (("meta", meta), ("source", pair.source), ("group", pair.group or "")):
         check_text(text, what)  # here, not later for the whole table
     return {**vars(pair), "meta": meta}

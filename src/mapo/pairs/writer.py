@@ -106,7 +106,7 @@ class PairWriter:
     def add_latent_only(self, sha256: str, width: int, height: int) -> None:
         """A picture that the set knows by its hash and upright size, and whose bytes it does not keep."""
         if len(bytes.fromhex(sha256)) != 32:
-            raise ValueError(f"{sha256!r} is no hash of a picture")
+            raise ValueError(f"{sha256!r} is not a hash of a picture")
         self._store(Picture(sha256, None, width, height))
 
     def _checked(self, data: bytes) -> Picture:

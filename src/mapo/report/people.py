@@ -61,7 +61,7 @@ def compare_people(votes: Sequence[Vote], before: Rows, after: Rows, makers: Col
     """The pairs that people judged; a pair's share for after is the mean of the votes on it.
 
     So a pair that many have judged counts no more than one that only one has, and the interval (over prompts) is that
-    of the pictures as these people see them. A tie, or both bad, is half a vote for either; a skip is no vote.
+    of the pictures as these people see them. A tie, or both bad, is half a vote for either; a skip is not a vote.
     ``makers`` are the names of those who labelled the training pairs.
     """
     points: dict[Key, list[float]] = {}

@@ -134,7 +134,7 @@ def check_out(out: Path, read: Sequence[Path]) -> None:
     """Refuse a page that would be written over a folder, or over what it is made from."""
     if out.exists() and any(path.exists() and path.samefile(out) for path in read):
         raise MapoError(f"--out: {out} is also given as --scores or --votes. Choose another name for the page.")
-    prepare_file(out, "HTML page", b"<!doctype html", "report.html")
+    prepare_file(out, "an HTML page", b"<!doctype html", "report.html")
 
 
 def _about_prompts(training: Training, seen: set[str], run: Path | None, after: Rows) -> list[str]:

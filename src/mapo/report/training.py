@@ -63,7 +63,7 @@ def read_training(run: Path) -> Training:
             config = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             path = run / "config.toml"
-            raise MapoError(f"{path} is no TOML ({error}). Run `mapo train` again or leave --run out.") from None
+            raise MapoError(f"{path} is not TOML ({error}). Run `mapo train` again or leave --run out.") from None
         if isinstance(config.get("pairs"), str):
             _add(found, run, Path(config["pairs"]), config.get("data", {}))
         run = Path(str(config.get("model", "")))

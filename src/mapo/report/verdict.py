@@ -139,7 +139,7 @@ def _detail(headline: Comparison, free: Sequence[Comparison], heard: Sequence[Co
     who = PEOPLE + " who did not know which was which" if headline.panel else headline.scorer
     said = f"By {who}, from {count(win.prompts, 'prompt')}; ties count half."
     if headline.made_pairs:
-        return f"{said} It is also the judge that made the training pairs, so this is no independent evidence."
+        return f"{said} It is also the judge that made the training pairs, so it is not independent evidence."
     if len(free) > 1:
         part = " that had no part in making the training pairs" if len(free) < len(heard) else ""
         said += f" It is the most cautious of {len(free)} scorers{part}."

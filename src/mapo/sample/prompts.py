@@ -42,7 +42,7 @@ def read_prompts(source: str) -> list[str]:
     hub: ``owner/name``, ``hf://owner/name`` or ``hf://owner/name/path`` with a file, folder or pattern. Files are
     ``.txt`` with a prompt a line, ``.jsonl``, ``.ndjson`` or ``.json`` with strings or objects that have ``prompt`` or
     ``caption``, or ``.csv``, ``.tsv`` or ``.parquet`` with such a column. ``Prompts``, ``text`` and the like will do
-    where no other can be meant; ``source:COLUMN`` reads any. Raises MapoError naming what is no prompt.
+    where no other can be meant; ``source:COLUMN`` reads any. Raises MapoError naming what is not a prompt.
     """
     if source in BUILT_IN:
         world, name = BUILT_IN[source]
@@ -175,7 +175,7 @@ def _column(names: Sequence[str], column: str | None, where: str = "") -> str:
 
 
 def _of_parquet(file: Any, column: str | None) -> list[str]:
-    """A column's texts; no other column is read. Empty cells are no prompts."""
+    """A column's texts; no other column is read. Empty cells are not prompts."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(file) as table:

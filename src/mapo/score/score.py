@@ -326,7 +326,7 @@ def _read_table(out: Path) -> list[dict[str, Any]]:
     try:
         return list(read_scores(out).to_pylist())
     except MapoError:
-        raise MapoError(f"--out: {out} exists and is no table of scores. Choose another, or delete it.") from None
+        raise MapoError(f"--out: {out} exists and is not a table of scores. Choose another, or delete it.") from None
 
 
 def _share(task: Task, shard: Shard) -> bool:

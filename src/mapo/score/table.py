@@ -43,7 +43,7 @@ def write_scores(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def check_value(value: float | None, scorer: str, image: str) -> float | None:
-    """The value that a scorer gave a picture (its hash), which may be None; MapoError where it is no finite number."""
+    """The value that a scorer gave a picture (its hash), which may be None; MapoError where it is not finite."""
     if value is not None and not math.isfinite(value):
         raise MapoError(f"{scorer} gave {value} for picture {image[:12]}; only finite numbers are kept.")
     return None if value is None else float(value)
@@ -60,7 +60,7 @@ def read_scores(path: Path) -> pa.Table:
         raise MapoError(f"{path} cannot be read ({error}). {remedy}") from None
     version = (table.schema.metadata or {}).get(b"mapo-scores", b"").decode()
     if version != str(VERSION) or set(SCHEMA.names) - set(table.column_names):
-        raise MapoError(f"{path} is no table of scores of version {VERSION}. {remedy}")
+        raise MapoError(f"{path} is not a table of scores of version {VERSION}. {remedy}")
     for name in ("image", "prompt_id", "prompt", "seed", "scorer", "metric"):
         if table[name].null_count:
             row = table[name].is_null().to_pylist().index(True) + 1

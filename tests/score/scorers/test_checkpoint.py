@@ -104,7 +104,7 @@ def test_a_folder_needs_one_checkpoint_or_the_one_of_the_published_name(tmp_path
     ("source", "sentence"),
     [
         ("/nowhere/w.pt", "there is no file or folder /nowhere/w.pt"),
-        ("w.bin", "is no checkpoint. Give a file that ends in"),
+        ("w.bin", "is not a checkpoint. Give a file that ends in"),
         ("some/other", "hf download some/other --include"),
     ],
 )
@@ -138,6 +138,6 @@ def test_a_torch_that_cannot_read_pickles_safely_is_not_trusted(tmp_path, monkey
 )
 def test_the_first_difference_is_named(tmp_path, found, problem):
     wanted = {"a": torch.empty(2), "b": torch.empty(3)}
-    with pytest.raises(MapoError, match=f"is no model: {problem}"):
-        check_shapes("x", tmp_path, {name: torch.empty(size) for name, size in found.items()}, wanted, "model")
-    check_shapes("x", tmp_path, wanted, wanted, "model")
+    with pytest.raises(MapoError, match=f"is not a model: {problem}"):
+        check_shapes("x", tmp_path, {name: torch.empty(size) for name, size in found.items()}, wanted, "a model")
+    check_shapes("x", tmp_path, wanted, wanted, "a model")

@@ -282,7 +282,7 @@ def damaged(folder, copy, name, change):
     [
         ("model.safetensors", lambda data: None, "does not hold a model in safetensors: it lacks model.safetensors"),
         ("model.safetensors", lambda data: data[:2000], "cannot be loaded"),
-        ("config.json", lambda data: data.replace(b'"clip"', b'"siglip"'), r"is no CLIP model; its config.json says siglip"),
+        ("config.json", lambda data: data.replace(b'"clip"', b'"siglip"'), r"is not a CLIP model; its config.json says siglip"),
         ("config.json", lambda data: b"{", "its config.json says damaged"),
         ("preprocessor_config.json", lambda data: None, "lacks preprocessor_config.json"),
         ("preprocessor_config.json", lambda data: b"[", "is damaged"),

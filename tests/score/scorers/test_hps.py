@@ -224,7 +224,7 @@ def test_a_checkpoint_of_another_model_is_told_by_its_first_difference(world, tm
     folder, model = world
     place_in_hub(tmp_path / "hub", PICKSCORE_PROCESSOR, folder, "vocab.json", "merges.txt")
     scorer = load_scorer(f"hps-v2.0@{folder / 'weights.pt'}")  # a file alone is taken for a ViT-H-14
-    with pytest.raises(MapoError, match=r"weights\.pt is no CLIP model .* is \(24, 16\), not \(77, 1024\)"):
+    with pytest.raises(MapoError, match=r"weights\.pt is not a CLIP model .* is \(24, 16\), not \(77, 1024\)"):
         scorer([noise((8, 8))], ["zebra"])
     make_tokenizer(tmp_path / "less")
     (tmp_path / "less" / "config.json").write_text((folder / "config.json").read_text())

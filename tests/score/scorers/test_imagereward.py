@@ -299,7 +299,7 @@ def test_a_pickle_that_changed_since_its_first_use_is_refused(weights, tmp_path)
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda w: w.pop("mlp.layers.4.bias"), r"is no ImageReward: it lacks head\.4\.bias"),
+        (lambda w: w.pop("mlp.layers.4.bias"), r"is not an ImageReward model: it lacks head\.4\.bias"),
         (lambda w: w.pop("blip.visual_encoder.pos_embed"), "are no ImageReward"),
         (lambda w: w.update({"mlp.layers.9.bias": torch.ones(1)}), r"it has head\.9\.bias"),
         (lambda w: w.update({"mlp.layers.7.bias": torch.ones(2)}), r"head\.7\.bias is \(2,\), not \(1,\)"),

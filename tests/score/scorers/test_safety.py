@@ -105,7 +105,7 @@ def test_labels_that_do_not_exclude_each_other_are_refused(folder, tmp_path):
     with pytest.raises(MapoError, match="does not name its labels"):
         load_scorer(f"safety@{tmp_path / 'm'}")
     path.write_text("[]")
-    with pytest.raises(MapoError, match=r"config\.json is damaged \(it is no JSON object\)"):
+    with pytest.raises(MapoError, match=r"config\.json is damaged \(it is not a JSON object\)"):
         load_scorer(f"safety@{tmp_path / 'm'}")
 
 

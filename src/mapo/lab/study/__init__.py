@@ -165,7 +165,7 @@ def _open(out: Path, plan: Plan) -> Plan:
             raise MapoError(f"{out} is a study with another {', '.join(names)}. Choose another --out.")
         return plan
     if out.exists() and any(out.iterdir()):
-        raise MapoError(f"{out} exists and is no study. Choose another --out.")
+        raise MapoError(f"{out} exists and is not a study. Choose another --out.")
     prepare_out(out)
     out.mkdir(exist_ok=True)
     write_json(path, fixed)

@@ -120,7 +120,7 @@ def _left_over(part: Floats) -> float:
 class Cell:
     """What the runs of a domain, a method and a number of pairs found: a dictionary per seed, in the seeds' order.
 
-    ``wordings`` of a scene follow each other among the goal's prompts; they are no prompts of their own.
+    ``wordings`` of a scene follow each other among the goal's prompts; they are not prompts of their own.
     """
 
     looks: tuple[Mapping[str, Any], ...]

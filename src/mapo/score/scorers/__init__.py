@@ -145,7 +145,7 @@ def check_inputs(scorer: str, pictures: Sequence[Image], prompts: Sequence[str])
 
 
 def check_pictures(scorer: str, pictures: Sequence[Image]) -> None:
-    """Refuse what is no picture, and other modes than RGB."""
+    """Refuse what is not a picture, and other modes than RGB."""
     for place, picture in enumerate(pictures):
         if not isinstance(picture, Image):
             raise TypeError(f"{scorer} takes pictures; number {place} is {type(picture).__name__}")

@@ -39,7 +39,7 @@ class Head:
         for place, width in WIDTHS.items():
             wanted |= {f"layers.{place}.weight": torch.empty(width, wide), f"layers.{place}.bias": torch.empty(width)}
             wide = width
-        check_shapes("aesthetic", path, found, wanted, "head of the aesthetic predictor for this CLIP model")
+        check_shapes("aesthetic", path, found, wanted, "a head of the aesthetic predictor for this CLIP model")
         self.layers = [[found[f"layers.{place}.{part}"].float() for part in ("weight", "bias")] for place in WIDTHS]
 
     def __call__(self, embeddings: Tensor) -> Tensor:

@@ -24,5 +24,5 @@ def read_json_object(kind: str, path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise MapoError(f"{kind}: {path} is damaged ({reason(error)}).") from None
     if not isinstance(found, dict):
-        raise MapoError(f"{kind}: {path} is damaged (it is no JSON object).")
+        raise MapoError(f"{kind}: {path} is damaged (it is not a JSON object).")
     return found

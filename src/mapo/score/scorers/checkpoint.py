@@ -42,7 +42,7 @@ def find_checkpoint(scorer: str, source: str | Repository, file: str) -> Checkpo
     commit = ""
     if isinstance(source, str) and path.is_file():
         if path.suffix not in SUFFIXES:
-            raise MapoError(f"{scorer}: {path} is no checkpoint. Give a file that ends in {', '.join(SUFFIXES)}.")
+            raise MapoError(f"{scorer}: {path} is not a checkpoint. Give a file that ends in {', '.join(SUFFIXES)}.")
         label = name = path.name
     elif isinstance(source, str) and path.is_dir():
         name, path = path.resolve().name, _only_checkpoint(scorer, path, file)
@@ -130,4 +130,4 @@ def check_shapes(scorer: str, path: Path, found: Mapping[str, Tensor], wanted: M
             problem = f"{name} is {tuple(found[name].shape)}, not {tuple(wanted[name].shape)}"
         else:
             continue
-        raise MapoError(f"{scorer}: {path} is no {what}: {problem}. Give another with {scorer}@FILE.")
+        raise MapoError(f"{scorer}: {path} is not {what}: {problem}. Give another with {scorer}@FILE.")

@@ -89,7 +89,7 @@ def load_open_clip(kind: str, path: Path, config: Any) -> Any:
     found = from_open_clip(read_tensors(kind, path))
     with torch.device("meta"):
         wanted = transformers.CLIPModel(config).state_dict()
-    check_shapes(kind, path, found, wanted, "CLIP model of open_clip in the size of ViT-H-14 or of its config.json")
+    check_shapes(kind, path, found, wanted, "a CLIP model of open_clip in the size of ViT-H-14 or of its config.json")
     with quiet():
         return transformers.CLIPModel.from_pretrained(None, config=config, state_dict=found)
 

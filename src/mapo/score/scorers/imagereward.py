@@ -136,7 +136,7 @@ class ImageReward:
                 model = network(weights, self.config)
         except (KeyError, TypeError, ValueError) as error:
             raise MapoError(f"imagereward: {self.path} and its {CONFIG} are no ImageReward ({error!r}).") from None
-        check_shapes("imagereward", self.path, weights, model.state_dict(), "ImageReward")
+        check_shapes("imagereward", self.path, weights, model.state_dict(), "an ImageReward model")
         model.load_state_dict(weights)
         return model.float().eval().to(self.device)
 
@@ -179,7 +179,7 @@ class ImageReward:
 
 
 def _tokenizer(folder: Path, most: int) -> Any:
-    """BERT's tokenizer with the two tokens that BLIP adds, so that they are no words of a prompt."""
+    """BERT's tokenizer with the two tokens that BLIP adds, so that they are not words of a prompt."""
     try:
         with quiet():
             tokenizer = transformers.BertTokenizerFast.from_pretrained(folder)

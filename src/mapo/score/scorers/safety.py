@@ -89,7 +89,7 @@ def unsafe_labels(folder: Path) -> list[int]:
     if not isinstance(labels, dict):
         raise MapoError(f"safety: {folder} does not name its labels (id2label in config.json). Give a classifier.")
     if config.get("problem_type") == "multi_label_classification":
-        raise MapoError(f"safety: {folder} is no classifier whose labels exclude each other. Give one.")
+        raise MapoError(f"safety: {folder} is not a classifier whose labels exclude each other. Give one.")
     names = {int(number): str(label) for number, label in labels.items()}
     unsafe = sorted(number for number, name in names.items() if name.casefold() in UNSAFE)
     unclear = sorted(name for name in names.values() if name.casefold() not in UNSAFE | SAFE)

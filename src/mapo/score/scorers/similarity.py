@@ -136,7 +136,7 @@ def check_type(kind: str, folder: Path, wanted: str, title: str) -> None:
     except (ValueError, AttributeError):
         found = "damaged"
     if found != wanted:
-        raise MapoError(f"{kind}: {folder} is no {title} model; its config.json says {found}. Give one that is.")
+        raise MapoError(f"{kind}: {folder} is not a {title} model; its config.json says {found}. Give one that is.")
 
 
 def load_model(kind: str, folder: Path, name: str, **how: Any) -> Any:

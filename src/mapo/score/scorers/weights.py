@@ -63,7 +63,7 @@ def find_files(scorer: str, source: str | Repository, patterns: tuple[str, ...])
 
 
 def repository(scorer: str, source: str, kinds: str = "a folder") -> Repository:
-    """The repository of that name. Raises MapoError for what is no name of one, hence a path that leads nowhere."""
+    """The repository of that name. Raises MapoError for what is not a name of one, hence a path that leads nowhere."""
     if source.count("/") != 1 or source.startswith((".", "/", "~")) or source.endswith("/"):
         raise MapoError(
             f"{scorer}@{source}: there is no {kinds.removeprefix('a ')} {source}. Give {kinds}, or a repository of the "
