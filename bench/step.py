@@ -82,7 +82,7 @@ def make_loop(model_name: str, folder: Path, objective: str, size: int) -> Any:
     from mapo.train.adapters import add_adapter, trainable
     from mapo.train.batches import Members
     from mapo.train.config import make_config
-    from mapo.train.objectives import settings_of
+    from mapo.train.objectives import OBJECTIVES
     from mapo.train.optim import make_optimizer
     from mapo.train.processes import Place, Processes
     from mapo.train.train import Loop
@@ -94,7 +94,7 @@ def make_loop(model_name: str, folder: Path, objective: str, size: int) -> Any:
         {
             "model": model_name,
             "pairs": str(folder / "pairs"),
-            "objective": {"name": objective, **settings_of(objective)},
+            "objective": {"name": objective, **OBJECTIVES[objective].settings},
             "train": {"pairs_per_step": size, "steps": 10_000},
         }
     )
@@ -213,7 +213,7 @@ def parts_of(loop: Any, rounds: int) -> dict[str, Any]:
     """
     import torch
 
-    from mapo.train.objectives import settings_of
+    from mapo.train.objectives import OBJECTIVES
     from mapo.train.step import pair_losses
     from mapo.train.types import PairErrors
 
@@ -239,7 +239,7 @@ def parts_of(loop: Any, rounds: int) -> dict[str, Any]:
         began = took("reference", began)
         ours = errors(predict(x_t, t, batch.cond))
         began = took("forward", began)
-        pair_losses("dpo", PairErrors(*ours, *theirs), settings_of("dpo")).mean().backward()  # type: ignore[no-untyped-call]
+        pair_losses("dpo", PairErrors(*ours, *theirs), OBJECTIVES["dpo"].settings).mean().backward()  # type: ignore[no-untyped-call]
         began = took("backward", began)
         torch.nn.utils.clip_grad_norm_(loop.denoiser.parameters(), 1.0)
         loop.optimizer.step()

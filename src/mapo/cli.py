@@ -228,7 +228,7 @@ def encode(model: str, pairs: Path, out: Path, resolution: int | None, flip: boo
 @click.option("--pairs", help="A pairs set.")
 @click.option("--out", type=OUT, required=True, help="The run folder. The same command again goes on where it stopped.")
 @click.option("--cache", help="A cache; default: the folder `cache` beside the pairs, made when it is not there.")
-@click.option("--objective", help="mapo (default), mapo_aaai, mapo_relative, sft or dpo.")
+@click.option("--objective", help="mapo (default), mapo_aaai, mapo_relative, sft, orpo, dpo, ipo or poly_dpo.")
 @click.option("--adapter", type=click.Choice(["full", "lora"]), help="What is trained; default: full.")
 @click.option("--config", "config_file", type=OUT, help="A TOML file of settings.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting, such as optim.lr=1e-5.")

@@ -8,13 +8,17 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mapo.train.objectives import LOGITS, NEEDS_REFERENCE, OBJECTIVES, logit_and_scale, score, settings_of, soft
+from mapo.train.objectives import OBJECTIVES, logit_and_scale, score, soft
 from mapo.train.types import PairErrors
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "objectives.json").read_text())
 NAMES = {"mapo_v1": "mapo", "mapo_v2": "mapo_aaai", "dpo": "dpo"}
-KNOBS = {"snr": "snr", "beta": "beta", "T": "num_timesteps"}
+KNOBS = {"snr": "snr", "beta": "beta", "alpha": "alpha", "T": "num_timesteps"}
 CASES = [(NAMES[form], row) for form in NAMES for row in GOLDEN[form]]
+MORE = json.loads((Path(__file__).parents[1] / "golden" / "more_objectives.json").read_text())
+CASES += [(name, row) for name, found in MORE.items() for row in found]
+LOGITS = {name: objective.logit for name, objective in OBJECTIVES.items() if objective.logit}
+NEEDS_REFERENCE = {name for name, objective in OBJECTIVES.items() if objective.needs_reference}
 errors = st.floats(0, 10, width=32)
 
 
@@ -25,7 +29,7 @@ def tensors(*values, dtype=torch.float32):
 def loss_and_gradients(name, chosen, rejected, settings, ref=(0.3, 0.4), dtype=torch.float64):
     w, losing = tensors(chosen, rejected, dtype=dtype)
     reference = [torch.tensor([v], dtype=dtype) for v in ref] if name in NEEDS_REFERENCE else []
-    loss = OBJECTIVES[name](PairErrors(w, losing, *reference), **settings)
+    loss = OBJECTIVES[name].loss(PairErrors(w, losing, *reference), **settings)
     down, up = torch.autograd.grad(loss.sum(), (w, losing), allow_unused=True)
     return loss, torch.zeros(1) if down is None else down, torch.zeros(1) if up is None else up
 
@@ -90,14 +94,14 @@ def test_the_score_falls_and_stays_between_zero_and_one(value):
 
 def test_dpo_at_the_reference_is_log_two():
     e = [torch.tensor([v]) for v in (0.2, 0.7, 0.2, 0.7)]
-    assert OBJECTIVES["dpo"](PairErrors(*e)).item() == pytest.approx(math.log(2), rel=1e-12)
+    assert OBJECTIVES["dpo"].loss(PairErrors(*e)).item() == pytest.approx(math.log(2), rel=1e-12)
 
 
 def test_the_logit_scale_of_mapo_at_small_errors_is_about_245_per_unit_of_error():
     e = PairErrors(torch.tensor([0.02]), torch.tensor([0.02]))
-    _, scale = logit_and_scale("mapo", e, settings_of("mapo"))
+    _, scale = logit_and_scale(OBJECTIVES["mapo"], e, OBJECTIVES["mapo"].settings)
     assert scale.item() == pytest.approx(250 - 1000 * 0.25 * 0.02 / 6, rel=1e-3)
-    _, scale = logit_and_scale("dpo", PairErrors(*[torch.tensor([0.1])] * 4), {"beta": 2000})
+    _, scale = logit_and_scale(OBJECTIVES["dpo"], PairErrors(*[torch.tensor([0.1])] * 4), {"beta": 2000})
     assert scale.item() == pytest.approx(1000)
 
 
@@ -109,15 +113,15 @@ def test_the_margin_pulls_twelve_times_as_hard_as_the_sft_term_at_zero_margin():
 
 def test_every_objective_takes_its_knobs_as_keywords_and_gives_one_loss_per_pair():
     e = PairErrors(*[torch.rand(5) for _ in range(4)])
-    for name, objective in OBJECTIVES.items():
-        assert objective(e, **settings_of(name)).shape == (5,)
-        assert objective(e).dtype is torch.float64
+    for objective in OBJECTIVES.values():
+        assert objective.loss(e, **objective.settings).shape == (5,)
+        assert objective.loss(e).dtype is torch.float64
 
 
 def relative_pulls(chosen, rejected, **settings):
     """The derivatives of the relative form by chosen and by rejected error."""
     w, losing = (torch.tensor([v], dtype=torch.float64, requires_grad=True) for v in (chosen, rejected))
-    loss = OBJECTIVES["mapo_relative"](PairErrors(w, losing), **settings)
+    loss = OBJECTIVES["mapo_relative"].loss(PairErrors(w, losing), **settings)
     return [g.item() for g in torch.autograd.grad(loss.sum(), (w, losing))]
 
 
@@ -140,14 +144,16 @@ def test_the_push_of_the_relative_form_ends_where_rejected_is_far_enough():
     assert behind == pytest.approx(-2, abs=5e-3) and even == pytest.approx(-1) and ahead > -0.04
 
 
-@given(errors, errors, st.floats(0.5, 1), st.sampled_from(sorted(OBJECTIVES)))
+@given(errors, errors, st.floats(0.5, 1), st.sampled_from(("mapo", "mapo_aaai", "mapo_relative", "sft", "dpo", "orpo")))
 def test_a_soft_label_mixes_both_ways_of_reading_the_pair(chosen, rejected, sure, name):
     e = PairErrors(*(torch.tensor([v], dtype=torch.float64) for v in (chosen, rejected, 0.3, 0.4)))
     got = soft(OBJECTIVES[name], e, torch.tensor([sure]))
     sure = float(torch.tensor([sure]))
     supervised = 0 if name == "dpo" else sure * chosen + (1 - sure) * rejected
     size = (chosen + rejected) / 2 + 1e-3
-    strength = {"sft": 0.0, "dpo": 1.0, "mapo": 0.1, "mapo_aaai": 1 / 8, "mapo_relative": size * 2 / 4}[name]
+    strength = {"sft": 0.0, "dpo": 1.0, "mapo": 0.1, "orpo": 0.1, "mapo_aaai": 1 / 8, "mapo_relative": size * 2 / 4}[
+        name
+    ]
     m = LOGITS[name](e) if name in LOGITS else torch.zeros(1, dtype=torch.float64)
     comparison = sure * F.logsigmoid(m) + (1 - sure) * F.logsigmoid(-m)
     assert got.item() == pytest.approx((supervised - strength * comparison).item(), rel=1e-9, abs=1e-12)
@@ -158,7 +164,7 @@ def test_a_certain_pair_is_the_objective_itself_and_a_tie_is_the_same_either_way
     e = PairErrors(*(torch.tensor([v], dtype=torch.float64) for v in (chosen, rejected, 0.3, 0.4)))
     swapped = PairErrors(e.rejected, e.chosen, e.ref_rejected, e.ref_chosen)
     one, half = torch.ones(1), torch.full((1,), 0.5)
-    assert torch.equal(soft(OBJECTIVES[name], e, one), OBJECTIVES[name](e))
+    assert torch.equal(soft(OBJECTIVES[name], e, one), OBJECTIVES[name].loss(e))
     tie = soft(OBJECTIVES[name], e, half)
     assert torch.allclose(tie, soft(OBJECTIVES[name], swapped, half), rtol=1e-14, atol=0)
 
@@ -170,3 +176,30 @@ def test_a_tie_pulls_the_errors_of_both_pictures_together():
         loss = soft(OBJECTIVES[name], PairErrors(w, losing, *ref), torch.tensor([0.5]))
         down, up = torch.autograd.grad(loss.sum(), (w, losing))
         assert up > down and up > 0  # the larger error is pulled down harder
+
+
+def test_orpo_lowers_the_chosen_error_and_lifts_the_rejected_one():
+    _, down, up = loss_and_gradients("orpo", 0.1, 0.1, {"beta": 1.0})
+    assert down.item() == pytest.approx(1.5) and up.item() == pytest.approx(-0.5)
+
+
+def test_ipo_is_content_once_the_margin_has_grown_by_half_of_one_over_beta():
+    loss, down, up = loss_and_gradients("ipo", 0.2, 0.31, {"beta": 50.0}, ref=(0.2, 0.3))
+    assert (loss.item(), down.item(), up.item()) == pytest.approx((0, 0, 0), abs=1e-15)
+
+
+@given(errors, errors)
+def test_poly_dpo_without_its_polynomial_is_dpo(chosen, rejected):
+    ours = loss_and_gradients("poly_dpo", chosen, rejected, {"beta": 500.0, "alpha": 0.0})
+    for one, other in zip(ours, loss_and_gradients("dpo", chosen, rejected, {"beta": 500.0}), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_poly_dpo_attends_less_to_pairs_that_are_far_from_learned():
+    weights = []
+    for rejected in (0.0, 0.4):  # far behind the reference, and well ahead of it
+        (_, poly, _), (_, plain, _) = (
+            loss_and_gradients(n, 0.2, rejected, {"beta": 20.0}, ref=(0.2, 0.2)) for n in ("poly_dpo", "dpo")
+        )
+        weights.append(poly.item() / plain.item())
+    assert weights[0] < weights[1] < 9

@@ -9,6 +9,7 @@ import torch
 
 from mapo.errors import MapoError
 from mapo.train.config import make_config
+from mapo.train.objectives import OBJECTIVES
 from mapo.train.train import Run, train
 from tiny import make_pairs
 
@@ -107,7 +108,7 @@ def test_two_processes_train_as_one(tmp_path, sdxl, pairs, cache, whole):
     assert_same(metrics(tmp_path / "r"), whole, tolerance=1e-6)
 
 
-@pytest.mark.parametrize("objective", ["mapo", "mapo_aaai", "mapo_relative", "sft", "dpo"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_every_objective_trains_full_and_lora_and_gives_a_model(tmp_path, sdxl_v, pairs, objective, kind):
     from mapo.models import find_model

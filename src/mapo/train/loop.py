@@ -18,7 +18,7 @@ from mapo.models.noise import Schedule
 from mapo.train.adapters import without_adapter
 from mapo.train.batches import Members, load_batch, prefetched, rows_at
 from mapo.train.config import Config
-from mapo.train.objectives import NEEDS_REFERENCE
+from mapo.train.objectives import OBJECTIVES
 from mapo.train.optim import learning_rate
 from mapo.train.processes import Processes
 from mapo.train.step import Predict, pair_errors, pair_losses, pair_metrics
@@ -93,7 +93,7 @@ class Loop:
 
     def reference(self) -> Predict | None:
         """The reference's prediction, where the objective asks for one."""
-        if self.config.objective.name not in NEEDS_REFERENCE:
+        if not OBJECTIVES[self.config.objective.name].needs_reference:
             return None
         if self.reference_copy is not None:
             return self.predictor(self.reference_copy)

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mapo.train.types import PairErrors
-
-Objective = Callable[..., Tensor]
 
 
 def _double(errors: Tensor) -> Tensor:
@@ -106,13 +105,17 @@ def mapo_relative(errors: PairErrors, *, beta: float = 2.0, sharpness: float = 4
     return _double(errors.chosen) - beta / sharpness * _size(errors, floor) * F.logsigmoid(logit)
 
 
-def dpo_logit(errors: PairErrors, *, beta: float = 2000.0) -> Tensor:
-    """−(β/2) · ((ℓ_w − ℓ_l) − (ref_w − ref_l)), "p" (arXiv:2311.12908, Eq. 14)."""
+def _drift(errors: PairErrors) -> Tensor:
+    """Δ = (ℓ_w − ℓ_l) − (ref_w − ref_l), "p": how much more the margin has grown than the reference's."""
     if errors.ref_chosen is None or errors.ref_rejected is None:
-        raise ValueError("dpo needs the reference's errors")
+        raise ValueError("this objective needs the reference's errors")
     ours = _double(errors.chosen) - _double(errors.rejected)
-    reference = _double(errors.ref_chosen) - _double(errors.ref_rejected)
-    return -(beta / 2) * (ours - reference)
+    return ours - (_double(errors.ref_chosen) - _double(errors.ref_rejected))
+
+
+def dpo_logit(errors: PairErrors, *, beta: float = 2000.0) -> Tensor:
+    """−(β/2) · Δ, "p" (arXiv:2311.12908, Eq. 14)."""
+    return -(beta / 2) * _drift(errors)
 
 
 def dpo(errors: PairErrors, *, beta: float = 2000.0) -> Tensor:
@@ -120,17 +123,70 @@ def dpo(errors: PairErrors, *, beta: float = 2000.0) -> Tensor:
     return -F.logsigmoid(dpo_logit(errors, beta=beta))
 
 
+def ipo_logit(errors: PairErrors) -> Tensor:
+    """−Δ, "p"."""
+    return -_drift(errors)
+
+
+def ipo(errors: PairErrors, *, beta: float = 2000.0) -> Tensor:
+    """IPO on denoising errors: (−Δ − 1/(2β))², "p" (arXiv:2310.12036, with −Δ for the log ratios).
+
+    The margin is to grow by 1/(2β) over the reference's, no less and no more.
+    """
+    return (ipo_logit(errors) - 1 / (2 * beta)) ** 2
+
+
+def poly_dpo(errors: PairErrors, *, beta: float = 2000.0, alpha: float = 8.0) -> Tensor:
+    """Poly-DPO: −log p + α (1 − p) with p = σ(−(β/2) · Δ), "p" (ViPO, ICLR 2026).
+
+    ``alpha`` above 0 attends less to pairs that are far from learned, as noisy labels are; below 0 more; 0 is DPO.
+    """
+    logit = dpo_logit(errors, beta=beta)
+    return -F.logsigmoid(logit) + alpha * torch.sigmoid(-logit)
+
+
+def orpo_logit(errors: PairErrors) -> Tensor:
+    """ℓ_l − ℓ_w, "p"."""
+    return _double(errors.rejected) - _double(errors.chosen)
+
+
+def orpo(errors: PairErrors, *, beta: float = 0.1) -> Tensor:
+    """ORPO on denoising errors: ℓ_w − β · log σ(ℓ_l − ℓ_w), "p" (after arXiv:2403.07691).
+
+    The sign is that of the paper. A public script for diffusion models has ℓ_w − ℓ_l inside, which lifts the chosen
+    error.
+    """
+    return _double(errors.chosen) - beta * F.logsigmoid(orpo_logit(errors))
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One loss: ``loss`` from the errors of p pairs to p losses, its knobs being its keyword arguments.
+
+    ``logit`` is what stands inside log σ, where the objective compares; it takes some of the same knobs.
+    """
+
+    loss: Callable[..., Tensor]
+    logit: Callable[..., Tensor] | None = None
+    needs_reference: bool = False
+
+    @property
+    def settings(self) -> dict[str, float]:
+        """The knobs and their defaults."""
+        parameters = inspect.signature(self.loss).parameters.values()
+        return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
 OBJECTIVES: dict[str, Objective] = {
-    "mapo": mapo,
-    "mapo_aaai": mapo_aaai,
-    "mapo_relative": mapo_relative,
-    "sft": sft,
-    "dpo": dpo,
+    "mapo": Objective(mapo, mapo_logit),
+    "mapo_aaai": Objective(mapo_aaai, mapo_aaai_logit),
+    "mapo_relative": Objective(mapo_relative, mapo_relative_logit),
+    "sft": Objective(sft),
+    "dpo": Objective(dpo, dpo_logit, needs_reference=True),
+    "ipo": Objective(ipo, ipo_logit, needs_reference=True),
+    "poly_dpo": Objective(poly_dpo, dpo_logit, needs_reference=True),
+    "orpo": Objective(orpo, orpo_logit),
 }
-LOGITS: dict[str, Objective] = {
-    "mapo": mapo_logit, "mapo_aaai": mapo_aaai_logit, "mapo_relative": mapo_relative_logit, "dpo": dpo_logit,
-}  # fmt: skip
-NEEDS_REFERENCE = frozenset({"dpo"})
 
 
 def soft(objective: Objective, errors: PairErrors, preference: Tensor, **settings: float) -> Tensor:
@@ -140,25 +196,19 @@ def soft(objective: Objective, errors: PairErrors, preference: Tensor, **setting
     p · ℓ_w + (1 − p) · ℓ_l in the supervised one. At p = 1 it is the objective itself, at a tie (½) it is symmetric.
     """
     swapped = PairErrors(errors.rejected, errors.chosen, errors.ref_rejected, errors.ref_chosen)
-    forth, back = objective(errors, **settings), objective(swapped, **settings)
+    forth, back = objective.loss(errors, **settings), objective.loss(swapped, **settings)
     sure = preference.to(forth.device, torch.float64)
     return sure * forth + (1 - sure) * back
 
 
-def settings_of(name: str) -> dict[str, float]:
-    """The knobs of an objective and their defaults."""
-    parameters = inspect.signature(OBJECTIVES[name]).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
-
-
-def logit_and_scale(name: str, errors: PairErrors, settings: Mapping[str, float]) -> tuple[Tensor, Tensor]:
+def logit_and_scale(objective: Objective, errors: PairErrors, settings: Mapping[str, float]) -> tuple[Tensor, Tensor]:
     """The logit of each pair "p" and its scale "p": by how much it moves per unit of margin, at these errors."""
     chosen, rejected = (_double(e.detach()).requires_grad_() for e in (errors.chosen, errors.rejected))
-    if name not in LOGITS:
+    if objective.logit is None:
         return chosen.detach() * 0, chosen.detach() * 0
-    known = inspect.signature(LOGITS[name]).parameters
+    known = inspect.signature(objective.logit).parameters
     with torch.enable_grad():
         here = PairErrors(chosen, rejected, errors.ref_chosen, errors.ref_rejected)
-        logit = LOGITS[name](here, **{k: v for k, v in settings.items() if k in known})
+        logit = objective.logit(here, **{k: v for k, v in settings.items() if k in known})
         down, up = torch.autograd.grad(logit.sum(), (chosen, rejected))
     return logit.detach(), (up - down) / 2

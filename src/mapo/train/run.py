@@ -32,7 +32,7 @@ from mapo.settings import differences, merge
 from mapo.shards import owned
 from mapo.train.checkpoint import REMEDY, read_state
 from mapo.train.config import Config, make_config, to_toml
-from mapo.train.objectives import OBJECTIVES, settings_of
+from mapo.train.objectives import OBJECTIVES
 
 FORMAT, VERSION = "mapo-run", 1
 MAY_CHANGE = {
@@ -231,7 +231,7 @@ def _objective_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Every setting of an objective, those that were given on top of its defaults."""
     if name not in OBJECTIVES:
         raise MapoError(f"There is no objective {name!r}. {suggest(name, OBJECTIVES)}")
-    known = settings_of(name)
+    known = OBJECTIVES[name].settings
     for key, value in given.items():
         if key not in known:
             raise MapoError(

@@ -35,7 +35,7 @@ def pair_losses(
 ) -> Tensor:
     """One loss per pair, "p"; ``preference`` "p" is how sure each pair is (none: certain)."""
     if preference is None or bool((preference == 1).all()):
-        return OBJECTIVES[objective](errors, **settings)
+        return OBJECTIVES[objective].loss(errors, **settings)
     return soft(OBJECTIVES[objective], errors, preference, **settings)
 
 
@@ -54,6 +54,6 @@ def pair_metrics(
     if errors.ref_chosen is not None and errors.ref_rejected is not None:
         margin = margin - (errors.ref_rejected - errors.ref_chosen).double()
         metrics["margin_over_reference"] = margin.detach()
-    logit, scale = logit_and_scale(objective, errors, settings)
+    logit, scale = logit_and_scale(OBJECTIVES[objective], errors, settings)
     metrics["accuracy"] = (margin > 0).double() + 0.5 * (margin == 0).double()
     return {**metrics, "logit": logit.to(margin.device), "logit_scale": scale.to(margin.device)}

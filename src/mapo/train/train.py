@@ -31,7 +31,7 @@ from mapo.train.batches import Members
 from mapo.train.checkpoint import REMEDY, load_checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
 from mapo.train.config import Config
 from mapo.train.loop import DTYPES, Loop, check_shares
-from mapo.train.objectives import NEEDS_REFERENCE
+from mapo.train.objectives import OBJECTIVES
 from mapo.train.optim import make_optimizer
 from mapo.train.processes import Processes, joined, what_is_not_done
 from mapo.train.run import Run, settled, steps_of
@@ -155,7 +155,7 @@ def _open_denoiser(
     """What is trained, the same as the processes share it, and DPO's copy of it where one is needed."""
     denoiser = processes.each(lambda: family.load_denoiser(model, processes.device, DTYPES[config.train.precision]))
     reference_copy = None
-    if config.objective.name in NEEDS_REFERENCE and config.adapter.kind == "full":
+    if OBJECTIVES[config.objective.name].needs_reference and config.adapter.kind == "full":
         reference_copy = copy.deepcopy(denoiser).requires_grad_(False).eval()
     add_adapter(denoiser, family, config.adapter, config.train.seed)
     if config.train.gradient_checkpointing:
