@@ -108,7 +108,7 @@ BAD: dict[str, tuple[str, bytes, str]] = {
     "empty text": ("p.txt", b"", "holds no prompts"),
     "only blanks": ("p.txt", b" \n\t\n", "holds no prompts"),
     "Latin-1": ("p.txt", "ein Bär".encode("latin-1"), "cannot be read .*utf-8"),
-    "UTF-16 without a mark": ("p.txt", "a bear".encode("utf-16-le"), "cannot be read .*no UTF-8 text"),
+    "UTF-16 without a mark": ("p.txt", "a bear".encode("utf-16-le"), "cannot be read .*not UTF-8 text"),
     "half of UTF-16": ("p.txt", "a bear".encode("utf-16")[:-1], "cannot be read .*truncated"),
     "a picture": ("p.png", RED, r"cannot be read \(its name does not end in \.txt, \.tsv, \.csv, \.json, .*"),
     "a table without names": (

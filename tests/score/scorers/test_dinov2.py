@@ -88,7 +88,7 @@ def test_another_class_of_models_is_refused(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "m")
     config = (folder / "config.json").read_text()
     (tmp_path / "m" / "config.json").write_text(config.replace('"dinov2"', '"vit"'))
-    with pytest.raises(MapoError, match=r"is no DINOv2 model; its config\.json says vit"):
+    with pytest.raises(MapoError, match=r"is not a DINOv2 model; its config\.json says vit"):
         load_scorer(f"dinov2@{tmp_path / 'm'}")
 
 

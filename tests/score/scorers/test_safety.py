@@ -99,7 +99,7 @@ def test_labels_that_do_not_exclude_each_other_are_refused(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "m")
     path = tmp_path / "m" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "problem_type": "multi_label_classification"}))
-    with pytest.raises(MapoError, match="no classifier whose labels exclude each other"):
+    with pytest.raises(MapoError, match="not a classifier whose labels exclude each other"):
         load_scorer(f"safety@{tmp_path / 'm'}")
     path.write_text("{}")
     with pytest.raises(MapoError, match="does not name its labels"):
