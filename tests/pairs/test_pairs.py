@@ -500,3 +500,11 @@ def test_a_row_is_the_same_asked_for_alone_or_in_turn(tmp_path, monkeypatch):
     assert [opened[row] for row in range(11)] == list(opened)
     with pytest.raises(IndexError):
         opened[11]
+
+
+def test_a_set_is_opened_by_a_path_or_by_its_text(tmp_path: Path) -> None:
+    with PairWriter(tmp_path / "set", {}) as writer:
+        writer.add_pair("a bear", RED, BLUE)
+    assert PairSet(str(tmp_path / "set")).fingerprint() == PairSet(tmp_path / "set").fingerprint()
+    with pytest.raises(MapoError, match="There is no pairs set at nowhere"):
+        PairSet("nowhere")

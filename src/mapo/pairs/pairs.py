@@ -50,10 +50,10 @@ MAY_BE_NULL = ("group", "source", "meta")
 class PairSet:
     """A set opened for reading. Pairs are in memory as an Arrow table, pictures stay on disk."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = folder = Path(folder)
         if not folder.is_dir():
             raise MapoError(f"There is no pairs set at {folder}. {REMEDY}")
-        self.folder = folder
         self.info: dict[str, Any] = read_json(folder / "set.json", "a pairs set", REMEDY)
         if not isinstance(self.info, dict):
             raise MapoError(f"{folder / 'set.json'} does not describe a pairs set. {REMEDY}")
