@@ -61,7 +61,7 @@ def make(folder: Path, count: int) -> None:
     from mapo.encode.cache import PER_SHARD, batches, cache_key, hold, prompt_key, write_head, write_shard
     from mapo.encode.index import open_index
     from mapo.files import sha256
-    from mapo.models import family_of, find_model
+    from mapo.models import find_model, open_model
     from mapo.pairs import PairSet, PairWriter
     from mapo.pairs.pictures import Picture
 
@@ -71,10 +71,10 @@ def make(folder: Path, count: int) -> None:
             data = [rng.randbytes(64) for _ in range(2)]
             pictures = [Picture(sha256(d), d, 48, 48) for d in data]
             writer.add_checked_pair(" ".join(rng.choices(WORDS, k=12)), *pictures, split="train")
-    pairs, model, cache = PairSet(folder / "pairs"), find_model("mini"), folder / "cache"
+    pairs, model, cache = PairSet(folder / "pairs"), open_model(find_model("mini")), folder / "cache"
     prompts = pairs.table["prompt"].unique().to_pylist()
     with hold(cache):
-        write_head(cache, model, cache_key(family_of(model), model, None, False))
+        write_head(cache, "mini", cache_key(model))
         for names in batches(pairs.image_names(), PER_SHARD):
             latents = {f"{name}|0": torch.randn(2, 4, 4, 4) for name in names}
             sizes = {f"{name}|size": torch.tensor([48, 48, 0, 0], dtype=torch.int32) for name in names}
@@ -93,25 +93,25 @@ def open_all(folder: Path, whole: bool) -> tuple[Callable[[list[int]], Any], int
     from mapo.encode.cache import Cache, cache_key
     from mapo.encode.fill import encode
     from mapo.encode.seen import what_training_sees
-    from mapo.models import family_of, find_model
+    from mapo.models import find_model, open_model
     from mapo.pairs import PairSet
-    from mapo.train.batches import Members, load_batch
+    from mapo.train.batches import Members, assemble, draws
 
     pairs = PairSet(folder / "pairs")
-    model = find_model("mini")
-    family = family_of(model)
-    seen = what_training_sees(pairs, family, model, split="train", ties="drop", resolution=None)
+    model = open_model(find_model("mini"))
+    seen = what_training_sees(pairs, model, split="train", ties="drop", resolution=None)
     if whole:
         pairs.fingerprint()
-        model.revision()
-        cache = encode(family, model, pairs, folder / "cache")
-        family.load_denoiser(model, "cpu", torch.float32)
+        model.files.revision()
+        cache = encode(model, pairs, folder / "cache")
+        model.denoiser("cpu", torch.float32)
     else:
-        cache = Cache(folder / "cache", cache_key(family, model, None, False))
+        cache = Cache(folder / "cache", cache_key(model))
     members = Members(pairs, seen.rows)
 
     def load(positions: list[int]) -> Any:
-        return load_batch(positions, members, cache, family, model, seed=0, resolution=48, num_timesteps=1000)
+        drawn = draws(positions, len(members), model.process, (4, 4, 4), seed=0)  # the made-up latents are small
+        return assemble(members, drawn, cache, model)
 
     return load, len(members)
 
@@ -139,11 +139,11 @@ def train(folder: Path) -> None:
 def compare(folder: Path) -> None:
     """Look for pairs that are equal once cropped among all pairs of a set."""
     from mapo.encode.cache import Cache, cache_key
-    from mapo.models import family_of, find_model
+    from mapo.models import find_model, open_model
     from mapo.pairs import PairSet
 
-    model, table = find_model("mini"), PairSet(folder / "pairs").table
-    cache = Cache(folder / "cache", cache_key(family_of(model), model, None, False))
+    table = PairSet(folder / "pairs").table
+    cache = Cache(folder / "cache", cache_key(open_model(find_model("mini"))))
     cache.equal_pairs(*(table[side].to_pylist() for side in ("chosen", "rejected")))
 
 

@@ -70,26 +70,22 @@ def make_wide(folder: Path) -> Path:
 
 def make_loop(model_name: str, folder: Path, objective: str, size: int) -> Any:
     """The training loop exactly as `mapo train` builds it, and its parts."""
-    import copy
-
     import numpy as np
     import torch
 
     from mapo.encode.cache import Cache, cache_key
     from mapo.encode.fill import encode
-    from mapo.models import family_of, find_model
+    from mapo.models import find_model, open_model
     from mapo.pairs import PairSet
-    from mapo.train.adapters import add_adapter, trainable
     from mapo.train.batches import Members
     from mapo.train.config import make_config
+    from mapo.train.loop import Loop
     from mapo.train.objectives import OBJECTIVES
-    from mapo.train.optim import make_optimizer
+    from mapo.train.opening import open_trained
     from mapo.train.processes import Place, Processes
-    from mapo.train.train import Loop
 
     pairs = PairSet(folder / "pairs")
-    model = find_model(model_name)
-    family = family_of(model)
+    model = open_model(find_model(model_name))
     config = make_config(
         {
             "model": model_name,
@@ -99,15 +95,11 @@ def make_loop(model_name: str, folder: Path, objective: str, size: int) -> Any:
         }
     )
     processes = Processes(Place(), torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    encode(family, model, pairs, folder / "cache", device=processes.device)
-    cache = Cache(folder / "cache", cache_key(family, model, None, False))
-    denoiser = family.load_denoiser(model, processes.device, None).float()
-    reference = copy.deepcopy(denoiser).requires_grad_(False).eval() if objective == "dpo" else None
-    add_adapter(denoiser, family, config.adapter, 0)
-    denoiser.train()
-    optimizer = make_optimizer(trainable(denoiser).values(), config.optim)
+    encode(model, pairs, folder / "cache", device=processes.device)
+    cache = Cache(folder / "cache", cache_key(model))
+    trained = open_trained(config, model, OBJECTIVES[objective], processes, None)
     members = Members(pairs, np.arange(len(pairs)))
-    return Loop(config, processes, family, model, members, cache, denoiser, denoiser, reference, optimizer)
+    return Loop(config, OBJECTIVES[objective], processes, members, cache, trained)
 
 
 def our_steps(loop: Any) -> Callable[[], None]:
@@ -122,16 +114,14 @@ def bare_steps(loop: Any) -> Callable[[], None]:
 
     import torch
 
-    from mapo.train.optim import make_optimizer
-
-    unet = copy.deepcopy(loop.denoiser)
-    optimizer = make_optimizer(unet.parameters(), loop.config.optim)
-    batch = loop.batch_at(list(range(loop.config.train.pairs_per_step))).to(loop.processes.device)
+    unet = copy.deepcopy(loop.trained.denoiser)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-5)
+    batch = loop.batch_at(range(loop.config.train.pairs_per_step)).to(loop.processes.device)
     noise, t = batch.noise.repeat(2, 1, 1, 1), batch.timesteps.repeat(2)
-    x_t = loop.schedule.add_noise(batch.latents, noise, t)
+    x_t = loop.process.add_noise(batch.latents, noise, t)
 
     def step() -> None:
-        error = (loop.family.predict(unet, x_t, t, batch.cond) - noise).pow(2).mean()
+        error = (loop.trained.model.predict(unet, x_t, t, batch.cond) - noise).pow(2).mean()
         error.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
@@ -145,18 +135,17 @@ def public_steps(loop: Any, folder: Path, model_name: str) -> Callable[[], None]
     import torch
 
     from mapo.encode.fill import to_pixels
-    from mapo.models import find_model
+    from mapo.models import Frames
     from mapo.pairs import PairSet
     from mapo.train.batches import rows_at
     from mapo.train.step import pair_errors, pair_losses
     from mapo.train.types import Batch
 
-    model = find_model(model_name)
-    device = loop.processes.device
-    vae, encoders = loop.family.load_vae(model, device), loop.family.load_text_encoders(model, device)
+    model, device = loop.trained.model, loop.processes.device
+    encode_pictures, encode_prompts = model.image_encoder(device), model.text_encoder(device)
     pairs, size = PairSet(folder / "pairs"), loop.config.train.pairs_per_step
-    side = loop.family.resolution(model)
-    predict, settings = loop.predictor(loop.denoiser), loop.config.objective.settings
+    side, updater = model.layout.side, loop.trained.updater
+    predict, settings = loop.trained.predictor(loop.trained.denoiser), loop.config.objective.settings
     done = 0
 
     def step() -> None:
@@ -165,19 +154,17 @@ def public_steps(loop: Any, folder: Path, model_name: str) -> Callable[[], None]
         done += 1
         names = [p.chosen for p in rows] + [p.rejected for p in rows]
         pixels, sizes = zip(*(to_pixels(pairs.image(n), side) for n in names), strict=True)
-        mean, logvar = loop.family.encode_images(vae, torch.stack(pixels))
-        latents = loop.family.scale_latents(model, mean + (0.5 * logvar).exp() * torch.randn_like(mean))
-        text = loop.family.encode_prompts(encoders, [p.prompt for p in rows])
-        cond = {k: v.repeat(2, *[1] * (v.ndim - 1)) for k, v in text.items()}
-        cond |= {k: v.to(latents.device) for k, v in loop.family.size_condition(torch.tensor(sizes), side).items()}
+        mean, logvar = encode_pictures(torch.stack(pixels))
+        latents = model.scale(mean + (0.5 * logvar).exp() * torch.randn_like(mean))
+        text = encode_prompts([p.prompt for p in rows])
+        twice = {k: v.repeat(2, *[1] * (v.ndim - 1)) for k, v in text.items()}
+        cond = model.condition(twice, Frames.square(torch.tensor(sizes, device=latents.device), side))
         one = torch.ones(size, dtype=torch.float64)
         t = torch.randint(1000, (size,))
         batch = Batch(latents, cond, one, one, torch.randn_like(latents[:size]), t).to(latents.device)
-        loss = pair_losses("mapo", pair_errors(predict, batch, loop.schedule), settings).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(loop.denoiser.parameters(), 1.0)
-        loop.optimizer.step()
-        loop.optimizer.zero_grad(set_to_none=True)
+        updater.begin(done - 1)
+        updater.backward(pair_losses(loop.objective, pair_errors(predict, batch, loop.process), settings).mean())
+        updater.end()
 
     return step
 
@@ -217,10 +204,11 @@ def parts_of(loop: Any, rounds: int) -> dict[str, Any]:
     from mapo.train.step import pair_losses
     from mapo.train.types import PairErrors
 
-    batch = loop.batch_at(list(range(loop.config.train.pairs_per_step))).to(loop.processes.device)
+    trained, process = loop.trained, loop.process
+    batch = loop.batch_at(range(loop.config.train.pairs_per_step)).to(loop.processes.device)
     noise, t = batch.noise.repeat(2, 1, 1, 1), batch.timesteps.repeat(2)
-    x_t, target = loop.schedule.add_noise(batch.latents, noise, t), loop.schedule.target(batch.latents, noise, t)
-    predict, reference = loop.predictor(loop.denoiser), loop.reference()
+    x_t, target = process.add_noise(batch.latents, noise, t), process.target(batch.latents, noise, t)
+    predict, reference = trained.predictor(trained.denoiser), trained.reference_predictor()
     times: dict[str, list[float]] = {name: [] for name in ("reference", "forward", "backward", "update")}
 
     def took(name: str, began: float) -> float:
@@ -232,18 +220,18 @@ def parts_of(loop: Any, rounds: int) -> dict[str, Any]:
     def errors(prediction: Any) -> Any:
         return (prediction - target).pow(2).flatten(1).mean(1).chunk(2)
 
-    for _ in range(rounds + 1):
+    for number in range(rounds + 1):
+        trained.updater.begin(number)
         began = time.perf_counter()
         with torch.no_grad():
             theirs = errors(reference(x_t, t, batch.cond))
         began = took("reference", began)
         ours = errors(predict(x_t, t, batch.cond))
         began = took("forward", began)
-        pair_losses("dpo", PairErrors(*ours, *theirs), OBJECTIVES["dpo"].settings).mean().backward()  # type: ignore[no-untyped-call]
+        losses = pair_losses(OBJECTIVES["dpo"], PairErrors(*ours, *theirs), OBJECTIVES["dpo"].settings)
+        trained.updater.backward(losses.mean())
         began = took("backward", began)
-        torch.nn.utils.clip_grad_norm_(loop.denoiser.parameters(), 1.0)
-        loop.optimizer.step()
-        loop.optimizer.zero_grad(set_to_none=True)
+        trained.updater.end()
         took("update", began)
     seconds = {name: statistics.median(values[1:]) for name, values in times.items()}
     whole = sum(seconds.values())
@@ -258,7 +246,7 @@ def forwards_of(loop: Any) -> int:
         nonlocal seen
         seen += len(given[0])
 
-    networks = {id(n): n for n in (loop.denoiser, loop.reference_copy) if n is not None}
+    networks = {id(n): n for n in (loop.trained.denoiser, loop.trained.reference) if n is not None}
     hooks = [network.register_forward_pre_hook(count) for network in networks.values()]
     our_steps(loop)()
     for hook in hooks:
@@ -300,7 +288,7 @@ def memory_of(model: str, folder: Path, objective: str, size: int) -> dict[str, 
         step()
     stop.set()
     watcher.join()
-    parameters = sum(p.numel() * p.element_size() for p in loop.denoiser.parameters()) / 2**20
+    parameters = sum(p.numel() * p.element_size() for p in loop.trained.denoiser.parameters()) / 2**20
     return {"loaded_mib": loaded, "peak_mib": peak, "parameters_mib": parameters}
 
 

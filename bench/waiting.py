@@ -21,9 +21,8 @@ from pathlib import Path
 
 CHILD = """
 import time, torch
-from mapo.models import family_of, find_model
-model = find_model("mini")
-unet = family_of(model).load_denoiser(model, "cpu", torch.float32)
+from mapo.models import find_model, open_model
+unet = open_model(find_model("mini")).denoiser("cpu", torch.float32)
 x, t, text = torch.randn(32, 4, 12, 12), torch.full((32,), 500), torch.randn(32, 32, 160)
 added = {"text_embeds": torch.randn(32, 80), "time_ids": torch.ones(32, 6)}
 def step():

@@ -16,6 +16,10 @@ from mapo import __version__
 from mapo.errors import MapoError, SaidElsewhere, count, memory_told, printable, spoken
 
 OUT = click.Path(path_type=Path)
+CLIP_SKIP = click.option(
+    "--clip-skip", type=click.IntRange(min=0),
+    help="Layers left out at the end of the text encoder, for Stable Diffusion 1 and 2; default: as a run was trained.",
+)  # fmt: skip
 
 
 class Verb(click.Command):
@@ -199,23 +203,33 @@ def check(pairs: Path, strict: bool, **how: Any) -> None:
 @click.option("--resolution", type=int, help="Side in pixels; default: the model's own.")
 @click.option("--flip", is_flag=True, help="Encode every picture mirrored as well (for data.flip).")
 @click.option(
+    "--precision", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True,
+    help="How latents and text are kept (for data.cache_precision). The two others halve the cache.",
+)  # fmt: skip
+@CLIP_SKIP
+@click.option(
     "--images-per-batch", type=int, default=8, show_default=True,
     help="Pictures that are encoded at a time. Fewer take less memory.",
 )  # fmt: skip
-def encode(model: str, pairs: Path, out: Path, resolution: int | None, flip: bool, images_per_batch: int) -> None:
+def encode(
+    model: str, pairs: Path, out: Path, resolution: int | None, flip: bool, precision: str, clip_skip: int | None,
+    images_per_batch: int,
+) -> None:  # fmt: skip
     """Encode the pictures and prompts of a set once, for all training runs. The same command again goes on."""
+    from mapo.devices import best_device
     from mapo.encode.fill import encode
     from mapo.encode.seen import what_training_sees
+    from mapo.models import find_model, open_model
     from mapo.pairs import PairSet
 
     opened = PairSet(pairs)
-    found, family = _find(model)
+    found = open_model(find_model(model, clip_skip=clip_skip))
     with memory_told(images_per_batch, rest=""):
         encode(
-            family, found, opened, out, resolution=resolution, flip=flip,
-            device=_device(), images_per_batch=images_per_batch,
+            found, opened, out, resolution=resolution, flip=flip, precision=precision,  # type: ignore[arg-type]
+            device=best_device(), images_per_batch=images_per_batch,
         )  # fmt: skip
-    losses = what_training_sees(opened, family, found, split="all", ties="keep", resolution=resolution).losses()
+    losses = what_training_sees(opened, found, split="all", ties="keep", resolution=resolution).losses()
     said = f"{count(len(opened), 'pair')} {'is' if len(opened) == 1 else 'are'} encoded in {out}"
     _say("; ".join([said, ", ".join(losses)] if losses else [said]))
 
@@ -228,7 +242,11 @@ def encode(model: str, pairs: Path, out: Path, resolution: int | None, flip: boo
 @click.option("--pairs", help="A pairs set.")
 @click.option("--out", type=OUT, required=True, help="The run folder. The same command again goes on where it stopped.")
 @click.option("--cache", help="A cache; default: the folder `cache` beside the pairs, made when it is not there.")
-@click.option("--objective", help="mapo (default), mapo_aaai, mapo_relative, sft, orpo, dpo, ipo or poly_dpo.")
+@click.option(
+    "--objective",
+    help="mapo (default), mapo_aaai, mapo_relative, sft, orpo, dpo, ipo, poly_dpo, sdpo or kto; or a function of your "
+    "own, as file.py:name.",
+)
 @click.option("--adapter", type=click.Choice(["full", "lora"]), help="What is trained; default: full.")
 @click.option("--config", "config_file", type=OUT, help="A TOML file of settings.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting, such as optim.lr=1e-5.")
@@ -271,6 +289,7 @@ def train(out: Path, config_file: Path | None, assignments: tuple[str, ...], **f
 @click.option("--prefix", default="", help="Words to put before every prompt.")
 @click.option("--precision", help="float32 (default), bfloat16 or float16.")
 @click.option("--images-per-batch", type=int, help="Pictures made at a time.")
+@CLIP_SKIP
 def sample(model: str, prompts: str, seeds: str, out: Path, **how: Any) -> None:
     """Make pictures. Same prompts and seeds, same noise, whatever the model."""
     from mapo.sample.prompts import read_prompts
@@ -548,19 +567,6 @@ def pretrain(out: Path, assignments: tuple[str, ...]) -> None:
 
     pretrain(out, make_settings(parse_set(assignments)))
     _say(f"the model is in {out}")
-
-
-def _find(name: str) -> tuple[Any, Any]:
-    from mapo.models import family_of, find_model
-
-    model = find_model(name)
-    return model, family_of(model)
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _say(text: str) -> None:

@@ -308,7 +308,7 @@ def _write(plan: Plan, maker: Maker, kept: Sequence[Found], counts: dict[str, in
         if maker.latents:
             folder = writer.content / LATENTS
             folder.mkdir()
-            write_head(folder, maker.latents.model, maker.latents.key)
+            write_head(folder, maker.latents.files.name, maker.latents.key)
             names = dict.fromkeys(pair.rejected[1].sha256 for pair in kept)
             for tensors in read_latents([p for part in maker.work.parts if (p := part / LATENTS).exists()], names):
                 write_shard(folder, "latents", tensors)

@@ -20,10 +20,12 @@ from mapo.build.judge import Filter, choose, unjudged
 from mapo.build.minors import names_minor
 from mapo.build.recipe import Recipe
 from mapo.build.work import Work
-from mapo.encode.cache import CacheKey, cache_key, latents_key, write_shard
+from mapo.devices import best_device
+from mapo.encode.cache import CacheKey, latents_key, write_shard
 from mapo.encode.fill import encode_pictures
 from mapo.errors import MapoError
-from mapo.models import Family, Model, family_of
+from mapo.models import ModelFiles, Opened, open_model
+from mapo.models.family import ImageEncoder
 from mapo.models.pipelines import cuts_told
 from mapo.pairs.pairs import decode_picture
 from mapo.sample.folder import ImageRow, png_bytes, read_picture
@@ -60,31 +62,29 @@ class Portion:
 class Latents:
     """Encodes pictures that shall not be kept, with the VAE of the model that will be trained on them."""
 
-    model: Model
+    files: ModelFiles
     resolution: int | None = None
 
     @cached_property
-    def family(self) -> Family:
-        """The model's family; only models of a family can be trained, so only their latents are of use."""
-        return family_of(self.model)
+    def model(self) -> Opened:
+        """The model; only those of a family can be trained, so only their latents are of use."""
+        return open_model(self.files)
 
     @cached_property
     def key(self) -> CacheKey:
         """Of the model's VAE at its own resolution."""
-        return latents_key(self.model, cache_key(self.family, self.model, self.resolution, True).resolution)
+        return latents_key(self.files, self.model.layout.checked(self.resolution))
 
     @cached_property
-    def vae(self) -> Any:
+    def encoder(self) -> ImageEncoder:
         """Loaded when the first picture is encoded."""
-        import torch
-
-        return self.family.load_vae(self.model, "cuda" if torch.cuda.is_available() else "cpu")
+        return self.model.image_encoder(best_device())
 
     def keep(self, folder: Path, rows: Sequence[ImageRow], data: Sequence[bytes]) -> None:
         """Encode pictures and add them to the cache ``folder``."""
         pictures = {row.sha256: decode_picture(png) for row, png in zip(rows, data, strict=True)}
         folder.mkdir(parents=True, exist_ok=True)
-        write_shard(folder, "latents", encode_pictures(self.family, self.vae, self.model, self.key, pictures))
+        write_shard(folder, "latents", encode_pictures(self.encoder, self.key, pictures, self.files.name))
 
 
 @dataclass
@@ -93,7 +93,7 @@ class Maker:
 
     recipe: Recipe
     prompts: Sequence[str]
-    model: Model
+    model: ModelFiles
     sampling: Sampling
     judges: Sequence[Filter]
     contexts: Contexts

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Protocol
 
+from mapo.devices import best_device
 from mapo.errors import MapoError
 from mapo.files import append_lines, read_lines
 from mapo.score.scorers.endpoint import ASKED_AT_ONCE, Endpoint, NoAnswer
@@ -132,7 +133,7 @@ class Local:
         """In portions of eight."""
         import torch
 
-        tokenizer, model = self._load("cuda" if torch.cuda.is_available() else "cpu")
+        tokenizer, model = self._load(best_device())
         for start in range(0, len(prompts), ASKED_AT_ONCE):
             batch = prompts[start : start + ASKED_AT_ONCE]
             texts = [

@@ -5,7 +5,7 @@ A cache is a folder of safetensors shards and ``cache.json``::
     latents-<name>.safetensors  "<sha256>|<flip>" → mean and log-variance "2 c h w"
                                 "<sha256>|size" → the picture's height and width, crop top and left "4"
     text-<name>.safetensors     "<prompt hash>|<name>" → what the denoiser is given for that prompt
-    cache.json                  format, version, and the fingerprint of the model, resolution and flips
+    cache.json                  format, version, and the fingerprint of the model, resolution, flips, precision
     index.safetensors           where each tensor lies, made from the shards (see index.py)
 
 A shard is named by a hash of the names in it, so two writers never give one name to different shards. It is there whole
@@ -20,7 +20,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from torch import Tensor
 from mapo.encode.index import Entry, Index, digests_of, open_index
 from mapo.errors import MapoError
 from mapo.files import read_object, replacing, sweep, write_json
-from mapo.models import Family, Model, fingerprint
+from mapo.models import ModelFiles, Opened
 from mapo.models.tensors import save_tensors
 from mapo.shards import owned
 
@@ -39,6 +39,8 @@ FIRST_NUMBERS, ROUNDING = 64, 1e-3  # by which latents are compared
 COMPARED = 4096  # pairs at once
 LATENTS = "latents"  # within a set: the cache of pictures that it does not keep
 WHERE = "Name another folder for the cache: --out of `mapo encode`, --cache of `mapo train`."
+Precision = Literal["float32", "bfloat16", "float16"]
+DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 T = TypeVar("T")
 
 
@@ -49,21 +51,29 @@ class CacheKey:
     encoders: str
     resolution: int
     flip: bool
+    precision: Precision = "float32"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which latents and text are kept."""
+        return DTYPES[self.precision]
+
+    def as_json(self) -> dict[str, Any]:
+        """As files hold it: float32 goes without saying, as it did in 0.1.0."""
+        return {name: value for name, value in vars(self).items() if (name, value) != ("precision", "float32")}
 
 
-def cache_key(family: Family, model: Model, resolution: int | None, flip: bool) -> CacheKey:
-    """The key for a model at a resolution (None: the model's own); refused where the model cannot be trained."""
-    family.check(model)
-    side = resolution or family.resolution(model)
-    stride = family.latent_stride(model)
-    if side % (stride * 4):
-        raise MapoError(f"data.resolution is {side}; it has to be a multiple of {stride * 4} for this model.")
-    return CacheKey(fingerprint(model.base, family.PARTS), side, flip)
+def cache_key(
+    model: Opened, resolution: int | None = None, flip: bool = False, precision: Precision = "float32"
+) -> CacheKey:
+    """The key for a model at a resolution (None: the model's own)."""
+    side = model.layout.checked(resolution)
+    return CacheKey(model.files.fingerprint(model.encoder_parts), side, flip, precision)
 
 
-def latents_key(model: Model, resolution: int) -> CacheKey:
+def latents_key(files: ModelFiles, resolution: int) -> CacheKey:
     """The key of latents that a set keeps in place of pictures: of the VAE alone, with the mirrored ones."""
-    return CacheKey(fingerprint(model.base, ("vae",)), resolution, True)
+    return CacheKey(files.fingerprint(("vae",)), resolution, True)
 
 
 def prompt_key(prompt: str) -> str:
@@ -93,6 +103,7 @@ def check_head(folder: Path, key: CacheKey) -> None:
     theirs = info.get("key")
     if not isinstance(theirs, dict):
         raise MapoError(f"{folder / HEAD} is damaged. Delete the cache and run `mapo encode` again.")
+    theirs = {"precision": "float32", **theirs}
     for name, ours in vars(key).items():
         if theirs.get(name) != ours:
             raise MapoError(
@@ -101,9 +112,9 @@ def check_head(folder: Path, key: CacheKey) -> None:
             )
 
 
-def write_head(folder: Path, model: Model, key: CacheKey) -> None:
-    """Write ``cache.json``."""
-    write_json(folder / HEAD, {"format": FORMAT, "version": VERSION, "model": model.name, "key": vars(key)})
+def write_head(folder: Path, model: str, key: CacheKey) -> None:
+    """Write ``cache.json``; ``model`` is the name by which people know the encoders."""
+    write_json(folder / HEAD, {"format": FORMAT, "version": VERSION, "model": model, "key": key.as_json()})
 
 
 def write_shard(folder: Path, kind: str, tensors: dict[str, Tensor]) -> None:
@@ -157,7 +168,7 @@ class Cache:
 
     def __init__(self, folder: Path, key: CacheKey, index: Index | None = None) -> None:
         check_head(folder, key)
-        self.folder = folder
+        self.folder, self.resolution = folder, key.resolution
         self.index = index or open_index(folder)
         self.text_names: tuple[str, ...] = tuple(self.index.columns_of("text"))
 

@@ -20,6 +20,7 @@ from mapo.encode.cache import (
     WHERE,
     Cache,
     CacheKey,
+    Precision,
     batches,
     cache_key,
     check_head,
@@ -35,7 +36,8 @@ from mapo.encode.frame import crop
 from mapo.encode.index import Index, digests_of, open_index
 from mapo.errors import MapoError, count, is_out_of_memory
 from mapo.files import read_object
-from mapo.models import Family, Model
+from mapo.models import Cond, Opened
+from mapo.models.family import ImageEncoder
 from mapo.pairs import PairSet
 
 IMAGES_PER_BATCH = 8
@@ -54,13 +56,13 @@ def to_pixels(picture: Image.Image, side: int) -> tuple[Tensor, tuple[int, int, 
 
 
 def encode(
-    family: Family,
-    model: Model,
+    model: Opened,
     pairs: PairSet,
     folder: Path,
     *,
     resolution: int | None = None,
     flip: bool = False,
+    precision: Precision = "float32",
     device: Any = "cpu",
     images_per_batch: int = IMAGES_PER_BATCH,
     wait: bool = False,
@@ -75,7 +77,7 @@ def encode(
     """
     if images_per_batch < 1:
         raise MapoError(f"--images-per-batch is {images_per_batch}; it must be at least 1.")
-    key = cache_key(family, model, resolution, flip)
+    key = cache_key(model, resolution, flip, precision)
     if is_cache(folder):
         check_head(folder, key)
         index = open_index(folder)
@@ -87,7 +89,7 @@ def encode(
                     _keep_index(pairs, folder)
             return Cache(folder, key, index)
     with hold(folder, wait) if locked else contextlib.nullcontext():
-        _write(family, model, pairs, folder, key, device, images_per_batch, shard)
+        _write(model, pairs, folder, key, device, images_per_batch, shard)
         if shard[0] == 0:
             _keep_index(pairs, folder)
     return Cache(folder, key)
@@ -127,13 +129,13 @@ def lacking(pairs: PairSet, index: Index, shard: tuple[int, int] = (0, 1)) -> tu
 
 
 def _write(
-    family: Family, model: Model, pairs: PairSet, folder: Path, key: CacheKey, device: Any, images_per_batch: int,
+    model: Opened, pairs: PairSet, folder: Path, key: CacheKey, device: Any, images_per_batch: int,
     shard: tuple[int, int],
 ) -> None:  # fmt: skip
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not is_cache(folder):
-            write_head(folder, model, key)
+            write_head(folder, model.files.name, key)
     except OSError as error:
         raise MapoError(f"The cache {folder} cannot be written ({error.strerror or error}). {WHERE}") from None
     check_head(folder, key)
@@ -141,42 +143,46 @@ def _write(
     if (pairs.folder / LATENTS).exists():
         _take_over(pairs, [name for name in pictures if not pairs.keeps(name)], folder, model, key)
         pictures = [name for name in pictures if pairs.keeps(name)]
-    for portion in encode_prompts(family, model, device, prompts, PROMPTS_PER_IMAGE * images_per_batch):
-        entries = {f"{prompt_key(p)}|{name}": value for p, text in portion.items() for name, value in text.items()}
+    for portion in encode_prompts(model, device, prompts, PROMPTS_PER_IMAGE * images_per_batch):
+        entries = {
+            f"{prompt_key(p)}|{name}": _kept(value, key, f"the prompt {p!r}")
+            for p, text in portion.items()
+            for name, value in text.items()
+        }
         write_shard(folder, "text", entries)
     if not pictures:
         return
-    vae = family.load_vae(model, device)
+    encoder = model.image_encoder(device)
     with tqdm(total=len(pictures), desc="encode pictures", unit="picture") as bar:
         for names in batches(pictures, PER_SHARD):
             tensors: dict[str, Tensor] = {}
             for batch in batches(names, images_per_batch):
-                tensors |= encode_pictures(family, vae, model, key, {name: pairs.image(name) for name in batch})
+                tensors |= encode_pictures(encoder, key, {name: pairs.image(name) for name in batch}, model.files.name)
                 bar.update(len(batch))
             write_shard(folder, "latents", tensors)
-    del vae
+    del encoder
     release()
 
 
 def encode_prompts(
-    family: Family, model: Model, device: Any, prompts: Sequence[str], per_batch: int, per_shard: int = PER_SHARD
-) -> Iterator[dict[str, dict[str, Tensor]]]:
+    model: Opened, device: Any, prompts: Sequence[str], per_batch: int, per_shard: int = PER_SHARD
+) -> Iterator[dict[str, Cond]]:
     """Prompt → its named tensors, on the CPU, in portions for a shard. When the last is given the encoders are gone."""
     if not prompts:
         return
-    encoders = family.load_text_encoders(model, device)
+    encoder = model.text_encoder(device)
     with tqdm(total=len(prompts), desc="encode prompts", unit="prompt") as bar:
         for shard in batches(prompts, per_shard):
-            found: dict[str, dict[str, Tensor]] = {prompt: {} for prompt in shard}
+            found: dict[str, Cond] = {prompt: {} for prompt in shard}
             for batch in batches(shard, per_batch):
                 with _enough_memory(count(len(batch), "prompt")):
-                    texts = family.encode_prompts(encoders, batch)
+                    texts = encoder(batch)
                 for name, values in texts.items():
                     for prompt, value in zip(batch, values, strict=True):
                         found[prompt][name] = value.cpu().clone(memory_format=torch.contiguous_format)
                 bar.update(len(batch))
             yield found
-    del encoders
+    del encoder
     release()
 
 
@@ -188,18 +194,18 @@ def release() -> None:
 
 
 def encode_pictures(
-    family: Family, vae: Any, model: Model, key: CacheKey, pictures: Mapping[str, Image.Image]
+    encoder: ImageEncoder, key: CacheKey, pictures: Mapping[str, Image.Image], model: str
 ) -> dict[str, Tensor]:
-    """The entries of some pictures, by their hashes."""
+    """The entries of some pictures, by their hashes. ``model`` is named where its values are not finite."""
     pixels, sizes = zip(*(to_pixels(picture, key.resolution) for picture in pictures.values()), strict=True)
     stack = torch.stack(pixels)
     tensors: dict[str, Tensor] = {}
     for flipped in (0, 1) if key.flip else (0,):
         with _enough_memory(f"{count(len(pictures), 'picture')} of {key.resolution} pixels"):
-            mean, logvar = family.encode_images(vae, stack.flip(-1) if flipped else stack)
-        both = torch.stack([mean, logvar], 1).cpu().contiguous()
+            mean, logvar = encoder(stack.flip(-1) if flipped else stack)
+        both = torch.stack([mean, logvar], 1).cpu().contiguous().to(key.dtype)
         if not torch.isfinite(both).all():
-            raise MapoError(f"The VAE of {model.name} gave values that are not finite for one of {list(pictures)}.")
+            raise MapoError(f"The VAE of {model} gave values that are not finite for one of {list(pictures)}.")
         tensors |= {f"{name}|{flipped}": v.clone() for name, v in zip(pictures, both, strict=True)}
     return tensors | {f"{n}|size": torch.tensor(s, dtype=torch.int32) for n, s in zip(pictures, sizes, strict=True)}
 
@@ -217,16 +223,28 @@ def _enough_memory(what: str) -> Iterator[None]:
         ) from None
 
 
-def _take_over(pairs: PairSet, names: list[str], folder: Path, model: Model, key: CacheKey) -> None:
+def _kept(value: Tensor, key: CacheKey, what: str) -> Tensor:
+    """A tensor as the cache keeps it: fractions in its precision, whole numbers and masks as they are."""
+    kept = value.to(key.dtype) if value.is_floating_point() else value
+    if not torch.isfinite(kept).all():
+        raise MapoError(
+            f"The text encoders gave values for {what} that are not finite in {key.precision}. "
+            "Encode with data.cache_precision=float32."
+        )
+    return kept
+
+
+def _take_over(pairs: PairSet, names: list[str], folder: Path, model: Opened, key: CacheKey) -> None:
     """Put the latents that a set keeps in place of pictures into a cache, if they are of the same VAE and size."""
     own = pairs.folder / LATENTS
     info = read_object(own / "cache.json", "a cache", "The set is not whole; build it again.")
-    if info.get("key") != vars(latents_key(model, key.resolution)):
+    if info.get("key") != latents_key(model.files, key.resolution).as_json():
         theirs = info.get("key") or {}
         raise MapoError(
             f"{pairs.folder} keeps rejected pictures only as latents of {info.get('model')} at "
-            f"{theirs.get('resolution')} pixels, which {model.name} at {key.resolution} cannot use. Train with that "
-            "VAE and resolution, or build the set again with --latents-for."
+            f"{theirs.get('resolution')} pixels, which {model.files.name} at {key.resolution} cannot use. Train with "
+            "that VAE and resolution, or build the set again with --latents-for."
         )
     for tensors in read_latents([own], names):
-        write_shard(folder, "latents", {k: v for k, v in tensors.items() if key.flip or not k.endswith("|1")})
+        wanted = {k: v for k, v in tensors.items() if key.flip or not k.endswith("|1")}
+        write_shard(folder, "latents", {k: v.to(key.dtype) if v.is_floating_point() else v for k, v in wanted.items()})

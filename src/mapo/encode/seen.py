@@ -21,7 +21,7 @@ from mapo.pairs.splits import SPLITS
 
 if TYPE_CHECKING:
     from mapo.encode.cache import Cache
-    from mapo.models import Family, Model
+    from mapo.models import Opened
     from mapo.pairs import PairSet
 
 MUCH = 0.1  # a picture of which more than this is cut away is counted
@@ -83,11 +83,10 @@ class Seen(Choice):
 
 
 def what_training_sees(
-    pairs: PairSet, family: Family, model: Model, *, split: str = "train", ties: str = "drop",
-    resolution: int | None = None,
-) -> Seen:  # fmt: skip
+    pairs: PairSet, model: Opened, *, split: str = "train", ties: str = "drop", resolution: int | None = None
+) -> Seen:
     """What a training with these settings sees of ``pairs``; MapoError where that is nothing."""
-    return look(pairs, view_of(family, model, resolution), choose(pairs, split, ties))
+    return look(pairs, view_of(model, resolution), choose(pairs, split, ties))
 
 
 def look(pairs: PairSet, view: View, choice: Choice) -> Seen:
@@ -140,20 +139,18 @@ def choose_any(pairs: PairSet, split: str, ties: str = "drop") -> Choice:
     )  # fmt: skip
 
 
-def view_of(family: Family, model: Model, resolution: int | None = None) -> View:
+def view_of(model: Opened, resolution: int | None = None) -> View:
     """How a model looks at a set. Only small files of it are read."""
-    family.check(model)
-    tokenizers = family.load_tokenizers(model)
+    tokenizers = model.tokenizers()
     most = min(int(t.model_max_length) for t in tokenizers)
-    return View(model.name, resolution or family.resolution(model), tokenizers, most)
+    return View(model.files.name, model.layout.checked(resolution), tokenizers, most)
 
 
 def open_view(model: str) -> View:
     """The view of ``mini``, a folder, a run or a hub id, of which only small files are fetched."""
-    from mapo.models import family_of, find_model
+    from mapo.models import find_model, open_model
 
-    found = find_model(model, weights=False)
-    return view_of(family_of(found), found)
+    return view_of(open_model(find_model(model, weights=False)))
 
 
 def excess_tokens(view: View, prompts: Sequence[str] | pa.Array) -> NDArray[np.int64]:

@@ -14,7 +14,7 @@ from mapo.build.recipe import read_recipe
 from mapo.encode.fill import encode
 from mapo.errors import MapoError, suggest
 from mapo.files import prepare_out, read_json, write_json
-from mapo.models import family_of, find_model
+from mapo.models import find_model, open_model
 from mapo.pairs import PairSet
 from mapo.report.report import write_report
 from mapo.sample.prompts import read_prompts
@@ -76,8 +76,7 @@ def _demo(out: Path, recipe: str, test_prompts: str | None, seeds: Sequence[int]
             build(read_recipe(recipe), "mini", prompts, PAIRS, pairs, judges=judges, prompts_from=TRAIN_PROMPTS)
     if Run(run).finished_steps() < STEPS:
         with stage("encode"):
-            model = find_model("mini")
-            encode(family_of(model), model, PairSet(pairs), cache, images_per_batch=32)
+            encode(open_model(find_model("mini")), PairSet(pairs), cache, images_per_batch=32)
         with stage("train"):
             train(config, run)
     prompts = read_prompts(test_prompts or TEST_PROMPTS)

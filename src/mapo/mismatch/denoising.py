@@ -11,16 +11,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from mapo.devices import best_device
 from mapo.encode.cache import LATENTS, CacheKey, latents_key, read_latents
 from mapo.encode.fill import encode_pictures, encode_prompts, release
 from mapo.errors import MapoError
 from mapo.files import read_json
 from mapo.mismatch.material import CHOSEN, OWN, REJECTED, Material, portions
-from mapo.models import Family, Model
-from mapo.models.noise import image_errors
+from mapo.models import Cond, Frames, Opened
 from mapo.pairs.pairs import Pair, PairSet
 from mapo.sample.sample import PRECISIONS
 from mapo.statistics import Floats, Interval, mean, mean_difference, ratio
+from mapo.train.step import residuals
+from mapo.train.types import mean_squares
 
 BINS = 4
 
@@ -60,34 +62,32 @@ class Encoded:
     resolution: int
 
 
-def encode(
-    family: Family, model: Model, pairs: PairSet, key: CacheKey, material: Material, images_per_batch: int
-) -> Encoded:
+def encode(model: Opened, pairs: PairSet, key: CacheKey, material: Material, images_per_batch: int) -> Encoded:
     """Encode the pictures (the mean of the VAE's posterior, not a sample of it) and prompts of ``material``."""
     names, prompts = list(material.pictures), list(dict.fromkeys(pair.prompt for pair in material.pairs))
     entries, texts = _kept_latents(pairs, material, model, key), dict[str, dict[str, Tensor]]()
-    for found in encode_prompts(family, model, _device(), prompts, images_per_batch, len(prompts)):
+    for found in encode_prompts(model, best_device(), prompts, images_per_batch, len(prompts)):
         texts |= found
-    vae = family.load_vae(model, _device())
+    encoder = model.image_encoder(best_device())
     with tqdm(total=len(names), desc="encode pictures", unit="picture") as bar:
         for portion in portions(names, images_per_batch):
             pictures = {name: material.pictures[name]() for name in portion}
-            entries |= encode_pictures(family, vae, model, key, pictures)
+            entries |= encode_pictures(encoder, key, pictures, model.files.name)
             bar.update(len(portion))
-    del vae
+    del encoder
     release()
     means = {name.split("|")[0]: both[0] for name, both in entries.items() if name.endswith("|0")}
-    latents = {name: family.scale_latents(model, one[None])[0] for name, one in means.items()}
+    latents = {name: model.scale(one[None])[0] for name, one in means.items()}
     return Encoded(latents, {name: entries[f"{name}|size"] for name in latents}, texts, key.resolution)
 
 
-def _kept_latents(pairs: PairSet, material: Material, model: Model, key: CacheKey) -> dict[str, Tensor]:
+def _kept_latents(pairs: PairSet, material: Material, model: Opened, key: CacheKey) -> dict[str, Tensor]:
     """The latents that the set keeps in place of rejected pictures, if they are of this VAE and resolution."""
     names = [name for (name,) in material.sides[REJECTED] if name not in material.pictures]
     if not names:
         return {}
     info = read_json(pairs.folder / LATENTS / "cache.json", "a cache", "The set is not whole; build it again.")
-    if info["key"] != vars(latents_key(model, key.resolution)):
+    if info["key"] != latents_key(model.files, key.resolution).as_json():
         return {}
     found: dict[str, Tensor] = {}
     for entries in read_latents([pairs.folder / LATENTS], dict.fromkeys(names)):
@@ -103,8 +103,7 @@ def draw(pair: Pair, number: int, draws: int, timesteps: int, seed: int, shape: 
 
 
 def denoise(
-    family: Family,
-    model: Model,
+    model: Opened,
     encoded: Encoded,
     material: Material,
     seed: int,
@@ -116,8 +115,12 @@ def denoise(
 
     The sides go through the denoiser one after the other in the same batch layout, so equal pictures have equal errors.
     """
-    device, dtype = _device(), PRECISIONS[precision]
-    denoiser, schedule = family.load_denoiser(model, device, dtype).eval(), family.schedule(model)
+    device, dtype = best_device(), PRECISIONS[precision]
+    denoiser, process = model.denoiser(device, dtype).eval(), model.process
+
+    def predict(x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        return model.predict(denoiser, x_t.to(dtype), t, cond)
+
     sides = material.sides_in(encoded.latents)
     errors = {side: np.empty((len(material.pairs), draws)) for side in sides}
     jobs = list(itertools.product(range(len(material.pairs)), range(draws)))
@@ -130,7 +133,7 @@ def denoise(
         for portion in portions(jobs, images_per_batch):
             pairs = [material.pairs[row] for row, _ in portion]
             drawn = [
-                draw(pair, k, draws, schedule.num_timesteps, seed, shape)
+                draw(pair, k, draws, process.num_timesteps, seed, shape)
                 for pair, (_, k) in zip(pairs, portion, strict=True)
             ]
             t, noise = torch.tensor([t for t, _ in drawn]).to(device), torch.stack([n for _, n in drawn]).to(device)
@@ -140,11 +143,9 @@ def denoise(
                 lists = material.sides[side]
                 names = [lists[row][k % len(lists[row])] for row, k in portion]
                 latents = torch.stack([encoded.latents[name] for name in names]).to(device)
-                sizes = torch.stack([encoded.sizes[name] for name in names])
-                cond = text | family.size_condition(sizes, encoded.resolution)
-                x_t, target = schedule.add_noise(latents, noise, t), schedule.target(latents, noise, t)
-                given = {name: value.to(device, dtype) for name, value in cond.items()}
-                found = image_errors(family.predict(denoiser, x_t.to(dtype), t, given), target)
+                frames = Frames.square(torch.stack([encoded.sizes[name] for name in names]), encoded.resolution)
+                cond = {name: value.to(device) for name, value in model.condition(text, frames).items()}
+                found = mean_squares(residuals(predict, process, latents, noise, t, cond))
                 if not torch.isfinite(found).all():
                     raise MapoError(
                         f"The denoising error of a {side} picture is not finite, pairs {[p.id for p in pairs]}. "
@@ -178,7 +179,3 @@ def _errors(errors: Mapping[str, Floats], clusters: Sequence[str], first: int, l
     return Errors(
         first, last, mean(own, clusters), gap(chosen), None if rejected is None else gap(rejected), margin
     )  # fmt: skip
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from mapo.errors import MapoError
 from mapo.mismatch.material import CHOSEN, OWN, REJECTED, Material, portions
-from mapo.models import Model
+from mapo.models import ModelFiles
 from mapo.score.scorers import SCORERS, Scorer, load_scorer, scorer_names
 from mapo.statistics import Floats, Interval, mean, mean_difference
 from mapo.worlds import world_of
@@ -48,7 +48,7 @@ class Distances:
     excess: Interval | None
 
 
-def default_encoder(model: Model) -> str:
+def default_encoder(model: ModelFiles) -> str:
     """The judge's features for the built-in world, which DINOv2 has never seen; DINOv2 as in the paper elsewhere."""
     world = world_of(model.base)
     return world.embedder if world else "dinov2"

@@ -18,7 +18,7 @@ from mapo.errors import MapoError, memory_told
 from mapo.mismatch.denoising import BINS, Errors, compare_errors, denoise, encode
 from mapo.mismatch.distance import Distances, compare_embeddings, default_encoder, embed, load_encoder
 from mapo.mismatch.material import choose_pairs, gather, own_samples
-from mapo.models import family_of, find_model
+from mapo.models import find_model, open_model
 from mapo.pairs import PairSet
 from mapo.sample.sample import default_sampling
 from mapo.statistics import MIN_PAIRS, MIN_PROMPTS
@@ -90,8 +90,8 @@ def measure(
     if not seeds or draws < BINS or draws % BINS:
         raise ValueError(f"it takes a seed, and draws in a multiple of {BINS}")
     opened, found = PairSet(pairs), find_model(model)
-    family = family_of(found)
-    key, sampling = cache_key(family, found, None, False), default_sampling(found, **how)
+    trainee = open_model(found)
+    key, sampling = cache_key(trainee), default_sampling(found, **how)
     pace = {"precision": sampling.precision, "images_per_batch": sampling.images_per_batch}  # change them by rounding
     usual = sampling == default_sampling(found, **pace)
     members, of_pairs = choose_pairs(opened, split, num_pairs, seed)
@@ -102,11 +102,11 @@ def measure(
         if scorer is not None:
             distances = compare_embeddings(scorer, embed(scorer, material, sampling.images_per_batch), material)
         del scorer  # and its weights
-        encoded = encode(family, found, opened, key, material, sampling.images_per_batch)
-        errors = denoise(family, found, encoded, material, seed, draws, sampling.precision, sampling.images_per_batch)
-    losses = what_training_sees(opened, family, found, split=split).losses()
+        encoded = encode(trainee, opened, key, material, sampling.images_per_batch)
+        errors = denoise(trainee, encoded, material, seed, draws, sampling.precision, sampling.images_per_batch)
+    losses = what_training_sees(opened, trainee, split=split).losses()
     lost = [f"Of the split: {', '.join(losses)}."] if losses else []
-    bins = compare_errors(errors, material.clusters, family.schedule(found).num_timesteps)
+    bins = compare_errors(errors, material.clusters, trainee.process.num_timesteps)
     return Mismatch(
         found.stable_name, found.revision(), world_of(found.base) is not None, str(pairs), opened.fingerprint(), split,
         of_pairs,

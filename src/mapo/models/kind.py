@@ -46,13 +46,13 @@ def check_scheduler(base: Path, config: dict[str, Any]) -> None:
         )
 
 
-def check_vae(base: Path, config: dict[str, Any], usual: float) -> None:
+def check_vae(base: Path, config: dict[str, Any], usual: float, may_lack: bool = False) -> None:
     """MapoError where the VAE is of another class or its scaling factor is not said; ``usual`` is the family's."""
     path = base / "vae" / "config.json"
     name = config.get("_class_name", "AutoencoderKL")
     if name != "AutoencoderKL":
         raise MapoError(f"{path} names {name}; training knows AutoencoderKL. {ELSEWHERE}")
-    if config.get("scaling_factor") is None:
+    if config.get("scaling_factor") is None and not may_lack:
         raise MapoError(
             f"{path} has no scaling_factor. Pipelines would take 0.18215 without a word, but the usual VAE of this "
             f'kind of model has {usual}. Write the right one into the file: "scaling_factor": {usual}.'

@@ -13,18 +13,18 @@ from typing import Any
 
 from mapo.errors import MapoError, count
 from mapo.files import read_object
-from mapo.models import FAMILIES, Model, family_of, read_config
+from mapo.models import ModelFiles, is_of_a_family, open_model, read_config
+from mapo.models.files import refuse_pickles, variants
 from mapo.models.kind import check_tokenizer_files
-from mapo.models.parts import refuse_pickles, variants
 
 PARTS = ("unet", "transformer", "vae")
 
 
-def pipeline_class(model: Model) -> tuple[str, Any]:
+def pipeline_class(model: ModelFiles) -> tuple[str, Any]:
     """The name and the class of a model folder's pipeline; refused where it makes no pictures from text alone."""
     import diffusers
 
-    name = str(read_config(model.base, "model_index.json").get("_class_name", ""))
+    name = model.pipeline_class
     kind = getattr(diffusers, name, None)
     if kind is None or not issubclass(kind, diffusers.DiffusionPipeline):
         raise MapoError(f"{model.name} is a {name or 'pipeline without a class'}, which this diffusers does not know.")
@@ -39,7 +39,7 @@ def accepts(kind: Any) -> dict[str, inspect.Parameter]:
     return dict(inspect.signature(kind.__call__).parameters)
 
 
-def _side(model: Model) -> int:
+def _side(model: ModelFiles) -> int:
     """The side in pixels of a pipeline that is of no family: its network's sample size times pixels per latent."""
     known = {
         p: read_config(model.base, f"{p}/config.json") for p in PARTS if (model.base / p / "config.json").is_file()
@@ -50,10 +50,11 @@ def _side(model: Model) -> int:
     return int(size if isinstance(size, int) else size[-1]) << len(blocks) - 1
 
 
-def advice(model: Model, name: str, kind: Any) -> dict[str, Any]:
+def advice(model: ModelFiles, name: str, kind: Any) -> dict[str, Any]:
     """Steps, guidance and side as the model folder (``sampling.json``), its family, or its pipeline's class says."""
-    if name in FAMILIES:
-        side, values = family_of(model).resolution(model), {"steps": 30, "guidance": 5.0}
+    if is_of_a_family(model):
+        opened = open_model(model, to_train=False)
+        side, values = opened.layout.side, dict(opened.advised_sampling)
     else:
         side, defaults = _side(model), {key: parameter.default for key, parameter in accepts(kind).items()}
         values = {"steps": defaults.get("num_inference_steps") or 30, "guidance": defaults.get("guidance_scale") or 0.0}
@@ -62,14 +63,14 @@ def advice(model: Model, name: str, kind: Any) -> dict[str, Any]:
     return {"width": side, "height": side, "images_per_batch": 32 if side <= 128 else 4, **values, **advised}
 
 
-def open_pipeline(model: Model, device: Any, dtype: Any) -> Any:
+def open_pipeline(model: ModelFiles, device: Any, dtype: Any) -> Any:
     """The pipeline of a model: its family's, else as diffusers opens the folder; weights from safetensors only."""
-    name, kind = pipeline_class(model)
+    _, kind = pipeline_class(model)
     for part, made in read_config(model.base, "model_index.json").items():
         if isinstance(made, list) and str(made[-1]).startswith("CLIPTokenizer"):
             check_tokenizer_files(model.base, part)
-    if name in FAMILIES:
-        return family_of(model).pipeline(model, device, dtype)
+    if is_of_a_family(model):
+        return open_model(model, to_train=False).pipeline(device, dtype)
     parts = tuple(config.parent.name for config in sorted(model.base.glob("*/config.json")))
     for part in parts:
         refuse_pickles(model.base, part)

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from mapo.devices import best_device
 from mapo.errors import MapoError, memory_told, several, suggest
 from mapo.files import prepare_out, read_object, sha256, sweep, write_json
-from mapo.models import Model, find_model
+from mapo.models import ModelFiles, find_model
 from mapo.models.pipelines import accepts, advice, cuts_told, cuts_untold, open_pipeline, pipeline_class
 from mapo.pairs.splits import prompt_id
 from mapo.sample.folder import ImageRow, append_images, keep_whole, png_bytes
@@ -42,7 +43,7 @@ class Sampling:
     images_per_batch: int = 32
 
 
-def default_sampling(model: Model, **changes: Any) -> Sampling:
+def default_sampling(model: ModelFiles, **changes: Any) -> Sampling:
     """The sampling that suits a model: what its folder advises (``sampling.json``), else its family or its class."""
     name, kind = pipeline_class(model)
     changes = {key: value for key, value in changes.items() if value is not None}
@@ -157,10 +158,12 @@ def equal_prompts_encoded_once(pipeline: Any, known: dict[str, tuple[Any, Any]])
 class Sampler:
     """A loaded pipeline that makes pictures, and fills images folders."""
 
-    def __init__(self, model: str, precision: str = "float32", device: Any = None) -> None:
-        self.model = find_model(model)
+    def __init__(
+        self, model: str, precision: str = "float32", device: Any = None, clip_skip: int | None = None
+    ) -> None:
+        self.model = find_model(model, clip_skip=clip_skip)
         self.revision = self.model.revision()
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device or best_device()
         self.smaller = "--precision bfloat16" if precision == "float32" else ""  # what else would take less memory
         with memory_told(0, rest=self.smaller):
             self.pipeline = open_pipeline(self.model, self.device, PRECISIONS[precision])
@@ -290,9 +293,13 @@ def open_folder(folder: Path, settings: dict[str, Any], sensitive: bool = False)
 
 
 def sample(
-    model: str, prompts: str | Sequence[str], seeds: int | Sequence[int], out: Path, **how: Any
-) -> list[ImageRow]:
-    """Make a picture of every prompt at every seed in ``out``, going on where an earlier call stopped."""
+    model: str, prompts: str | Sequence[str], seeds: int | Sequence[int], out: Path, clip_skip: int | None = None,
+    **how: Any,
+) -> list[ImageRow]:  # fmt: skip
+    """Make a picture of every prompt at every seed in ``out``, going on where an earlier call stopped.
+
+    ``clip_skip`` is for Stable Diffusion 1 and 2; where it is left out it is what a run was trained with.
+    """
     sampling = default_sampling(find_model(model), **how)
     jobs = [(p, s) for p in several(prompts) for s in ([seeds] if isinstance(seeds, int) else seeds)]
-    return Sampler(model, sampling.precision).fill(Path(out), jobs, sampling)
+    return Sampler(model, sampling.precision, clip_skip=clip_skip).fill(Path(out), jobs, sampling)

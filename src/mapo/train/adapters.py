@@ -9,12 +9,15 @@ import torch
 from peft import LoraConfig
 from torch import nn
 
-from mapo.models import Family
+from mapo.models import Opened
 from mapo.train.config import AdapterConfig
 
 
-def add_adapter(denoiser: nn.Module, family: Family, config: AdapterConfig, seed: int) -> None:
-    """Make the right parameters trainable, in place. The LoRA's first weights depend on ``seed`` alone."""
+def add_adapter(denoiser: nn.Module, model: Opened, config: AdapterConfig, seed: int) -> None:
+    """Make the right parameters trainable, in place. The LoRA's first weights depend on ``seed`` alone.
+
+    They are in float32 (or more), whatever the base is in.
+    """
     if config.kind == "full":
         denoiser.requires_grad_(True)
         return
@@ -26,9 +29,12 @@ def add_adapter(denoiser: nn.Module, family: Family, config: AdapterConfig, seed
                 r=config.rank,
                 lora_alpha=config.rank,
                 init_lora_weights="gaussian",
-                target_modules=list(family.LORA_TARGETS),
+                target_modules=list(model.lora_targets),
             )
         )
+    for parameter in denoiser.parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
+            parameter.data = parameter.data.float()
 
 
 @contextlib.contextmanager

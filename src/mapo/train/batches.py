@@ -1,7 +1,8 @@
 """Batches as pure functions of the number of pairs seen and the seed.
 
-Position k of a run (its k-th pair) decides which pair comes, its noise, timestep and flip. So a resumed run is the
-uninterrupted one, and neither the number of devices nor the size of micro-batches changes what is trained on.
+Position k of a run (its k-th pair) decides which pair comes, its noise, timestep and flip: that is :func:`draws`. What
+becomes of them is :func:`assemble`. So a resumed run is the uninterrupted one, and neither the number of devices nor
+the size of micro-batches changes what is trained on.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeVar, overload
 
@@ -17,7 +19,8 @@ import torch
 from torch import Tensor
 
 from mapo.encode.cache import Cache
-from mapo.models import Family, Model
+from mapo.models import Frames, Opened
+from mapo.models.noise import Process
 from mapo.pairs.pairs import Pair, PairSet
 from mapo.train.types import Batch
 
@@ -58,48 +61,56 @@ def rows_at(positions: Iterable[int], count: int, seed: int) -> list[int]:
     return [int(_order(count, seed, k // count)[k % count]) for k in positions]
 
 
-def load_batch(
-    positions: Sequence[int],
-    pairs: Sequence[Pair],
-    cache: Cache,
-    family: Family,
-    model: Model,
-    *,
-    seed: int,
-    resolution: int,
-    num_timesteps: int,
-    flip: bool = False,
-    dtype: torch.dtype = torch.float32,
+@dataclass(frozen=True)
+class Draw:
+    """What is drawn for one pair of a step: ``row`` of the set, timestep "", noise and posterior samples "c h w"."""
+
+    row: int
+    time: Tensor
+    flip: bool
+    noise: Tensor
+    samples: tuple[Tensor, Tensor]  # for the chosen and the rejected image
+
+
+def draws(
+    positions: Iterable[int], count: int, process: Process, shape: tuple[int, ...], *, seed: int, flip: bool = False
+) -> list[Draw]:
+    """What the pairs at ``positions`` of a run over ``count`` pairs are given; ``shape`` is that of a latent, "c h w".
+
+    One timestep, one noise and one flip for both images of a pair.
+    """
+    found = []
+    for position, row in zip(positions, rows_at(positions, count, seed), strict=True):
+        generator = torch.Generator().manual_seed(_seed("pair", seed, position))
+        time = process.draw_time(1, generator)[0]
+        mirrored = bool(torch.rand((), generator=generator) < 0.5) and flip
+        noise, *samples = (torch.randn(shape, generator=generator) for _ in range(3))
+        found.append(Draw(row, time, mirrored, noise, (samples[0], samples[1])))
+    return found
+
+
+def assemble(
+    pairs: Sequence[Pair], drawn: Sequence[Draw], cache: Cache, model: Opened, dtype: torch.dtype = torch.float32
 ) -> Batch:
-    """The pairs at ``positions``, chosen images first. One timestep, one noise and one flip for both of a pair."""
-    chosen = [pairs[row] for row in rows_at(positions, len(pairs), seed)]
-    means, deviations, samples, noises, timesteps, flips = [], [], [], [], [], []
-    for position, pair in zip(positions, chosen, strict=True):
-        draws = torch.Generator().manual_seed(_seed("pair", seed, position))
-        timesteps.append(int(torch.randint(num_timesteps, (), generator=draws)))
-        flips.append(bool(torch.rand((), generator=draws) < 0.5) and flip)
-        encoded = [cache.latents(name, flips[-1]) for name in (pair.chosen, pair.rejected)]
-        means.append([mean for mean, _ in encoded])
-        deviations.append([(0.5 * logvar.clamp(-30, 20)).exp() for _, logvar in encoded])
-        noises.append(torch.randn(encoded[0][0].shape, generator=draws))
-        samples.append([torch.randn(mean.shape, generator=draws) for mean, _ in encoded])
-
-    def side(values: list[list[Tensor]]) -> Tensor:
-        return torch.stack([v[0] for v in values] + [v[1] for v in values])
-
-    latents = family.scale_latents(model, side(means) + side(deviations) * side(samples))
-    texts = [cache.text(pair.prompt) for pair in chosen]
-    cond = {name: torch.stack([t[name] for t in texts] * 2).to(dtype) for name in texts[0]}
-    sizes = torch.stack([cache.size(p.chosen) for p in chosen] + [cache.size(p.rejected) for p in chosen])
-    cond |= {k: v.to(dtype) for k, v in family.size_condition(sizes, resolution).items()}
+    """The batch of some draws: chosen images first, then the rejected ones in the same order."""
+    members = [pairs[draw.row] for draw in drawn]
+    images = [(pair.chosen, draw, 0) for pair, draw in zip(members, drawn, strict=True)]
+    images += [(pair.rejected, draw, 1) for pair, draw in zip(members, drawn, strict=True)]
+    latents = []
+    for name, draw, side in images:
+        mean, logvar = (values.float() for values in cache.latents(name, draw.flip))
+        latents.append(mean + (0.5 * logvar.clamp(-30, 20)).exp() * draw.samples[side])
+    texts = [cache.text(pair.prompt) for pair in members] * 2
+    text = {name: torch.stack([one[name] for one in texts]) for name in texts[0]}
+    frames = Frames.square(torch.stack([cache.size(name) for name, _, _ in images]), cache.resolution)
     return Batch(
-        latents.to(dtype),
-        cond,
-        torch.tensor([p.preference for p in chosen], dtype=torch.float64),
-        torch.tensor([p.weight for p in chosen], dtype=torch.float64),
-        torch.stack(noises).to(dtype),
-        torch.tensor(timesteps),
-        tuple(p.id for p in chosen),
+        model.scale(torch.stack(latents)).to(dtype),
+        model.condition(text, frames),
+        torch.tensor([pair.preference for pair in members], dtype=torch.float64),
+        torch.tensor([pair.weight for pair in members], dtype=torch.float64),
+        torch.stack([draw.noise for draw in drawn]).to(dtype),
+        torch.stack([draw.time for draw in drawn]),
+        tuple(pair.id for pair in members),
     )
 
 

@@ -9,36 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from mapo.errors import MapoError
 from mapo.files import read_object, replacing, write_json
 from mapo.models.tensors import save_tensors
 
 REMEDY = "Delete it, or restore it from a copy, then run the same command again."
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """The optimizer's moments as ``parameter name/moment`` → tensor."""
-    state = optimizer.state
-    return {
-        f"{name}/{key}": torch.as_tensor(value).detach().cpu().contiguous().clone()
-        for name, parameter in names.items()
-        for key, value in state.get(parameter, {}).items()
-    }
-
-
-def load_optimizer_tensors(
-    optimizer: torch.optim.Optimizer, names: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
-) -> None:
-    """Put back what :func:`optimizer_tensors` took out."""
-    optimizer.state.clear()
-    for full_name, tensor in tensors.items():
-        name, key = full_name.rsplit("/", 1)
-        parameter = names[name]
-        optimizer.state[parameter][key] = tensor if tensor.ndim == 0 else tensor.to(parameter.device)
 
 
 def save_checkpoint(

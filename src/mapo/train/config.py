@@ -77,6 +77,15 @@ class DataConfig(Section):
     ties: Literal["drop", "keep"] = told(
         "drop", "Pairs of which neither picture is better: leave them out, or train on them as ties."
     )
+    cache_precision: Literal["float32", "bfloat16", "float16"] = told(
+        "float32",
+        "How the cache keeps latents and text. The two others halve it, and round. docs/data.md has the bytes.",
+    )
+    clip_skip: NotNegative = told(
+        0,
+        "Layers left out at the end of the text encoder, in training and in sampling. Only for Stable Diffusion 1 and "
+        "2; what other programs call clip skip 2 is 1 here.",
+    )
     images_per_batch: Positive = told(8, "Pictures encoded at a time, where the cache lacks some. Changes memory only.")
 
 
@@ -91,6 +100,10 @@ class TrainConfig(Section):
     seed: NotNegative = told(0, "Decides the order of pairs, noise, timesteps and a LoRA's first weights.")
     precision: Literal["float32", "bfloat16", "float64"] = told(
         "float32", "Of the arithmetic. With `bfloat16` the weights stay in float32. `float64` is for tests."
+    )
+    base_precision: Literal["float32", "bfloat16", "float16"] = told(
+        "float32",
+        "Of the frozen weights beside a LoRA. Half of them takes half the memory. No effect with `full`.",
     )
     gradient_checkpointing: bool = told(
         False, "Compute activations twice to hold few of them: slower, much less memory."

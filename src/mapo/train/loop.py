@@ -5,69 +5,54 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields, replace
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mapo.encode.cache import Cache
 from mapo.errors import DivergedError, MapoError, SaidElsewhere, count
-from mapo.models import Family, Model
-from mapo.models.noise import Schedule
-from mapo.train.adapters import without_adapter
-from mapo.train.batches import Members, load_batch, prefetched, rows_at
+from mapo.train.batches import Members, assemble, draws, prefetched, rows_at
 from mapo.train.config import Config
-from mapo.train.objectives import OBJECTIVES
-from mapo.train.optim import learning_rate
+from mapo.train.objectives import Objective
+from mapo.train.opening import Trained, working_dtype
 from mapo.train.processes import Processes
 from mapo.train.step import Predict, pair_errors, pair_losses, pair_metrics
-from mapo.train.types import Batch
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}  # of the weights
+from mapo.train.types import Batch, PairErrors
 
 
 class Loop:
     """Yields the metrics of each step after the weights have moved.
 
-    ``wrapped`` is ``denoiser`` as several processes share it, ``asked_to_stop`` says whether this process was told to
-    stop. ``stopping`` is true once one of them was: all stop after the same step.
+    ``asked_to_stop`` says whether this process was told to stop. ``stopping`` is true once one of them was: all stop
+    after the same step.
     """
 
     def __init__(
         self,
         config: Config,
+        objective: Objective,
         processes: Processes,
-        family: Family,
-        model: Model,
         members: Members,
         cache: Cache,
-        wrapped: nn.Module,
-        denoiser: nn.Module,
-        reference_copy: nn.Module | None,
-        optimizer: torch.optim.Optimizer,
+        trained: Trained,
         asked_to_stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.config, self.processes, self.members, self.optimizer = config, processes, members, optimizer
-        self.wrapped, self.denoiser, self.reference_copy = wrapped, denoiser, reference_copy
-        self.family, self.asked_to_stop, self.stopping = family, asked_to_stop, False
+        self.config, self.objective, self.processes, self.members = config, objective, processes, members
+        self.cache, self.trained, self.asked_to_stop, self.stopping = cache, trained, asked_to_stop, False
         self.trouble: Exception | None = None  # of this process, which all hear of in the next step
-        self.schedule: Schedule = family.schedule(model)
-        self.dtype = DTYPES[config.train.precision]
-        self.batch_at = partial(
-            load_batch,
-            pairs=members,
-            cache=cache,
-            family=family,
-            model=model,
-            seed=config.train.seed,
-            resolution=config.data.resolution or family.resolution(model),
-            num_timesteps=self.schedule.num_timesteps,
-            flip=config.data.flip,
-            dtype=self.dtype,
-        )
+        self.process, self.dtype = trained.model.process, working_dtype(config)
         size = config.train.pairs_per_step
         self.first, self.last = (size * rank // processes.world for rank in (processes.rank, processes.rank + 1))
+
+    def batch_at(self, positions: Iterable[int]) -> Batch:
+        """The pairs at some positions of the run."""
+        model, seed = self.trained.model, self.config.train.seed
+        shape = model.layout.latent(self.cache.resolution)
+        drawn = draws(list(positions), len(self.members), self.process, shape, seed=seed, flip=self.config.data.flip)
+        return assemble(self.members, drawn, self.cache, model, self.dtype)
 
     def micro_batches(self, step: int) -> list[range]:
         """The positions of this process's pairs of a step, in portions that fit the device."""
@@ -82,38 +67,15 @@ class Loop:
         rows = rows_at(positions, len(self.members), self.config.train.seed)
         return float(self.members.weights[rows].sum()) or 1.0
 
-    def predictor(self, denoiser: nn.Module) -> Predict:
-        """The family's call of a denoiser, under this run's precision."""
-
-        def predict(x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
-            with torch.autocast(x_t.device.type, torch.bfloat16, enabled=self.config.train.precision == "bfloat16"):
-                return self.family.predict(denoiser, x_t, t, cond)
-
-        return predict
-
-    def reference(self) -> Predict | None:
-        """The reference's prediction, where the objective asks for one."""
-        if not OBJECTIVES[self.config.objective.name].needs_reference:
-            return None
-        if self.reference_copy is not None:
-            return self.predictor(self.reference_copy)
-        adapted = self.predictor(self.denoiser)
-
-        def predict(x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
-            with without_adapter(self.denoiser):
-                return adapted(x_t, t, cond)
-
-        return predict
-
     def run(self, first_step: int) -> Iterator[dict[str, float]]:
         """Steps from ``first_step`` to the end, or until a process is asked to stop."""
         steps = range(first_step, self.config.train.steps)
-        jobs = (partial(self.batch_at, list(p)) for step in steps for p in self.micro_batches(step))
+        jobs = (partial(self.batch_at, positions) for step in steps for positions in self.micro_batches(step))
         batches = prefetched(jobs)
-        predict, reference = self.predictor(self.wrapped), self.reference()
+        reference = self.trained.reference_predictor() if self.objective.needs_reference else None
         for step in steps:
             began = time.perf_counter()
-            values = self.one_step(step, batches, predict, reference)
+            values = self.one_step(step, batches, reference)
             seconds = time.perf_counter() - began
             size = self.config.train.pairs_per_step
             yield {
@@ -126,29 +88,32 @@ class Loop:
             if self.stopping:
                 return
 
-    def one_step(
-        self, step: int, batches: Iterator[Batch], predict: Predict, reference: Predict | None
-    ) -> dict[str, float]:
+    def one_step(self, step: int, batches: Iterator[Batch], reference: Predict | None) -> dict[str, float]:
         """Errors, loss, gradient and update of one step; its means over all pairs and processes.
 
         Raises DivergedError in every process, before the weights move, where a loss or gradient of one is not finite.
         """
-        objective, settings = self.config.objective.name, self.config.objective.settings
-        rate = learning_rate(step, self.config.train.steps, self.config.optim)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        total, micros = self.total_weight(step), self.micro_batches(step)
+        updater, settings = self.trained.updater, self.config.objective.settings
+        updater.begin(step)
+        total, number_of_portions = self.total_weight(step), len(self.micro_batches(step))
+        portions: Iterable[Batch] = (next(batches).to(self.processes.device) for _ in range(number_of_portions))
+        prepare, constants = self.objective.prepare is not None, dict[str, float]()
+        if prepare and number_of_portions > 1:
+            portions = list(portions)
+            constants = self._constants([self._look_at(batch, reference) for batch in portions])
+        predict = self.trained.predictor(self.trained.wrapped)
         sums: dict[str, Tensor] = {}
         bad: list[str] = []  # pairs whose loss is not finite
-        for number in range(len(micros)):
-            batch = next(batches).to(self.processes.device)
-            with self._synchronised(number == len(micros) - 1):
-                errors = pair_errors(predict, batch, self.schedule, reference)
-                losses = pair_losses(objective, errors, settings, batch.preference)
+        for number, batch in enumerate(portions):
+            with self._synchronised(number == number_of_portions - 1):
+                errors = pair_errors(predict, batch, self.process, reference, self.objective.extras)
+                if prepare and number_of_portions == 1:
+                    constants = self._constants([errors])
+                losses = pair_losses(self.objective, errors, {**settings, **constants}, batch.preference)
                 bad += _not_finite(losses, batch)
                 loss = (losses * batch.weight.to(losses.device)).sum() / total
-                (loss * self.processes.world).backward()  # type: ignore[no-untyped-call]
-            for name, value in pair_metrics(objective, errors, losses, settings).items():
+                updater.backward(loss * self.processes.world)
+            for name, value in pair_metrics(self.objective, errors, losses, settings).items():
                 sums[name] = sums.get(name, 0) + value.sum()
         any_bad, self.stopping, trouble = self.processes.agree(
             bool(bad), self.asked_to_stop(), self.trouble is not None
@@ -158,22 +123,37 @@ class Loop:
             raise SaidElsewhere("Another process has stopped.")
         if any_bad:
             raise DivergedError(self._bad_losses(step + 1, bad))
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = float(nn.utils.clip_grad_norm_(parameters, self.config.optim.clip_norm))
-        if not math.isfinite(norm):
+        norm = updater.end()
+        if norm is not None and not math.isfinite(norm):
             raise DivergedError(
                 f"Step {step + 1}: the gradient is not finite; the weights were left as they were. "
                 f"{'Pair' if len(batch.ids) == 1 else 'Pairs'} {', '.join(batch.ids[:5])}, timesteps "
                 f"{batch.timesteps[:5].tolist()}. Try a lower optim.lr, "
                 "or train.precision=float32."
             )
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         device = self.processes.device
         kind = torch.float32 if device.type == "mps" else torch.float64
         stacked = self.processes.sum(torch.stack([s.to(device, kind) for s in sums.values()]))
         means = (stacked / self.config.train.pairs_per_step).tolist()
-        return {**dict(zip(sums, means, strict=True)), "grad_norm": norm, "lr": rate}
+        told = {} if norm is None else {"grad_norm": norm}
+        return {**dict(zip(sums, means, strict=True)), **constants, **told, "lr": updater.rate}
+
+    @torch.no_grad()
+    def _look_at(self, batch: Batch, reference: Predict | None) -> PairErrors:
+        """The errors of a portion, without a graph, for what an objective prepares of a whole step."""
+        predict = self.trained.predictor(self.trained.denoiser)
+        return pair_errors(predict, batch, self.process, reference, self.objective.extras)
+
+    def _constants(self, portions: list[PairErrors]) -> dict[str, float]:
+        """What the objective prepares from the errors of all pairs of the step, over all processes in their order."""
+        mine = [_numbers(errors) for errors in portions]
+        everyone = [portion for found in self.processes.gather(mine) for portion in found]
+        whole = {name: torch.cat([portion[name] for portion in everyone]) for name in everyone[0]}
+        names = [f.name for f in fields(PairErrors)]
+        errors = PairErrors(**{name: whole[name] for name in names if name in whole})  # type: ignore[arg-type]
+        extras = {name.removeprefix("extras."): values for name, values in whole.items() if name.startswith("extras.")}
+        assert self.objective.prepare is not None
+        return dict(self.objective.prepare(replace(errors, extras=extras)))
 
     def guarded(self, work: Callable[[], None]) -> None:
         """Do what only this process does; where it fails all stop in the next step, and it is said here."""
@@ -191,9 +171,9 @@ class Loop:
 
     def _synchronised(self, last: bool) -> contextlib.AbstractContextManager[None]:
         """Gradients travel between processes with the last portion of a step only."""
-        if last or self.wrapped is self.denoiser:
+        if last or self.trained.wrapped is self.trained.denoiser:
             return contextlib.nullcontext()
-        return self.wrapped.no_sync()  # type: ignore[operator, no-any-return]
+        return self.trained.wrapped.no_sync()  # type: ignore[operator, no-any-return]
 
     def _bad_losses(self, step: int, mine: list[str]) -> str:
         named = [name for found in self.processes.gather(mine) for name in found]
@@ -202,6 +182,14 @@ class Loop:
             "The weights were "
             "left as they were. Look at these pictures, try a lower optim.lr, or train.precision=float32."
         )
+
+
+def _numbers(errors: PairErrors) -> dict[str, Tensor]:
+    """The numbers of each pair by name, on the CPU without a graph."""
+    plain = {f.name: getattr(errors, f.name) for f in fields(errors)}
+    numbers = {name: values for name, values in plain.items() if isinstance(values, Tensor)}
+    numbers |= {f"extras.{name}": values for name, values in errors.extras.items()}
+    return {name: values.detach().cpu().double() for name, values in numbers.items()}
 
 
 def _not_finite(losses: Tensor, batch: Batch) -> list[str]:

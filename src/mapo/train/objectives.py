@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mapo.train.types import PairErrors
+from mapo.train.types import PairErrors, Residuals
 
 
 def _double(errors: Tensor) -> Tensor:
@@ -159,22 +159,74 @@ def orpo(errors: PairErrors, *, beta: float = 0.1) -> Tensor:
     return _double(errors.chosen) - beta * F.logsigmoid(orpo_logit(errors))
 
 
+def agreement(residuals: Residuals) -> Tensor:
+    """c: the mean of e_w · e_l over the elements of a pair's two images, without a gradient, "p"."""
+    return (residuals.chosen * residuals.rejected).flatten(1).mean(1).detach()
+
+
+def sdpo(errors: PairErrors, *, beta: float = 2000.0, mu: float = 0.6) -> Tensor:
+    """Diffusion-DPO with the safeguard of SDPO, "p" (Diffusion-SDPO, arXiv:2511.03317).
+
+    The gradient of ℓ_l is taken times λ = clip((1 − μ) · ℓ_w / c, 0, 1), and whole where c ≤ 0: what pushes the
+    rejected image away is held back where it would push the chosen one too. c is :func:`agreement`, ``mu`` μ sets how
+    much of the chosen image's descent is kept. λ is of each pair; the authors' code has one per micro-batch.
+    """
+    agree, rejected = _double(errors.extras["agreement"]), _double(errors.rejected)
+    share = ((1 - mu) * _double(errors.chosen).detach() / agree).clamp(0, 1)
+    share = torch.where(agree > 0, share, torch.ones_like(share))
+    held_back = share * rejected + (1 - share) * rejected.detach()
+    return dpo(replace(errors, rejected=held_back), beta=beta)
+
+
+def kto_baseline(errors: PairErrors) -> dict[str, float]:
+    """K: the mean of ref − ℓ over all images of a step, at least 0."""
+    if errors.ref_chosen is None or errors.ref_rejected is None:
+        raise ValueError("this objective needs the reference's errors")
+    gains = [
+        _double(errors.ref_chosen) - _double(errors.chosen),
+        _double(errors.ref_rejected) - _double(errors.rejected),
+    ]
+    return {"baseline": max(0.0, float(torch.cat(gains).mean()))}
+
+
+def kto(errors: PairErrors, *, baseline: float, beta: float = 1000.0) -> Tensor:
+    """Diffusion-KTO: ½ (1 − σ(β (ref_w − ℓ_w − K))) + ½ (1 − σ(−β (ref_l − ℓ_l − K))), "p" (arXiv:2404.04465).
+
+    Each image is judged alone, against the ``baseline`` K of its step (:func:`kto_baseline`). There is no ½ in front
+    of ``beta``, as there is in DPO.
+    """
+    if errors.ref_chosen is None or errors.ref_rejected is None:
+        raise ValueError("this objective needs the reference's errors")
+    chosen = _double(errors.ref_chosen) - _double(errors.chosen) - baseline
+    rejected = _double(errors.ref_rejected) - _double(errors.rejected) - baseline
+    return (torch.sigmoid(-beta * chosen) + torch.sigmoid(beta * rejected)) / 2
+
+
 @dataclass(frozen=True)
 class Objective:
-    """One loss: ``loss`` from the errors of p pairs to p losses, its knobs being its keyword arguments.
+    """One loss: ``loss`` from the errors of p pairs to p losses, its knobs being keyword arguments with defaults.
 
-    ``logit`` is what stands inside log σ, where the objective compares; it takes some of the same knobs.
+    ``logit`` is what stands inside log σ, where the objective compares; it takes some of the same knobs. ``extras`` are
+    further numbers of each pair, from its residuals to "p", which ``loss`` finds in ``errors.extras``. ``prepare``
+    makes constants from the errors of all pairs of a step, over all processes; ``loss`` takes them as keyword
+    arguments without defaults.
     """
 
     loss: Callable[..., Tensor]
     logit: Callable[..., Tensor] | None = None
     needs_reference: bool = False
+    extras: Mapping[str, Callable[[Residuals], Tensor]] = field(default_factory=dict)
+    prepare: Callable[[PairErrors], Mapping[str, float]] | None = None
 
     @property
     def settings(self) -> dict[str, float]:
         """The knobs and their defaults."""
         parameters = inspect.signature(self.loss).parameters.values()
-        return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+        return {
+            p.name: p.default
+            for p in parameters
+            if p.kind is p.KEYWORD_ONLY and p.default is not inspect.Parameter.empty
+        }
 
 
 OBJECTIVES: dict[str, Objective] = {
@@ -185,6 +237,8 @@ OBJECTIVES: dict[str, Objective] = {
     "dpo": Objective(dpo, dpo_logit, needs_reference=True),
     "ipo": Objective(ipo, ipo_logit, needs_reference=True),
     "poly_dpo": Objective(poly_dpo, dpo_logit, needs_reference=True),
+    "sdpo": Objective(sdpo, dpo_logit, needs_reference=True, extras={"agreement": agreement}),
+    "kto": Objective(kto, needs_reference=True, prepare=kto_baseline),
     "orpo": Objective(orpo, orpo_logit),
 }
 
@@ -195,8 +249,7 @@ def soft(objective: Objective, errors: PairErrors, preference: Tensor, **setting
     Swapping the pair negates the logit m, so this is p · log σ(m) + (1 − p) · log σ(−m) in the margin term and
     p · ℓ_w + (1 − p) · ℓ_l in the supervised one. At p = 1 it is the objective itself, at a tie (½) it is symmetric.
     """
-    swapped = PairErrors(errors.rejected, errors.chosen, errors.ref_rejected, errors.ref_chosen)
-    forth, back = objective.loss(errors, **settings), objective.loss(swapped, **settings)
+    forth, back = objective.loss(errors, **settings), objective.loss(errors.swapped(), **settings)
     sure = preference.to(forth.device, torch.float64)
     return sure * forth + (1 - sure) * back
 
@@ -208,7 +261,7 @@ def logit_and_scale(objective: Objective, errors: PairErrors, settings: Mapping[
         return chosen.detach() * 0, chosen.detach() * 0
     known = inspect.signature(objective.logit).parameters
     with torch.enable_grad():
-        here = PairErrors(chosen, rejected, errors.ref_chosen, errors.ref_rejected)
+        here = replace(errors, chosen=chosen, rejected=rejected)
         logit = objective.logit(here, **{k: v for k, v in settings.items() if k in known})
         down, up = torch.autograd.grad(logit.sum(), (chosen, rejected))
     return logit.detach(), (up - down) / 2

@@ -25,14 +25,14 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from mapo.errors import MapoError, count, suggest
+from mapo.errors import MapoError, count
 from mapo.files import append_lines, prepare_out, read_lines, read_object, replacing, sweep, write_json, write_text
-from mapo.models import Model
+from mapo.models import Opened
 from mapo.settings import differences, merge
 from mapo.shards import owned
 from mapo.train.checkpoint import REMEDY, read_state
 from mapo.train.config import Config, make_config, to_toml
-from mapo.train.objectives import OBJECTIVES
+from mapo.train.own_objectives import all_settings, stable_name
 
 FORMAT, VERSION = "mapo-run", 1
 MAY_CHANGE = {
@@ -46,7 +46,10 @@ MAY_CHANGE = {
     "data.images_per_batch",
 }
 # Settings that came after 0.1.0, with what they mean in a run that does not name them.
-AS_IN_0_1_0: dict[str, Any] = {"data": {"images_per_batch": 8}}
+AS_IN_0_1_0: dict[str, Any] = {
+    "data": {"images_per_batch": 8, "cache_precision": "float32", "clip_skip": 0},
+    "train": {"base_precision": "float32"},
+}
 
 
 class Run:
@@ -168,14 +171,15 @@ class Run:
             yield temporary
             (self.folder / "run.json").unlink(missing_ok=True)
 
-    def finish(self, config: Config, model: Model, step: int, sensitive: bool) -> None:
+    def finish(self, config: Config, model: Opened, step: int, sensitive: bool) -> None:
         """Write ``run.json``, which says that the weights are whole and what they stand on."""
+        files = model.files
         about = {
             "format": FORMAT,
             "version": VERSION,
-            "base": model.stable_name,
+            "base": files.stable_name,
             "adapter": config.adapter.kind,
-            "denoiser": "weights" if config.adapter.kind == "lora" else "weights/unet",
+            "denoiser": "weights" if config.adapter.kind == "lora" else f"weights/{model.denoiser_part}",
             "objective": config.objective.name,
             "steps": step,
             "pairs_seen": step * config.train.pairs_per_step,
@@ -183,16 +187,19 @@ class Run:
         }
         if config.adapter.kind == "lora":
             about["holds_loras_below"] = True  # one file for what was trained here and for the LoRAs that it stands on
-        if model.is_local:
-            about["base_from_here"] = os.path.relpath(model.name, self.folder)
-            about["base_revision"] = model.revision()
+        if files.clip_skip:
+            about["clip_skip"] = files.clip_skip
+        if files.is_local:
+            about["base_from_here"] = os.path.relpath(files.name, self.folder)
+            about["base_revision"] = files.revision()
         write_json(self.folder / "run.json", about, sync=True)
 
 
 def _are_whole(weights: Path) -> bool:
     """Whether final weights are there, as far as their names and heads tell."""
-    files = [*weights.glob("pytorch_lora_weights.safetensors"), *weights.glob("unet/*.safetensors")]
-    if not files or ((weights / "unet").exists() and not (weights / "unet" / "config.json").exists()):
+    files = [*weights.glob("pytorch_lora_weights.safetensors"), *weights.glob("*/*.safetensors")]
+    parts = [path for path in weights.glob("*") if path.is_dir()]
+    if not files or not all((part / "config.json").exists() for part in parts):
         return False
     try:
         for file in files:
@@ -220,23 +227,9 @@ def settled(config: Config, out: Path) -> Config:
     if before and name != before["objective"]["name"]:
         merged["objective"] = said["objective"]  # it will be refused: by the name, not by the other one's settings
     settings = {k: v for k, v in merged.get("objective", {}).items() if k != "name"}
-    merged["objective"] = {"name": name, **_objective_settings(name, settings)}
+    name = stable_name(name)
+    merged["objective"] = {"name": name, **all_settings(name, settings)}
     found = make_config(merged)
     if found.optim.lr is None:
         found = make_config(merge(merged, {"optim": {"lr": found.rate}}))
     return found
-
-
-def _objective_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Every setting of an objective, those that were given on top of its defaults."""
-    if name not in OBJECTIVES:
-        raise MapoError(f"There is no objective {name!r}. {suggest(name, OBJECTIVES)}")
-    known = OBJECTIVES[name].settings
-    for key, value in given.items():
-        if key not in known:
-            raise MapoError(
-                f"The objective {name} has no setting {key!r}. {suggest(key, known) if known else ''}".strip()
-            )
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise MapoError(f"The setting objective.{key} = {value!r} is not a number.")
-    return {**known, **given}

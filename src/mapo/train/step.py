@@ -1,4 +1,4 @@
-"""The heart: batch → pair errors → loss. Two pure functions on one screen."""
+"""The heart: batch → pair errors → loss. Pure functions on one screen."""
 
 from __future__ import annotations
 
@@ -7,41 +7,61 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from mapo.models.noise import Schedule, image_errors
-from mapo.train.objectives import OBJECTIVES, logit_and_scale, soft
-from mapo.train.types import Batch, PairErrors
+from mapo.models.noise import Process
+from mapo.train.objectives import Objective, logit_and_scale, soft
+from mapo.train.types import Batch, PairErrors, Residuals, mean_squares
 
 Predict = Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor]  # x_t "b c h w", t "b", cond → "b c h w"
 
 
-def pair_errors(predict: Predict, batch: Batch, schedule: Schedule, reference: Predict | None = None) -> PairErrors:
+def residuals(
+    predict: Predict, process: Process, x0: Tensor, noise: Tensor, t: Tensor, cond: dict[str, Tensor]
+) -> Tensor:
+    """Prediction minus target of b noisy images, "b c h w", in the precision of ``x0``."""
+    target = process.target(x0, noise, t)
+    return predict(process.add_noise(x0, noise, t), t, cond).to(target.dtype) - target
+
+
+def pair_errors(
+    predict: Predict,
+    batch: Batch,
+    process: Process,
+    reference: Predict | None = None,
+    extras: Mapping[str, Callable[[Residuals], Tensor]] | None = None,
+) -> PairErrors:
     """Add the pair's noise to both of its images, predict, and measure the error of each image.
 
     The reference comes first: afterwards the graph of the policy would be held in memory beside its activations.
     """
-    noise, t = batch.noise.repeat(2, 1, 1, 1), batch.timesteps.repeat(2)
-    x_t = schedule.add_noise(batch.latents, noise, t)
-    target = schedule.target(batch.latents, noise, t)
-    ref_chosen = ref_rejected = None
+    noise, t = batch.noise[batch.pair_of], batch.timesteps[batch.pair_of]
+    theirs: list[Tensor | None] = [None, None]
     if reference is not None:
         with torch.no_grad():
-            ref_chosen, ref_rejected = image_errors(reference(x_t, t, batch.cond), target).chunk(2)
-    chosen, rejected = image_errors(predict(x_t, t, batch.cond), target).chunk(2)
-    return PairErrors(chosen, rejected, ref_chosen, ref_rejected)
+            theirs = list(residuals(reference, process, batch.latents, noise, t, batch.cond).chunk(2))
+    ours = residuals(predict, process, batch.latents, noise, t, batch.cond).chunk(2)
+    both = Residuals(ours[0], ours[1], theirs[0], theirs[1])
+    forth, back = ({name: f(side) for name, f in (extras or {}).items()} for side in (both, both.swapped()))
+    reference_errors = [None if side is None else mean_squares(side) for side in theirs]
+    return PairErrors(
+        mean_squares(ours[0]), mean_squares(ours[1]), reference_errors[0], reference_errors[1], forth, back
+    )
 
 
 def pair_losses(
-    objective: str, errors: PairErrors, settings: Mapping[str, float], preference: Tensor | None = None
+    objective: Objective, errors: PairErrors, settings: Mapping[str, float], preference: Tensor | None = None
 ) -> Tensor:
-    """One loss per pair, "p"; ``preference`` "p" is how sure each pair is (none: certain)."""
+    """One loss per pair, "p"; ``preference`` "p" is how sure each pair is (none: certain).
+
+    ``settings`` are the objective's knobs, and the constants of the step where it prepares some.
+    """
     if preference is None or bool((preference == 1).all()):
-        return OBJECTIVES[objective].loss(errors, **settings)
-    return soft(OBJECTIVES[objective], errors, preference, **settings)
+        return objective.loss(errors, **settings)
+    return soft(objective, errors, preference, **settings)
 
 
 @torch.no_grad()
 def pair_metrics(
-    objective: str, errors: PairErrors, losses: Tensor, settings: Mapping[str, float]
+    objective: Objective, errors: PairErrors, losses: Tensor, settings: Mapping[str, float]
 ) -> dict[str, Tensor]:
     """What is logged for every pair, "p" each; the means over all pairs of a step go into ``metrics.jsonl``."""
     margin = (errors.rejected - errors.chosen).double()
@@ -54,6 +74,6 @@ def pair_metrics(
     if errors.ref_chosen is not None and errors.ref_rejected is not None:
         margin = margin - (errors.ref_rejected - errors.ref_chosen).double()
         metrics["margin_over_reference"] = margin.detach()
-    logit, scale = logit_and_scale(OBJECTIVES[objective], errors, settings)
+    logit, scale = logit_and_scale(objective, errors, settings)
     metrics["accuracy"] = (margin > 0).double() + 0.5 * (margin == 0).double()
     return {**metrics, "logit": logit.to(margin.device), "logit_scale": scale.to(margin.device)}

@@ -7,7 +7,6 @@ it and of the seed. ``run.py`` owns the folder, ``loop.py`` takes the steps, ``p
 from __future__ import annotations
 
 import contextlib
-import copy
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -15,24 +14,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from mapo.encode.cache import Cache, cache_key, hold
 from mapo.encode.fill import encode, holds_all
 from mapo.encode.seen import equal_once_cropped, what_training_sees
 from mapo.errors import DivergedError, MapoError, SaidElsewhere, count, memory_told
-from mapo.models import Family, Model, family_of, find_model
+from mapo.models import Opened, find_model, open_model
 from mapo.pairs import PairSet
-from mapo.train.adapters import add_adapter, trainable
 from mapo.train.batches import Members
-from mapo.train.checkpoint import REMEDY, load_checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
+from mapo.train.checkpoint import save_checkpoint
 from mapo.train.config import Config
-from mapo.train.loop import DTYPES, Loop, check_shares
-from mapo.train.objectives import OBJECTIVES
-from mapo.train.optim import make_optimizer
+from mapo.train.loop import Loop, check_shares
+from mapo.train.opening import Trained, open_trained
+from mapo.train.own_objectives import file_identity, objective_named
 from mapo.train.processes import Processes, joined, what_is_not_done
 from mapo.train.run import Run, settled, steps_of
 
@@ -58,16 +54,17 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
     processes.first(lambda: check_shares(config, processes))
     if config.train.precision == "float64" and processes.device.type == "mps":
         raise MapoError("train.precision=float64: this GPU has no such numbers. Train with float32.")
+    objective = processes.each(lambda: objective_named(config.objective.name, config.objective.settings))
     pairs = PairSet(Path(config.pairs))
-    model = find_model(config.model)
-    family = family_of(model)
-    cache_key(family, model, config.data.resolution, config.data.flip)  # refuses a resolution that does not fit
-    family.check_loras(model, on_top=config.adapter.kind == "lora")
+    model = open_model(find_model(config.model, clip_skip=config.data.clip_skip or None))
+    side = model.layout.checked(config.data.resolution)
+    model.check_loras(on_top=config.adapter.kind == "lora")
     seen = what_training_sees(
-        pairs, family, model, split=config.data.split, ties=config.data.ties, resolution=config.data.resolution
+        pairs, model, split=config.data.split, ties=config.data.ties, resolution=config.data.resolution
     )
     members = Members(pairs, seen.rows)
-    identity = {"pairs": pairs.fingerprint(), "model": model.revision()}
+    identity = {"pairs": pairs.fingerprint(), "model": model.files.revision()}
+    identity |= file_identity(config.objective.name)
     checkpoint = processes.first(lambda: run.accept(config, identity))
     done, finished = steps_of(checkpoint) if checkpoint else 0, processes.first(run.finished_steps)
     if finished == config.train.steps and (done == finished or not checkpoint):
@@ -75,43 +72,38 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
         _say(processes, f"{run.folder} is finished, after {after}. Ask for more with --set train.steps=N.")
         return
     _say(processes, f"{seen.line()} {_passes(config, len(seen.rows))}")
-    cache = _open_cache(config, family, model, pairs, processes)
-    side = config.data.resolution or family.resolution(model)
+    cache = _open_cache(config, model, pairs, processes)
     if processes.main and not done and (equal := equal_once_cropped(cache, pairs, seen.rows, side)):
         print(
             f"{count(equal, 'pair')} of these {'shows' if equal == 1 else 'show'} the same picture twice once cropped, "
             "so there is nothing to learn there. `mapo check` names them."
         )
+    if objective.prepare and config.train.pairs_per_device:
+        _say(
+            processes,
+            f"The objective {config.objective.name} needs the errors of a whole step before its first gradient. With "
+            "train.pairs_per_device each pair goes through the model once more for that, without gradients.",
+        )
     processes.first(lambda: run.bind(config, done))
-    denoiser, wrapped, reference_copy = _open_denoiser(config, family, model, processes)
-    names = trainable(denoiser)
-    optimizer = make_optimizer(names.values(), config.optim)
-    if checkpoint:
-        processes.each(lambda: _restore(checkpoint, names, optimizer))
+    trained = open_trained(config, model, objective, processes, checkpoint)
 
     def save(step: int) -> None:
-        processes.first(lambda: _save(run, step, names, optimizer, identity))
+        processes.first(lambda: _save(run, step, trained, identity))
 
     with interruptible() as interrupted:
-        loop = Loop(
-            config, processes, family, model, members, cache, wrapped, denoiser, reference_copy, optimizer, interrupted
-        )
-        del wrapped
-        processes.first(lambda: _check_space(run, names))
+        loop = Loop(config, objective, processes, members, cache, trained, interrupted)
+        processes.first(lambda: _check_space(run, trained.parameters))
         at_once = min(config.train.pairs_per_device or loop.last - loop.first, loop.last - loop.first)
         rest = "" if config.train.gradient_checkpointing else "--set train.gradient_checkpointing=true"
         try:
             with memory_told(at_once, noun="pair", flag="--set train.pairs_per_device={}", rest=rest):
                 _take_steps(loop, run, done, save)
         finally:
-            loop.wrapped = denoiser  # what joins the processes has to go before they part
+            trained.wrapped = trained.denoiser  # what joins the processes has to go before they part
 
     def finish() -> None:
         with run.final_weights() as folder:
-            if config.adapter.kind == "lora":
-                family.save_lora(denoiser, folder, model.loras)
-            else:
-                family.save_denoiser(denoiser.float() if config.train.precision == "float64" else denoiser, folder)
+            trained.save(folder)
         run.finish(config, model, config.train.steps, sensitive=bool(pairs.info.get("sensitive")))
 
     processes.first(finish)
@@ -131,14 +123,15 @@ def _say(processes: Processes, text: str) -> None:
         print(text)
 
 
-def _open_cache(config: Config, family: Family, model: Model, pairs: PairSet, processes: Processes) -> Cache:
+def _open_cache(config: Config, model: Opened, pairs: PairSet, processes: Processes) -> Cache:
     """The cache of the pairs. What it lacks is encoded first, by each process its share."""
     folder = Path(config.cache) if config.cache else pairs.folder.resolve().parent / "cache"
-    key = cache_key(family, model, config.data.resolution, config.data.flip)
+    data = config.data
+    key = cache_key(model, data.resolution, data.flip, data.cache_precision)
     fill = partial(
-        encode, family, model, pairs, folder,
-        resolution=config.data.resolution, flip=config.data.flip, device=processes.device,
-        images_per_batch=config.data.images_per_batch, wait=True,
+        encode, model, pairs, folder,
+        resolution=data.resolution, flip=data.flip, precision=data.cache_precision, device=processes.device,
+        images_per_batch=data.images_per_batch, wait=True,
     )  # fmt: skip
     if processes.world == 1:
         return fill()
@@ -147,37 +140,6 @@ def _open_cache(config: Config, family: Family, model: Model, pairs: PairSet, pr
             processes.first(lambda: stack.enter_context(hold(folder, wait=True)) and None)
             processes.each(lambda: fill(shard=(processes.rank, processes.world), locked=False) and None)
     return processes.each(lambda: Cache(folder, key))
-
-
-def _open_denoiser(
-    config: Config, family: Family, model: Model, processes: Processes
-) -> tuple[nn.Module, nn.Module, nn.Module | None]:
-    """What is trained, the same as the processes share it, and DPO's copy of it where one is needed."""
-    denoiser = processes.each(lambda: family.load_denoiser(model, processes.device, DTYPES[config.train.precision]))
-    reference_copy = None
-    if OBJECTIVES[config.objective.name].needs_reference and config.adapter.kind == "full":
-        reference_copy = copy.deepcopy(denoiser).requires_grad_(False).eval()
-    add_adapter(denoiser, family, config.adapter, config.train.seed)
-    if config.train.gradient_checkpointing:
-        denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
-    denoiser.train()
-    wrapped: nn.Module = denoiser
-    if processes.world > 1:
-        wrapped = DistributedDataParallel(denoiser, broadcast_buffers=False)
-    return denoiser, wrapped, reference_copy
-
-
-def _restore(checkpoint: Path, names: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-    weights, moments = load_checkpoint(checkpoint)
-    try:
-        if weights.keys() != names.keys():
-            raise ValueError("its tensors are not those of the model")
-        with torch.no_grad():
-            for name, parameter in names.items():
-                parameter.copy_(weights[name])
-        load_optimizer_tensors(optimizer, names, moments)
-    except (KeyError, ValueError, RuntimeError) as error:
-        raise MapoError(f"The checkpoint {checkpoint} is damaged ({error}). {REMEDY}") from None
 
 
 def _take_steps(loop: Loop, run: Run, done: int, save: Callable[[int], None]) -> None:
@@ -221,12 +183,10 @@ def _how_to_go_on(run: Run, step: int) -> str:
     )
 
 
-def _save(
-    run: Run, step: int, names: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, identity: dict[str, str]
-) -> None:
+def _save(run: Run, step: int, trained: Trained, identity: dict[str, str]) -> None:
     folder = run.checkpoint_at(step)
     try:
-        save_checkpoint(folder, names, optimizer_tensors(optimizer, names), {"step": step, **identity})
+        save_checkpoint(folder, trained.parameters, trained.updater.state(), {"step": step, **identity})
     except OSError as error:
         kept = run.checkpoints()
         last = f"The checkpoint of step {steps_of(kept[-1])} is kept" if kept else "There is no earlier checkpoint"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -19,6 +20,12 @@ class Batch:
     noise: Tensor  # "p c h w", one per pair
     timesteps: Tensor  # "p", one per pair
     ids: tuple[str, ...] = field(default=())
+
+    @property
+    def pair_of(self) -> Tensor:
+        """The pair to which each image belongs, "b": what is drawn once per pair is taken for both by this index."""
+        pairs = torch.arange(len(self.timesteps), device=self.timesteps.device)
+        return torch.cat([pairs, pairs])
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on ``device``."""
@@ -39,11 +46,42 @@ class Batch:
         )
 
 
+def mean_squares(difference: Tensor) -> Tensor:
+    """ℓ: the mean over all elements of one image, "b c h w" → "b"."""
+    return difference.pow(2).flatten(1).mean(1)
+
+
 @dataclass(frozen=True)
-class PairErrors:
-    """Denoising errors of the images of each pair, "p" each; the reference's where an objective asks for one."""
+class Residuals:
+    """Prediction minus target for the images of each pair, "p c h w" each; the reference's where there is one."""
 
     chosen: Tensor
     rejected: Tensor
     ref_chosen: Tensor | None = None
     ref_rejected: Tensor | None = None
+
+    def swapped(self) -> Residuals:
+        """Those of the pairs with chosen and rejected exchanged."""
+        return Residuals(self.rejected, self.chosen, self.ref_rejected, self.ref_chosen)
+
+
+@dataclass(frozen=True)
+class PairErrors:
+    """Denoising errors of the images of each pair, "p" each; the reference's where an objective asks for one.
+
+    ``extras`` are further numbers of each pair that an objective asks for, and ``extras_swapped`` the same with chosen
+    and rejected exchanged, "p" each.
+    """
+
+    chosen: Tensor
+    rejected: Tensor
+    ref_chosen: Tensor | None = None
+    ref_rejected: Tensor | None = None
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+    extras_swapped: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def swapped(self) -> PairErrors:
+        """Those of the pairs with chosen and rejected exchanged."""
+        return PairErrors(
+            self.rejected, self.chosen, self.ref_rejected, self.ref_chosen, self.extras_swapped, self.extras
+        )

@@ -32,11 +32,10 @@ from mapo.lab.mini.draw import SIDE, draw
 from mapo.shards import owned
 from mapo.train.checkpoint import (
     load_checkpoint,
-    load_optimizer_tensors,
-    optimizer_tensors,
     read_state,
     save_checkpoint,
 )
+from mapo.train.updater import load_optimizer_tensors, optimizer_tensors
 
 LATENT_SIDE = SIDE // 4
 TOKENS = 32

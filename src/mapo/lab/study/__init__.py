@@ -191,7 +191,7 @@ def _make_pool(out: Path, domain: str, plan: Plan) -> None:
     from mapo.encode.fill import encode
     from mapo.lab.study.domains import DOMAINS, Eyes
     from mapo.lab.study.runs import HELD_OUT
-    from mapo.models import family_of, find_model
+    from mapo.models import find_model, open_model
     from mapo.pairs import PairSet
 
     pool = out / "pools" / domain
@@ -199,8 +199,7 @@ def _make_pool(out: Path, domain: str, plan: Plan) -> None:
         DOMAINS[domain].pool(pool, plan.pool + HELD_OUT)
     if thing := {"culture": "motif", "personalization": "subject"}.get(domain):
         Eyes(out / "probes").probe(thing)
-    model = find_model("mini")
-    encode(family_of(model), model, PairSet(pool), out / "cache", images_per_batch=32)
+    encode(open_model(find_model("mini")), PairSet(pool), out / "cache", images_per_batch=32)
 
 
 def _measure(out: Path, domain: str) -> None:

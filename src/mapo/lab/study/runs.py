@@ -20,11 +20,10 @@ from mapo.encode.cache import Cache, cache_key
 from mapo.errors import DivergedError
 from mapo.files import append_lines, read_lines, sha256
 from mapo.lab.study.domains import DOMAINS, Eyes, diversity
-from mapo.models import family_of, find_model
-from mapo.models.noise import Schedule
+from mapo.models import find_model, open_model
 from mapo.pairs import PairSet, PairWriter
 from mapo.sample.sample import Sampler, default_sampling
-from mapo.train.batches import load_batch
+from mapo.train.batches import assemble, draws
 from mapo.train.config import make_config
 from mapo.train.step import pair_errors
 from mapo.train.train import train
@@ -166,18 +165,14 @@ def _digits(flags: Any) -> str:
 @torch.no_grad()
 def errors(work: Path, domain: str, model: str) -> dict[str, float]:
     """Mean denoising errors on the pool's held-out pairs, with the same noise and timesteps for every model."""
-    found = find_model(model)
-    family = family_of(found)
-    schedule: Schedule = family.schedule(found)
+    found = open_model(find_model(model))
     pool = PairSet(work / "pools" / domain)
     held_out = [pool[row] for row in range(len(pool) - HELD_OUT, len(pool))]
-    cache = Cache(work / "cache", cache_key(family, find_model("mini"), None, False))
-    batch = load_batch(
-        list(range(HELD_OUT)), held_out, cache, family, found,
-        seed=0, resolution=family.resolution(found), num_timesteps=schedule.num_timesteps,
-    )  # fmt: skip
-    denoiser = family.load_denoiser(found, torch.device("cpu"), torch.float32).eval()
-    result = pair_errors(lambda x, t, cond: family.predict(denoiser, x, t, cond), batch, schedule, None)
+    cache = Cache(work / "cache", cache_key(found))
+    drawn = draws(range(HELD_OUT), HELD_OUT, found.process, found.layout.latent(cache.resolution), seed=0)
+    batch = assemble(held_out, drawn, cache, found)
+    denoiser = found.denoiser(torch.device("cpu"), torch.float32).eval()
+    result = pair_errors(lambda x, t, cond: found.predict(denoiser, x, t, cond), batch, found.process)
     return dict(zip(ERRORS, (float(result.chosen.mean()), float(result.rejected.mean())), strict=True))
 
 

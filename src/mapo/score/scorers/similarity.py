@@ -18,6 +18,7 @@ import transformers
 from PIL.Image import Image
 from torch import Tensor
 
+from mapo.devices import best_device
 from mapo.errors import MapoError, count
 from mapo.score.scorers import check_inputs, check_pictures
 from mapo.score.scorers.weights import quiet
@@ -119,7 +120,7 @@ def told_of_cuts(kind: str, cut: Mapping[str, int], most: str) -> list[str]:
 
 def device() -> str:
     """Where scorers compute."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return best_device()
 
 
 @contextlib.contextmanager

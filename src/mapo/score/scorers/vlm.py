@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 from PIL.Image import Image
 
+from mapo.devices import best_device
 from mapo.errors import MapoError, count
 from mapo.files import read_text, sha256
 from mapo.sample.folder import png_bytes
@@ -203,12 +204,11 @@ class Local:
     @cached_property
     def model(self) -> Any:
         """The network, in the precision of its file."""
-        import torch
 
         from mapo.score.scorers.similarity import load_model
 
         model = load_model("vlm", self.folder, "AutoModelForImageTextToText", dtype="auto")
-        return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+        return model.eval().to(best_device())
 
     def __call__(self, pictures: Sequence[Image], questions: Sequence[str]) -> list[tuple[int | None, str]]:
         """The most likely answer to each."""

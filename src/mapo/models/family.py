@@ -1,0 +1,125 @@
+"""The contract of a family of models: what training, encoding and sampling ask of one, once it is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from mapo.errors import MapoError
+from mapo.models.files import ModelFiles
+from mapo.models.noise import Process
+
+Cond = dict[str, Tensor]  # what the denoiser is given besides x_t and t, by name: "n …", each in a dtype of its own
+TextEncoder = Callable[[Sequence[str]], Cond]  # n prompts → "n …"; no gradients
+ImageEncoder = Callable[[Tensor], tuple[Tensor, Tensor]]  # pixels in [-1, 1] "n 3 H W" → mean, log-variance "n c h w"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The shape of a model's latents."""
+
+    channels: int
+    stride: int  # pixels per latent element and side
+    multiple: int  # of so many pixels every side has to be
+    side: int  # in pixels, at which the model works by itself
+
+    def checked(self, resolution: int | None) -> int:
+        """The side to train at (None: the model's own); MapoError where the denoiser cannot halve it often enough."""
+        side = resolution or self.side
+        if side % self.multiple:
+            raise MapoError(f"data.resolution is {side}; it has to be a multiple of {self.multiple} for this model.")
+        return side
+
+    def latent(self, side: int) -> tuple[int, int, int]:
+        """The shape "c h w" of the latent of a square picture."""
+        return self.channels, side // self.stride, side // self.stride
+
+
+@dataclass(frozen=True)
+class Frames:
+    """How b pictures were framed: ``original`` height and width "b 2", ``crop`` top and left "b 2", ``target`` height
+    and width after cropping "b 2"; integers, in pixels."""
+
+    original: Tensor
+    crop: Tensor
+    target: Tensor
+
+    @classmethod
+    def square(cls, sizes: Tensor, side: int) -> Frames:
+        """From what the cache holds of each picture, "b 4", and the side of the square that was cut out."""
+        return cls(sizes[:, :2], sizes[:, 2:], sizes.new_full((len(sizes), 2), side))
+
+
+class Opened(Protocol):
+    """A model of a family. b images or n prompts; c h w a latent. Weights are read by the methods that need them."""
+
+    @property
+    def files(self) -> ModelFiles:
+        """Where its parts lie."""
+
+    @property
+    def denoiser_part(self) -> str:
+        """The folder of what is trained."""
+
+    @property
+    def encoder_parts(self) -> tuple[str, ...]:
+        """The folders that decide what the cache holds."""
+
+    @property
+    def lora_targets(self) -> tuple[str, ...]:
+        """The layers of the denoiser beside which a LoRA is laid, by the ends of their names."""
+
+    @property
+    def advised_sampling(self) -> Mapping[str, float]:
+        """Steps and guidance for pictures, where the folder says nothing."""
+
+    @property
+    def process(self) -> Process:
+        """The noise process that the model was trained with; MapoError where training does not know it."""
+
+    @property
+    def layout(self) -> Layout:
+        """The shape of its latents."""
+
+    def check(self) -> None:
+        """MapoError where the folder says that it is not what this family trains. Weights are not read."""
+
+    def check_loras(self, on_top: bool) -> None:
+        """MapoError where a LoRA of the model does not fit it, or could not be one file with another ``on_top``."""
+
+    def tokenizers(self) -> tuple[Any, ...]:
+        """What turns prompts into tokens, one for each text encoder; no weights are read."""
+
+    def text_encoder(self, device: Any) -> TextEncoder:
+        """Its text encoders in float32, as one function."""
+
+    def image_encoder(self, device: Any) -> ImageEncoder:
+        """Its VAE's encoder in float32. The latents are not scaled yet."""
+
+    def scale(self, latents: Tensor) -> Tensor:
+        """The VAE's latents as the denoiser knows them, "b c h w"."""
+
+    def condition(self, text: Cond, frames: Frames) -> Cond:
+        """All that the denoiser is given for b images: their prompts' ``text`` "b …" and what it is told of frames."""
+
+    def denoiser(self, device: Any, dtype: Any) -> nn.Module:
+        """The network that is trained, with its LoRAs merged in."""
+
+    def predict(self, denoiser: nn.Module, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """The denoiser's output, "b c h w"."""
+
+    def pipeline(self, device: Any, dtype: Any) -> Any:
+        """A diffusers pipeline that makes pictures."""
+
+    def save(self, denoiser: nn.Module, folder: Path) -> None:
+        """Write a fully trained denoiser into a run folder, in diffusers' format."""
+
+    def save_lora(self, denoiser: nn.Module, folder: Path) -> None:
+        """Write a trained LoRA, and those that it stands on, as one ``pytorch_lora_weights.safetensors``."""
+
+
+Families = Mapping[str, Callable[[ModelFiles], Opened]]

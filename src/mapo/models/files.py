@@ -1,0 +1,159 @@
+"""Where a model's parts lie, and reading them: configurations, weights, fingerprints."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mapo.errors import MapoError
+from mapo.worlds import WORLDS
+
+# name.safetensors, name.fp16.safetensors, name-00001-of-00002.safetensors, and both spellings of a variant in shards
+WEIGHTS = re.compile(
+    r"(?P<name>model|diffusion_pytorch_model)(-\d{5}-of-\d{5})?(\.(?P<variant>\w+?))?(-\d{5}-of-\d{5})?\.safetensors"
+)
+CONFIGS = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}  # others have a config.json
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model on disk: a pipeline folder, and a run's denoiser or LoRAs on top of it."""
+
+    name: str  # as the user wrote it
+    base: Path  # a diffusers pipeline folder
+    denoiser: Path | None = None  # a run's own, whose folder bears the part's name
+    loras: tuple[Path, ...] = ()
+    sensitive: bool = False  # trained on a sensitive set, so pages blur its pictures
+    clip_skip: int = 0  # layers left out at the end of the text encoder
+
+    @property
+    def stable_name(self) -> str:
+        """The name to write into files: a hub id and ``mini`` as they are, a folder as an absolute path."""
+        return str(Path(self.name).resolve()) if self.is_local else self.name
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder of the user's, which may be moved."""
+        return self.name not in WORLDS and Path(self.name).is_dir()
+
+    @property
+    def pipeline_class(self) -> str:
+        """The class that ``model_index.json`` names; empty where it names none."""
+        return str(read_config(self.base, "model_index.json").get("_class_name", ""))
+
+    def place(self, part: str) -> tuple[Path, str]:
+        """The model folder in which a part lies, and its name there: the run's denoiser stands in for the base's."""
+        if self.denoiser is not None and self.denoiser.name == part:
+            return self.denoiser.parent, part
+        return self.base, part
+
+    def config(self, part: str) -> dict[str, Any]:
+        """The configuration of a part."""
+        base, part = self.place(part)
+        return read_config(base, f"{part}/{CONFIGS.get(part, 'config.json')}")
+
+    def config_path(self, part: str) -> Path:
+        """The file of :meth:`config`, to be named in a message."""
+        base, part = self.place(part)
+        return base / part / CONFIGS.get(part, "config.json")
+
+    def load(self, part: str, kind: Any, dtype: Any = torch.float32) -> Any:
+        """The network of a part with its weights, as the class ``kind`` loads them; MapoError where that fails."""
+        return load_part(kind, *self.place(part), dtype)
+
+    def fingerprint(self, parts: Sequence[str]) -> str:
+        """A hash of the base's ``parts``: see :func:`fingerprint`."""
+        found = fingerprint(self.base, parts)
+        if self.clip_skip and any(part.startswith("text_encoder") for part in parts):
+            found = hashlib.sha256(f"{found} clip_skip {self.clip_skip}".encode()).hexdigest()[:16]
+        return found
+
+    def revision(self) -> str:
+        """A hash of everything that decides what pictures the model makes."""
+        parts = [p.parent.name for p in sorted(self.base.glob("*/config.json"))] + ["scheduler"]
+        hashes = [self.fingerprint(parts)]
+        hashes += [fingerprint(path.parent, [path.name]) for path in (self.denoiser, *self.loras) if path]
+        return hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:16]
+
+
+def read_config(base: Path, name: str) -> dict[str, Any]:
+    """A JSON file of a pipeline folder."""
+    try:
+        found = json.loads((base / name).read_text("utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is not an object")
+        return found
+    except (OSError, ValueError) as error:
+        raise MapoError(f"The model folder {base} is not whole: {name} cannot be read ({error}).") from None
+
+
+def fingerprint(base: Path, parts: Sequence[str]) -> str:
+    """A hash of the configurations of ``parts`` and of samples of their weights: cheap for gigabytes, stable."""
+    digest = hashlib.sha256()
+    for part in parts:
+        files = sorted(f for f in (base / part).glob("*") if f.suffix in (".json", ".safetensors", ".txt", ".bin"))
+        if not files:
+            raise MapoError(f"The model folder {base} is not whole: {part} is missing.")
+        for file in files:
+            size = file.stat().st_size
+            digest.update(f"{part}/{file.name}:{size}\n".encode())
+            with file.open("rb") as stream:
+                for place in range(0, size, max(4096, size // 64)):
+                    stream.seek(place)
+                    digest.update(stream.read(4096))
+    return digest.hexdigest()[:16]
+
+
+def variant_of(folder: Path) -> str | None:
+    """The variant of a part's weights, such as "fp16", where there are no others; else None."""
+    found = {match["variant"] for file in folder.glob("*.safetensors") if (match := WEIGHTS.fullmatch(file.name))}
+    if None in found or not found:
+        return None
+    return "fp16" if "fp16" in found else min(v for v in found if v)
+
+
+def variants(base: Path, parts: tuple[str, ...]) -> dict[str, str]:
+    """The parts of which there is only a variant, with its name."""
+    return {part: variant for part in parts if (variant := variant_of(base / part))}
+
+
+def refuse_pickles(base: Path, part: str) -> None:
+    """MapoError where the weights of a part are there only as pickles, which can run code when they are opened."""
+    folder = base / part
+    pickles = sorted(f.name for f in folder.glob("*") if f.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+    if pickles and not any(folder.glob("*.safetensors")):
+        raise MapoError(
+            f"{folder} has its weights only as {pickles[0]}. Such a file can run code when it is opened, so it is not "
+            "read. If you trust it, write the model anew as safetensors: "
+            f'DiffusionPipeline.from_pretrained("{base}", use_safetensors=False).save_pretrained("NEW FOLDER").'
+        )
+
+
+def load_part(kind: Any, base: Path, part: str, dtype: Any = torch.float32) -> Any:
+    """The network of a part with its weights, as the class ``kind`` loads them; MapoError where that fails."""
+    refuse_pickles(base, part)
+    how = {"torch_dtype": dtype, "use_safetensors": True, "variant": variant_of(base / part)}
+    try:
+        network, report = kind.from_pretrained(base, subfolder=part, output_loading_info=True, **how)
+    except Exception as error:
+        raise not_whole(base, part, error) from None
+    if lacking := sorted(report["missing_keys"]):
+        are = "tensor is" if len(lacking) == 1 else "tensors are"
+        raise MapoError(
+            f"The model folder {base} is not whole: the weights of {part} lack {lacking[0]} "
+            f"({len(lacking)} {are} missing). Download the folder again."
+        )
+    return network
+
+
+def not_whole(base: Path, part: str, error: Exception) -> MapoError:
+    """What to say where a library could not load a part."""
+    reason = str(error).strip().split("\n")[0][:200]
+    return MapoError(f"The model folder {base} is not whole: {part} cannot be loaded ({reason}).")

@@ -1,0 +1,104 @@
+"""From the name that a user writes to where the model lies."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mapo.errors import MapoError
+from mapo.files import inside, read_object
+from mapo.models.files import ModelFiles
+from mapo.worlds import WORLDS
+
+
+def find_model(name: str, weights: bool = True, clip_skip: int | None = None) -> ModelFiles:
+    """``mini``, a run folder, a diffusers folder or a hub id → where its parts lie.
+
+    Without ``weights`` only configurations and tokenizers of a hub id are fetched. Where ``clip_skip`` is left out it
+    is what a run was trained with.
+    """
+    path = WORLDS[name].model if name in WORLDS else Path(name)
+    if (path / "run.json").is_file():
+        return _find_run(name, path, weights, clip_skip)
+    if (path / "model_index.json").is_file():
+        return ModelFiles(name, path, clip_skip=clip_skip or 0)
+    if path.is_dir():
+        raise MapoError(
+            f"--model: {name} is neither a diffusers pipeline (it has no model_index.json) nor a finished run of "
+            "`mapo train` (it has no run.json)."
+        )
+    if path.is_file():
+        raise MapoError(
+            f"--model: {name} is a single file; a model is a folder in diffusers' layout. Convert it once: "
+            f'StableDiffusionXLPipeline.from_single_file("{name}").save_pretrained("{path.stem}"). Then give that '
+            "folder."
+        )
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise MapoError(
+            f"--model: there is no folder {name}. Give {' or '.join(f'`{world}`' for world in WORLDS)}, a diffusers "
+            "folder, a run folder or a hub id."
+        )
+    return ModelFiles(name, _download(name, weights), clip_skip=clip_skip or 0)
+
+
+def _find_run(name: str, path: Path, weights: bool, clip_skip: int | None) -> ModelFiles:
+    about = path / "run.json"
+    run = read_object(about, "a run folder", "Run the same `mapo train` command again: it writes the file anew.")
+    if not all(isinstance(run.get(key), str) for key in ("base", "denoiser", "adapter")):
+        raise MapoError(f"{about} is damaged. Run the same `mapo train` command again: it writes the file anew.")
+    base, denoiser = _find_base(name, path, run, weights), inside(path, run["denoiser"], f"{path}/run.json")
+    if not denoiser.is_dir():
+        raise MapoError(f"{path} has lost its {run['denoiser']}. Run the same `mapo train` command again.")
+    found = replace(
+        base, name=name, sensitive=base.sensitive or bool(run.get("sensitive")),
+        clip_skip=base.clip_skip if clip_skip is None else clip_skip,
+    )  # fmt: skip
+    if run["adapter"] == "lora":
+        below = () if run.get("holds_loras_below") else base.loras  # a LoRA of 0.1.0 is the last difference alone
+        return replace(found, loras=(*below, denoiser))
+    return replace(found, denoiser=denoiser, loras=())
+
+
+def _find_base(name: str, path: Path, run: Mapping[str, Any], weights: bool) -> ModelFiles:
+    """What a run stands on: where it lies from here, if that is still the same, else where it lay."""
+    base, from_here = run["base"], run.get("base_from_here")
+    skip = run.get("clip_skip")
+    near = (path / from_here).resolve() if isinstance(from_here, str) else path.resolve()
+    if near.is_dir() and near != path.resolve():
+        with contextlib.suppress(MapoError, RecursionError):  # it is another one that has its name now
+            found = find_model(str(near), weights, skip)
+            if found.revision() == run.get("base_revision"):
+                return found
+    if Path(base).is_absolute() and Path(base).resolve() == path.resolve():
+        raise MapoError(f"{name} says that it stands on itself. Write its true base into {path / 'run.json'}.")
+    if Path(base).is_absolute() and not Path(base).is_dir():
+        raise MapoError(
+            f"{name} was trained on the model {base}, which is not there any more. Put it back there, or write its "
+            f"new place as base into {path / 'run.json'}."
+        )
+    found = find_model(base, weights, skip)
+    if found.is_local and run.get("base_revision") not in (None, found.revision()):
+        raise MapoError(
+            f"{name} was trained on the model {base} as it was then; that one has changed since. Train {name} again, "
+            f"or take base_revision out of {path / 'run.json'} to use it all the same."
+        )
+    return found
+
+
+def _download(name: str, weights: bool) -> Path:
+    from diffusers import DiffusionPipeline
+    from huggingface_hub import snapshot_download
+
+    try:
+        if not weights:
+            return Path(snapshot_download(name, allow_patterns=["model_index.json", "*/*config.json", "tokenizer*/*"]))
+        return Path(DiffusionPipeline.download(name, use_safetensors=True))  # never a pickle
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        raise MapoError(
+            f"--model: {name} is not a local folder and could not be fetched from the hub ({reason}). "
+            "Check the name, the connection, and `hf auth login` for models behind a licence."
+        ) from None

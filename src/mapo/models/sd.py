@@ -1,0 +1,78 @@
+"""Stable Diffusion 1 and 2 and everything of their layout: one CLIP text encoder, VAE, UNet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor, nn
+from transformers import CLIPTextModel
+
+from mapo.errors import MapoError
+from mapo.models.clip import check_clip_skip, leave_out_last_layers, tokenize
+from mapo.models.family import Cond, Frames, TextEncoder
+from mapo.models.unet import UNetModel
+
+
+class StableDiffusion(UNetModel):
+    """Stable Diffusion 1.5 and 2.1: the last states of one text encoder, after its final norm; nothing of sizes.
+
+    Pictures are made without the folder's safety checker, which would hand over black ones in their place.
+    """
+
+    pipeline_kind = StableDiffusionPipeline
+    pipeline_settings = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}  # noqa: RUF012
+    text_encoders = {"text_encoder": CLIPTextModel}  # noqa: RUF012
+    tokenizer_parts = ("tokenizer",)
+    advised_sampling = {"steps": 30, "guidance": 7.5}  # noqa: RUF012
+    usual_scale = 0.18215
+    scale_may_lack = True  # the published files leave it out, and diffusers takes this one
+
+    def check_unet(self, config: Mapping[str, Any], path: Path) -> None:
+        """MapoError where the UNet is told more than its prompt, or reads states of another width."""
+        for key in ("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim"):
+            if config.get(key) is not None:
+                raise MapoError(
+                    f"{path} has {key} {config[key]!r}; Stable Diffusion has none. Such a model (an upscaler, "
+                    "unCLIP, SDXL …) is told more than its prompt."
+                )
+        width, given = config.get("cross_attention_dim", 1280), self.files.config("text_encoder").get("hidden_size")
+        if width != given:
+            raise MapoError(
+                f"{path} reads text of {width} numbers a token, the text encoder gives {given}. Download both from the "
+                "model's page."
+            )
+        check_clip_skip(self.files, "text_encoder")
+
+    def _load_text_encoder(self, dtype: Any = torch.float32) -> Any:
+        encoder = self.files.load("text_encoder", CLIPTextModel, dtype)
+        return leave_out_last_layers(encoder, self.files.clip_skip) if self.files.clip_skip else encoder
+
+    def text_encoder(self, device: Any) -> TextEncoder:
+        """The encoder's last states, after the final norm, "n l d"."""
+        (tokenizer,), encoder = self.tokenizers(), self._load_text_encoder().to(device).eval()
+        masked = getattr(encoder.config, "use_attention_mask", False)  # then the pipeline gives a mask too
+
+        @torch.no_grad()
+        def encode(prompts: Sequence[str]) -> Cond:
+            ids, mask = (tensor.to(encoder.device) for tensor in tokenize(tokenizer, prompts))
+            return {"prompt_embeds": encoder(ids, attention_mask=mask if masked else None)[0]}
+
+        return encode
+
+    def condition(self, text: Cond, frames: Frames) -> Cond:
+        """The prompt's states as they are."""
+        return text
+
+    def predict(self, denoiser: nn.Module, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """The UNet's output "b c h w"."""
+        output: Tensor = denoiser(x_t, t, cond["prompt_embeds"].to(x_t.dtype), return_dict=False)[0]
+        return output
+
+    def own_parts(self, dtype: Any) -> dict[str, Any]:
+        """With clip_skip the text encoder is not the whole one of the base folder."""
+        cut = {"text_encoder": self._load_text_encoder(dtype)} if self.files.clip_skip else {}
+        return {**super().own_parts(dtype), **cut}

@@ -1,0 +1,126 @@
+"""One order of opening what is trained: load, adapt, checkpoint activations, share, updater, state."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mapo.errors import MapoError
+from mapo.models import Opened
+from mapo.train.adapters import add_adapter, trainable, without_adapter
+from mapo.train.checkpoint import REMEDY, load_checkpoint
+from mapo.train.config import Config
+from mapo.train.objectives import Objective
+from mapo.train.processes import Processes
+from mapo.train.step import Predict
+from mapo.train.updater import AdamW, Updater
+
+DTYPES = {
+    "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64
+}  # fmt: skip
+HALF_SCALE = 1024.0  # of the loss where the frozen weights are in float16, whose smallest number is 6e-8
+
+
+@dataclass
+class Trained:
+    """A denoiser in training.
+
+    ``wrapped`` is the same network as the processes share it; ``reference`` is DPO's copy, where there is one.
+    """
+
+    model: Opened
+    denoiser: nn.Module
+    wrapped: nn.Module
+    reference: nn.Module | None
+    parameters: dict[str, nn.Parameter]
+    updater: Updater
+    lora: bool
+    autocast: bool  # arithmetic in bfloat16 on weights in float32
+    dtype: torch.dtype  # of what the denoiser is given
+
+    def predictor(self, network: nn.Module) -> Predict:
+        """The family's call of a denoiser, in this run's precision."""
+
+        def predict(x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+            with torch.autocast(x_t.device.type, torch.bfloat16, enabled=self.autocast):
+                return self.model.predict(network, x_t.to(self.dtype), t, cond)
+
+        return predict
+
+    def reference_predictor(self) -> Predict:
+        """The prediction of what training began with: of a copy, or of the denoiser without its adapter."""
+        if self.reference is not None:
+            return self.predictor(self.reference)
+        adapted = self.predictor(self.denoiser)
+
+        def predict(x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+            with without_adapter(self.denoiser):
+                return adapted(x_t, t, cond)
+
+        return predict
+
+    def save(self, folder: Path) -> None:
+        """Write what was trained in diffusers' format."""
+        if self.lora:
+            self.model.save_lora(self.denoiser, folder)
+        else:
+            self.model.save(self.denoiser.float() if self.dtype is torch.float64 else self.denoiser, folder)
+
+
+def working_dtype(config: Config) -> torch.dtype:
+    """Of latents, noise and errors: float64 where it is asked for, else float32."""
+    return torch.float64 if config.train.precision == "float64" else torch.float32
+
+
+def base_dtype(config: Config) -> torch.dtype:
+    """Of the weights that are loaded."""
+    if config.adapter.kind == "lora" and config.train.base_precision != "float32":
+        return DTYPES[config.train.base_precision]
+    return working_dtype(config)
+
+
+def open_trained(
+    config: Config, model: Opened, objective: Objective, processes: Processes, checkpoint: Path | None
+) -> Trained:
+    """What is trained, in every process, with the state of ``checkpoint``."""
+    dtype = base_dtype(config)
+    denoiser = processes.each(lambda: model.denoiser(processes.device, dtype))
+    reference = None
+    if objective.needs_reference and config.adapter.kind == "full":
+        reference = copy.deepcopy(denoiser).requires_grad_(False).eval()
+    add_adapter(denoiser, model, config.adapter, config.train.seed)
+    if config.train.gradient_checkpointing:
+        denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+    denoiser.train()
+    wrapped: nn.Module = denoiser
+    if processes.world > 1:
+        wrapped = DistributedDataParallel(denoiser, broadcast_buffers=False)
+    parameters = trainable(denoiser)
+    scale = HALF_SCALE if dtype is torch.float16 else 1.0
+    updater = AdamW(parameters, config.optim, config.train.steps, scale)
+    trained = Trained(
+        model, denoiser, wrapped, reference, parameters, updater,
+        lora=config.adapter.kind == "lora", autocast=config.train.precision == "bfloat16", dtype=dtype,
+    )  # fmt: skip
+    if checkpoint:
+        processes.each(lambda: restore(checkpoint, trained))
+    return trained
+
+
+def restore(checkpoint: Path, trained: Trained) -> None:
+    """Put the state of a checkpoint in place; MapoError where it is of other weights."""
+    weights, moments = load_checkpoint(checkpoint)
+    try:
+        if weights.keys() != trained.parameters.keys():
+            raise ValueError("its tensors are not those of the model")
+        with torch.no_grad():
+            for name, parameter in trained.parameters.items():
+                parameter.copy_(weights[name])
+        trained.updater.load(moments)
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise MapoError(f"The checkpoint {checkpoint} is damaged ({error}). {REMEDY}") from None
