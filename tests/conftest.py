@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from real import ABSENT
-from tiny import make_pairs, make_sdxl
+from tiny import MAKERS, make_pairs, make_sdxl
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
@@ -39,10 +39,15 @@ def pairs(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory, sdxl, pairs) -> Path:
     from mapo.encode.fill import encode
-    from mapo.models import family_of, find_model
+    from mapo.models import find_model, open_model
     from mapo.pairs import PairSet
 
     folder = tmp_path_factory.mktemp("caches") / "cache"
-    model = find_model(str(sdxl))
-    encode(family_of(model), model, PairSet(pairs), folder)
+    encode(open_model(find_model(str(sdxl))), PairSet(pairs), folder)
     return folder
+
+
+@pytest.fixture(scope="session", params=MAKERS)
+def any_model(request, tmp_path_factory) -> Path:
+    """A small model of each family in turn."""
+    return MAKERS[request.param](tmp_path_factory.mktemp("models") / "model")

@@ -17,7 +17,7 @@ from mapo.build.remake import remake
 from mapo.encode.cache import Cache, cache_key
 from mapo.encode.fill import encode, lacking
 from mapo.errors import MapoError
-from mapo.models import family_of, find_model
+from mapo.models import find_model, open_model
 from mapo.pairs.pairs import PairSet, decode_picture, sha256
 from mapo.shards import locked
 from tiny import make_sdxl
@@ -546,8 +546,7 @@ def test_training_on_rejected_latents_is_training_on_the_pictures(tmp_path, sdxl
     from mapo.train.config import make_config
     from mapo.train.train import train
 
-    model = find_model(str(sdxl))
-    family = family_of(model)
+    model = open_model(find_model(str(sdxl)))
     for keep in ("pictures", "rejected-as-latents"):
         folder = tmp_path / keep
         build(SAFETY, str(sdxl), PROMPTS, 6, folder / "p", keep=keep, **HOW)
@@ -562,8 +561,8 @@ def test_training_on_rejected_latents_is_training_on_the_pictures(tmp_path, sdxl
     ]
     assert len(logs[0]) == 2 and logs[0] == pytest.approx(logs[1], rel=1e-4)
     opened = PairSet(tmp_path / "rejected-as-latents" / "p")
-    encode(family, model, opened, tmp_path / "no-flip")  # mirrored latents are left out where nobody asks for them
-    read = Cache(tmp_path / "no-flip", cache_key(family, model, None, False))
+    encode(model, opened, tmp_path / "no-flip")  # mirrored latents are left out where nobody asks for them
+    read = Cache(tmp_path / "no-flip", cache_key(model))
     assert not any(lacking(opened, read.index))
     with pytest.raises(MapoError, match="lacks picture"):
         read.latents(opened[0].rejected, True)
@@ -572,15 +571,15 @@ def test_training_on_rejected_latents_is_training_on_the_pictures(tmp_path, sdxl
 def test_latents_of_another_vae_or_resolution_are_refused_in_a_sentence(tmp_path, sdxl):
     other = make_sdxl(tmp_path / "other", seed=5)
     build(SAFETY, str(sdxl), PROMPTS, 3, tmp_path / "p", keep="rejected-as-latents", **HOW)
-    model = find_model(str(other))
+    model = open_model(find_model(str(other)))
     with pytest.raises(MapoError, match=r"only as latents of .*sdxl at 16 pixels, which .*other at 16 cannot use"):
-        encode(family_of(model), model, PairSet(tmp_path / "p"), tmp_path / "c")
-    model = find_model(str(sdxl))
+        encode(model, PairSet(tmp_path / "p"), tmp_path / "c")
+    model = open_model(find_model(str(sdxl)))
     with pytest.raises(MapoError, match=r"at 16 pixels, which .* at 32 cannot use"):
-        encode(family_of(model), model, PairSet(tmp_path / "p"), tmp_path / "d", resolution=32)
+        encode(model, PairSet(tmp_path / "p"), tmp_path / "d", resolution=32)
     build(SAFETY, str(sdxl), PROMPTS, 3, tmp_path / "q", keep="rejected-as-latents", latents_for=str(other), **HOW)
-    model = find_model(str(other))
-    encode(family_of(model), model, PairSet(tmp_path / "q"), tmp_path / "e")
+    model = open_model(find_model(str(other)))
+    encode(model, PairSet(tmp_path / "q"), tmp_path / "e")
     with pytest.raises(MapoError, match="--latents-for goes with"):
         build(SAFETY, str(sdxl), PROMPTS, 3, tmp_path / "r", latents_for=str(other), **HOW)
 
@@ -607,7 +606,7 @@ from mapo.build.build import build
 from mapo.encode.fill import encode
 from mapo.check.check import check_pairs
 from mapo.export.export import export_pairs
-from mapo.models import family_of, find_model
+from mapo.models import find_model, open_model
 from mapo.pairs import PairSet
 from mapo.build.recipe import read_recipe
 from mapo.sample.sample import sample
@@ -625,7 +624,7 @@ for mapo.build.build._write in (stop, write):
 pairs, found = PairSet(folder / "p"), find_model(model)
 for times in range(2):
     check_pairs(pairs, folder / "check.html")
-    encode(family_of(found), found, pairs, folder / "cache")
+    encode(open_model(found), pairs, folder / "cache")
     sample(model, "a red square", [0, 1], folder / "images", steps=1)
     score(folder / "images", "mini", folder / "scores.parquet")
 export_pairs(pairs, "preference", folder / "export")

@@ -16,13 +16,12 @@ from mapo.encode import fill
 from mapo.encode.cache import Cache, cache_key, hold, prompt_key
 from mapo.encode.fill import encode, lacking, to_pixels
 from mapo.errors import MapoError
-from mapo.models import family_of, find_model
+from mapo.models import find_model, open_model
 from mapo.pairs import PairSet
 
 
 def parts(sdxl):
-    model = find_model(str(sdxl))
-    return family_of(model), model
+    return open_model(find_model(str(sdxl)))
 
 
 def contents(folder):
@@ -37,15 +36,15 @@ def test_each_picture_and_each_prompt_is_stored_once(sdxl, pairs, cache):
 
 
 def test_the_cache_holds_what_the_encoders_say(sdxl, pairs, cache):
-    family, model = parts(sdxl)
-    opened, encoders = PairSet(pairs), family.load_text_encoders(model, "cpu")
-    read = Cache(cache, cache_key(family, model, None, False))
+    model = parts(sdxl)
+    opened = PairSet(pairs)
+    read = Cache(cache, cache_key(model))
     name = opened.image_names()[3]
-    mean, logvar = family.encode_images(family.load_vae(model, "cpu"), to_pixels(opened.image(name), 16)[0][None])
+    mean, logvar = model.image_encoder("cpu")(to_pixels(opened.image(name), 16)[0][None])
     assert torch.allclose(read.latents(name, False)[0], mean[0], atol=1e-5)
     assert torch.allclose(read.latents(name, False)[1], logvar[0], atol=1e-5)
     prompt = opened[2].prompt
-    text = family.encode_prompts(encoders, [prompt])
+    text = model.text_encoder("cpu")([prompt])
     stored = read.text(prompt)
     assert stored.keys() == text.keys()
     for key, value in stored.items():
@@ -53,16 +52,16 @@ def test_the_cache_holds_what_the_encoders_say(sdxl, pairs, cache):
 
 
 def test_the_text_conditioning_is_that_of_the_diffusers_pipeline(sdxl):
-    family, model = parts(sdxl)
+    model = parts(sdxl)
     prompts = ["a small red circle on a gray background", "zebra, ünïcode"]
-    ours = family.encode_prompts(family.load_text_encoders(model, "cpu"), prompts)
-    states, _, pooled, _ = family.pipeline(model, "cpu").encode_prompt(prompts, do_classifier_free_guidance=False)
+    ours = model.text_encoder("cpu")(prompts)
+    states, _, pooled, _ = model.pipeline("cpu").encode_prompt(prompts, do_classifier_free_guidance=False)
     assert torch.allclose(ours["prompt_embeds"], states, atol=1e-6)
     assert torch.allclose(ours["text_embeds"], pooled, atol=1e-6)
 
 
 def test_an_interrupted_encoding_goes_on_and_equals_the_uninterrupted(tmp_path, sdxl, pairs, cache, monkeypatch):
-    family, model = parts(sdxl)
+    model = parts(sdxl)
     monkeypatch.setattr(fill, "PER_SHARD", 8)
     real, calls = fill.write_shard, []
 
@@ -74,10 +73,10 @@ def test_an_interrupted_encoding_goes_on_and_equals_the_uninterrupted(tmp_path, 
 
     monkeypatch.setattr(fill, "write_shard", cut)
     with pytest.raises(KeyboardInterrupt):
-        encode(family, model, PairSet(pairs), tmp_path / "c")
+        encode(model, PairSet(pairs), tmp_path / "c")
     monkeypatch.setattr(fill, "write_shard", real)
     half = contents(tmp_path / "c")
-    encode(family, model, PairSet(pairs), tmp_path / "c")
+    encode(model, PairSet(pairs), tmp_path / "c")
     whole, want = contents(tmp_path / "c"), contents(cache)
     assert 0 < len(half) < len(whole) and whole.keys() == want.keys()
     assert all(torch.allclose(whole[k].double(), want[k].double(), atol=1e-5) for k in want)
@@ -93,34 +92,34 @@ def test_pictures_are_resized_to_the_shorter_side_and_cropped_in_the_middle():
 
 
 def test_a_damaged_shard_is_named(tmp_path, sdxl, pairs):
-    family, model = parts(sdxl)
-    encode(family, model, PairSet(pairs), tmp_path / "c")
+    model = parts(sdxl)
+    encode(model, PairSet(pairs), tmp_path / "c")
     shard = next((tmp_path / "c").glob("latents-*"))
     shard.write_bytes(shard.read_bytes()[:100])
     with pytest.raises(
         MapoError, match=r"latents-[0-9a-f]{16}.safetensors is damaged .*Delete this file and run the command again"
     ):
-        Cache(tmp_path / "c", cache_key(family, model, None, False))
+        Cache(tmp_path / "c", cache_key(model))
 
 
 def test_a_cache_of_another_model_is_refused(tmp_path, sdxl_v, cache):
-    family, model = parts(sdxl_v)
+    model = parts(sdxl_v)
     with pytest.raises(MapoError, match=r"was encoded with encoders [0-9a-f]{16}, this run asks for [0-9a-f]{16}"):
-        Cache(cache, cache_key(family, model, None, False))
+        Cache(cache, cache_key(model))
 
 
 def test_a_folder_with_other_things_is_no_cache(tmp_path, sdxl, pairs):
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "letter.txt").write_text("dear")
     with pytest.raises(MapoError, match="exists and is not a cache"):
-        encode(*parts(sdxl), PairSet(pairs), tmp_path / "c")
+        encode(parts(sdxl), PairSet(pairs), tmp_path / "c")
 
 
 # ------------------------------------------------------------------ shards, their names and damage
 
 
 def key_of(sdxl):
-    return cache_key(*parts(sdxl), None, False)
+    return cache_key(parts(sdxl))
 
 
 def as_the_first_version_wrote_it(cache: Path, folder: Path) -> Path:
@@ -145,22 +144,22 @@ def test_a_cache_of_the_first_version_opens_and_is_completed(tmp_path, sdxl, pai
         for name, value in new.text(pair.prompt).items():
             assert torch.equal(read.text(pair.prompt)[name], value)
     (old / "latents-00000.safetensors").unlink()
-    encode(*parts(sdxl), PairSet(pairs), old)
+    encode(parts(sdxl), PairSet(pairs), old)
     assert contents(old).keys() == contents(cache).keys()
     assert (old / "latents-00001.safetensors").exists() and not (old / "latents-00000.safetensors").exists()
 
 
 def test_a_damaged_shard_is_deleted_and_only_what_was_in_it_is_encoded_again(tmp_path, sdxl, pairs, cache):
     old = as_the_first_version_wrote_it(cache, tmp_path / "old")
-    encode(*parts(sdxl), PairSet(pairs), old)
+    encode(parts(sdxl), PairSet(pairs), old)
     before = {k: v.clone() for k, v in contents(old).items()}  # else they are maps of the file that is damaged next
     kept = {p.name: p.read_bytes() for p in old.glob("*-0*.safetensors") if p.name != "latents-00000.safetensors"}
     damaged = old / "latents-00000.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-7])
     with pytest.raises(MapoError, match=r"latents-00000.safetensors is damaged .*Delete this file and run the command"):
-        encode(*parts(sdxl), PairSet(pairs), old)
+        encode(parts(sdxl), PairSet(pairs), old)
     damaged.unlink()
-    encode(*parts(sdxl), PairSet(pairs), old)
+    encode(parts(sdxl), PairSet(pairs), old)
     after = contents(old)
     assert {name: (old / name).read_bytes() for name in kept} == kept
     assert after.keys() == before.keys() and all(
@@ -218,32 +217,32 @@ def held_by_another(folder: Path, seconds: float) -> Iterator[subprocess.Popen]:
 def test_a_cache_that_another_process_fills_is_refused_or_waited_for(tmp_path, sdxl, pairs, capsys):
     with held_by_another(tmp_path / "c", 60) as process:
         with pytest.raises(MapoError, match="Another process is writing .*/c. Wait for it"):
-            encode(*parts(sdxl), PairSet(pairs), tmp_path / "c")
+            encode(parts(sdxl), PairSet(pairs), tmp_path / "c")
         threading.Timer(1.0, process.kill).start()  # the lock ends with its process
-        encode(*parts(sdxl), PairSet(pairs), tmp_path / "c", wait=True)
+        encode(parts(sdxl), PairSet(pairs), tmp_path / "c", wait=True)
     assert "Waiting until it has finished" in capsys.readouterr().err
     assert len(list((tmp_path / "c").glob("latents-*"))) == 1
 
 
 def test_a_whole_cache_needs_no_lock(sdxl, pairs, cache):
     with held_by_another(cache, 60):
-        encode(*parts(sdxl), PairSet(pairs), cache)
+        encode(parts(sdxl), PairSet(pairs), cache)
 
 
 def test_leftovers_of_a_killed_writer_are_swept_by_the_next(tmp_path, sdxl, pairs):
     (tmp_path / "c").mkdir()
     left = tmp_path / "c" / ".latents-00003.safetensors.4711.partial"
     left.write_bytes(b"half")
-    encode(*parts(sdxl), PairSet(pairs), tmp_path / "c")
+    encode(parts(sdxl), PairSet(pairs), tmp_path / "c")
     assert not left.exists() and not list((tmp_path / "c").glob("*.partial"))
 
 
 def test_the_processes_of_a_job_encode_a_share_each_at_the_same_time(tmp_path, sdxl, pairs, cache):
     code = (
         "import sys; from pathlib import Path; from mapo.encode.fill import encode; from mapo.pairs import PairSet\n"
-        "from mapo.models import family_of, find_model\n"
-        "m = find_model(sys.argv[1])\n"
-        "encode(family_of(m), m, PairSet(Path(sys.argv[2])), Path(sys.argv[3]), shard=(int(sys.argv[4]), 2), locked=False)"
+        "from mapo.models import find_model, open_model\n"
+        "m = open_model(find_model(sys.argv[1]))\n"
+        "encode(m, PairSet(Path(sys.argv[2])), Path(sys.argv[3]), shard=(int(sys.argv[4]), 2), locked=False)"
     )
     with hold(tmp_path / "c"):
         made = [
@@ -254,7 +253,7 @@ def test_the_processes_of_a_job_encode_a_share_each_at_the_same_time(tmp_path, s
     got, want = contents(tmp_path / "c"), contents(cache)
     assert got.keys() == want.keys() and len(list((tmp_path / "c").glob("latents-*"))) == 2
     assert all(torch.allclose(got[k].double(), want[k].double(), atol=1e-5) for k in want)
-    read = encode(*parts(sdxl), PairSet(pairs), tmp_path / "c")
+    read = encode(parts(sdxl), PairSet(pairs), tmp_path / "c")
     assert not any(lacking(PairSet(pairs), read.index))
 
 
@@ -262,18 +261,18 @@ def test_the_processes_of_a_job_encode_a_share_each_at_the_same_time(tmp_path, s
 
 
 def test_text_encoders_are_gone_before_pictures_are_encoded(tmp_path, sdxl, pairs, monkeypatch):
-    family, model = parts(sdxl)
+    model = parts(sdxl)
     alive = []
-    real = family.load_vae
+    real = model.image_encoder
 
-    def counted(model, device):
+    def counted(device):
         gc.collect()
         alive.append([type(o).__name__ for o in gc.get_objects() if type(o).__name__.startswith("CLIPTextModel")])
-        return real(model, device)
+        return real(device)
 
     gc.collect()
-    monkeypatch.setattr(family, "load_vae", counted)
-    encode(family, model, PairSet(pairs), tmp_path / "c")
+    monkeypatch.setattr(model, "image_encoder", counted)
+    encode(model, PairSet(pairs), tmp_path / "c")
     assert alive == [[]]
 
 
@@ -287,21 +286,21 @@ def test_too_little_memory_is_told_with_the_option_that_helps(tmp_path, sdxl, pa
     with pytest.raises(
         MapoError, match=r"encode 5 pictures of 16 pixels .*--images-per-batch 1, .*data.images_per_batch=1"
     ):
-        encode(*parts(sdxl), PairSet(pairs), tmp_path / "c", images_per_batch=5)
+        encode(parts(sdxl), PairSet(pairs), tmp_path / "c", images_per_batch=5)
 
 
 def test_how_many_pictures_are_encoded_at_a_time_is_told(tmp_path, sdxl, pairs, monkeypatch):
-    family, model = parts(sdxl)
-    sizes, real = [], family.encode_images
-    monkeypatch.setattr(family, "encode_images", lambda vae, pixels: sizes.append(len(pixels)) or real(vae, pixels))
-    encode(family, model, PairSet(pairs), tmp_path / "c", images_per_batch=5)
+    model = parts(sdxl)
+    sizes, real = [], model.image_encoder("cpu")
+    monkeypatch.setattr(model, "image_encoder", lambda _: lambda pixels: sizes.append(len(pixels)) or real(pixels))
+    encode(model, PairSet(pairs), tmp_path / "c", images_per_batch=5)
     assert set(sizes) == {5, 4} and sum(sizes) == 24
     with pytest.raises(MapoError, match="--images-per-batch is 0"):
-        encode(family, model, PairSet(pairs), tmp_path / "c", images_per_batch=0)
+        encode(model, PairSet(pairs), tmp_path / "c", images_per_batch=0)
 
 
 def test_where_the_cache_cannot_be_written_the_options_for_another_place_are_named(sdxl, pairs):
     with pytest.raises(
         MapoError, match=r"/proc/cache cannot be written .*--out of `mapo encode`, --cache of `mapo train`"
     ):
-        encode(*parts(sdxl), PairSet(pairs), Path("/proc/cache"))
+        encode(parts(sdxl), PairSet(pairs), Path("/proc/cache"))

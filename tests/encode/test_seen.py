@@ -15,14 +15,14 @@ from data_fixtures import make_picture
 from mapo.encode.frame import crop, frame, share_cut_away
 from mapo.encode.seen import choose, choose_any, excess_tokens, view_of, what_training_sees
 from mapo.errors import MapoError
-from mapo.models import family_of, find_model
+from mapo.models import find_model, open_model
 from mapo.pairs import PairSet, PairWriter
 
 
 @pytest.fixture(scope="module")
 def mini():
     model = find_model("mini")
-    return family_of(model), model
+    return open_model(model)
 
 
 @given(st.integers(2, 5000), st.integers(2, 5000), st.sampled_from([16, 48, 512, 1024]))
@@ -58,7 +58,7 @@ TEXTS = st.lists(WORDS | st.text(max_size=12), max_size=12).flatmap(
 @given(st.lists(TEXTS, min_size=1, max_size=8))
 @settings(deadline=None, max_examples=60)
 def test_tokens_are_counted_as_the_tokenizer_counts_them(mini, texts):
-    view = view_of(*mini)
+    view = view_of(mini)
     encodable = [t.encode("utf-8", "ignore").decode() for t in texts]
     lengths = [len(ids) for ids in view.tokenizers[0](encodable, truncation=False, verbose=False).input_ids]
     assert excess_tokens(view, encodable).tolist() == [max(0, n - view.most_tokens) for n in lengths]
@@ -81,28 +81,28 @@ def test_it_is_told_what_is_trained_on_and_what_is_left_out(tmp_path, mini):
         {"split": "train", "prompt": long, "size": (50, 48)}, {"split": "train", "preference": 0.5, "size": (96, 48)},
         {"split": "validation", "preference": 0.5}, {"split": "test", "size": (96, 48)},
     )  # fmt: skip
-    seen = what_training_sees(pairs, *mini, split="train", ties="drop", resolution=None)
+    seen = what_training_sees(pairs, mini, split="train", ties="drop", resolution=None)
     assert seen.rows.tolist() == [0, 1, 2, 3]
     assert (seen.held_out, seen.ties, seen.ties_kept, seen.cropped, seen.cut_prompts) == (2, 1, False, 2, 1)
     assert seen.line() == (
         "Training on 4 pairs; 2 held out (validation, test); 1 tie left out, 2 pictures cropped by more than a tenth, "
         "1 prompt cut at 32 tokens."
     )
-    kept = what_training_sees(pairs, *mini, split="train", ties="keep", resolution=None)
+    kept = what_training_sees(pairs, mini, split="train", ties="keep", resolution=None)
     assert kept.rows.tolist() == [0, 1, 2, 3, 4] and kept.cropped == 4 and "1 tie kept" in kept.line()
-    every = what_training_sees(pairs, *mini, split="all", ties="keep", resolution=None)
+    every = what_training_sees(pairs, mini, split="all", ties="keep", resolution=None)
     assert len(every.rows) == 7 and every.held_out == 0 and every.ties == 2
 
 
 def test_a_plain_set_says_only_its_number(tmp_path, mini):
     pairs = write(tmp_path / "set", {"split": "train"}, {"split": "train"})
-    assert what_training_sees(pairs, *mini).line() == "Training on 2 pairs."
+    assert what_training_sees(pairs, mini).line() == "Training on 2 pairs."
 
 
 def test_nothing_to_train_on_is_an_error_that_says_what_to_do(tmp_path, mini):
     pairs = write(tmp_path / "set", {"split": "test"}, {"split": "validation", "preference": 0.5})
     with pytest.raises(MapoError, match=r"has no pairs in the split 'train'; try --set data.split=all"):
-        what_training_sees(pairs, *mini)
+        what_training_sees(pairs, mini)
     with pytest.raises(MapoError, match=r"has no pairs but 1 tie in the split 'validation'; keep ties with --set"):
         choose(pairs, "validation", "drop")
     assert not len(choose_any(pairs, "train").rows)
@@ -121,8 +121,8 @@ def test_mismatch_counts_the_ties_that_training_counts(tmp_path):
 def test_a_prompt_that_is_too_long_makes_no_library_speak(tmp_path):
     code = (
         "import sys; from pathlib import Path; from mapo.pairs import PairSet\n"
-        "from mapo.encode.seen import what_training_sees; from mapo.models import family_of, find_model\n"
-        "m = find_model('mini'); print(what_training_sees(PairSet(Path(sys.argv[1])), family_of(m), m).line())"
+        "from mapo.encode.seen import what_training_sees; from mapo.models import find_model, open_model\n"
+        "print(what_training_sees(PairSet(Path(sys.argv[1])), open_model(find_model('mini'))).line())"
     )
     write(tmp_path / "set", {"split": "train", "prompt": "a red circle and " * 300})
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "set")], capture_output=True, text=True)

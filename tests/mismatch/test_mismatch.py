@@ -28,7 +28,7 @@ from mapo.mismatch.distance import compare_embeddings, default_encoder, embed, l
 from mapo.mismatch.material import choose_pairs, gather, own_samples
 from mapo.mismatch.mismatch import measure
 from mapo.mismatch.words import SCALE, Domain, read_scale, sentences, table, write_mismatch
-from mapo.models import family_of, find_model
+from mapo.models import find_model, open_model
 from mapo.pairs.pairs import PairSet, PairWriter, make_pair
 from mapo.sample.folder import png_bytes, read_images
 from mapo.sample.sample import default_sampling, sample
@@ -76,14 +76,12 @@ def material(sdxl, pairs, tmp_path_factory):
 
 
 def encoded(folder, opened, material, images_per_batch=4):
-    model = find_model(str(folder))
-    family = family_of(model)
-    return encode(family, model, opened, cache_key(family, model, None, False), material, images_per_batch)
+    model = open_model(find_model(str(folder)))
+    return encode(model, opened, cache_key(model), material, images_per_batch)
 
 
 def errors_of(folder, known, material, draws=4, images_per_batch=8, precision="float32", seed=0):
-    model = find_model(str(folder))
-    return denoise(family_of(model), model, known, material, seed, draws, precision, images_per_batch)
+    return denoise(open_model(find_model(str(folder))), known, material, seed, draws, precision, images_per_batch)
 
 
 # ------------------------------------------------------------------ what is measured
@@ -147,8 +145,7 @@ def test_the_errors_are_those_of_the_denoiser_called_by_hand(sdxl, material):
     opened, stuff = material
     known = encoded(sdxl, opened, stuff)
     errors = errors_of(sdxl, known, stuff)
-    model = find_model(str(sdxl))
-    pipeline = family_of(model).pipeline(model, "cpu", torch.float32)
+    pipeline = open_model(find_model(str(sdxl))).pipeline("cpu", torch.float32)
     scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     for row, k, side in [(0, 0, "own"), (0, 1, "own"), (3, 2, "chosen"), (6, 3, "rejected")]:
         pair, place = stuff.pairs[row], k % 2 if side == "own" else 0

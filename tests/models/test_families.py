@@ -1,81 +1,253 @@
-import inspect
+"""What every family has to keep, written once and run for each of them."""
+
 import json
+import shutil
 
 import pytest
 import torch
+from click.testing import CliRunner
+from diffusers import DDIMScheduler, DDPMScheduler
+from safetensors.torch import load_file
 
+from mapo.cli import cli
 from mapo.errors import MapoError
-from mapo.models import FAMILIES, Family, family_of, find_model, fingerprint
+from mapo.models import Frames, find_model, fingerprint, open_model
+from mapo.models.families import FAMILIES
+from tiny import MAKERS, make_pairs
+
+PROMPTS = ["a small red circle on a gray background", "", "zebra, ünïcode " * 30]
 
 
-def test_every_family_offers_what_the_contract_asks_for(sdxl):
-    family = family_of(find_model(str(sdxl)))
-    for name, wanted in inspect.getmembers(Family, inspect.isfunction):
-        if name.startswith("_"):
-            continue
-        offered = list(inspect.signature(getattr(family, name)).parameters)
-        assert offered == [p for p in inspect.signature(wanted).parameters if p != "self"], name
-    assert family.PARTS and family.LORA_TARGETS
+def opened(folder):
+    return open_model(find_model(str(folder)))
 
 
-def test_resolution_and_stride_are_read_from_the_model(sdxl):
-    model = find_model(str(sdxl))
-    family = family_of(model)
-    assert (family.resolution(model), family.latent_stride(model)) == (16, 2)
-    assert family.scale_latents(model, torch.ones(1, 4, 1, 1)).flatten().tolist() == pytest.approx([0.7] * 4)
+def changed(folder, source, file, **values):
+    """A copy of a model with other values in a JSON file; None takes one out."""
+    shutil.copytree(source, folder)
+    path = folder / file
+    config = {**json.loads(path.read_text()), **values}
+    path.write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    return folder
 
 
-def test_latents_are_shifted_and_scaled_per_channel_where_the_vae_says_so(sdxl, tmp_path):
-    import shutil
-
-    shutil.copytree(sdxl, tmp_path / "m")
-    path = tmp_path / "m" / "vae" / "config.json"
-    config = json.loads(path.read_text()) | {"latents_mean": [1, 0, 0, 0], "latents_std": [1, 2, 1, 1]}
-    path.write_text(json.dumps(config))
-    model = find_model(str(tmp_path / "m"))
-    got = family_of(model).scale_latents(model, torch.full((1, 4, 1, 1), 3.0)).flatten().tolist()
-    assert got == pytest.approx([1.4, 1.05, 2.1, 2.1])
+def mapo(*words):
+    done = CliRunner().invoke(cli, [str(word) for word in words])
+    assert done.exit_code == 0, (done.output, done.exception)
+    return done.output
 
 
-def test_the_schedule_is_the_models_own(sdxl, sdxl_v):
-    one, two = (find_model(str(m)) for m in (sdxl, sdxl_v))
-    assert family_of(one).schedule(one).prediction_type == "epsilon"
-    schedule = family_of(two).schedule(two)
-    assert schedule.prediction_type == "v_prediction" and schedule.num_timesteps == 1000
-    assert schedule.alphas_cumprod[-1] < 1e-6 < family_of(one).schedule(one).alphas_cumprod[-1]
+def test_there_is_a_small_model_for_every_family():
+    assert MAKERS.keys() == FAMILIES.keys()
 
 
-def test_the_pipeline_predicts_what_the_denoiser_that_is_trained_predicts(sdxl):
-    model = find_model(str(sdxl))
-    family = family_of(model)
-    pipeline, denoiser = family.pipeline(model, "cpu"), family.load_denoiser(model, "cpu")
-    cond = {"prompt_embeds": torch.randn(2, 32, 40), "text_embeds": torch.randn(2, 24), "time_ids": torch.ones(2, 6)}
-    x, t = torch.randn(2, 4, 8, 8), torch.tensor([3, 700])
+# ------------------------------------------------------------------ what the denoiser is given
+
+
+def test_predict_gives_the_denoiser_what_the_pipeline_gives_it(any_model):
+    model, seen = opened(any_model), []
+    pipeline = model.pipeline("cpu", torch.float32)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    network = getattr(pipeline, model.denoiser_part)
+    network.register_forward_pre_hook(lambda module, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
+    shape = model.layout.latent(model.layout.side)
     with torch.no_grad():
-        assert torch.equal(family.predict(denoiser, x, t, cond), family.predict(pipeline.unet, x, t, cond))
+        pipeline(
+            PROMPTS[:1], latents=torch.randn(1, *shape), num_inference_steps=2, guidance_scale=1.0, output_type="latent"
+        )
+        wanted = list(seen)
+        sizes = torch.tensor([[model.layout.side, model.layout.side, 0, 0]])
+        cond = model.condition(model.text_encoder("cpu")(PROMPTS[:1]), Frames.square(sizes, model.layout.side))
+        for args, _ in wanted:
+            model.predict(network, args[0], args[1][None], cond)
+    assert len(wanted) == 2
+    for (args, kwargs), (our_args, our_kwargs) in zip(wanted, seen[2:], strict=True):
+        theirs, ours = list(flat((args[0], kwargs))), list(flat((our_args[0], our_kwargs)))
+        states = kwargs.get("encoder_hidden_states")
+        assert torch.equal(our_args[2], states) and int(our_args[1]) == int(args[1])
+        theirs = [t for t in theirs if t is not states]
+        assert len(theirs) == len(ours) and all(torch.equal(a, b) for a, b in zip(theirs, ours, strict=True))
 
 
-def test_another_class_of_pipeline_is_named(sdxl, tmp_path):
+def flat(value):
+    """All tensors in a nest of dictionaries and tuples."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for key in sorted(value):
+            yield from flat(value[key])
+    elif isinstance(value, tuple | list):
+        for one in value:
+            yield from flat(one)
+
+
+def test_prompts_are_encoded_as_the_pipeline_encodes_them(any_model):
+    model = opened(any_model)
+    pipeline = model.pipeline("cpu", torch.float32)
+    theirs = pipeline.encode_prompt(PROMPTS, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
+    ours = model.text_encoder("cpu")(PROMPTS)
+    assert torch.equal(ours["prompt_embeds"], theirs[0])
+    if "text_embeds" in ours:
+        assert torch.equal(ours["text_embeds"], theirs[2])
+
+
+def test_the_process_is_the_schedulers_own(any_model):
+    model = opened(any_model)
+    scheduler = DDPMScheduler.from_config(model.files.config("scheduler"))
+    x, noise, t = torch.randn(4, 4, 8, 8), torch.randn(4, 4, 8, 8), torch.tensor([0, 10, 500, 999])
+    assert model.process.num_timesteps == scheduler.config.num_train_timesteps
+    assert torch.allclose(model.process.add_noise(x, noise, t), scheduler.add_noise(x, noise, t), atol=1e-6)
+    velocity = scheduler.config.prediction_type == "v_prediction"
+    wanted = scheduler.get_velocity(x, noise, t) if velocity else noise
+    assert torch.allclose(model.process.target(x, noise, t), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", MAKERS)
+def test_the_schedule_is_the_models_own(family, any_model, tmp_path):
+    other = opened(MAKERS[family](tmp_path / "v", "v_prediction"))
+    assert other.process.prediction_type == "v_prediction" and opened(any_model).process.prediction_type == "epsilon"
+
+
+def test_times_are_drawn_from_the_generator_alone_and_reach_over_the_whole_schedule(any_model):
+    process = opened(any_model).process
+    one, two = (process.draw_time(2000, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(one, two) and one.min() < 10 and one.max() > process.num_timesteps - 10
+
+
+def test_latents_are_scaled_as_the_pipeline_scales_them(any_model):
+    model = opened(any_model)
+    factor = model.pipeline("cpu", torch.float32).vae.config.scaling_factor
+    assert torch.allclose(model.scale(torch.ones(1, 4, 1, 1)), torch.full((1, 4, 1, 1), factor))
+
+
+def test_latents_are_shifted_and_scaled_per_channel_where_the_vae_says_so(any_model, tmp_path):
+    factor = opened(any_model).scale(torch.ones(1, 4, 1, 1)).flatten()[0]
+    values = {"latents_mean": [1, 0, 0, 0], "latents_std": [1, 2, 1, 1]}
+    model = opened(changed(tmp_path / "m", any_model, "vae/config.json", **values))
+    got = model.scale(torch.full((1, 4, 1, 1), 3.0)).flatten() / factor
+    assert got.tolist() == pytest.approx([2, 1.5, 3, 3])
+
+
+def test_the_layout_is_read_from_the_model(any_model):
+    layout = opened(any_model).layout
+    assert (layout.channels, layout.stride, layout.multiple, layout.side) == (4, 2, 4, 16)
+    assert layout.latent(32) == (4, 16, 16) and layout.checked(None) == 16
+    with pytest.raises(MapoError, match=r"data.resolution is 18; it has to be a multiple of 4"):
+        layout.checked(18)
+
+
+# ------------------------------------------------------------------ from pairs to a report
+
+
+@pytest.fixture(scope="module")
+def work(any_model, tmp_path_factory):
+    """Pairs, their cache and a run of each adapter on the model."""
+    folder = tmp_path_factory.mktemp("work")
+    make_pairs(folder / "pairs")
+    mapo("encode", "--model", any_model, "--pairs", folder / "pairs", "--out", folder / "cache")
+    for adapter in ("full", "lora"):
+        mapo(
+            "train", "--model", any_model, "--pairs", folder / "pairs", "--out", folder / adapter, "--adapter", adapter,
+            "--set", "train.steps=3", "--set", "train.pairs_per_step=4", "--set", "optim.lr=1e-2",
+        )  # fmt: skip
+    return folder
+
+
+@pytest.mark.parametrize("adapter", ["full", "lora"])
+def test_what_was_trained_is_what_is_sampled(any_model, work, adapter):
+    model, base = opened(work / adapter), opened(any_model)
+    trained, plain = (m.denoiser("cpu", torch.float32) for m in (model, base))
+    in_pipeline = getattr(model.pipeline("cpu", torch.float32), model.denoiser_part)
+    sizes = torch.tensor([[16, 16, 0, 0]])
+    cond = model.condition(model.text_encoder("cpu")(PROMPTS[:1]), Frames.square(sizes, 16))
+    x, t = torch.randn(1, 4, 8, 8), torch.tensor([500])
+    with torch.no_grad():
+        ours, theirs, before = (model.predict(net, x, t, cond) for net in (trained, in_pipeline, plain))
+    assert torch.equal(ours, theirs) and not torch.allclose(ours, before, atol=1e-4)
+
+
+def test_a_lora_opens_in_the_plain_pipeline(any_model, work):
+    model = opened(work / "lora")
+    plain = opened(any_model).pipeline("cpu", torch.float32)
+    plain.load_lora_weights(work / "lora" / "weights")
+    cond = model.condition(model.text_encoder("cpu")(PROMPTS[:1]), Frames.square(torch.tensor([[16, 16, 0, 0]]), 16))
+    x, t = torch.randn(1, 4, 8, 8), torch.tensor([500])
+    with torch.no_grad():
+        ours = model.predict(model.denoiser("cpu", torch.float32), x, t, cond)
+        theirs = model.predict(getattr(plain, model.denoiser_part), x, t, cond)
+    assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_a_full_run_opens_with_diffusers_alone(any_model, work):
+    part = opened(any_model).denoiser_part
+    kind = type(opened(any_model).denoiser("cpu", torch.float32))
+    network = kind.from_pretrained(work / "full" / "weights" / part)
+    saved = load_file(next((work / "full" / "checkpoints").iterdir()) / "weights.safetensors")
+    assert all(torch.equal(value, saved[name]) for name, value in network.state_dict().items())
+
+
+def test_every_other_verb_takes_it(any_model, work):
+    mapo("check", work / "pairs", "--model", any_model, "--out", work / "check.html")
+    mapo(
+        "mismatch", "--model", any_model, "--pairs", work / "pairs", "--num-pairs", 4, "--encoder", "none", "--steps", 2,
+        "--out", work / "mismatch.json",
+    )  # fmt: skip
+    found = json.loads((work / "mismatch.json").read_text())
+    assert found["errors"]["own"]["value"] > 0
+    (work / "prompts.txt").write_text("a small red circle\na large blue square\n")
+    for name, model in (("before", any_model), ("after", work / "lora")):
+        mapo("sample", "--model", model, "--prompts", work / "prompts.txt", "--steps", 2, "--out", work / name)
+        mapo("score", work / name, "--scorer", "mini", "--out", work / f"{name}.parquet")
+    scores = [word for name in ("before", "after") for word in ("--scores", work / f"{name}.parquet")]
+    mapo("report", "--before", work / "before", "--after", work / "after", *scores, "--run", work / "lora",
+         "--out", work / "report.html")  # fmt: skip
+    assert (work / "report.html").stat().st_size > 10_000
+
+
+def test_training_further_on_a_run_stands_on_it(work):
+    mapo(
+        "train", "--model", work / "lora", "--pairs", work / "pairs", "--out", work / "more", "--adapter", "lora",
+        "--set", "train.steps=1", "--set", "train.pairs_per_step=4",
+    )  # fmt: skip
+    mapo("train", "--model", work / "full", "--pairs", work / "pairs", "--out", work / "on-full", "--set",
+         "train.steps=1", "--set", "train.pairs_per_step=4")  # fmt: skip
+    first, both = (load_file(work / run / "weights" / "pytorch_lora_weights.safetensors") for run in ("lora", "more"))
+    down = next(name for name in first if "down" in name)
+    assert both[down].shape[0] == 2 * first[down].shape[0]
+
+
+# ------------------------------------------------------------------ other models
+
+
+def test_another_class_of_pipeline_is_named(tmp_path):
     (tmp_path / "model_index.json").write_text('{"_class_name": "WuerstchenPipeline"}')
-    with pytest.raises(MapoError, match="is a WuerstchenPipeline; known are: StableDiffusionXLPipeline"):
-        family_of(find_model(str(tmp_path)))
-    assert "StableDiffusionXLPipeline" in FAMILIES
+    with pytest.raises(MapoError, match="is a WuerstchenPipeline; known are: StableDiffusionXLPipeline, Stable"):
+        open_model(find_model(str(tmp_path)))
 
 
-def test_the_fingerprint_sees_a_change_of_weights(sdxl, tmp_path):
-    import shutil
-
-    shutil.copytree(sdxl / "vae", tmp_path / "vae")
+def test_the_fingerprint_sees_a_change_of_weights(any_model, tmp_path):
+    shutil.copytree(any_model / "vae", tmp_path / "vae")
     before = fingerprint(tmp_path, ["vae"])
     path = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
     data = bytearray(path.read_bytes())
     data[-5] ^= 0xFF
     path.write_bytes(data)
-    assert fingerprint(sdxl, ["vae"]) == before != fingerprint(tmp_path, ["vae"])
+    assert fingerprint(any_model, ["vae"]) == before != fingerprint(tmp_path, ["vae"])
 
 
-def test_a_run_that_points_out_of_its_folder_is_refused(sdxl, tmp_path):
-    run = {"base": str(sdxl), "adapter": "full", "denoiser": "../elsewhere"}
+def test_a_model_folder_that_is_half_downloaded_is_refused_part_by_part(any_model, tmp_path):
+    model = opened(any_model)
+    for part in (*model.encoder_parts, model.denoiser_part, "scheduler"):
+        folder = tmp_path / part
+        shutil.copytree(any_model, folder)
+        shutil.rmtree(folder / part)
+        with pytest.raises(MapoError, match=f"is not whole.*{part}"):
+            half = opened(folder)
+            half.files.fingerprint(half.encoder_parts)
+
+
+def test_a_run_that_points_out_of_its_folder_is_refused(any_model, tmp_path):
+    run = {"base": str(any_model), "adapter": "full", "denoiser": "../elsewhere"}
     (tmp_path / "run.json").write_text(json.dumps(run))
     with pytest.raises(MapoError, match="leaves its folder"):
         find_model(str(tmp_path))

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from mapo.encode.cache import cache_key
 from mapo.encode.seen import open_view
 from mapo.errors import MapoError
-from mapo.models import family_of, find_model
+from mapo.models import find_model, open_model
+from mapo.models.files import variant_of
 from mapo.models.kind import DDPM_LIKE, check_scheduler, check_vae
-from mapo.models.parts import variant_of
 from mapo.worlds import WORLDS
 
 MINI = WORLDS["mini"].model
@@ -32,8 +32,7 @@ def changed(folder: Path, file: str, **values) -> Path:
 
 
 def open_for_training(folder: Path) -> None:
-    model = find_model(str(folder))
-    cache_key(family_of(model), model, None, False)
+    cache_key(open_model(find_model(str(folder))))
 
 
 SCHEDULER = "scheduler/scheduler_config.json"
@@ -142,7 +141,7 @@ def test_weights_that_lack_a_tensor_are_refused(tmp_path):
     save_file(tensors, path, {"format": "pt"})
     model = find_model(str(tmp_path / "m"))
     with pytest.raises(MapoError, match=r"the weights of text_encoder lack .*\(1 tensor is missing\)"):
-        family_of(model).load_text_encoders(model, "cpu")
+        open_model(model).text_encoder("cpu")
 
 
 # ------------------------------------------------------------------ files of weights
@@ -162,15 +161,14 @@ def halves(folder: Path, parts: tuple[str, ...]) -> Path:
     [("unet",), ("vae",), ("text_encoder", "text_encoder_2"), ("unet", "vae", "text_encoder", "text_encoder_2")],
 )
 def test_weights_that_are_there_only_as_a_variant_are_read_in_every_part(tmp_path, parts):
-    plain, model = find_model("mini"), find_model(str(halves(tmp_path / "m", parts)))
-    family = family_of(model)
-    one, two = (family.load_denoiser(m, "cpu").state_dict() for m in (plain, model))
+    both = [open_model(find_model(name)) for name in ("mini", str(halves(tmp_path / "m", parts)))]
+    one, two = (model.denoiser("cpu").state_dict() for model in both)
     assert all(torch.equal(one[k], two[k]) for k in one)
-    one, two = (family.load_vae(m, "cpu").state_dict() for m in (plain, model))
-    assert all(torch.equal(one[k], two[k]) for k in one)
-    texts = [family.encode_prompts(family.load_text_encoders(m, "cpu"), ["a red circle"]) for m in (plain, model)]
+    means = [model.image_encoder("cpu")(torch.ones(1, 3, 48, 48))[0] for model in both]
+    assert torch.equal(*means)
+    texts = [model.text_encoder("cpu")(["a red circle"]) for model in both]
     assert all(torch.equal(texts[0][k], texts[1][k]) for k in texts[0])
-    assert family.pipeline(model, "cpu").unet.dtype == torch.float32
+    assert both[1].pipeline("cpu").unet.dtype == torch.float32
 
 
 def test_a_variant_is_only_taken_where_there_is_nothing_else(tmp_path):

@@ -117,9 +117,17 @@ def test_the_defaults_are_those_of_the_pipeline_s_class(sd15, flux):
     assert (found.steps, found.guidance, found.width) == (28, 3.5, 256)
 
 
-def test_latents_need_a_model_that_can_be_trained(tmp_path, sd15):
-    with pytest.raises(MapoError, match="is a StableDiffusionPipeline; known are"):
-        build(read_recipe("pick-safety"), str(sd15), PROMPTS, 1, tmp_path / "p", steps=1, keep="rejected-as-latents")
+def test_latents_need_a_model_that_can_be_trained(tmp_path, flux):
+    with pytest.raises(MapoError, match="is a FluxPipeline; known are"):
+        build(
+            read_recipe("pick-style-cartoon"),
+            str(flux),
+            PROMPTS,
+            1,
+            tmp_path / "p",
+            steps=1,
+            keep="rejected-as-latents",
+        )
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,16 @@
 import torch
 
 from mapo.encode.cache import Cache, cache_key
-from mapo.models import family_of, find_model
+from mapo.models import find_model, open_model
 from mapo.pairs import PairSet
-from mapo.train.batches import load_batch, prefetched, rows_at
+from mapo.train.batches import assemble, draws, prefetched, rows_at
 
 
 def loaded(positions, sdxl, pairs, cache, **changes):
-    model = find_model(str(sdxl))
-    family = family_of(model)
-    opened = Cache(cache, cache_key(family, model, None, False))
-    common = {"seed": 0, "resolution": 16, "num_timesteps": 1000, **changes}
-    return load_batch(positions, list(PairSet(pairs)), opened, family, model, **common)
+    model = open_model(find_model(str(sdxl)))
+    rows = list(PairSet(pairs))
+    drawn = draws(positions, len(rows), model.process, model.layout.latent(16), **{"seed": 0, **changes})
+    return assemble(rows, drawn, Cache(cache, cache_key(model)), model)
 
 
 def test_every_epoch_is_another_permutation_of_all_rows():
@@ -33,13 +32,13 @@ def test_a_batch_is_the_concatenation_of_its_positions(sdxl, pairs, cache):
 
 
 def test_a_batch_does_not_walk_the_cache(sdxl, pairs, cache, monkeypatch):
-    model = find_model(str(sdxl))
-    family = family_of(model)
-    opened = Cache(cache, cache_key(family, model, None, False))
+    model = open_model(find_model(str(sdxl)))
+    opened = Cache(cache, cache_key(model))
     reads, find = [], opened.index.find
     monkeypatch.setattr(opened.index, "find", lambda digest: reads.append(digest) or find(digest))
     monkeypatch.setattr(opened.index, "columns_of", None)  # which walks; it is asked once, at opening
-    load_batch(range(4), PairSet(pairs), opened, family, model, seed=0, resolution=16, num_timesteps=1000)
+    drawn = draws(range(4), 12, model.process, (4, 8, 8), seed=0)
+    assemble(PairSet(pairs), drawn, opened, model)
     assert len(reads) == 4 * 5  # the latents and the size of two pictures, and the prompt
 
 
@@ -50,8 +49,7 @@ def test_chosen_pictures_come_first_and_conditions_are_doubled(sdxl, pairs, cach
         assert len(values) == 8
     assert torch.equal(batch.cond["prompt_embeds"][:4], batch.cond["prompt_embeds"][4:])
     assert batch.cond["time_ids"][0].tolist() == [16, 20, 0, 2, 16, 16]
-    model = find_model(str(sdxl))
-    opened = Cache(cache, cache_key(family_of(model), model, None, False))
+    opened = Cache(cache, cache_key(open_model(find_model(str(sdxl)))))
     by_id = {p.id: p for p in PairSet(pairs)}
     for k, name in enumerate(batch.ids):
         for image, picture in ((k, by_id[name].chosen), (k + 4, by_id[name].rejected)):

@@ -4,11 +4,10 @@ import torch
 from mapo.errors import MapoError
 from mapo.train.checkpoint import (
     load_checkpoint,
-    load_optimizer_tensors,
-    optimizer_tensors,
     read_state,
     save_checkpoint,
 )
+from mapo.train.updater import load_optimizer_tensors, optimizer_tensors
 
 
 def stepped(seed):

@@ -12,7 +12,7 @@ from test_train import run
 from data_fixtures import files_below
 from mapo.cli import cli
 from mapo.errors import MapoError
-from mapo.models import family_of, find_model
+from mapo.models import find_model, open_model
 from tiny import make_pairs
 
 FILE = "weights/pytorch_lora_weights.safetensors"
@@ -120,15 +120,14 @@ def test_a_lora_with_the_names_of_peft_becomes_the_same_file(work):
     for names in ("lora.down", "lora_A"):
         if names == "lora_A":
             change(work, lambda t: renamed(".lora.up.", ".lora_B.")(renamed(".lora.down.", ".lora_A.")(t)))
-        model = find_model(str(work / "a"))
-        family = family_of(model)
-        family.check_loras(model, on_top=True)
-        denoiser = family.load_denoiser(find_model("mini"), "cpu", torch.float32)
+        model = open_model(find_model(str(work / "a")))
+        model.check_loras(on_top=True)
+        denoiser = open_model(find_model("mini")).denoiser("cpu", torch.float32)
         from mapo.train.adapters import add_adapter
         from mapo.train.config import AdapterConfig
 
-        add_adapter(denoiser, family, AdapterConfig(kind="lora", rank=2), 0)
-        family.save_lora(denoiser, work / names, model.loras)
+        add_adapter(denoiser, model, AdapterConfig(kind="lora", rank=2), 0)
+        model.save_lora(denoiser, work / names)
         made.append(load_file(work / names / "pytorch_lora_weights.safetensors"))
     assert made[0].keys() == made[1].keys() and made[0][f"{LAYER}.down.weight"].shape == (6, 80)
     assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])

@@ -260,7 +260,7 @@ def test_a_macs_gpu_is_given_no_number_of_64_bits(monkeypatch):
 
 
 def test_the_reference_runs_before_the_graph_of_the_policy_exists(sdxl):
-    from mapo.models.noise import Schedule
+    from mapo.models.noise import Ddpm
     from mapo.train.step import pair_errors
     from mapo.train.types import Batch
 
@@ -276,7 +276,7 @@ def test_the_reference_runs_before_the_graph_of_the_policy_exists(sdxl):
     one = torch.ones(1, dtype=torch.float64)
     latents = torch.zeros(2, 4, 8, 8)
     batch = Batch(latents, {}, one, one, torch.ones(1, 4, 8, 8), torch.tensor([3]))
-    schedule = Schedule(torch.linspace(0.99, 0.01, 1000), "epsilon")
+    schedule = Ddpm(torch.linspace(0.99, 0.01, 1000), "epsilon")
     pair_errors(predicting("policy"), batch, schedule, predicting("reference"))
     assert order == [("reference", False), ("policy", True)]
 

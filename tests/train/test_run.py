@@ -32,13 +32,13 @@ def unet_of(folder: Path) -> dict[str, torch.Tensor]:
 def test_a_longer_run_that_dies_while_it_writes_its_final_weights_writes_them_next_time(
     tmp_path, sdxl, pairs, cache, monkeypatch
 ):
-    from mapo.models import sdxl as family
+    from mapo.models.sdxl import StableDiffusionXL
 
     whole = tmp_path / "whole"
     run(whole, sdxl, pairs, cache, steps=4)
     run(tmp_path / "r", sdxl, pairs, cache, steps=2)
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
-        patch.setattr(family, "save_denoiser", cut_off)
+        patch.setattr(StableDiffusionXL, "save", cut_off)
         run(tmp_path / "r", sdxl, pairs, cache, steps=4)
     assert json.loads((tmp_path / "r" / "run.json").read_text())["steps"] == 2  # the old weights are still a model
     run(tmp_path / "r", sdxl, pairs, cache, steps=4)
@@ -337,11 +337,11 @@ def with_own_adapter(denoiser: torch.nn.Module, run_folder: Path) -> torch.nn.Mo
     """A denoiser with the LoRA that a run trained itself, out of its checkpoint."""
     from safetensors.torch import load_file
 
-    from mapo.models import sdxl as family
+    from mapo.models.sdxl import StableDiffusionXL
     from mapo.train.adapters import add_adapter, trainable
     from mapo.train.config import AdapterConfig
 
-    add_adapter(denoiser, family, AdapterConfig(kind="lora", rank=4), 0)
+    add_adapter(denoiser, StableDiffusionXL, AdapterConfig(kind="lora", rank=4), 0)
     (checkpoint,) = (run_folder / "checkpoints").iterdir()
     weights = load_file(checkpoint / "weights.safetensors")
     with torch.no_grad():
@@ -398,14 +398,14 @@ def test_a_run_whose_base_is_gone_says_what_stood_on_what(tmp_path, sdxl, pairs,
     ],
 )
 def test_damaged_files_of_a_run_are_named(tmp_path, sdxl, pairs, cache, file, damage, says):
-    from mapo.models import family_of
+    from mapo.models import open_model
 
     run(tmp_path / "r", sdxl, pairs, cache, kind="lora", steps=1)
     path = tmp_path / "r" / file
     path.write_bytes(path.read_bytes()[:300] if damage is None else damage)
     with pytest.raises(MapoError, match=says):
         model = find_model(str(tmp_path / "r"))
-        family_of(model).load_denoiser(model, "cpu", torch.float32)
+        open_model(model).denoiser("cpu", torch.float32)
         run(tmp_path / "r", sdxl, pairs, cache, kind="lora", steps=2)
 
 

@@ -2,11 +2,12 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from mapo.models.noise import Schedule
+from mapo.models.noise import Ddpm
+from mapo.train.objectives import OBJECTIVES
 from mapo.train.step import pair_errors, pair_losses, pair_metrics
 from mapo.train.types import Batch, PairErrors
 
-SCHEDULE = Schedule(DDPMScheduler().alphas_cumprod, "epsilon")
+SCHEDULE = Ddpm(DDPMScheduler().alphas_cumprod, "epsilon")
 
 
 def batch(p=3):
@@ -55,10 +56,15 @@ def test_the_reference_sees_the_same_noisy_latents_and_gets_no_gradient():
 
 def test_metrics_are_per_pair_numbers():
     errors = PairErrors(torch.tensor([0.1, 0.3, 0.2]), torch.tensor([0.2, 0.1, 0.2]))
-    losses = pair_losses("mapo", errors, {})
-    metrics = pair_metrics("mapo", errors, losses, {})
+    losses = pair_losses(OBJECTIVES["mapo"], errors, {})
+    metrics = pair_metrics(OBJECTIVES["mapo"], errors, losses, {})
     assert metrics["margin"].tolist() == pytest.approx([0.1, -0.2, 0.0])
     assert metrics["accuracy"].tolist() == [1, 0, 0.5]
     assert metrics["logit"].tolist()[2] == 0 and metrics["logit"][0] > 0 > metrics["logit"][1]
     assert metrics["logit_scale"].min() > 200
-    assert pair_metrics("sft", errors, losses, {})["logit_scale"].tolist() == [0, 0, 0]
+    assert pair_metrics(OBJECTIVES["sft"], errors, losses, {})["logit_scale"].tolist() == [0, 0, 0]
+
+
+def test_half_precision_predictions_are_measured_in_float32():
+    errors = pair_errors(lambda x, t, c: torch.full_like(x, 0.1, dtype=torch.bfloat16), batch(), SCHEDULE)
+    assert errors.chosen.dtype is torch.float32

@@ -210,19 +210,19 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_pairs(t
 def test_flip_mirrors_both_pictures_of_a_pair_or_none(tmp_path, sdxl, pairs):
     from mapo.encode.cache import Cache, cache_key
     from mapo.encode.fill import encode
-    from mapo.models import family_of, find_model
+    from mapo.models import find_model, open_model
     from mapo.pairs import PairSet
-    from mapo.train.batches import load_batch
+    from mapo.train.batches import assemble, draws
 
-    model = find_model(str(sdxl))
-    family = family_of(model)
+    model = open_model(find_model(str(sdxl)))
     opened = PairSet(pairs)
-    encode(family, model, opened, tmp_path / "c", flip=True)
-    cache = Cache(tmp_path / "c", cache_key(family, model, None, True))
+    encode(model, opened, tmp_path / "c", flip=True)
+    cache = Cache(tmp_path / "c", cache_key(model, flip=True))
     rows = list(opened)
-    common = {"seed": 3, "resolution": 16, "num_timesteps": 1000}
-    mirrored = load_batch(range(12), rows, cache, family, model, flip=True, **common)
-    plain = load_batch(range(12), rows, cache, family, model, flip=False, **common)
+    mirrored, plain = (
+        assemble(rows, draws(range(12), 12, model.process, (4, 8, 8), seed=3, flip=flip), cache, model)
+        for flip in (True, False)
+    )
     changed = (mirrored.latents != plain.latents).flatten(1).any(1)
     assert torch.equal(changed[:12], changed[12:])
     assert 0 < changed[:12].sum() < 12

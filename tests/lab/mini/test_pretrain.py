@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from mapo.cli import cli
 from mapo.errors import MapoError
 from mapo.lab.mini.pretrain import make_settings
-from mapo.models import family_of, find_model
+from mapo.models import find_model, open_model
 
 TINY = ["vae_steps=2", "vae_batch=2", "steps=2", "batch=2", "pictures=128", "save_every_steps=1"]
 
@@ -21,7 +21,7 @@ def test_pretraining_makes_a_model_that_loads_and_goes_on_where_it_stopped(tmp_p
         )
         assert done.exit_code == 0, done.output
     model = find_model(str(tmp_path / "m"))
-    assert family_of(model).resolution(model) == 48
+    assert open_model(model).layout.side == 48
     log = [json.loads(line) for line in (tmp_path / "m.work" / "log.jsonl").read_text().splitlines()]
     assert [(row["part"], row["step"]) for row in log] == [("vae", 2), ("denoiser", 1), ("denoiser", 2)]
 
