@@ -13,7 +13,7 @@ from mapo.train.types import PairErrors
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "objectives.json").read_text())
 NAMES = {"mapo_v1": "mapo", "mapo_v2": "mapo_aaai", "dpo": "dpo"}
-KNOBS = {"snr": "snr", "beta": "beta", "alpha": "alpha", "T": "num_timesteps"}
+KNOBS = {"snr": "snr", "beta": "beta", "alpha": "alpha", "T": "num_timesteps", "mu": "mu", "baseline": "baseline"}
 CASES = [(NAMES[form], row) for form in NAMES for row in GOLDEN[form]]
 MORE = json.loads((Path(__file__).parents[1] / "golden" / "more_objectives.json").read_text())
 CASES += [(name, row) for name, found in MORE.items() for row in found]
@@ -26,10 +26,22 @@ def tensors(*values, dtype=torch.float32):
     return [torch.tensor([v], dtype=dtype, requires_grad=True) for v in values]
 
 
-def loss_and_gradients(name, chosen, rejected, settings, ref=(0.3, 0.4), dtype=torch.float64):
+def constants(name):
+    """What a step would have prepared, where the objective prepares something."""
+    return {"baseline": 0.01} if OBJECTIVES[name].prepare else {}
+
+
+def pair(name, chosen, rejected, ref=(0.3, 0.4), dtype=torch.float64, agreement=0.2):
+    """The errors of one pair with all that the objective asks for; ``chosen`` and ``rejected`` are tensors."""
+    reference = [torch.tensor([v], dtype=dtype) for v in ref] if name in NEEDS_REFERENCE else [None, None]
+    extras = {key: torch.tensor([agreement], dtype=dtype) for key in OBJECTIVES[name].extras}
+    return PairErrors(chosen, rejected, *reference, extras, extras)
+
+
+def loss_and_gradients(name, chosen, rejected, settings, ref=(0.3, 0.4), dtype=torch.float64, agreement=0.2):
     w, losing = tensors(chosen, rejected, dtype=dtype)
-    reference = [torch.tensor([v], dtype=dtype) for v in ref] if name in NEEDS_REFERENCE else []
-    loss = OBJECTIVES[name].loss(PairErrors(w, losing, *reference), **settings)
+    errors = pair(name, w, losing, ref, dtype, agreement)
+    loss = OBJECTIVES[name].loss(errors, **{**constants(name), **settings})
     down, up = torch.autograd.grad(loss.sum(), (w, losing), allow_unused=True)
     return loss, torch.zeros(1) if down is None else down, torch.zeros(1) if up is None else up
 
@@ -39,7 +51,9 @@ def loss_and_gradients(name, chosen, rejected, settings, ref=(0.3, 0.4), dtype=t
 def test_losses_and_gradients_meet_the_golden_numbers(name, row, dtype):
     settings = {KNOBS[k]: row[k] for k in KNOBS if k in row}
     reference = (row.get("ref_chosen", 0.0), row.get("ref_rejected", 0.0))
-    loss, down, up = loss_and_gradients(name, row["chosen"], row["rejected"], settings, reference, dtype)
+    loss, down, up = loss_and_gradients(
+        name, row["chosen"], row["rejected"], settings, reference, dtype, row.get("agreement", 0.2)
+    )
     for got, want in ((loss, row["loss"]), (down, row["d_chosen"]), (up, row["d_rejected"])):
         assert abs(got.item() - want) <= 1e-6 * max(abs(want), 1e-6)
 
@@ -48,7 +62,9 @@ def test_losses_and_gradients_meet_the_golden_numbers(name, row, dtype):
 def test_float32_errors_get_float64_arithmetic(name, row):
     settings = {KNOBS[k]: row[k] for k in KNOBS if k in row}
     reference = (row.get("ref_chosen", 0.0), row.get("ref_rejected", 0.0))
-    loss, down, _ = loss_and_gradients(name, row["chosen"], row["rejected"], settings, reference, torch.float32)
+    loss, down, _ = loss_and_gradients(
+        name, row["chosen"], row["rejected"], settings, reference, torch.float32, row.get("agreement", 0.2)
+    )
     assert loss.dtype is torch.float64
     assert abs(loss.item() - row["loss"]) <= 1e-6 * max(abs(row["loss"]), 1e-6)
     assert abs(down.item() - row["d_chosen"]) <= 2e-7 * max(abs(row["d_chosen"]), 1e-6) + 1e-37
