@@ -128,10 +128,10 @@ def test_the_margin_pulls_twelve_times_as_hard_as_the_sft_term_at_zero_margin():
 
 
 def test_every_objective_takes_its_knobs_as_keywords_and_gives_one_loss_per_pair():
-    e = PairErrors(*[torch.rand(5) for _ in range(4)])
-    for objective in OBJECTIVES.values():
-        assert objective.loss(e, **objective.settings).shape == (5,)
-        assert objective.loss(e).dtype is torch.float64
+    e = PairErrors(*[torch.rand(5) for _ in range(4)], extras={"agreement": torch.rand(5)})
+    for name, objective in OBJECTIVES.items():
+        assert objective.loss(e, **constants(name), **objective.settings).shape == (5,)
+        assert objective.loss(e, **constants(name)).dtype is torch.float64
 
 
 def relative_pulls(chosen, rejected, **settings):
@@ -177,12 +177,11 @@ def test_a_soft_label_mixes_both_ways_of_reading_the_pair(chosen, rejected, sure
 
 @given(errors, errors, st.sampled_from(sorted(OBJECTIVES)))
 def test_a_certain_pair_is_the_objective_itself_and_a_tie_is_the_same_either_way(chosen, rejected, name):
-    e = PairErrors(*(torch.tensor([v], dtype=torch.float64) for v in (chosen, rejected, 0.3, 0.4)))
-    swapped = PairErrors(e.rejected, e.chosen, e.ref_rejected, e.ref_chosen)
-    one, half = torch.ones(1), torch.full((1,), 0.5)
-    assert torch.equal(soft(OBJECTIVES[name], e, one), OBJECTIVES[name].loss(e))
-    tie = soft(OBJECTIVES[name], e, half)
-    assert torch.allclose(tie, soft(OBJECTIVES[name], swapped, half), rtol=1e-14, atol=0)
+    e = pair(name, *(torch.tensor([v], dtype=torch.float64) for v in (chosen, rejected)))
+    one, half, given = torch.ones(1), torch.full((1,), 0.5), constants(name)
+    assert torch.equal(soft(OBJECTIVES[name], e, one, **given), OBJECTIVES[name].loss(e, **given))
+    tie = soft(OBJECTIVES[name], e, half, **given)
+    assert torch.allclose(tie, soft(OBJECTIVES[name], e.swapped(), half, **given), rtol=1e-14, atol=0)
 
 
 def test_a_tie_pulls_the_errors_of_both_pictures_together():

@@ -311,17 +311,19 @@ def test_steps_before_a_divergence_are_kept_and_can_be_used(tmp_path, sdxl, pair
 def test_a_lora_on_a_run_with_loras_is_one_file_that_any_pipeline_opens(tmp_path, sdxl, pairs, cache):
     from diffusers import StableDiffusionXLPipeline
 
-    from mapo.models.sdxl import load_denoiser
+    from mapo.models import open_model
 
     run(tmp_path / "a", sdxl, pairs, cache, kind="lora", steps=2, optim={"lr": 1e-2})
     run(tmp_path / "b", tmp_path / "a", pairs, cache, kind="lora", steps=2, optim={"lr": 1e-2})
     run(tmp_path / "c", tmp_path / "b", pairs, cache, kind="lora", steps=2, optim={"lr": 1e-2})
-    ours = with_own_adapter(load_denoiser(find_model(str(tmp_path / "b")), "cpu"), tmp_path / "c")
-    second = with_own_adapter(load_denoiser(find_model(str(tmp_path / "a")), "cpu"), tmp_path / "b")
+    ours = with_own_adapter(open_model(find_model(str(tmp_path / "b"))).denoiser("cpu", torch.float32), tmp_path / "c")
+    second = with_own_adapter(
+        open_model(find_model(str(tmp_path / "a"))).denoiser("cpu", torch.float32), tmp_path / "b"
+    )
     pipeline = StableDiffusionXLPipeline.from_pretrained(sdxl, add_watermarker=False)
     pipeline.load_lora_weights(tmp_path / "c" / "weights")
-    first = load_denoiser(find_model(str(tmp_path / "a")), "cpu")
-    middle = load_denoiser(find_model(str(tmp_path / "b")), "cpu")
+    first = open_model(find_model(str(tmp_path / "a"))).denoiser("cpu", torch.float32)
+    middle = open_model(find_model(str(tmp_path / "b"))).denoiser("cpu", torch.float32)
     x, t = torch.randn(1, 4, 8, 8), torch.tensor([500])
     cond = {"text_embeds": torch.randn(1, 24), "time_ids": torch.ones(1, 6)}
     states = torch.randn(1, 32, 40)

@@ -111,8 +111,7 @@ def test_two_processes_train_as_one(tmp_path, sdxl, pairs, cache, whole):
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_every_objective_trains_full_and_lora_and_gives_a_model(tmp_path, sdxl_v, pairs, objective, kind):
-    from mapo.models import find_model
-    from mapo.models.sdxl import load_denoiser
+    from mapo.models import find_model, open_model
 
     cache = tmp_path / "cache"
     got = run(tmp_path / "r", sdxl_v, pairs, cache, objective, kind, steps=2, optim={"lr": 1e-2})
@@ -121,8 +120,10 @@ def test_every_objective_trains_full_and_lora_and_gives_a_model(tmp_path, sdxl_v
         assert got[0]["margin_over_reference"] == pytest.approx(0, abs=1e-12)
         assert got[0]["loss"] == pytest.approx(math.log(2))
         assert got[1]["loss"] != pytest.approx(math.log(2), abs=1e-9)
-    before = load_denoiser(find_model(str(sdxl_v)), "cpu").state_dict()
-    after = load_denoiser(find_model(str(tmp_path / "r")), "cpu").state_dict()
+    before, after = (
+        open_model(find_model(str(model))).denoiser("cpu", torch.float32).state_dict()
+        for model in (sdxl_v, tmp_path / "r")
+    )
     moved = {k for k in before if not torch.equal(before[k], after[k])}
     assert moved
     if kind == "lora":
@@ -132,11 +133,10 @@ def test_every_objective_trains_full_and_lora_and_gives_a_model(tmp_path, sdxl_v
 def test_a_lora_run_as_a_model_is_the_denoiser_that_was_trained(tmp_path, sdxl, pairs, cache):
     from diffusers import StableDiffusionXLPipeline
 
-    from mapo.models import find_model
-    from mapo.models.sdxl import load_denoiser
+    from mapo.models import find_model, open_model
 
     run(tmp_path / "r", sdxl, pairs, cache, kind="lora", optim={"lr": 1e-2})
-    ours = load_denoiser(find_model(str(tmp_path / "r")), "cpu")
+    ours = open_model(find_model(str(tmp_path / "r"))).denoiser("cpu", torch.float32)
     pipeline = StableDiffusionXLPipeline.from_pretrained(sdxl, add_watermarker=False)
     pipeline.load_lora_weights(tmp_path / "r" / "weights")
     x, t = torch.randn(1, 4, 8, 8), torch.tensor([500])

@@ -1,0 +1,309 @@
+"""Objectives in a file of the user's own, and those that need more than four errors a pair."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from test_train import assert_same, metrics, run
+
+from mapo.cli import cli
+from mapo.errors import MapoError
+from mapo.models.noise import Ddpm
+from mapo.train.objectives import OBJECTIVES, agreement, kto_baseline
+from mapo.train.own_objectives import objective_named
+from mapo.train.step import pair_errors
+from mapo.train.types import Batch, PairErrors, Residuals
+
+MINE = """
+import torch.nn.functional as F
+
+def mine(errors, *, beta: float = 0.1):
+    w, l = errors.chosen.double(), errors.rejected.double()
+    return w - beta * F.logsigmoid(l - w)
+"""
+
+WITH_ALL = """
+import torch
+import torch.nn.functional as F
+from mapo.train.objectives import Objective
+
+def loss(errors, *, mean, pull=2.0):
+    seen.append((errors.extras["product"].detach().clone(), mean))
+    drift = (errors.chosen - errors.rejected) - (errors.ref_chosen - errors.ref_rejected)
+    return -F.logsigmoid(-pull * drift.double()) + 0 * errors.extras["product"] + mean * errors.chosen
+
+seen = []
+everything = Objective(
+    loss, needs_reference=True,
+    extras={"product": lambda r: (r.chosen * r.rejected).flatten(1).mean(1)},
+    prepare=lambda errors: {"mean": float(errors.chosen.mean())},
+)
+"""
+
+
+OPEN_KTO = """
+from mapo.train.objectives import Objective, kto
+
+def baseline(errors):  # of kto, but it may be negative, as it is on the random model of these tests
+    gains = errors.ref_chosen + errors.ref_rejected - errors.chosen - errors.rejected
+    return {"baseline": float(gains.mean()) / 2}
+
+open_kto = Objective(kto, needs_reference=True, prepare=baseline)
+"""
+
+
+@pytest.fixture
+def file(tmp_path) -> Path:
+    path = tmp_path / "my_objective.py"
+    path.write_text(MINE)
+    return path
+
+
+def test_a_function_of_ones_own_trains_as_the_built_in_one_of_the_same_formula(tmp_path, sdxl, pairs, cache, file):
+    ours = run(tmp_path / "a", sdxl, pairs, cache, {"name": f"{file}:mine", "beta": 0.5})
+    theirs = run(tmp_path / "b", sdxl, pairs, cache, {"name": "orpo", "beta": 0.5})
+    assert_same(ours, theirs, tolerance=1e-12)
+    assert f'name = "{file}:mine"' in (tmp_path / "a" / "config.toml").read_text()
+    assert "beta = 0.5" in (tmp_path / "a" / "config.toml").read_text()
+
+
+def test_it_is_found_again_from_another_folder_and_its_changes_are_noticed(
+    tmp_path, sdxl, pairs, cache, file, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    first = run(tmp_path / "r", sdxl, pairs, cache, "my_objective.py:mine", steps=2)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    more = run(tmp_path / "r", sdxl, pairs, cache, f"{file}:mine", steps=3)
+    assert more[:2] == first and len(more) == 3
+    file.write_text(MINE.replace("0.1", "0.2"))
+    with pytest.raises(MapoError, match="the content of objective"):
+        run(tmp_path / "r", sdxl, pairs, cache, {"name": f"{file}:mine", "beta": 0.1}, steps=4)
+
+
+def test_a_record_of_ones_own_gets_extras_constants_and_a_reference(tmp_path, sdxl, pairs, cache):
+    path = tmp_path / "all.py"
+    path.write_text(WITH_ALL)
+    got = run(tmp_path / "r", sdxl, pairs, cache, f"{path}:everything", pairs_per_device=3, steps=1)
+    objective = objective_named(f"{path}:everything", {})
+    seen = objective.loss.__globals__["seen"]
+    constant = {mean for _, mean in seen if isinstance(mean, float)}
+    assert got[0]["mean"] in constant and got[0]["mean"] == pytest.approx(got[0]["error_chosen"], rel=1e-12)
+    assert all(torch.isfinite(product).all() for product, _ in seen)
+
+
+BROKEN = {
+    "syntax": ("def mine(errors)\n", r"cannot be read \(SyntaxError, line 1: "),
+    "import": ("import no_such_module\n", r"cannot be read \(ModuleNotFoundError, line 1: No module named"),
+    "name": ("def other(errors):\n    return errors.chosen\n", "has no function 'mine'. It has: other"),
+    "nothing": ("x = 1\n", "has no function 'mine'. It has no functions"),
+    "not a function": ("mine = 3\n", "has no function 'mine'"),
+    "raises": ("def mine(errors):\n    return errors.chosen / errors.size\n", r"cannot be used \(AttributeError, line 2"),
+    "arguments": ("def mine(one, two):\n    return one\n", r"cannot be used \(TypeError: "),
+    "mean": ("def mine(errors):\n    return errors.chosen.mean()\n", r"gave a tensor of shape \[\]. It has to give a"),
+    "two": ("def mine(errors):\n    return errors.chosen[:2]\n", r"gave a tensor of shape \[2\]"),
+    "list": ("def mine(errors):\n    return [1.0, 2.0, 3.0]\n", "gave a list. It has to give a tensor of 3 losses"),
+    "whole numbers": ("def mine(errors):\n    return errors.chosen.long()\n", "Its losses have to be finite numbers"),
+    "not finite": ("def mine(errors):\n    return (errors.chosen * 0).log()\n", r"gave \[-inf, -inf, -inf\] for 3"),
+    "gradient": ("def mine(errors):\n    return errors.chosen.detach()\n", "losses without a gradient"),
+    "bad gradient": (
+        "def mine(errors):\n    return (errors.chosen - errors.chosen).abs().sqrt()\n", "a gradient that is not finite",
+    ),
+    "reference": (
+        "def mine(errors):\n    return errors.chosen - errors.ref_chosen\n", r"cannot be used \(TypeError, line 2",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_one_that_cannot_be_trained_with_is_refused_in_a_sentence_before_anything_is_loaded(tmp_path, pairs, kind):
+    code, says = BROKEN[kind]
+    path = tmp_path / "broken.py"
+    path.write_text(code)
+    words = ["train", "--model", "mini", "--pairs", pairs, "--out", tmp_path / "r", "--objective", f"{path}:mine"]
+    done = CliRunner().invoke(cli, [str(word) for word in words])
+    assert isinstance(done.exception, MapoError), done.exception
+    assert re.search(says, str(done.exception)), done.exception
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_file_that_is_not_there_and_a_setting_that_it_lacks_are_named(tmp_path, sdxl, pairs, cache, file):
+    with pytest.raises(MapoError, match=r"there is no file .*absent\.py"):
+        run(tmp_path / "r", sdxl, pairs, cache, f"{tmp_path}/absent.py:mine")
+    with pytest.raises(MapoError, match=r"has no setting 'gamma'. Did you mean|has no setting 'gamma'"):
+        run(tmp_path / "r", sdxl, pairs, cache, {"name": f"{file}:mine", "gamma": 1.0})
+    with pytest.raises(MapoError, match=r"There is no objective 'mapoo'. .*file\.py:name"):
+        run(tmp_path / "r", sdxl, pairs, cache, "mapoo")
+
+
+# ------------------------------------------------------------------ a mean over the whole step
+
+
+@pytest.fixture(scope="module")
+def step(tmp_path_factory, sdxl, pairs, cache):
+    """An objective with a constant of the whole step, and a run with it that takes all pairs at once."""
+    folder = tmp_path_factory.mktemp("step")
+    (folder / "own.py").write_text(OPEN_KTO)
+    name = f"{folder / 'own.py'}:open_kto"
+    whole = run(folder / "whole", sdxl, pairs, cache, {"name": name, "beta": 3.0}, optim={"lr": 1e-2})
+    assert abs(whole[0]["baseline"]) < 1e-12 and all(abs(line["baseline"]) > 1e-6 for line in whole[1:])
+    return name, whole
+
+
+def baselines(lines):
+    return [line["baseline"] for line in lines]
+
+
+@pytest.mark.parametrize("portion", [1, 3])
+def test_a_constant_of_a_step_is_that_of_the_whole_step_in_any_portions(
+    tmp_path, sdxl, pairs, cache, step, portion, capsys
+):
+    name, whole = step
+    objective = {"name": name, "beta": 3.0}
+    got = run(tmp_path / "r", sdxl, pairs, cache, objective, optim={"lr": 1e-2}, pairs_per_device=portion)
+    assert_same(got, whole)
+    assert baselines(got) == pytest.approx(baselines(whole), rel=1e-9, abs=1e-12)
+    assert "each pair goes through the model once more for that, without gradients" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("portion", [1, 2])
+def test_a_constant_of_a_step_is_that_of_all_processes(tmp_path, sdxl, pairs, cache, step, portion):
+    name, whole = step
+    script = tmp_path / "go.py"
+    script.write_text(
+        "import sys; sys.path[:0] = [sys.argv[1], sys.argv[1] + '/..']\n"
+        "from pathlib import Path\nfrom test_train import run\n"
+        f"run(Path(sys.argv[5]), *sys.argv[2:5], {{'name': {name!r}, 'beta': 3.0}}, optim={{'lr': 1e-2}}, "
+        f"pairs_per_device={portion})\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
+    command += ["--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1", str(script), str(Path(__file__).parent)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    words = [str(word) for word in (sdxl, pairs, cache, tmp_path / "r")]
+    done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=240, env=env)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert_same(metrics(tmp_path / "r"), whole, tolerance=1e-6)
+    assert baselines(metrics(tmp_path / "r")) == pytest.approx(baselines(whole), rel=1e-6, abs=1e-12)
+
+
+def test_the_baseline_is_a_mean_over_both_images_and_never_negative():
+    errors = PairErrors(*(torch.tensor(v) for v in ([0.1, 0.2], [0.3, 0.4], [0.2, 0.2], [0.5, 0.5])))
+    assert kto_baseline(errors)["baseline"] == pytest.approx((0.1 + 0 + 0.2 + 0.1) / 4)
+    worse = PairErrors(errors.ref_chosen, errors.ref_rejected, errors.chosen, errors.rejected)
+    assert kto_baseline(worse) == {"baseline": 0.0}
+
+
+def test_kto_judges_each_image_alone():
+    def gradient(chosen, rejected):
+        w, x = (torch.tensor([v], dtype=torch.float64, requires_grad=True) for v in (chosen, rejected))
+        ref = torch.tensor([0.2], dtype=torch.float64)
+        loss = OBJECTIVES["kto"].loss(PairErrors(w, x, ref, ref), baseline=0.0, beta=10.0)
+        return [g.item() for g in torch.autograd.grad(loss.sum(), (w, x))]
+
+    (down, up), (same, _) = gradient(0.2, 0.2), gradient(0.2, 0.9)
+    assert down == pytest.approx(10 / 8) and up == pytest.approx(-10 / 8) and same == down
+
+
+# ------------------------------------------------------------------ one more number a pair
+
+
+def test_the_agreement_of_sdpo_is_the_mean_product_of_both_residuals():
+    g = torch.Generator().manual_seed(1)
+    latents, noise = torch.randn(4, 4, 2, 2, generator=g), torch.randn(2, 4, 2, 2, generator=g)
+    one = torch.ones(2, dtype=torch.float64)
+    batch = Batch(latents, {}, one, one, noise, torch.tensor([3, 700]))
+    process = Ddpm(torch.linspace(0.99, 0.01, 1000), "epsilon")
+    errors = pair_errors(lambda x, t, c: 0.5 * x, batch, process, None, {"agreement": agreement})
+    x_t = process.add_noise(latents, noise.repeat(2, 1, 1, 1), torch.tensor([3, 700, 3, 700]))
+    ew, el = (0.5 * x_t - noise.repeat(2, 1, 1, 1)).chunk(2)
+    assert torch.allclose(errors.extras["agreement"], (ew * el).flatten(1).mean(1))
+    assert torch.equal(errors.extras["agreement"], errors.extras_swapped["agreement"])
+    assert errors.swapped().extras is errors.extras_swapped
+
+
+def test_sdpo_holds_the_push_back_just_as_far_as_it_would_lift_the_chosen_error():
+    def push(agree, mu):
+        w, x = (torch.tensor([v], dtype=torch.float64, requires_grad=True) for v in (0.2, 0.3))
+        ref = torch.tensor([0.25], dtype=torch.float64)
+        errors = PairErrors(w, x, ref, ref, {"agreement": torch.tensor([agree], dtype=torch.float64)})
+        loss = OBJECTIVES["sdpo"].loss(errors, beta=10.0, mu=mu)
+        return torch.autograd.grad(loss.sum(), (w, x))[1].item()
+
+    whole = push(-0.1, 0.6)
+    assert push(0.0, 0.6) == whole and push(0.05, 0.6) == whole  # (1 − μ) 0.2 = 0.08 is more than c
+    assert push(0.16, 0.6) == pytest.approx(0.5 * whole) and push(0.16, 1.0) == 0
+
+
+def test_residuals_swap_with_their_references():
+    r = Residuals(*(torch.full((1, 1, 1, 1), float(v)) for v in range(4)))
+    assert [float(x) for x in vars(r.swapped()).values()] == [1, 0, 3, 2]
+
+
+# ------------------------------------------------------------------ precisions
+
+
+@pytest.mark.parametrize("base", ["bfloat16", "float16"])
+def test_a_lora_beside_a_base_in_half_precision_trains_in_float32(tmp_path, sdxl, pairs, cache, base):
+    train = {"precision": "float32", "steps": 3, "optim": {"lr": 1e-2}}
+    plain = run(tmp_path / "plain", sdxl, pairs, cache, kind="lora", **train)
+    half = run(tmp_path / "half", sdxl, pairs, cache, kind="lora", **train, base_precision=base)
+    for one, other in zip(plain, half, strict=True):
+        assert one["loss"] != other["loss"]
+        assert other["loss"] == pytest.approx(one["loss"], rel=0.05)
+        assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=0.2)
+    from safetensors.torch import load_file
+
+    for folder in ("checkpoints/step-00000003/weights.safetensors", "weights/pytorch_lora_weights.safetensors"):
+        ours, theirs = (load_file(tmp_path / name / folder) for name in ("half", "plain"))
+        assert {t.dtype for t in ours.values()} == {torch.float32}
+        assert all(torch.allclose(ours[k], theirs[k], atol=7e-2) for k in ours)
+    assert (
+        run(tmp_path / "half", sdxl, pairs, cache, kind="lora", **{**train, "steps": 4}, base_precision=base)[:3]
+        == half
+    )
+
+
+def test_the_base_precision_has_no_effect_on_full_training_and_is_part_of_the_run(tmp_path, sdxl, pairs, cache):
+    plain = run(tmp_path / "plain", sdxl, pairs, cache, precision="float32", steps=1)
+    other = run(tmp_path / "other", sdxl, pairs, cache, precision="float32", steps=1, base_precision="bfloat16")
+    same = [{k: v for k, v in m.items() if "second" not in k} for m in (*plain, *other)]
+    assert same[0] == same[1]
+    run(tmp_path / "lora", sdxl, pairs, cache, kind="lora", precision="float32", steps=1)
+    with pytest.raises(MapoError, match=r"other settings \(train.base_precision\)"):
+        run(tmp_path / "lora", sdxl, pairs, cache, kind="lora", precision="float32", steps=2, base_precision="bfloat16")
+
+
+def test_the_scale_of_a_half_precision_loss_is_taken_out_again_to_the_bit():
+    from mapo.train.config import OptimConfig
+    from mapo.train.updater import AdamW
+
+    moved = []
+    for scale in (1.0, 1024.0):
+        parameter = torch.nn.Parameter(torch.linspace(-1, 1, 7))
+        updater = AdamW({"p": parameter}, OptimConfig(lr=0.1), 10, scale)
+        updater.begin(0)
+        updater.backward((parameter.sin() * 3).sum())
+        moved.append((updater.end(), parameter.detach().clone()))
+    assert moved[0][0] == moved[1][0] and torch.equal(moved[0][1], moved[1][1])
+
+
+def test_a_cache_in_half_precision_is_half_as_large_and_trains_nearly_alike(tmp_path, sdxl, pairs, cache):
+    sizes, runs = {}, {}
+    for precision in ("float32", "bfloat16", "float16"):
+        folder = tmp_path / precision
+        data = {"cache_precision": precision}
+        runs[precision] = run(tmp_path / f"run-{precision}", sdxl, pairs, folder, data=data)
+        sizes[precision] = sum(f.stat().st_size for f in folder.glob("*-*.safetensors"))
+        head = json.loads((folder / "cache.json").read_text())["key"]
+        assert head.get("precision", "float32") == precision
+        for one, other in zip(runs["float32"], runs[precision], strict=True):
+            assert other["loss"] == pytest.approx(one["loss"], rel=0.05)
+    assert sizes["float16"] == pytest.approx(sizes["bfloat16"], abs=200) and sizes["float16"] < 0.7 * sizes["float32"]
+    with pytest.raises(MapoError, match=r"was encoded with precision float32, this run asks for float16"):
+        run(tmp_path / "x", sdxl, pairs, cache, data={"cache_precision": "float16"})
