@@ -45,6 +45,11 @@ def shares(look: dict[str, Any]) -> tuple[float, float]:
     return found[0].count("1") / len(found[0]), found[1].count("1") / len(found[1])
 
 
+def spread(values: tuple[float, ...]) -> str:
+    """The mean of some shares, the least and the most."""
+    return f"{statistics.mean(values):6.1%} [{min(values):.1%}, {max(values):.1%}]"
+
+
 def main() -> None:
     """Train, look, print, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -80,12 +85,8 @@ def main() -> None:
                 "objective": name, "domain": domain, "reached": reached, "followed": followed, "failed": failed,
                 "settings": OBJECTIVES[name].settings,
             })  # fmt: skip
-            print(
-                f"{name:14} {domain:8} reached {statistics.mean(reached):6.1%} [{min(reached):.1%}, {max(reached):.1%}]  "
-                f"followed {statistics.mean(followed):6.1%} [{min(followed):.1%}, {max(followed):.1%}]"
-                + (f"  {failed} failed" if failed else ""),
-                flush=True,
-            )
+            told = [f"{word} {spread(v)}" for word, v in (("reached", reached), ("followed", followed))]
+            print(f"{name:14} {domain:8} {'  '.join(told)}" + (f"  {failed} failed" if failed else ""), flush=True)
     base = {}
     for domain in DOMAINS:
         job = Job(domain, "none", (), PAIRS, 0, (0,), "test", PICTURES, ALL[domain].version)
