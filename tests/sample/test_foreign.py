@@ -35,6 +35,7 @@ def said(folder):
 PLAIN = [(f"{n}.png", word, 0) for n, word in enumerate(WORDS)]
 FORMS = {
     "metadata.jsonl": "".join(json.dumps({"file_name": f"{n}.png", "prompt": w}) + "\n" for n, w in enumerate(WORDS)),
+    "pictures.ndjson": "".join(json.dumps({"file": f"{n}.png", "text": w}) + "\n" for n, w in enumerate(WORDS)),
     "pictures.jsonl": "".join(json.dumps({"image": f"{n}.png", "text": w, "x": 1}) + "\n" for n, w in enumerate(WORDS)),
     "list.csv": "path,Caption\n" + "".join(f'{n}.png,"{w}"\n' for n, w in enumerate(WORDS)),
     "excel.csv": "\ufefffile;prompt;seed\r\n" + "".join(f"{n}.png;{w};\r\n" for n, w in enumerate(WORDS)),

@@ -1,7 +1,7 @@
 """Pictures that another program made, and their prompts: what a folder of them says, read and never written to.
 
 ===================  ===================================================================================
-a list               ``metadata.jsonl``, or another ``.jsonl``, ``.csv`` or ``.tsv``: a line per picture with
+a list               ``metadata.jsonl``, or another ``.jsonl``, ``.ndjson``, ``.csv``, ``.tsv``: a line per picture with
                      ``file_name`` (or ``file``, ``image``, ``path``), ``prompt`` (or ``caption``, ``text``) and, where
                      it is known, ``seed``; paths begin at the list
 a text per picture   ``NAME.txt`` or ``NAME.caption`` beside ``NAME.png``: one line, or what AUTOMATIC1111 writes
@@ -29,7 +29,8 @@ from mapo.pairs.pictures import CAPTION_ENDS, ENDS
 from mapo.pairs.schema import check_text
 from mapo.pairs.splits import prompt_id
 
-LISTS = (".jsonl", ".csv", ".tsv")
+JSON_LINES = (".jsonl", ".ndjson")
+LISTS = (*JSON_LINES, ".csv", ".tsv")
 MANIFEST = "manifest.jsonl"
 NAMED_LISTS = ("metadata.jsonl", "metadata.csv", MANIFEST)  # these come first, and must be readable
 FILE = ("file_name", "file", "filename", "image", "path")
@@ -165,7 +166,7 @@ def _columns(folder: Path, path: str) -> list[str]:
     """The names in a list's first line."""
     text = read_text(inside(folder, path, "a list of prompts"))
     line = next((line for line in text.split("\n") if line.strip()), "")
-    if path.lower().endswith(".jsonl"):
+    if path.lower().endswith(JSON_LINES):
         row = json.loads(line or "{}")
         return list(_lowered(row)) if isinstance(row, dict) else []
     return [name.strip() for name in next(iter(csv.reader([line.lower()], delimiter=delimiter_in(line, path))), [])]
@@ -178,7 +179,7 @@ def _lowered(row: Mapping[Any, Any]) -> dict[str, Any]:
 def _rows(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
     """The lines of a list with their numbers; ValueError says which is none."""
     text = read_text(path)
-    if path.suffix.lower() == ".jsonl":
+    if path.suffix.lower() in JSON_LINES:
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 try:
