@@ -265,12 +265,16 @@ def test_text_encoders_are_gone_before_pictures_are_encoded(tmp_path, sdxl, pair
     alive = []
     real = model.image_encoder
 
-    def counted(device):
+    def text_models():
         gc.collect()
-        alive.append([type(o).__name__ for o in gc.get_objects() if type(o).__name__.startswith("CLIPTextModel")])
+        return [o for o in gc.get_objects() if type(o).__name__.startswith("CLIPTextModel")]
+
+    def counted(device):
+        alive.append([type(o).__name__ for o in text_models() if id(o) not in others])
         return real(device)
 
-    gc.collect()
+    kept = text_models()  # of other tests, alive so that no new one gets their places
+    others = {id(o) for o in kept}
     monkeypatch.setattr(model, "image_encoder", counted)
     encode(model, PairSet(pairs), tmp_path / "c")
     assert alive == [[]]

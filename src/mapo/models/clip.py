@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -10,7 +11,8 @@ from transformers import CLIPTokenizer
 
 from mapo.errors import MapoError, count
 from mapo.models.files import ModelFiles, not_whole
-from mapo.models.kind import check_tokenizer_files, check_vocabulary
+
+SPARE = 128  # rows that an encoder's table of words may have beyond its tokenizer's, as tables are padded
 
 
 def load_tokenizer(files: ModelFiles, part: str, encoder_part: str) -> CLIPTokenizer:
@@ -54,4 +56,32 @@ def check_clip_skip(files: ModelFiles, encoder_part: str) -> None:
         raise MapoError(
             f"data.clip_skip is {files.clip_skip}, but the text encoder of {files.name} has {count(layers, 'layer')}. "
             "Leave out fewer."
+        )
+
+
+def check_tokenizer_files(base: Path, part: str) -> None:
+    """MapoError where a tokenizer's folder lacks what decides tokens: a library would make one of two tokens up."""
+    folder = base / part
+    if not folder.is_dir():
+        raise MapoError(f"The model folder {base} is not whole: {part}/ is missing. Download it from the model's page.")
+    whole = (folder / "tokenizer.json").is_file() or all((folder / f).is_file() for f in ("vocab.json", "merges.txt"))
+    if not whole:
+        raise MapoError(
+            f"The model folder {base} is not whole: {part}/ has no vocabulary (vocab.json and merges.txt, or "
+            "tokenizer.json). Download it from the model's page."
+        )
+    if not (folder / "tokenizer_config.json").is_file():
+        raise MapoError(
+            f"The model folder {base} is not whole: {part}/tokenizer_config.json is missing. It says how many "
+            "tokens are read and with what prompts are filled up. Download it from the model's page."
+        )
+
+
+def check_vocabulary(base: Path, tokenizer: Any, part: str, encoder: dict[str, Any], encoder_part: str) -> None:
+    """MapoError where a tokenizer's words are not those of its text encoder."""
+    words, rows = len(tokenizer), encoder.get("vocab_size")
+    if not isinstance(rows, int) or not words <= rows < words + SPARE:
+        raise MapoError(
+            f"The model folder {base} does not fit together: {part}/ has {words} tokens, "
+            f"{encoder_part}/config.json {rows or 'names no number'}. Download both from the model's page."
         )

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from mapo.errors import MapoError
+
+# All of these sample from one process: βs at whole timesteps, noise added by their product.
+DDPM_LIKE = (
+    "DDPMScheduler", "DDPMParallelScheduler", "DDIMScheduler", "DDIMParallelScheduler", "PNDMScheduler",
+    "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "LMSDiscreteScheduler", "HeunDiscreteScheduler",
+    "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler", "DPMSolverSDEScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler",
+    "SASolverScheduler", "LCMScheduler", "TCDScheduler",
+)  # fmt: skip
+PREDICTIONS = ("epsilon", "v_prediction")
+ELSEWHERE = "`mapo sample` may still make pictures with it."
+KNOWN = "Training knows noise that is added by betas (DDPM, DDIM, Euler …) and a model that predicts epsilon or v."
 
 
 class Process(Protocol):
@@ -36,16 +49,20 @@ class Ddpm:
     prediction_type: str
 
     def __post_init__(self) -> None:
-        if self.prediction_type not in ("epsilon", "v_prediction"):
+        if self.prediction_type not in PREDICTIONS:
             raise MapoError(
                 f"The scheduler's prediction_type is {self.prediction_type!r}; training knows epsilon and v_prediction."
             )
 
     @classmethod
-    def from_scheduler(cls, config: dict[str, Any]) -> Ddpm:
-        """The process of a scheduler's configuration: its betas, rescaled if it says so, and what is predicted."""
+    def from_scheduler(cls, config: dict[str, Any], path: Path) -> Ddpm:
+        """The process of a scheduler's configuration: its betas, rescaled if it says so, and what is predicted.
+
+        MapoError, naming its file ``path``, where it is of another kind.
+        """
         from diffusers import DDPMScheduler
 
+        check_scheduler(path, config)
         scheduler = DDPMScheduler.from_config(config)
         return cls(scheduler.alphas_cumprod, scheduler.config.prediction_type)
 
@@ -73,3 +90,27 @@ class Ddpm:
             return noise
         alpha, sigma = self._at(t, x0)
         return alpha * noise - sigma * x0
+
+
+def check_scheduler(path: Path, config: dict[str, Any]) -> None:
+    """MapoError where a ``scheduler_config.json`` is not that of a DDPM which predicts ε or v."""
+    name = str(config.get("_class_name", ""))
+    why = ""
+    if name not in DDPM_LIKE:
+        why = f"names {name or 'no class'}"
+    elif config.get("use_flow_sigmas"):
+        why = "has use_flow_sigmas, so the model is one of flow matching"
+    elif config.get("timestep_type", "discrete") != "discrete":
+        why = f"has timestep_type {config['timestep_type']!r}"
+    elif edm := [key for key in ("sigma_data", "sigma_min", "sigma_max") if config.get(key) is not None]:
+        why = f"has {edm[0]}, so the model is one of EDM"
+    elif config.get("prediction_type", "epsilon") not in PREDICTIONS:
+        why = f"has prediction_type {config['prediction_type']!r}"
+    if why:
+        raise MapoError(f"{path} {why}. {KNOWN} {ELSEWHERE}")
+    needed = ["num_train_timesteps", "beta_start", "beta_end", "beta_schedule"]
+    if config.get("trained_betas") is None and (absent := [key for key in needed if config.get(key) is None]):
+        raise MapoError(
+            f"{path} does not say {absent[0]}, so the noise that the model was trained with is not known. "
+            "Take the file from the model's own page."
+        )

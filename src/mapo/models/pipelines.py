@@ -14,8 +14,8 @@ from typing import Any
 from mapo.errors import MapoError, count
 from mapo.files import read_object
 from mapo.models import ModelFiles, is_of_a_family, open_model, read_config
+from mapo.models.clip import check_tokenizer_files
 from mapo.models.files import refuse_pickles, variants
-from mapo.models.kind import check_tokenizer_files
 
 PARTS = ("unet", "transformer", "vae")
 

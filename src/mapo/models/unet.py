@@ -16,12 +16,11 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from mapo.errors import MapoError
-from mapo.models.clip import load_tokenizer
+from mapo.models.clip import check_tokenizer_files, load_tokenizer
 from mapo.models.family import Cond, Frames, ImageEncoder, Layout, TextEncoder
 from mapo.models.files import ModelFiles, not_whole, read_config, refuse_pickles, variants
-from mapo.models.kind import check_scheduler, check_tokenizer_files, check_vae
 from mapo.models.lora import LORA_FILE, check_lora, check_on_top_of, on_top_of
-from mapo.models.noise import Ddpm, Process
+from mapo.models.noise import ELSEWHERE, Ddpm, Process
 
 
 class UNetModel(ABC):
@@ -68,9 +67,7 @@ class UNetModel(ABC):
     @cached_property
     def process(self) -> Process:
         """The schedule that the model's scheduler names: its betas, rescaled if it says so, and what it predicts."""
-        config = self.files.config("scheduler")
-        check_scheduler(self.files.base, config)
-        return Ddpm.from_scheduler(config)
+        return Ddpm.from_scheduler(self.files.config("scheduler"), self.files.config_path("scheduler"))
 
     @cached_property
     def layout(self) -> Layout:
@@ -87,7 +84,7 @@ class UNetModel(ABC):
     def check(self) -> None:
         """MapoError where the folder is not of this kind, though its pipeline's class says so; weights are not read."""
         files = self.files
-        check_scheduler(files.base, files.config("scheduler"))
+        _ = self.process  # which refuses a scheduler of another kind
         check_vae(files.base, self._vae_config, self.usual_scale, self.scale_may_lack)
         for part in self.tokenizer_parts:
             check_tokenizer_files(files.base, part)
@@ -224,3 +221,16 @@ def _fuse(pipeline: Any, loras: tuple[Path, ...]) -> None:
 def _is_news(record: logging.LogRecord) -> bool:
     """False for the library's surprise that a LoRA of the UNet has no layers of text encoders."""
     return "No LoRA keys associated" not in record.getMessage()
+
+
+def check_vae(base: Path, config: dict[str, Any], usual: float, may_lack: bool = False) -> None:
+    """MapoError where the VAE is of another class or its scaling factor is not said; ``usual`` is the family's."""
+    path = base / "vae" / "config.json"
+    name = config.get("_class_name", "AutoencoderKL")
+    if name != "AutoencoderKL":
+        raise MapoError(f"{path} names {name}; training knows AutoencoderKL. {ELSEWHERE}")
+    if config.get("scaling_factor") is None and not may_lack:
+        raise MapoError(
+            f"{path} has no scaling_factor. Pipelines would take 0.18215 without a word, but the usual VAE of this "
+            f'kind of model has {usual}. Write the right one into the file: "scaling_factor": {usual}.'
+        )
