@@ -81,10 +81,10 @@ class DataConfig(Section):
         "float32",
         "How the cache keeps latents and text. The two others halve it, and round. docs/data.md has the bytes.",
     )
-    clip_skip: NotNegative = told(
-        0,
+    clip_skip: NotNegative | None = told(
+        None,
         "Layers left out at the end of the text encoder, in training and in sampling. Only for Stable Diffusion 1 and "
-        "2; what other programs call clip skip 2 is 1 here.",
+        "2; what other programs call clip skip 2 is 1 here. Left out, that of the run that is trained further, or 0.",
     )
     images_per_batch: Positive = told(8, "Pictures encoded at a time, where the cache lacks some. Changes memory only.")
 

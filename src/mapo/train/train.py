@@ -56,7 +56,7 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
         raise MapoError("train.precision=float64: this GPU has no such numbers. Train with float32.")
     objective = processes.each(lambda: objective_named(config.objective.name, config.objective.settings))
     pairs = PairSet(Path(config.pairs))
-    model = open_model(find_model(config.model, clip_skip=config.data.clip_skip or None))
+    model = open_model(find_model(config.model, clip_skip=config.data.clip_skip))
     side = model.layout.checked(config.data.resolution)
     model.check_loras(on_top=config.adapter.kind == "lora")
     seen = what_training_sees(
