@@ -78,12 +78,6 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
             f"{count(equal, 'pair')} of these {'shows' if equal == 1 else 'show'} the same picture twice once cropped, "
             "so there is nothing to learn there. `mapo check` names them."
         )
-    if objective.prepare and config.train.pairs_per_device:
-        _say(
-            processes,
-            f"The objective {config.objective.name} needs the errors of a whole step before its first gradient. With "
-            "train.pairs_per_device each pair goes through the model once more for that, without gradients.",
-        )
     processes.first(lambda: run.bind(config, done))
     trained = open_trained(config, model, objective, processes, checkpoint)
 
@@ -93,6 +87,12 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
     with interruptible() as interrupted:
         loop = Loop(config, objective, processes, members, cache, trained, interrupted)
         processes.first(lambda: _check_space(run, trained.parameters))
+        if objective.prepare and len(loop.micro_batches(0)) > 1:
+            _say(
+                processes,
+                f"The objective {config.objective.name} needs the errors of a whole step before its first gradient. "
+                "With train.pairs_per_device each pair goes through the model once more for that, without gradients.",
+            )
         at_once = min(config.train.pairs_per_device or loop.last - loop.first, loop.last - loop.first)
         rest = "" if config.train.gradient_checkpointing else "--set train.gradient_checkpointing=true"
         try:
