@@ -250,7 +250,7 @@ def test_work_folders_of_two_machines_are_copied_together(tmp_path, sdxl):
     assert contents(tmp_path / "m0" / "p") == contents(tmp_path / "one")
 
 
-def test_processes_that_torchrun_numbers_share_the_work(tmp_path, sdxl, monkeypatch, capsys):
+def test_processes_that_torchrun_numbers_share_the_work(tmp_path, sdxl, monkeypatch, heard):
     from mapo.cli import cli
 
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
@@ -260,7 +260,7 @@ def test_processes_that_torchrun_numbers_share_the_work(tmp_path, sdxl, monkeypa
         for name, value in {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": rank}.items():
             monkeypatch.setenv(name, value)
         cli.main(command, standalone_mode=False)
-    said = capsys.readouterr().out.splitlines()
+    said = heard().splitlines()
     assert said[0].startswith("shard 1/2 is done") and said[-1].startswith("6 pairs in")
     build(CARTOON, str(sdxl), PROMPTS, 6, tmp_path / "one", steps=1, images_per_batch=2, prompts_from="prompts.txt")
     assert contents(tmp_path / "p") == contents(tmp_path / "one")
@@ -377,7 +377,7 @@ def reader(monkeypatch):
         yield f"vlm@endpoint:{url}#reader:vlm_score", asked
 
 
-def test_a_v2_recipe_keeps_what_a_reading_judge_puts_above_5(tmp_path, reader, capsys):
+def test_a_v2_recipe_keeps_what_a_reading_judge_puts_above_5(tmp_path, reader, heard):
     from mapo.cli import cli
 
     judge, asked = reader
@@ -393,7 +393,7 @@ def test_a_v2_recipe_keeps_what_a_reading_judge_puts_above_5(tmp_path, reader, c
     assert [(v["chosen"], v["rejected"]) for v in verdicts] == [(8.0, None), (6.0, None)]
     counts = opened.info["provenance"]["counts"]
     assert (counts["tried"], counts["judged_out"], counts["unjudged"]) == (4, 1, 1)
-    said = capsys.readouterr().out
+    said = heard()
     assert "vlm@reader: 1 of 4 pictures has no score" in said and "1 judged out, 1 unjudged)" in said
     texts = [body["messages"][0]["content"][1]["text"] for _, _, body in asked]
     assert len(texts) == 3 + 4  # each chosen picture once, the one that got no number four times, none rejected
@@ -437,12 +437,12 @@ def test_a_reading_judge_without_a_threshold_sees_both_pictures_and_the_same_req
 # Safety
 
 
-def test_prompts_that_could_mean_minors_are_never_used_and_are_counted(tmp_path, sdxl, capsys):
+def test_prompts_that_could_mean_minors_are_never_used_and_are_counted(tmp_path, sdxl, heard):
     given = ["a girl with a kite", *PROMPTS, "Schoolyard at noon", "a sketch of a 12-year-old on a swing"]
     counts = build(SAFETY, str(sdxl), given, 6, tmp_path / "p", **HOW)
     opened = PairSet(tmp_path / "p")
     assert {p.prompt for p in opened} == set(PROMPTS) and counts["minors"] == 3
-    assert "3 of 6 prompts name or could mean minors and are not used" in capsys.readouterr().out
+    assert "3 of 6 prompts name or could mean minors and are not used" in heard()
     assert opened.info["sensitive"] is True
     assert opened.info["provenance"]["counts"]["minors"] == 3 and opened.info["provenance"]["minors_list"] == "1"
     with pytest.raises(MapoError, match="The only prompt could mean minors, so nothing can be made"):
@@ -451,9 +451,9 @@ def test_prompts_that_could_mean_minors_are_never_used_and_are_counted(tmp_path,
         build(changed_recipe(SAFETY, ["rejected=Teen image."]), str(sdxl), PROMPTS, 1, tmp_path / "q", **HOW)
 
 
-def test_one_prompt_that_could_mean_a_minor_is_told_as_one(tmp_path, sdxl, capsys):
+def test_one_prompt_that_could_mean_a_minor_is_told_as_one(tmp_path, sdxl, heard):
     build(SAFETY, str(sdxl), ["a girl with a kite", PROMPTS[0]], 1, tmp_path / "p", **HOW)
-    assert "1 of 2 prompts names or could mean minors and is not used." in capsys.readouterr().out
+    assert "1 of 2 prompts names or could mean minors and is not used." in heard()
 
 
 def test_what_was_counted_is_said_with_one_of_each_and_with_several():
@@ -584,10 +584,10 @@ def test_latents_of_another_vae_or_resolution_are_refused_in_a_sentence(tmp_path
         build(SAFETY, str(sdxl), PROMPTS, 3, tmp_path / "r", latents_for=str(other), **HOW)
 
 
-def test_prompts_that_are_too_long_are_named_once(tmp_path, sdxl, capsys):
+def test_prompts_that_are_too_long_are_named_once(tmp_path, sdxl, heard):
     long = [f"a red square {'and a blue heart ' * n}" for n in (10, 11, 12, 13, 14, 15, 16)]
     build(CARTOON, str(sdxl), [*PROMPTS, *long], 10, tmp_path / "p", **HOW)
-    said = capsys.readouterr().out
+    said = heard()
     assert said.count("7 of 10 prompts are longer than the model's") == said.count("tokens") == 1
 
 
