@@ -16,6 +16,7 @@ import pytest
 import mapo.api
 from mapo.api import MapoError, PairSet, Run, sample, score, train
 from mapo.progress import Bar, bar, on_terminal, show_with
+from mapo.score.table import read_scores
 from mapo.settings import nested
 
 PAGE = Path(__file__).parent.parent / "docs" / "python.md"
@@ -47,7 +48,10 @@ def test_the_page_builds_trains_samples_scores_and_reports(played):
     assert [row["step"] for row in Run(work / "run").metrics()] == [1, 2, 3]
     assert [row.prompt for row in names["after"].rows] == names["prompts"]
     assert all((work / "after" / row.file).is_file() for row in names["after"].rows)
-    assert {row["scorer"] for row in names["scores"][0].table().to_pylist()} == {"mini-learned", "mini-search"}
+    assert {row["scorer"] for row in read_scores(work / "before-scores.parquet").to_pylist()} == {
+        "mini-learned",
+        "mini-search",
+    }
     assert [found.pictures for found in names["scores"]] == [2, 2]
     assert (work / "report.html").read_text("utf-8").startswith("<!doctype html")
     assert printed[0] == (names["page"].verdict + "\n", "")  # and nothing else, on neither stream
@@ -179,7 +183,7 @@ def test_a_hook_holds_for_its_block_and_without_one_nothing_is_shown(capsys):
 def test_on_a_terminal_messages_are_lines_and_warnings_go_to_the_other_stream(capsys):
     log = logging.getLogger("mapo.something")
     log.warning("unheard")
-    with on_terminal():
+    with on_terminal(), on_terminal():
         log.info("a note, 100 %")
         log.warning("a warning")
     log.info("unheard")

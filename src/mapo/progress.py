@@ -81,6 +81,8 @@ def on_terminal() -> ExitStack:
     """Show everything as the command line does: bars by tqdm, messages as plain lines. For good, or for a block."""
     logger, lines = logging.getLogger(LOGGER), _Lines()
     undo = show_with(_tqdm)
+    if any(isinstance(handler, _Lines) for handler in logger.handlers):
+        return undo  # who asks twice reads each message once
     undo.callback(setattr, logger, "propagate", logger.propagate)
     undo.callback(logger.setLevel, logger.level)
     undo.callback(logger.removeHandler, lines)

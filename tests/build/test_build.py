@@ -250,7 +250,7 @@ def test_work_folders_of_two_machines_are_copied_together(tmp_path, sdxl):
     assert contents(tmp_path / "m0" / "p") == contents(tmp_path / "one")
 
 
-def test_processes_that_torchrun_numbers_share_the_work(tmp_path, sdxl, monkeypatch, heard):
+def test_processes_that_torchrun_numbers_share_the_work(tmp_path, sdxl, monkeypatch, capsys):
     from mapo.cli import cli
 
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
@@ -260,7 +260,7 @@ def test_processes_that_torchrun_numbers_share_the_work(tmp_path, sdxl, monkeypa
         for name, value in {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": rank}.items():
             monkeypatch.setenv(name, value)
         cli.main(command, standalone_mode=False)
-    said = heard().splitlines()
+    said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("shard 1/2 is done") and said[-1].startswith("6 pairs in")
     build(CARTOON, str(sdxl), PROMPTS, 6, tmp_path / "one", steps=1, images_per_batch=2, prompts_from="prompts.txt")
     assert contents(tmp_path / "p") == contents(tmp_path / "one")
@@ -377,7 +377,7 @@ def reader(monkeypatch):
         yield f"vlm@endpoint:{url}#reader:vlm_score", asked
 
 
-def test_a_v2_recipe_keeps_what_a_reading_judge_puts_above_5(tmp_path, reader, heard):
+def test_a_v2_recipe_keeps_what_a_reading_judge_puts_above_5(tmp_path, reader, capsys):
     from mapo.cli import cli
 
     judge, asked = reader
@@ -393,7 +393,7 @@ def test_a_v2_recipe_keeps_what_a_reading_judge_puts_above_5(tmp_path, reader, h
     assert [(v["chosen"], v["rejected"]) for v in verdicts] == [(8.0, None), (6.0, None)]
     counts = opened.info["provenance"]["counts"]
     assert (counts["tried"], counts["judged_out"], counts["unjudged"]) == (4, 1, 1)
-    said = heard()
+    said = capsys.readouterr().out
     assert "vlm@reader: 1 of 4 pictures has no score" in said and "1 judged out, 1 unjudged)" in said
     texts = [body["messages"][0]["content"][1]["text"] for _, _, body in asked]
     assert len(texts) == 3 + 4  # each chosen picture once, the one that got no number four times, none rejected
