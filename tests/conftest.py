@@ -21,6 +21,19 @@ def pytest_terminal_summary(terminalreporter) -> None:
         )
 
 
+@pytest.fixture
+def heard(caplog):
+    """What the library has said, a line for each message, since this was last called."""
+    caplog.set_level("INFO", "mapo")
+
+    def since() -> str:
+        said = "".join(f"{message}\n" for message in caplog.messages)
+        caplog.clear()
+        return said
+
+    return since
+
+
 @pytest.fixture(scope="session")
 def sdxl(tmp_path_factory) -> Path:
     return make_sdxl(tmp_path_factory.mktemp("models") / "sdxl")

@@ -13,7 +13,8 @@ from typing import Any
 import click
 
 from mapo import __version__
-from mapo.errors import MapoError, SaidElsewhere, count, memory_told, printable, spoken
+from mapo.errors import MapoError, SaidElsewhere, count, printable, spoken
+from mapo.progress import on_terminal
 
 OUT = click.Path(path_type=Path)
 CLIP_SKIP = click.option(
@@ -44,11 +45,13 @@ class Verb(click.Command):
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="mapo")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Align a text-to-image diffusion model with pairs of pictures, without a reference model.
 
     prompts -> build -> pairs -> encode -> cache -> train -> run -> sample -> images -> score -> scores -> report
     """
+    context.with_resource(on_terminal())
 
 
 @cli.command(
@@ -85,27 +88,18 @@ def cli() -> None:
 @click.option("--guidance", type=float, help="Classifier-free guidance; default: the model's own advice.")
 @click.option("--precision", help="float32 (default), bfloat16 or float16.")
 @click.option("--images-per-batch", type=int, help="Pictures made at a time.")
-def build(
-    recipe: str, model: str, prompts: str, num_pairs: int, out: Path, judges: tuple[str, ...],
-    prefixes: tuple[str, ...], candidates: int | None, seeds: str | None, shard: str | None, **how: Any,
-) -> None:  # fmt: skip
+def build(recipe: str, model: str, prompts: str, num_pairs: int, out: Path, shard: str | None, **how: Any) -> None:
     """Let a model make pairs by RECIPE: a name such as pick-style-cartoon, or a TOML file."""
-    from mapo.build.recipe import changed_recipe, read_recipe
-
-    found = changed_recipe(read_recipe(recipe), prefixes, candidates, seeds)
-    from mapo.build.build import build, describe
-    from mapo.build.judge import parse_filter
-    from mapo.sample.prompts import read_prompts, source_name
+    from mapo.build.asked import build
     from mapo.shards import parse_shard, shard_of_environment
 
     how["shard"] = parse_shard(shard) if shard else shard_of_environment()
-    filters = [parse_filter(judge) for judge in judges]
-    how["prompts_from"] = source_name(prompts)
-    counts = build(found, model, read_prompts(prompts), num_pairs, out, judges=filters, **how)
+    counts = build(recipe, model, prompts, num_pairs, out, **how)
     if counts is None:
-        index, of = how["shard"]
-        _say(f"shard {index}/{of} is done; the last one, or the same command with --shard 0/1, writes {out}")
+        _say(_shard_done(how["shard"], out))
         return
+    from mapo.build.build import describe
+
     _say(f"{count(counts['pairs'], 'pair')} in {out} ({describe(counts)})")
 
 
@@ -184,12 +178,10 @@ def import_(source: str, out: Path, **how: Any) -> None:
 @click.option("--strict", is_flag=True, help="Warnings count as errors.")
 def check(pairs: Path, strict: bool, **how: Any) -> None:
     """Look for what is wrong in a set. The exit code is 1 when there are errors, 0 when there are none."""
-    from mapo.check.check import check_pairs, lines
-    from mapo.pairs import PairSet
-    from mapo.shards import owned
+    from mapo.check.asked import check
+    from mapo.check.check import lines
 
-    with owned(how["out"]):
-        found = check_pairs(PairSet(pairs), **how)
+    found = check(pairs, **how)
     _say("\n".join(lines(found)))
     _say(f"the page is {how['out']}")
     if found["errors"] or (strict and found["warnings"]):
@@ -211,26 +203,12 @@ def check(pairs: Path, strict: bool, **how: Any) -> None:
     "--images-per-batch", type=int, default=8, show_default=True,
     help="Pictures that are encoded at a time. Fewer take less memory.",
 )  # fmt: skip
-def encode(
-    model: str, pairs: Path, out: Path, resolution: int | None, flip: bool, precision: str, clip_skip: int | None,
-    images_per_batch: int,
-) -> None:  # fmt: skip
+def encode(pairs: Path, out: Path, **how: Any) -> None:
     """Encode the pictures and prompts of a set once, for all training runs. The same command again goes on."""
-    from mapo.devices import best_device
-    from mapo.encode.fill import encode
-    from mapo.encode.seen import what_training_sees
-    from mapo.models import find_model, open_model
-    from mapo.pairs import PairSet
+    from mapo.encode.asked import encode
 
-    opened = PairSet(pairs)
-    found = open_model(find_model(model, clip_skip=clip_skip))
-    with memory_told(images_per_batch, rest=""):
-        encode(
-            found, opened, out, resolution=resolution, flip=flip, precision=precision,  # type: ignore[arg-type]
-            device=best_device(), images_per_batch=images_per_batch,
-        )  # fmt: skip
-    losses = what_training_sees(opened, found, split="all", ties="keep", resolution=resolution).losses()
-    said = f"{count(len(opened), 'pair')} {'is' if len(opened) == 1 else 'are'} encoded in {out}"
+    _, found, losses = encode(pairs=pairs, out=out, **how)
+    said = f"{count(len(found), 'pair')} {'is' if len(found) == 1 else 'are'} encoded in {out}"
     _say("; ".join([said, ", ".join(losses)] if losses else [said]))
 
 
@@ -253,22 +231,10 @@ def encode(
 def train(out: Path, config_file: Path | None, assignments: tuple[str, ...], **flags: str | None) -> None:
     """Train on a pairs set. Settings come from --config, then --set, then the other flags."""
     from mapo.settings import merge, parse_set, read_toml
-    from mapo.train.config import make_config
+    from mapo.train.asked import train
 
-    values = merge(read_toml(config_file) if config_file else {}, parse_set(assignments))
-    sections = {"objective": ("objective", "name"), "adapter": ("adapter", "kind")}
-    for key, value in flags.items():
-        if value is not None:
-            merge(values, {sections[key][0]: {sections[key][1]: value}} if key in sections else {key: value})
-    from mapo.train.train import Run, train
-
-    before = Run(out).before()
-    for key in ("model", "pairs"):
-        if not (values.get(key) or before.get(key)):
-            raise MapoError(f"Give --{key}, or {key} in the --config file.")
-    config = make_config({key: before[key] for key in ("model", "pairs") if key in before} | values)
-
-    if train(config, out):
+    settings = merge(read_toml(config_file) if config_file else {}, parse_set(assignments))
+    if train(out, settings, **flags):
         _say(f"the run is in {out}; look at it with: mapo sample --model {out} --prompts FILE --out IMAGES")
 
 
@@ -292,12 +258,9 @@ def train(out: Path, config_file: Path | None, assignments: tuple[str, ...], **f
 @CLIP_SKIP
 def sample(model: str, prompts: str, seeds: str, out: Path, **how: Any) -> None:
     """Make pictures. Same prompts and seeds, same noise, whatever the model."""
-    from mapo.sample.prompts import read_prompts
+    from mapo.sample.asked import sample
 
-    words = read_prompts(prompts)
-    from mapo.sample.sample import parse_seeds, sample
-
-    rows = sample(model, words, parse_seeds(seeds), out, **how)
+    rows = sample(model, prompts, seeds, out, **how)
     _say(f"{count(len(rows), 'picture')} in {out}")
 
 
@@ -328,21 +291,23 @@ def score(images: Path, scorer: str | None, out: Path, shard: str | None, **how:
     Prompts lie in metadata.jsonl or a CSV (file_name, prompt, and seed if you like), or in NAME.txt beside NAME.png.
     The same command again goes on where it was stopped, and scores only pictures that are new or have changed.
     """
-    from mapo.score.score import refuse_table_of_others, score
+    from mapo.score.asked import score
     from mapo.shards import parse_shard, shard_of_environment
 
     how["shard"] = parse_shard(shard) if shard else shard_of_environment()
-    refuse_table_of_others(images, out)
-    with memory_told(how["images_per_batch"], rest=""):
-        counts = score(images, scorer, out, **how)
+    counts = score(images, scorer, out, **how)
     if counts is None:
-        index, of = how["shard"]
-        _say(f"shard {index}/{of} is done; the last one, or the same command with --shard 0/1, writes {out}")
+        _say(_shard_done(how["shard"], out))
         return
     some = f"{counts['pictures'] - counts['silent']} of " if counts["silent"] else ""
     done = "" if counts["scored"] else "; nothing was left to do"
     are = "is" if counts["pictures"] - counts["silent"] == 1 else "are"
     _say(f"{some}{count(counts['pictures'], 'picture')} {are} scored in {out}{done}")
+
+
+def _shard_done(shard: tuple[int, int], out: Path) -> str:
+    index, of = shard
+    return f"shard {index}/{of} is done; the last one, or the same command with --shard 0/1, writes {out}"
 
 
 @cli.command(cls=Verb, example="mapo mismatch --model mini --pairs work/pairs --num-pairs 32 --out work/mismatch.json")
@@ -366,17 +331,9 @@ def mismatch(model: str, pairs: Path, out: Path, seeds: str, **how: Any) -> None
     The model's own samples of the same prompts, which lie in an images folder beside --out, are compared with the
     chosen and the rejected pictures: by the distance of embeddings, and by the model's denoising error.
     """
-    from mapo.files import prepare_file
+    from mapo.mismatch.asked import mismatch
 
-    prepare_file(out, "a file of `mapo mismatch`", b'{\n "format": "mapo-mismatch"', "mismatch.json")
-    from mapo.mismatch.mismatch import measure
-    from mapo.mismatch.words import write_mismatch
-    from mapo.sample.sample import parse_seeds
-    from mapo.shards import owned
-
-    with owned(out):
-        found = measure(model, pairs, out.with_name(f"{out.stem}-images"), seeds=parse_seeds(seeds), **how)
-        said = write_mismatch(found, out)
+    _, said = mismatch(model, pairs, out, seeds, **how)
     _say("\n".join(said))
     _say(f"the numbers are in {out}")
 
@@ -403,24 +360,11 @@ def mismatch(model: str, pairs: Path, out: Path, seeds: str, **how: Any) -> None
 )
 @click.option("--blur", is_flag=True, help="Blur pictures until asked; done by itself after a sensitive pairs set.")
 @click.option("--out", type=OUT, required=True, help="The HTML page to write.")
-def report(before: Path, after: Path, scores: tuple[Path, ...], scorer: str | None, out: Path, **rest: Any) -> None:
+def report(before: Path, after: Path, out: Path, **how: Any) -> None:
     """Compare two images folders: one page with pictures, win rates and intervals."""
-    from mapo.report.report import check_out, write_report
-    from mapo.sample.folder import read_pictures
-    from mapo.score.score import score_sides
-    from mapo.score.scorers import scorer_names
-    from mapo.shards import owned
+    from mapo.report.asked import report
 
-    if scores and scorer:
-        raise MapoError("--scorer is for a report that makes the scores itself. Leave it out, or --scores.")
-    rest["judges_of_pairs"] = [name for judge in rest["judges_of_pairs"] for name in scorer_names(judge)]
-    check_out(out, [*scores, *rest["votes"]])
-    with owned(out):
-        tables = list(scores)
-        if not tables:
-            read_pictures(before, after)  # whether they can be compared, before hours of scoring
-            tables, rest["scorers"] = score_sides(before, after, scorer, out, bool(rest["votes"]))
-        summary = write_report(before, after, tables, out, **rest)
+    summary = report(before, after, out, **how)
     _say(summary["verdict"].replace("\u202f", " "))  # no thin spaces in a terminal
     _say(f"the report is {out}")
 
@@ -486,30 +430,22 @@ def label(
 @click.option(
     "--source-license", "source_licences", multiple=True, metavar="SOURCE=LICENSE", help="Of what it is made."
 )
-def export(pairs: Path, format: str, out: Path | None, on_missing_picture: str, **card: Any) -> None:
+def export(pairs: Path, format: str, out: Path | None, **how: Any) -> None:
     """Write a pairs set as other programs read it, or publish it.
 
     --to hub without --repo only writes the folder: look at its README.md, mend it, then repeat the command with --repo.
     """
-    from mapo.export.export import describe, export_pairs, export_to_hub, parse_licences
-    from mapo.pairs import PairSet
+    from mapo.export.asked import export
+    from mapo.export.export import describe
 
-    card["source_licences"] = parse_licences(card["source_licences"])
-    opened = PairSet(pairs)
+    made = export(pairs, format, out, **how)
     if format == "hub":
-        beside = pairs.resolve() if pairs.name in ("", "..") else pairs
-        out = out or beside.with_name(f"{beside.name}-hub")
-        counts, address = export_to_hub(opened, out, on_missing_picture=on_missing_picture, **card)
-        _say(f"{describe(counts, format)} in {out}" if counts else f"{out} was written before and is uploaded as it is")
-        _say(f"published at {address}" if address else f"read {out}/README.md, then upload with --repo OWNER/NAME")
+        folder, address = made.folder, made.address
+        before = f"{folder} was written before and is uploaded as it is"
+        _say(f"{describe(made.counts, format)} in {folder}" if made.counts else before)
+        _say(f"published at {address}" if address else f"read {folder}/README.md, then upload with --repo OWNER/NAME")
         return
-    if unused := [name for name, value in card.items() if value not in (None, {})]:
-        name = {"licence": "license", "source_licences": "source-license"}.get(unused[0], unused[0])
-        raise MapoError(f"--{name} is for --to hub alone.")
-    if out is None:
-        raise MapoError("Give --out, the folder to write.")
-    counts = export_pairs(opened, format, out, on_missing_picture=on_missing_picture)
-    _say(f'{describe(counts, format)} in {out}; open them with datasets.load_dataset("{out}")')
+    _say(f'{describe(made.counts, format)} in {out}; open them with datasets.load_dataset("{out}")')
 
 
 @cli.command(cls=Verb, example="mapo demo --out demo")

@@ -42,10 +42,22 @@ def spoken(error: Exception) -> str:
 
     An exception that nobody has foreseen leaves its traceback in a file that the sentence names.
     """
+    why = _first_line(error)
+    return foreseen(error) or (
+        f"This is a fault of mapo: {type(error).__name__}: {why}. Please report it with {_traceback_file(error)}."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def foreseen(error: Exception) -> str | None:
+    """A sentence for an exception that can happen without a fault of ours; None for another one."""
     if isinstance(error, MapoError):
         return str(error)
     kinds = {f"{kind.__module__.split('.')[0]}.{kind.__name__}" for kind in type(error).__mro__}
-    why = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    why = _first_line(error)
     if "safetensors.SafetensorError" in kinds and "os error" in why:
         error = as_os_error(error)
     if is_out_of_memory(error):
@@ -61,7 +73,7 @@ def spoken(error: Exception) -> str:
         return f"A Parquet file is damaged or of an unexpected kind ({why}). Make it again."
     if kinds & {"httpx.HTTPError", "requests.RequestException", "huggingface_hub.HfHubHTTPError"}:
         return f"The hub could not be reached ({why}). Check the connection, then run the same command again."
-    return f"This is a fault of mapo: {type(error).__name__}: {why}. Please report it with {_traceback_file(error)}."
+    return None
 
 
 def as_os_error(error: Exception, path: str | None = None) -> OSError:

@@ -64,6 +64,14 @@ def parse_set(assignments: Iterable[str]) -> dict[str, Any]:
     return values
 
 
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"optim.lr": 1e-5}`` → nested values; sections may also be nested already."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        merge(found, _nest(str(key).split("."), nested(value) if isinstance(value, Mapping) else value))
+    return found
+
+
 def _nest(path: list[str], value: Any) -> dict[str, Any]:
     for name in reversed(path):
         value = {name: value}

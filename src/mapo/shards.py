@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mapo.errors import MapoError
 from mapo.files import WORK_LEDGER, sweep
+
+LOG = logging.getLogger(__name__)
 
 Shard = tuple[int, int]  # this one, of how many
 WHOLE: Shard = (0, 1)
@@ -101,7 +103,7 @@ def owned(out: Path, wait: bool = False) -> Iterator[None]:
             if not wait:
                 os.close(descriptor)
                 raise MapoError(f"Another process is writing {out}. Wait for it, or stop it first.") from None
-            print(f"Another process is writing {out}. Waiting until it has finished.", file=sys.stderr, flush=True)
+            LOG.warning(f"Another process is writing {out}. Waiting until it has finished.")
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         except OSError:  # a file system without locks
             break

@@ -437,12 +437,12 @@ def test_a_reading_judge_without_a_threshold_sees_both_pictures_and_the_same_req
 # Safety
 
 
-def test_prompts_that_could_mean_minors_are_never_used_and_are_counted(tmp_path, sdxl, capsys):
+def test_prompts_that_could_mean_minors_are_never_used_and_are_counted(tmp_path, sdxl, heard):
     given = ["a girl with a kite", *PROMPTS, "Schoolyard at noon", "a sketch of a 12-year-old on a swing"]
     counts = build(SAFETY, str(sdxl), given, 6, tmp_path / "p", **HOW)
     opened = PairSet(tmp_path / "p")
     assert {p.prompt for p in opened} == set(PROMPTS) and counts["minors"] == 3
-    assert "3 of 6 prompts name or could mean minors and are not used" in capsys.readouterr().out
+    assert "3 of 6 prompts name or could mean minors and are not used" in heard()
     assert opened.info["sensitive"] is True
     assert opened.info["provenance"]["counts"]["minors"] == 3 and opened.info["provenance"]["minors_list"] == "1"
     with pytest.raises(MapoError, match="The only prompt could mean minors, so nothing can be made"):
@@ -451,9 +451,9 @@ def test_prompts_that_could_mean_minors_are_never_used_and_are_counted(tmp_path,
         build(changed_recipe(SAFETY, ["rejected=Teen image."]), str(sdxl), PROMPTS, 1, tmp_path / "q", **HOW)
 
 
-def test_one_prompt_that_could_mean_a_minor_is_told_as_one(tmp_path, sdxl, capsys):
+def test_one_prompt_that_could_mean_a_minor_is_told_as_one(tmp_path, sdxl, heard):
     build(SAFETY, str(sdxl), ["a girl with a kite", PROMPTS[0]], 1, tmp_path / "p", **HOW)
-    assert "1 of 2 prompts names or could mean minors and is not used." in capsys.readouterr().out
+    assert "1 of 2 prompts names or could mean minors and is not used." in heard()
 
 
 def test_what_was_counted_is_said_with_one_of_each_and_with_several():
@@ -584,10 +584,10 @@ def test_latents_of_another_vae_or_resolution_are_refused_in_a_sentence(tmp_path
         build(SAFETY, str(sdxl), PROMPTS, 3, tmp_path / "r", latents_for=str(other), **HOW)
 
 
-def test_prompts_that_are_too_long_are_named_once(tmp_path, sdxl, capsys):
+def test_prompts_that_are_too_long_are_named_once(tmp_path, sdxl, heard):
     long = [f"a red square {'and a blue heart ' * n}" for n in (10, 11, 12, 13, 14, 15, 16)]
     build(CARTOON, str(sdxl), [*PROMPTS, *long], 10, tmp_path / "p", **HOW)
-    said = capsys.readouterr().out
+    said = heard()
     assert said.count("7 of 10 prompts are longer than the model's") == said.count("tokens") == 1
 
 

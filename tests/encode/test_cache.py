@@ -214,13 +214,13 @@ def held_by_another(folder: Path, seconds: float) -> Iterator[subprocess.Popen]:
         process.stdout.close()
 
 
-def test_a_cache_that_another_process_fills_is_refused_or_waited_for(tmp_path, sdxl, pairs, capsys):
+def test_a_cache_that_another_process_fills_is_refused_or_waited_for(tmp_path, sdxl, pairs, heard):
     with held_by_another(tmp_path / "c", 60) as process:
         with pytest.raises(MapoError, match="Another process is writing .*/c. Wait for it"):
             encode(parts(sdxl), PairSet(pairs), tmp_path / "c")
         threading.Timer(1.0, process.kill).start()  # the lock ends with its process
         encode(parts(sdxl), PairSet(pairs), tmp_path / "c", wait=True)
-    assert "Waiting until it has finished" in capsys.readouterr().err
+    assert "Waiting until it has finished" in heard()
     assert len(list((tmp_path / "c").glob("latents-*"))) == 1
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import random
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -225,7 +226,7 @@ def test_captions_that_become_one_prompt_are_split_by_that_prompt(tmp_path: Path
     ]
 
 
-def test_splits_that_a_source_publishes_are_not_joined(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_splits_that_a_source_publishes_are_not_joined(tmp_path: Path, heard: Callable[[], str]) -> None:
     folder = write_lines(tmp_path / "in", [([TEST, "b"], 0, 1), (["b", TRAIN], 2, 3)]).parent
     rows = [json.loads(line) for line in (folder / "x.jsonl").read_text().splitlines()]
     splits = ("train", "validation")
@@ -234,4 +235,4 @@ def test_splits_that_a_source_publishes_are_not_joined(tmp_path: Path, capsys: p
     )
     import_pairs(folder, tmp_path / "set", captions="each")
     assert [pair.split for pair in PairSet(tmp_path / "set")] == ["train", "train", "validation", "validation"]
-    assert "1 prompt stands in more than one split of the source" in capsys.readouterr().out
+    assert "1 prompt stands in more than one split of the source" in heard()

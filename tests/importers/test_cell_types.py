@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import uuid
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ META: dict[str, tuple[Any, Any, int]] = {
 @pytest.mark.parametrize("name", META)
 @pytest.mark.parametrize("on_bad_row", ["stop", "drop"])
 def test_values_of_meta_are_kept_in_a_plain_form_or_left_out_with_a_count(
-    tmp_path: Path, name: str, on_bad_row: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, name: str, on_bad_row: str, heard: Callable[[], str]
 ) -> None:
     meta, kept, lost = META[name]
     counts = import_pairs(write(tmp_path / "x.parquet", meta=meta), tmp_path / "set", on_bad_row=on_bad_row)
@@ -65,7 +66,7 @@ def test_values_of_meta_are_kept_in_a_plain_form_or_left_out_with_a_count(
     opened = PairSet(tmp_path / "set")
     assert opened[0].meta == kept
     assert opened.info["provenance"].get("meta_left_out", 0) == lost
-    assert ("no form in JSON" in capsys.readouterr().out) == bool(lost)
+    assert ("no form in JSON" in heard()) == bool(lost)
 
 
 def test_values_that_no_table_holds_are_plain_too() -> None:

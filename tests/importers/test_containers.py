@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +215,7 @@ def test_a_dataset_saved_to_disk_is_read_whole_and_in_order(tmp_path: Path) -> N
     assert "splits" not in opened.info["provenance"]
 
 
-def test_a_dataset_dict_saved_to_disk_keeps_its_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dataset_dict_saved_to_disk_keeps_its_splits(tmp_path: Path, heard: Callable[[], str]) -> None:
     datasets = pytest.importorskip("datasets")
     whole = dataset(9)
     parts = {"train": range(5), "test": range(5, 7), "validation_unique": range(7, 8), "extra": range(8, 9)}
@@ -222,7 +223,7 @@ def test_a_dataset_dict_saved_to_disk_keeps_its_splits(tmp_path: Path, capsys: p
     import_pairs(tmp_path / "in", tmp_path / "set")
     found = {p.prompt: p.split for p in PairSet(tmp_path / "set")}
     assert [found[f"prompt {k}"] for k in range(8)] == ["train"] * 5 + ["test"] * 2 + ["validation"]
-    said = capsys.readouterr().out
+    said = heard()
     assert "5 train, 1 validation, 2 test" in said
     assert "1 pair is of the split 'extra', and split by prompt." in said
 
@@ -460,13 +461,13 @@ def test_memory_does_not_grow_with_the_file(folder: Path, kind: str) -> None:
 
 
 def test_files_of_another_kind_that_fit_too_are_passed_over_in_a_sentence(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, heard: Callable[[], str]
 ) -> None:
     write_rows(folder, "jsonl")
     write_tar(folder / "y.tar", sample("0", "in the tar"))
     import_pairs(folder, folder.parent / "set")
     assert [p.prompt for p in PairSet(folder.parent / "set")] == ["in the tar"]
-    assert "has rows in y.tar and in x.jsonl; only those like the first are read." in capsys.readouterr().out
+    assert "has rows in y.tar and in x.jsonl; only those like the first are read." in heard()
 
 
 def test_a_first_file_that_is_unlike_the_others_is_named(folder: Path) -> None:

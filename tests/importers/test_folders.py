@@ -157,7 +157,7 @@ LITTER: dict[str, dict[str, bytes]] = {
 
 @pytest.mark.parametrize("kinds", LITTER)
 def test_what_other_programs_leave_beside_pictures_is_passed_over_and_counted(
-    tmp_path: Path, kinds: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, kinds: str, heard: Callable[[], str]
 ) -> None:
     root = make(tmp_path / "in")
     for name, data in LITTER[kinds].items():
@@ -167,26 +167,24 @@ def test_what_other_programs_leave_beside_pictures_is_passed_over_and_counted(
     assert counts == {"pairs": 2, "ties": 0, "repeats": 0, "bad": 0}
     count = sum(int(word) for word in kinds.split() if word.isdigit())
     said = f"passed over {count} file{'s' * (count > 1)}: {kinds}"
-    assert capsys.readouterr().out.splitlines() == [said]
+    assert heard().splitlines() == [said]
 
 
-def test_many_kinds_of_litter_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_many_kinds_of_litter_are_one_line(tmp_path: Path, heard: Callable[[], str]) -> None:
     root = make(tmp_path / "in")
     for end in "abcdefghi":
         (root / "chosen" / f"x.{end}").write_text("")
     import_pairs(root, tmp_path / "set", split="train")
     said = "passed over 9 files: 1 .a, 1 .b, 1 .c, 1 .d, 1 .e, 1 .f, 3 other kinds"
-    assert capsys.readouterr().out.splitlines() == [said]
+    assert heard().splitlines() == [said]
 
 
-def test_a_folder_within_that_is_a_link_is_passed_over_and_counted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_within_that_is_a_link_is_passed_over_and_counted(tmp_path: Path, heard: Callable[[], str]) -> None:
     root = make(tmp_path / "in")
     make(tmp_path / "more", names=("c",))
     (root / "chosen" / "more").symlink_to(tmp_path / "more" / "chosen")
     assert import_pairs(root, tmp_path / "set")["pairs"] == 2
-    assert "passed over 1 file: 1 linked folders" in capsys.readouterr().out
+    assert "passed over 1 file: 1 linked folders" in heard()
 
 
 def test_folders_of_litter_alone_are_empty_and_say_what_they_hold(tmp_path: Path) -> None:
@@ -254,7 +252,7 @@ def test_the_help_names_the_two_folders() -> None:
 
 @pytest.mark.parametrize("sides", [("chosen", "rejected"), ("W", "L")])
 def test_folders_of_splits_with_the_two_folders_keep_their_splits(
-    tmp_path: Path, sides: tuple[str, str], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, sides: tuple[str, str], heard: Callable[[], str]
 ) -> None:
     for split, names in (("train", ("a", "b")), ("val", ("z", "a")), ("test", ("c", "d"))):
         make(tmp_path / "in" / split, sides, names)
@@ -266,7 +264,7 @@ def test_folders_of_splits_with_the_two_folders_keep_their_splits(
     ]  # fmt: skip
     assert opened[2].chosen == sha256(make_picture((255, 0, 0)))
     assert opened.info["provenance"]["splits"] == {"train": 2, "validation": 2, "test": 2}
-    said = capsys.readouterr().out
+    said = heard()
     assert "The source's own splits are kept: 2 train, 2 validation, 2 test" in said
     assert "1 prompt stands in more than one split of the source" in said  # that of train/a and val/a
     import_pairs(tmp_path / "in", tmp_path / "other", split="by-prompt")
@@ -274,7 +272,7 @@ def test_folders_of_splits_with_the_two_folders_keep_their_splits(
 
 
 def test_pairs_beside_folders_of_splits_and_in_folders_of_other_names_are_split_by_prompt_and_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, heard: Callable[[], str]
 ) -> None:
     root = make(tmp_path / "in", names=("a",))
     make(root / "test", names=("b",))
@@ -283,7 +281,7 @@ def test_pairs_beside_folders_of_splits_and_in_folders_of_other_names_are_split_
     assert {pair.meta["file"]: pair.split for pair in PairSet(tmp_path / "set")} == {
         "a": split_of("prompt a"), "test/b": "test", "extra/c": split_of("prompt c"),
     }  # fmt: skip
-    said = capsys.readouterr().out
+    said = heard()
     assert "1 pair is of no split that is known, and split by prompt." in said
     assert "1 pair is of the split 'extra', and split by prompt." in said
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +82,11 @@ def test_a_bad_row_stops_the_import_and_nothing_is_written(
 
 
 def test_dropped_rows_are_counted_and_the_first_five_are_named(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heard: Callable[[], str]
 ) -> None:
     given(monkeypatch, [*bad_rows(4), GOOD, RawPair("row 9", "", RED, BLUE), *bad_rows(3)])
     assert import_pairs(source, tmp_path / "set", on_bad_row="drop")["bad"] == 8
-    assert capsys.readouterr().out.splitlines() == [
+    assert heard().splitlines() == [
         *(f"left out: row {k}: reason {k}" for k in range(4)),
         f"left out: row 9: {EMPTY}",
         "left out: 3 more",
@@ -360,35 +360,35 @@ def numbered(count: int, split: str) -> list[RawPair | BadRow]:
 
 
 def test_pairs_that_are_held_out_are_counted_with_the_reason_and_the_way_out(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heard: Callable[[], str]
 ) -> None:
     given(monkeypatch, [*numbered(17, "train"), *numbered(2, "validation"), *numbered(1, "test")])
     import_pairs(source, tmp_path / "set")
-    assert capsys.readouterr().out.splitlines() == [
+    assert heard().splitlines() == [
         "3 of 20 pairs are held out for validation and test, by their prompts; --split train trains on all."
     ]
     import_pairs(source, tmp_path / "all", split="train")
     assert {p.split for p in PairSet(tmp_path / "all")} == {"train"}
     assert len(PairSet(tmp_path / "all")) == 20
-    assert capsys.readouterr().out == ""
+    assert heard() == ""
     assert PairSet(tmp_path / "all").info["provenance"]["split"] == "train"
 
 
 def test_a_set_with_nothing_to_train_on_says_so_at_once_and_names_the_option(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heard: Callable[[], str]
 ) -> None:
     given(monkeypatch, numbered(3, "test"))
     import_pairs(source, tmp_path / "set")
-    said = capsys.readouterr().out
+    said = heard()
     assert "All 3 pairs are held out for validation and test, by their prompts" in said
     assert f"Delete {tmp_path / 'set'}, and import again with --split train." in said
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_a_whole_set_can_be_put_into_one_split(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], split: str
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heard: Callable[[], str], split: str
 ) -> None:
     given(monkeypatch, [*numbered(3, "train"), *numbered(1, "test")])
     import_pairs(source, tmp_path / "set", split=split)
     assert [p.split for p in PairSet(tmp_path / "set")] == [split] * 4
-    assert f"All 4 pairs are held out, as --split {split} says" in capsys.readouterr().out
+    assert f"All 4 pairs are held out, as --split {split} says" in heard()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -173,14 +174,14 @@ def test_an_import_that_was_stopped_before_its_first_commit_leaves_nothing(
 
 @pytest.mark.parametrize("change", ["settings", "source"])
 def test_other_settings_or_another_source_begin_afresh_and_say_so(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, capsys: pytest.CaptureFixture[str]
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, heard: Callable[[], str]
 ) -> None:
     interrupted(source, tmp_path / "set", monkeypatch)
     how = {"ties": "keep"} if change == "settings" else {}
     if change == "source":
         source = write_parquet(tmp_path / "y.parquet", pq.read_table(source).slice(3).to_pylist())
     assert import_pairs(source, tmp_path / "set", **how)["pairs"] == ROWS - (4 if change == "source" else 1)
-    assert "held unfinished work from another source or other settings; it begins afresh" in capsys.readouterr().out
+    assert "held unfinished work from another source or other settings; it begins afresh" in heard()
 
 
 def test_a_bad_row_far_on_stops_the_import_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

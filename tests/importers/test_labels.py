@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -74,11 +75,11 @@ def test_labels_without_a_clear_meaning_are_refused_with_the_values_seen(tmp_pat
 
 @pytest.mark.parametrize("has_label", [pa.array([False, True]), pa.array(["False", "True"]), pa.array([0, 1])])
 def test_rows_that_say_they_have_no_label_are_left_out_with_a_count(
-    tmp_path: Path, has_label: Any, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, has_label: Any, heard: Callable[[], str]
 ) -> None:
     path = write(tmp_path / "x.parquet", [0.0, 1.0], [0.0, 0.0], has_label=has_label)
     assert import_pairs(path, tmp_path / "set") == {"pairs": 1, "ties": 0, "repeats": 0, "bad": 0}
-    assert "1 row was left out: has_label is false." in capsys.readouterr().out
+    assert "1 row was left out: has_label is false." in heard()
     assert PairSet(tmp_path / "set").info["provenance"]["left_out"] == {"has_label is false": 1}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -147,7 +148,7 @@ def test_files_of_rows_that_lie_elsewhere_are_named_with_a_pattern_that_works(tm
 
 
 def test_an_import_goes_on_only_with_the_pictures_that_it_began_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heard: Callable[[], str]
 ) -> None:
     root = tmp_path / "in"
     put_pictures(root / "images")
@@ -158,5 +159,5 @@ def test_an_import_goes_on_only_with_the_pictures_that_it_began_with(
             import_pairs(root, tmp_path / "set")
     (root / "images" / "1.png").write_bytes(encoded(noise()))
     import_pairs(root, tmp_path / "set")
-    assert "it begins afresh" in capsys.readouterr().out
+    assert "it begins afresh" in heard()
     assert PairSet(tmp_path / "set")[0].chosen == sha256(encoded(noise()))

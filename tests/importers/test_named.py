@@ -54,7 +54,7 @@ AFRESH = "held unfinished work from another source or other settings; it begins 
 
 @pytest.mark.parametrize("changed", ["caption", "picture", "nothing"])
 def test_an_interrupted_import_of_folders_never_mixes_old_and_new_captions_and_pictures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], changed: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heard: Callable[[], str], changed: str
 ) -> None:
     root = make_folders(tmp_path / "in")
     interrupt(root, tmp_path / "set", monkeypatch)
@@ -63,7 +63,7 @@ def test_an_interrupted_import_of_folders_never_mixes_old_and_new_captions_and_p
     if changed == "picture":
         (root / "rejected" / "003.png").write_bytes(GREEN)
     import_pairs(root, tmp_path / "set")
-    assert (AFRESH in capsys.readouterr().out) == (changed != "nothing")
+    assert (AFRESH in heard()) == (changed != "nothing")
     import_pairs(root, tmp_path / "clean")
     assert list(PairSet(tmp_path / "set")) == list(PairSet(tmp_path / "clean"))
     assert ("another prompt" in {p.prompt for p in PairSet(tmp_path / "set")}) == (changed == "caption")
@@ -95,20 +95,20 @@ def list_of(root: Path, kind: str, folder: str = "pics") -> Path:
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_an_interrupted_import_of_a_list_sees_that_a_picture_it_names_has_changed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heard: Callable[[], str], kind: str
 ) -> None:
     path = list_of(tmp_path / "in", kind)
     interrupt(path, tmp_path / "in" / "set", monkeypatch)
     (tmp_path / "in" / "pics" / "3l").write_bytes(GREEN)
     import_pairs(path, tmp_path / "in" / "set")
-    assert AFRESH in capsys.readouterr().out
+    assert AFRESH in heard()
     import_pairs(path, tmp_path / "clean")
     assert list(PairSet(tmp_path / "in" / "set")) == list(PairSet(tmp_path / "clean"))
 
 
 @pytest.mark.parametrize("given", ["file", "folder"])
 def test_an_import_beside_its_own_source_goes_on_where_it_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heard: Callable[[], str], given: str
 ) -> None:
     """Its own work, and for a file also the logs and pictures that others write there, change nothing."""
     path = list_of(tmp_path / "in", "jsonl")
@@ -118,7 +118,7 @@ def test_an_import_beside_its_own_source_goes_on_where_it_stopped(
         (tmp_path / "in" / "import.log").write_text("stopped")
         (tmp_path / "in" / "pics" / "other.png").write_bytes(RED)
     import_pairs(source, tmp_path / "in" / "set")
-    assert AFRESH not in capsys.readouterr().out
+    assert AFRESH not in heard()
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "ndjson", "json", "csv", "parquet"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,7 @@ def splits(folder: Path) -> dict[str, int]:
     return dict(Counter(pair.split for pair in PairSet(folder)))
 
 
-def test_a_hub_set_that_was_downloaded_whole_keeps_its_splits(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_hub_set_that_was_downloaded_whole_keeps_its_splits(tmp_path: Path, heard: Callable[[], str]) -> None:
     import_pairs(make_hub_layout(tmp_path / "hf"), tmp_path / "set")
     opened = PairSet(tmp_path / "set")
     assert {(pair.prompt.split("-")[0], pair.split) for pair in opened} == {
@@ -50,7 +49,7 @@ def test_a_hub_set_that_was_downloaded_whole_keeps_its_splits(
     }
     assert splits(tmp_path / "set") == {"train": 8, "validation": 2, "test": 2}
     assert opened.info["provenance"]["splits"] == {"train": 8, "validation": 2, "test": 2}
-    assert "The source's own splits are kept: 8 train, 2 validation, 2 test" in capsys.readouterr().out
+    assert "The source's own splits are kept: 8 train, 2 validation, 2 test" in heard()
 
 
 @pytest.mark.parametrize(
@@ -150,18 +149,18 @@ def test_names_that_are_no_split_are_none() -> None:
 
 
 def test_what_has_no_split_beside_files_that_have_is_split_by_prompt_and_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, heard: Callable[[], str]
 ) -> None:
     write_parquet(tmp_path / "in" / "more.parquet", [{**make_rows("x", 1)[0], "prompt": HELD_OUT}])
     write_parquet(tmp_path / "in" / "train.parquet", [{**make_rows("x", 1, 5)[0], "prompt": f" {HELD_OUT.upper()}!"}])
     import_pairs(tmp_path / "in", tmp_path / "set")
     assert splits(tmp_path / "set") == {"test": 1, "train": 1}
-    assert "1 pair is of no split that is known, and split by prompt." in capsys.readouterr().out
+    assert "1 pair is of no split that is known, and split by prompt." in heard()
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
 def test_a_column_of_splits_is_kept_and_its_unknown_names_are_said(
-    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, kind: str, heard: Callable[[], str]
 ) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
@@ -181,48 +180,46 @@ def test_a_column_of_splits_is_kept_and_its_unknown_names_are_said(
         path.write_text("\n".join([",".join(rows[0]), *(",".join(row.values()) for row in rows)]))
     import_pairs(path, tmp_path / "set")
     assert [pair.split for pair in PairSet(tmp_path / "set")] == ["test", "validation", "train"]
-    said = capsys.readouterr().out
+    said = heard()
     assert "1 pair is of the split 'extra', and split by prompt." in said
     assert "1 validation, 1 test" in said
 
 
-def test_a_prompt_in_two_published_splits_is_told_with_a_count(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_prompt_in_two_published_splits_is_told_with_a_count(tmp_path: Path, heard: Callable[[], str]) -> None:
     rows = make_rows("x", 4)
     write_parquet(tmp_path / "in" / "train.parquet", rows)
     other = {"prompt": "X  1", "chosen": encoded(noise(77)), "rejected": RED}
     write_parquet(tmp_path / "in" / "test.parquet", [other, rows[3]])  # another pair, and the very same
     counts = import_pairs(tmp_path / "in", tmp_path / "set")
     assert counts["repeats"] == 1
-    assert "2 prompts stand in more than one split of the source" in capsys.readouterr().out
+    assert "2 prompts stand in more than one split of the source" in heard()
 
 
 def test_a_split_that_only_repeats_another_is_told_without_a_contradiction(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, heard: Callable[[], str]
 ) -> None:
     rows = make_rows("x", 4)
     write_parquet(tmp_path / "in" / "train.parquet", [*rows, rows[0]])
     write_parquet(tmp_path / "in" / "test.parquet", rows[1:3])
     assert import_pairs(tmp_path / "in", tmp_path / "set", split=None)["repeats"] == 3
-    said = capsys.readouterr().out
+    said = heard()
     assert "2 pairs of train repeat pairs of test and are left out." in said  # test comes first by its name
     assert "more than one split" in said
     dataset = pytest.importorskip("datasets")
     saved = dataset.DatasetDict({name: dataset.Dataset.from_list(rows[:k]) for name, k in (("train", 3), ("test", 1))})
     saved.save_to_disk(str(tmp_path / "saved"))
     import_pairs(tmp_path / "saved", tmp_path / "other")
-    said = capsys.readouterr().out
+    said = heard()
     assert "All pairs are in train, so no pair is held out." in said
     assert "1 pair of test repeats a pair of train and is left out." in said
     assert "not new to training" not in said
 
 
-def test_a_source_that_names_no_splits_is_split_by_prompt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_source_that_names_no_splits_is_split_by_prompt(tmp_path: Path, heard: Callable[[], str]) -> None:
     rows = [{**row, "prompt": prompt} for row, prompt in zip(make_rows("x", 2), (HELD_OUT, TRAINED), strict=True)]
     import_pairs(write_parquet(tmp_path / "x.parquet", rows), tmp_path / "set")
     assert [pair.split for pair in PairSet(tmp_path / "set")] == ["test", "train"]
-    assert "1 of 2 pairs is held out for validation and test, by their prompts" in capsys.readouterr().out
+    assert "1 of 2 pairs is held out for validation and test, by their prompts" in heard()
     assert "splits" not in PairSet(tmp_path / "set").info["provenance"]
 
 

@@ -199,7 +199,7 @@ def test_a_picture_is_sent_as_its_pixels_without_the_file_that_it_was(tmp_path: 
     assert decode_picture(answers[0].content).size == (16, 24)
 
 
-def test_a_picture_that_cannot_be_read_names_no_folder_to_the_page(tmp_path: Path, capsys: Any) -> None:
+def test_a_picture_that_cannot_be_read_names_no_folder_to_the_page(tmp_path: Path, heard: Any) -> None:
     for side, data in (("before", PICTURES[0]), ("after", PICTURES[1])):
         append_images(tmp_path / side, [ImageRow("0.png", prompt_id("p"), "p", 0, 0, sha256(data), "m")], [data])
     material = of_folders(tmp_path / "before", tmp_path / "after")
@@ -207,7 +207,7 @@ def test_a_picture_that_cannot_be_read_names_no_folder_to_the_page(tmp_path: Pat
     with VoteLog(tmp_path / "votes.jsonl") as log:
         answer = TestClient(make_app(material, log), HERE).get(f"/picture/{sha256(PICTURES[1])}")
     assert answer.status_code == 500 and "after" not in answer.text
-    assert "after" in capsys.readouterr().out
+    assert "after" in heard()
 
 
 def test_every_answer_forbids_what_the_page_does_not_need(pairs: PairSet, log: VoteLog) -> None:

@@ -123,14 +123,14 @@ def test_pictures_of_all_kinds_are_read_upright_and_opaque(tmp_path):
     assert [p.size for p in pictures] == [(row.width, row.height) for row in rows]
 
 
-def test_litter_is_passed_over_with_a_count(tmp_path, capsys):
+def test_litter_is_passed_over_with_a_count(tmp_path, heard):
     folder = fill(tmp_path)
     for number, word in enumerate(WORDS):
         (folder / f"{number}.txt").write_text(word)
     for name in ("Thumbs.db", "README.txt", "0.json", "0.npz", ".DS_Store", "scores.csv"):
         (folder / name).write_bytes(b"\x00\x01 litter")
     assert said(folder) == PLAIN and said(folder) == PLAIN
-    told = capsys.readouterr().out
+    told = heard()
     assert told == f"note: {folder}: what is neither a picture nor a prompt is passed over (5)\n"
 
 

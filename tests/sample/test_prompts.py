@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -286,9 +287,9 @@ def test_a_set_that_the_hub_has_not_is_refused(hub: Any) -> None:
         read_prompts("somebody/else")
 
 
-def test_of_several_files_it_is_said_which_were_read(hub: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_of_several_files_it_is_said_which_were_read(hub: Any, heard: Callable[[], str]) -> None:
     read_prompts("somebody/prompts")
-    said = capsys.readouterr().out
+    said = heard()
     assert "prompts of 2 files, test-00000-of-00001.parquet to train-00000-of-00001.parquet" in said
 
 
@@ -318,10 +319,10 @@ def test_a_connection_that_breaks_is_told_in_a_sentence(hub: Any, monkeypatch: p
         ("a fox\nan owl", None),
     ],
 )
-def test_repeats_are_left_out_and_counted(tmp_path: Path, capsys: Any, lines: str, says: str | None) -> None:
+def test_repeats_are_left_out_and_counted(tmp_path: Path, heard: Any, lines: str, says: str | None) -> None:
     (tmp_path / "p.txt").write_text(lines)
     assert read_prompts(str(tmp_path / "p.txt")) == ["a fox", "an owl"]
-    assert capsys.readouterr().out == (f"{tmp_path / 'p.txt'}: {says}\n" if says else "")
+    assert heard() == (f"{tmp_path / 'p.txt'}: {says}\n" if says else "")
 
 
 PARTI = """\

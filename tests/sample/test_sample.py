@@ -240,7 +240,7 @@ def test_one_prompt_and_one_seed_need_no_list(tmp_path, sdxl):
     assert [(r.prompt, r.seed) for r in rows] == [("a fox", 3)]
 
 
-def test_prompts_that_are_too_long_are_told_in_one_line_and_by_nobody_else(tmp_path, sdxl, capfd):
+def test_prompts_that_are_too_long_are_told_in_one_line_and_by_nobody_else(tmp_path, sdxl, capfd, heard):
     import logging
 
     long = [f"a red square {'and a blue heart ' * n}" for n in (10, 30)]
@@ -259,14 +259,14 @@ def test_prompts_that_are_too_long_are_told_in_one_line_and_by_nobody_else(tmp_p
     said = capfd.readouterr()
     most = find_model(str(sdxl)).base / "tokenizer" / "tokenizer_config.json"
     most = json.loads(most.read_text())["model_max_length"]
-    assert said.out.splitlines() == [
+    assert said.out == "" and heard().splitlines() == [
         f"2 of 5 prompts are longer than the model's {most} tokens; what stands behind is not seen. "
         f"The longest: {long[1][:59].rstrip() + '…'!r}.",
         f"The negative prompt is longer than the model's {most} tokens; what stands behind is not seen.",
     ]
     assert "truncated" not in said.err and "longer than" not in said.err
     sample(str(sdxl), [*PROMPTS, *long], [0, 1], tmp_path / "a", steps=1, guidance=3.0, negative_prompt=long[0])
-    assert capfd.readouterr().out == ""  # nothing is made, so nothing is said
+    assert heard() == capfd.readouterr().out == ""  # nothing is made, so nothing is said
 
 
 @pytest.mark.parametrize(

@@ -239,18 +239,18 @@ def test_another_version_or_revision_scores_all_anew_and_stays_alone(tmp_path, m
         assert {row[attribute] for row in read_scores(out).to_pylist()} == {"2"}
 
 
-def test_rows_of_other_scorers_stay_where_the_pictures_of_their_prompt_are_the_same(tmp_path, capsys):
+def test_rows_of_other_scorers_stay_where_the_pictures_of_their_prompt_are_the_same(tmp_path, heard):
     folder, out = write_images(tmp_path / "i"), tmp_path / "s.parquet"
     score(folder, "together", out)
     change(folder, [0], noise("other"))
     score(folder, "brightness", out)
     rows = read_scores(out).to_pylist()
     assert {r["prompt"] for r in rows if r["scorer"] == "together"} == {f"a drawing {n}" for n in (1, 2, 3)}
-    assert "note: 3 scores by together were of other pictures and are left out" in capsys.readouterr().out
+    assert "note: 3 scores by together were of other pictures and are left out" in heard()
     assert score(folder, "together", out)["scored"] == 3
 
 
-def test_a_picture_without_a_number_has_a_row_and_is_asked_about_again(tmp_path, capsys):
+def test_a_picture_without_a_number_has_a_row_and_is_asked_about_again(tmp_path, heard):
     folder, out = write_images(tmp_path / "i"), tmp_path / "s.parquet"
     change(folder, [1, 5], Image.new("RGB", (SIDE, SIDE)))
     assert score(folder, "brightness", out)["missing"] == 4
@@ -258,7 +258,7 @@ def test_a_picture_without_a_number_has_a_row_and_is_asked_about_again(tmp_path,
     assert [(r["metric"], r["prompt"], r["seed"]) for r in empty] == [
         (m, p, s) for p, s in (("a drawing 0", 1), ("a drawing 1", 2)) for m in ("light", "dark")
     ]
-    said = capsys.readouterr().out.splitlines()
+    said = heard().splitlines()
     assert said == [
         "note: it was asked",
         "note: brightness gave no light to 2 of 12 pictures",
@@ -496,7 +496,7 @@ def test_numbers_that_were_said_before_a_call_broke_are_kept(tmp_path, monkeypat
     assert {row["value"] for row in read_scores(out).to_pylist() if row["metric"] == "light"} == want
 
 
-def test_what_a_terminal_would_obey_is_escaped_in_a_note(tmp_path, monkeypatch, capsys):
+def test_what_a_terminal_would_obey_is_escaped_in_a_note(tmp_path, monkeypatch, heard):
     monkeypatch.setattr(Brightness, "notes", lambda self: ["it said \x1b[31mred"])
     score(write_images(tmp_path / "i"), "brightness", tmp_path / "s.parquet")
-    assert "it said \\x1b[31mred" in capsys.readouterr().out
+    assert "it said \\x1b[31mred" in heard()

@@ -73,15 +73,15 @@ def test_half_of_what_a_launcher_says_is_refused_in_a_sentence(monkeypatch, valu
         place_of_environment()
 
 
-def test_settings_of_accelerate_change_nothing_and_are_named(tmp_path, sdxl, pairs, cache, monkeypatch, capsys):
+def test_settings_of_accelerate_change_nothing_and_are_named(tmp_path, sdxl, pairs, cache, monkeypatch, heard):
     whole = run(tmp_path / "plain", sdxl, pairs, cache)
     setting(
         monkeypatch, ACCELERATE_GRADIENT_ACCUMULATION_STEPS=8, ACCELERATE_MIXED_PRECISION="fp16",
         ACCELERATE_USE_DEEPSPEED="true", ACCELERATE_USE_FSDP="true", ACCELERATE_DYNAMO_BACKEND="INDUCTOR",
     )  # fmt: skip
-    capsys.readouterr()
+    heard()
     assert_same(run(tmp_path / "asked", sdxl, pairs, cache), whole, tolerance=1e-12)
-    said = capsys.readouterr().out
+    said = heard()
     assert "ask for mixed precision (fp16), accumulated steps (8), DeepSpeed, FSDP, torch.compile (inductor)" in said
     assert "the run's own settings decide" in said
 

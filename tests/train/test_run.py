@@ -47,11 +47,11 @@ def test_a_longer_run_that_dies_while_it_writes_its_final_weights_writes_them_ne
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_a_finished_run_is_not_written_again(tmp_path, sdxl, pairs, cache, capsys):
+def test_a_finished_run_is_not_written_again(tmp_path, sdxl, pairs, cache, heard):
     run(tmp_path / "r", sdxl, pairs, cache, steps=1)
     before = (tmp_path / "r" / "run.json").stat().st_mtime_ns
     run(tmp_path / "r", sdxl, pairs, cache, steps=1)
-    assert "is finished, after 1 step." in capsys.readouterr().out
+    assert "is finished, after 1 step." in heard()
     assert (tmp_path / "r" / "run.json").stat().st_mtime_ns == before
 
 
@@ -103,12 +103,12 @@ def test_while_final_weights_change_places_the_folder_is_no_model(tmp_path, sdxl
     assert seen == [False]
 
 
-def test_a_finished_run_without_checkpoints_is_not_trained_over(tmp_path, sdxl, pairs, cache, capsys):
+def test_a_finished_run_without_checkpoints_is_not_trained_over(tmp_path, sdxl, pairs, cache, heard):
     run(tmp_path / "r", sdxl, pairs, cache, steps=2)
     shutil.rmtree(tmp_path / "r" / "checkpoints")
     before = unet_of(tmp_path / "r")
     run(tmp_path / "r", sdxl, pairs, cache, steps=2)
-    assert "is finished, after 2 steps" in capsys.readouterr().out
+    assert "is finished, after 2 steps" in heard()
     with pytest.raises(MapoError, match="has its final weights of 2 steps but no checkpoint to go on from"):
         run(tmp_path / "r", sdxl, pairs, cache, steps=3)
     with pytest.raises(MapoError, match="other settings"):

@@ -228,7 +228,7 @@ def test_flip_mirrors_both_pictures_of_a_pair_or_none(tmp_path, sdxl, pairs):
     assert 0 < changed[:12].sum() < 12
 
 
-def test_ties_are_left_out_and_counted(tmp_path, sdxl, capsys):
+def test_ties_are_left_out_and_counted(tmp_path, sdxl, heard):
     from PIL import Image
 
     from mapo.pairs import PairWriter
@@ -241,17 +241,17 @@ def test_ties_are_left_out_and_counted(tmp_path, sdxl, capsys):
         writer.add_pair("one", grey(1), grey(2), split="train")
         writer.add_pair("two", grey(3), grey(4), split="train", preference=0.5)
     got = run(tmp_path / "r", sdxl, tmp_path / "pairs", steps=3)
-    assert "1 tie left out" in capsys.readouterr().out and len(got) == 3
+    assert "1 tie left out" in heard() and len(got) == 3
     with pytest.raises(MapoError, match="other settings"):
         run(tmp_path / "r", sdxl, tmp_path / "pairs", steps=4, optim={"lr": 5e-4})
-    assert "ties" not in capsys.readouterr().out  # what is refused says nothing else first
+    assert "ties" not in heard()  # what is refused says nothing else first
     with PairWriter(tmp_path / "ties", {}) as writer:
         writer.add_pair("two", grey(3), grey(4), split="train", preference=0.5)
     with pytest.raises(MapoError, match="no pairs but 1 tie in"):
         run(tmp_path / "s", sdxl, tmp_path / "ties")
 
 
-def test_a_tie_that_is_kept_is_trained_on_as_a_tie(tmp_path, sdxl, capsys):
+def test_a_tie_that_is_kept_is_trained_on_as_a_tie(tmp_path, sdxl, heard):
     from PIL import Image
 
     from mapo.pairs import PairWriter
@@ -264,7 +264,7 @@ def test_a_tie_that_is_kept_is_trained_on_as_a_tie(tmp_path, sdxl, capsys):
             writer.add_pair("one", *pictures, split="train", preference=sure)
         got = run(tmp_path / f"run{sure}", sdxl, tmp_path / f"{sure}", steps=1, data={"ties": "keep"})
         losses.append(got[0]["loss"])
-    assert "1 tie kept" in capsys.readouterr().out
+    assert "1 tie kept" in heard()
     tie, half_sure, certain = losses
     assert abs(tie - certain) > 1e-3
     assert half_sure == pytest.approx((tie + certain) / 2, rel=1e-9)  # the loss is linear in the preference
@@ -278,7 +278,7 @@ def test_bfloat16_training_stays_close_to_float32(tmp_path, sdxl, pairs, cache):
     assert full[0]["error_chosen"] != half[0]["error_chosen"]
 
 
-def test_pairs_that_are_equal_once_cropped_are_counted_before_training(tmp_path, sdxl, capsys):
+def test_pairs_that_are_equal_once_cropped_are_counted_before_training(tmp_path, sdxl, heard):
     from PIL import ImageDraw
 
     from data_fixtures import encoded, noise
@@ -298,7 +298,7 @@ def test_pairs_that_are_equal_once_cropped_are_counted_before_training(tmp_path,
         writer.add_pair("square", encoded(noise(1, (16, 16))), encoded(noise(2, (16, 16))), split="train")
         writer.add_pair("held out", wide(60, "red"), wide(60, "blue"), split="test")
     run(tmp_path / "run", sdxl, tmp_path / "set", steps=1)
-    said = capsys.readouterr().out
+    said = heard()
     assert "11 pairs of these show the same picture twice once cropped" in said and "`mapo check` names them" in said
     run(tmp_path / "run", sdxl, tmp_path / "set", steps=2)
-    assert "twice once cropped" not in capsys.readouterr().out
+    assert "twice once cropped" not in heard()

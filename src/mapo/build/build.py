@@ -8,6 +8,7 @@ are made in a fixed order, and what was made before is only found again.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import shutil
@@ -16,8 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from mapo import progress
 from mapo.build import minors
 from mapo.build.candidates import Found, Latents, Maker, Portion
 from mapo.build.context import Contexts, Rewriter, open_rewriter
@@ -33,6 +33,8 @@ from mapo.pairs.pairs import PairWriter, pair_id
 from mapo.sample.folder import read_picture
 from mapo.sample.sample import Sampling, default_sampling
 from mapo.shards import FINISHING, WHOLE, Shard, locked, refuse_existing
+
+LOG = logging.getLogger(__name__)
 
 MOST_TRIES_PER_PAIR = 5
 KEEP = ("pictures", "rejected-as-latents")
@@ -102,7 +104,7 @@ def build(
         return None
     counts = _collect(plan, wait=shard[1] > 1)
     for note in dict.fromkeys(note for judge in judges for note in judge.scorer.notes()):
-        print(note)
+        LOG.info(note)
     return counts
 
 
@@ -138,7 +140,7 @@ def _safe_prompts(recipe: Recipe, prompts: Sequence[str]) -> list[str]:
         raise MapoError(f"{every} could mean minors, so nothing can be made with {recipe.name}.")
     left_out = len(prompts) - len(safe)
     do = "names or could mean minors and is" if left_out == 1 else "name or could mean minors and are"
-    print(f"{left_out:,} of {count(len(prompts), 'prompt')} {do} not used.")
+    LOG.info(f"{left_out:,} of {count(len(prompts), 'prompt')} {do} not used.")
     return safe
 
 
@@ -172,7 +174,7 @@ def _share(plan: Plan, shard: Shard) -> bool:
         maker = plan.open(shard)
         maker.work.mark(done=False)
         start, kept, tried = index * plan.batch, 0, 0
-        bar = tqdm(desc=f"build {plan.recipe.name} {index}/{of}", unit="pair", disable=index > 0)
+        bar = progress.bar(desc=f"build {plan.recipe.name} {index}/{of}", unit="pair", shown=index == 0)
         while start + plan.batch <= (end := min(plan.most, _needed(plan.num_pairs, kept, tried))):
             mine = range(start, end - plan.batch + 1, of * plan.batch)
             bar.total = kept + len(mine) * plan.batch * (kept + 1) // (tried + 1)
@@ -192,7 +194,7 @@ def _needed(pairs: int, kept: int, tried: int) -> int:
 
 def _advance(bar: Any, portion: Portion, most: int | None = None) -> None:
     number = len(portion.pairs) if most is None else min(len(portion.pairs), most)
-    if not portion.made and not bar.disable:  # found, so it says nothing about the rate
+    if not portion.made:  # found, so it says nothing about the rate
         bar.initial += number
     bar.update(number)
 
@@ -209,7 +211,7 @@ def _collect(plan: Plan, wait: bool) -> dict[str, int] | None:
             return None  # another shard has put it together meanwhile
         maker, totals = plan.open(WHOLE), Totals(plan.counts["minors"])
         kept: list[Found] = []
-        bar = tqdm(total=plan.num_pairs, desc=f"build {plan.recipe.name}", unit="pair")
+        bar = progress.bar(total=plan.num_pairs, desc=f"build {plan.recipe.name}", unit="pair")
         start = 0
         while len(kept) < plan.num_pairs:
             if start >= plan.most:

@@ -6,6 +6,7 @@ bit. What the work folder has already is not made again.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -13,8 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from mapo import progress
 from mapo.build.context import Contexts
 from mapo.build.judge import Filter, choose, unjudged
 from mapo.build.minors import names_minor
@@ -30,6 +30,8 @@ from mapo.models.pipelines import cuts_told
 from mapo.pairs.pairs import decode_picture
 from mapo.sample.folder import ImageRow, png_bytes, read_picture
 from mapo.sample.sample import Sampler, Sampling, full_prompt, open_folder
+
+LOG = logging.getLogger(__name__)
 
 OF_THE_PAIR = ("prompt", "file", "prompt_id", "sha256")  # stands in the pair's row itself
 
@@ -119,9 +121,9 @@ class Maker:
         first = (self.prompts[k % len(self.prompts)] for k in numbers[:size])
         if not all(prompt in self._prepared for prompt in first):
             given = [self.prompts[k % len(self.prompts)] for k in numbers]
-            waiting = self.contexts.ensure(given)
-            for _ in tqdm(waiting, desc="context prompts", unit="prompt") if self.contexts.rewriter else waiting:
-                pass
+            with progress.bar(desc="context prompts", unit="prompt", shown=bool(self.contexts.rewriter)) as bar:
+                for _ in self.contexts.ensure(given):
+                    bar.update()
             for prompt in given:
                 self._prepared.setdefault(prompt, False)
 
@@ -265,4 +267,4 @@ class Maker:
         longest = max(self.recipe.prefixes.values(), key=len)
         given = {p: full_prompt(p, longest) for p in prompts}
         for text in cuts_told(self.sampler.pipeline, given, self.sampling.negative_prompt):
-            print(text)
+            LOG.info(text)

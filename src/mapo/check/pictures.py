@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
+from mapo import progress
 from mapo.encode.frame import crop
 from mapo.errors import MapoError
 from mapo.pairs.pairs import PairSet, decode_picture
@@ -98,7 +98,7 @@ def look_at_pictures(pairs: PairSet, side: int | None = None) -> Pictures:
             found[field] = np.nan
     why = {int(i): "the set does not have it" for i in np.flatnonzero(found["state"] == MISSING)}
     stored = [int(i) for i in np.flatnonzero(found["state"] == READ)]
-    with tqdm(total=len(stored), desc="check", unit="picture", disable=None) as bar:
+    with progress.bar(total=len(stored), desc="check", unit="picture", terminal_only=True) as bar:
         for places, rows in _in_threads(pairs, names, stored, side):
             for place, row in zip(places, rows, strict=True):
                 if isinstance(row, str):

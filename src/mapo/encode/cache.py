@@ -172,6 +172,9 @@ class Cache:
         self.index = index or open_index(folder)
         self.text_names: tuple[str, ...] = tuple(self.index.columns_of("text"))
 
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
     def _entries(self, name: str, columns: Iterable[str], what: str) -> list[Entry]:
         found = self.index.find(bytes.fromhex(name))
         if any(column not in found for column in columns):

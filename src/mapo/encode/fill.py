@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
+from mapo import progress
 from mapo.encode.cache import (
     LATENTS,
     PER_SHARD,
@@ -153,7 +153,7 @@ def _write(
     if not pictures:
         return
     encoder = model.image_encoder(device)
-    with tqdm(total=len(pictures), desc="encode pictures", unit="picture") as bar:
+    with progress.bar(total=len(pictures), desc="encode pictures", unit="picture") as bar:
         for names in batches(pictures, PER_SHARD):
             tensors: dict[str, Tensor] = {}
             for batch in batches(names, images_per_batch):
@@ -171,7 +171,7 @@ def encode_prompts(
     if not prompts:
         return
     encoder = model.text_encoder(device)
-    with tqdm(total=len(prompts), desc="encode prompts", unit="prompt") as bar:
+    with progress.bar(total=len(prompts), desc="encode prompts", unit="prompt") as bar:
         for shard in batches(prompts, per_shard):
             found: dict[str, Cond] = {prompt: {} for prompt in shard}
             for batch in batches(shard, per_batch):

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
+from mapo import progress
 from mapo.errors import MapoError, count, suggest
 from mapo.export import hub
 from mapo.files import prepare_out, replacing
@@ -123,6 +123,7 @@ FORMATS: dict[str, tuple[pa.Schema, Callable[[Row, bytes, bytes], Row]]] = {
     "hub": (PREFERENCE, _hub),
 }
 READ_AS_THEY_LIE = ("pickapic",)  # bytes that others decode themselves; `datasets` turns what it decodes
+ON_MISSING_PICTURE = ("stop", "drop")
 PICTURES_REMEMBERED = 4  # of a ranking, one picture is in several pairs
 
 
@@ -144,6 +145,9 @@ def export_pairs(
     """
     if format not in FORMATS:
         raise MapoError(f"There is no export {format!r}. {suggest(format, FORMATS)}")
+    if on_missing_picture not in ON_MISSING_PICTURE:
+        known = " or ".join(ON_MISSING_PICTURE)
+        raise MapoError(f"--on-missing-picture is {on_missing_picture!r}; it must be {known}.")
     refuse_existing(out)
     if licence and not hub.LICENCE.fullmatch(licence):
         raise MapoError(f"--license is {licence!r}; write the hub's name for it, such as cc-by-4.0, mit or other.")
@@ -177,7 +181,7 @@ def export_pairs(
 
 
 def _bar(pairs: int, format: str) -> Any:
-    return tqdm(total=pairs, desc=f"export {format}", unit="pair")
+    return progress.bar(total=pairs, desc=f"export {format}", unit="pair")
 
 
 def _may_turn(pairs: PairSet) -> bool:
@@ -228,7 +232,7 @@ def _tables(
     schema: pa.Schema,
     convert: Callable[[Row, bytes, bytes], Row],
     read: Callable[[str], bytes],
-    bar: tqdm[Any],
+    bar: Any,
 ) -> Iterator[pa.Table]:
     """A row group at a time, so that memory does not grow with the set."""
     waiting: list[Row] = []

@@ -8,6 +8,7 @@ line in :data:`IMPORTERS`. What holds the rows (Parquet, JSON lines, CSV, tar, â
 from __future__ import annotations
 
 import errno
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -16,8 +17,8 @@ from typing import Any, Protocol
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
+from mapo import progress
 from mapo.errors import MapoError, count, printable, suggest
 from mapo.importers.cells import plain
 from mapo.importers.sources import Source, find_source
@@ -28,6 +29,8 @@ from mapo.pairs.pictures import Picture
 from mapo.pairs.schema import check_text
 from mapo.pairs.splits import SPLITS, split_of
 from mapo.shards import refuse_existing
+
+LOG = logging.getLogger(__name__)
 
 IMPORTERS = {
     "pickapic": "mapo.importers.pickapic",
@@ -148,7 +151,7 @@ def import_pairs(
     source = replace(find_source(given), columns=asked.columns)
     name, module, said = find_importer(source, format)
     if said:
-        print(printable(said))
+        LOG.info(printable(said))
     counts = {"pairs": 0, "ties": 0, "repeats": 0, "bad": 0}
     how = {"format": name, **asked.recorded()}
     provenance = {"imported": source.short_name, **how, "licence": licence, "counts": counts}
@@ -170,11 +173,11 @@ def import_pairs(
             "Make room and repeat the command: it goes on where it stopped."
         ) from None
     for complaint in complaints:
-        print(f"left out: {printable(complaint)}")
+        LOG.info(f"left out: {printable(complaint)}")
     if counts["bad"] > len(complaints):
-        print(f"left out: {counts['bad'] - len(complaints)} more")
+        LOG.info(f"left out: {counts['bad'] - len(complaints)} more")
     for line in (*source.notes, *told.lines(), *_held_out(out, asked.split, bool(told.facts().get("splits")))):
-        print(printable(line))
+        LOG.info(printable(line))
     return counts
 
 
@@ -213,26 +216,28 @@ def _import(
     counts.update(before["counts"])
     rows = checked_rows(module.read(source, options, done), workers, check_ties=options.ties == "keep")
     since = 0
-    for row in tqdm(rows, desc=f"import {name}", unit="row", initial=done):
-        for item in row:
-            if isinstance(item, LeftOut):
-                told.add_left_out(item.why)
-                continue
-            try:
-                if isinstance(item, BadRow):
-                    raise ValueError(item.why)
-                _add(writer, name, options, *item, counts, told)
-            except ValueError as error:
-                where = item.where if isinstance(item, BadRow) else item[0].where
-                if options.on_bad_row == "stop":
-                    raise MapoError(_refusal(where, str(error).rstrip("."))) from None
-                counts["bad"] += 1
-                if len(complaints) < COMPLAINTS_SHOWN:
-                    complaints.append(f"{where}: {error}" if where else str(error))
-        done, since = done + 1, since + 1
-        if writer.wants_commit or since >= ROWS_PER_COMMIT:
-            writer.commit({"rows": done, "counts": counts, "complaints": complaints, "notes": told.notes})
-            since = 0
+    with progress.bar(desc=f"import {name}", unit="row", initial=done) as bar:
+        for row in rows:
+            for item in row:
+                if isinstance(item, LeftOut):
+                    told.add_left_out(item.why)
+                    continue
+                try:
+                    if isinstance(item, BadRow):
+                        raise ValueError(item.why)
+                    _add(writer, name, options, *item, counts, told)
+                except ValueError as error:
+                    where = item.where if isinstance(item, BadRow) else item[0].where
+                    if options.on_bad_row == "stop":
+                        raise MapoError(_refusal(where, str(error).rstrip("."))) from None
+                    counts["bad"] += 1
+                    if len(complaints) < COMPLAINTS_SHOWN:
+                        complaints.append(f"{where}: {error}" if where else str(error))
+            done, since = done + 1, since + 1
+            bar.update()
+            if writer.wants_commit or since >= ROWS_PER_COMMIT:
+                writer.commit({"rows": done, "counts": counts, "complaints": complaints, "notes": told.notes})
+                since = 0
     writer.commit({"rows": done, "counts": counts, "complaints": complaints, "notes": told.notes})
     return complaints, told
 

@@ -10,6 +10,7 @@ import contextlib
 import hmac
 import ipaddress
 import json
+import logging
 import secrets
 import socket
 import string
@@ -35,6 +36,8 @@ from mapo.label.ballot import Ballot, Refused, clean_name
 from mapo.label.blind import Material
 from mapo.label.votes import VoteLog
 from mapo.sample.folder import png_bytes
+
+LOG = logging.getLogger(__name__)
 
 PAGE = Path(__file__).parent
 FILES = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
@@ -143,7 +146,7 @@ def make_app(
         try:
             return Response(picture_bytes(name), media_type="image/png")
         except (MapoError, OSError) as error:
-            print(f"mapo: {error}", flush=True)  # to the terminal only: a path tells which picture this is
+            LOG.info(f"mapo: {error}")  # to the terminal only: a path tells which picture this is
             return JSONResponse({"error": "A picture cannot be read; the terminal says which."}, 500)
 
     async def state(request: Request) -> Response:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from mapo import progress
 from mapo.devices import best_device
 from mapo.encode.cache import LATENTS, CacheKey, latents_key, read_latents
 from mapo.encode.fill import encode_pictures, encode_prompts, release
@@ -69,7 +69,7 @@ def encode(model: Opened, pairs: PairSet, key: CacheKey, material: Material, ima
     for found in encode_prompts(model, best_device(), prompts, images_per_batch, len(prompts)):
         texts |= found
     encoder = model.image_encoder(best_device())
-    with tqdm(total=len(names), desc="encode pictures", unit="picture") as bar:
+    with progress.bar(total=len(names), desc="encode pictures", unit="picture") as bar:
         for portion in portions(names, images_per_batch):
             pictures = {name: material.pictures[name]() for name in portion}
             entries |= encode_pictures(encoder, key, pictures, model.files.name)
@@ -126,7 +126,7 @@ def denoise(
     jobs = list(itertools.product(range(len(material.pairs)), range(draws)))
     shape = next(iter(encoded.latents.values())).shape
     with (
-        tqdm(total=len(jobs) * len(sides), desc="denoise", unit="image") as bar,
+        progress.bar(total=len(jobs) * len(sides), desc="denoise", unit="image") as bar,
         torch.no_grad(),
         torch.backends.cudnn.flags(allow_tf32=False),
     ):

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from PIL.Image import Image
 from torch import Tensor
-from tqdm import tqdm
 
+from mapo import progress
 from mapo.errors import MapoError
 from mapo.mismatch.material import CHOSEN, OWN, REJECTED, Material, portions
 from mapo.models import ModelFiles
@@ -75,7 +75,7 @@ def _embeds(place: str) -> bool:
 def embed(encoder: Encoder, material: Material, images_per_batch: int) -> dict[str, Tensor]:
     """The embedding "d" of every picture by its hash, float64 of unit norm."""
     names, found = list(material.pictures), dict[str, Tensor]()
-    with tqdm(total=len(names), desc=f"embed {encoder.name}", unit="image") as bar:
+    with progress.bar(total=len(names), desc=f"embed {encoder.name}", unit="image") as bar:
         for portion in portions(names, images_per_batch):
             rows = encoder.embed([material.pictures[name]() for name in portion]).double().cpu()
             if not torch.isfinite(rows).all():

@@ -20,6 +20,8 @@ def find_model(name: str, weights: bool = True, clip_skip: int | None = None) ->
     Without ``weights`` only configurations and tokenizers of a hub id are fetched. Where ``clip_skip`` is left out it
     is what a run was trained with.
     """
+    if clip_skip is not None and clip_skip < 0:
+        raise MapoError(f"--clip-skip is {clip_skip}; it must not be negative.")
     path = WORLDS[name].model if name in WORLDS else Path(name)
     if (path / "run.json").is_file():
         return _find_run(name, path, weights, clip_skip)

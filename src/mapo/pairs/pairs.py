@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -50,7 +51,7 @@ MAY_BE_NULL = ("group", "source", "meta")
 class PairSet:
     """A set opened for reading. Pairs are in memory as an Arrow table, pictures stay on disk."""
 
-    def __init__(self, folder: Path | str) -> None:
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = folder = Path(folder)
         if not folder.is_dir():
             raise MapoError(f"There is no pairs set at {folder}. {REMEDY}")
@@ -75,6 +76,9 @@ class PairSet:
         self._group = lru_cache(maxsize=8)(self._read_group)
         self._open_shard = lru_cache(maxsize=4)(lambda number: pq.ParquetFile(self._shard(number)))
         self._reading = Lock()  # a Parquet reader is for one thread at a time
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
 
     def _open_places(self) -> Places:
         """The index of the pictures, after a look at whether the shards hold what it says."""

@@ -12,6 +12,7 @@ A writer with a ``job`` can be killed at any moment: the next one with the same 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 from collections import Counter
@@ -33,6 +34,8 @@ from mapo.pairs.places import write_places
 from mapo.pairs.schema import FORMAT, IMAGE_SCHEMA, PAIR_SCHEMA, TIE, VERSION, Pair, make_pair, pair_id, to_row
 from mapo.pairs.splits import SPLITS, joined, prompt_id
 from mapo.shards import owned, refuse_existing
+
+LOG = logging.getLogger(__name__)
 
 IMAGES_PER_ROW_GROUP = 256
 BYTES_PER_ROW_GROUP = 4 * 2**20  # what is read to get at one picture
@@ -80,7 +83,7 @@ class PairWriter:
         self.content.mkdir(parents=True, exist_ok=True)
         ledger = Ledger(path)
         if ledger.state and ledger.state["job"] != self.job:
-            print(f"{self.work} held unfinished work from another source or other settings; it begins afresh.")
+            LOG.info(f"{self.work} held unfinished work from another source or other settings; it begins afresh.")
             ledger.close()
             shutil.rmtree(self.work)
             self.content.mkdir(parents=True)

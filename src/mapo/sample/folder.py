@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -24,6 +25,8 @@ from mapo.files import append_lines, inside, numbered_lines, read_object, replac
 from mapo.pairs.pictures import check_picture, decode_picture
 from mapo.pairs.splits import prompt_id
 from mapo.sample.foreign import MANIFEST, NAMED, Found, find_pictures, is_ours
+
+LOG = logging.getLogger(__name__)
 
 VERSION = 1
 REMEDY = "Make it with `mapo sample`."
@@ -129,7 +132,7 @@ def _look_at(path: Path, size: int, time: int) -> tuple[str, int, int] | str:
 
 @cache
 def _say_once(text: str) -> None:
-    print(printable(text))
+    LOG.info(printable(text))
 
 
 def read_manifest(folder: Path, check_files: bool = True) -> list[ImageRow]:

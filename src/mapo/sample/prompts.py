@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,6 +17,8 @@ from mapo.importers.sources import Source, find_source, is_hub_id
 from mapo.pairs.schema import check_text
 from mapo.pairs.splits import prompt_id
 from mapo.worlds import WORLDS, find
+
+LOG = logging.getLogger(__name__)
 
 BUILT_IN = {f"{world.name}:{name}": (world, name) for world in WORLDS.values() for name in world.lists}
 COLUMNS = ("prompt", "caption")
@@ -36,7 +39,7 @@ class NoColumn(ValueError):
 def read_prompts(source: str) -> list[str]:
     """The prompts of ``source``, in order and without repeats (of two that differ only in case, the first).
 
-    How many repeats were left out is printed.
+    How many repeats were left out is a message.
 
     ``source`` is a built-in list (``mini:train``, ``mini:test-one``, …), a file, a folder of files, or a set on the
     hub: ``owner/name``, ``hf://owner/name`` or ``hf://owner/name/path`` with a file, folder or pattern. Files are
@@ -50,27 +53,39 @@ def read_prompts(source: str) -> list[str]:
     if source.partition(":")[0] in WORLDS:
         raise MapoError(f"--prompts: there is no built-in list {source!r}. Known: {', '.join(BUILT_IN)}.")
     found, column = _find(source)
-    spellings: dict[str, list[str]] = {}
     try:
-        for prompt in map(str.strip, _read(found, column)):
-            if prompt:
-                spellings.setdefault(prompt_id(prompt), []).append(prompt)
+        return _distinct(_read(found, column), found.name)
     except NoColumn as error:
         given = source if column is None else source.rpartition(":")[0]
         raise MapoError(
             f"--prompts: {found.name} {error}. It has {', '.join(error.names[:20]) or 'none'}. Name the one to read "
             f"behind a colon, such as {given}:{next(iter(error.names), 'COLUMN')}."
         ) from None
+    except MapoError:
+        raise
     except Exception as error:
         if found.hub is None and not isinstance(error, ValueError | OSError):
             raise  # on the hub it may be anything of whatever client its library uses
         copy = ". Where the hub has made a copy in Parquet, it is OWNER/NAME@~parquet" if found.hub else ""
         raise MapoError(f"--prompts: {found.name} cannot be read ({error}){copy}.") from None
+
+
+def asked_prompts(given: str | Sequence[str]) -> list[str]:
+    """The prompts of a source, or those of a list, to which the same rule about repeats applies."""
+    return read_prompts(given) if isinstance(given, str) else _distinct(given, "the list")
+
+
+def _distinct(prompts: Iterable[str], name: str) -> list[str]:
+    """Prompts without empty ones and repeats; MapoError where none is left."""
+    spellings: dict[str, list[str]] = {}
+    for prompt in map(str.strip, prompts):
+        if prompt:
+            spellings.setdefault(prompt_id(prompt), []).append(prompt)
     if not spellings:
-        raise MapoError(f"--prompts: {found.name} holds no prompts.")
+        raise MapoError(f"--prompts: {name} holds no prompts.")
     repeated = [same for same in spellings.values() if len(same) > 1]
     if repeated:
-        print(f"{found.name}: {_repeats(repeated)}")
+        LOG.info(f"{name}: {_repeats(repeated)}")
     return [same[0] for same in spellings.values()]
 
 
@@ -115,7 +130,7 @@ def _read(source: Source, column: str | None) -> Iterator[str]:
     places = _places(files, root)
     if len(places) > 1:
         names = [PurePosixPath(place).name for place in places]
-        print(f"{source.name}: prompts of {len(places)} files, {names[0]} to {names[-1]}")
+        LOG.info(f"{source.name}: prompts of {len(places)} files, {names[0]} to {names[-1]}")
     for place in places:
         where = f"{PurePosixPath(place).name} " if len(places) > 1 else ""
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
+from mapo import progress
 from mapo.devices import best_device
 from mapo.errors import MapoError, memory_told, several, suggest
 from mapo.files import prepare_out, read_object, sha256, sweep, write_json
@@ -22,6 +23,8 @@ from mapo.models.pipelines import accepts, advice, cuts_told, cuts_untold, open_
 from mapo.pairs.splits import prompt_id
 from mapo.sample.folder import ImageRow, append_images, keep_whole, png_bytes
 from mapo.shards import owned
+
+LOG = logging.getLogger(__name__)
 
 FORMAT, VERSION = "mapo-images", 1
 MOST_SEEDS = 1_000_000
@@ -215,8 +218,8 @@ class Sampler:
         have = {(r.prompt, r.seed): r for r in keep_whole(folder)} if manifest.exists() else {}
         if any(job not in have for job in jobs):
             for text in cuts_told(self.pipeline, {p: full_prompt(p, how.prefix) for p, _ in jobs}, how.negative_prompt):
-                print(text)
-        bar = tqdm(total=len(jobs), initial=sum(j in have for j in jobs), desc=desc, unit="image")
+                LOG.info(text)
+        bar = progress.bar(total=len(jobs), initial=sum(j in have for j in jobs), desc=desc, unit="image")
 
         def keep(
             pictures: Sequence[Any], batch: Sequence[tuple[str, int]], number: int, missing: Sequence[int]

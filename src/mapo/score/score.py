@@ -11,6 +11,7 @@ anew only what has changed. Until the table is whole, ``.<out>.score.partial`` b
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import shutil
 from collections import Counter, deque
@@ -21,8 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tqdm import tqdm
-
+from mapo import progress
 from mapo.devices import use_own_device
 from mapo.errors import MapoError, count, printable
 from mapo.files import PARTIAL, append_lines, prepare_out, read_lines, sha256
@@ -32,6 +32,8 @@ from mapo.score.scorers import Scorer, Unfinished, load_scorer, scorer_names
 from mapo.score.scorers.choice import NEUTRAL, choose_scorers, warn_of_toys
 from mapo.score.table import SCHEMA, check_value, read_scores, write_scores
 from mapo.shards import WHOLE, Shard, locked, mark, owned
+
+LOG = logging.getLogger(__name__)
 
 IMAGES_PER_BATCH = 64
 THREADS = min(16, os.cpu_count() or 1)  # that read and prepare pictures
@@ -387,10 +389,10 @@ def _tell(task: Task, before: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _note(sentences: Iterable[str], told: set[str] | None = None) -> None:
-    """Print what has not been ``told`` yet."""
+    """Say what has not been ``told`` yet."""
     for sentence in sentences:
         if told is None or sentence not in told:
-            print(f"note: {printable(sentence)}")
+            LOG.info(f"note: {printable(sentence)}")
         if told is not None:
             told.add(sentence)
 
@@ -411,7 +413,7 @@ def _run(task: Task, asked: Asked, calls: Sequence[list[int]], shard: Shard) -> 
         return [prepare(picture) for picture in pictures] if prepare else pictures
 
     total = sum(map(len, calls))
-    bar = tqdm(total=total, desc=f"score {asked.name}", unit="image", disable=index > 0)
+    bar = progress.bar(total=total, desc=f"score {asked.name}", unit="image", shown=index == 0)
     ledger = task.work / task.ledger(asked, f"{index}-of-{of}")
     with bar:
         for call, loaded in _ahead(calls, load):

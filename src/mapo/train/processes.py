@@ -7,6 +7,7 @@ the run's settings; what a launcher asks for beyond that is named in a sentence 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import sys
@@ -23,6 +24,8 @@ from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from mapo.errors import MapoError, SaidElsewhere
 from mapo.shards import number_of, slurm_tasks
+
+LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
 JOIN = timedelta(minutes=10)  # to wait for the other processes at the start
@@ -244,7 +247,7 @@ def _meet(place: Place) -> Any:
             if time.monotonic() > until or "in use" in str(error).lower():
                 raise
             if not said:
-                print(f"Process {place.rank} of {place.world} waits for the others at {address}:{port}.", flush=True)
+                LOG.info(f"Process {place.rank} of {place.world} waits for the others at {address}:{port}.")
                 said = True
             time.sleep(0.1)
     store.set_timeout(WAIT)

@@ -15,6 +15,7 @@ one is removed, and what a killed process left half written is swept by the next
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tomllib
@@ -33,6 +34,8 @@ from mapo.shards import owned
 from mapo.train.checkpoint import REMEDY, read_state
 from mapo.train.config import Config, make_config, to_toml
 from mapo.train.own_objectives import all_settings, stable_name
+
+LOG = logging.getLogger(__name__)
 
 FORMAT, VERSION = "mapo-run", 1
 MAY_CHANGE = {
@@ -55,10 +58,22 @@ AS_IN_0_1_0: dict[str, Any] = {
 class Run:
     """A run folder. Only the first process of a training has one open."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = folder = Path(folder)
         self.log = folder / "metrics.jsonl"
         self._settings = folder / "config.toml"
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    @property
+    def steps(self) -> int:
+        """How many steps the final weights have seen; 0 where there are none."""
+        return self.finished_steps()
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The line of every step, in order; empty where no step is done. MapoError where the file is damaged."""
+        return list(read_lines(self.log)) if self.log.exists() else []
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -157,7 +172,7 @@ class Run:
                 try:
                     shutil.rmtree(old)
                 except OSError as error:
-                    print(f"Note: the older checkpoint {old} could not be removed ({error.strerror}).")
+                    LOG.info(f"Note: the older checkpoint {old} could not be removed ({error.strerror}).")
 
     def checkpoint_at(self, step: int) -> Path:
         """Where the checkpoint of a step lies."""

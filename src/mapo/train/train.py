@@ -7,6 +7,7 @@ it and of the seed. ``run.py`` owns the folder, ``loop.py`` takes the steps, ``p
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -15,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from tqdm import tqdm
 
+from mapo import progress
 from mapo.encode.cache import Cache, cache_key, hold
 from mapo.encode.fill import encode, holds_all
 from mapo.encode.seen import equal_once_cropped, what_training_sees
@@ -32,6 +33,8 @@ from mapo.train.own_objectives import file_identity, objective_named
 from mapo.train.processes import Processes, joined, what_is_not_done
 from mapo.train.run import Run, settled, steps_of
 
+LOG = logging.getLogger(__name__)
+
 __all__ = ["Loop", "Run", "settled", "train"]
 
 
@@ -43,7 +46,7 @@ def train(config: Config, out: Path) -> bool:
     """
     with joined() as processes, contextlib.ExitStack() as stack:
         if processes.main and (note := what_is_not_done()):
-            print(note)
+            LOG.info(note)
         run = Run(out)
         processes.first(lambda: stack.enter_context(run.held()))
         _train(processes.first(lambda: settled(config, out)), run, processes)
@@ -74,7 +77,7 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
     _say(processes, f"{seen.line()} {_passes(config, len(seen.rows))}")
     cache = _open_cache(config, model, pairs, processes)
     if processes.main and not done and (equal := equal_once_cropped(cache, pairs, seen.rows, side)):
-        print(
+        LOG.info(
             f"{count(equal, 'pair')} of these {'shows' if equal == 1 else 'show'} the same picture twice once cropped, "
             "so there is nothing to learn there. `mapo check` names them."
         )
@@ -120,7 +123,7 @@ def _passes(config: Config, pairs: int) -> str:
 
 def _say(processes: Processes, text: str) -> None:
     if processes.main:
-        print(text)
+        LOG.info(text)
 
 
 def _open_cache(config: Config, model: Opened, pairs: PairSet, processes: Processes) -> Cache:
@@ -147,7 +150,7 @@ def _take_steps(loop: Loop, run: Run, done: int, save: Callable[[int], None]) ->
     config, main = loop.config.train, loop.processes.main
     saved = step = done
     diverged = ""
-    with tqdm(total=config.steps, initial=done, desc="train", unit="step", disable=not main) as bar:
+    with progress.bar(total=config.steps, initial=done, desc="train", unit="step", shown=main) as bar:
         try:
             for values in loop.run(done):
                 step = int(values["step"])

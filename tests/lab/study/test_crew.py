@@ -11,6 +11,7 @@ import pytest
 
 from mapo.errors import MapoError
 from mapo.lab.study.crew import Crew
+from mapo.sample.prompts import asked_prompts
 
 
 @dataclass(frozen=True)
@@ -47,3 +48,9 @@ def test_a_stop_ends_the_training_at_once_and_begins_no_other(tmp_path):
     assert not (tmp_path / "runs.jsonl").exists() and not (tmp_path / "running").exists()
     with pytest.raises(CancelledError):
         crew.do("runs", Named("three"), list)
+
+
+def test_what_the_library_says_in_a_training_is_in_the_log(tmp_path):
+    with Crew(tmp_path, 1) as crew:
+        crew.do("runs", Named("one"), asked_prompts, ["a star", "a star"])
+    assert "the list: 1 prompt occurs twice; it is used once.\n" in (tmp_path / "log.txt").read_text()

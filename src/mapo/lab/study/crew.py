@@ -24,6 +24,7 @@ from typing import Any
 from tqdm import tqdm
 
 from mapo.errors import MapoError
+from mapo.progress import on_terminal
 
 
 def _begin(threads: int, log: Path) -> None:
@@ -31,6 +32,7 @@ def _begin(threads: int, log: Path) -> None:
 
     sys.stdout = sys.stderr = log.open("a", encoding="utf-8")  # their bars would write into ours
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told, and stops us
+    on_terminal()  # which is that file
     tqdm.set_lock(RLock())  # its own choice is a semaphore of the system, which would outlive us
     torch.set_num_threads(threads)
 

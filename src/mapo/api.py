@@ -1,0 +1,386 @@
+"""The verbs for Python. Each does what the command of its name does, and returns what it made.
+
+``from mapo.api import train`` loads no network library; a function loads what it needs when it is called. A value of
+another kind than the one asked for is a MapoError of one sentence. What one function returns can be given to the next
+in place of its folder.
+"""
+
+import functools
+import inspect
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar, get_args
+
+from mapo.errors import MapoError, count, foreseen, several, suggest
+from mapo.pairs import PairSet
+from mapo.sample.folder import ImageRow
+from mapo.settings import nested
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from mapo.encode.cache import Cache
+    from mapo.export.asked import Exported
+    from mapo.mismatch.mismatch import Mismatch
+    from mapo.train.run import Run
+
+__all__ = [
+    "Images", "MapoError", "Page", "PairSet", "Run", "Scores",
+    "build", "check", "encode", "export", "import_pairs", "mismatch", "report", "sample", "score", "train",
+]  # fmt: skip
+
+LOG = logging.getLogger(__name__)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What an argument may be, in words and as a question."""
+
+    words: str
+    fits: Callable[[Any], bool]
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str | os.PathLike)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _are(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, Sequence) and not isinstance(value, str | bytes) and all(map(fits, value))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+Place = Annotated[str | os.PathLike[str], Kind("a path, as text or as a Path", _is_path)]
+Places = Annotated[
+    str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    Kind("a path or a list of paths", lambda v: _is_path(v) or _are(_is_path)(v)),
+]
+Text = Annotated[str, Kind("text", _is_text)]
+Texts = Annotated[str | Sequence[str], Kind("text or a list of texts", lambda v: _is_text(v) or _are(_is_text)(v))]
+Whole = Annotated[int, Kind("a whole number", _is_whole)]
+Number = Annotated[float, Kind("a number", _is_number)]
+Switch = Annotated[bool, Kind("True or False", lambda v: isinstance(v, bool))]
+Seeds = Annotated[
+    str | int | Sequence[int],
+    Kind('a seed, a list of seeds, or text such as "0-3"', lambda v: _is_text(v) or _is_whole(v) or _are(_is_whole)(v)),
+]
+Settings = Annotated[
+    Mapping[str, Any],
+    Kind(
+        'a mapping of names to values, such as {"train.steps": 100}',
+        lambda v: isinstance(v, Mapping) and all(map(_is_text, v)),
+    ),
+]
+Names = Annotated[
+    str | Mapping[str, str],
+    Kind('a mapping such as {"prompt": "text"}', lambda v: _is_text(v) or isinstance(v, Mapping)),
+]
+
+
+def _verb(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, with arguments that do not fit and errors that can be foreseen as MapoError."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: P.args, **named: P.kwargs) -> R:
+        try:
+            bound = signature.bind(*args, **named)
+        except TypeError:
+            raise MapoError(_misfit(function.__name__, signature, args, named)) from None
+        for name, value in bound.arguments.items():
+            bound.arguments[name] = _checked(function.__name__, signature.parameters[name], value)
+        try:
+            return function(*bound.args, **bound.kwargs)
+        except MapoError:
+            raise
+        except Exception as error:
+            if said := foreseen(error):
+                raise MapoError(said) from error
+            raise
+
+    return call
+
+
+def _misfit(verb: str, signature: inspect.Signature, args: Sequence[Any], named: Mapping[str, Any]) -> str:
+    """Why arguments cannot be given to a function."""
+    known = signature.parameters
+    if unknown := [name for name in named if name not in known]:
+        return f"{verb}() has no argument {unknown[0]!r}. {suggest(unknown[0], known)}"
+    in_order = [name for name, one in known.items() if one.kind is one.POSITIONAL_OR_KEYWORD]
+    if len(args) > len(in_order):
+        first = f"Only {in_order[0]} may stand without one" if in_order else "Give each by its name"
+        example = ", ".join([*in_order, "out=…"])
+        return f"{verb}() was given {count(len(args), 'argument')} without a name. {first}, as in {verb}({example})."
+    if twice := [name for name in in_order[: len(args)] if name in named]:
+        return f"{verb}() was given {twice[0]} twice."
+    needed = [name for name, one in known.items() if one.default is one.empty]
+    lacking = [name for name in needed if name not in named and name not in in_order[: len(args)]]
+    return f"{verb}() needs {lacking[0]}."
+
+
+def _checked(verb: str, parameter: inspect.Parameter, value: Any) -> Any:
+    """The value, where it is of the kind that the argument asks for; numbers of other libraries as Python's own."""
+    if value is None and parameter.default is None:
+        return None
+    kind = next(k for part in (parameter.annotation, *get_args(parameter.annotation)) for k in _kinds(part))
+    if not kind.fits(value):
+        shown = repr(value)
+        shown = shown if len(shown) <= 60 else f"{shown[:59]}…"
+        raise MapoError(f"{verb}(): {parameter.name} is {shown}; it must be {kind.words}.")
+    return int(value) if _is_whole(value) else float(value) if _is_number(value) else value
+
+
+def _kinds(annotation: Any) -> list[Kind]:
+    return [one for one in getattr(annotation, "__metadata__", ()) if isinstance(one, Kind)]
+
+
+def _paths(given: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
+    return [Path(given)] if isinstance(given, str | os.PathLike) else [Path(one) for one in given]
+
+
+# ------------------------------------------------------------------ what is returned
+
+
+@dataclass(frozen=True)
+class Images:
+    """An images folder and the rows of the pictures that were asked for, in the order of prompts and seeds."""
+
+    folder: Path
+    rows: list[ImageRow]
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A table of scores on disk, and what was counted.
+
+    ``pictures`` it speaks of, ``scored`` now (each as often as scorers were asked), values ``missing``, pictures that
+    are ``silent``: one of the scorers gave them no number.
+    """
+
+    file: Path
+    pictures: int
+    scored: int
+    missing: int
+    silent: int
+
+    def __fspath__(self) -> str:
+        return str(self.file)
+
+    def table(self) -> "pa.Table":
+        """The table: a row for each picture, scorer and metric."""
+        from mapo.score.table import read_scores
+
+        return read_scores(self.file)
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page that was written, and the numbers in it."""
+
+    file: Path
+    numbers: Mapping[str, Any]
+
+    def __fspath__(self) -> str:
+        return str(self.file)
+
+    @property
+    def verdict(self) -> str:
+        """What it says, in a sentence."""
+        return str(self.numbers["verdict"])
+
+
+if not TYPE_CHECKING:  # Run comes with torch, so it is loaded when it is named
+
+    def __getattr__(name: str) -> Any:
+        if name == "Run":
+            from mapo.train.run import Run
+
+            return Run
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+# ------------------------------------------------------------------ the verbs
+
+
+@_verb
+def build(
+    recipe: Place, *, model: Place, prompts: Texts, num_pairs: Whole, out: Place, judges: Texts = (),
+    prefixes: Texts = (), candidates: Whole | None = None, seeds: Text | None = None, context: Text | None = None,
+    context_model: Text | None = None, keep: Text = "pictures", latents_for: Place | None = None,
+    steps: Whole | None = None, guidance: Number | None = None, precision: Text | None = None,
+    images_per_batch: Whole | None = None,
+) -> PairSet:  # fmt: skip
+    """Let a model make pairs. The set; MapoError where too few pairs are kept, or what is asked for cannot be."""
+    from mapo.build import asked
+
+    asked.build(
+        os.fspath(recipe), os.fspath(model), prompts, num_pairs, Path(out), judges=several(judges), prefixes=prefixes,
+        candidates=candidates, seeds=seeds, context=context, context_model=context_model, keep=keep,
+        latents_for=None if latents_for is None else os.fspath(latents_for), steps=steps, guidance=guidance,
+        precision=precision, images_per_batch=images_per_batch,
+    )  # fmt: skip
+    return PairSet(out)
+
+
+@_verb
+def import_pairs(
+    source: Place, *, out: Place, format: Text | None = None, columns: Names | None = None,
+    captions: Text | None = None, on_bad_row: Text = "stop", ties: Text = "drop", rankings: Text = "all",
+    least_gap: Number = 0.0, split: Text | None = None, licence: Text | None = None,
+) -> PairSet:  # fmt: skip
+    """Make a set of somebody's pairs, rankings or scores. The set; MapoError where a row is bad or no pair is found."""
+    import mapo.importers
+
+    mapo.importers.import_pairs(
+        os.fspath(source), Path(out), format=format, columns=columns, captions=captions, on_bad_row=on_bad_row,
+        ties=ties, rankings=rankings, least_gap=least_gap, split=split, licence=licence,
+    )  # fmt: skip
+    return PairSet(out)
+
+
+@_verb
+def check(
+    pairs: Place, *, out: Place = "check.html", model: Place | None = None, json_file: Place | None = None
+) -> Page:
+    """Look for what is wrong in a set. The page; what is wrong is in its numbers, and not an exception."""
+    from mapo.check import asked
+
+    return Page(
+        Path(out),
+        asked.check(
+            Path(pairs), Path(out), model=None if model is None else os.fspath(model),
+            json_file=None if json_file is None else Path(json_file),
+        ),
+    )  # fmt: skip
+
+
+@_verb
+def mismatch(
+    *, model: Place, pairs: Place, out: Place = "mismatch.json", encoder: Text | None = None, split: Text = "train",
+    num_pairs: Whole = 128, seeds: Seeds = "1000-1001", seed: Whole = 0, steps: Whole | None = None,
+    guidance: Number | None = None, precision: Text | None = None, images_per_batch: Whole | None = None,
+) -> "Mismatch":  # fmt: skip
+    """Measure how far a set is from a model. The numbers; MapoError where the split has no pairs."""
+    from mapo.mismatch import asked
+
+    found, _ = asked.mismatch(
+        os.fspath(model), Path(pairs), Path(out), seeds, encoder=encoder, split=split, num_pairs=num_pairs, seed=seed,
+        steps=steps, guidance=guidance, precision=precision, images_per_batch=images_per_batch,
+    )  # fmt: skip
+    return found
+
+
+@_verb
+def encode(
+    *, model: Place, pairs: Place, out: Place, resolution: Whole | None = None, flip: Switch = False,
+    precision: Text = "float32", clip_skip: Whole | None = None, images_per_batch: Whole = 8,
+) -> "Cache":  # fmt: skip
+    """Encode pictures and prompts once. The cache; MapoError where it was encoded in another way before."""
+    from mapo.encode import asked
+
+    cache, _, losses = asked.encode(
+        os.fspath(model), Path(pairs), Path(out), resolution=resolution, flip=flip, precision=precision,
+        clip_skip=clip_skip, images_per_batch=images_per_batch,
+    )  # fmt: skip
+    if losses:
+        LOG.info(", ".join(losses))
+    return cache
+
+
+@_verb
+def train(
+    *, out: Place, model: Place | None = None, pairs: Place | None = None, cache: Place | None = None,
+    objective: Text | None = None, adapter: Text | None = None, settings: Settings | None = None,
+) -> "Run":  # fmt: skip
+    """Train, or go on with the run that is in ``out``. The run; MapoError, KeyboardInterrupt where it was stopped."""
+    from mapo.train import asked
+    from mapo.train.run import Run
+
+    folders = {"model": model, "pairs": pairs, "cache": cache}
+    named = {name: None if given is None else os.fspath(given) for name, given in folders.items()}
+    asked.train(Path(out), nested(settings or {}), **named, objective=objective, adapter=adapter)
+    return Run(out)
+
+
+@_verb
+def sample(
+    *, model: Place, prompts: Texts, out: Place, seeds: Seeds = 0, steps: Whole | None = None,
+    guidance: Number | None = None, prefix: Text = "", precision: Text | None = None,
+    images_per_batch: Whole | None = None, clip_skip: Whole | None = None,
+) -> Images:  # fmt: skip
+    """Make pictures. Their folder and rows; MapoError where the folder holds pictures of other settings."""
+    from mapo.sample import asked
+
+    rows = asked.sample(
+        os.fspath(model), prompts, seeds, Path(out), steps=steps, guidance=guidance, prefix=prefix, precision=precision,
+        images_per_batch=images_per_batch, clip_skip=clip_skip,
+    )  # fmt: skip
+    return Images(Path(out), rows)
+
+
+@_verb
+def score(
+    images: Place, *, out: Place, scorer: Texts | None = None, references: Place | None = None,
+    images_per_batch: Whole = 64,
+) -> Scores:  # fmt: skip
+    """Give numbers to the pictures of a folder. The table; MapoError where a scorer is not there."""
+    from mapo.score import asked
+
+    counts = asked.score(
+        Path(images), None if scorer is None else ",".join(several(scorer)), Path(out),
+        references=None if references is None else Path(references), images_per_batch=images_per_batch,
+    )  # fmt: skip
+    assert counts is not None  # which is said of a share of the work alone
+    return Scores(Path(out), **counts)
+
+
+@_verb
+def report(
+    *, before: Place, after: Place, out: Place, scores: Places = (), scorer: Texts | None = None, votes: Places = (),
+    goal: Text | None = None, run: Place | None = None, judges_of_pairs: Texts = (), blur: Switch = False,
+) -> Page:  # fmt: skip
+    """Compare two images folders. The page; MapoError where they cannot be compared."""
+    from mapo.report import asked
+
+    numbers = asked.report(
+        Path(before), Path(after), Path(out), scores=_paths(scores),
+        scorer=None if scorer is None else ",".join(several(scorer)), votes=_paths(votes), goal=goal,
+        run=None if run is None else Path(run), judges_of_pairs=several(judges_of_pairs), blur=blur,
+    )  # fmt: skip
+    return Page(Path(out), numbers)
+
+
+@_verb
+def export(
+    pairs: Place, *, to: Text, out: Place | None = None, on_missing_picture: Text = "stop", repo: Text | None = None,
+    private: Switch | None = None, licence: Text | None = None, source_licences: Texts = (),
+) -> "Exported":  # fmt: skip
+    """Write a set for other programs, or publish it. The folder, counts and address; MapoError as for a bad format."""
+    from mapo.export import asked
+
+    return asked.export(
+        Path(pairs), to, None if out is None else Path(out), on_missing_picture=on_missing_picture, repo=repo,
+        private=private, licence=licence, source_licences=several(source_licences),
+    )  # fmt: skip

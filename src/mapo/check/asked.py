@@ -1,0 +1,16 @@
+"""What a person asks for in texts and folders, from the command line or from Python, done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mapo.check.check import check_pairs
+from mapo.pairs import PairSet
+from mapo.shards import owned
+
+
+def check(pairs: Path, out: Path, **how: Any) -> dict[str, Any]:
+    """Look for what is wrong in a set and write the page; its numbers, as of :func:`mapo.check.check.check_pairs`."""
+    with owned(out):
+        return check_pairs(PairSet(pairs), out, **how)

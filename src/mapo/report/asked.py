@@ -1,0 +1,31 @@
+"""What a person asks for in texts and folders, from the command line or from Python, done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mapo.errors import MapoError
+from mapo.report.report import check_out, write_report
+from mapo.sample.folder import read_pictures
+from mapo.score.score import score_sides
+from mapo.score.scorers import scorer_names
+from mapo.shards import owned
+
+
+def report(
+    before: Path, after: Path, out: Path, *, scores: Sequence[Path] = (), scorer: str | None = None,
+    votes: Sequence[Path] = (), judges_of_pairs: Sequence[str] = (), **rest: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Write the page and return its numbers. Without ``scores`` both folders are scored first."""
+    if scores and scorer:
+        raise MapoError("--scorer is for a report that makes the scores itself. Leave it out, or --scores.")
+    rest["judges_of_pairs"] = [name for judge in judges_of_pairs for name in scorer_names(judge)]
+    check_out(out, [*scores, *votes])
+    with owned(out):
+        tables = list(scores)
+        if not tables:
+            read_pictures(before, after)  # whether they can be compared, before hours of scoring
+            tables, rest["scorers"] = score_sides(before, after, scorer, out, bool(votes))
+        return write_report(before, after, tables, out, votes=votes, **rest)

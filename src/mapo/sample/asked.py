@@ -1,0 +1,35 @@
+"""What a person asks for in texts and folders, from the command line or from Python, done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mapo.errors import MapoError
+from mapo.sample.folder import ImageRow
+from mapo.sample.prompts import asked_prompts
+
+
+def sample(
+    model: str, prompts: str | Sequence[str], seeds: str | int | Sequence[int], out: Path, **how: Any
+) -> list[ImageRow]:
+    """Make a picture of every prompt at every seed; the rows. ``prompts`` is a source of prompts, or a list of them."""
+    words = asked_prompts(prompts)
+    from mapo.sample.sample import sample
+
+    return sample(model, words, asked_seeds(seeds), out, **how)
+
+
+def asked_seeds(given: str | int | Sequence[int]) -> list[int]:
+    """The seeds of a text such as 0-3, one seed, or a list without repeats; MapoError where there is none."""
+    from mapo.sample.sample import parse_seeds
+
+    if isinstance(given, str):
+        return parse_seeds(given)
+    seeds = [given] if isinstance(given, int) else list(dict.fromkeys(map(int, given)))
+    if not seeds:
+        raise MapoError("--seeds is empty; give at least one seed.")
+    if bad := [seed for seed in seeds if not 0 <= seed < 2**63]:
+        raise MapoError(f"--seeds: {bad[0]} is not a seed. A seed is a whole number from 0 on, below 2^63.")
+    return seeds

@@ -1,0 +1,19 @@
+"""What a person asks for in texts and folders, from the command line or from Python, done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mapo.score.score as scoring
+from mapo.errors import memory_told
+from mapo.shards import WHOLE, Shard
+
+
+def score(
+    images: Path, scorer: str | None, out: Path, *, references: Path | None = None, shard: Shard = WHOLE,
+    images_per_batch: int = scoring.IMAGES_PER_BATCH,
+) -> dict[str, int] | None:  # fmt: skip
+    """Score a folder; counts as of :func:`mapo.score.score.score`. A table of other pictures is never written over."""
+    scoring.refuse_table_of_others(images, out)
+    with memory_told(images_per_batch, rest=""):
+        return scoring.score(images, scorer, out, references=references, shard=shard, images_per_batch=images_per_batch)

@@ -1,0 +1,33 @@
+"""What a person asks for in texts and folders, from the command line or from Python, done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mapo.errors import MapoError
+from mapo.settings import merge
+from mapo.train.config import make_config
+
+SECTIONS = {"objective": ("objective", "name"), "adapter": ("adapter", "kind")}
+
+
+def train(out: Path, settings: Mapping[str, Any], **named: str | None) -> bool:
+    """Train into ``out``, or go on there; whether this process is the one that writes.
+
+    What is ``named`` (model, pairs, cache, objective, adapter) comes before ``settings``, and these before what the run
+    says that is there.
+    """
+    values = merge({}, settings)
+    for key, value in named.items():
+        if value is not None:
+            section, name = SECTIONS.get(key, (key, ""))
+            merge(values, {section: {name: value}} if name else {section: value})
+    from mapo.train.train import Run, train
+
+    before = Run(out).before()
+    for key in ("model", "pairs"):
+        if not (values.get(key) or before.get(key)):
+            raise MapoError(f"Give --{key}, or {key} in the --config file.")
+    return train(make_config({key: before[key] for key in ("model", "pairs") if key in before} | values), out)
