@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from mapo.encode.cache import Cache
-    from mapo.export.asked import Exported
+    from mapo.export.verb import Exported
     from mapo.mismatch.mismatch import Mismatch
     from mapo.train.run import Run
 
@@ -233,9 +233,9 @@ def build(
     images_per_batch: Whole | None = None,
 ) -> PairSet:  # fmt: skip
     """Let a model make pairs. The set; MapoError where too few pairs are kept, or what is asked for cannot be."""
-    from mapo.build import asked
+    from mapo.build import verb
 
-    asked.build(
+    verb.build(
         os.fspath(recipe), os.fspath(model), prompts, num_pairs, Path(out), judges=several(judges), prefixes=prefixes,
         candidates=candidates, seeds=seeds, context=context, context_model=context_model, keep=keep,
         latents_for=None if latents_for is None else os.fspath(latents_for), steps=steps, guidance=guidance,
@@ -265,11 +265,11 @@ def check(
     pairs: Place, *, out: Place = "check.html", model: Place | None = None, json_file: Place | None = None
 ) -> Page:
     """Look for what is wrong in a set. The page; what is wrong is in its numbers, and not an exception."""
-    from mapo.check import asked
+    from mapo.check import verb
 
     return Page(
         Path(out),
-        asked.check(
+        verb.check(
             Path(pairs), Path(out), model=None if model is None else os.fspath(model),
             json_file=None if json_file is None else Path(json_file),
         ),
@@ -283,9 +283,9 @@ def mismatch(
     guidance: Number | None = None, precision: Text | None = None, images_per_batch: Whole | None = None,
 ) -> "Mismatch":  # fmt: skip
     """Measure how far a set is from a model. The numbers; MapoError where the split has no pairs."""
-    from mapo.mismatch import asked
+    from mapo.mismatch import verb
 
-    found, _ = asked.mismatch(
+    found, _ = verb.mismatch(
         os.fspath(model), Path(pairs), Path(out), seeds, encoder=encoder, split=split, num_pairs=num_pairs, seed=seed,
         steps=steps, guidance=guidance, precision=precision, images_per_batch=images_per_batch,
     )  # fmt: skip
@@ -298,9 +298,9 @@ def encode(
     precision: Text = "float32", clip_skip: Whole | None = None, images_per_batch: Whole = 8,
 ) -> "Cache":  # fmt: skip
     """Encode pictures and prompts once. The cache; MapoError where it was encoded in another way before."""
-    from mapo.encode import asked
+    from mapo.encode import verb
 
-    cache, _, losses = asked.encode(
+    cache, _, losses = verb.encode(
         os.fspath(model), Path(pairs), Path(out), resolution=resolution, flip=flip, precision=precision,
         clip_skip=clip_skip, images_per_batch=images_per_batch,
     )  # fmt: skip
@@ -315,12 +315,12 @@ def train(
     objective: Text | None = None, adapter: Text | None = None, settings: Settings | None = None,
 ) -> "Run":  # fmt: skip
     """Train, or go on with the run that is in ``out``. The run; MapoError, KeyboardInterrupt where it was stopped."""
-    from mapo.train import asked
+    from mapo.train import verb
     from mapo.train.run import Run
 
     folders = {"model": model, "pairs": pairs, "cache": cache}
     named = {name: None if given is None else os.fspath(given) for name, given in folders.items()}
-    asked.train(Path(out), nested(settings or {}), **named, objective=objective, adapter=adapter)
+    verb.train(Path(out), nested(settings or {}), **named, objective=objective, adapter=adapter)
     return Run(out)
 
 
@@ -331,9 +331,9 @@ def sample(
     images_per_batch: Whole | None = None, clip_skip: Whole | None = None,
 ) -> Images:  # fmt: skip
     """Make pictures. Their folder and rows; MapoError where the folder holds pictures of other settings."""
-    from mapo.sample import asked
+    from mapo.sample import verb
 
-    rows = asked.sample(
+    rows = verb.sample(
         os.fspath(model), prompts, seeds, Path(out), steps=steps, guidance=guidance, prefix=prefix, precision=precision,
         images_per_batch=images_per_batch, clip_skip=clip_skip,
     )  # fmt: skip
@@ -346,9 +346,9 @@ def score(
     images_per_batch: Whole = 64,
 ) -> Scores:  # fmt: skip
     """Give numbers to the pictures of a folder. The table; MapoError where a scorer is not there."""
-    from mapo.score import asked
+    from mapo.score import verb
 
-    counts = asked.score(
+    counts = verb.score(
         Path(images), None if scorer is None else ",".join(several(scorer)), Path(out),
         references=None if references is None else Path(references), images_per_batch=images_per_batch,
     )  # fmt: skip
@@ -362,9 +362,9 @@ def report(
     goal: Text | None = None, run: Place | None = None, judges_of_pairs: Texts = (), blur: Switch = False,
 ) -> Page:  # fmt: skip
     """Compare two images folders. The page; MapoError where they cannot be compared."""
-    from mapo.report import asked
+    from mapo.report import verb
 
-    numbers = asked.report(
+    numbers = verb.report(
         Path(before), Path(after), Path(out), scores=_paths(scores),
         scorer=None if scorer is None else ",".join(several(scorer)), votes=_paths(votes), goal=goal,
         run=None if run is None else Path(run), judges_of_pairs=several(judges_of_pairs), blur=blur,
@@ -378,9 +378,9 @@ def export(
     private: Switch | None = None, licence: Text | None = None, source_licences: Texts = (),
 ) -> "Exported":  # fmt: skip
     """Write a set for other programs, or publish it. The folder, counts and address; MapoError as for a bad format."""
-    from mapo.export import asked
+    from mapo.export import verb
 
-    return asked.export(
+    return verb.export(
         Path(pairs), to, None if out is None else Path(out), on_missing_picture=on_missing_picture, repo=repo,
         private=private, licence=licence, source_licences=several(source_licences),
     )  # fmt: skip

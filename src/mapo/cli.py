@@ -90,7 +90,7 @@ def cli(context: click.Context) -> None:
 @click.option("--images-per-batch", type=int, help="Pictures made at a time.")
 def build(recipe: str, model: str, prompts: str, num_pairs: int, out: Path, shard: str | None, **how: Any) -> None:
     """Let a model make pairs by RECIPE: a name such as pick-style-cartoon, or a TOML file."""
-    from mapo.build.asked import build
+    from mapo.build.verb import build
     from mapo.shards import parse_shard, shard_of_environment
 
     how["shard"] = parse_shard(shard) if shard else shard_of_environment()
@@ -178,8 +178,8 @@ def import_(source: str, out: Path, **how: Any) -> None:
 @click.option("--strict", is_flag=True, help="Warnings count as errors.")
 def check(pairs: Path, strict: bool, **how: Any) -> None:
     """Look for what is wrong in a set. The exit code is 1 when there are errors, 0 when there are none."""
-    from mapo.check.asked import check
     from mapo.check.check import lines
+    from mapo.check.verb import check
 
     found = check(pairs, **how)
     _say("\n".join(lines(found)))
@@ -205,7 +205,7 @@ def check(pairs: Path, strict: bool, **how: Any) -> None:
 )  # fmt: skip
 def encode(pairs: Path, out: Path, **how: Any) -> None:
     """Encode the pictures and prompts of a set once, for all training runs. The same command again goes on."""
-    from mapo.encode.asked import encode
+    from mapo.encode.verb import encode
 
     _, found, losses = encode(pairs=pairs, out=out, **how)
     said = f"{count(len(found), 'pair')} {'is' if len(found) == 1 else 'are'} encoded in {out}"
@@ -231,7 +231,7 @@ def encode(pairs: Path, out: Path, **how: Any) -> None:
 def train(out: Path, config_file: Path | None, assignments: tuple[str, ...], **flags: str | None) -> None:
     """Train on a pairs set. Settings come from --config, then --set, then the other flags."""
     from mapo.settings import merge, parse_set, read_toml
-    from mapo.train.asked import train
+    from mapo.train.verb import train
 
     settings = merge(read_toml(config_file) if config_file else {}, parse_set(assignments))
     if train(out, settings, **flags):
@@ -258,7 +258,7 @@ def train(out: Path, config_file: Path | None, assignments: tuple[str, ...], **f
 @CLIP_SKIP
 def sample(model: str, prompts: str, seeds: str, out: Path, **how: Any) -> None:
     """Make pictures. Same prompts and seeds, same noise, whatever the model."""
-    from mapo.sample.asked import sample
+    from mapo.sample.verb import sample
 
     rows = sample(model, prompts, seeds, out, **how)
     _say(f"{count(len(rows), 'picture')} in {out}")
@@ -291,7 +291,7 @@ def score(images: Path, scorer: str | None, out: Path, shard: str | None, **how:
     Prompts lie in metadata.jsonl or a CSV (file_name, prompt, and seed if you like), or in NAME.txt beside NAME.png.
     The same command again goes on where it was stopped, and scores only pictures that are new or have changed.
     """
-    from mapo.score.asked import score
+    from mapo.score.verb import score
     from mapo.shards import parse_shard, shard_of_environment
 
     how["shard"] = parse_shard(shard) if shard else shard_of_environment()
@@ -331,7 +331,7 @@ def mismatch(model: str, pairs: Path, out: Path, seeds: str, **how: Any) -> None
     The model's own samples of the same prompts, which lie in an images folder beside --out, are compared with the
     chosen and the rejected pictures: by the distance of embeddings, and by the model's denoising error.
     """
-    from mapo.mismatch.asked import mismatch
+    from mapo.mismatch.verb import mismatch
 
     _, said = mismatch(model, pairs, out, seeds, **how)
     _say("\n".join(said))
@@ -362,7 +362,7 @@ def mismatch(model: str, pairs: Path, out: Path, seeds: str, **how: Any) -> None
 @click.option("--out", type=OUT, required=True, help="The HTML page to write.")
 def report(before: Path, after: Path, out: Path, **how: Any) -> None:
     """Compare two images folders: one page with pictures, win rates and intervals."""
-    from mapo.report.asked import report
+    from mapo.report.verb import report
 
     summary = report(before, after, out, **how)
     _say(summary["verdict"].replace("\u202f", " "))  # no thin spaces in a terminal
@@ -435,8 +435,8 @@ def export(pairs: Path, format: str, out: Path | None, **how: Any) -> None:
 
     --to hub without --repo only writes the folder: look at its README.md, mend it, then repeat the command with --repo.
     """
-    from mapo.export.asked import export
     from mapo.export.export import describe
+    from mapo.export.verb import export
 
     made = export(pairs, format, out, **how)
     if format == "hub":

@@ -1,4 +1,4 @@
-"""What a person asks for in texts and folders, from the command line or from Python, done."""
+"""The verb as the command line and Python give it: texts and folders in, the room's work done."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def mismatch(
     prepare_file(out, "a file of `mapo mismatch`", b'{\n "format": "mapo-mismatch"', "mismatch.json")
     from mapo.mismatch.mismatch import measure
     from mapo.mismatch.words import write_mismatch
-    from mapo.sample.asked import asked_seeds
+    from mapo.sample.verb import asked_seeds
     from mapo.shards import owned
 
     numbers = asked_seeds(seeds)

@@ -1,4 +1,4 @@
-"""What a person asks for in texts and folders, from the command line or from Python, done."""
+"""The verb as the command line and Python give it: texts and folders in, the room's work done."""
 
 from __future__ import annotations
 
