@@ -1,14 +1,19 @@
-"""The documents say what is there. MAPO_UPDATE_DOCS=1 writes the generated page anew."""
+"""The documents say what is there. MAPO_UPDATE_DOCS=1 writes the generated pages anew."""
 
 import os
 import re
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import click
 import pytest
 
 from mapo.cli import cli
+from mapo.settings import Section
+from mapo.train.config import Config
 from mapo.train.objectives import OBJECTIVES
 
 ROOT = Path(__file__).parent.parent
@@ -43,35 +48,79 @@ def test_the_command_line_reference_is_what_the_program_says():
     assert page.read_text() == cli_reference()
 
 
-def settings_reference() -> str:
-    from mapo.settings import Section
-    from mapo.train.config import Config
+def values_of(kind: Any, metadata: Sequence[Any] = ()) -> str:
+    """What a setting may be, in words."""
+    if get_origin(kind) is Annotated:
+        return values_of(kind.__origin__, [*metadata, *kind.__metadata__])
+    if get_origin(kind) in (Union, UnionType):
+        return values_of(next(inner for inner in get_args(kind) if inner is not NoneType), metadata)
+    if get_origin(kind) is Literal:
+        return ", ".join(f"`{value}`" for value in get_args(kind))
+    if kind in (bool, str):
+        return {bool: "`true`, `false`", str: "text"}[kind]
+    parts = [part for item in metadata for part in getattr(item, "metadata", [item])]  # a Field holds its limits
+    wordings = (("gt", "above {:g}"), ("ge", "{:g} or more"), ("lt", "below {:g}"))
+    limits = [w.format(getattr(part, name)) for name, w in wordings for part in parts if hasattr(part, name)]
+    return ", ".join([{int: "whole number", float: "number"}[kind], *limits])
 
-    lines = ["| setting | default | what it does |", "|---|---|---|"]
+
+def settings_reference() -> str:
+    lines = [
+        "# Settings of a training run\n",
+        "Everything that `mapo train` can be told. Set one at a time with `--set NAME=VALUE`, or many in a TOML file with",
+        "`--config FILE`. A run keeps all of them in its `config.toml`, which is such a file too. What a command does not say",
+        "comes from the run where there is one, and else from the column *default*.\n",
+        "```sh",
+        "mapo train --model mini --pairs work/pairs --out work/run --set optim.lr=1e-4 --set train.steps=100",
+        "```\n",
+        "How to choose steps and rate: [training.md](training.md). Generated from the program; `tests/test_docs.py` keeps it",
+        "true.\n",
+        "| setting | default | values | what it does |",
+        "|---|---|---|---|",
+    ]
 
     def add(section: type[Section], prefix: str) -> None:
         for name, field in section.model_fields.items():
             kind = field.annotation
-            if isinstance(kind, type) and issubclass(kind, Section) and name != "objective":
+            if isinstance(kind, type) and issubclass(kind, Section):
                 add(kind, f"{prefix}{name}.")
                 continue
-            default = (
-                "" if field.is_required() or field.default is None else field.get_default(call_default_factory=True)
-            )
-            shown = "mapo" if name == "objective" else str(default).lower() if isinstance(default, bool) else default
+            value = None if field.is_required() else field.get_default(call_default_factory=True)
+            default = "has to be said" if field.is_required() else "" if value is None else str(value)
+            default = default.lower() if isinstance(value, bool) else default
             assert field.description, name
-            lines.append(f"| `{prefix}{name}` | {shown} | {field.description} |")
+            values = values_of(kind, field.metadata)
+            lines.append(f"| `{prefix}{name}` | {default} | {values} | {field.description} |")
 
     add(Config, "")
+    lines += [
+        "\n## Settings of the objectives\n",
+        "Each is a number and stands beside `objective.name`: `--set objective.beta=0.2`. What they do:",
+        "[objectives.md](objectives.md). A function of your own has the keyword arguments that it gives a default.\n",
+        "| objective | settings and their defaults |",
+        "|---|---|",
+    ]
+    for name, objective in OBJECTIVES.items():
+        knobs = ", ".join(f"`objective.{knob}` {value:g}" for knob, value in objective.settings.items())
+        lines.append(f"| `{name}` | {knobs or 'none'} |")
     return "\n".join(lines) + "\n"
 
 
-def test_the_reference_of_settings_is_what_the_program_says():
-    page = ROOT / "docs" / "training.md"
-    above, _, _ = page.read_text().partition("| setting | default |")
+def test_the_page_of_settings_is_what_the_program_says():
+    page = ROOT / "docs" / "settings.md"
     if os.environ.get("MAPO_UPDATE_DOCS"):
-        page.write_text(above + settings_reference())
-    assert page.read_text() == above + settings_reference()
+        page.write_text(settings_reference())
+    assert page.read_text() == settings_reference()
+
+
+def test_every_setting_says_what_it_may_be():
+    rows = [line.split(" | ") for line in settings_reference().splitlines() if line.startswith("| `")]
+    values = {row[0].strip("| `"): row[2] for row in rows if len(row) == 4}
+    assert values["train.steps"] == "whole number, above 0"
+    assert values["optim.beta1"] == "number, 0 or more, below 1"
+    assert values["optim.lr"] == "number, above 0"
+    assert values["data.ties"] == "`drop`, `keep`"
+    assert values["train.gradient_checkpointing"] == "`true`, `false`"
 
 
 def test_every_fault_in_the_changelog_names_a_test_that_is_there():

@@ -16,6 +16,7 @@ from mapo import __version__
 from mapo.errors import MapoError, SaidElsewhere, count, memory_told, printable, spoken
 
 OUT = click.Path(path_type=Path)
+TRAINABLE = "mini, a diffusers folder, a run folder, or a hub id; SDXL or Stable Diffusion 1 or 2."
 CLIP_SKIP = click.option(
     "--clip-skip", type=click.IntRange(min=0),
     help="Layers left out at the end of the text encoder, for Stable Diffusion 1 and 2; default: as a run was trained.",
@@ -197,7 +198,7 @@ def check(pairs: Path, strict: bool, **how: Any) -> None:
 
 
 @cli.command(cls=Verb, example="mapo encode --model mini --pairs work/pairs --out work/cache")
-@click.option("--model", required=True, help="mini, a diffusers folder, a run folder, or a hub id of SDXL layout.")
+@click.option("--model", required=True, help=TRAINABLE)
 @click.option("--pairs", type=OUT, required=True, help="A pairs set.")
 @click.option("--out", type=OUT, required=True, help="The cache to write, or to complete.")
 @click.option("--resolution", type=int, help="Side in pixels; default: the model's own.")
@@ -238,7 +239,7 @@ def encode(
     cls=Verb,
     example="mapo train --model mini --pairs work/pairs --out work/run --set optim.lr=1e-4 --set train.steps=100",
 )
-@click.option("--model", help="mini, a diffusers folder, a run folder, or a hub id of SDXL layout.")
+@click.option("--model", help=TRAINABLE)
 @click.option("--pairs", help="A pairs set.")
 @click.option("--out", type=OUT, required=True, help="The run folder. The same command again goes on where it stopped.")
 @click.option("--cache", help="A cache; default: the folder `cache` beside the pairs, made when it is not there.")
@@ -273,7 +274,7 @@ def train(out: Path, config_file: Path | None, assignments: tuple[str, ...], **f
 
 
 @cli.command(cls=Verb, example="mapo sample --model mini --prompts mini:test --seeds 0-1 --out work/before")
-@click.option("--model", required=True, help="mini, a diffusers folder, a run folder, or a hub id of SDXL layout.")
+@click.option("--model", required=True, help="mini, a folder or hub id of a text-to-image pipeline, or a run folder.")
 @click.option(
     "--prompts",
     required=True,
@@ -346,7 +347,7 @@ def score(images: Path, scorer: str | None, out: Path, shard: str | None, **how:
 
 
 @cli.command(cls=Verb, example="mapo mismatch --model mini --pairs work/pairs --num-pairs 32 --out work/mismatch.json")
-@click.option("--model", required=True, help="mini, a diffusers folder, a run folder, or a hub id of SDXL layout.")
+@click.option("--model", required=True, help=TRAINABLE)
 @click.option("--pairs", type=OUT, required=True, help="A pairs set.")
 @click.option("--out", type=OUT, default=Path("mismatch.json"), show_default=True, help="The numbers to write.")
 @click.option(
