@@ -184,3 +184,15 @@ def test_the_layers_of_the_architecture_page_are_those_that_are_enforced():
     contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]
     layers = "\n".join("   ".join(layer.split(" | ")) for layer in contract["layers"])
     assert layers in (ROOT / "docs" / "architecture.md").read_text()
+
+
+def test_objectives_of_ones_own_are_as_the_page_writes_them(tmp_path):
+    from mapo.train.own_objectives import all_settings, objective_named
+
+    page = (ROOT / "docs" / "objectives.md").read_text()
+    plain, wrapped = re.findall(r"```python\n(.*?)```", page, re.S)
+    (tmp_path / "my_losses.py").write_text(f"{plain}\n\n{wrapped}")
+    for name, settings in (("pull", {"beta": 0.5, "reach": 10.0}), ("careful", {"beta": 1.0})):
+        named = f"{tmp_path}/my_losses.py:{name}"
+        assert all_settings(named, {}) == settings
+        assert objective_named(named, settings).needs_reference == (name == "careful")
