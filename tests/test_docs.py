@@ -1,5 +1,6 @@
 """The documents say what is there. MAPO_UPDATE_DOCS=1 writes the generated pages anew."""
 
+import json
 import os
 import re
 import subprocess
@@ -141,17 +142,53 @@ def test_links_lead_somewhere(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_into_a_page_lead_to_a_heading(page):
+    for target, anchor in re.findall(r"\]\(([^):#]*)#([^)]+)\)", page.read_text()):
+        headings = re.findall(r"^#+ (.*)$", (page.parent / target if target else page).read_text(), re.M)
+        slugs = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+        assert anchor in slugs, (target, anchor)
+
+
+def parse(line: str) -> str:
+    """The verb of a command, whose options have to be known."""
+    words, verb = line.split("#")[0].split()[1:], []
+    command: click.Command = cli
+    while isinstance(command, click.Group):
+        verb.append(words.pop(0))
+        command = command.commands[verb[-1]]
+    command.make_context("mapo", [w.strip("\"'") for w in words], **cli.context_settings)
+    return " ".join(verb)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_every_command_in_the_documents_parses(page):
     text = re.sub(r"\\\n\s*", " ", page.read_text())
     blocks = re.findall(r"```(?:sh|bash)?\n(.*?)```", text, re.S)
     for line in (line for block in blocks for line in block.splitlines()):
-        if not line.startswith("mapo "):
-            continue
-        words = line.split("#")[0].split()[1:]
-        command: click.Command = cli
-        while isinstance(command, click.Group):
-            command = command.commands[words.pop(0)]
-        command.make_context("mapo", [w.strip("\"'") for w in words], **cli.context_settings)
+        if line.startswith("mapo "):
+            parse(line)
+
+
+def test_the_page_of_wishes_has_every_verb_and_commands_that_parse():
+    page = (ROOT / "docs" / "which-command.md").read_text()
+    shown = {parse(line) for line in re.findall(r"\| `(mapo [^`]+)` \|$", page, re.M)}
+    assert page.count("| … ") == page.count("` |\n")  # one line for each wish
+    there = {
+        f"{name} {inner}".strip()
+        for name, command in cli.commands.items()
+        for inner in (command.commands if isinstance(command, click.Group) else [""])
+    }
+    assert shown == there
+
+
+def test_the_bytes_of_the_cache_are_those_that_the_layouts_decide():
+    found = json.loads((ROOT / "bench" / "results" / "sizes.json").read_text())
+    page = (ROOT / "docs" / "data.md").read_text()
+    for name, row in found.items():
+        line = next(line for line in page.splitlines() if line.startswith(f"| {name} at {row['pixels']}"))
+        numbers = [int(cell.split("=")[-1].replace(",", "")) for cell in line.strip("| ").split(" | ")[1:]]
+        pictures, prompts = row["cache_bytes_of_a_picture"], row["cache_bytes_of_a_prompt"]
+        assert numbers == [pictures // 4, pictures, prompts // 4, prompts]
 
 
 def test_the_file_map_of_the_readme_names_every_module_and_nothing_else():
