@@ -1,14 +1,20 @@
-"""The documents say what is there. MAPO_UPDATE_DOCS=1 writes the generated page anew."""
+"""The documents say what is there. MAPO_UPDATE_DOCS=1 writes the generated pages anew."""
 
+import json
 import os
 import re
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import click
 import pytest
 
 from mapo.cli import cli
+from mapo.settings import Section
+from mapo.train.config import Config
 from mapo.train.objectives import OBJECTIVES
 
 ROOT = Path(__file__).parent.parent
@@ -43,35 +49,79 @@ def test_the_command_line_reference_is_what_the_program_says():
     assert page.read_text() == cli_reference()
 
 
-def settings_reference() -> str:
-    from mapo.settings import Section
-    from mapo.train.config import Config
+def values_of(kind: Any, metadata: Sequence[Any] = ()) -> str:
+    """What a setting may be, in words."""
+    if get_origin(kind) is Annotated:
+        return values_of(kind.__origin__, [*metadata, *kind.__metadata__])
+    if get_origin(kind) in (Union, UnionType):
+        return values_of(next(inner for inner in get_args(kind) if inner is not NoneType), metadata)
+    if get_origin(kind) is Literal:
+        return ", ".join(f"`{value}`" for value in get_args(kind))
+    if kind in (bool, str):
+        return {bool: "`true`, `false`", str: "text"}[kind]
+    parts = [part for item in metadata for part in getattr(item, "metadata", [item])]  # a Field holds its limits
+    wordings = (("gt", "above {:g}"), ("ge", "{:g} or more"), ("lt", "below {:g}"))
+    limits = [w.format(getattr(part, name)) for name, w in wordings for part in parts if hasattr(part, name)]
+    return ", ".join([{int: "whole number", float: "number"}[kind], *limits])
 
-    lines = ["| setting | default | what it does |", "|---|---|---|"]
+
+def settings_reference() -> str:
+    lines = [
+        "# Settings of a training run\n",
+        "Everything that `mapo train` can be told. Set one at a time with `--set NAME=VALUE`, or many in a TOML file with",
+        "`--config FILE`. A run keeps all of them in its `config.toml`, which is such a file too. What a command does not say",
+        "comes from the run where there is one, and else from the column *default*.\n",
+        "```sh",
+        "mapo train --model mini --pairs work/pairs --out work/run --set optim.lr=1e-4 --set train.steps=100",
+        "```\n",
+        "How to choose steps and rate: [training.md](training.md). Generated from the program; `tests/test_docs.py` keeps it",
+        "true.\n",
+        "| setting | default | values | what it does |",
+        "|---|---|---|---|",
+    ]
 
     def add(section: type[Section], prefix: str) -> None:
         for name, field in section.model_fields.items():
             kind = field.annotation
-            if isinstance(kind, type) and issubclass(kind, Section) and name != "objective":
+            if isinstance(kind, type) and issubclass(kind, Section):
                 add(kind, f"{prefix}{name}.")
                 continue
-            default = (
-                "" if field.is_required() or field.default is None else field.get_default(call_default_factory=True)
-            )
-            shown = "mapo" if name == "objective" else str(default).lower() if isinstance(default, bool) else default
+            value = None if field.is_required() else field.get_default(call_default_factory=True)
+            default = "has to be said" if field.is_required() else "" if value is None else str(value)
+            default = default.lower() if isinstance(value, bool) else default
             assert field.description, name
-            lines.append(f"| `{prefix}{name}` | {shown} | {field.description} |")
+            values = values_of(kind, field.metadata)
+            lines.append(f"| `{prefix}{name}` | {default} | {values} | {field.description} |")
 
     add(Config, "")
+    lines += [
+        "\n## Settings of the objectives\n",
+        "Each is a number and stands beside `objective.name`: `--set objective.beta=0.2`. What they do:",
+        "[objectives.md](objectives.md). A function of your own has the keyword arguments that it gives a default.\n",
+        "| objective | settings and their defaults |",
+        "|---|---|",
+    ]
+    for name, objective in OBJECTIVES.items():
+        knobs = ", ".join(f"`objective.{knob}` {value:g}" for knob, value in objective.settings.items())
+        lines.append(f"| `{name}` | {knobs or 'none'} |")
     return "\n".join(lines) + "\n"
 
 
-def test_the_reference_of_settings_is_what_the_program_says():
-    page = ROOT / "docs" / "training.md"
-    above, _, _ = page.read_text().partition("| setting | default |")
+def test_the_page_of_settings_is_what_the_program_says():
+    page = ROOT / "docs" / "settings.md"
     if os.environ.get("MAPO_UPDATE_DOCS"):
-        page.write_text(above + settings_reference())
-    assert page.read_text() == above + settings_reference()
+        page.write_text(settings_reference())
+    assert page.read_text() == settings_reference()
+
+
+def test_every_setting_says_what_it_may_be():
+    rows = [line.split(" | ") for line in settings_reference().splitlines() if line.startswith("| `")]
+    values = {row[0].strip("| `"): row[2] for row in rows if len(row) == 4}
+    assert values["train.steps"] == "whole number, above 0"
+    assert values["optim.beta1"] == "number, 0 or more, below 1"
+    assert values["optim.lr"] == "number, above 0"
+    assert values["data.ties"] == "`drop`, `keep`"
+    assert values["train.gradient_checkpointing"] == "`true`, `false`"
 
 
 def test_every_fault_in_the_changelog_names_a_test_that_is_there():
@@ -92,17 +142,53 @@ def test_links_lead_somewhere(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_into_a_page_lead_to_a_heading(page):
+    for target, anchor in re.findall(r"\]\(([^):#]*)#([^)]+)\)", page.read_text()):
+        headings = re.findall(r"^#+ (.*)$", (page.parent / target if target else page).read_text(), re.M)
+        slugs = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+        assert anchor in slugs, (target, anchor)
+
+
+def parse(line: str) -> str:
+    """The verb of a command, whose options have to be known."""
+    words, verb = line.split("#")[0].split()[1:], []
+    command: click.Command = cli
+    while isinstance(command, click.Group):
+        verb.append(words.pop(0))
+        command = command.commands[verb[-1]]
+    command.make_context("mapo", [w.strip("\"'") for w in words], **cli.context_settings)
+    return " ".join(verb)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_every_command_in_the_documents_parses(page):
     text = re.sub(r"\\\n\s*", " ", page.read_text())
     blocks = re.findall(r"```(?:sh|bash)?\n(.*?)```", text, re.S)
     for line in (line for block in blocks for line in block.splitlines()):
-        if not line.startswith("mapo "):
-            continue
-        words = line.split("#")[0].split()[1:]
-        command: click.Command = cli
-        while isinstance(command, click.Group):
-            command = command.commands[words.pop(0)]
-        command.make_context("mapo", [w.strip("\"'") for w in words], **cli.context_settings)
+        if line.startswith("mapo "):
+            parse(line)
+
+
+def test_the_page_of_wishes_has_every_verb_and_commands_that_parse():
+    page = (ROOT / "docs" / "which-command.md").read_text()
+    shown = {parse(line) for line in re.findall(r"\| `(mapo [^`]+)` \|$", page, re.M)}
+    assert page.count("| … ") == page.count("` |\n")  # one line for each wish
+    there = {
+        f"{name} {inner}".strip()
+        for name, command in cli.commands.items()
+        for inner in (command.commands if isinstance(command, click.Group) else [""])
+    }
+    assert shown == there
+
+
+def test_the_bytes_of_the_cache_are_those_that_the_layouts_decide():
+    found = json.loads((ROOT / "bench" / "results" / "sizes.json").read_text())
+    page = (ROOT / "docs" / "data.md").read_text()
+    for name, row in found.items():
+        line = next(line for line in page.splitlines() if line.startswith(f"| {name} at {row['pixels']}"))
+        numbers = [int(cell.split("=")[-1].replace(",", "")) for cell in line.strip("| ").split(" | ")[1:]]
+        pictures, prompts = row["cache_bytes_of_a_picture"], row["cache_bytes_of_a_prompt"]
+        assert numbers == [pictures // 4, pictures, prompts // 4, prompts]
 
 
 def test_the_file_map_of_the_readme_names_every_module_and_nothing_else():
@@ -135,3 +221,15 @@ def test_the_layers_of_the_architecture_page_are_those_that_are_enforced():
     contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]
     layers = "\n".join("   ".join(layer.split(" | ")) for layer in contract["layers"])
     assert layers in (ROOT / "docs" / "architecture.md").read_text()
+
+
+def test_objectives_of_ones_own_are_as_the_page_writes_them(tmp_path):
+    from mapo.train.own_objectives import all_settings, objective_named
+
+    page = (ROOT / "docs" / "objectives.md").read_text()
+    plain, wrapped = re.findall(r"```python\n(.*?)```", page, re.S)
+    (tmp_path / "my_losses.py").write_text(f"{plain}\n\n{wrapped}")
+    for name, settings in (("pull", {"beta": 0.5, "reach": 10.0}), ("careful", {"beta": 1.0})):
+        named = f"{tmp_path}/my_losses.py:{name}"
+        assert all_settings(named, {}) == settings
+        assert objective_named(named, settings).needs_reference == (name == "careful")

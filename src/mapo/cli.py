@@ -17,6 +17,7 @@ from mapo.errors import MapoError, SaidElsewhere, count, printable, spoken
 from mapo.progress import on_terminal
 
 OUT = click.Path(path_type=Path)
+TRAINABLE = "mini, a diffusers folder, a run folder, or a hub id; SDXL or Stable Diffusion 1 or 2."
 CLIP_SKIP = click.option(
     "--clip-skip", type=click.IntRange(min=0),
     help="Layers left out at the end of the text encoder, for Stable Diffusion 1 and 2; default: as a run was trained.",
@@ -189,7 +190,7 @@ def check(pairs: Path, strict: bool, **how: Any) -> None:
 
 
 @cli.command(cls=Verb, example="mapo encode --model mini --pairs work/pairs --out work/cache")
-@click.option("--model", required=True, help="mini, a diffusers folder, a run folder, or a hub id of SDXL layout.")
+@click.option("--model", required=True, help=TRAINABLE)
 @click.option("--pairs", type=OUT, required=True, help="A pairs set.")
 @click.option("--out", type=OUT, required=True, help="The cache to write, or to complete.")
 @click.option("--resolution", type=int, help="Side in pixels; default: the model's own.")
@@ -216,7 +217,7 @@ def encode(pairs: Path, out: Path, **how: Any) -> None:
     cls=Verb,
     example="mapo train --model mini --pairs work/pairs --out work/run --set optim.lr=1e-4 --set train.steps=100",
 )
-@click.option("--model", help="mini, a diffusers folder, a run folder, or a hub id of SDXL layout.")
+@click.option("--model", help=TRAINABLE)
 @click.option("--pairs", help="A pairs set.")
 @click.option("--out", type=OUT, required=True, help="The run folder. The same command again goes on where it stopped.")
 @click.option("--cache", help="A cache; default: the folder `cache` beside the pairs, made when it is not there.")
@@ -239,7 +240,7 @@ def train(out: Path, config_file: Path | None, assignments: tuple[str, ...], **f
 
 
 @cli.command(cls=Verb, example="mapo sample --model mini --prompts mini:test --seeds 0-1 --out work/before")
-@click.option("--model", required=True, help="mini, a diffusers folder, a run folder, or a hub id of SDXL layout.")
+@click.option("--model", required=True, help="mini, a folder or hub id of a text-to-image pipeline, or a run folder.")
 @click.option(
     "--prompts",
     required=True,
@@ -311,7 +312,7 @@ def _shard_done(shard: tuple[int, int], out: Path) -> str:
 
 
 @cli.command(cls=Verb, example="mapo mismatch --model mini --pairs work/pairs --num-pairs 32 --out work/mismatch.json")
-@click.option("--model", required=True, help="mini, a diffusers folder, a run folder, or a hub id of SDXL layout.")
+@click.option("--model", required=True, help=TRAINABLE)
 @click.option("--pairs", type=OUT, required=True, help="A pairs set.")
 @click.option("--out", type=OUT, default=Path("mismatch.json"), show_default=True, help="The numbers to write.")
 @click.option(

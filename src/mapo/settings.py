@@ -26,7 +26,7 @@ NotNegative = Annotated[int, BeforeValidator(_no_truth), Field(ge=0)]
 
 
 def told(default: Any, about: str) -> Any:
-    """A setting: what it is without being set, and what it does, for whoever reads docs/training.md."""
+    """A setting: what it is without being set, and what it does, for whoever reads docs/settings.md."""
     return Field(default, description=about)
 
 

@@ -17,7 +17,11 @@ class ObjectiveConfig(Section):
     """Which loss, and its knobs (``[objective] name = "mapo", beta = 0.1``)."""
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
-    name: str = "mapo"
+    name: str = told(
+        "mapo",
+        "The loss. A name of docs/objectives.md, or `file.py:name` for a function of your own. Its own settings stand "
+        "beside it, such as `objective.beta`.",
+    )
 
     @model_validator(mode="after")
     def _finite(self) -> Self:
@@ -36,57 +40,77 @@ class AdapterConfig(Section):
     """What is trained."""
 
     kind: Literal["full", "lora"] = told(
-        "full", "`full` trains every weight of the denoiser, `lora` a LoRA beside its frozen weights."
+        "full",
+        "What is trained: every weight of the denoiser (`full`), or a LoRA on its attention layers, beside its frozen "
+        "weights (`lora`).",
     )
-    rank: Positive = told(8, "The rank of the LoRA, which is its alpha too. No effect with `full`.")
+    rank: Positive = told(
+        8, "The rank of the LoRA. Its alpha is the same, so it is never scaled. No effect with `full`."
+    )
 
 
 class OptimConfig(Section):
     """AdamW and its rate."""
 
     lr: Annotated[Number, Field(gt=0)] | None = told(
-        None, "The learning rate. Left out, it is 1e-5 with `full` and 1e-4 with `lora`."
+        None, "The learning rate of AdamW. Left out, it is 1e-5 with `full` and 1e-4 with `lora`."
     )
-    beta1: Annotated[Number, Field(ge=0, lt=1)] = told(0.9, "Decay of the mean gradient.")
-    beta2: Annotated[Number, Field(ge=0, lt=1)] = told(0.999, "Decay of the mean squared gradient.")
-    eps: Annotated[Number, Field(gt=0)] = told(1e-8, "Added to the root of the mean squared gradient.")
+    beta1: Annotated[Number, Field(ge=0, lt=1)] = told(0.9, "How much of AdamW's mean gradient a step keeps.")
+    beta2: Annotated[Number, Field(ge=0, lt=1)] = told(0.999, "How much of AdamW's mean squared gradient a step keeps.")
+    eps: Annotated[Number, Field(gt=0)] = told(
+        1e-8, "Added to the root of the mean squared gradient, so that nothing is divided by 0."
+    )
     weight_decay: Annotated[Number, Field(ge=0)] = told(
-        1e-2, "In each step weights shrink by this share of the learning rate."
+        1e-2, "In each step every trained weight shrinks by this times the learning rate. 0: not at all."
     )
     clip_norm: Annotated[Number, Field(gt=0)] = told(
-        1.0, "A gradient of all weights longer than this is shortened to it."
+        1.0, "The longest gradient, over all trained weights together. A longer one is shortened to it."
     )
     schedule: Literal["constant", "linear", "cosine"] = told(
         "constant",
-        "How the rate goes on after the warm-up. `linear` and `cosine` fall to zero at `train.steps`, so "
-        "such a run cannot be lengthened.",
+        "How the rate goes on after the warm-up. `linear` and `cosine` fall to zero at `train.steps`, so such a run "
+        "cannot be lengthened.",
     )
-    warmup_steps: NotNegative = told(0, "Steps in which the rate rises from zero to `lr`.")
+    warmup_steps: NotNegative = told(0, "Steps in which the rate rises from zero to `optim.lr`. 0: it begins there.")
 
 
 class DataConfig(Section):
     """Which pairs, and how pictures become latents."""
 
     resolution: Positive | None = told(
-        None, "The side in pixels to which pictures are resized and cropped. Left out, the model's own."
+        None,
+        "The side, in pixels, of the square to which pictures are resized and cropped. A multiple of 32 for SDXL and "
+        "of 64 for Stable Diffusion 1 and 2. Left out, the model's own.",
     )
-    flip: bool = told(False, "Mirror half of the pairs, always both pictures of a pair. The cache then holds both.")
+    flip: bool = told(
+        False,
+        "Mirror the pair in half of the times that it is seen, always both of its pictures. The cache then holds every "
+        "picture twice.",
+    )
     split: Literal["train", "validation", "test", "all"] = told(
-        "train", "The pairs to train on. A set keeps about a fifth of its prompts for the other splits."
+        "train",
+        "The pairs to train on. Unless its source publishes splits, a set keeps about a fifth of its prompts for "
+        "`validation` and `test`; `all` trains on these too.",
     )
     ties: Literal["drop", "keep"] = told(
-        "drop", "Pairs of which neither picture is better: leave them out, or train on them as ties."
+        "drop",
+        "Pairs of which neither picture is better: leave them out, or train on them as ties. No effect where the set "
+        "holds none.",
     )
     cache_precision: Literal["float32", "bfloat16", "float16"] = told(
         "float32",
-        "How the cache keeps latents and text. The two others halve it, and round. docs/data.md has the bytes.",
+        "How the cache keeps latents and text. `bfloat16` and `float16` halve it, and round. docs/data.md has the "
+        "bytes. A cache that is there has to be of the same precision.",
     )
     clip_skip: NotNegative | None = told(
         None,
-        "Layers left out at the end of the text encoder, in training and in sampling. Only for Stable Diffusion 1 and "
-        "2; what other programs call clip skip 2 is 1 here. Left out, that of the run that is trained further, or 0.",
+        "Layers left out at the end of the text encoder, in training and when the run is sampled from. Only for Stable "
+        "Diffusion 1 and 2; with SDXL anything but 0 is refused. What other programs call clip skip 2 is 1 here. Left "
+        "out, that of the run that is trained further, else 0.",
     )
-    images_per_batch: Positive = told(8, "Pictures encoded at a time, where the cache lacks some. Changes memory only.")
+    images_per_batch: Positive = told(
+        8, "Pictures encoded at a time. Changes memory only. No effect where the cache lacks nothing."
+    )
 
 
 class TrainConfig(Section):
@@ -95,21 +119,31 @@ class TrainConfig(Section):
     steps: Positive = told(2000, "Updates of the weights. docs/training.md says how to choose.")
     pairs_per_step: Positive = told(16, "Pairs of one update, over all devices together.")
     pairs_per_device: Positive | None = told(
-        None, "Pairs that a device holds at a time. Left out, its whole share. Changes memory only."
+        None,
+        "Pairs that a device holds at a time; the gradients of its portions are added up. Left out, its whole share. "
+        "Changes memory and speed, and the result by rounding only. With `kto` each pair then goes through the model "
+        "once more.",
     )
-    seed: NotNegative = told(0, "Decides the order of pairs, noise, timesteps and a LoRA's first weights.")
+    seed: NotNegative = told(
+        0, "Decides the order of pairs, their noise and timesteps, mirroring, and a LoRA's first weights."
+    )
     precision: Literal["float32", "bfloat16", "float64"] = told(
-        "float32", "Of the arithmetic. With `bfloat16` the weights stay in float32. `float64` is for tests."
+        "float32",
+        "Of the arithmetic. With `bfloat16` the weights that are trained stay in float32. `float64` is for tests, and "
+        "takes twice the memory.",
     )
     base_precision: Literal["float32", "bfloat16", "float16"] = told(
         "float32",
-        "Of the frozen weights beside a LoRA. Half of them takes half the memory. No effect with `full`.",
+        "Of the frozen weights beside a LoRA, which itself stays in float32. `bfloat16` and `float16` halve what the "
+        "frozen weights take. No effect with `full`.",
     )
     gradient_checkpointing: bool = told(
-        False, "Compute activations twice to hold few of them: slower, much less memory."
+        False, "Compute activations twice so that few are held: slower, with much less memory and the same result."
     )
     save_every_steps: Positive = told(
-        250, "Steps between checkpoints. Only the last one is kept. A stopped run loses nothing."
+        250,
+        "Steps between checkpoints. Only the last one is kept. A run that is stopped saves first; one that is killed "
+        "goes back to its last checkpoint. Changes no result.",
     )
 
 
@@ -119,13 +153,17 @@ RATES = {"full": 1e-5, "lora": 1e-4}  # of optim.lr where it is left out
 class Config(Section):
     """A training run."""
 
-    model: str = Field(description="`mini`, a diffusers folder, a run folder, or a hub id of SDXL layout.")
-    pairs: str = Field(description="A pairs set.")
-    cache: str | None = told(None, "What the encoders make of the pairs. Left out, the folder `cache` beside them.")
-    objective: ObjectiveConfig = Field(
-        default_factory=lambda: ObjectiveConfig.model_validate({}),
-        description="Which loss, and its own settings: docs/objectives.md.",
+    model: str = Field(
+        description="The model to train: `mini`, a folder in diffusers' layout, a run folder, or a hub id; of the "
+        "layout of SDXL or of Stable Diffusion 1 and 2."
     )
+    pairs: str = Field(description="The folder of a pairs set.")
+    cache: str | None = told(
+        None,
+        "The folder for what the encoders make of the pairs. What it lacks is encoded first. Left out, the folder "
+        "`cache` beside the pairs.",
+    )
+    objective: ObjectiveConfig = Field(default_factory=lambda: ObjectiveConfig.model_validate({}))
     adapter: AdapterConfig = AdapterConfig()
     optim: OptimConfig = OptimConfig()
     data: DataConfig = DataConfig()
