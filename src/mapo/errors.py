@@ -23,6 +23,10 @@ class DivergedError(MapoError):
     """A loss or gradient is not finite."""
 
 
+class ObjectiveFailed(MapoError):
+    """A user's own objective failed in the middle of a training."""
+
+
 class SaidElsewhere(MapoError):
     """The reason why all processes of a job stop, which another one of them says."""
 

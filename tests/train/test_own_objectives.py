@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -83,7 +84,7 @@ def test_it_is_found_again_from_another_folder_and_its_changes_are_noticed(
     more = run(tmp_path / "r", sdxl, pairs, cache, f"{file}:mine", steps=3)
     assert more[:2] == first and len(more) == 3
     file.write_text(MINE.replace("0.1", "0.2"))
-    with pytest.raises(MapoError, match="the content of objective"):
+    with pytest.raises(MapoError, match=r"the content of .*my_objective\.py"):
         run(tmp_path / "r", sdxl, pairs, cache, {"name": f"{file}:mine", "beta": 0.1}, steps=4)
 
 
@@ -92,7 +93,7 @@ def test_a_record_of_ones_own_gets_extras_constants_and_a_reference(tmp_path, sd
     path.write_text(WITH_ALL)
     got = run(tmp_path / "r", sdxl, pairs, cache, f"{path}:everything", pairs_per_device=3, steps=1)
     objective = objective_named(f"{path}:everything", {})
-    seen = objective.loss.__globals__["seen"]
+    seen = objective.loss.__wrapped__.__globals__["seen"]
     constant = {mean for _, mean in seen if isinstance(mean, float)}
     assert got[0]["mean"] in constant and got[0]["mean"] == pytest.approx(got[0]["error_chosen"], rel=1e-12)
     assert all(torch.isfinite(product).all() for product, _ in seen)
@@ -114,6 +115,14 @@ BROKEN = {
     "gradient": ("def mine(errors):\n    return errors.chosen.detach()\n", "losses without a gradient"),
     "bad gradient": (
         "def mine(errors):\n    return (errors.chosen - errors.chosen).abs().sqrt()\n", "a gradient that is not finite",
+    ),
+    "text": ("def mine(errors, *, mode='x'):\n    return errors.chosen\n", "has the setting mode = 'x'. Settings are finite"),
+    "nan": ("def mine(errors, *, f=float('nan')):\n    return errors.chosen\n", "has the setting f = nan"),
+    "exit": ("import sys\nsys.exit(0)\n", r"cannot be read \(SystemExit, line 2: 0\)"),
+    "exit later": ("def mine(errors):\n    raise SystemExit('bye')\n", r"cannot be used \(SystemExit, line 2: bye\)"),
+    "zero gradient": ("def mine(errors):\n    return errors.chosen * 0\n", "a gradient of nothing but zeros"),
+    "our own exception": (
+        "from mapo.errors import MapoError\ndef mine(errors):\n    raise MapoError('')\n", r"MapoError, line 3: nothing more",
     ),
     "reference": (
         "def mine(errors):\n    return errors.chosen - errors.ref_chosen\n", r"cannot be used \(TypeError, line 2",
@@ -142,6 +151,82 @@ def test_a_file_that_is_not_there_and_a_setting_that_it_lacks_are_named(tmp_path
         run(tmp_path / "r", sdxl, pairs, cache, "mapoo")
 
 
+RECORDS = {
+    "prepare gives a tensor": ("prepare=lambda e: {'k': e.chosen.mean()}", "prepares .*float.…. makes one of a tensor"),
+    "prepare fails": ("prepare=lambda e: {'k': 1 / 0}", r"cannot be used \(ZeroDivisionError, line 6"),
+    "an extra is one number": ("extras={'x': lambda r: r.chosen.mean()}", r"the extra x is of shape \[\]"),
+    "a logit fails": ("logit=lambda e: e.chosen / e.size", r"cannot be used \(AttributeError, line 6"),
+}
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+def test_every_function_of_a_record_is_tried_before_anything_is_loaded(tmp_path, kind):
+    how, says = RECORDS[kind]
+    path = tmp_path / "record.py"
+    path.write_text(
+        "from mapo.train.objectives import Objective\n\n\n"
+        f"def loss(errors, **rest):\n    return errors.chosen\nmine = Objective(loss, {how})\n"
+    )
+    with pytest.raises(MapoError, match=says):
+        objective_named(f"{path}:mine", {})
+
+
+@pytest.mark.parametrize("logit", ["errors.chosen * 0 + 1", "-errors.chosen", "k * (errors.rejected - errors.chosen)"])
+def test_a_logit_may_leave_an_error_out_and_take_a_constant_of_the_step(tmp_path, sdxl, pairs, cache, logit):
+    path = tmp_path / "record.py"
+    path.write_text(
+        "from mapo.train.objectives import Objective\n\n"
+        f"def logit(errors, *, k):\n    return {logit}\n\n"
+        "def loss(errors, *, k):\n    return errors.chosen - k * errors.rejected\n\n"
+        "mine = Objective(loss, logit, prepare=lambda errors: {'k': 0.5})\n"
+    )
+    got = run(tmp_path / "r", sdxl, pairs, cache, f"{path}:mine", steps=1)
+    assert got[0]["k"] == 0.5 and got[0]["logit_scale"] == pytest.approx({"e": 0, "-": 0.5, "k": 0.5}[logit[0]])
+
+
+def test_one_that_fails_in_the_middle_loses_no_step_and_names_its_line(tmp_path, sdxl, pairs, cache):
+    path = tmp_path / "late.py"
+    path.write_text(
+        "calls = []\n\ndef mine(errors):\n    calls.append(1)\n    if len(calls) == 5:\n"
+        "        raise ValueError('late')\n    return errors.chosen - errors.rejected\n"
+    )
+    with pytest.raises(MapoError, match=r"cannot be used \(ValueError, line 6: late\). What was trained up to step 3"):
+        run(tmp_path / "r", sdxl, pairs, cache, f"{path}:mine", steps=6)
+    assert [p.name for p in (tmp_path / "r" / "checkpoints").iterdir()] == ["step-00000003"]
+    assert len(run(tmp_path / "r", sdxl, pairs, cache, f"{path}:mine", steps=3)) == 3
+
+
+def test_one_may_import_a_file_beside_it(tmp_path):
+    (tmp_path / "beside_mine.py").write_text("STRENGTH = 2.0\n")
+    path = tmp_path / "mine.py"
+    path.write_text("from beside_mine import STRENGTH\ndef mine(errors):\n    return STRENGTH * errors.chosen\n")
+    before = list(sys.path)
+    assert objective_named(f"{path}:mine", {}).settings == {} and sys.path == before
+
+
+def test_settings_of_one_in_a_relative_file_are_taken_from_its_run(tmp_path, sdxl, pairs, cache, file, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(tmp_path / "r", sdxl, pairs, cache, {"name": "my_objective.py:mine", "beta": 3.0}, steps=1)
+    assert len(run(tmp_path / "r", sdxl, pairs, cache, "my_objective.py:mine", steps=2)) == 2
+
+
+@pytest.mark.parametrize(
+    ("objective", "says"),
+    [
+        ({"name": "ipo", "beta": 0.0}, r"ipo with beta = 0 cannot be used \(ZeroDivisionError"),
+        ({"name": "mapo_relative", "sharpness": 0.0}, "mapo_relative with .*sharpness = 0.* cannot be used"),
+        ({"name": "mapo_aaai", "beta": 0.0}, "mapo_aaai with beta = 0 (gave|cannot|has)"),
+        ({"name": "kto", "beta": 0.0}, "kto with beta = 0 has a gradient of nothing but zeros"),
+    ],
+)
+def test_settings_that_no_loss_can_bear_are_refused_before_a_folder_is_made(
+    tmp_path, sdxl, pairs, cache, objective, says
+):
+    with pytest.raises(MapoError, match=says):
+        run(tmp_path / "r", sdxl, pairs, cache, objective)
+    assert not (tmp_path / "r" / "config.toml").exists()
+
+
 # ------------------------------------------------------------------ a mean over the whole step
 
 
@@ -162,14 +247,14 @@ def baselines(lines):
 
 @pytest.mark.parametrize("portion", [1, 3])
 def test_a_constant_of_a_step_is_that_of_the_whole_step_in_any_portions(
-    tmp_path, sdxl, pairs, cache, step, portion, capsys
+    tmp_path, sdxl, pairs, cache, step, portion, heard
 ):
     name, whole = step
     objective = {"name": name, "beta": 3.0}
     got = run(tmp_path / "r", sdxl, pairs, cache, objective, optim={"lr": 1e-2}, pairs_per_device=portion)
     assert_same(got, whole)
     assert baselines(got) == pytest.approx(baselines(whole), rel=1e-9, abs=1e-12)
-    assert "each pair goes through the model once more for that, without gradients" in capsys.readouterr().out
+    assert "each pair goes through the model once more for that, without gradients" in heard()
 
 
 @pytest.mark.parametrize("portion", [1, 2])
@@ -307,3 +392,23 @@ def test_a_cache_in_half_precision_is_half_as_large_and_trains_nearly_alike(tmp_
     assert sizes["float16"] == pytest.approx(sizes["bfloat16"], abs=200) and sizes["float16"] < 0.7 * sizes["float32"]
     with pytest.raises(MapoError, match=r"was encoded with precision float32, this run asks for float16"):
         run(tmp_path / "x", sdxl, pairs, cache, data={"cache_precision": "float16"})
+
+
+@pytest.mark.parametrize(
+    ("precision", "base"), [("bfloat16", "float16"), ("float64", "bfloat16"), ("float64", "float16")]
+)
+def test_precisions_that_do_not_go_together_are_refused(tmp_path, sdxl, pairs, cache, precision, base):
+    with pytest.raises(MapoError, match=f"base_precision={base} does not go together with train.precision={precision}"):
+        run(tmp_path / "r", sdxl, pairs, cache, kind="lora", precision=precision, base_precision=base)
+
+
+def test_copies_of_checkpoints_are_left_alone(tmp_path, sdxl, pairs, cache):
+    run(tmp_path / "r", sdxl, pairs, cache, steps=1)
+    folder = tmp_path / "r" / "checkpoints"
+    for name in ("step-00000001-copy", "step-00000001.bak"):
+        shutil.copytree(folder / "step-00000001", folder / name)
+    run(tmp_path / "r", sdxl, pairs, cache, steps=2)
+    assert {p.name for p in folder.iterdir()} == {"step-00000001-copy", "step-00000001.bak", "step-00000002"}
+    (folder / "step-00000002" / "state.json").write_text("{}")
+    with pytest.raises(MapoError, match=r"state\.json is damaged"):
+        run(tmp_path / "r", sdxl, pairs, cache, steps=3)

@@ -18,6 +18,7 @@ from mapo.train.batches import Members, assemble, draws, prefetched, rows_at
 from mapo.train.config import Config
 from mapo.train.objectives import Objective
 from mapo.train.opening import Trained, working_dtype
+from mapo.train.own_objectives import constants_of
 from mapo.train.processes import Processes
 from mapo.train.step import Predict, pair_errors, pair_losses, pair_metrics
 from mapo.train.types import Batch, PairErrors
@@ -113,7 +114,7 @@ class Loop:
                 bad += _not_finite(losses, batch)
                 loss = (losses * batch.weight.to(losses.device)).sum() / total
                 updater.backward(loss * self.processes.world)
-            for name, value in pair_metrics(self.objective, errors, losses, settings).items():
+            for name, value in pair_metrics(self.objective, errors, losses, {**settings, **constants}).items():
                 sums[name] = sums.get(name, 0) + value.sum()
         any_bad, self.stopping, trouble = self.processes.agree(
             bool(bad), self.asked_to_stop(), self.trouble is not None
@@ -152,8 +153,7 @@ class Loop:
         names = [f.name for f in fields(PairErrors)]
         errors = PairErrors(**{name: whole[name] for name in names if name in whole})  # type: ignore[arg-type]
         extras = {name.removeprefix("extras."): values for name, values in whole.items() if name.startswith("extras.")}
-        assert self.objective.prepare is not None
-        return dict(self.objective.prepare(replace(errors, extras=extras)))
+        return constants_of(self.objective, replace(errors, extras=extras), self.config.objective.name)
 
     def guarded(self, work: Callable[[], None]) -> None:
         """Do what only this process does; where it fails all stop in the next step, and it is said here."""

@@ -263,5 +263,6 @@ def logit_and_scale(objective: Objective, errors: PairErrors, settings: Mapping[
     with torch.enable_grad():
         here = replace(errors, chosen=chosen, rejected=rejected)
         logit = objective.logit(here, **{k: v for k, v in settings.items() if k in known})
-        down, up = torch.autograd.grad(logit.sum(), (chosen, rejected))
+        zero = (chosen + rejected).sum() * 0  # a user's own may leave one of the two out
+        down, up = torch.autograd.grad(logit.sum() + zero, (chosen, rejected))
     return logit.detach(), (up - down) / 2

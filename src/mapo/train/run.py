@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -97,7 +98,8 @@ class Run:
 
     def checkpoints(self) -> list[Path]:
         """The checkpoints, oldest first."""
-        return sorted((self.folder / "checkpoints").glob("step-*"))
+        found = (self.folder / "checkpoints").glob("step-*")
+        return sorted(path for path in found if re.fullmatch(r"step-\d{8,}", path.name))
 
     def finished_steps(self) -> int:
         """How many steps the final weights have seen; 0 where there are none."""
@@ -136,8 +138,11 @@ class Run:
 
     def _refuse_another(self, config: Config, checkpoint: Path | None, identity: Mapping[str, str]) -> None:
         before, state = self.before(), read_state(checkpoint) if checkpoint else identity
+        if not identity.keys() <= state.keys():
+            raise MapoError(f"{checkpoint}/state.json is damaged: it does not say what was trained. {REMEDY}")
         changed = [k for k in differences(before, tomllib.loads(to_toml(config))) if k not in MAY_CHANGE]
-        changed += [f"the content of {k}" for k, v in identity.items() if state.get(k) != v]
+        files = {"objective": config.objective.name.rpartition(":")[0]}  # of a user's own
+        changed += [f"the content of {files.get(k, k)}" for k, v in identity.items() if state[k] != v]
         if changed:
             raise MapoError(
                 f"{self.folder} was made with other settings ({', '.join(changed)}). Choose another --out, or delete "
@@ -238,11 +243,10 @@ def settled(config: Config, out: Path) -> Config:
     said = config.model_dump(exclude_unset=True)
     before = Run(out).before()
     merged = merge(merge({}, before), said)
-    name = merged.get("objective", {}).get("name", config.objective.name)
+    name = stable_name(merged.get("objective", {}).get("name", config.objective.name))
     if before and name != before["objective"]["name"]:
         merged["objective"] = said["objective"]  # it will be refused: by the name, not by the other one's settings
     settings = {k: v for k, v in merged.get("objective", {}).items() if k != "name"}
-    name = stable_name(name)
     merged["objective"] = {"name": name, **all_settings(name, settings)}
     found = make_config(merged)
     if found.optim.lr is None:

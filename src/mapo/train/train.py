@@ -21,7 +21,7 @@ from mapo import progress
 from mapo.encode.cache import Cache, cache_key, hold
 from mapo.encode.fill import encode, holds_all
 from mapo.encode.seen import equal_once_cropped, what_training_sees
-from mapo.errors import DivergedError, MapoError, SaidElsewhere, count, memory_told
+from mapo.errors import DivergedError, MapoError, ObjectiveFailed, SaidElsewhere, count, memory_told
 from mapo.models import Opened, find_model, open_model
 from mapo.pairs import PairSet
 from mapo.train.batches import Members
@@ -34,6 +34,8 @@ from mapo.train.processes import Processes, joined, what_is_not_done
 from mapo.train.run import Run, settled, steps_of
 
 LOG = logging.getLogger(__name__)
+
+NOT_TOGETHER = {("bfloat16", "float16"), ("float64", "float16"), ("float64", "bfloat16")}  # precision, base_precision
 
 __all__ = ["Loop", "Run", "settled", "train"]
 
@@ -55,8 +57,7 @@ def train(config: Config, out: Path) -> bool:
 
 def _train(config: Config, run: Run, processes: Processes) -> None:
     processes.first(lambda: check_shares(config, processes))
-    if config.train.precision == "float64" and processes.device.type == "mps":
-        raise MapoError("train.precision=float64: this GPU has no such numbers. Train with float32.")
+    _check_precisions(config, processes)
     objective = processes.each(lambda: objective_named(config.objective.name, config.objective.settings))
     pairs = PairSet(Path(config.pairs))
     model = open_model(find_model(config.model, clip_skip=config.data.clip_skip))
@@ -112,6 +113,18 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
     processes.first(finish)
 
 
+def _check_precisions(config: Config, processes: Processes) -> None:
+    """MapoError where two precisions do not go together, or the device has not the one."""
+    precision, base = config.train.precision, config.train.base_precision
+    if precision == "float64" and processes.device.type == "mps":
+        raise MapoError("train.precision=float64: this GPU has no such numbers. Train with float32.")
+    if config.adapter.kind == "lora" and (precision, base) in NOT_TOGETHER:
+        raise MapoError(
+            f"train.base_precision={base} does not go together with train.precision={precision}. Set train.precision "
+            f"to {'float32' if base == 'float16' else 'float32 or bfloat16'}."
+        )
+
+
 def _passes(config: Config, pairs: int) -> str:
     """How often each pair is seen, the number by which people choose how many steps."""
     steps, size = config.train.steps, config.train.pairs_per_step
@@ -149,7 +162,7 @@ def _take_steps(loop: Loop, run: Run, done: int, save: Callable[[int], None]) ->
     """All steps that are left; a checkpoint now and then, at the end, and where the run is stopped or diverges."""
     config, main = loop.config.train, loop.processes.main
     saved = step = done
-    diverged = ""
+    diverged = failed = ""
     with progress.bar(total=config.steps, initial=done, desc="train", unit="step", shown=main) as bar:
         try:
             for values in loop.run(done):
@@ -166,6 +179,14 @@ def _take_steps(loop: Loop, run: Run, done: int, save: Callable[[int], None]) ->
                     saved = step
         except DivergedError as error:
             diverged = str(error)  # and no more of it: its frames hold what joins the processes
+        except ObjectiveFailed as error:
+            failed = str(error)
+    if failed:
+        if loop.processes.world > 1:  # the others stand in this step
+            raise ObjectiveFailed(f"{failed} The same command goes on from the last checkpoint, once it is mended.")
+        if step > saved:
+            save(step)
+        raise ObjectiveFailed(f"{failed} {_how_to_go_on(run, step)}")
     if diverged:
         if step > saved:
             save(step)
