@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import mapo.score.score as module
+import mapo.score.task as task_module
 from mapo.errors import MapoError
 from mapo.files import sha256
 from mapo.pairs import PairWriter
@@ -77,8 +77,8 @@ KINDS = {kind.name: kind for kind in (Brightness, Together, Comparing, Prepared)
 
 @pytest.fixture(autouse=True)
 def scorers(monkeypatch):
-    monkeypatch.setattr(module, "scorer_names", lambda text: text.split(","))
-    monkeypatch.setattr(module, "load_scorer", lambda name: KINDS[name]())
+    monkeypatch.setattr(task_module, "scorer_names", lambda text: text.split(","))
+    monkeypatch.setattr(task_module, "load_scorer", lambda name: KINDS[name]())
     for kind in KINDS.values():
         kind.calls = []
 

@@ -15,22 +15,21 @@ import logging
 import os
 import shutil
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from mapo import progress
 from mapo.devices import use_own_device
-from mapo.errors import MapoError, count, printable
-from mapo.files import PARTIAL, append_lines, prepare_out, read_lines, sha256
+from mapo.errors import MapoError, count
+from mapo.files import append_lines
 from mapo.sample.folder import ImageRow, check_pictures, open_picture, read_images
-from mapo.score.references import References
-from mapo.score.scorers import Scorer, Unfinished, load_scorer, scorer_names
-from mapo.score.scorers.choice import NEUTRAL, choose_scorers, warn_of_toys
-from mapo.score.table import SCHEMA, check_value, read_scores, write_scores
+from mapo.score.scorers import Unfinished, scorer_names
+from mapo.score.scorers.choice import NEUTRAL, choose_scorers
+from mapo.score.table import check_value, write_scores
+from mapo.score.task import Asked, Key, Task, line_of, note, open_task, read_table
 from mapo.shards import WHOLE, Shard, locked, mark, owned
 
 LOG = logging.getLogger(__name__)
@@ -38,10 +37,6 @@ LOG = logging.getLogger(__name__)
 IMAGES_PER_BATCH = 64
 THREADS = min(16, os.cpu_count() or 1)  # that read and prepare pictures
 AHEAD = 64  # pictures, or one call's if that has more, that are read while the scorer works
-
-Key = tuple[str, str, str]  # the picture's hash, its prompt, what it is compared with
-Said = dict[str, float | None]  # by metric
-T = TypeVar("T")
 
 
 def score(
@@ -60,7 +55,7 @@ def score(
     yet. A picture to which a scorer gave no number at all is asked about again.
     Rows of other scorers stay in the table for prompts whose pictures are still the same.
     """
-    return _do(_open_task(folder, names, out, references, images_per_batch, set()), shard)
+    return _do(open_task(folder, names, out, references, images_per_batch, set()), shard)
 
 
 def _do(task: Task, shard: Shard = WHOLE) -> dict[str, int] | None:
@@ -94,7 +89,7 @@ def score_sides(
     said, scorers, why = set[str](), set[str](), f"--scorer: {NEUTRAL} alone"
     if names is None:
         names, told = choose_scorers({folder: read_images(folder) for folder in (before, after)})
-        _note(told)
+        note(told)
         why = f"Only {NEUTRAL} can score these pictures on this machine, and they"
     if scorer_names(names) == [NEUTRAL] and not has_votes:
         raise MapoError(
@@ -105,7 +100,7 @@ def score_sides(
     tables = []
     for folder, side in ((before, "before"), (after, "after")):
         table = _own_table(folder, out.parent, side if alike else folder.resolve().name)
-        task = _open_task(folder, names, table, None, IMAGES_PER_BATCH, said)
+        task = open_task(folder, names, table, None, IMAGES_PER_BATCH, said)
         _do(task)
         tables.append(table)
         scorers |= {asked.name for asked in task.asked}
@@ -118,217 +113,21 @@ def _own_table(folder: Path, where: Path, name: str) -> Path:
     for number in itertools.count(1):
         table = where / f"{name}{f'-{number}' if number > 1 else ''}-scores.parquet"
         with suppress(MapoError):
-            if all(row["image"] in own for row in _read_table(table)):
+            if all(row["image"] in own for row in read_table(table)):
                 break
     if number > 1:
-        _note([f"{where / name}-scores.parquet holds scores of other pictures and is kept; these are in {table}"])
+        note([f"{where / name}-scores.parquet holds scores of other pictures and is kept; these are in {table}"])
     return table
 
 
 def refuse_table_of_others(folder: Path, out: Path) -> None:
     """A table without one picture of the folder is that of another one, whose scores would be lost."""
-    theirs = _read_table(out)
+    theirs = read_table(out)
     if theirs and not {row["image"] for row in theirs} & {row.sha256 for row in read_images(folder)}:
         raise MapoError(
             f"--out: {out} holds scores of other pictures ({theirs[0]['model']}, {theirs[0]['prompt']!r}) and of none "
             f"in {folder}. Choose another --out, or delete it."
         )
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A scorer as the table knows it, without its weights."""
-
-    text: str  # as the user wrote it
-    name: str
-    version: str
-    revision: str
-    metrics: tuple[str, ...]
-    needs_reference: bool
-    whole_prompts: bool
-    why_none: Mapping[str, str]  # by metric
-
-
-@dataclass
-class Task:
-    """What is to be scored with what, all of it checked, and what is known."""
-
-    folder: Path
-    images: list[ImageRow]
-    asked: list[Asked]
-    out: Path
-    references: References | None
-    images_per_batch: int
-    ready: dict[str, Scorer]  # not yet used; weights are loaded when they are first called
-    table: list[dict[str, Any]]  # what lies at ``out``
-    told: set[str]  # sentences that the user has read
-    scored: int = 0  # pictures, each as often as scorers were asked about it here
-
-    @property
-    def work(self) -> Path:
-        """The folder of what is not yet in the table."""
-        return self.out.with_name(f".{self.out.name}.score{PARTIAL}")
-
-    def ledger(self, asked: Asked, part: str = "*") -> str:
-        """The name of a scorer's file in the work folder, or the pattern of all."""
-        return f"{sha256(asked.name.encode())[:16]}-{part}.jsonl"
-
-    def scorer(self, asked: Asked) -> Scorer:
-        """Handed out once, so that no two hold their weights at a time."""
-        return self.ready.pop(asked.text, None) or load_scorer(asked.text)
-
-    def reference(self, asked: Asked, row: ImageRow) -> str | None:
-        """The hash of what a picture is compared with."""
-        return self.references.name(row) if self.references and asked.needs_reference else None
-
-    def keys(self, asked: Asked) -> list[Key]:
-        """What decides a scorer's numbers, for each picture."""
-        if asked.whole_prompts:
-            together = _together((row.prompt_id, row.sha256) for row in self.images)
-            return [(row.sha256, row.prompt, together[row.prompt_id]) for row in self.images]
-        return [(row.sha256, row.prompt, self.reference(asked, row) or "") for row in self.images]
-
-    def known(self, asked: Asked) -> dict[Key, Said]:
-        """What this version of a scorer said: in the table, and since."""
-        found: dict[Key, Said] = {}
-        rows = [row for row in self.table if row["scorer"] == asked.name]
-        together = _together((row["prompt_id"], row["image"]) for row in rows) if asked.whole_prompts else {}
-        for row in rows:
-            if (row["version"], row["revision"]) == (asked.version, asked.revision):
-                about = together[row["prompt_id"]] if asked.whole_prompts else row["reference"] or ""
-                found.setdefault((row["image"], row["prompt"], about), {})[row["metric"]] = row["value"]
-        for path in sorted(self.work.glob(self.ledger(asked))):
-            for said in read_lines(path):
-                if (said["version"], said["revision"]) == (asked.version, asked.revision):
-                    found[said["image"], said["prompt"], said["about"]] = said["values"]
-        return {key: said for key, said in found.items() if said.keys() == set(asked.metrics)}
-
-    def calls(self, asked: Asked, shard: Shard = WHOLE, again: bool = True) -> list[list[int]]:
-        """The places of the pictures of each call of a scorer that has to be made for a shard.
-
-        ``again``: pictures that were given no number at all are asked about once more.
-        """
-        keys, known = self.keys(asked), self.known(asked)
-
-        def lacks(place: int) -> bool:
-            said = known.get(keys[place])
-            return said is None or (again and not any(value is not None for value in said.values()))
-
-        groups = self._groups(asked)
-        (index, of), size = shard, self.images_per_batch
-        mine = groups[len(groups) * index // of : len(groups) * (index + 1) // of]
-        todo = [group for group in mine if any(map(lacks, group))]
-        if asked.whole_prompts:
-            return todo
-        return [[place for group in todo[k : k + size] for place in group] for k in range(0, len(todo), size)]
-
-    def _groups(self, asked: Asked) -> list[list[int]]:
-        """The places of the pictures that have to be scored in one call."""
-        groups: dict[Any, list[int]] = {}
-        for place, row in enumerate(self.images):
-            groups.setdefault(row.prompt_id if asked.whole_prompts else place, []).append(place)
-        return list(groups.values())
-
-    def rows(self) -> list[dict[str, Any]]:
-        """The table as it has to be: what other scorers said of these pictures, then what those asked say."""
-        rows = list(self._others())
-        for asked in self.asked:
-            known = self.known(asked)
-            for row, key in zip(self.images, self.keys(asked), strict=True):
-                shared = {
-                    "image": row.sha256,
-                    "prompt_id": row.prompt_id,
-                    "prompt": row.prompt,
-                    "seed": row.seed,
-                    "model": row.model,
-                    "scorer": asked.name,
-                    "version": asked.version,
-                    "revision": asked.revision,
-                    "reference": self.reference(asked, row),
-                }
-                said = known.get(key, {})
-                rows += [{**shared, "metric": metric, "value": said[metric]} for metric in asked.metrics if said]
-        return rows
-
-    def _others(self) -> Iterator[dict[str, Any]]:
-        asked, now = {a.name for a in self.asked}, _together((row.prompt_id, row.sha256) for row in self.images)
-        others = [row for row in self.table if row["scorer"] not in asked]
-        before = _together(((row["scorer"], row["prompt_id"]), row["image"]) for row in others)
-        return (row for row in others if before[row["scorer"], row["prompt_id"]] == now.get(row["prompt_id"]))
-
-    def is_done(self) -> bool:
-        """Whether the table holds all of it and nothing else."""
-        contents = [{tuple(row[name] for name in SCHEMA.names) for row in rows} for rows in (self.table, self.rows())]
-        return contents[0] == contents[1] and not any(self.calls(asked) for asked in self.asked)
-
-    def counts(self) -> dict[str, int]:
-        """What the caller is told of the table."""
-        names = {asked.name for asked in self.asked}
-        asked = [row for row in self.table if row["scorer"] in names]
-        keys = [(row["scorer"], row["prompt_id"], row["seed"]) for row in asked]
-        said = {key for key, row in zip(keys, asked, strict=True) if row["value"] is not None}
-        silent = {key[1:] for key in keys if key not in said}
-        missing = sum(row["value"] is None for row in asked)
-        return {"pictures": len(self.images), "scored": self.scored, "missing": missing, "silent": len(silent)}
-
-
-def _together(pairs: Iterable[tuple[T, str]]) -> dict[T, str]:
-    """A hash of the pictures that stand under each name."""
-    found: dict[T, set[str]] = {}
-    for name, image in pairs:
-        found.setdefault(name, set()).add(image)
-    return {name: sha256(" ".join(sorted(images)).encode())[:16] for name, images in found.items()}
-
-
-def _open_task(
-    folder: Path, names: str | None, out: Path, references: Path | None, images_per_batch: int, told: set[str]
-) -> Task:
-    if images_per_batch < 1:
-        raise MapoError(f"--images-per-batch is {images_per_batch}; it must be at least 1.")
-    images = read_images(folder)
-    if not images:
-        raise MapoError(f"{folder} holds no pictures.")
-    if names is None:
-        names, choice = choose_scorers({folder: images}, references is not None)
-        _note(choice)
-    ready = {name: load_scorer(name) for name in scorer_names(names)}
-    asked = [
-        Asked(
-            *(text, s.name, s.version, s.revision, tuple(s.metrics), s.needs_reference),
-            *(bool(getattr(s, "whole_prompts", False)), getattr(s, "why_none", {})),
-        )
-        for text, s in ready.items()
-    ]
-    if twice := [name for name, number in Counter(a.name for a in asked).items() if number > 1]:
-        raise MapoError(f"--scorer: two scorers would be called {twice[0]} in the table. Score with one at a time.")
-    comparing = [a.name for a in asked if a.needs_reference]
-    if comparing and references is None:
-        raise MapoError(
-            f"{comparing[0]} compares each picture with a reference picture. Give --references FOLDER, an images "
-            "folder or a pairs set with the same prompts."
-        )
-    if references is not None and not comparing:
-        raise MapoError(f"--references: {', '.join(a.name for a in asked)} compares with no references. Leave it out.")
-    found = References(references, {row.prompt_id for row in images}) if references is not None else None
-    if found and (lonely := [row for row in images if found.name(row) is None]):
-        raise MapoError(
-            f"--references: {references} has no reference for {len(lonely)} of {count(len(images), 'picture')}, "
-            "the first of "
-            f"which shows {lonely[0].prompt!r}. Give references of every prompt."
-        )
-    prepare_out(out)
-    _note(warn_of_toys([a.name for a in asked], folder, images), told)
-    return Task(folder, images, asked, out, found, images_per_batch, ready, _read_table(out), told)
-
-
-def _read_table(out: Path) -> list[dict[str, Any]]:
-    """The rows that lie at ``out``."""
-    if not out.exists():
-        return []
-    try:
-        return list(read_scores(out).to_pylist())
-    except MapoError:
-        raise MapoError(f"--out: {out} exists and is not a table of scores. Choose another, or delete it.") from None
 
 
 def _share(task: Task, shard: Shard) -> bool:
@@ -351,7 +150,7 @@ def _collect(task: Task, wait: bool) -> dict[str, int] | None:
             return None
         if wait and not task.work.exists():
             return None  # another shard has put it together meanwhile
-        task.table = _read_table(task.out)
+        task.table = read_table(task.out)
         for asked in task.asked:
             _run(task, asked, task.calls(asked, again=not wait), WHOLE)
         before, rows = task.table, task.rows()
@@ -372,7 +171,7 @@ def _tell(task: Task, before: Sequence[Mapping[str, Any]]) -> None:
         if name not in asked and number > kept[name]:
             gone = number - kept[name]
             are = "was of another picture and is" if gone == 1 else "were of other pictures and are"
-            _note([f"{count(gone, 'score')} by {name} {are} left out of {task.out}"])
+            note([f"{count(gone, 'score')} by {name} {are} left out of {task.out}"])
     for (name, metric), number in Counter(
         (row["scorer"], row["metric"]) for row in task.table if row["value"] is None and row["scorer"] in asked
     ).items():
@@ -383,18 +182,9 @@ def _tell(task: Task, before: Sequence[Mapping[str, Any]]) -> None:
                 if number == len(task.images)
                 else f"{why}: {few} {'has' if number == 1 else 'have'} no {metric}."
             )
-            _note([sentence], task.told)
+            note([sentence], task.told)
         else:
-            _note([f"{name} gave no {metric} to {few}"])
-
-
-def _note(sentences: Iterable[str], told: set[str] | None = None) -> None:
-    """Say what has not been ``told`` yet."""
-    for sentence in sentences:
-        if told is None or sentence not in told:
-            LOG.info(f"note: {printable(sentence)}")
-        if told is not None:
-            told.add(sentence)
+            note([f"{name} gave no {metric} to {few}"])
 
 
 def _run(task: Task, asked: Asked, calls: Sequence[list[int]], shard: Shard) -> None:
@@ -427,7 +217,7 @@ def _run(task: Task, asked: Asked, calls: Sequence[list[int]], shard: Shard) -> 
             append_lines(ledger, _lines(asked, rows, mine, said))
             bar.update(len(call))
     task.scored += total
-    _note(scorer.notes(), task.told)
+    note(scorer.notes(), task.told)
 
 
 def _lines(
@@ -442,15 +232,9 @@ def _lines(
         [check_value(v, asked.name, r.sha256) for v, r in zip(said[m], rows, strict=whole)] for m in asked.metrics
     ]
     return [
-        _line(asked, key, dict(zip(asked.metrics, values, strict=True)))
+        line_of(asked, key, dict(zip(asked.metrics, values, strict=True)))
         for key, values in zip(keys, zip(*columns, strict=True), strict=whole)
     ]
-
-
-def _line(asked: Asked, key: Key, said: Said) -> dict[str, Any]:
-    """What a scorer said of a picture, for the work folder."""
-    named = dict(zip(("image", "prompt", "about"), key, strict=True))
-    return {"version": asked.version, "revision": asked.revision, **named, "values": said}
 
 
 def _ahead(calls: Sequence[list[int]], load: Callable[[int], Any]) -> Iterator[tuple[list[int], list[Any]]]:
