@@ -3,8 +3,8 @@
     python bench/house.py [--before REVISION] [--out bench/results]
 
 A place is a room (package) or a flat module of `mapo`. An arrow says that some module of one place imports one of
-another. Places that import each other, directly or around, are in a circle. grimp, which import-linter brings, reads the
-imports.
+another. Places that import each other, directly or around, are in a circle. grimp, which import-linter brings, reads
+the imports.
 """
 
 from __future__ import annotations
