@@ -175,15 +175,15 @@ class Images:
 class Scores:
     """A table of scores on disk, and what was counted.
 
-    ``pictures`` it speaks of, ``scored`` now (each as often as scorers were asked), values ``missing``, pictures that
-    are ``silent``: one of the scorers gave them no number.
+    ``pictures`` it speaks of, ``scored`` now (each as often as scorers were asked), values ``missing``, pictures
+    ``without_number``: one of the scorers gave them none.
     """
 
     file: Path
     pictures: int
     scored: int
     missing: int
-    silent: int
+    without_number: int
 
     def __fspath__(self) -> str:
         return str(self.file)

@@ -300,9 +300,10 @@ def score(images: Path, scorer: str | None, out: Path, shard: str | None, **how:
     if counts is None:
         _say(_shard_done(how["shard"], out))
         return
-    some = f"{counts['pictures'] - counts['silent']} of " if counts["silent"] else ""
+    scored = counts["pictures"] - counts["without_number"]
+    some = f"{scored} of " if counts["without_number"] else ""
     done = "" if counts["scored"] else "; nothing was left to do"
-    are = "is" if counts["pictures"] - counts["silent"] == 1 else "are"
+    are = "is" if scored == 1 else "are"
     _say(f"{some}{count(counts['pictures'], 'picture')} {are} scored in {out}{done}")
 
 

@@ -56,7 +56,7 @@ def score(
     """Score the pictures of ``folder`` with each of ``names`` into ``out`` (None: those of ``scorers.choice``).
 
     The result counts ``pictures``, those ``scored`` now, values that are ``missing`` because a scorer gave none, and
-    ``silent`` pictures, to which one of the scorers gave no number at all; it is None where other shards are not done
+    pictures ``without_number``, to which one of the scorers gave none at all; it is None where other shards are not done
     yet. A picture to which a scorer gave no number at all is asked about again.
     Rows of other scorers stay in the table for prompts whose pictures are still the same.
     """
@@ -267,9 +267,9 @@ class Task:
         asked = [row for row in self.table if row["scorer"] in names]
         keys = [(row["scorer"], row["prompt_id"], row["seed"]) for row in asked]
         said = {key for key, row in zip(keys, asked, strict=True) if row["value"] is not None}
-        silent = {key[1:] for key in keys if key not in said}
+        without = {key[1:] for key in keys if key not in said}
         missing = sum(row["value"] is None for row in asked)
-        return {"pictures": len(self.images), "scored": self.scored, "missing": missing, "silent": len(silent)}
+        return {"pictures": len(self.images), "scored": self.scored, "missing": missing, "without_number": len(without)}
 
 
 def _together(pairs: Iterable[tuple[T, str]]) -> dict[T, str]:
