@@ -230,7 +230,7 @@ def build(
     prefixes: Texts = (), candidates: Whole | None = None, seeds: Text | None = None, context: Text | None = None,
     context_model: Text | None = None, keep: Text = "pictures", latents_for: Place | None = None,
     steps: Whole | None = None, guidance: Number | None = None, precision: Text | None = None,
-    images_per_batch: Whole | None = None,
+    images_per_batch: Whole | None = None, clip_skip: Whole | None = None,
 ) -> PairSet:  # fmt: skip
     """Let a model make pairs. The set; MapoError where too few pairs are kept, or what is asked for cannot be."""
     from mapo.build import verb
@@ -239,7 +239,7 @@ def build(
         os.fspath(recipe), os.fspath(model), prompts, num_pairs, Path(out), judges=several(judges), prefixes=prefixes,
         candidates=candidates, seeds=seeds, context=context, context_model=context_model, keep=keep,
         latents_for=None if latents_for is None else os.fspath(latents_for), steps=steps, guidance=guidance,
-        precision=precision, images_per_batch=images_per_batch,
+        precision=precision, images_per_batch=images_per_batch, clip_skip=clip_skip,
     )  # fmt: skip
     return PairSet(out)
 
@@ -281,13 +281,14 @@ def mismatch(
     *, model: Place, pairs: Place, out: Place = "mismatch.json", encoder: Text | None = None, split: Text = "train",
     num_pairs: Whole = 128, seeds: Seeds = "1000-1001", seed: Whole = 0, steps: Whole | None = None,
     guidance: Number | None = None, precision: Text | None = None, images_per_batch: Whole | None = None,
+    clip_skip: Whole | None = None,
 ) -> "Mismatch":  # fmt: skip
     """Measure how far a set is from a model. The numbers; MapoError where the split has no pairs."""
     from mapo.mismatch import verb
 
     found, _ = verb.mismatch(
         os.fspath(model), Path(pairs), Path(out), seeds, encoder=encoder, split=split, num_pairs=num_pairs, seed=seed,
-        steps=steps, guidance=guidance, precision=precision, images_per_batch=images_per_batch,
+        steps=steps, guidance=guidance, precision=precision, images_per_batch=images_per_batch, clip_skip=clip_skip,
     )  # fmt: skip
     return found
 

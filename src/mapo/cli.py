@@ -24,6 +24,12 @@ CLIP_SKIP = click.option(
 )  # fmt: skip
 
 
+PRECISION = click.option(
+    "--precision", type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="Of the model while it makes pictures; default: the model's own advice, else float32.",
+)  # fmt: skip
+
+
 class Verb(click.Command):
     """A command that ends its help with an example that works; ``more`` gives the title and the lines of a list."""
 
@@ -87,8 +93,9 @@ def cli(context: click.Context) -> None:
 @click.option("--shard", metavar="I/N", help="Make this share of the work; default: as torchrun or Slurm say.")
 @click.option("--steps", type=int, help="Denoising steps; default: the model's own advice.")
 @click.option("--guidance", type=float, help="Classifier-free guidance; default: the model's own advice.")
-@click.option("--precision", help="float32 (default), bfloat16 or float16.")
+@PRECISION
 @click.option("--images-per-batch", type=int, help="Pictures made at a time.")
+@CLIP_SKIP
 def build(recipe: str, model: str, prompts: str, num_pairs: int, out: Path, shard: str | None, **how: Any) -> None:
     """Let a model make pairs by RECIPE: a name such as pick-style-cartoon, or a TOML file."""
     from mapo.build.verb import build
@@ -254,7 +261,7 @@ def train(out: Path, config_file: Path | None, assignments: tuple[str, ...], **f
 @click.option("--steps", type=int, help="Denoising steps; default: the model's own advice.")
 @click.option("--guidance", type=float, help="Classifier-free guidance; default: the model's own advice.")
 @click.option("--prefix", default="", help="Words to put before every prompt.")
-@click.option("--precision", help="float32 (default), bfloat16 or float16.")
+@PRECISION
 @click.option("--images-per-batch", type=int, help="Pictures made at a time.")
 @CLIP_SKIP
 def sample(model: str, prompts: str, seeds: str, out: Path, **how: Any) -> None:
@@ -325,8 +332,9 @@ def _shard_done(shard: tuple[int, int], out: Path) -> str:
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the choice of pairs, noise and timesteps.")
 @click.option("--steps", type=int, help="Denoising steps; default: the model's own advice.")
 @click.option("--guidance", type=float, help="Classifier-free guidance; default: the model's own advice.")
-@click.option("--precision", help="float32 (default), bfloat16 or float16.")
+@PRECISION
 @click.option("--images-per-batch", type=int, help="Pictures at a time.")
+@CLIP_SKIP
 def mismatch(model: str, pairs: Path, out: Path, seeds: str, **how: Any) -> None:
     """Measure how far the pairs are from the model before anything is trained.
 
@@ -369,6 +377,9 @@ def report(before: Path, after: Path, out: Path, **how: Any) -> None:
     summary = report(before, after, out, **how)
     _say(summary["verdict"].replace("\u202f", " "))  # no thin spaces in a terminal
     _say(f"the report is {out}")
+    if how["goal"] is None and summary["headline"] is None:
+        goals = [f"{'-' if c['lower_is_better'] else ''}{c['metric']}" for c in summary["comparisons"]]
+        _say(f"Say what counts with --goal: {', '.join(dict.fromkeys(goals))}")
 
 
 @cli.command(cls=Verb, example="mapo label work/pairs --annotator ann")

@@ -146,3 +146,17 @@ def test_a_picture_that_training_left_as_it_was_has_each_sides_own_diversity(tmp
     (guard,) = (g for g in json.loads(summary[1])["guards"] if g["metric"] == "diversity")
     for side, values in zip(("before", "after"), said, strict=True):
         assert guard[side]["value"] == pytest.approx(sum(values) / len(values))
+
+
+def test_without_a_goal_those_that_the_tables_offer_are_told(world):
+    world.add(lambda i: i % 2, lambda i: i % 3 > 0, metric="prompt_following")
+    world.add(lambda i: i % 2, lambda i: 0, scorer="nsfw", metric="nsfw")
+    world.report()
+    scores = ("--scores", world.root / "scores.parquet")
+    said = ask(world, *scores).stdout.splitlines()
+    assert said[0] == "No goal was named, so no winner is called."
+    assert said[1:] == [
+        f"the report is {world.root / 'page.html'}",
+        "Say what counts with --goal: prompt_following, cartoon, -nsfw",
+    ]
+    assert "--goal" not in ask(world, *scores, "--goal", "cartoon").stdout

@@ -223,7 +223,12 @@ def test_only_pictures_that_changed_are_scored_anew(tmp_path):
     folder, out = write_images(tmp_path / "i"), tmp_path / "s.parquet"
     score(folder, "brightness,together", out)
     change(folder, [4], noise("other"))
-    assert score(folder, "brightness,together", out) == {"pictures": 12, "scored": 1 + 3, "missing": 0, "without_number": 0}
+    assert score(folder, "brightness,together", out) == {
+        "pictures": 12,
+        "scored": 1 + 3,
+        "missing": 0,
+        "without_number": 0,
+    }
     assert Brightness.calls[1:] == [["a drawing 1"]]
     assert Together.calls[4:] == [["a drawing 1"] * 3]  # what is compared with each other changes together
     shas = {row.sha256 for row in read_images(folder)}
@@ -321,7 +326,12 @@ def test_one_process_can_end_what_shards_began(tmp_path):
 def test_a_shard_of_a_finished_table_has_nothing_to_do(tmp_path):
     folder, out = write_images(tmp_path / "i"), tmp_path / "s.parquet"
     score(folder, "brightness", out)
-    assert score(folder, "brightness", out, shard=(1, 2)) == {"pictures": 12, "scored": 0, "missing": 0, "without_number": 0}
+    assert score(folder, "brightness", out, shard=(1, 2)) == {
+        "pictures": 12,
+        "scored": 0,
+        "missing": 0,
+        "without_number": 0,
+    }
     assert hidden(tmp_path) == []
 
 
