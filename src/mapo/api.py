@@ -249,12 +249,14 @@ def import_pairs(
     source: Place, *, out: Place, format: Text | None = None, columns: Names | None = None,
     captions: Text | None = None, on_bad_row: Text = "stop", ties: Text = "drop", rankings: Text = "all",
     least_gap: Number = 0.0, split: Text | None = None, licence: Text | None = None,
+    rejected_from: Place | None = None,
 ) -> PairSet:  # fmt: skip
     """Make a set of somebody's pairs, rankings or scores. The set; MapoError where a row is bad or no pair is found."""
-    import mapo.importers
+    from mapo.sample.partners import import_with_partners
 
-    mapo.importers.import_pairs(
-        os.fspath(source), Path(out), format=format, columns=columns, captions=captions, on_bad_row=on_bad_row,
+    import_with_partners(
+        os.fspath(source), Path(out), None if rejected_from is None else Path(rejected_from), format=format,
+        columns=columns, captions=captions, on_bad_row=on_bad_row,
         ties=ties, rankings=rankings, least_gap=least_gap, split=split, licence=licence,
     )  # fmt: skip
     return PairSet(out)

@@ -143,6 +143,10 @@ def remake(pairs: Path, ids: tuple[str, ...], out: Path) -> None:
     "--columns", metavar="NAME=COLUMN,…", help="What the source calls columns, such as prompt=text,chosen=image_w."
 )
 @click.option(
+    "--rejected-from", type=OUT, metavar="IMAGES",
+    help="Of good pictures alone (SOURCE, a folder with prompts): the rejected ones are those of the same prompts here.",
+)  # fmt: skip
+@click.option(
     "--captions",
     type=click.Choice(["first", "join", "each"]),
     help="Where a pair has several captions: take the first, join them with commas, or make a pair of each.",
@@ -168,11 +172,14 @@ def import_(source: str, out: Path, **how: Any) -> None:
     lines, a JSON list, CSV, TSV, a folder of save_to_disk, or WebDataset tars. Pick-a-Pic, HPDv2 and ImageRewardDB are
     read as they are. Splits that a source publishes are kept.
 
+    Good pictures only? Draw others of the same prompts with `mapo sample`, and name their folder with --rejected-from.
+    Both kinds are read as `mapo score` reads them, and are paired by prompt, in the order of their seeds or names.
+
     An import that was interrupted goes on with the same command.
     """
-    from mapo.importers import import_pairs
+    from mapo.sample.partners import import_with_partners
 
-    counts = import_pairs(source, out, **how)
+    counts = import_with_partners(source, out, **how)
     ties = f"{count(counts['ties'], 'tie')} {'kept' if how['ties'] == 'keep' else 'dropped'}"
     rest = f"{count(counts['repeats'], 'repeat')}, {counts['bad']} bad"
     _say(f"{count(counts['pairs'], 'pair')} in {out} ({ties}, {rest})")
