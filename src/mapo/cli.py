@@ -144,7 +144,7 @@ def remake(pairs: Path, ids: tuple[str, ...], out: Path) -> None:
 )
 @click.option(
     "--rejected-from", type=OUT, metavar="IMAGES",
-    help="Of good pictures alone (SOURCE, a folder with prompts): the rejected ones are those of the same prompts here.",
+    help="For a SOURCE of good pictures with prompts: an images folder that has the rejected ones of each prompt.",
 )  # fmt: skip
 @click.option(
     "--captions",
