@@ -180,6 +180,15 @@ def test_a_hook_holds_for_its_block_and_without_one_nothing_is_shown(capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_bars_are_switched_off_by_the_variable_of_tqdm_whenever_it_is_set(capsys, monkeypatch):
+    import tqdm  # noqa: F401 (it asks for the variable now and never again)
+
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    with on_terminal(), bar(total=3, desc="train") as one:
+        one.update(2)
+    assert capsys.readouterr() == ("", "")
+
+
 def test_on_a_terminal_messages_are_lines_and_warnings_go_to_the_other_stream(capsys):
     log = logging.getLogger("mapo.something")
     log.warning("unheard")

@@ -12,7 +12,19 @@ from safetensors.torch import save_file
 
 from data_fixtures import files_below
 from mapo.errors import MapoError, printable, suggest
-from mapo.files import encoding_of, inside, prepare_out, read_json, read_text, replacing, sha256, write_json, write_text
+from mapo.files import (
+    encoding_of,
+    inside,
+    prepare_file,
+    prepare_out,
+    read_json,
+    read_text,
+    replacing,
+    sha256,
+    write_json,
+    write_text,
+)
+from mapo.shards import owned
 
 
 def test_a_file_appears_whole_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
@@ -269,6 +281,27 @@ def test_an_output_below_a_file_is_refused_in_a_sentence(tmp_path: Path) -> None
     (tmp_path / "file").write_text("")
     with pytest.raises(MapoError, match=r"Cannot write to .*file.* \(.+\)\. Choose another --out"):
         prepare_out(tmp_path / "file" / "out")
+
+
+def test_what_is_neither_a_file_nor_a_folder_is_never_taken_for_an_output(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "link").symlink_to("/dev/null")
+
+    def replace(path: Path) -> None:
+        with replacing(path):
+            pytest.fail("it was written")
+
+    def own(path: Path) -> None:
+        with owned(path):
+            pytest.fail("it was locked")
+
+    for path in (pipe, tmp_path / "link", Path("/dev/null")):
+        for write in (prepare_out, replace, own, lambda p: prepare_file(p, "a page", b"<", "p.html")):
+            with pytest.raises(MapoError, match=f"{path} is neither a file nor a folder .* Choose another name"):
+                write(path)
+    assert pipe.is_fifo() and files_below(tmp_path) == {"pipe", "link"}
+    assert not [path for path in Path("/dev").iterdir() if path.name.startswith(".null")]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

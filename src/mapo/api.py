@@ -175,15 +175,15 @@ class Images:
 class Scores:
     """A table of scores on disk, and what was counted.
 
-    ``pictures`` it speaks of, ``scored`` now (each as often as scorers were asked), values ``missing``, pictures that
-    are ``silent``: one of the scorers gave them no number.
+    ``pictures`` it speaks of, ``scored`` now (each as often as scorers were asked), values ``missing``, pictures
+    ``without_number``: one of the scorers gave them none.
     """
 
     file: Path
     pictures: int
     scored: int
     missing: int
-    silent: int
+    without_number: int
 
     def __fspath__(self) -> str:
         return str(self.file)
@@ -230,7 +230,7 @@ def build(
     prefixes: Texts = (), candidates: Whole | None = None, seeds: Text | None = None, context: Text | None = None,
     context_model: Text | None = None, keep: Text = "pictures", latents_for: Place | None = None,
     steps: Whole | None = None, guidance: Number | None = None, precision: Text | None = None,
-    images_per_batch: Whole | None = None,
+    images_per_batch: Whole | None = None, clip_skip: Whole | None = None,
 ) -> PairSet:  # fmt: skip
     """Let a model make pairs. The set; MapoError where too few pairs are kept, or what is asked for cannot be."""
     from mapo.build import verb
@@ -239,7 +239,7 @@ def build(
         os.fspath(recipe), os.fspath(model), prompts, num_pairs, Path(out), judges=several(judges), prefixes=prefixes,
         candidates=candidates, seeds=seeds, context=context, context_model=context_model, keep=keep,
         latents_for=None if latents_for is None else os.fspath(latents_for), steps=steps, guidance=guidance,
-        precision=precision, images_per_batch=images_per_batch,
+        precision=precision, images_per_batch=images_per_batch, clip_skip=clip_skip,
     )  # fmt: skip
     return PairSet(out)
 
@@ -249,12 +249,14 @@ def import_pairs(
     source: Place, *, out: Place, format: Text | None = None, columns: Names | None = None,
     captions: Text | None = None, on_bad_row: Text = "stop", ties: Text = "drop", rankings: Text = "all",
     least_gap: Number = 0.0, split: Text | None = None, licence: Text | None = None,
+    rejected_from: Place | None = None,
 ) -> PairSet:  # fmt: skip
     """Make a set of somebody's pairs, rankings or scores. The set; MapoError where a row is bad or no pair is found."""
-    import mapo.importers
+    from mapo.sample.partners import import_with_partners
 
-    mapo.importers.import_pairs(
-        os.fspath(source), Path(out), format=format, columns=columns, captions=captions, on_bad_row=on_bad_row,
+    import_with_partners(
+        os.fspath(source), Path(out), None if rejected_from is None else Path(rejected_from), format=format,
+        columns=columns, captions=captions, on_bad_row=on_bad_row,
         ties=ties, rankings=rankings, least_gap=least_gap, split=split, licence=licence,
     )  # fmt: skip
     return PairSet(out)
@@ -281,13 +283,14 @@ def mismatch(
     *, model: Place, pairs: Place, out: Place = "mismatch.json", encoder: Text | None = None, split: Text = "train",
     num_pairs: Whole = 128, seeds: Seeds = "1000-1001", seed: Whole = 0, steps: Whole | None = None,
     guidance: Number | None = None, precision: Text | None = None, images_per_batch: Whole | None = None,
+    clip_skip: Whole | None = None,
 ) -> "Mismatch":  # fmt: skip
     """Measure how far a set is from a model. The numbers; MapoError where the split has no pairs."""
     from mapo.mismatch import verb
 
     found, _ = verb.mismatch(
         os.fspath(model), Path(pairs), Path(out), seeds, encoder=encoder, split=split, num_pairs=num_pairs, seed=seed,
-        steps=steps, guidance=guidance, precision=precision, images_per_batch=images_per_batch,
+        steps=steps, guidance=guidance, precision=precision, images_per_batch=images_per_batch, clip_skip=clip_skip,
     )  # fmt: skip
     return found
 

@@ -24,6 +24,12 @@ CLIP_SKIP = click.option(
 )  # fmt: skip
 
 
+PRECISION = click.option(
+    "--precision", type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="Of the model while it makes pictures; default: the model's own advice, else float32.",
+)  # fmt: skip
+
+
 class Verb(click.Command):
     """A command that ends its help with an example that works; ``more`` gives the title and the lines of a list."""
 
@@ -87,8 +93,9 @@ def cli(context: click.Context) -> None:
 @click.option("--shard", metavar="I/N", help="Make this share of the work; default: as torchrun or Slurm say.")
 @click.option("--steps", type=int, help="Denoising steps; default: the model's own advice.")
 @click.option("--guidance", type=float, help="Classifier-free guidance; default: the model's own advice.")
-@click.option("--precision", help="float32 (default), bfloat16 or float16.")
+@PRECISION
 @click.option("--images-per-batch", type=int, help="Pictures made at a time.")
+@CLIP_SKIP
 def build(recipe: str, model: str, prompts: str, num_pairs: int, out: Path, shard: str | None, **how: Any) -> None:
     """Let a model make pairs by RECIPE: a name such as pick-style-cartoon, or a TOML file."""
     from mapo.build.verb import build
@@ -136,6 +143,10 @@ def remake(pairs: Path, ids: tuple[str, ...], out: Path) -> None:
     "--columns", metavar="NAME=COLUMN,…", help="What the source calls columns, such as prompt=text,chosen=image_w."
 )
 @click.option(
+    "--rejected-from", type=OUT, metavar="IMAGES",
+    help="For a SOURCE of good pictures with prompts: an images folder that has the rejected ones of each prompt.",
+)  # fmt: skip
+@click.option(
     "--captions",
     type=click.Choice(["first", "join", "each"]),
     help="Where a pair has several captions: take the first, join them with commas, or make a pair of each.",
@@ -161,11 +172,14 @@ def import_(source: str, out: Path, **how: Any) -> None:
     lines, a JSON list, CSV, TSV, a folder of save_to_disk, or WebDataset tars. Pick-a-Pic, HPDv2 and ImageRewardDB are
     read as they are. Splits that a source publishes are kept.
 
+    Good pictures only? Draw others of the same prompts with `mapo sample`, and name their folder with --rejected-from.
+    Both kinds are read as `mapo score` reads them, and are paired by prompt, in the order of their seeds or names.
+
     An import that was interrupted goes on with the same command.
     """
-    from mapo.importers import import_pairs
+    from mapo.sample.partners import import_with_partners
 
-    counts = import_pairs(source, out, **how)
+    counts = import_with_partners(source, out, **how)
     ties = f"{count(counts['ties'], 'tie')} {'kept' if how['ties'] == 'keep' else 'dropped'}"
     rest = f"{count(counts['repeats'], 'repeat')}, {counts['bad']} bad"
     _say(f"{count(counts['pairs'], 'pair')} in {out} ({ties}, {rest})")
@@ -254,7 +268,7 @@ def train(out: Path, config_file: Path | None, assignments: tuple[str, ...], **f
 @click.option("--steps", type=int, help="Denoising steps; default: the model's own advice.")
 @click.option("--guidance", type=float, help="Classifier-free guidance; default: the model's own advice.")
 @click.option("--prefix", default="", help="Words to put before every prompt.")
-@click.option("--precision", help="float32 (default), bfloat16 or float16.")
+@PRECISION
 @click.option("--images-per-batch", type=int, help="Pictures made at a time.")
 @CLIP_SKIP
 def sample(model: str, prompts: str, seeds: str, out: Path, **how: Any) -> None:
@@ -300,9 +314,10 @@ def score(images: Path, scorer: str | None, out: Path, shard: str | None, **how:
     if counts is None:
         _say(_shard_done(how["shard"], out))
         return
-    some = f"{counts['pictures'] - counts['silent']} of " if counts["silent"] else ""
+    scored = counts["pictures"] - counts["without_number"]
+    some = f"{scored} of " if counts["without_number"] else ""
     done = "" if counts["scored"] else "; nothing was left to do"
-    are = "is" if counts["pictures"] - counts["silent"] == 1 else "are"
+    are = "is" if scored == 1 else "are"
     _say(f"{some}{count(counts['pictures'], 'picture')} {are} scored in {out}{done}")
 
 
@@ -324,8 +339,9 @@ def _shard_done(shard: tuple[int, int], out: Path) -> str:
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the choice of pairs, noise and timesteps.")
 @click.option("--steps", type=int, help="Denoising steps; default: the model's own advice.")
 @click.option("--guidance", type=float, help="Classifier-free guidance; default: the model's own advice.")
-@click.option("--precision", help="float32 (default), bfloat16 or float16.")
+@PRECISION
 @click.option("--images-per-batch", type=int, help="Pictures at a time.")
+@CLIP_SKIP
 def mismatch(model: str, pairs: Path, out: Path, seeds: str, **how: Any) -> None:
     """Measure how far the pairs are from the model before anything is trained.
 
@@ -368,6 +384,9 @@ def report(before: Path, after: Path, out: Path, **how: Any) -> None:
     summary = report(before, after, out, **how)
     _say(summary["verdict"].replace("\u202f", " "))  # no thin spaces in a terminal
     _say(f"the report is {out}")
+    if how["goal"] is None and summary["headline"] is None:
+        goals = [f"{'-' if c['lower_is_better'] else ''}{c['metric']}" for c in summary["comparisons"]]
+        _say(f"Say what counts with --goal: {', '.join(dict.fromkeys(goals))}")
 
 
 @cli.command(cls=Verb, example="mapo label work/pairs --annotator ann")

@@ -33,6 +33,7 @@ def replacing(path: Path, sync: bool = False) -> Iterator[Path]:
 
     ``sync``: it is on the disk before it takes the place of an older one.
     """
+    refuse_special(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     _remove(temporary)  # of a killed process that had our number
@@ -313,20 +314,30 @@ def _short(name: str) -> str:
     return repr(name if len(name) <= 200 else f"{name[:200]}…")
 
 
-def prepare_file(path: Path, what: str, starts: bytes, example: str) -> Path:
+def refuse_special(path: Path) -> None:
+    """Refuse an output that would take the place of a device, a pipe or a socket, or would wait for its reader."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise MapoError(
+            f"{path} is neither a file nor a folder (it is a device, a pipe or a socket). Choose another name."
+        )
+
+
+def prepare_file(path: Path, what: str, starts: bytes, example: str, flag: str = "--out") -> Path:
     """As :func:`prepare_out` for a file, which may only replace an older one of its kind: empty, or with this start."""
+    refuse_special(path)
     if path.is_dir():
-        raise MapoError(f"--out: {path} is a folder. Name the file to write, such as {path / example}.")
+        raise MapoError(f"{flag}: {path} is a folder. Name the file to write, such as {path / example}.")
     if path.exists():
         with path.open("rb") as file:
             start = file.read(len(starts))
         if start and start.lower() != starts.lower():
-            raise MapoError(f"--out: {path} exists and is not {what}. Choose another name.")
+            raise MapoError(f"{flag}: {path} exists and is not {what}. Choose another name.")
     return prepare_out(path)
 
 
 def prepare_out(path: Path) -> Path:
     """Make the parent of an output path, or say in one sentence why it cannot be written."""
+    refuse_special(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         probe = path.parent / f".{path.name}.{os.getpid()}.probe"

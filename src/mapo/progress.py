@@ -7,6 +7,7 @@ with :func:`on_terminal`.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -93,6 +94,9 @@ def on_terminal() -> ExitStack:
 
 
 def _tqdm(**how: Any) -> Any:
+    """A bar of tqdm. ``TQDM_DISABLE`` is asked now: tqdm itself asks when it is first imported, and never again."""
+    if os.environ.get("TQDM_DISABLE"):
+        return Bar(**how)
     from tqdm import tqdm
 
     return tqdm(**how)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mapo.errors import MapoError
-from mapo.files import WORK_LEDGER, sweep
+from mapo.files import WORK_LEDGER, refuse_special, sweep
 
 LOG = logging.getLogger(__name__)
 
@@ -86,6 +86,7 @@ def owned(out: Path, wait: bool = False) -> Iterator[None]:
     """
     import fcntl
 
+    refuse_special(out)
     place = out.resolve()
     lock = place.with_name(f".{place.name}.lock")
     place.parent.mkdir(parents=True, exist_ok=True)

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import pytest
@@ -5,11 +6,15 @@ from click.testing import CliRunner
 
 from data_fixtures import make_set
 from mapo.build.build import build
+from mapo.build.candidates import Latents
 from mapo.build.recipe import changed_recipe, read_recipe
 from mapo.build.remake import remake, remake_pairs
 from mapo.cli import cli
+from mapo.encode.cache import read_latents
 from mapo.errors import MapoError
+from mapo.models import find_model
 from mapo.pairs.pairs import PairSet, sha256
+from tiny import make_sd
 
 PROMPTS = ["a red square", "a blue heart", "a green star"]
 HOW = {"steps": 2, "images_per_batch": 4}
@@ -90,3 +95,35 @@ def test_what_cannot_be_made_again_leaves_nothing(tmp_path, sdxl):
     with pytest.raises(MapoError, match="already exists"):
         remake_pairs(opened, [opened[0].id], tmp_path / "there")
     assert sorted(f.name for f in tmp_path.iterdir()) == ["p", "there"]
+
+
+def test_a_build_leaves_out_layers_as_it_was_told_and_its_pairs_are_made_again_so(tmp_path):
+    sd = make_sd(tmp_path / "sd")
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    made = {}
+    for name, more in (("plain", []), ("none", ["--clip-skip", "0"]), ("one", ["--clip-skip", "1"])):
+        words = ["build", "pick-style-pixel-art", "--model", sd, "--prompts", tmp_path / "prompts.txt", "--num-pairs", 2,
+                 "--steps", 2, "--out", tmp_path / name, *more]  # fmt: skip
+        done = CliRunner().invoke(cli, list(map(str, words)))
+        assert done.exit_code == 0, done.exception
+        pairs = PairSet(tmp_path / name)
+        made[name] = [(pair.chosen, pair.rejected) for pair in pairs]
+        for pair in pairs:
+            assert tuple(sha256(png) for png in remake(pair)) == (pair.chosen, pair.rejected)
+    assert made["plain"] == made["none"] != made["one"]
+    assert PairSet(tmp_path / "one").info["provenance"]["clip_skip"] == 1
+    with pytest.raises(MapoError, match="does not say how its pictures were made"):
+        remake(replace(pair, meta={**pair.meta, "clip_skip": "one"}))
+
+
+def test_latents_are_those_of_the_model_that_is_trained_whatever_layers_the_build_leaves_out(tmp_path):
+    sd, other = make_sd(tmp_path / "sd"), make_sd(tmp_path / "other", seed=1, layers=2)
+    for name, how in (("own", {}), ("others", {"latents_for": str(other)})):
+        build(
+            read_recipe("pick-style-pixel-art"), str(sd), PROMPTS, 2, tmp_path / name, keep="rejected-as-latents",
+            clip_skip=2, **HOW, **how,
+        )  # fmt: skip
+    for name, model in (("own", sd), ("others", other)):
+        key = Latents(find_model(str(model))).key
+        assert list(read_latents([tmp_path / name / "latents"], [p.rejected for p in PairSet(tmp_path / name)]))
+        assert json.loads((tmp_path / name / "latents" / "cache.json").read_text())["key"] == key.as_json()

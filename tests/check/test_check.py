@@ -167,7 +167,7 @@ def test_what_cannot_be_checked_is_refused_and_leaves_no_page(tmp_path: Path) ->
     with pytest.raises(MapoError, match="there is no folder ./nowhere"):
         check(folder, model="./nowhere")
     for where, why in (
-        ({"out": tmp_path / "set"}, "set is a folder. Name a file to write, such as .*/set/check.html"),
+        ({"out": tmp_path / "set"}, "set is a folder. Name the file to write, such as .*/set/check.html"),
         ({"out": tmp_path / "set" / "pairs.parquet"}, "pairs.parquet belongs to the set itself"),
         ({"out": tmp_path / "set" / "images-00000.parquet"}, "images-00000.parquet belongs to the set itself"),
         (
@@ -179,3 +179,24 @@ def test_what_cannot_be_checked_is_refused_and_leaves_no_page(tmp_path: Path) ->
         with pytest.raises(MapoError, match=why):
             check_pairs(PairSet(folder), **where)
     assert [p.name for p in tmp_path.iterdir()] == ["set"] and len(PairSet(folder)) == 2
+
+
+def test_a_page_and_numbers_take_the_place_of_their_own_kind_only(tmp_path: Path) -> None:
+    from mapo.errors import MapoError
+
+    folder = write_set(tmp_path / "set", random_rows(2))
+    numbers, notes, config = tmp_path / "numbers.json", tmp_path / "notes.py", tmp_path / "config.json"
+    for _ in range(2):  # the same command again writes both anew
+        check(folder, json_file=numbers)
+    notes.write_text("print()\n")
+    config.write_text('{\n "version": 1\n}\n')
+    files = {path: path.read_bytes() for path in tmp_path.glob("*.*")}
+    for how, why in (
+        ({"out": notes}, r"--out: .*notes\.py exists and is not an HTML page"),
+        ({"out": numbers}, r"--out: .*numbers\.json exists and is not an HTML page"),
+        ({"json_file": config}, r"--json: .*config\.json exists and is not a file of `mapo check --json`"),
+        ({"json_file": notes}, r"--json: .*notes\.py exists and is not a file of `mapo check --json`"),
+    ):
+        with pytest.raises(MapoError, match=why):
+            check_pairs(PairSet(folder), **{"out": tmp_path / "check.html", **how})
+    assert {path: path.read_bytes() for path in tmp_path.glob("*.*")} == files

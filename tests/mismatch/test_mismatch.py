@@ -34,7 +34,7 @@ from mapo.sample.folder import png_bytes, read_images
 from mapo.sample.sample import default_sampling, sample
 from mapo.score.scorers import load_scorer
 from mapo.statistics import Interval
-from tiny import make_pairs, make_sdxl
+from tiny import make_pairs, make_sd, make_sdxl
 
 COUNT, STEPS = 24, 4
 
@@ -470,3 +470,17 @@ def test_what_cannot_be_measured_or_written_is_told_before_any_work(style_set, t
         with pytest.raises(MapoError, match=why):
             CliRunner().invoke(cli, told, catch_exceptions=False)
     assert notes.read_text() == "prompts of mine" and not (tmp_path / "own").exists()
+
+
+def test_own_samples_and_errors_are_those_of_the_layers_that_are_left_in(tmp_path):
+    sd, pairs = make_sd(tmp_path / "sd"), make_pairs(tmp_path / "pairs", 4)
+    found = {
+        skip: measure(
+            str(sd), pairs, tmp_path / f"images-{skip}", encoder="none", seeds=(5,), draws=4, steps=2, clip_skip=skip
+        )
+        for skip in (None, 0, 1)
+    }  # fmt: skip
+    assert found[None] == found[0]
+    assert found[1].revision != found[0].revision and found[1].errors != found[0].errors
+    own = {s: [row.sha256 for row in read_images(tmp_path / f"images-{s}")] for s in found}
+    assert own[None] == own[0] and not set(own[0]) & set(own[1])

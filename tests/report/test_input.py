@@ -11,6 +11,7 @@ from mapo.cli import cli
 from mapo.errors import MapoError
 from mapo.report.report import write_report
 from mapo.sample.folder import png_bytes
+from mapo.score.table import read_scores
 
 
 def ask(world, *words):
@@ -125,3 +126,37 @@ def test_what_the_judges_cannot_say_is_told_once_in_a_report(world):
     said = ask(world, "--scorer", "mini").stdout
     assert said.count("made for the drawings of the built-in world") == 1
     assert said.count("The built-in world's judges read its own captions only") == 1
+
+
+def test_a_picture_that_training_left_as_it_was_has_each_sides_own_diversity(tmp_path):
+    def pictures(side, prompt, seed):
+        return picture("same" if (prompt, seed) == ("prompt 3", 0) else side, prompt, seed)
+
+    world = World(tmp_path, pictures=pictures)
+    result = ask(world, "--scorer", "guards,mini-learned", "--goal", "cartoon")
+    assert result.exit_code == 0, result.exception
+    said = []
+    for side in ("before", "after"):
+        rows = read_scores(tmp_path / f"{side}-scores.parquet").to_pylist()
+        said.append([row["value"] for row in rows if row["metric"] == "diversity"])
+    assert said[0][6] != said[1][6]  # the sibling of one picture has changed
+    summary = re.search(
+        r'<script type="application/json"[^>]*>(.*?)</script>', (tmp_path / "page.html").read_text(), re.S
+    )
+    (guard,) = (g for g in json.loads(summary[1])["guards"] if g["metric"] == "diversity")
+    for side, values in zip(("before", "after"), said, strict=True):
+        assert guard[side]["value"] == pytest.approx(sum(values) / len(values))
+
+
+def test_without_a_goal_those_that_the_tables_offer_are_told(world):
+    world.add(lambda i: i % 2, lambda i: i % 3 > 0, metric="prompt_following")
+    world.add(lambda i: i % 2, lambda i: 0, scorer="nsfw", metric="nsfw")
+    world.report()
+    scores = ("--scores", world.root / "scores.parquet")
+    said = ask(world, *scores).stdout.splitlines()
+    assert said[0] == "No goal was named, so no winner is called."
+    assert said[1:] == [
+        f"the report is {world.root / 'page.html'}",
+        "Say what counts with --goal: prompt_following, cartoon, -nsfw",
+    ]
+    assert "--goal" not in ask(world, *scores, "--goal", "cartoon").stdout

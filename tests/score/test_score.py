@@ -127,7 +127,7 @@ def mean_of(folder, row):
 def test_every_picture_gets_its_row_for_every_metric_with_its_hash(tmp_path):
     folder = write_images(tmp_path / "i")
     counts = score(folder, "brightness,together", tmp_path / "s.parquet", images_per_batch=5)
-    assert counts == {"pictures": 12, "scored": 24, "missing": 0, "silent": 0}
+    assert counts == {"pictures": 12, "scored": 24, "missing": 0, "without_number": 0}
     want = {}
     for row in read_images(folder):
         light = mean_of(folder, row)
@@ -214,7 +214,7 @@ def test_a_finished_table_leaves_nothing_to_do(tmp_path, monkeypatch):
     score(folder, "brightness,together", out)
     before = out.stat().st_mtime_ns
     for names in ("brightness,together", "together", "brightness"):
-        assert score(folder, names, out) == {"pictures": 12, "scored": 0, "missing": 0, "silent": 0}
+        assert score(folder, names, out) == {"pictures": 12, "scored": 0, "missing": 0, "without_number": 0}
     assert len(Brightness.calls) == 1 and out.stat().st_mtime_ns == before
     assert hidden(tmp_path) == []
 
@@ -223,7 +223,12 @@ def test_only_pictures_that_changed_are_scored_anew(tmp_path):
     folder, out = write_images(tmp_path / "i"), tmp_path / "s.parquet"
     score(folder, "brightness,together", out)
     change(folder, [4], noise("other"))
-    assert score(folder, "brightness,together", out) == {"pictures": 12, "scored": 1 + 3, "missing": 0, "silent": 0}
+    assert score(folder, "brightness,together", out) == {
+        "pictures": 12,
+        "scored": 1 + 3,
+        "missing": 0,
+        "without_number": 0,
+    }
     assert Brightness.calls[1:] == [["a drawing 1"]]
     assert Together.calls[4:] == [["a drawing 1"] * 3]  # what is compared with each other changes together
     shas = {row.sha256 for row in read_images(folder)}
@@ -264,7 +269,7 @@ def test_a_picture_without_a_number_has_a_row_and_is_asked_about_again(tmp_path,
         "note: brightness gave no light to 2 of 12 pictures",
         "note: brightness gave no dark to 2 of 12 pictures",
     ]
-    assert score(folder, "brightness", out) == {"pictures": 12, "scored": 2, "missing": 4, "silent": 2}
+    assert score(folder, "brightness", out) == {"pictures": 12, "scored": 2, "missing": 4, "without_number": 2}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -321,7 +326,12 @@ def test_one_process_can_end_what_shards_began(tmp_path):
 def test_a_shard_of_a_finished_table_has_nothing_to_do(tmp_path):
     folder, out = write_images(tmp_path / "i"), tmp_path / "s.parquet"
     score(folder, "brightness", out)
-    assert score(folder, "brightness", out, shard=(1, 2)) == {"pictures": 12, "scored": 0, "missing": 0, "silent": 0}
+    assert score(folder, "brightness", out, shard=(1, 2)) == {
+        "pictures": 12,
+        "scored": 0,
+        "missing": 0,
+        "without_number": 0,
+    }
     assert hidden(tmp_path) == []
 
 

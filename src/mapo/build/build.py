@@ -54,6 +54,7 @@ def build(
     latents_for: str | None = None,
     shard: Shard = WHOLE,
     prompts_from: str | None = None,
+    clip_skip: int | None = None,
     **how: Any,
 ) -> dict[str, int] | None:
     """Make ``num_pairs`` pairs into the set ``out``; its counts, or None where other shards are not done yet.
@@ -61,6 +62,7 @@ def build(
     Prompts are used in turn, with the next seed when all have been used. ``context``: see ``context.py``. ``keep``
     is ``pictures``, or ``rejected-as-latents``: then no rejected picture ever lies on disk, only what the VAE of
     ``latents_for`` (default: the model) makes of it. ``prompts_from`` is the name of the prompts that the set keeps.
+    ``clip_skip`` is for Stable Diffusion 1 and 2 (default: as a run was trained); ``latents_for`` keeps its own.
     ``how`` changes the sampling (steps, guidance, …).
     """
     refuse_existing(out)
@@ -74,9 +76,9 @@ def build(
     recipe = changed_recipe(recipe)  # refuses two sides that are the same
     safe = _safe_prompts(recipe, prompts)
     judges, rewriter = judges_of(recipe, judges), _rewriter(recipe, context, context_model)
-    found = find_model(model)
+    found = find_model(model, clip_skip=clip_skip)
     sampling = default_sampling(found, **(recipe.advice(model) | {k: v for k, v in how.items() if v is not None}))
-    latents = Latents(find_model(latents_for or model)) if keep != "pictures" else None
+    latents = Latents(find_model(latents_for) if latents_for else found) if keep != "pictures" else None
     provenance: dict[str, Any] = {
         "recipe": recipe.model_dump(),
         "model": found.stable_name,
@@ -88,6 +90,8 @@ def build(
     settings = {**provenance, "prompts": sha256("\n".join(safe).encode())}
     provenance["prompts"], provenance["prompts_sha256"] = prompts_from, sha256("\n".join(prompts).encode())
     provenance["judges"] = [str(judge) for judge in judges]
+    if clip_skip is not None:  # the revision above knows of it too
+        provenance["clip_skip"] = clip_skip
     if recipe.sensitive:
         provenance["minors_list"] = minors.VERSION
     if latents:  # what is not kept cannot be judged again
@@ -95,7 +99,7 @@ def build(
     folder = open_work(out, settings)
 
     def open_maker(shard: Shard) -> Maker:
-        return _open_maker(folder, shard, rewriter, recipe, safe, found, sampling, judges, latents)
+        return _open_maker(folder, shard, rewriter, recipe, safe, found, sampling, judges, latents, clip_skip)
 
     plan = Plan(recipe, num_pairs, out, folder, open_maker, sampling.images_per_batch, provenance)
     plan.counts = {"minors": len(prompts) - len(safe)}
@@ -155,13 +159,13 @@ def _rewriter(recipe: Recipe, context: str | None, context_model: str | None) ->
 
 def _open_maker(
     folder: Path, shard: Shard, rewriter: Rewriter | None, recipe: Recipe, prompts: Sequence[str], model: Any,
-    sampling: Sampling, judges: Sequence[Filter], latents: Latents | None,
+    sampling: Sampling, judges: Sequence[Filter], latents: Latents | None, clip_skip: int | None,
 ) -> Maker:  # fmt: skip
     unkept = ["rejected"] if latents else []
     work = Work(folder, shard, list(recipe.prefixes), unkept, sampling.images_per_batch)
     known = [path for part in work.parts if (path := part / "contexts.jsonl").exists()]
     contexts = Contexts(rewriter, known, work.own / "contexts.jsonl")
-    return Maker(recipe, prompts, model, sampling, judges, contexts, work, latents)
+    return Maker(recipe, prompts, model, sampling, judges, contexts, work, latents, clip_skip)
 
 
 def _share(plan: Plan, shard: Shard) -> bool:

@@ -101,11 +101,12 @@ class Maker:
     contexts: Contexts
     work: Work
     latents: Latents | None = None
+    clip_skip: int | None = None  # as it was asked for; ``model`` has what holds
 
     @cached_property
     def sampler(self) -> Sampler:
         """The pipeline, loaded when the first picture is made."""
-        return Sampler(self.model.name, self.sampling.precision)
+        return Sampler(self.model.name, self.sampling.precision, clip_skip=self.clip_skip)
 
     def __post_init__(self) -> None:
         self._prepared: dict[str, bool] = {}  # prompts, and whether their length is known to fit or was told
@@ -256,6 +257,8 @@ class Maker:
         meta["judges"] = [j.verdict(*(v[s] for s in sides)) for j, v in zip(self.judges, at, strict=True)]
         if self.contexts.rewriter is not None:
             meta |= {"given_prompt": given, "context_by": self.contexts.rewriter.name}
+        if self.clip_skip is not None:
+            meta["clip_skip"] = self.clip_skip
         if self.recipe.ranks:
             meta["candidates"] = self.recipe.candidates
         return meta

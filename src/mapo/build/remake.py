@@ -20,8 +20,8 @@ HOW = ("steps", "guidance", "width", "height", "prefix", "negative_prompt", "pre
 
 
 @lru_cache(maxsize=1)
-def _sampler(model: str, precision: str) -> Sampler:
-    return Sampler(model, precision)
+def _sampler(model: str, precision: str, clip_skip: int | None) -> Sampler:
+    return Sampler(model, precision, clip_skip=clip_skip)
 
 
 def remake(pair: Pair) -> tuple[bytes, bytes]:
@@ -39,13 +39,16 @@ def _picture(pair: Pair, row: Any) -> bytes:
         _, place, size = map(int, row["batch_layout"].split("/"))
         model, revision, seed = row["model"], row["revision"], row["seed"]
         how = Sampling(**{name: row[name] for name in HOW}, images_per_batch=size)
+        skip = pair.meta.get("clip_skip")
+        if not (skip is None or isinstance(skip, int)):
+            raise ValueError
         if not (0 <= place < size and how.precision in PRECISIONS and isinstance(seed, int) and isinstance(model, str)):
             raise ValueError
     except (TypeError, KeyError, ValueError, AttributeError):
         raise MapoError(
             f"The pair {pair.id} does not say how its pictures were made: no model of ours made it."
         ) from None
-    sampler = _sampler(model, how.precision)
+    sampler = _sampler(model, how.precision, skip)
     if sampler.revision != revision:
         raise MapoError(
             f"The pair {pair.id} was made with revision {revision} of {model}, which is now {sampler.revision}. "

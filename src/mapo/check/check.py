@@ -31,11 +31,12 @@ from mapo.check.rows import SEVERITIES, Finding, Rows, read_rows
 from mapo.check.training import check_training, what_is_trained_on
 from mapo.encode.seen import Choice, View, open_view
 from mapo.errors import MapoError, count
-from mapo.files import prepare_out, write_json, write_text
+from mapo.files import prepare_file, write_json, write_text
 from mapo.pages.templates import environment
 from mapo.pairs import PairSet
 
 OWN_FILES = ("set.json", "pairs.parquet", "pictures.npy", "votes.jsonl")
+JSON_START = b'{\n "version": 1,\n "set": '  # how the numbers begin, see :func:`_summary`
 SHOWN_KINDS = 8  # of sizes, sources and the like; the rest is summed
 ASPECTS = (
     (0.5, "taller than 1:2"), (0.64, "about 9:16"), (0.72, "about 2:3"), (0.95, "about 3:4"), (1.05, "square"),
@@ -51,12 +52,13 @@ def check_pairs(
     ``model`` (mini, a folder, a hub id) adds the length of prompts in its tokens and its size in pixels. In the result
     ``errors``, ``warnings`` and ``notes`` count the findings; ``findings`` and ``leaks`` list them.
     """
-    for path in (out, json_file):
-        if path:
-            _refuse(path, pairs)
-            prepare_out(path)
     if json_file and json_file.resolve() == out.resolve():
         raise MapoError(f"--json names the page {out} itself. Give it a file of its own.")
+    _refuse(out, pairs)
+    prepare_file(out, "an HTML page", b"<!doctype html", "check.html")
+    if json_file:
+        _refuse(json_file, pairs)
+        prepare_file(json_file, "a file of `mapo check --json`", JSON_START, "check.json", "--json")
     view = open_view(model) if model else None
     choice = what_is_trained_on(pairs, view)
     pictures = look_at_pictures(pairs, view.resolution if view else None)
@@ -85,9 +87,7 @@ def check_pairs(
 
 
 def _refuse(path: Path, pairs: PairSet) -> None:
-    """MapoError where a page or its numbers would take the place of a folder or of a file that the set consists of."""
-    if path.is_dir():
-        raise MapoError(f"{path} is a folder. Name a file to write, such as {path / 'check.html'}.")
+    """MapoError where a page or its numbers would take the place of a file that the set consists of."""
     own = path.name in OWN_FILES or path.match("images-*.parquet")
     if own and path.resolve().parent == pairs.folder.resolve():
         raise MapoError(f"{path} belongs to the set itself. Name another file to write.")

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -29,6 +29,9 @@ from mapo.pairs.pictures import Picture
 from mapo.pairs.schema import check_text
 from mapo.pairs.splits import SPLITS, split_of
 from mapo.shards import refuse_existing
+
+if TYPE_CHECKING:
+    from mapo.importers.partners import Partners
 
 LOG = logging.getLogger(__name__)
 
@@ -135,9 +138,12 @@ def import_pairs(
     licence: str | None = None,
     workers: int | None = None,
     columns: str | Mapping[str, str] | None = None,
+    partners: Partners | None = None,
     **options: Any,
 ) -> dict[str, int]:
     """Read a source (a path or a hub id) into the set ``out``; its counts. ``options`` are those of :class:`Options`.
+
+    ``partners`` are the pictures of ``given`` and of another folder, which are read in place of rows.
 
     Pictures are checked by ``workers`` threads (default: as many as there are cores); the set does not depend on their
     number. An interrupted import goes on where it stopped when it is called again in the same way.
@@ -149,15 +155,21 @@ def import_pairs(
         raise MapoError(f"There is no format {format!r}. {suggest(format, IMPORTERS)}")
     refuse_existing(out)
     source = replace(find_source(given), columns=asked.columns)
-    name, module, said = find_importer(source, format)
+    module: Importer
+    name, module, said = ("partners", partners, None) if partners else find_importer(source, format)
     if said:
         LOG.info(printable(said))
     counts = {"pairs": 0, "ties": 0, "repeats": 0, "bad": 0}
     how = {"format": name, **asked.recorded()}
     provenance = {"imported": source.short_name, **how, "licence": licence, "counts": counts}
     job = {"source": source.identity(), "licence": licence, "on_bad_row": asked.on_bad_row, **how}
+    if partners:
+        provenance["rejected_from"] = Path(partners.others.name).name
+        job["partners"] = partners.identity
+        source.notes.extend(partners.notes)
+    sensitive = partners is not None and (partners.good.sensitive or partners.others.sensitive)
     try:
-        with PairWriter(out, provenance, job=job) as writer:
+        with PairWriter(out, provenance, sensitive, job) as writer:
             complaints, told = _import(source, module, name, asked, writer, counts, workers)
             if counts["pairs"] == 0:
                 raise MapoError(_no_pairs(source, counts, complaints, told))

@@ -63,13 +63,15 @@ def choose_pairs(pairs: PairSet, split: str, count: int, seed: int) -> tuple[lis
     return [pairs[row] for row in drawn[:count]], len(rows)
 
 
-def own_samples(model: str, pairs: Sequence[Pair], seeds: Sequence[int], folder: Path, how: Sampling) -> list[ImageRow]:
+def own_samples(
+    model: str, pairs: Sequence[Pair], seeds: Sequence[int], folder: Path, how: Sampling, clip_skip: int | None = None
+) -> list[ImageRow]:
     """A picture of every prompt and seed in ``folder``. Of prompts that differ in case the first stands for all."""
     prompts: dict[str, str] = {}
     for pair in pairs:
         prompts.setdefault(prompt_id(pair.prompt), pair.prompt)
     jobs = [(prompt, seed) for prompt in prompts.values() for seed in seeds]
-    return Sampler(model, how.precision).fill(folder, jobs, how, desc="own samples")
+    return Sampler(model, how.precision, clip_skip=clip_skip).fill(folder, jobs, how, desc="own samples")
 
 
 def gather(pairs: PairSet, members: Sequence[Pair], folder: Path, rows: Sequence[ImageRow]) -> Material:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,20 +95,20 @@ def read_evidence(
 ) -> tuple[pa.Table, pa.Table]:
     """The rows of all score files, dealt to the pictures they were given to; a row said twice counts once.
 
+    A picture that training left as it was is on both sides. A table that otherwise speaks of one side alone says
+    nothing of it on the other, where its prompt may have other pictures and so another diversity.
+
     Where ``scorers`` are named, rows of others take no part.
     """
     sides: tuple[dict[Any, dict[str, Any]], dict[Any, dict[str, Any]]] = ({}, {})
     for path in paths:
-        strange: list[dict[str, Any]] = []
-        for row in read_scores(path).to_pylist():
-            if scorers is not None and row["scorer"] not in scorers:
-                continue
-            key = (row["prompt_id"], row["seed"])
-            homes = [i for i, rows in enumerate((before, after)) if key in rows and rows[key].sha256 == row["image"]]
-            for i in homes:  # both, where training left the picture as it was
+        told = [row for row in read_scores(path).to_pylist() if scorers is None or row["scorer"] in scorers]
+        homes = [_homes(row, before, after) for row in told]
+        alone = {of[0] for of in homes if len(of) == 1}
+        for row, of in zip(told, homes, strict=True):
+            for i in alone if of and len(alone) == 1 else of:
                 sides[i][tuple(v for k, v in row.items() if k not in ("model", "prompt"))] = row
-            if not homes:
-                strange.append(row)
+        strange = [row for row, of in zip(told, homes, strict=True) if not of]
         if strange:
             first = strange[0]
             known = (first["prompt_id"], first["seed"]) in before
@@ -120,6 +120,12 @@ def read_evidence(
     if not (sides[0] or sides[1] or may_be_empty):
         raise MapoError("There are no scores of these pictures. Run `mapo score` on both folders first.")
     return pa.Table.from_pylist(list(sides[0].values()), SCHEMA), pa.Table.from_pylist(list(sides[1].values()), SCHEMA)
+
+
+def _homes(row: Mapping[str, Any], before: Rows, after: Rows) -> list[int]:
+    """The sides that have the picture of a score: 0 before, 1 after."""
+    key = (row["prompt_id"], row["seed"])
+    return [i for i, rows in enumerate((before, after)) if key in rows and rows[key].sha256 == row["image"]]
 
 
 def compare(

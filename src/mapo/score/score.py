@@ -51,8 +51,8 @@ def score(
     """Score the pictures of ``folder`` with each of ``names`` into ``out`` (None: those of ``scorers.choice``).
 
     The result counts ``pictures``, those ``scored`` now, values that are ``missing`` because a scorer gave none, and
-    ``silent`` pictures, to which one of the scorers gave no number at all; it is None where other shards are not done
-    yet. A picture to which a scorer gave no number at all is asked about again.
+    pictures ``without_number``, to which one of the scorers gave none at all; it is None where other shards are not
+    done yet. A picture to which a scorer gave no number at all is asked about again.
     Rows of other scorers stay in the table for prompts whose pictures are still the same.
     """
     return _do(open_task(folder, names, out, references, images_per_batch, set()), shard)

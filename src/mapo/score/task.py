@@ -157,9 +157,9 @@ class Task:
         asked = [row for row in self.table if row["scorer"] in names]
         keys = [(row["scorer"], row["prompt_id"], row["seed"]) for row in asked]
         said = {key for key, row in zip(keys, asked, strict=True) if row["value"] is not None}
-        silent = {key[1:] for key in keys if key not in said}
+        without = {key[1:] for key in keys if key not in said}
         missing = sum(row["value"] is None for row in asked)
-        return {"pictures": len(self.images), "scored": self.scored, "missing": missing, "silent": len(silent)}
+        return {"pictures": len(self.images), "scored": self.scored, "missing": missing, "without_number": len(without)}
 
 
 def _together(pairs: Iterable[tuple[T, str]]) -> dict[T, str]:
