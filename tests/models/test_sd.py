@@ -98,7 +98,7 @@ def test_a_cache_of_another_clip_skip_is_refused(sd, tmp_path):
 
 
 def test_clip_skip_that_no_model_has_is_refused(sd, sdxl):
-    with pytest.raises(MapoError, match=r"data.clip_skip is 3, but the text encoder of .* has 3 layers"):
+    with pytest.raises(MapoError, match=r"clip_skip is 3, but the text encoder of .* has 3 layers"):
         opened(sd, 3)
     with pytest.raises(MapoError, match="always leaves out the last layer"):
         opened(sdxl, 1)
