@@ -325,8 +325,18 @@ def prepare_file(path: Path, what: str, starts: bytes, example: str) -> Path:
     return prepare_out(path)
 
 
+def refuse_broken_links(out: Path) -> None:
+    """MapoError where an output, or a folder on the way to it, is a link that leads nowhere or in a circle."""
+    for path in (out, *out.parents):
+        if path.is_symlink() and not path.exists():
+            raise MapoError(
+                f"{path} is a link to {path.readlink()}, which leads nowhere. Delete the link, or choose another place."
+            )
+
+
 def prepare_out(path: Path) -> Path:
     """Make the parent of an output path, or say in one sentence why it cannot be written."""
+    refuse_broken_links(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         probe = path.parent / f".{path.name}.{os.getpid()}.probe"

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mapo.errors import MapoError
-from mapo.files import WORK_LEDGER, sweep
+from mapo.files import WORK_LEDGER, refuse_broken_links, sweep
 
 LOG = logging.getLogger(__name__)
 
@@ -86,6 +86,7 @@ def owned(out: Path, wait: bool = False) -> Iterator[None]:
     """
     import fcntl
 
+    refuse_broken_links(out)
     place = out.resolve()
     lock = place.with_name(f".{place.name}.lock")
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -122,6 +123,7 @@ def owned(out: Path, wait: bool = False) -> Iterator[None]:
 
 def refuse_existing(out: Path) -> None:
     """Refuse an output that is there. What a process left that was killed just after making it goes."""
+    refuse_broken_links(out)
     if not out.exists():
         return
     with contextlib.suppress(MapoError), owned(out):
