@@ -14,7 +14,7 @@ from mapo.errors import MapoError
 from mapo.models import find_model
 from mapo.models.pipelines import open_pipeline
 from mapo.sample.folder import read_images
-from mapo.sample.sample import sample
+from mapo.sample.sample import default_sampling, sample
 from tiny import make_sd
 
 VAE, TOKENIZER, INDEX = "vae/config.json", "tokenizer/tokenizer_config.json", "model_index.json"
@@ -102,6 +102,22 @@ def test_a_folder_with_pictures_stays_when_a_later_batch_fails(tmp_path, sd, mon
     with pytest.raises(KeyboardInterrupt):
         sample(str(sd), ["a red circle"], [0, 1, 2], tmp_path / "a", steps=1, images_per_batch=1)
     assert len(read_images(tmp_path / "a")) == 2
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "says"),
+    [
+        ("transformer", {"sample_size": {}}, "sample_size .*one number or a list"),
+        ("transformer", {"sample_size": []}, "sample_size"),
+        ("vae", {"block_out_channels": 5}, "block_out_channels 5"),
+    ],
+)
+def test_the_side_of_a_pipeline_of_no_family_is_read_by_kind_too(tmp_path, part, values, says):
+    (tmp_path / part).mkdir()
+    (tmp_path / part / "config.json").write_text(json.dumps(values))
+    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    with pytest.raises(MapoError, match=f"{part}/config.json has {says}"):
+        default_sampling(find_model(str(tmp_path)))
 
 
 # ------------------------------------------------------------------ clip_skip

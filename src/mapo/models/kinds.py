@@ -53,6 +53,10 @@ SIZES = Kind(
 # "No limit" is written as a very large number, also as 1e30
 LIMIT = Kind("a whole number, at least 3", lambda v: is_number(v) and v >= 3 and v == int(v))
 
+SIDES = Kind(
+    "one number or a list of numbers, whole and at least 1",
+    lambda v: WHOLE.fits(v) or (isinstance(v, list) and len(v) > 0 and all(map(WHOLE.fits, v))),
+)
 INDEX_ENTRY = Kind(
     "a list of two texts, a library and a class",
     lambda v: isinstance(v, list) and len(v) == 2 and all(map(TEXT.fits, v)),

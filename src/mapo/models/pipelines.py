@@ -16,6 +16,7 @@ from mapo.files import read_object
 from mapo.models import ModelFiles, is_of_a_family, open_model, read_config
 from mapo.models.clip import check_tokenizer_files
 from mapo.models.files import quietly, reason, refuse_pickles, variants
+from mapo.models.kinds import SIDES, SIZES, check_kinds
 
 PARTS = ("unet", "transformer", "vae")
 
@@ -44,6 +45,9 @@ def _side(model: ModelFiles) -> int:
     known = {
         p: read_config(model.base, f"{p}/config.json") for p in PARTS if (model.base / p / "config.json").is_file()
     }
+    for part, config in known.items():
+        asked = dict.fromkeys(("block_out_channels", "encoder_block_out_channels"), SIZES) if part == "vae" else {}
+        check_kinds(model.base / part / "config.json", config, asked or {"sample_size": SIDES})
     size: Any = next((c["sample_size"] for p, c in known.items() if p != "vae" and c.get("sample_size")), 128)
     vae = known.get("vae", {})
     blocks = vae.get("block_out_channels") or vae.get("encoder_block_out_channels") or [1]

@@ -196,9 +196,16 @@ class UNetModel(ABC):
         absent = {
             part: None for part, made in index.items() if isinstance(made, list) and part not in ("unet", "scheduler")
         }
-        return self.pipeline_kind.from_pretrained(
-            self.files.base, torch_dtype=dtype, use_safetensors=True, **{**self.pipeline_settings, **absent}, unet=unet
-        )
+        return self._assembled(dtype, **absent, unet=unet)
+
+    def _assembled(self, dtype: Any, **parts: Any) -> Any:
+        """The folder's pipeline with these parts in place of its own."""
+        how = {"torch_dtype": dtype, "use_safetensors": True, **self.pipeline_settings, **parts}
+        try:
+            with quietly():
+                return self.pipeline_kind.from_pretrained(self.files.base, **how)
+        except Exception as error:
+            raise MapoError(f"The model folder {self.files.base} cannot be loaded ({reason(error)}).") from None
 
     def own_parts(self, dtype: Any) -> dict[str, Any]:
         """The networks of :meth:`pipeline` that are not those of the base folder."""
@@ -211,13 +218,7 @@ class UNetModel(ABC):
             refuse_pickles(base, part)
         halves = variants(base, tuple(part for part in self.networks if part not in own))
         parts = {part: self.files.load(part, self.networks[part], dtype) for part in halves} | own
-        try:
-            with quietly():
-                made = self.pipeline_kind.from_pretrained(
-                    base, torch_dtype=dtype, use_safetensors=True, **self.pipeline_settings, **parts
-                )
-        except Exception as error:
-            raise MapoError(f"The model folder {base} cannot be loaded ({reason(error)}).") from None
+        made = self._assembled(dtype, **parts)
         for part, encoder in zip(self.tokenizer_parts, self.text_encoders, strict=True):
             limited(getattr(made, part), self.files.config(encoder))
         made.set_progress_bar_config(disable=True)
