@@ -24,7 +24,7 @@ from mapo.files import (
     write_json,
     write_text,
 )
-from mapo.shards import owned
+from mapo.shards import owned, refuse_existing
 
 
 def test_a_file_appears_whole_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
@@ -337,3 +337,16 @@ def test_what_a_terminal_would_obey_is_escaped() -> None:
 def test_a_suggestion_is_near_or_the_whole_list() -> None:
     assert suggest("cartoo", ["sketch", "cartoon"]) == "Did you mean 'cartoon'?"
     assert suggest("zzz", ["sketch", "cartoon"]) == "Known: cartoon, sketch."
+
+
+@pytest.mark.parametrize("target", ["out", "nowhere"], ids=["in a circle", "to nothing"])
+@pytest.mark.parametrize("below", ["", "run"])
+def test_an_output_that_is_a_link_which_leads_nowhere_is_told_and_nothing_is_made(
+    tmp_path: Path, target: str, below: str
+) -> None:
+    (tmp_path / "out").symlink_to(target)
+    said = f"out is a link to {target}, which leads nowhere. Delete the link"
+    for use in (prepare_out, refuse_existing, lambda path: owned(path).__enter__()):
+        with pytest.raises(MapoError, match=said):
+            use(tmp_path / "out" / below)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -33,7 +33,7 @@ def replacing(path: Path, sync: bool = False) -> Iterator[Path]:
 
     ``sync``: it is on the disk before it takes the place of an older one.
     """
-    refuse_special(path)
+    refuse_odd_place(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     _remove(temporary)  # of a killed process that had our number
@@ -314,17 +314,23 @@ def _short(name: str) -> str:
     return repr(name if len(name) <= 200 else f"{name[:200]}…")
 
 
-def refuse_special(path: Path) -> None:
-    """Refuse an output that would take the place of a device, a pipe or a socket, or would wait for its reader."""
-    if path.exists() and not path.is_file() and not path.is_dir():
+def refuse_odd_place(out: Path) -> None:
+    """MapoError where an output is a device, a pipe or a socket, or where it, or a folder on the way to it, is a link
+    that leads nowhere or in a circle."""
+    for path in (out, *out.parents):
+        if path.is_symlink() and not path.exists():
+            raise MapoError(
+                f"{path} is a link to {path.readlink()}, which leads nowhere. Delete the link, or choose another place."
+            )
+    if out.exists() and not out.is_file() and not out.is_dir():
         raise MapoError(
-            f"{path} is neither a file nor a folder (it is a device, a pipe or a socket). Choose another name."
+            f"{out} is neither a file nor a folder (it is a device, a pipe or a socket). Choose another name."
         )
 
 
 def prepare_file(path: Path, what: str, starts: bytes, example: str, flag: str = "--out") -> Path:
     """As :func:`prepare_out` for a file, which may only replace an older one of its kind: empty, or with this start."""
-    refuse_special(path)
+    refuse_odd_place(path)
     if path.is_dir():
         raise MapoError(f"{flag}: {path} is a folder. Name the file to write, such as {path / example}.")
     if path.exists():
@@ -337,7 +343,7 @@ def prepare_file(path: Path, what: str, starts: bytes, example: str, flag: str =
 
 def prepare_out(path: Path) -> Path:
     """Make the parent of an output path, or say in one sentence why it cannot be written."""
-    refuse_special(path)
+    refuse_odd_place(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         probe = path.parent / f".{path.name}.{os.getpid()}.probe"

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mapo.errors import MapoError
-from mapo.files import WORK_LEDGER, refuse_special, sweep
+from mapo.files import WORK_LEDGER, refuse_odd_place, sweep
 
 LOG = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def owned(out: Path, wait: bool = False) -> Iterator[None]:
     """
     import fcntl
 
-    refuse_special(out)
+    refuse_odd_place(out)
     place = out.resolve()
     lock = place.with_name(f".{place.name}.lock")
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -123,6 +123,7 @@ def owned(out: Path, wait: bool = False) -> Iterator[None]:
 
 def refuse_existing(out: Path) -> None:
     """Refuse an output that is there. What a process left that was killed just after making it goes."""
+    refuse_odd_place(out)
     if not out.exists():
         return
     with contextlib.suppress(MapoError), owned(out):

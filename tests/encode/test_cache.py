@@ -104,8 +104,34 @@ def test_a_damaged_shard_is_named(tmp_path, sdxl, pairs):
 
 def test_a_cache_of_another_model_is_refused(tmp_path, sdxl_v, cache):
     model = parts(sdxl_v)
-    with pytest.raises(MapoError, match=r"was encoded with encoders [0-9a-f]{16}, this run asks for [0-9a-f]{16}"):
+    with pytest.raises(
+        MapoError, match=r"was encoded for the model .*/sdxl, this run trains .*/sdxl-v, whose encoders"
+    ):
         Cache(cache, cache_key(model))
+
+
+def test_a_cache_of_encoders_that_have_changed_since_is_refused_by_the_models_name(tmp_path, sdxl, pairs):
+    shutil.copytree(sdxl, tmp_path / "m")
+    encode(parts(tmp_path / "m"), PairSet(pairs), tmp_path / "c")
+    path = tmp_path / "m" / "vae" / "diffusion_pytorch_model.safetensors"
+    save_file({k: v + 1 for k, v in load_file(path).items()}, path, {"format": "pt"})
+    with pytest.raises(MapoError, match=r"was encoded for the model .*/m as it was then, whose encoders .* changed"):
+        encode(parts(tmp_path / "m"), PairSet(pairs), tmp_path / "c")
+
+
+@pytest.mark.parametrize("part", ["vae", "text_encoder", "text_encoder_2"])
+def test_encoders_that_cannot_be_loaded_leave_no_cache_so_that_it_is_made_once_they_are_mended(
+    tmp_path, sdxl, pairs, part
+):
+    shutil.copytree(sdxl, tmp_path / "m")
+    path = next((tmp_path / "m" / part).glob("*.safetensors"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:1000])
+    with pytest.raises(MapoError, match=f"{part} cannot be loaded"):
+        encode(parts(tmp_path / "m"), PairSet(pairs), tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+    path.write_bytes(whole)
+    assert not any(lacking(PairSet(pairs), encode(parts(tmp_path / "m"), PairSet(pairs), tmp_path / "c").index))
 
 
 def test_a_folder_with_other_things_is_no_cache(tmp_path, sdxl, pairs):
@@ -277,7 +303,7 @@ def test_text_encoders_are_gone_before_pictures_are_encoded(tmp_path, sdxl, pair
     others = {id(o) for o in kept}
     monkeypatch.setattr(model, "image_encoder", counted)
     encode(model, PairSet(pairs), tmp_path / "c")
-    assert alive == [[]]
+    assert alive == [[], []]  # where it is tried, and where it encodes
 
 
 def test_too_little_memory_is_told_with_the_option_that_helps(tmp_path, sdxl, pairs, monkeypatch):

@@ -90,7 +90,7 @@ def test_the_known_schedulers_have_betas():
         ("unet/config.json", {"in_channels": 9}, "takes 9 channels, the VAE gives 4"),
         ("unet/config.json", {"addition_embed_type": None}, "addition_embed_type None"),
         ("unet/config.json", {"time_cond_proj_dim": 256}, "distilled"),
-        ("unet/config.json", {"sample_size": None}, "sample_size None"),
+        ("unet/config.json", {"sample_size": None}, "has no sample_size; it has to be one number"),
         (
             "text_encoder_2/config.json",
             {"vocab_size": 49408},

@@ -93,12 +93,18 @@ def test_a_cache_of_another_clip_skip_is_refused(sd, tmp_path):
     pairs = make_pairs(tmp_path / "pairs", 2)
     mapo("encode", "--model", sd, "--pairs", pairs, "--out", tmp_path / "cache", "--clip-skip", 1)
     again = mapo("encode", "--model", sd, "--pairs", pairs, "--out", tmp_path / "cache", exit_code=1)
-    assert "was encoded with encoders" in str(again.exception)
+    assert "was encoded with clip_skip 1, this run asks for 0" in str(again.exception)
+    key = json.loads((tmp_path / "cache" / "cache.json").read_text())["key"]
+    assert key["clip_skip"] == 1 and "clip_skip" not in cache_key(opened(sd, 0)).as_json()
+    write = {**json.loads((tmp_path / "cache" / "cache.json").read_text()), "key": {**key}}
+    write["key"].pop("clip_skip")  # as it was written before
+    (tmp_path / "cache" / "cache.json").write_text(json.dumps(write))
+    mapo("encode", "--model", sd, "--pairs", pairs, "--out", tmp_path / "cache", "--clip-skip", 1)
     assert cache_key(opened(sd, 0)) == cache_key(opened(sd)) != cache_key(opened(sd, 1))
 
 
 def test_clip_skip_that_no_model_has_is_refused(sd, sdxl):
-    with pytest.raises(MapoError, match=r"data.clip_skip is 3, but the text encoder of .* has 3 layers"):
+    with pytest.raises(MapoError, match=r"clip_skip is 3, but the text encoder of .* has 3 layers"):
         opened(sd, 3)
     with pytest.raises(MapoError, match="always leaves out the last layer"):
         opened(sdxl, 1)

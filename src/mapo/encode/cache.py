@@ -18,7 +18,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -41,6 +41,7 @@ LATENTS = "latents"  # within a set: the cache of pictures that it does not keep
 WHERE = "Name another folder for the cache: --out of `mapo encode`, --cache of `mapo train`."
 Precision = Literal["float32", "bfloat16", "float16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+UNSAID = {"precision": "float32", "clip_skip": 0}  # in a key's JSON
 T = TypeVar("T")
 
 
@@ -52,6 +53,8 @@ class CacheKey:
     resolution: int
     flip: bool
     precision: Precision = "float32"
+    model: str = field(default="", compare=False)  # for people
+    clip_skip: int = field(default=0, compare=False)  # for people, as ``encoders`` tells it too
 
     @property
     def dtype(self) -> torch.dtype:
@@ -59,8 +62,9 @@ class CacheKey:
         return DTYPES[self.precision]
 
     def as_json(self) -> dict[str, Any]:
-        """As files hold it: float32 goes without saying, as it did in 0.1.0."""
-        return {name: value for name, value in vars(self).items() if (name, value) != ("precision", "float32")}
+        """As files hold it: float32 and no clip_skip go without saying, as they did in 0.1.0."""
+        found = {name: value for name, value in vars(self).items() if name != "model"}
+        return {name: value for name, value in found.items() if (name, value) not in UNSAID.items()}
 
 
 def cache_key(
@@ -68,7 +72,8 @@ def cache_key(
 ) -> CacheKey:
     """The key for a model at a resolution (None: the model's own)."""
     side = model.layout.checked(resolution)
-    return CacheKey(model.files.fingerprint(model.encoder_parts), side, flip, precision)
+    files = model.files
+    return CacheKey(files.fingerprint(model.encoder_parts), side, flip, precision, files.name, files.clip_skip)
 
 
 def latents_key(files: ModelFiles, resolution: int) -> CacheKey:
@@ -103,13 +108,27 @@ def check_head(folder: Path, key: CacheKey) -> None:
     theirs = info.get("key")
     if not isinstance(theirs, dict):
         raise MapoError(f"{folder / HEAD} is damaged. Delete the cache and run `mapo encode` again.")
-    theirs = {"precision": "float32", **theirs}
-    for name, ours in vars(key).items():
-        if theirs.get(name) != ours:
-            raise MapoError(
-                f"The cache {folder} was encoded with {name} {theirs.get(name)}, this run asks for {ours}. "
-                "Run `mapo encode` into another folder, and give it with --cache."
-            )
+    theirs = {**UNSAID, **theirs}
+    unlike = None
+    if theirs.get("encoders") != key.encoders:
+        unlike = _other_encoders(info.get("model"), theirs["clip_skip"], key)
+    for name in ("resolution", "flip", "precision"):
+        if not unlike and theirs.get(name) != getattr(key, name):
+            unlike = f"with {name} {theirs.get(name)}, this run asks for {getattr(key, name)}"
+    if unlike:
+        raise MapoError(
+            f"The cache {folder} was encoded {unlike}. Delete it, or run `mapo encode` into another folder and give it "
+            "with --cache."
+        )
+
+
+def _other_encoders(model: Any, clip_skip: Any, key: CacheKey) -> str:
+    """How a cache of ``model`` was encoded, and what this run has instead."""
+    if model != key.model:
+        return f"for the model {model}, this run trains {key.model}, whose encoders are others"
+    if clip_skip != key.clip_skip:
+        return f"with clip_skip {clip_skip}, this run asks for {key.clip_skip}"
+    return f"for the model {model} as it was then, whose encoders or tokenizers have changed since"
 
 
 def write_head(folder: Path, model: str, key: CacheKey) -> None:
@@ -131,6 +150,7 @@ def hold(folder: Path, wait: bool = False) -> Iterator[None]:
     Where another process is: wait for it and say so, or MapoError. The lock ends with its process however that ends;
     what a killed writer left half-written is removed.
     """
+    made = not folder.exists()
     strange = not folder.is_dir() or any(not path.name.startswith(".") for path in folder.iterdir())
     if folder.exists() and not is_cache(folder) and strange:
         raise MapoError(f"{folder} exists and is not a cache. {WHERE}")
@@ -144,7 +164,12 @@ def hold(folder: Path, wait: bool = False) -> Iterator[None]:
         except OSError as error:
             raise MapoError(f"The cache {folder} cannot be written ({error.strerror or error}). {WHERE}") from None
         sweep(folder)
-        yield
+        try:
+            yield
+        finally:
+            if made:
+                with contextlib.suppress(OSError):  # it holds something
+                    folder.rmdir()
 
 
 # ------------------------------------------------------------------ reading

@@ -132,24 +132,28 @@ def _write(
     model: Opened, pairs: PairSet, folder: Path, key: CacheKey, device: Any, images_per_batch: int,
     shard: tuple[int, int],
 ) -> None:  # fmt: skip
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not is_cache(folder):
-            write_head(folder, model.files.name, key)
-    except OSError as error:
-        raise MapoError(f"The cache {folder} cannot be written ({error.strerror or error}). {WHERE}") from None
-    check_head(folder, key)
+    begun = is_cache(folder)
+    if begun:
+        check_head(folder, key)
     pictures, prompts = lacking(pairs, open_index(folder), shard)
+    taken: list[str] = []
     if (pairs.folder / LATENTS).exists():
-        _take_over(pairs, [name for name in pictures if not pairs.keeps(name)], folder, model, key)
+        taken = [name for name in pictures if not pairs.keeps(name)]
         pictures = [name for name in pictures if pairs.keeps(name)]
+        _check_own_latents(pairs, model, key)
+    if pictures and not begun:  # else the cache would be bound to a VAE that has to be mended
+        model.image_encoder(device)
+        release()
     for portion in encode_prompts(model, device, prompts, PROMPTS_PER_IMAGE * images_per_batch):
         entries = {
             f"{prompt_key(p)}|{name}": _kept(value, key, f"the prompt {p!r}")
             for p, text in portion.items()
             for name, value in text.items()
         }
+        _begin(folder, key)
         write_shard(folder, "text", entries)
+    _begin(folder, key)
+    _take_over(pairs, taken, folder, key)
     if not pictures:
         return
     encoder = model.image_encoder(device)
@@ -162,6 +166,16 @@ def _write(
             write_shard(folder, "latents", tensors)
     del encoder
     release()
+
+
+def _begin(folder: Path, key: CacheKey) -> None:
+    """Write the head of a cache that has none yet. From then on it is one of these encoders."""
+    if is_cache(folder):
+        return
+    try:
+        write_head(folder, key.model, key)
+    except OSError as error:
+        raise MapoError(f"The cache {folder} cannot be written ({error.strerror or error}). {WHERE}") from None
 
 
 def encode_prompts(
@@ -234,8 +248,8 @@ def _kept(value: Tensor, key: CacheKey, what: str) -> Tensor:
     return kept
 
 
-def _take_over(pairs: PairSet, names: list[str], folder: Path, model: Opened, key: CacheKey) -> None:
-    """Put the latents that a set keeps in place of pictures into a cache, if they are of the same VAE and size."""
+def _check_own_latents(pairs: PairSet, model: Opened, key: CacheKey) -> None:
+    """MapoError where the latents that a set keeps in place of pictures are of another VAE or size."""
     own = pairs.folder / LATENTS
     info = read_object(own / "cache.json", "a cache", "The set is not whole; build it again.")
     if info.get("key") != latents_key(model.files, key.resolution).as_json():
@@ -245,6 +259,10 @@ def _take_over(pairs: PairSet, names: list[str], folder: Path, model: Opened, ke
             f"{theirs.get('resolution')} pixels, which {model.files.name} at {key.resolution} cannot use. Train with "
             "that VAE and resolution, or build the set again with --latents-for."
         )
-    for tensors in read_latents([own], names):
+
+
+def _take_over(pairs: PairSet, names: list[str], folder: Path, key: CacheKey) -> None:
+    """Put the latents that a set keeps in place of pictures into a cache."""
+    for tensors in read_latents([pairs.folder / LATENTS], names) if names else ():
         wanted = {k: v for k, v in tensors.items() if key.flip or not k.endswith("|1")}
         write_shard(folder, "latents", {k: v.to(key.dtype) if v.is_floating_point() else v for k, v in wanted.items()})

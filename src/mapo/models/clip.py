@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from mapo.errors import MapoError, count
-from mapo.models.files import ModelFiles, not_whole
+from mapo.models.files import TOKENIZER_CONFIG, ModelFiles, not_whole, quietly
 
 SPARE = 128  # rows that an encoder's table of words may have beyond its tokenizer's, as tables are padded
 
@@ -20,11 +20,22 @@ def load_tokenizer(files: ModelFiles, part: str, encoder_part: str) -> CLIPToken
     check_tokenizer_files(files.base, part)
     encoder = files.config(encoder_part)
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(files.base, subfolder=part)
+        with quietly():
+            tokenizer = CLIPTokenizer.from_pretrained(files.base, subfolder=part)
     except Exception as error:
         raise not_whole(files.base, part, error) from None
     check_vocabulary(files.base, tokenizer, part, encoder, encoder_part)
-    tokenizer.model_max_length = min(tokenizer.model_max_length, encoder.get("max_position_embeddings", 77))
+    if tokenizer.pad_token_id is None:
+        raise MapoError(
+            f"{files.base / part / TOKENIZER_CONFIG} has no pad_token, so nothing says what prompts are filled up "
+            "with. Take the file from the model's own page."
+        )
+    return limited(tokenizer, encoder)
+
+
+def limited(tokenizer: Any, encoder: Mapping[str, Any]) -> Any:
+    """The tokenizer, which now reads no more tokens than its text encoder, of this configuration, has places for."""
+    tokenizer.model_max_length = int(min(tokenizer.model_max_length, encoder.get("max_position_embeddings") or 77))
     return tokenizer
 
 
@@ -51,10 +62,10 @@ def leave_out_last_layers(encoder: Any, number: int) -> Any:
 
 def check_clip_skip(files: ModelFiles, encoder_part: str) -> None:
     """MapoError where the text encoder has not so many layers to leave out."""
-    layers = files.config(encoder_part).get("num_hidden_layers", 12)
+    layers = files.config(encoder_part).get("num_hidden_layers") or 12
     if files.clip_skip >= layers:
         raise MapoError(
-            f"data.clip_skip is {files.clip_skip}, but the text encoder of {files.name} has {count(layers, 'layer')}. "
+            f"clip_skip is {files.clip_skip}, but the text encoder of {files.name} has {count(layers, 'layer')}. "
             "Leave out fewer."
         )
 
@@ -70,7 +81,7 @@ def check_tokenizer_files(base: Path, part: str) -> None:
             f"The model folder {base} is not whole: {part}/ has no vocabulary (vocab.json and merges.txt, or "
             "tokenizer.json). Download it from the model's page."
         )
-    if not (folder / "tokenizer_config.json").is_file():
+    if not (folder / TOKENIZER_CONFIG).is_file():
         raise MapoError(
             f"The model folder {base} is not whole: {part}/tokenizer_config.json is missing. It says how many "
             "tokens are read and with what prompts are filled up. Download it from the model's page."

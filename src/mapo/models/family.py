@@ -85,6 +85,9 @@ class Opened(Protocol):
     def layout(self) -> Layout:
         """The shape of its latents."""
 
+    def check_values(self) -> None:
+        """MapoError where a JSON file lacks a value or has one of another kind, or ``clip_skip`` is not possible."""
+
     def check(self) -> None:
         """MapoError where the folder says that it is not what this family trains. Weights are not read."""
 

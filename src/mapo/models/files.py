@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import logging
 import re
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,11 @@ from mapo.worlds import WORLDS
 WEIGHTS = re.compile(
     r"(?P<name>model|diffusion_pytorch_model)(-\d{5}-of-\d{5})?(\.(?P<variant>\w+?))?(-\d{5}-of-\d{5})?\.safetensors"
 )
-CONFIGS = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}  # others have a config.json
+TOKENIZER_CONFIG = "tokenizer_config.json"
+CONFIGS = {  # others have a config.json
+    "scheduler": "scheduler_config.json", "tokenizer": TOKENIZER_CONFIG, "tokenizer_2": TOKENIZER_CONFIG,
+}  # fmt: skip
+LIBRARIES = ("diffusers", "transformers", "huggingface_hub")
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,15 @@ class ModelFiles:
     def load(self, part: str, kind: Any, dtype: Any = torch.float32) -> Any:
         """The network of a part with its weights, as the class ``kind`` loads them; MapoError where that fails."""
         return load_part(kind, *self.place(part), dtype)
+
+    def outline(self, part: str, kind: Any) -> Any:
+        """The network of a part without its weights; MapoError where its configuration makes none."""
+        config = self.config(part)
+        try:
+            with quietly(), torch.device("meta"):
+                return kind.from_config(config) if hasattr(kind, "from_config") else kind(kind.config_class(**config))
+        except Exception as error:
+            raise not_whole(*self.place(part), error) from None
 
     def fingerprint(self, parts: Sequence[str]) -> str:
         """A hash of the base's ``parts``: see :func:`fingerprint`."""
@@ -141,7 +157,8 @@ def load_part(kind: Any, base: Path, part: str, dtype: Any = torch.float32) -> A
     refuse_pickles(base, part)
     how = {"torch_dtype": dtype, "use_safetensors": True, "variant": variant_of(base / part)}
     try:
-        network, report = kind.from_pretrained(base, subfolder=part, output_loading_info=True, **how)
+        with quietly():
+            network, report = kind.from_pretrained(base, subfolder=part, output_loading_info=True, **how)
     except Exception as error:
         raise not_whole(base, part, error) from None
     if lacking := sorted(report["missing_keys"]):
@@ -155,5 +172,25 @@ def load_part(kind: Any, base: Path, part: str, dtype: Any = torch.float32) -> A
 
 def not_whole(base: Path, part: str, error: Exception) -> MapoError:
     """What to say where a library could not load a part."""
-    reason = str(error).strip().split("\n")[0][:200]
-    return MapoError(f"The model folder {base} is not whole: {part} cannot be loaded ({reason}).")
+    return MapoError(f"The model folder {base} is not whole: {part} cannot be loaded ({reason(error)}).")
+
+
+def reason(error: Exception) -> str:
+    """The first line of what a library said, cut at a word; with the kind of error where it is but one word."""
+    line = str(error).strip().split("\n")[0]
+    said = textwrap.shorten(line, 200, placeholder=" …")
+    return said if " " in line else f"{type(error).__name__}: {said}".removesuffix(": ")
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Inside, the libraries log nothing: where a part cannot be loaded, our sentence stands alone."""
+    loggers = [logging.getLogger(name) for name in LIBRARIES]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -10,7 +10,7 @@ from typing import Any
 
 from mapo.errors import MapoError
 from mapo.files import inside, read_object
-from mapo.models.files import ModelFiles
+from mapo.models.files import ModelFiles, quietly, reason
 from mapo.worlds import WORLDS
 
 
@@ -95,12 +95,13 @@ def _download(name: str, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        if not weights:
-            return Path(snapshot_download(name, allow_patterns=["model_index.json", "*/*config.json", "tokenizer*/*"]))
-        return Path(DiffusionPipeline.download(name, use_safetensors=True))  # never a pickle
+        with quietly():
+            if weights:
+                return Path(DiffusionPipeline.download(name, use_safetensors=True))  # never a pickle
+            small = ["model_index.json", "*/*config.json", "tokenizer*/*"]
+            return Path(snapshot_download(name, allow_patterns=small))
     except Exception as error:
-        reason = str(error).strip().split("\n")[0][:200]
         raise MapoError(
-            f"--model: {name} is not a local folder and could not be fetched from the hub ({reason}). "
+            f"--model: {name} is not a local folder and could not be fetched from the hub ({reason(error)}). "
             "Check the name, the connection, and `hf auth login` for models behind a licence."
         ) from None

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from mapo.errors import MapoError
+from mapo.models.files import quietly, reason
+from mapo.models.kinds import REMEDY, SCHEDULER, check_kinds
 
 # All of these sample from one process: βs at whole timesteps, noise added by their product.
 DDPM_LIKE = (
@@ -63,7 +65,14 @@ class Ddpm:
         from diffusers import DDPMScheduler
 
         check_scheduler(path, config)
-        scheduler = DDPMScheduler.from_config(config)
+        try:
+            with quietly():
+                scheduler = DDPMScheduler.from_config(config)
+        except Exception as error:
+            raise MapoError(f"{path} makes no schedule of noise ({reason(error)}). {REMEDY}") from None
+        betas = scheduler.betas
+        if len(betas) < 2 or not bool(((betas > 0) & (betas <= 1)).all()):  # which is false for what is not finite too
+            raise MapoError(f"{path} gives betas that are not all between 0 and 1. {REMEDY}")
         return cls(scheduler.alphas_cumprod, scheduler.config.prediction_type)
 
     @property
@@ -111,6 +120,9 @@ def check_scheduler(path: Path, config: dict[str, Any]) -> None:
     needed = ["num_train_timesteps", "beta_start", "beta_end", "beta_schedule"]
     if config.get("trained_betas") is None and (absent := [key for key in needed if config.get(key) is None]):
         raise MapoError(
-            f"{path} does not say {absent[0]}, so the noise that the model was trained with is not known. "
-            "Take the file from the model's own page."
+            f"{path} does not say {absent[0]}, so the noise that the model was trained with is not known. {REMEDY}"
         )
+    check_kinds(path, config, SCHEDULER)
+    trained, steps = config.get("trained_betas"), config.get("num_train_timesteps")
+    if trained and steps and len(trained) != steps:
+        raise MapoError(f"{path} has {len(trained)} values in trained_betas, but num_train_timesteps {steps}. {REMEDY}")

@@ -10,7 +10,8 @@ from mapo.models.files import ModelFiles
 def open_model(files: ModelFiles, to_train: bool = True) -> Opened:
     """The model as its family offers it; MapoError where no family knows its pipeline's class.
 
-    Where it is opened ``to_train`` the folder has to be of the family's kind in every part. No weights are read.
+    Its JSON files have to say what is asked of them, each in its kind. Where it is opened ``to_train`` the folder has
+    to be of the family's kind in every part as well. No weights are read.
     """
     from mapo.models.families import FAMILIES  # which loads diffusers
 
@@ -19,6 +20,7 @@ def open_model(files: ModelFiles, to_train: bool = True) -> Opened:
         raise MapoError(f"{files.name} is a {kind or 'pipeline without a class'}; known are: {', '.join(FAMILIES)}.")
     _hide_loading_bars()
     opened = FAMILIES[kind](files)
+    opened.check_values()
     if to_train:
         opened.check()
     return opened

@@ -15,7 +15,8 @@ from mapo.errors import MapoError, count
 from mapo.files import read_object
 from mapo.models import ModelFiles, is_of_a_family, open_model, read_config
 from mapo.models.clip import check_tokenizer_files
-from mapo.models.files import refuse_pickles, variants
+from mapo.models.files import quietly, reason, refuse_pickles, variants
+from mapo.models.kinds import SIDES, SIZES, check_kinds
 
 PARTS = ("unet", "transformer", "vae")
 
@@ -26,7 +27,7 @@ def pipeline_class(model: ModelFiles) -> tuple[str, Any]:
 
     name = model.pipeline_class
     kind = getattr(diffusers, name, None)
-    if kind is None or not issubclass(kind, diffusers.DiffusionPipeline):
+    if not isinstance(kind, type) or not issubclass(kind, diffusers.DiffusionPipeline):
         raise MapoError(f"{model.name} is a {name or 'pipeline without a class'}, which this diffusers does not know.")
     taken = accepts(kind)
     if "prompt" not in taken or taken.keys() & {"image", "num_frames", "video", "audio_length_in_s"}:
@@ -44,6 +45,9 @@ def _side(model: ModelFiles) -> int:
     known = {
         p: read_config(model.base, f"{p}/config.json") for p in PARTS if (model.base / p / "config.json").is_file()
     }
+    for part, config in known.items():
+        asked = dict.fromkeys(("block_out_channels", "encoder_block_out_channels"), SIZES) if part == "vae" else {}
+        check_kinds(model.base / part / "config.json", config, asked or {"sample_size": SIDES})
     size: Any = next((c["sample_size"] for p, c in known.items() if p != "vae" and c.get("sample_size")), 128)
     vae = known.get("vae", {})
     blocks = vae.get("block_out_channels") or vae.get("encoder_block_out_channels") or [1]
@@ -65,21 +69,26 @@ def advice(model: ModelFiles, name: str, kind: Any) -> dict[str, Any]:
 
 def open_pipeline(model: ModelFiles, device: Any, dtype: Any) -> Any:
     """The pipeline of a model: its family's, else as diffusers opens the folder; weights from safetensors only."""
-    _, kind = pipeline_class(model)
+    name, kind = pipeline_class(model)
     for part, made in read_config(model.base, "model_index.json").items():
-        if isinstance(made, list) and str(made[-1]).startswith("CLIPTokenizer"):
+        if isinstance(made, list) and made and str(made[-1]).startswith("CLIPTokenizer"):
             check_tokenizer_files(model.base, part)
     if is_of_a_family(model):
         return open_model(model, to_train=False).pipeline(device, dtype)
+    if model.clip_skip:
+        raise MapoError(
+            f"clip_skip is {model.clip_skip}, but {model.name} is a {name}; only Stable Diffusion 1 and 2 leave out "
+            "layers of their text encoder. Leave it out."
+        )
     parts = tuple(config.parent.name for config in sorted(model.base.glob("*/config.json")))
     for part in parts:
         refuse_pickles(model.base, part)
     variant = next(iter(variants(model.base, parts).values()), None)
     try:
-        made = kind.from_pretrained(model.base, torch_dtype=dtype, use_safetensors=True, variant=variant)
+        with quietly():
+            made = kind.from_pretrained(model.base, torch_dtype=dtype, use_safetensors=True, variant=variant)
     except Exception as error:
-        reason = str(error).strip().split("\n")[0][:200]
-        raise MapoError(f"The model folder {model.base} cannot be loaded ({reason}).") from None
+        raise MapoError(f"The model folder {model.base} cannot be loaded ({reason(error)}).") from None
     made.set_progress_bar_config(disable=True)
     return made.to(device)
 

@@ -45,6 +45,9 @@ class StableDiffusion(UNetModel):
                 f"{path} reads text of {width} numbers a token, the text encoder gives {given}. Download both from the "
                 "model's page."
             )
+
+    def check_clip_skip(self) -> None:
+        """MapoError where the text encoder has not so many layers to leave out."""
         check_clip_skip(self.files, "text_encoder")
 
     def _load_text_encoder(self, dtype: Any = torch.float32) -> Any:

@@ -30,14 +30,17 @@ class StableDiffusionXL(UNetModel):
 
     def check_unet(self, config: Mapping[str, Any], path: Path) -> None:
         """MapoError where the UNet is not told of sizes."""
-        if self.files.clip_skip:
-            raise MapoError(
-                f"data.clip_skip is {self.files.clip_skip}, but a model of SDXL's layout always leaves out the last "
-                "layer, which other programs call clip skip 2. Leave the setting out."
-            )
         if config.get("addition_embed_type") != "text_time":
             raise MapoError(
                 f"{path} has addition_embed_type {config.get('addition_embed_type')!r}; SDXL has 'text_time'."
+            )
+
+    def check_clip_skip(self) -> None:
+        """MapoError where ``clip_skip`` is asked for."""
+        if self.files.clip_skip:
+            raise MapoError(
+                f"clip_skip is {self.files.clip_skip}, but a model of SDXL's layout always leaves out the last layer, "
+                "which other programs call clip skip 2. Leave it out."
             )
 
     def text_encoder(self, device: Any) -> TextEncoder:

@@ -16,9 +16,21 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from mapo.errors import MapoError
-from mapo.models.clip import check_tokenizer_files, load_tokenizer
+from mapo.models.clip import check_tokenizer_files, limited, load_tokenizer
 from mapo.models.family import Cond, Frames, ImageEncoder, Layout, TextEncoder
-from mapo.models.files import ModelFiles, not_whole, read_config, refuse_pickles, variants
+from mapo.models.files import ModelFiles, quietly, read_config, reason, refuse_pickles, variants
+from mapo.models.kinds import (
+    INDEX_ENTRY,
+    REMEDY,
+    SCHEDULER,
+    TEXT_ENCODER,
+    TOKENIZER,
+    UNET,
+    VAE,
+    Kind,
+    check_kinds,
+    check_lengths,
+)
 from mapo.models.lora import LORA_FILE, check_lora, check_on_top_of, on_top_of
 from mapo.models.noise import ELSEWHERE, Ddpm, Process
 
@@ -58,6 +70,10 @@ class UNetModel(ABC):
     def check_unet(self, config: Mapping[str, Any], path: Path) -> None:
         """MapoError where the UNet is told other things than this family's."""
 
+    @abstractmethod
+    def check_clip_skip(self) -> None:
+        """MapoError where ``clip_skip`` is more than this model can leave out."""
+
     # ------------------------------------------------------------------ what the files say
 
     @cached_property
@@ -73,48 +89,61 @@ class UNetModel(ABC):
     def layout(self) -> Layout:
         """A stride of 2^(blocks of the VAE − 1), and as many halvings again as the UNet has blocks but one."""
         unet = self.files.config("unet")
-        size = unet.get("sample_size")
-        if not isinstance(size, int):
-            raise MapoError(f"{self.files.config_path('unet')} has sample_size {size!r}; it has to be one number.")
         stride = 2 ** (len(self._vae_config["block_out_channels"]) - 1)
         halvings = len(unet.get("block_out_channels") or (320, 640, 1280, 1280)) - 1
-        channels = self._vae_config.get("latent_channels", 4)
-        return Layout(channels, stride, multiple=stride * 2**halvings, side=size * stride)
+        return Layout(self._channels, stride, multiple=stride * 2**halvings, side=unet["sample_size"] * stride)
+
+    @property
+    def _channels(self) -> int:
+        return self._vae_config.get("latent_channels") or 4
+
+    def check_values(self) -> None:
+        """MapoError where a JSON file lacks a value or has one of another kind, or ``clip_skip`` is not possible."""
+        files = self.files
+        entries = dict.fromkeys((*self.networks, *self.tokenizer_parts, "scheduler"), INDEX_ENTRY)
+        check_kinds(files.base / "model_index.json", read_config(files.base, "model_index.json"), entries, entries)
+        for part in self.tokenizer_parts:
+            check_tokenizer_files(files.base, part)
+        kinds: dict[str, Mapping[str, Kind]] = {"vae": VAE, "unet": UNET, "scheduler": SCHEDULER}
+        kinds |= dict.fromkeys(self.text_encoders, TEXT_ENCODER) | dict.fromkeys(self.tokenizer_parts, TOKENIZER)
+        for part, known in kinds.items():
+            needed = {"vae": ("block_out_channels",), "unet": ("sample_size",)}.get(part, ())
+            config, path = files.config(part), files.config_path(part)
+            check_kinds(path, config, known, needed)
+            check_lengths(path, config, "block_out_channels", ("down_block_types", "up_block_types"))
+        check_statistics(files.config_path("vae"), self._vae_config, self._channels)
+        self.check_clip_skip()
 
     def check(self) -> None:
         """MapoError where the folder is not of this kind, though its pipeline's class says so; weights are not read."""
         files = self.files
         _ = self.process  # which refuses a scheduler of another kind
         check_vae(files.base, self._vae_config, self.usual_scale, self.scale_may_lack)
-        for part in self.tokenizer_parts:
-            check_tokenizer_files(files.base, part)
         for part in self.networks:
             refuse_pickles(files.base, part)
         config, path = files.config("unet"), files.config_path("unet")
-        latent, taken = self._vae_config.get("latent_channels", 4), config.get("in_channels", 4)
+        latent, taken, given = self._channels, config.get("in_channels") or 4, config.get("out_channels") or 4
         if taken != latent:
             raise MapoError(
                 f"{path} takes {taken} channels, the VAE gives {latent}: a model for editing or inpainting."
             )
+        if given != taken:
+            raise MapoError(f"{path} takes {taken} channels and gives {given}; training needs as many. {REMEDY}")
         if config.get("time_cond_proj_dim") is not None:
             raise MapoError(
                 f"{path} has time_cond_proj_dim, so the model was distilled with its guidance built in. Train the "
                 "model that it was made from."
             )
         self.check_unet(config, path)
+        self.tokenizers()
+        for part, kind in self.networks.items():
+            files.outline(part, kind)
 
     def check_loras(self, on_top: bool) -> None:
         """MapoError where a LoRA is not one of the UNet, or could not be one file with another ``on_top``."""
         if not self.files.loras:
             return
-        base, part = self.files.place("unet")
-        try:
-            with torch.device("meta"):  # its layers, without their weights
-                unet = UNet2DConditionModel.from_config(self.files.config("unet"))
-        except MapoError:
-            raise
-        except Exception as error:
-            raise not_whole(base, part, error) from None
+        unet = self.files.outline("unet", UNet2DConditionModel)
         for lora in self.files.loras:
             check_lora(lora, unet)
             if on_top:
@@ -146,7 +175,7 @@ class UNetModel(ABC):
         if mean is not None and std is not None:
             shift, spread = (latents.new_tensor(v).view(1, -1, 1, 1) for v in (mean, std))
             latents = (latents - shift) / spread
-        return latents * float(config.get("scaling_factor", self.usual_scale))
+        return latents * float(config.get("scaling_factor") or self.usual_scale)
 
     # ------------------------------------------------------------------ the UNet
 
@@ -167,9 +196,16 @@ class UNetModel(ABC):
         absent = {
             part: None for part, made in index.items() if isinstance(made, list) and part not in ("unet", "scheduler")
         }
-        return self.pipeline_kind.from_pretrained(
-            self.files.base, torch_dtype=dtype, use_safetensors=True, **{**self.pipeline_settings, **absent}, unet=unet
-        )
+        return self._assembled(dtype, **absent, unet=unet)
+
+    def _assembled(self, dtype: Any, **parts: Any) -> Any:
+        """The folder's pipeline with these parts in place of its own."""
+        how = {"torch_dtype": dtype, "use_safetensors": True, **self.pipeline_settings, **parts}
+        try:
+            with quietly():
+                return self.pipeline_kind.from_pretrained(self.files.base, **how)
+        except Exception as error:
+            raise MapoError(f"The model folder {self.files.base} cannot be loaded ({reason(error)}).") from None
 
     def own_parts(self, dtype: Any) -> dict[str, Any]:
         """The networks of :meth:`pipeline` that are not those of the base folder."""
@@ -182,15 +218,9 @@ class UNetModel(ABC):
             refuse_pickles(base, part)
         halves = variants(base, tuple(part for part in self.networks if part not in own))
         parts = {part: self.files.load(part, self.networks[part], dtype) for part in halves} | own
-        try:
-            made = self.pipeline_kind.from_pretrained(
-                base, torch_dtype=dtype, use_safetensors=True, **self.pipeline_settings, **parts
-            )
-        except MapoError:
-            raise
-        except Exception as error:
-            reason = str(error).strip().split("\n")[0][:200]
-            raise MapoError(f"The model folder {base} cannot be loaded ({reason}).") from None
+        made = self._assembled(dtype, **parts)
+        for part, encoder in zip(self.tokenizer_parts, self.text_encoders, strict=True):
+            limited(getattr(made, part), self.files.config(encoder))
         made.set_progress_bar_config(disable=True)
         return made.to(device)
 
@@ -234,3 +264,13 @@ def check_vae(base: Path, config: dict[str, Any], usual: float, may_lack: bool =
             f"{path} has no scaling_factor. Pipelines would take 0.18215 without a word, but the usual VAE of this "
             f'kind of model has {usual}. Write the right one into the file: "scaling_factor": {usual}.'
         )
+
+
+def check_statistics(path: Path, config: Mapping[str, Any], channels: int) -> None:
+    """MapoError where the VAE's file ``path`` does not give mean and std of each channel, or neither."""
+    given = {key: config[key] for key in ("latents_mean", "latents_std") if config.get(key) is not None}
+    if len(given) == 1:
+        raise MapoError(f"{path} has {next(iter(given))} alone; latents_mean and latents_std go together. {REMEDY}")
+    for key, values in given.items():
+        if len(values) != channels:
+            raise MapoError(f"{path} has {len(values)} values in {key}, for {channels} channels. {REMEDY}")

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import logging
 import math
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -16,9 +17,10 @@ import torch
 
 from mapo import progress
 from mapo.devices import best_device
-from mapo.errors import MapoError, memory_told, several, suggest
+from mapo.errors import MapoError, is_out_of_memory, memory_told, several, suggest
 from mapo.files import prepare_out, read_object, sha256, sweep, write_json
 from mapo.models import ModelFiles, find_model
+from mapo.models.files import reason
 from mapo.models.pipelines import accepts, advice, cuts_told, cuts_untold, open_pipeline, pipeline_class
 from mapo.pairs.splits import prompt_id
 from mapo.sample.folder import ImageRow, append_images, keep_whole, png_bytes
@@ -199,7 +201,15 @@ class Sampler:
             prompts_projected_once(self.pipeline),
             cuts_untold(self.pipeline),
         ):
-            return list(self.pipeline(**{k: v for k, v in wanted.items() if k in taken and v is not None}).images)
+            try:
+                return list(self.pipeline(**{k: v for k, v in wanted.items() if k in taken and v is not None}).images)
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                raise MapoError(
+                    f"The model {self.model.name} was loaded but makes no pictures ({reason(error)}). One of the files "
+                    f"in {self.model.base} may be of another model; download the folder again."
+                ) from error
 
     def fill(
         self, folder: Path, jobs: Sequence[tuple[str, int]], how: Sampling, desc: str = "sample"
@@ -210,7 +220,13 @@ class Sampler:
         """
         with owned(folder):
             sweep(folder)
-            return self._fill(folder, jobs, how, desc)
+            fresh = not folder.exists()
+            try:
+                return self._fill(folder, jobs, how, desc)
+            except BaseException:
+                if fresh and not (folder / "manifest.jsonl").exists():  # there is not one picture
+                    shutil.rmtree(folder, ignore_errors=True)
+                raise
 
     def _fill(self, folder: Path, jobs: Sequence[tuple[str, int]], how: Sampling, desc: str) -> list[ImageRow]:
         open_folder(folder, self.settings(how), self.model.sensitive)

@@ -1,0 +1,164 @@
+"""`mapo sample` on model folders that do not fit together: one sentence, and no images folder that was not there."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mapo.errors import MapoError
+from mapo.models import find_model
+from mapo.models.pipelines import open_pipeline
+from mapo.sample.folder import read_images
+from mapo.sample.sample import default_sampling, sample
+from tiny import make_sd
+
+VAE, TOKENIZER, INDEX = "vae/config.json", "tokenizer/tokenizer_config.json", "model_index.json"
+SCHEDULER = "scheduler/scheduler_config.json"
+
+
+@pytest.fixture(scope="module")
+def sd(tmp_path_factory) -> Path:
+    return make_sd(tmp_path_factory.mktemp("models") / "sd")
+
+
+@pytest.fixture(scope="module", params=["sd", "sdxl"])
+def model(request) -> Path:
+    return request.getfixturevalue(request.param)
+
+
+def changed(folder: Path, source: Path, file: str, **values) -> Path:
+    shutil.copytree(source, folder)
+    path = folder / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    return folder
+
+
+def mapo(*words):
+    return subprocess.run(
+        [sys.executable, "-m", "mapo", *map(str, words)], capture_output=True, text=True, timeout=300, env=os.environ
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "says"),
+    [
+        (SCHEDULER, {"prediction_type": True}, "prediction_type true; it has to be a text"),
+        (SCHEDULER, {"prediction_type": {}}, "prediction_type"),
+        (SCHEDULER, {"prediction_type": "x"}, "was loaded but makes no pictures .*prediction_type"),
+        (SCHEDULER, {"trained_betas": [1]}, "trained_betas"),
+        (VAE, {"scaling_factor": []}, "scaling_factor"),
+        (TOKENIZER, {"model_max_length": -1}, "model_max_length"),
+        (INDEX, {"unet": []}, "model_index.json has unet"),
+        (INDEX, {"scheduler": True}, "model_index.json has scheduler"),
+        (INDEX, {"feature_extractor": -1}, "cannot be loaded"),
+        (INDEX, {"unet": ["diffusers", "NoSuchModel"]}, "cannot be loaded"),
+    ],
+)
+def test_a_broken_folder_is_told_in_a_sentence_and_leaves_no_images_folder(tmp_path, model, file, values, says):
+    folder = changed(tmp_path / "m", model, file, **values)
+    with pytest.raises(MapoError, match=says) as told:
+        sample(str(folder), ["a red circle"], [0], tmp_path / "out", steps=2)
+    assert "\n" not in str(told.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m"]
+
+
+def test_a_unet_of_the_other_family_is_told_in_a_sentence_and_leaves_no_images_folder(tmp_path, sd, sdxl):
+    for name, base, other in (("a", sd, sdxl), ("b", sdxl, sd)):
+        shutil.copytree(base, tmp_path / name)
+        shutil.rmtree(tmp_path / name / "unet")
+        shutil.copytree(other / "unet", tmp_path / name / "unet")
+        with pytest.raises(MapoError, match=f"The model .*/{name} was loaded but makes no pictures"):
+            sample(str(tmp_path / name), ["a red circle"], [0], tmp_path / "out", steps=2)
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_that_says_nothing_makes_the_same_pictures(tmp_path, model):
+    shutil.copytree(model, tmp_path / "m")
+    (tmp_path / "m" / TOKENIZER).write_text("{}")
+    rows = [
+        sample(str(folder), ["a red circle"], [0], tmp_path / name, steps=2)[0]
+        for folder, name in ((model, "a"), (tmp_path / "m", "b"))
+    ]
+    assert rows[0].sha256 == rows[1].sha256
+
+
+def test_a_folder_with_pictures_stays_when_a_later_batch_fails(tmp_path, sd, monkeypatch):
+    from mapo.sample.sample import Sampler
+
+    real, calls = Sampler.batch, []
+
+    def cut(self, *args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(self, *args)
+
+    monkeypatch.setattr(Sampler, "batch", cut)
+    with pytest.raises(KeyboardInterrupt):
+        sample(str(sd), ["a red circle"], [0, 1, 2], tmp_path / "a", steps=1, images_per_batch=1)
+    assert len(read_images(tmp_path / "a")) == 2
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "says"),
+    [
+        ("transformer", {"sample_size": {}}, "sample_size .*one number or a list"),
+        ("transformer", {"sample_size": []}, "sample_size"),
+        ("vae", {"block_out_channels": 5}, "block_out_channels 5"),
+    ],
+)
+def test_the_side_of_a_pipeline_of_no_family_is_read_by_kind_too(tmp_path, part, values, says):
+    (tmp_path / part).mkdir()
+    (tmp_path / part / "config.json").write_text(json.dumps(values))
+    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    with pytest.raises(MapoError, match=f"{part}/config.json has {says}"):
+        default_sampling(find_model(str(tmp_path)))
+
+
+# ------------------------------------------------------------------ clip_skip
+
+
+def test_clip_skip_that_the_model_does_not_have_is_refused_for_pictures_too(tmp_path, sd, sdxl):
+    for folder, skip, says in ((sd, 3, "clip_skip is 3, but the text encoder of"), (sdxl, 1, "always leaves out")):
+        with pytest.raises(MapoError, match=says):
+            sample(str(folder), ["a red circle"], [0], tmp_path / "out", steps=1, clip_skip=skip)
+        assert not (tmp_path / "out").exists()
+    sample(str(sdxl), ["a red circle"], [0], tmp_path / "out", steps=1, clip_skip=0)
+
+
+def test_clip_skip_of_a_pipeline_of_no_family_is_refused(tmp_path):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    with pytest.raises(MapoError, match="clip_skip is 1, but .* is a FluxPipeline; only Stable Diffusion 1 and 2"):
+        open_pipeline(find_model(str(tmp_path / "m"), clip_skip=1), "cpu", torch.float32)
+
+
+# ------------------------------------------------------------------ the sentence stands alone
+
+
+def test_of_weights_that_are_missing_only_our_sentence_is_printed(tmp_path, sd):
+    shutil.copytree(sd, tmp_path / "m")
+    (tmp_path / "m" / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    (tmp_path / "p.txt").write_text("a red circle\n")
+    done = mapo("sample", "--model", tmp_path / "m", "--prompts", tmp_path / "p.txt", "--out", tmp_path / "out")
+    assert done.returncode == 2 and done.stdout == "" and not (tmp_path / "out").exists()
+    assert done.stderr.startswith("mapo: The model folder") and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_of_a_model_that_cannot_be_fetched_only_our_sentence_is_printed_and_cut_at_a_word(tmp_path):
+    (tmp_path / "p.txt").write_text("a red circle\n")
+    done = mapo("sample", "--model", "nobody/no-such-model", "--prompts", tmp_path / "p.txt", "--out", tmp_path / "out")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("mapo: --model: nobody/no-such-model is not") and done.stderr.count("\n") == 1
+
+
+def test_what_a_library_said_is_cut_at_a_word():
+    from mapo.models.files import reason
+
+    assert reason(ValueError("word " * 100 + "\nmore")) == "word " * 39 + "…"
+    assert reason(KeyError("unet")) == "KeyError: 'unet'" and reason(TypeError()) == "TypeError"
