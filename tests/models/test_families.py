@@ -246,6 +246,29 @@ def test_a_model_folder_that_is_half_downloaded_is_refused_part_by_part(any_mode
             half.files.fingerprint(half.encoder_parts)
 
 
+@pytest.mark.parametrize("damage", ["cut off", "away", "one shard away"])
+def test_weights_that_are_not_whole_are_refused_before_anything_is_encoded(any_model, tmp_path, damage):
+    folder = tmp_path / "m"
+    shutil.copytree(any_model, folder)
+    part = opened(any_model).denoiser_part
+    weights = folder / part / "diffusion_pytorch_model.safetensors"
+    if damage == "cut off":
+        weights.write_bytes(weights.read_bytes()[:-9])
+    elif damage == "away":
+        weights.unlink()
+    else:
+        network = opened(any_model).denoiser("cpu", torch.float32)
+        weights.unlink()
+        network.save_pretrained(folder / part, max_shard_size="60KB")
+        sorted((folder / part).glob("*-00002-of-*.safetensors"))[0].unlink()
+    make_pairs(tmp_path / "pairs", 2)
+    words = ["train", "--model", folder, "--pairs", tmp_path / "pairs", "--out", tmp_path / "r"]
+    done = CliRunner().invoke(cli, [str(word) for word in words])
+    assert isinstance(done.exception, MapoError), done.exception
+    assert f"{folder} is not whole: {part}" in str(done.exception)
+    assert not (tmp_path / "r").exists() and not (tmp_path / "cache").exists()
+
+
 def test_a_run_that_points_out_of_its_folder_is_refused(any_model, tmp_path):
     run = {"base": str(any_model), "adapter": "full", "denoiser": "../elsewhere"}
     (tmp_path / "run.json").write_text(json.dumps(run))

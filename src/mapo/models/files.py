@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from mapo.errors import MapoError
 from mapo.worlds import WORLDS
@@ -83,6 +84,10 @@ class ModelFiles:
                 return kind.from_config(config) if hasattr(kind, "from_config") else kind(kind.config_class(**config))
         except Exception as error:
             raise not_whole(*self.place(part), error) from None
+
+    def check_weights(self, part: str) -> None:
+        """MapoError where the weights of a part are not whole, as far as their names and heads tell."""
+        check_weights(*self.place(part))
 
     def fingerprint(self, parts: Sequence[str]) -> str:
         """A hash of the base's ``parts``: see :func:`fingerprint`."""
@@ -168,6 +173,23 @@ def load_part(kind: Any, base: Path, part: str, dtype: Any = torch.float32) -> A
             f"({len(lacking)} {are} missing). Download the folder again."
         )
     return network
+
+
+def check_weights(base: Path, part: str) -> None:
+    """MapoError where files of a part's weights lack or are cut off. Only their heads are read."""
+    refuse_pickles(base, part)
+    files = [file for file in sorted((base / part).glob("*.safetensors")) if WEIGHTS.fullmatch(file.name)]
+    try:
+        for index in (base / part).glob("*.safetensors.index.json"):
+            named = json.loads(index.read_text("utf-8"))["weight_map"].values()
+            files += [base / part / name for name in sorted(set(named))]
+        for file in files:
+            with safe_open(file, "pt"):
+                pass
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise not_whole(base, part, error) from None
+    if not files:
+        raise MapoError(f"The model folder {base} is not whole: {part}/ has no weights. Download the folder again.")
 
 
 def not_whole(base: Path, part: str, error: Exception) -> MapoError:

@@ -62,6 +62,7 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
     pairs = PairSet(Path(config.pairs))
     model = open_model(find_model(config.model, clip_skip=config.data.clip_skip))
     side = model.layout.checked(config.data.resolution)
+    model.files.check_weights(model.denoiser_part)  # before anything is encoded
     model.check_loras(on_top=config.adapter.kind == "lora")
     seen = what_training_sees(
         pairs, model, split=config.data.split, ties=config.data.ties, resolution=config.data.resolution
