@@ -1,16 +1,17 @@
 """The tutorial and the README's five steps do what they say: their commands are run as they stand, in order."""
 
+import contextlib
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from collections import defaultdict
 from pathlib import Path
 
 import pyarrow.parquet as pq
+from click.testing import CliRunner
 from PIL import Image, ImageDraw
+
+from mapo.cli import cli
 
 ROOT = Path(__file__).parent.parent
 
@@ -23,15 +24,10 @@ def commands_of(text: str) -> list[list[str]]:
 
 
 def run(words: list[str], folder: Path) -> str:
-    path = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")]))
-    done = subprocess.run(
-        [sys.executable, "-m", "mapo", *words],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, (words, done.stderr[-2000:])
+    """A command in that folder, in this process; what it prints."""
+    with contextlib.chdir(folder):
+        done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 0, (words, done.output[-2000:], done.exception)
     return done.stdout
 
 

@@ -51,7 +51,7 @@ MAY_CHANGE = {
 }
 # Settings that came after 0.1.0, with what they mean in a run that does not name them.
 AS_IN_0_1_0: dict[str, Any] = {
-    "data": {"images_per_batch": 8, "cache_precision": "float32"},
+    "data": {"images_per_batch": 8, "cache_precision": "float32", "clip_skip": None},
     "train": {"base_precision": "float32"},
 }
 
