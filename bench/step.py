@@ -313,7 +313,7 @@ def main() -> None:
         make_set(folder / "pairs", 4 * size)
         name_of_model = str(make_wide(folder / "wide")) if args.model == "wide" else args.model
         loop, dpo = (make_loop(name_of_model, folder, name, size) for name in ("mapo", "dpo"))
-        parameters = sum(p.numel() for p in loop.denoiser.parameters())
+        parameters = sum(p.numel() for p in loop.trained.denoiser.parameters())
         variants = {
             "mapo": our_steps(loop),
             "bare": bare_steps(loop),
