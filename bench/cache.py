@@ -76,7 +76,7 @@ def make(folder: Path, count: int) -> None:
     with hold(cache):
         write_head(cache, "mini", cache_key(model))
         for names in batches(pairs.image_names(), PER_SHARD):
-            latents = {f"{name}|0": torch.randn(2, 4, 4, 4) for name in names}
+            latents = {f"{name}|0": torch.randn(2, 4, 12, 12) for name in names}
             sizes = {f"{name}|size": torch.tensor([48, 48, 0, 0], dtype=torch.int32) for name in names}
             write_shard(cache, "latents", latents | sizes)
         for portion in batches(prompts, PER_SHARD):
@@ -110,7 +110,7 @@ def open_all(folder: Path, whole: bool) -> tuple[Callable[[list[int]], Any], int
     members = Members(pairs, seen.rows)
 
     def load(positions: list[int]) -> Any:
-        drawn = draws(positions, len(members), model.process, (4, 4, 4), seed=0)  # the made-up latents are small
+        drawn = draws(positions, len(members), model.process, model.layout.latent(48), seed=0)
         return assemble(members, drawn, cache, model)
 
     return load, len(members)
