@@ -679,3 +679,21 @@ def test_the_built_in_model_and_judges_build_on_the_cpu(tmp_path):
     assert [j["metric"] for j in first.meta["judges"]] == ["cartoon", "prompt_following"]
     assert (first.meta["judges"][0]["chosen"], first.meta["judges"][0]["rejected"]) == (1.0, 0.0)
     assert decode_picture(PairSet(tmp_path / "p").image_bytes(second.chosen)).size == (48, 48)
+
+
+def test_a_build_that_another_process_has_finished_meanwhile_leaves_nothing_behind(tmp_path, sdxl, monkeypatch):
+    import mapo.build.build as module
+
+    how = {"steps": 1, "images_per_batch": 2}
+    opened = module.open_work
+
+    def late(out, settings):
+        """The work folder is made only when the other process is done with its own."""
+        monkeypatch.setattr(module, "open_work", opened)
+        build(CARTOON, str(sdxl), PROMPTS, 4, out, **how)
+        return opened(out, settings)
+
+    monkeypatch.setattr(module, "open_work", late)
+    with pytest.raises(MapoError, match="already exists"):
+        build(CARTOON, str(sdxl), PROMPTS, 4, tmp_path / "p", **how)
+    assert [path.name for path in tmp_path.iterdir()] == ["p"] and len(PairSet(tmp_path / "p")) == 4

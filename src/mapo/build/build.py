@@ -211,8 +211,12 @@ def _collect(plan: Plan, wait: bool) -> dict[str, int] | None:
             stack.enter_context(locked(plan.folder, names, wait))
         except FileNotFoundError:  # the locks have gone with the folder
             return None
-        if wait and (plan.out.exists() or not plan.folder.exists()):
-            return None  # another shard has put it together meanwhile
+        if plan.out.exists():  # another process has put it together meanwhile; what we have begun is of no use
+            shutil.rmtree(plan.folder, ignore_errors=True)
+            if not wait:
+                refuse_existing(plan.out)
+        if wait and not plan.folder.exists():
+            return None
         maker, totals = plan.open(WHOLE), Totals(plan.counts["minors"])
         kept: list[Found] = []
         bar = progress.bar(total=plan.num_pairs, desc=f"build {plan.recipe.name}", unit="pair")
