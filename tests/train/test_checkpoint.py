@@ -1,5 +1,8 @@
+import shutil
+
 import pytest
 import torch
+from test_train import run
 
 from mapo.errors import MapoError
 from mapo.train.checkpoint import (
@@ -49,3 +52,15 @@ def test_nothing_is_left_of_a_checkpoint_that_could_not_be_written(tmp_path):
     with pytest.raises(AttributeError):
         save_checkpoint(tmp_path / "c", {"w": None}, {}, {"step": 1})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_copies_of_checkpoints_are_left_alone(tmp_path, sdxl, pairs, cache):
+    run(tmp_path / "r", sdxl, pairs, cache, steps=1)
+    folder = tmp_path / "r" / "checkpoints"
+    for name in ("step-00000001-copy", "step-00000001.bak"):
+        shutil.copytree(folder / "step-00000001", folder / name)
+    run(tmp_path / "r", sdxl, pairs, cache, steps=2)
+    assert {p.name for p in folder.iterdir()} == {"step-00000001-copy", "step-00000001.bak", "step-00000002"}
+    (folder / "step-00000002" / "state.json").write_text("{}")
+    with pytest.raises(MapoError, match=r"state\.json is damaged"):
+        run(tmp_path / "r", sdxl, pairs, cache, steps=3)

@@ -35,7 +35,8 @@ def find_model(name: str, weights: bool = True, clip_skip: int | None = None) ->
     if path.is_file():
         raise MapoError(
             f"--model: {name} is a single file; a model is a folder in diffusers' layout. Convert it once: "
-            f'StableDiffusionXLPipeline.from_single_file("{name}").save_pretrained("{path.stem}"). Then give that '
+            f'StableDiffusionXLPipeline.from_single_file("{name}").save_pretrained("{path.stem}"), or with '
+            "StableDiffusionPipeline where it is a Stable Diffusion 1 or 2. Then give that "
             "folder."
         )
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
