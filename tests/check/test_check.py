@@ -88,7 +88,7 @@ def test_a_broken_picture_has_a_card_only_where_it_is_suspicious_and_says_why(tm
     check(folder)
     page = Page(tmp_path)
     assert page.count("div", "gone") == 2  # once rejected, once chosen
-    assert "rejected: it is in no format of pictures that is known" in page.text
+    assert "rejected: it is not in a known picture format" in page.text
 
 
 @pytest.mark.parametrize("sensitive", [False, True])
@@ -134,7 +134,10 @@ def test_the_terminal_shows_findings_rows_aucs_and_the_page(tmp_path: Path) -> N
     replace_picture(folder, png(70), b"red")
     said = run(folder, "--out", tmp_path / "check.html").output
     assert re.search(r"^error    Unreadable pictures: 8 in 8 pairs\.$", said, re.M)
-    assert re.search(r"^ +row 4: “prompt 4” chosen: it is in no format", said, re.M) and "and 3 more" in said
+    assert (
+        re.search(r"^ +row 4: “prompt 4” chosen: it is not in a known picture format", said, re.M)
+        and "and 3 more" in said
+    )
     assert re.search(r"^ +and 3 more\n +Make or import the set again, leaving these pictures out\.$", said, re.M)
     assert re.search(r"^brightness +0\.\d\d +0\.\d\d to 0\.\d\d +0\.\d\d +23$", said, re.M)
     assert "\x1b" not in said

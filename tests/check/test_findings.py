@@ -86,7 +86,7 @@ def test_damaged_pictures_are_all_found_and_named_by_their_rows(tmp_path: Path) 
     assert rows_of(unreadable) == [1, 3, 4, 5] and rows_of(animated) == [6]
     words = [said for _, said in unreadable["rows"]]
     for said, expected in zip(
-        words, ("chosen: .*truncat", "rejected: it is empty", "no format", "its hash"), strict=True
+        words, ("chosen: .*truncat", "rejected: it is empty", "not in a known picture format", "its hash"), strict=True
     ):
         assert re.search(expected, said, re.IGNORECASE), said
     assert summary["pictures_read"] == 24 - 5

@@ -354,7 +354,7 @@ BAD_TARS: dict[str, tuple[dict[str, bytes], str]] = {
     "two prompts": (sample("1") | {"1.json": b'{"prompt": "a fox"}'}, r"^x.tar sample 1: prompt differs in 1\.json and the members before it"),
     "three prompts": ({"1.json": b'{"prompt": "a fox"}'} | sample("1") | {"1.caption": b"a fox"}, r"^x.tar sample 1: prompt differs in 1\.txt and"),
     "two pictures": (sample("1") | {"1.chosen.jpg": BLUE}, r"^x.tar sample 1: chosen differs in 1\.chosen\.jpg and the members"),
-    "no picture": (sample("1", data=b"text"), "^x.tar sample 1: the chosen picture: it is in no format"),
+    "no picture": (sample("1", data=b"text"), "^x.tar sample 1: the chosen picture: it is not in a known picture format"),
 }  # fmt: skip
 
 
@@ -473,9 +473,7 @@ def test_files_of_another_kind_that_fit_too_are_passed_over_in_a_sentence(
 def test_a_first_file_that_is_unlike_the_others_is_named(folder: Path) -> None:
     write_parquet(folder / "a_stats.parquet", [{"x": 1}])
     write_parquet(folder / "b.parquet", [{"prompt": "a", "chosen": RED, "rejected": BLUE}])
-    why = (
-        r"^a_stats\.parquet, the first of 2 files in .*in, is in no format that is known: its columns are x\. Name the"
-    )
+    why = r"^a_stats\.parquet, the first of 2 files in .*in, is not in a known format: its columns are x\. Name the"
     with pytest.raises(MapoError, match=why):
         import_pairs(folder, folder.parent / "set")
     (folder / "a_stats.parquet").rename(folder / "z_stats.parquet")

@@ -104,7 +104,7 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda root: [(root / side / "b.png").unlink() for side in ("chosen", "rejected")] and None,
         r"^chosen/b\.txt is a caption without a picture",
     ),
-    "no picture": (write("rejected/b.png", b"text"), "^b: the rejected picture: it is in no format"),
+    "no picture": (write("rejected/b.png", b"text"), "^b: the rejected picture: it is not in a known picture format"),
     "link that leads out": (link("rejected/b.png"), "the path 'rejected/b.png' is a link that leads to .*x.png, outside of"),
     "caption that leads out": (link("chosen/b.txt"), "the path 'chosen/b.txt' is a link that leads to .*x.png, outside of"),
 }  # fmt: skip
@@ -302,7 +302,7 @@ def test_folders_of_splits_within_the_two_folders_keep_them_too(tmp_path: Path) 
 IN_SPLITS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no partner": (lambda root: (root / "test" / "rejected" / "b.png").unlink(), r"^test/chosen/b\.png has no partner in test/rejected/"),
     "no caption": (lambda root: (root / "test" / "chosen" / "b.txt").unlink(), r"^test/chosen/b\.png has no caption"),
-    "no picture": (write("test/rejected/b.png", b"text"), "^test/b: the rejected picture: it is in no format"),
+    "no picture": (write("test/rejected/b.png", b"text"), "^test/b: the rejected picture: it is not in a known picture format"),
     "link that leads out": (link("test/rejected/b.png"), "the path 'test/rejected/b.png' is a link that leads to"),
 }  # fmt: skip
 

@@ -65,7 +65,7 @@ def test_pairs_ties_repeats_and_bad_rows_are_counted(
         (BadRow("row 7", "why not"), "why not"),
         (RawPair("row 7", "", RED, BLUE), EMPTY),
         (RawPair("row 7", "a", RED, RED), "chosen and rejected are the same picture"),
-        (RawPair("row 7", "a", RED, b"text"), "the rejected picture: it is in no format of pictures"),
+        (RawPair("row 7", "a", RED, b"text"), "the rejected picture: it is not in a known picture format"),
         (RawPair("row 7", "a", b"", RED), "the chosen picture: it is empty"),
         (RawPair("row 7", "a", RED, BLUE, preference=0.3), "preference is 0.3"),
         (RawPair("row 7", "\ud83d", RED, BLUE), "the prompt has half a character at place 0"),
@@ -158,7 +158,7 @@ def test_a_wrong_argument_is_refused_by_its_name(
 UNKNOWN: dict[str, tuple[bytes | None, str]] = {
     "x.abc": (
         b"prompt,chosen",
-        rf"is in no format that is known\. Known formats: {', '.join(IMPORTERS)}; see `mapo import",
+        rf"is not in a known format\. Known formats: {', '.join(IMPORTERS)}; see `mapo import",
     ),
     "x.jsonl": (b'{"b": 1, "a": 2}', "its lines have a, b"),
     "x.parquet": (b"text", "is not a whole Parquet file"),
@@ -180,7 +180,7 @@ def test_a_source_of_no_known_format_is_told_what_it_is(tmp_path: Path, name: st
 
 def test_a_table_of_other_columns_is_told_its_columns(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "x.parquet", [{"url": "a", "text": "b"}])
-    with pytest.raises(MapoError, match="no format that is known: its columns are url, text"):
+    with pytest.raises(MapoError, match="not in a known format: its columns are url, text"):
         import_pairs(path, tmp_path / "set")
 
 
@@ -306,7 +306,7 @@ def test_a_picture_of_a_tie_that_is_dropped_is_not_looked_at(
 ) -> None:
     given(monkeypatch, [GOOD, RawPair("row 1", "a bear", b"text", GREEN, preference=0.5)])
     assert import_pairs(source, tmp_path / "set")["ties"] == 1
-    with pytest.raises(MapoError, match=r"^row 1: the chosen picture: it is in no format"):
+    with pytest.raises(MapoError, match=r"^row 1: the chosen picture: it is not in a known picture format"):
         import_pairs(source, tmp_path / "other", ties="keep")
 
 

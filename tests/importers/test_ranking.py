@@ -107,7 +107,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "same picture twice": (make_line(images=["1.webp", "1.webp"], rank=[1, 2]), "are the same picture"),
     "picture is not a picture": (
         make_line(images=["1.webp", "ranking.jsonl"], rank=[1, 2]),
-        "the rejected picture: it is in",
+        "the rejected picture: it is not in",
     ),
     "parent folder": (make_line(images=[*NAMES[:3], "../secret.png"]), r"the path '../secret.png' leaves its folder"),
     "absolute path": (

@@ -194,7 +194,7 @@ BAD_PAIRS: dict[str, tuple[dict[str, Any], str]] = {
     "half a character": ({"prompt": "\ud83d"}, r"the prompt has half a character at place 0 \(U\+D83D"),
     "half a character in meta": ({"meta": {"a": "\ud83d"}}, "meta has half a character"),
     "not a number in meta": ({"meta": {"a": math.nan}}, "JSON"),
-    "bad chosen": ({"chosen": b"text"}, "the chosen picture: it is in no format of pictures"),
+    "bad chosen": ({"chosen": b"text"}, "the chosen picture: it is not in a known picture format"),
     "bad rejected": ({"rejected": b""}, "the rejected picture: it is empty"),
 }
 
@@ -391,7 +391,7 @@ def test_a_stored_file_that_is_no_picture_is_an_error_with_a_remedy(tmp_path: Pa
     with PairWriter(tmp_path / "set", {}) as writer:
         writer.add_checked_pair("a", bad, check_picture(RED))
     opened = PairSet(tmp_path / "set")
-    with pytest.raises(MapoError, match=r"picture [0-9a-f]+: it is in no format .*`mapo import`"):
+    with pytest.raises(MapoError, match=r"picture [0-9a-f]+: it is not in a known picture format.*`mapo import`"):
         opened.image(opened[0].chosen)
 
 

@@ -97,8 +97,8 @@ def test_a_picture_is_turned_upright_and_stored_with_its_upright_size(tmp_path: 
 FRAMES = {"save_all": True, "append_images": [noise(1)]}
 NO_PICTURE: dict[str, tuple[bytes, str]] = {
     "nothing": (b"", "it is empty"),
-    "text": (b"hello", "no format of pictures"),
-    "web page": (b"<html>404 Not Found</html>", "no format of pictures"),
+    "text": (b"hello", "not in a known picture format"),
+    "web page": (b"<html>404 Not Found</html>", "not in a known picture format"),
     "animated GIF": (encoded(noise(), "GIF", **FRAMES), "it is animated"),
     "animated WebP": (encoded(noise(), "WEBP", **FRAMES), "it is animated"),
     "animated PNG": (encoded(noise(), "PNG", **FRAMES), "it is animated"),

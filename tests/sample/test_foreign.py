@@ -212,7 +212,7 @@ REFUSED = {
         lambda f: [texts(f, 0, 1, 2, 3), fill(f, ["2.jpg"])], r"2\.jpg and 2\.png share the prompt in 2\.txt"
     ),
     "a file that is not a picture": (
-        lambda f: [texts(f, 0, 1, 2, 3), (f / "2.png").write_bytes(b"x")], r"1 of 4 pictures cannot be used: 2\.png \(it is in no format"
+        lambda f: [texts(f, 0, 1, 2, 3), (f / "2.png").write_bytes(b"x")], r"1 of 4 pictures cannot be used: 2\.png \(it is not in a known picture format"
     ),
     "a picture that was cut off": (
         lambda f: [texts(f, 0, 1, 2, 3), (f / "2.png").write_bytes(encoded(noise(2))[:600])], r"pictures cannot be used: 2\.png"

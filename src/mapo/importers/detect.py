@@ -146,21 +146,21 @@ def _unknown(source: Source) -> str:
             shown = ", ".join(sorted(columns) if isinstance(file, lines.JsonFile) else columns)
             if len(files) > 1:
                 return (
-                    f"{file.name}, the first of {len(files)} files in {source.name}, is in no format that is known: "
+                    f"{file.name}, the first of {len(files)} files in {source.name}, is not in a known format: "
                     f"its {what} {shown}. Name the files with pairs by a pattern in quotes such as "
                     f"'{source.path or f'hf://{source.hub}'}/data-*{PurePath(file.name).suffix}'. {known}"
                 )
-            return f"{source.name} is in no format that is known: its {what} {shown}. {known}"
+            return f"{source.name} is not in a known format: its {what} {shown}. {known}"
         if isinstance(file, lines.JsonFile):
             return _no_rows(file)
     if source.path is None:
-        return f"{source.name} is in no format that is known. {ON_THE_HUB} {known}"
+        return f"{source.name} is not in a known format. {ON_THE_HUB} {known}"
     if source.path.is_dir() and lines.candidates(source):
         return rows.no_files(source)
     if source.path.is_dir():
         return f"{source.name}/ has no folders chosen/ and rejected/.{_elsewhere(source, source.path)}"
     remedy = REMEDIES.get(source.path.suffix.lower())
-    return f"{source.name} is in no format that is known. {remedy + ' ' if remedy else ''}{known}"
+    return f"{source.name} is not in a known format. {remedy + ' ' if remedy else ''}{known}"
 
 
 def _elsewhere(source: Source, root: Path) -> str:

@@ -121,7 +121,7 @@ def _load(data: bytes) -> tuple[Image.Image, tuple[str, ...]]:
     except _Refused:
         raise
     except UnidentifiedImageError:
-        raise ValueError("it is in no format of pictures that is known") from None
+        raise ValueError("it is not in a known picture format") from None
     except Image.DecompressionBombError:
         raise ValueError(_too_large("far more")) from None
     except Exception as error:
