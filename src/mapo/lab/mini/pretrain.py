@@ -176,7 +176,7 @@ def _rate(step: int, total: int, warmup: int, peak: float) -> float:
     return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))))
 
 
-class _Loop:
+class Loop:
     """Steps with a cosine rate, moving average of the weights, log lines and resumable checkpoints."""
 
     def __init__(self, name: str, module: nn.Module, total: int, lr: float, settings: Settings, work: Path) -> None:
@@ -241,7 +241,7 @@ class _Loop:
 
 def train_vae(vae: AutoencoderKL, settings: Settings, work: Path) -> None:
     """Reconstruction (absolute error of pixels and of their differences) with a light pull to a unit normal."""
-    loop = _Loop("vae", vae, settings.vae_steps, settings.vae_lr, settings, work)
+    loop = Loop("vae", vae, settings.vae_steps, settings.vae_lr, settings, work)
     stream = drawn("train", settings, seed=settings.seed * 7919 + 1 + loop.step)
 
     def loss_of(step: int) -> Tensor:
@@ -294,7 +294,7 @@ def train_denoiser(
     snr = alphas / (1 - alphas)
     weights = torch.clamp(snr, max=settings.snr_cap) / snr
     everything = nn.ModuleDict({"unet": unet, "text_encoder": encoders[0], "text_encoder_2": encoders[1]})
-    loop = _Loop("denoiser", everything, settings.steps, settings.lr, settings, work)
+    loop = Loop("denoiser", everything, settings.steps, settings.lr, settings, work)
     size = time_ids(settings.batch)
 
     def loss_of(step: int) -> Tensor:
@@ -363,7 +363,7 @@ def _pretrain(out: Path, settings: Settings) -> None:
             write_json(temporary / "sampling.json", {"steps": 12, "guidance": 1.5})
         pipeline.to(torch.float32)
 
-    def snapshot(loop: _Loop) -> None:
+    def snapshot(loop: Loop) -> None:
         now = {k: v.detach().clone() for k, v in loop.names.items()}
         loop.use_average()
         save(work / "snapshot")
