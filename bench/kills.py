@@ -28,7 +28,7 @@ PRELOADED = [
     "mapo.train.train",
     "mapo.sample.sample",
     "mapo.score.score",
-    "mapo.models.sdxl",
+    "mapo.models.families.sdxl",
     "pyarrow",
 ]
 PAIRS = 24

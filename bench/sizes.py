@@ -12,7 +12,7 @@ from peft import LoraConfig
 from torch.utils.flop_counter import FlopCounterMode
 
 from mapo.files import write_json
-from mapo.models.unet import UNetModel
+from mapo.models.families.unet import UNetModel
 
 TOKENS, RANK, STRIDE, CHANNELS = 77, 8, 8, 4
 SDXL: dict[str, Any] = {

@@ -131,7 +131,114 @@ def make_sd(
     return folder
 
 
-MAKERS = {"StableDiffusionXLPipeline": make_sdxl, "StableDiffusionPipeline": make_sd}  # one for each family
+def _t5(folder: Path, width: int = 32):
+    """A small T5 with a tokenizer of letters."""
+    import string
+
+    from transformers import T5Config, T5EncoderModel, T5Tokenizer
+
+    words = ["<pad>", "</s>", "<unk>", "▁", *string.ascii_letters, *string.digits, *string.punctuation, "▁a", "red"]
+    tokenizer = T5Tokenizer(vocab=[(word, -float(k)) for k, word in enumerate(words)], extra_ids=0)
+    tokenizer.model_max_length = 512
+    encoder = T5EncoderModel(
+        T5Config(vocab_size=len(tokenizer), d_model=width, d_kv=8, d_ff=32, num_layers=2, num_heads=2,
+                 feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+    )  # fmt: skip
+    return tokenizer, encoder
+
+
+def _flow_vae():
+    return _vae(scaling_factor=1.4, shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False)
+
+
+def make_sd3(folder: Path, seed: int = 0, t5: bool = True, shift: float = 3.0, text=None, **settings) -> Path:
+    """A StableDiffusion3Pipeline folder with random weights, with or without its T5."""
+    import torch
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+    from transformers import CLIPTextModelWithProjection
+
+    tokenizer = _tokenizer(folder)
+    torch.manual_seed(seed)
+    transformer = SD3Transformer2DModel(
+        **{
+            "sample_size": 8, "patch_size": 2, "in_channels": 4, "out_channels": 4, "num_layers": 2,
+            "attention_head_dim": 8, "num_attention_heads": 2, "joint_attention_dim": 48, "caption_projection_dim": 16,
+            "pooled_projection_dim": 48, "pos_embed_max_size": 8, "qk_norm": "rms_norm", **settings,
+        }
+    )  # fmt: skip
+    first = CLIPTextModelWithProjection(_text(tokenizer, 16, **(text or {})))
+    second = CLIPTextModelWithProjection(_text(tokenizer, 24, **(text or {})))
+    t5_tokenizer, encoder = _t5(folder, width=48) if t5 else (None, None)
+    StableDiffusion3Pipeline(
+        transformer, FlowMatchEulerDiscreteScheduler(shift=shift), _flow_vae(), first, tokenizer, second, tokenizer,
+        encoder, t5_tokenizer,
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def make_flux(folder: Path, seed: int = 0, guidance: bool = True, dynamic: bool = True, **settings) -> Path:
+    """A FluxPipeline folder with random weights: dev, or schnell where it is told no guidance."""
+    import torch
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+    from transformers import CLIPTextModel
+
+    tokenizer = _tokenizer(folder)
+    torch.manual_seed(seed)
+    transformer = FluxTransformer2DModel(
+        **{
+            "in_channels": 16, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 8,
+            "num_attention_heads": 2, "joint_attention_dim": 32, "pooled_projection_dim": 24,
+            "guidance_embeds": guidance, "axes_dims_rope": (2, 2, 4), **settings,
+        }
+    )  # fmt: skip
+    t5_tokenizer, encoder = _t5(folder)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0 if dynamic else 1.0, use_dynamic_shifting=dynamic)
+    FluxPipeline(
+        scheduler, _flow_vae(), CLIPTextModel(_text(tokenizer, 24)), tokenizer, encoder, t5_tokenizer, transformer
+    ).save_pretrained(folder)
+    return folder
+
+
+def make_z_image(folder: Path, seed: int = 0) -> Path:
+    """A ZImagePipeline folder with random weights."""
+    import torch
+    from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    inner = Tokenizer(models.BPE({word: k for k, word in enumerate([*special, *letters])}, []))
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token=special[0], eos_token=special[2], extra_special_tokens=special[1:]
+    )
+    tokenizer.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    torch.manual_seed(seed)
+    transformer = ZImageTransformer2DModel(
+        in_channels=4, dim=16, n_layers=1, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=24,
+        axes_dims=[2, 2, 4], axes_lens=[1024, 32, 32],
+    )  # fmt: skip
+    for name, parameter in transformer.named_parameters():  # those that the class leaves empty
+        if name.endswith("pad_token"):
+            parameter.data.normal_()
+    qwen = Qwen3Config(
+        vocab_size=len(tokenizer), hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, max_position_embeddings=1024,
+    )  # fmt: skip
+    ZImagePipeline(
+        FlowMatchEulerDiscreteScheduler(shift=3.0), _flow_vae(), Qwen3Model(qwen), tokenizer, transformer
+    ).save_pretrained(folder)
+    return folder
+
+
+MAKERS = {  # one for each family
+    "StableDiffusionXLPipeline": make_sdxl, "StableDiffusionPipeline": make_sd,
+    "StableDiffusion3Pipeline": make_sd3, "FluxPipeline": make_flux, "ZImagePipeline": make_z_image,
+}  # fmt: skip
 
 
 def make_pairs(folder: Path, count: int = 12, seed: int = 0, size: tuple[int, int] = (20, 16), **rest) -> Path:

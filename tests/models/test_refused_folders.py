@@ -15,9 +15,9 @@ from mapo.encode.cache import cache_key
 from mapo.encode.seen import open_view
 from mapo.errors import MapoError
 from mapo.models import find_model, open_model
+from mapo.models.families.latent import check_vae
 from mapo.models.files import variant_of
 from mapo.models.noise import DDPM_LIKE, check_scheduler
-from mapo.models.unet import check_vae
 from mapo.worlds import WORLDS
 
 MINI = WORLDS["mini"].model

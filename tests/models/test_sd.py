@@ -56,7 +56,7 @@ def test_clip_skip_is_the_final_norm_of_an_earlier_layer(sd, skip):
 
 
 def test_layers_are_left_out_under_either_layout_of_transformers(sd):
-    from mapo.models.clip import leave_out_last_layers
+    from mapo.models.families.clip import leave_out_last_layers
 
     class Older(torch.nn.Module):
         """The layout of transformers 4: one level more."""

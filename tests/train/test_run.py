@@ -32,7 +32,7 @@ def unet_of(folder: Path) -> dict[str, torch.Tensor]:
 def test_a_longer_run_that_dies_while_it_writes_its_final_weights_writes_them_next_time(
     tmp_path, sdxl, pairs, cache, monkeypatch
 ):
-    from mapo.models.sdxl import StableDiffusionXL
+    from mapo.models.families.sdxl import StableDiffusionXL
 
     whole = tmp_path / "whole"
     run(whole, sdxl, pairs, cache, steps=4)
@@ -339,7 +339,7 @@ def with_own_adapter(denoiser: torch.nn.Module, run_folder: Path) -> torch.nn.Mo
     """A denoiser with the LoRA that a run trained itself, out of its checkpoint."""
     from safetensors.torch import load_file
 
-    from mapo.models.sdxl import StableDiffusionXL
+    from mapo.models.families.sdxl import StableDiffusionXL
     from mapo.train.adapters import add_adapter, trainable
     from mapo.train.config import AdapterConfig
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from mapo.models import Cond, Opened
 from mapo.models.family import ImageEncoder
 from mapo.pairs import PairSet
 
+LOG = logging.getLogger(__name__)
 IMAGES_PER_BATCH = 8
 PROMPTS_PER_IMAGE = 4  # prompts are encoded so many times as many at a time
 
@@ -144,7 +146,10 @@ def _write(
     if pictures and not begun:  # else the cache would be bound to a VAE that has to be mended
         model.image_encoder(device)
         release()
-    for portion in encode_prompts(model, device, prompts, PROMPTS_PER_IMAGE * images_per_batch):
+    _tell_size(model, len(prompts), key)
+    for portion in encode_prompts(
+        model, device, prompts, PROMPTS_PER_IMAGE * images_per_batch, precision=key.precision
+    ):
         entries = {
             f"{prompt_key(p)}|{name}": _kept(value, key, f"the prompt {p!r}")
             for p, text in portion.items()
@@ -168,6 +173,17 @@ def _write(
     release()
 
 
+def _tell_size(model: Opened, prompts: int, key: CacheKey) -> None:
+    """Say how much the prompts will take, where each takes megabytes."""
+    each = model.prompt_numbers * key.dtype.itemsize
+    if prompts and each >= 2**20:
+        half = " data.cache_precision=bfloat16 takes half." if key.precision == "float32" else ""
+        LOG.info(
+            "%s: each takes up to %.1f MiB in %s, all of them %.1f GiB.%s",
+            count(prompts, "prompt"), each / 2**20, key.precision, prompts * each / 2**30, half,
+        )  # fmt: skip
+
+
 def _begin(folder: Path, key: CacheKey) -> None:
     """Write the head of a cache that has none yet. From then on it is one of these encoders."""
     if is_cache(folder):
@@ -179,12 +195,16 @@ def _begin(folder: Path, key: CacheKey) -> None:
 
 
 def encode_prompts(
-    model: Opened, device: Any, prompts: Sequence[str], per_batch: int, per_shard: int = PER_SHARD
-) -> Iterator[dict[str, Cond]]:
-    """Prompt → its named tensors, on the CPU, in portions for a shard. When the last is given the encoders are gone."""
+    model: Opened, device: Any, prompts: Sequence[str], per_batch: int, per_shard: int = PER_SHARD,
+    precision: Precision = "float32",
+) -> Iterator[dict[str, Cond]]:  # fmt: skip
+    """Prompt → its named tensors, on the CPU, in portions for a shard. When the last is given the encoders are gone.
+
+    What is kept in half a ``precision`` comes from language models in bfloat16, in which T5 does not overflow.
+    """
     if not prompts:
         return
-    encoder = model.text_encoder(device)
+    encoder = model.text_encoder(device, torch.float32 if precision == "float32" else torch.bfloat16)
     with progress.bar(total=len(prompts), desc="encode prompts", unit="prompt") as bar:
         for shard in batches(prompts, per_shard):
             found: dict[str, Cond] = {prompt: {} for prompt in shard}

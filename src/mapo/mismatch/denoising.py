@@ -17,7 +17,7 @@ from mapo.encode.fill import encode_pictures, encode_prompts, release
 from mapo.errors import MapoError
 from mapo.files import read_json
 from mapo.mismatch.material import CHOSEN, OWN, REJECTED, Material, portions
-from mapo.models import Cond, Frames, Opened
+from mapo.models import Cond, Frames, Opened, together
 from mapo.pairs.pairs import Pair, PairSet
 from mapo.sample.sample import PRECISIONS
 from mapo.statistics import Floats, Interval, mean, mean_difference, ratio
@@ -96,7 +96,7 @@ def _kept_latents(pairs: PairSet, material: Material, model: Opened, key: CacheK
 
 
 def draw(pair: Pair, number: int, draws: int, timesteps: int, seed: int, shape: Sequence[int]) -> tuple[int, Tensor]:
-    """The timestep, uniform in stratum ``number`` of ``draws``, and the noise "c h w" of a pair's draw."""
+    """The number of a timestep, uniform in stratum ``number`` of ``draws``, and the noise "c h w" of a pair's draw."""
     rng = np.random.default_rng([seed, number, *pair.id.encode()])
     first, end = (timesteps * k // draws for k in (number, number + 1))
     return int(rng.integers(first, end)), torch.from_numpy(rng.standard_normal(tuple(shape), np.float32))
@@ -136,9 +136,10 @@ def denoise(
                 draw(pair, k, draws, process.num_timesteps, seed, shape)
                 for pair, (_, k) in zip(pairs, portion, strict=True)
             ]
-            t, noise = torch.tensor([t for t, _ in drawn]).to(device), torch.stack([n for _, n in drawn]).to(device)
+            t = process.time(torch.tensor([number for number, _ in drawn])).to(device)
+            noise = torch.stack([n for _, n in drawn]).to(device)
             texts = [encoded.texts[pair.prompt] for pair in pairs]
-            text = {name: torch.stack([one[name] for one in texts]) for name in texts[0]}
+            text = together(texts)
             for side in sides:
                 lists = material.sides[side]
                 names = [lists[row][k % len(lists[row])] for row, k in portion]

@@ -3,7 +3,7 @@
 ``open_model(find_model(name))`` is the way from a name to all that training, encoding and sampling ask of a model.
 """
 
-from mapo.models.family import Cond, Frames, Layout, Opened
+from mapo.models.family import Cond, Frames, Layout, Opened, together
 from mapo.models.files import ModelFiles, fingerprint, read_config
 from mapo.models.find import find_model
 from mapo.models.open import is_of_a_family, open_model
@@ -19,4 +19,5 @@ __all__ = [
     "is_of_a_family",
     "open_model",
     "read_config",
+    "together",
 ]

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from mapo.errors import MapoError
 from mapo.models.files import ModelFiles
 from mapo.models.noise import Process
 
 Cond = dict[str, Tensor]  # what the denoiser is given besides x_t and t, by name: "n …", each in a dtype of its own
-TextEncoder = Callable[[Sequence[str]], Cond]  # n prompts → "n …"; no gradients
+Texts = Mapping[str, Tensor | Sequence[Tensor]]  # of n prompts, by name: "n …", or one tensor for each prompt
+TextEncoder = Callable[[Sequence[str]], Texts]  # no gradients
 ImageEncoder = Callable[[Tensor], tuple[Tensor, Tensor]]  # pixels in [-1, 1] "n 3 H W" → mean, log-variance "n c h w"
 
 
@@ -26,12 +29,15 @@ class Layout:
     stride: int  # pixels per latent element and side
     multiple: int  # of so many pixels every side has to be
     side: int  # in pixels, at which the model works by itself
+    most: int | None = None  # pixels that a side may have
 
     def checked(self, resolution: int | None) -> int:
         """The side to train at (None: the model's own); MapoError where the denoiser cannot halve it often enough."""
         side = resolution or self.side
         if side % self.multiple:
             raise MapoError(f"data.resolution is {side}; it has to be a multiple of {self.multiple} for this model.")
+        if self.most and side > self.most:
+            raise MapoError(f"data.resolution is {side}; this model has places for at most {self.most} pixels.")
         return side
 
     def latent(self, side: int) -> tuple[int, int, int]:
@@ -54,6 +60,21 @@ class Frames:
         return cls(sizes[:, :2], sizes[:, 2:], sizes.new_full((len(sizes), 2), side))
 
 
+def together(texts: Sequence[Cond]) -> Cond:
+    """The tensors of n prompts, by name, as one: "n …".
+
+    Where their first sides differ they are filled up with zeros behind, and ``NAME_length`` "n" says how long each is.
+    """
+    found: Cond = {}
+    for name in texts[0]:
+        values = [text[name] for text in texts]
+        lengths = [len(value) if value.ndim else 0 for value in values]
+        found[name] = torch.stack(values) if len(set(lengths)) == 1 else pad_sequence(values, batch_first=True)
+        if len(set(lengths)) > 1:
+            found[f"{name}_length"] = torch.tensor(lengths)
+    return found
+
+
 class Opened(Protocol):
     """A model of a family. b images or n prompts; c h w a latent. Weights are read by the methods that need them."""
 
@@ -68,6 +89,18 @@ class Opened(Protocol):
     @property
     def encoder_parts(self) -> tuple[str, ...]:
         """The folders that decide what the cache holds."""
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """What can be trained of it: "full", "lora"."""
+
+    @property
+    def distilled(self) -> str:
+        """Why the model is one for few steps, which training makes worse; empty where nothing says so."""
+
+    @property
+    def prompt_numbers(self) -> int:
+        """How many numbers the cache keeps of a prompt."""
 
     @property
     def lora_targets(self) -> tuple[str, ...]:
@@ -97,8 +130,8 @@ class Opened(Protocol):
     def tokenizers(self) -> tuple[Any, ...]:
         """What turns prompts into tokens, one for each text encoder; no weights are read."""
 
-    def text_encoder(self, device: Any) -> TextEncoder:
-        """Its text encoders in float32, as one function."""
+    def text_encoder(self, device: Any, dtype: Any = ...) -> TextEncoder:
+        """Its text encoders as one function: those of CLIP in float32, large language models in ``dtype``."""
 
     def image_encoder(self, device: Any) -> ImageEncoder:
         """Its VAE's encoder in float32. The latents are not scaled yet."""

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from mapo.errors import MapoError
+from mapo.files import read_object
 from mapo.worlds import WORLDS
 
 # name.safetensors, name.fp16.safetensors, name-00001-of-00002.safetensors, and both spellings of a variant in shards
@@ -26,7 +27,11 @@ WEIGHTS = re.compile(
 TOKENIZER_CONFIG = "tokenizer_config.json"
 CONFIGS = {  # others have a config.json
     "scheduler": "scheduler_config.json", "tokenizer": TOKENIZER_CONFIG, "tokenizer_2": TOKENIZER_CONFIG,
+    "tokenizer_3": TOKENIZER_CONFIG,
 }  # fmt: skip
+MOST_TOKENS = "max_sequence_length"
+SAMPLING = "sampling.json"  # ours: how a model is best sampled, and of how many tokens of T5 it is told
+DISTILLED = re.compile(r"(?i)(?<![a-z])(turbo|schnell|lightning|hyper|lcm|klein|dmd2?|flash|distill(ed)?)(?![a-z])")
 LIBRARIES = ("diffusers", "transformers", "huggingface_hub")
 
 
@@ -40,6 +45,7 @@ class ModelFiles:
     loras: tuple[Path, ...] = ()
     sensitive: bool = False  # trained on a sensitive set, so pages blur its pictures
     clip_skip: int = 0  # layers left out at the end of the text encoder
+    guidance: float = 1.0  # what a model with a guidance embedding is told in training
 
     @property
     def stable_name(self) -> str:
@@ -55,6 +61,29 @@ class ModelFiles:
     def pipeline_class(self) -> str:
         """The class that ``model_index.json`` names; empty where it names none."""
         return str(read_config(self.base, "model_index.json").get("_class_name", ""))
+
+    def parts_left_out(self, parts: Sequence[str]) -> tuple[str, ...]:
+        """Those of ``parts`` that ``model_index.json`` does not have, or has as null."""
+        index = read_config(self.base, "model_index.json")
+        return tuple(p for p in parts if index.get(p) is None or index[p] == [None, None])
+
+    @property
+    def text_tokens(self) -> int | None:
+        """How many tokens T5 reads, where the folder's ``sampling.json`` says so."""
+        path = self.base / SAMPLING
+        found = read_object(path, "a model folder", "Mend it, or delete it.") if path.is_file() else {}
+        if (number := found.get(MOST_TOKENS)) is None:
+            return None
+        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= 512:
+            raise MapoError(f"{path} has {MOST_TOKENS} {number!r}; it has to be a whole number from 0 to 512.")
+        return number
+
+    def called_distilled(self) -> str:
+        """A sentence where the model's name is that of one distilled to few steps; else empty."""
+        index = read_config(self.base, "model_index.json")
+        names = (self.name.rstrip("/").rsplit("/", 1)[-1], str(index.get("_name_or_path", "")).rsplit("/", 1)[-1])
+        word = next((match[0] for name in names if (match := DISTILLED.search(name))), None)
+        return f"Its name has the word {word!r}, which models bear that were distilled to few steps." if word else ""
 
     def place(self, part: str) -> tuple[Path, str]:
         """The model folder in which a part lies, and its name there: the run's denoiser stands in for the base's."""
@@ -94,6 +123,8 @@ class ModelFiles:
         found = fingerprint(self.base, parts)
         if self.clip_skip and any(part.startswith("text_encoder") for part in parts):
             found = hashlib.sha256(f"{found} clip_skip {self.clip_skip}".encode()).hexdigest()[:16]
+        if self.text_tokens is not None and any(part.startswith("text_encoder") for part in parts):
+            found = hashlib.sha256(f"{found} tokens {self.text_tokens}".encode()).hexdigest()[:16]
         return found
 
     def revision(self) -> str:

@@ -44,6 +44,7 @@ WHOLE = whole()
 TEXT = Kind("a text", lambda v: isinstance(v, str))
 FLAG = Kind("true or false", lambda v: isinstance(v, bool))
 POSITIVE = Kind("a number above 0", lambda v: is_number(v) and v > 0)
+NUMBER = Kind("a number", is_number)
 BETA = Kind("a number between 0 and 1", lambda v: is_number(v) and 0 < v < 1)
 TEXTS = list_of("texts", TEXT.fits)
 SIZES = Kind(
@@ -64,11 +65,35 @@ INDEX_ENTRY = Kind(
 VAE = {
     "block_out_channels": SIZES, "down_block_types": TEXTS, "up_block_types": TEXTS, "latent_channels": WHOLE,
     "scaling_factor": POSITIVE, "latents_mean": list_of("numbers", is_number),
-    "latents_std": list_of("numbers above 0", POSITIVE.fits),
+    "latents_std": list_of("numbers above 0", POSITIVE.fits), "shift_factor": NUMBER,
 }  # fmt: skip
 UNET = {
     "sample_size": WHOLE, "block_out_channels": SIZES, "down_block_types": TEXTS, "up_block_types": TEXTS,
     "in_channels": WHOLE, "out_channels": WHOLE,
+}  # fmt: skip
+SD3_TRANSFORMER = dict.fromkeys(
+    (
+        "sample_size", "patch_size", "in_channels", "out_channels", "num_layers", "attention_head_dim",
+        "num_attention_heads", "joint_attention_dim", "caption_projection_dim", "pooled_projection_dim",
+        "pos_embed_max_size",
+    ),
+    WHOLE,
+)  # fmt: skip
+FLUX_TRANSFORMER = {
+    **dict.fromkeys(
+        (
+            "patch_size", "in_channels", "out_channels", "num_layers", "num_single_layers", "attention_head_dim",
+            "num_attention_heads", "joint_attention_dim", "pooled_projection_dim",
+        ),
+        WHOLE,
+    ),
+    "guidance_embeds": FLAG, "axes_dims_rope": SIZES,
+}  # fmt: skip
+Z_IMAGE_TRANSFORMER = {
+    **dict.fromkeys(
+        ("in_channels", "dim", "n_layers", "n_refiner_layers", "n_heads", "n_kv_heads", "cap_feat_dim"), WHOLE
+    ),
+    "all_patch_size": SIZES, "all_f_patch_size": SIZES, "axes_dims": SIZES, "axes_lens": SIZES, "t_scale": POSITIVE,
 }  # fmt: skip
 TEXT_ENCODER = {
     "num_hidden_layers": WHOLE, "hidden_size": WHOLE, "vocab_size": WHOLE, "max_position_embeddings": whole(3),
@@ -78,6 +103,12 @@ SCHEDULER = {
     "num_train_timesteps": whole(2), "beta_start": BETA, "beta_end": BETA, "beta_schedule": TEXT,
     "trained_betas": list_of("at least two numbers between 0 and 1", BETA.fits, 2), "prediction_type": TEXT,
     "rescale_betas_zero_snr": FLAG,
+}  # fmt: skip
+
+
+FLOW_SCHEDULER = {
+    "num_train_timesteps": whole(2), "shift": POSITIVE, "use_dynamic_shifting": FLAG, "base_shift": NUMBER,
+    "max_shift": NUMBER, "base_image_seq_len": WHOLE, "max_image_seq_len": WHOLE, "time_shift_type": TEXT,
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,8 +34,11 @@ class Process(Protocol):
     def num_timesteps(self) -> int:
         """T, the number of timesteps."""
 
-    def draw_time(self, count: int, generator: torch.Generator) -> Tensor:
-        """Timesteps as training draws them, "count"."""
+    def draw_time(self, count: int, generator: torch.Generator, shape: Sequence[int]) -> Tensor:
+        """Timesteps as training draws them for latents of the shape "c h w", "count"."""
+
+    def time(self, number: Tensor) -> Tensor:
+        """The timestep that is the ``number``-th of T, from 0 for the least noise; "b"."""
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t, "b c h w"."""
@@ -80,9 +84,13 @@ class Ddpm:
         """T, the number of timesteps."""
         return len(self.alphas_cumprod)
 
-    def draw_time(self, count: int, generator: torch.Generator) -> Tensor:
+    def draw_time(self, count: int, generator: torch.Generator, shape: Sequence[int]) -> Tensor:
         """Uniform over all timesteps, "count"."""
         return torch.randint(self.num_timesteps, (count,), generator=generator)
+
+    def time(self, number: Tensor) -> Tensor:
+        """The number itself."""
+        return number
 
     def _at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         a = self.alphas_cumprod.to(device=like.device, dtype=like.dtype)[t].view(-1, *[1] * (like.ndim - 1))

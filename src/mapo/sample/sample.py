@@ -29,6 +29,7 @@ from mapo.shards import owned
 LOG = logging.getLogger(__name__)
 
 FORMAT, VERSION = "mapo-images", 1
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 MOST_SEEDS = 1_000_000
 PACE = ("images_per_batch",)  # changes pictures by rounding alone, and each row has its batch_layout
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -137,7 +138,7 @@ def equal_prompts_encoded_once(pipeline: Any, known: dict[str, tuple[Any, Any]])
 
     Of each text encoder ``known`` has the last such batch and what came of it.
     """
-    encoders = {n: m for n in ("text_encoder", "text_encoder_2") if (m := getattr(pipeline, n, None)) is not None}
+    encoders = {n: m for n in TEXT_ENCODERS if (m := getattr(pipeline, n, None)) is not None}
 
     def remembering(name: str, real: Any) -> Any:
         def forward(tokens: Any, *rest: Any, **named: Any) -> Any:
@@ -192,6 +193,7 @@ class Sampler:
             "guidance_scale": how.guidance,
             "width": how.width,
             "height": how.height,
+            "max_sequence_length": self.model.text_tokens,
             "generator": [torch.Generator("cpu").manual_seed(noise_seed(prompt, seed)) for prompt, seed in jobs],
         }
         with (

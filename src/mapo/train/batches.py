@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mapo.encode.cache import Cache
-from mapo.models import Frames, Opened
+from mapo.models import Frames, Opened, together
 from mapo.models.noise import Process
 from mapo.pairs.pairs import Pair, PairSet
 from mapo.train.types import Batch
@@ -82,7 +82,7 @@ def draws(
     found = []
     for position, row in zip(positions, rows_at(positions, count, seed), strict=True):
         generator = torch.Generator().manual_seed(_seed("pair", seed, position))
-        time = process.draw_time(1, generator)[0]
+        time = process.draw_time(1, generator, shape)[0]
         mirrored = bool(torch.rand((), generator=generator) < 0.5) and flip
         noise, *samples = (torch.randn(shape, generator=generator) for _ in range(3))
         found.append(Draw(row, time, mirrored, noise, (samples[0], samples[1])))
@@ -101,11 +101,10 @@ def assemble(
         mean, logvar = (values.float() for values in cache.latents(name, draw.flip))
         latents.append(mean + (0.5 * logvar.clamp(-30, 20)).exp() * draw.samples[side])
     texts = [cache.text(pair.prompt) for pair in members] * 2
-    text = {name: torch.stack([one[name] for one in texts]) for name in texts[0]}
     frames = Frames.square(torch.stack([cache.size(name) for name, _, _ in images]), cache.resolution)
     return Batch(
         model.scale(torch.stack(latents)).to(dtype),
-        model.condition(text, frames),
+        model.condition(together(texts), frames),
         torch.tensor([pair.preference for pair in members], dtype=torch.float64),
         torch.tensor([pair.weight for pair in members], dtype=torch.float64),
         torch.stack([draw.noise for draw in drawn]).to(dtype),

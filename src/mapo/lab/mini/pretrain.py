@@ -196,16 +196,19 @@ class Loop:
             self.step, self.seconds = state["step"], state["seconds"]
 
     def save(self) -> None:
+        """Write the checkpoint."""
         weights = {f"now.{k}": v for k, v in self.names.items()} | {f"mean.{k}": v for k, v in self.average.items()}
         state = {"step": self.step, "seconds": self.seconds}
         save_checkpoint(self.folder, weights, optimizer_tensors(self.optimizer, self.names), state)
 
     def use_average(self) -> None:
+        """Put the moving average in place of the weights."""
         with torch.no_grad():
             for k, v in self.names.items():
                 v.copy_(self.average[k])
 
     def run(self, loss_of: Any, snapshot: Any = None) -> None:
+        """Go to the last step; ``loss_of(step)`` is the loss of one, ``snapshot()`` is called now and then."""
         self.module.train()
         bar = tqdm(total=self.total, initial=self.step, desc=f"pretrain {self.name}", unit="step", smoothing=0.05)
         shown, began = 0.0, time.time()

@@ -1,8 +1,9 @@
 """Makes the second built-in model: flow matching, in the layout of Stable Diffusion 3 without its T5.
 
-It takes VAE, tokenizers and text encoders of the first model, and trains a small ``SD3Transformer2DModel`` together with
-the text encoders. The result is an ordinary ``StableDiffusion3Pipeline`` folder in half precision. The whole thing takes
-an hour or two on two cores; it can be interrupted and goes on from its last checkpoint when the command is repeated.
+It takes VAE, tokenizers and text encoders of the first model, and trains a small ``SD3Transformer2DModel`` together
+with the text encoders. The result is an ordinary ``StableDiffusion3Pipeline`` folder in half precision. The whole thing
+takes an hour or two on two cores; it can be interrupted and goes on from its last checkpoint when the command is
+repeated.
 """
 
 from __future__ import annotations
@@ -104,9 +105,7 @@ def train_denoiser(
     vae.register_to_config(shift_factor=round(mean.mean().item(), 4))
     pad = {"padding": "max_length", "max_length": TOKENS, "truncation": True, "return_tensors": "pt"}
     ids, empty = tokenizer(captions, **pad).input_ids, tokenizer([""], **pad).input_ids[0]
-    everything = nn.ModuleDict(
-        {"transformer": transformer, "text_encoder": encoders[0], "text_encoder_2": encoders[1]}
-    )
+    everything = nn.ModuleDict({"transformer": transformer, "text_encoder": encoders[0], "text_encoder_2": encoders[1]})
     loop = Loop("denoiser", everything, settings.steps, settings.lr, settings.of_pictures(), work)
 
     def loss_of(step: int) -> Tensor:
@@ -155,7 +154,7 @@ def _pretrain(out: Path, settings: Settings) -> None:
         )
         with replacing(folder) as temporary:
             pipeline.to(torch.float16).save_pretrained(temporary, safe_serialization=True)
-            write_json(temporary / "sampling.json", {"steps": 12, "guidance": 1.5, "max_sequence_length": 1})
+            write_json(temporary / "sampling.json", {"steps": 12, "guidance": 1.5, "max_sequence_length": 0})
         pipeline.to(torch.float32)
 
     def snapshot(loop: Loop) -> None:

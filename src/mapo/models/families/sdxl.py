@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from mapo.errors import MapoError
-from mapo.models.clip import tokenize
+from mapo.models.families.clip import clip_tokenizer, tokenize
+from mapo.models.families.unet import UNetModel
 from mapo.models.family import Cond, Frames, TextEncoder
-from mapo.models.unet import UNetModel
 
 
 class StableDiffusionXL(UNetModel):
@@ -22,11 +22,10 @@ class StableDiffusionXL(UNetModel):
 
     pipeline_kind = StableDiffusionXLPipeline
     pipeline_settings = {"add_watermarker": False}  # noqa: RUF012
-    text_encoders = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}  # noqa: RUF012
-    tokenizer_parts = ("tokenizer", "tokenizer_2")
+    encoder_kinds = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}  # noqa: RUF012
+    tokenizer_kinds = {"tokenizer": clip_tokenizer, "tokenizer_2": clip_tokenizer}  # noqa: RUF012
     advised_sampling = {"steps": 30, "guidance": 5.0}  # noqa: RUF012
     usual_scale = 0.13025
-    scale_may_lack = False
 
     def check_unet(self, config: Mapping[str, Any], path: Path) -> None:
         """MapoError where the UNet is not told of sizes."""
@@ -43,7 +42,17 @@ class StableDiffusionXL(UNetModel):
                 "which other programs call clip skip 2. Leave it out."
             )
 
-    def text_encoder(self, device: Any) -> TextEncoder:
+    @property
+    def prompt_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """States of both encoders side by side, and the pooled projection."""
+        first, second = (self.files.config(part) for part in self.text_encoders)
+        tokens, width = (
+            first.get("max_position_embeddings") or 77,
+            first.get("hidden_size", 512) + second.get("hidden_size", 512),
+        )
+        return {"prompt_embeds": (tokens, width), "text_embeds": (second.get("projection_dim", 512),)}
+
+    def text_encoder(self, device: Any, dtype: Any = torch.float32) -> TextEncoder:
         """Penultimate states of both encoders side by side "n l d", and the second one's pooled projection "n d"."""
         tokenizers = self.tokenizers()
         encoders = [self.files.load(part, kind).to(device).eval() for part, kind in self.text_encoders.items()]

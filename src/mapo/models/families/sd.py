@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from mapo.errors import MapoError
-from mapo.models.clip import check_clip_skip, leave_out_last_layers, tokenize
+from mapo.models.families.clip import check_clip_skip, clip_tokenizer, leave_out_last_layers, tokenize
+from mapo.models.families.unet import UNetModel
 from mapo.models.family import Cond, Frames, TextEncoder
-from mapo.models.unet import UNetModel
 
 
 class StableDiffusion(UNetModel):
@@ -25,8 +25,8 @@ class StableDiffusion(UNetModel):
 
     pipeline_kind = StableDiffusionPipeline
     pipeline_settings = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}  # noqa: RUF012
-    text_encoders = {"text_encoder": CLIPTextModel}  # noqa: RUF012
-    tokenizer_parts = ("tokenizer",)
+    encoder_kinds = {"text_encoder": CLIPTextModel}  # noqa: RUF012
+    tokenizer_kinds = {"tokenizer": clip_tokenizer}  # noqa: RUF012
     advised_sampling = {"steps": 50, "guidance": 7.5}  # noqa: RUF012
     usual_scale = 0.18215
     scale_may_lack = True  # the published files leave it out, and diffusers takes this one
@@ -54,7 +54,13 @@ class StableDiffusion(UNetModel):
         encoder = self.files.load("text_encoder", CLIPTextModel, dtype)
         return leave_out_last_layers(encoder, self.files.clip_skip) if self.files.clip_skip else encoder
 
-    def text_encoder(self, device: Any) -> TextEncoder:
+    @property
+    def prompt_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The encoder's states."""
+        config = self.files.config("text_encoder")
+        return {"prompt_embeds": (config.get("max_position_embeddings") or 77, config.get("hidden_size", 512))}
+
+    def text_encoder(self, device: Any, dtype: Any = torch.float32) -> TextEncoder:
         """The encoder's last states, after the final norm, "n l d"."""
         (tokenizer,), encoder = self.tokenizers(), self._load_text_encoder().to(device).eval()
         masked = getattr(encoder.config, "use_attention_mask", False)  # then the pipeline gives a mask too

@@ -1,0 +1,309 @@
+"""What all families share: a pipeline folder with an AutoencoderKL, text encoders, one denoiser, and LoRAs of it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from diffusers import AutoencoderKL
+from peft.utils import get_peft_model_state_dict
+from torch import Tensor, nn
+
+from mapo.errors import MapoError
+from mapo.models.families.tokens import check_tokenizer_files
+from mapo.models.family import Cond, Frames, ImageEncoder, Layout, TextEncoder
+from mapo.models.files import ModelFiles, quietly, read_config, reason, refuse_pickles, variants
+from mapo.models.kinds import (
+    INDEX_ENTRY,
+    REMEDY,
+    TEXT_ENCODER,
+    TOKENIZER,
+    VAE,
+    Kind,
+    check_kinds,
+    check_lengths,
+)
+from mapo.models.lora import LORA_FILE, check_lora, check_on_top_of, on_top_of
+from mapo.models.noise import ELSEWHERE, Process
+
+TokenizerLoader = Callable[[ModelFiles, str, str], Any]  # files, its part, its encoder's part → the tokenizer
+
+
+class LatentModel(ABC):
+    """A model that denoises latents. What differs between families stands in these values and the abstract methods."""
+
+    pipeline_kind: ClassVar[Any]
+    pipeline_settings: ClassVar[Mapping[str, Any]] = {}
+    denoiser_part: ClassVar[str]
+    denoiser_kind: ClassVar[Any]
+    denoiser_values: ClassVar[Mapping[str, Kind]]  # of its config.json
+    denoiser_needs: ClassVar[tuple[str, ...]] = ()
+    scheduler_values: ClassVar[Mapping[str, Kind]]
+    encoder_kinds: ClassVar[Mapping[str, Any]]  # part → class, of the text encoders
+    tokenizer_kinds: ClassVar[Mapping[str, TokenizerLoader]]  # part → loader, one for each text encoder
+    may_lack: ClassVar[tuple[str, ...]] = ()  # parts that a folder may come without
+    usual_scale: ClassVar[float]  # of the latents
+    scale_may_lack: ClassVar[bool] = False  # in the VAE's file, where the class's own is meant
+    advised_sampling: ClassVar[Mapping[str, float]]
+    lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
+    adapters: ClassVar[tuple[str, ...]] = ("full", "lora")
+
+    def __init__(self, files: ModelFiles) -> None:
+        self.files = files
+        lacking = files.parts_left_out(self.may_lack) if self.may_lack else ()
+        self.text_encoders = {part: kind for part, kind in self.encoder_kinds.items() if part not in lacking}
+        pairs = zip(self.tokenizer_kinds, self.encoder_kinds, strict=True)
+        self.tokenizer_parts = tuple(part for part, encoder in pairs if encoder in self.text_encoders)
+        self.encoder_parts = ("vae", *self.tokenizer_parts, *self.text_encoders)
+        self.networks = {self.denoiser_part: self.denoiser_kind, "vae": AutoencoderKL, **self.text_encoders}
+
+    @property
+    @abstractmethod
+    def process(self) -> Process:
+        """The noise process that the scheduler's file names."""
+
+    @property
+    @abstractmethod
+    def layout(self) -> Layout:
+        """The shape of its latents."""
+
+    @property
+    @abstractmethod
+    def prompt_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The tensors that a prompt becomes, by name, at their longest."""
+
+    @abstractmethod
+    def text_encoder(self, device: Any, dtype: Any = torch.float32) -> TextEncoder:
+        """Its text encoders, as one function."""
+
+    @abstractmethod
+    def condition(self, text: Cond, frames: Frames) -> Cond:
+        """All that the denoiser is given for b images."""
+
+    @abstractmethod
+    def predict(self, denoiser: nn.Module, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """The denoiser's output "b c h w"."""
+
+    @abstractmethod
+    def check_denoiser(self, config: Mapping[str, Any], path: Path) -> None:
+        """MapoError where the denoiser is told other things than this family's."""
+
+    # ------------------------------------------------------------------ what the files say
+
+    @cached_property
+    def vae_config(self) -> dict[str, Any]:
+        """The VAE's configuration."""
+        return self.files.config("vae")
+
+    @property
+    def channels(self) -> int:
+        """Of the latents."""
+        return self.vae_config.get("latent_channels") or 4
+
+    @property
+    def stride(self) -> int:
+        """Pixels per latent element and side: 2^(blocks of the VAE − 1)."""
+        return int(2 ** (len(self.vae_config["block_out_channels"]) - 1))
+
+    @property
+    def prompt_numbers(self) -> int:
+        """How many numbers the cache keeps of a prompt."""
+        return sum(math.prod(shape) for shape in self.prompt_shapes.values())
+
+    @property
+    def distilled(self) -> str:
+        """Why the model is one for few steps, which training makes worse; empty where nothing says so."""
+        return self.files.called_distilled()
+
+    def check_clip_skip(self) -> None:
+        """MapoError where ``clip_skip`` is asked for, or is more than this model can leave out."""
+        if self.files.clip_skip:
+            raise MapoError(
+                f"clip_skip is {self.files.clip_skip}, but {self.files.name} is a {self.pipeline_kind.__name__}; only "
+                "Stable Diffusion 1 and 2 leave out layers of their text encoder. Leave it out."
+            )
+
+    def check_values(self) -> None:
+        """MapoError where a JSON file lacks a value or has one of another kind, or ``clip_skip`` is not possible."""
+        files, denoiser = self.files, self.denoiser_part
+        entries = dict.fromkeys((*self.networks, *self.tokenizer_parts, "scheduler"), INDEX_ENTRY)
+        check_kinds(files.base / "model_index.json", read_config(files.base, "model_index.json"), entries, entries)
+        for part in self.tokenizer_parts:
+            check_tokenizer_files(files.base, part)
+        kinds: dict[str, Mapping[str, Kind]] = {
+            "vae": VAE, denoiser: self.denoiser_values, "scheduler": self.scheduler_values
+        }  # fmt: skip
+        kinds |= dict.fromkeys(self.text_encoders, TEXT_ENCODER) | dict.fromkeys(self.tokenizer_parts, TOKENIZER)
+        for part, known in kinds.items():
+            needed = {"vae": ("block_out_channels",), denoiser: self.denoiser_needs}.get(part, ())
+            config, path = files.config(part), files.config_path(part)
+            check_kinds(path, config, known, needed)
+            check_lengths(path, config, "block_out_channels", ("down_block_types", "up_block_types"))
+        check_statistics(files.config_path("vae"), self.vae_config, self.channels)
+        self.check_clip_skip()
+
+    def check(self) -> None:
+        """MapoError where the folder is not of this kind, though its pipeline's class says so; weights are not read."""
+        files = self.files
+        _ = self.process  # which refuses a scheduler of another kind
+        self.check_vae()
+        for part in self.networks:
+            refuse_pickles(files.base, part)
+        self.check_denoiser(files.config(self.denoiser_part), files.config_path(self.denoiser_part))
+        self.tokenizers()
+        for part, kind in self.networks.items():
+            files.outline(part, kind)
+
+    def check_vae(self) -> None:
+        """MapoError where the VAE is of another class or does not say how its latents are scaled."""
+        check_vae(self.files.base, self.vae_config, self.usual_scale, self.scale_may_lack)
+
+    def check_loras(self, on_top: bool) -> None:
+        """MapoError where a LoRA is not one of the denoiser, or could not be one file with another ``on_top``."""
+        if not self.files.loras:
+            return
+        denoiser = self.files.outline(self.denoiser_part, self.denoiser_kind)
+        for lora in self.files.loras:
+            check_lora(lora, denoiser, self.denoiser_part)
+            if on_top:
+                check_on_top_of(lora, denoiser, self.lora_targets, self.denoiser_part)
+
+    def tokenizers(self) -> tuple[Any, ...]:
+        """Those of the text encoders, in their order."""
+        parts = zip(self.tokenizer_parts, self.text_encoders, strict=True)
+        return tuple(self.tokenizer_kinds[part](self.files, part, encoder) for part, encoder in parts)
+
+    # ------------------------------------------------------------------ latents
+
+    def image_encoder(self, device: Any) -> ImageEncoder:
+        """In float32: SDXL's own VAE overflows in half precision."""
+        vae = self.files.load("vae", AutoencoderKL).to(device).eval()
+
+        @torch.no_grad()
+        def encode(pixels: Tensor) -> tuple[Tensor, Tensor]:
+            posterior = vae.encode(pixels.to(vae.device)).latent_dist
+            return posterior.mean, posterior.logvar
+
+        return encode
+
+    def scale(self, latents: Tensor) -> Tensor:
+        """(latents − mean) · scaling_factor / std, where the VAE's configuration gives mean and std at all.
+
+        Its ``shift_factor`` is one mean for all channels.
+        """
+        config = self.vae_config
+        self.check_vae()
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        if mean is not None and std is not None:
+            shift, spread = (latents.new_tensor(v).view(1, -1, 1, 1) for v in (mean, std))
+            latents = (latents - shift) / spread
+        if config.get("shift_factor"):
+            latents = latents - float(config["shift_factor"])
+        return latents * float(config.get("scaling_factor") or self.usual_scale)
+
+    # ------------------------------------------------------------------ the denoiser
+
+    def denoiser(self, device: Any, dtype: Any = torch.float32) -> nn.Module:
+        """The denoiser with a run's weights, its LoRAs merged in."""
+        network = self.files.load(self.denoiser_part, self.denoiser_kind, dtype)
+        for lora in self.files.loras:
+            check_lora(lora, network, self.denoiser_part)
+        if self.files.loras:
+            pipeline = self._pipeline_around(network, dtype)
+            _fuse(pipeline, self.denoiser_part, self.files.loras)
+            network = getattr(pipeline, self.denoiser_part)
+        return network.to(device)  # type: ignore[no-any-return]
+
+    def _pipeline_around(self, network: nn.Module, dtype: Any) -> Any:
+        """A pipeline of the denoiser and nothing else: it knows how its LoRAs are named."""
+        index = read_config(self.files.base, "model_index.json")
+        kept = (self.denoiser_part, "scheduler")
+        absent = {part: None for part, made in index.items() if isinstance(made, list) and part not in kept}
+        return self._assembled(dtype, **{**absent, self.denoiser_part: network})
+
+    def _assembled(self, dtype: Any, **parts: Any) -> Any:
+        """The folder's pipeline with these parts in place of its own."""
+        how = {"torch_dtype": dtype, "use_safetensors": True, **self.pipeline_settings, **parts}
+        try:
+            with quietly():
+                return self.pipeline_kind.from_pretrained(self.files.base, **how)
+        except Exception as error:
+            raise MapoError(f"The model folder {self.files.base} cannot be loaded ({reason(error)}).") from None
+
+    def own_parts(self, dtype: Any) -> dict[str, Any]:
+        """The networks of :meth:`pipeline` that are not those of the base folder."""
+        return {self.denoiser_part: self.denoiser("cpu", dtype)} if self.files.denoiser or self.files.loras else {}
+
+    def pipeline(self, device: Any, dtype: Any = torch.float32) -> Any:
+        """The whole pipeline with the run's denoiser or LoRA in place."""
+        base, own = self.files.base, self.own_parts(dtype)
+        for part in self.networks:
+            refuse_pickles(base, part)
+        halves = variants(base, tuple(part for part in self.networks if part not in own))
+        parts = {part: self.files.load(part, self.networks[part], dtype) for part in halves} | own
+        made = self._assembled(dtype, **parts, **dict(zip(self.tokenizer_parts, self.tokenizers(), strict=True)))
+        made.set_progress_bar_config(disable=True)
+        return made.to(device)
+
+    def save(self, denoiser: nn.Module, folder: Path) -> None:
+        """Write the denoiser into its folder within ``folder``."""
+        denoiser.save_pretrained(folder / self.denoiser_part, safe_serialization=True)  # type: ignore[operator]
+
+    def lora_layers(self, denoiser: nn.Module) -> dict[str, Tensor]:
+        """The tensors of a trained LoRA by the names that diffusers writes for this kind of denoiser."""
+        return dict(get_peft_model_state_dict(denoiser))
+
+    def save_lora(self, denoiser: nn.Module, folder: Path) -> None:
+        """Write ``folder/pytorch_lora_weights.safetensors``, which ``pipeline.load_lora_weights(folder)`` opens.
+
+        With the LoRAs that the model stands on it is one LoRA whose rank is the sum of theirs.
+        """
+        layers = self.lora_layers(denoiser)
+        for lora in reversed(self.files.loras):
+            layers = on_top_of(lora, layers, self.denoiser_part)
+        self.pipeline_kind.save_lora_weights(
+            folder, safe_serialization=True, **{f"{self.denoiser_part}_lora_layers": layers}
+        )
+
+
+def _fuse(pipeline: Any, part: str, loras: tuple[Path, ...]) -> None:
+    logging.getLogger("diffusers.loaders.lora_base").addFilter(_is_news)
+    for number, lora in enumerate(loras):
+        name = f"run{number}"
+        pipeline.load_lora_weights(lora, weight_name=LORA_FILE, adapter_name=name)
+        pipeline.fuse_lora(components=[part], adapter_names=[name])
+        pipeline.unload_lora_weights()
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """False for the library's surprise that a LoRA of the denoiser has no layers of text encoders."""
+    return "No LoRA keys associated" not in record.getMessage()
+
+
+def check_vae(base: Path, config: dict[str, Any], usual: float, may_lack: bool = False) -> None:
+    """MapoError where the VAE is of another class or its scaling factor is not said; ``usual`` is the family's."""
+    path = base / "vae" / "config.json"
+    name = config.get("_class_name", "AutoencoderKL")
+    if name != "AutoencoderKL":
+        raise MapoError(f"{path} names {name}; training knows AutoencoderKL. {ELSEWHERE}")
+    if config.get("scaling_factor") is None and not may_lack:
+        raise MapoError(
+            f"{path} has no scaling_factor. Pipelines would take 0.18215 without a word, but the usual VAE of this "
+            f'kind of model has {usual}. Write the right one into the file: "scaling_factor": {usual}.'
+        )
+
+
+def check_statistics(path: Path, config: Mapping[str, Any], channels: int) -> None:
+    """MapoError where the VAE's file ``path`` does not give mean and std of each channel, or neither."""
+    given = {key: config[key] for key in ("latents_mean", "latents_std") if config.get(key) is not None}
+    if len(given) == 1:
+        raise MapoError(f"{path} has {next(iter(given))} alone; latents_mean and latents_std go together. {REMEDY}")
+    for key, values in given.items():
+        if len(values) != channels:
+            raise MapoError(f"{path} has {len(values)} values in {key}, for {channels} channels. {REMEDY}")
