@@ -196,6 +196,7 @@ def make_flux(folder: Path, seed: int = 0, guidance: bool = True, dynamic: bool 
     FluxPipeline(
         scheduler, _flow_vae(), CLIPTextModel(_text(tokenizer, 24)), tokenizer, encoder, t5_tokenizer, transformer
     ).save_pretrained(folder)
+    (folder / "sampling.json").write_text('{"width": 16, "height": 16}')
     return folder
 
 
@@ -232,6 +233,7 @@ def make_z_image(folder: Path, seed: int = 0) -> Path:
     ZImagePipeline(
         FlowMatchEulerDiscreteScheduler(shift=3.0), _flow_vae(), Qwen3Model(qwen), tokenizer, transformer
     ).save_pretrained(folder)
+    (folder / "sampling.json").write_text('{"width": 16, "height": 16}')
     return folder
 
 

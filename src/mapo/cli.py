@@ -241,9 +241,10 @@ def encode(pairs: Path, out: Path, **how: Any) -> None:
     "own, as file.py:name.",
 )
 @click.option("--adapter", type=click.Choice(["full", "lora"]), help="What is trained; default: full.")
+@click.option("--allow-distilled", is_flag=True, default=None, help="Train a model that was distilled to few steps.")
 @click.option("--config", "config_file", type=OUT, help="A TOML file of settings.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting, such as optim.lr=1e-5.")
-def train(out: Path, config_file: Path | None, assignments: tuple[str, ...], **flags: str | None) -> None:
+def train(out: Path, config_file: Path | None, assignments: tuple[str, ...], **flags: Any) -> None:
     """Train on a pairs set. Settings come from --config, then --set, then the other flags."""
     from mapo.settings import merge, parse_set, read_toml
     from mapo.train.verb import train

@@ -65,18 +65,31 @@ class ModelFiles:
     def parts_left_out(self, parts: Sequence[str]) -> tuple[str, ...]:
         """Those of ``parts`` that ``model_index.json`` does not have, or has as null."""
         index = read_config(self.base, "model_index.json")
-        return tuple(p for p in parts if index.get(p) is None or index[p] == [None, None])
+        return tuple(part for part in parts if index.get(part) in (None, [None, None]))
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What the folder's ``sampling.json`` advises, if there is one."""
+        path = self.base / SAMPLING
+        return read_object(path, "a model folder", "Mend it, or delete it.") if path.is_file() else {}
 
     @property
     def text_tokens(self) -> int | None:
-        """How many tokens T5 reads, where the folder's ``sampling.json`` says so."""
-        path = self.base / SAMPLING
-        found = read_object(path, "a model folder", "Mend it, or delete it.") if path.is_file() else {}
-        if (number := found.get(MOST_TOKENS)) is None:
-            return None
-        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= 512:
-            raise MapoError(f"{path} has {MOST_TOKENS} {number!r}; it has to be a whole number from 0 to 512.")
-        return number
+        """How many tokens T5 reads, where ``sampling.json`` says so."""
+        return self._advised(MOST_TOKENS, 0, 512)
+
+    @property
+    def side(self) -> int | None:
+        """The side in pixels at which the model works by itself, where ``sampling.json`` says so."""
+        return self._advised("width", 1, 2**16)
+
+    def _advised(self, key: str, least: int, most: int) -> int | None:
+        value = self.sampling.get(key)
+        if value is None or (isinstance(value, int) and not isinstance(value, bool) and least <= value <= most):
+            return value
+        raise MapoError(
+            f"{self.base / SAMPLING} has {key} {value!r}; it has to be a whole number from {least} to {most}."
+        )
 
     def called_distilled(self) -> str:
         """A sentence where the model's name is that of one distilled to few steps; else empty."""

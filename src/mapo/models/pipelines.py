@@ -12,10 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mapo.errors import MapoError, count
-from mapo.files import read_object
 from mapo.models import ModelFiles, is_of_a_family, open_model, read_config
 from mapo.models.families.tokens import check_tokenizer_files
-from mapo.models.files import MOST_TOKENS, SAMPLING, quietly, reason, refuse_pickles, variants
+from mapo.models.files import MOST_TOKENS, quietly, reason, refuse_pickles, variants
 from mapo.models.kinds import SIDES, SIZES, check_kinds
 
 PARTS = ("unet", "transformer", "vae")
@@ -62,9 +61,7 @@ def advice(model: ModelFiles, name: str, kind: Any) -> dict[str, Any]:
     else:
         side, defaults = _side(model), {key: parameter.default for key, parameter in accepts(kind).items()}
         values = {"steps": defaults.get("num_inference_steps") or 30, "guidance": defaults.get("guidance_scale") or 0.0}
-    path = model.base / SAMPLING
-    advised = read_object(path, "a model folder", "Mend it, or delete it.") if path.is_file() else {}
-    advised.pop(MOST_TOKENS, None)  # which ``ModelFiles.text_tokens`` reads
+    advised = {key: value for key, value in model.sampling.items() if key != MOST_TOKENS}
     return {"width": side, "height": side, "images_per_batch": 32 if side <= 128 else 4, **values, **advised}
 
 

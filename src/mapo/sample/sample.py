@@ -141,10 +141,11 @@ def equal_prompts_encoded_once(pipeline: Any, known: dict[str, tuple[Any, Any]])
     encoders = {n: m for n in TEXT_ENCODERS if (m := getattr(pipeline, n, None)) is not None}
 
     def remembering(name: str, real: Any) -> Any:
-        def forward(tokens: Any, *rest: Any, **named: Any) -> Any:
-            plain = not rest and all(v is None or isinstance(v, bool) for v in named.values())
-            if not plain or tokens.ndim != 2 or bool((tokens != tokens[:1]).any()):
-                return real(tokens, *rest, **named)
+        def forward(*given: Any, **named: Any) -> Any:
+            plain = len(given) == 1 and all(v is None or isinstance(v, bool) for v in named.values())
+            if not plain or given[0].ndim != 2 or bool((given[0] != given[0][:1]).any()):
+                return real(*given, **named)
+            (tokens,) = given
             asked = tokens.tolist(), named
             if known.get(name, (None,))[0] != asked:
                 known[name] = asked, real(tokens, **named)

@@ -79,8 +79,8 @@ class DataConfig(Section):
 
     resolution: Positive | None = told(
         None,
-        "The side, in pixels, of the square to which pictures are resized and cropped. A multiple of 32 for SDXL and "
-        "of 64 for Stable Diffusion 1 and 2. Left out, the model's own.",
+        "The side, in pixels, of the square to which pictures are resized and cropped. A multiple of 32 for SDXL, of "
+        "64 for Stable Diffusion 1 and 2, of 16 for Stable Diffusion 3, FLUX.1 and Z-Image. Left out, the model's own.",
     )
     flip: bool = told(
         False,
@@ -105,8 +105,8 @@ class DataConfig(Section):
     clip_skip: NotNegative | None = told(
         None,
         "Layers left out at the end of the text encoder, in training and when the run is sampled from. Only for Stable "
-        "Diffusion 1 and 2; with SDXL anything but 0 is refused. What other programs call clip skip 2 is 1 here. Left "
-        "out, that of the run that is trained further, else 0.",
+        "Diffusion 1 and 2; others refuse anything but 0. What other programs call clip skip 2 is 1 here. Left out, "
+        "that of the run that is trained further, else 0.",
     )
     images_per_batch: Positive = told(
         8, "Pictures encoded at a time. Changes memory only. No effect where the cache lacks nothing."
@@ -137,6 +137,15 @@ class TrainConfig(Section):
         "Of the frozen weights beside a LoRA, which itself stays in float32. `bfloat16` and `float16` halve what the "
         "frozen weights take. No effect with `full`.",
     )
+    guidance: Annotated[Number, Field(ge=0)] = told(
+        1.0,
+        "What a model with a guidance embedding, such as FLUX.1 dev, is told in training. No effect with others.",
+    )
+    allow_distilled: bool = told(
+        False,
+        "Train a model that was distilled to draw in few steps (schnell, Turbo, Lightning …). Training makes it one "
+        "that needs more steps again.",
+    )
     gradient_checkpointing: bool = told(
         False, "Compute activations twice so that few are held: slower, with much less memory and the same result."
     )
@@ -155,7 +164,7 @@ class Config(Section):
 
     model: str = Field(
         description="The model to train: `mini`, a folder in diffusers' layout, a run folder, or a hub id; of the "
-        "layout of SDXL or of Stable Diffusion 1 and 2."
+        "layout of SDXL, Stable Diffusion 1, 2 and 3, FLUX.1 or Z-Image."
     )
     pairs: str = Field(description="The folder of a pairs set.")
     cache: str | None = told(

@@ -47,12 +47,13 @@ MAY_CHANGE = {
     "train.save_every_steps",
     "train.pairs_per_device",
     "train.gradient_checkpointing",
+    "train.allow_distilled",
     "data.images_per_batch",
 }
 # Settings that came after 0.1.0, with what they mean in a run that does not name them.
 AS_IN_0_1_0: dict[str, Any] = {
     "data": {"images_per_batch": 8, "cache_precision": "float32", "clip_skip": None},
-    "train": {"base_precision": "float32"},
+    "train": {"base_precision": "float32", "guidance": 1.0, "allow_distilled": False},
 }
 
 

@@ -11,6 +11,7 @@ import logging
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,9 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
     _check_precisions(config, processes)
     objective = processes.each(lambda: objective_named(config.objective.name, config.objective.settings))
     pairs = PairSet(Path(config.pairs))
-    model = open_model(find_model(config.model, clip_skip=config.data.clip_skip))
+    files = find_model(config.model, clip_skip=config.data.clip_skip)
+    model = open_model(replace(files, guidance=config.train.guidance))
+    _check_trainable(config, model)
     side = model.layout.checked(config.data.resolution)
     model.files.check_weights(model.denoiser_part)  # before anything is encoded
     model.check_loras(on_top=config.adapter.kind == "lora")
@@ -112,6 +115,21 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
         run.finish(config, model, config.train.steps, sensitive=bool(pairs.info.get("sensitive")))
 
     processes.first(finish)
+
+
+def _check_trainable(config: Config, model: Opened) -> None:
+    """MapoError where this adapter is not for this family, or the model is one for few steps."""
+    if config.adapter.kind not in model.adapters:
+        raise MapoError(
+            f"{model.files.name} is trained with a LoRA only: --adapter {config.adapter.kind} would need its weights "
+            "several times in memory. Use --adapter lora."
+        )
+    if (why := model.distilled) and not config.train.allow_distilled:
+        raise MapoError(
+            f"{model.files.name} is a distilled model. {why} Training on the denoising error undoes that: pictures in "
+            "few steps become blurred. Train the model that it was made from, or train it all the same with "
+            "--allow-distilled."
+        )
 
 
 def _check_precisions(config: Config, processes: Processes) -> None:

@@ -10,14 +10,16 @@ from mapo.errors import MapoError
 from mapo.settings import merge
 from mapo.train.config import make_config
 
-SECTIONS = {"objective": ("objective", "name"), "adapter": ("adapter", "kind")}
+SECTIONS = {
+    "objective": ("objective", "name"), "adapter": ("adapter", "kind"), "allow_distilled": ("train", "allow_distilled")
+}  # fmt: skip
 
 
-def train(out: Path, settings: Mapping[str, Any], **named: str | None) -> bool:
+def train(out: Path, settings: Mapping[str, Any], **named: str | bool | None) -> bool:
     """Train into ``out``, or go on there; whether this process is the one that writes.
 
-    What is ``named`` (model, pairs, cache, objective, adapter) comes before ``settings``, and these before what the run
-    says that is there.
+    What is ``named`` (model, pairs, cache, objective, adapter, allow_distilled) comes before ``settings``, and these
+    before what the run says that is there.
     """
     values = merge({}, settings)
     for key, value in named.items():

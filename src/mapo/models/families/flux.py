@@ -20,7 +20,7 @@ from mapo.models.family import Cond, Frames, Layout, TextEncoder, Texts
 from mapo.models.kinds import FLUX_TRANSFORMER
 
 T5_TOKENS = 512
-SIDE = 1024  # in pixels; no file of the model says it
+SIDE = 1024  # in pixels; none of the published files says it
 
 
 class Flux(FlowModel):
@@ -47,7 +47,7 @@ class Flux(FlowModel):
     @property
     def layout(self) -> Layout:
         """Tokens are squares of 2 × 2 elements of the latent."""
-        return Layout(self.channels, self.stride, 2 * self.stride, SIDE)
+        return Layout(self.channels, self.stride, 2 * self.stride, self.files.side or SIDE)
 
     @property
     def distilled(self) -> str:

@@ -56,8 +56,8 @@ class LatentModel(ABC):
 
     def __init__(self, files: ModelFiles) -> None:
         self.files = files
-        lacking = files.parts_left_out(self.may_lack) if self.may_lack else ()
-        self.text_encoders = {part: kind for part, kind in self.encoder_kinds.items() if part not in lacking}
+        self.lacking = files.parts_left_out(self.may_lack) if self.may_lack else ()
+        self.text_encoders = {part: kind for part, kind in self.encoder_kinds.items() if part not in self.lacking}
         pairs = zip(self.tokenizer_kinds, self.encoder_kinds, strict=True)
         self.tokenizer_parts = tuple(part for part, encoder in pairs if encoder in self.text_encoders)
         self.encoder_parts = ("vae", *self.tokenizer_parts, *self.text_encoders)
@@ -247,7 +247,8 @@ class LatentModel(ABC):
             refuse_pickles(base, part)
         halves = variants(base, tuple(part for part in self.networks if part not in own))
         parts = {part: self.files.load(part, self.networks[part], dtype) for part in halves} | own
-        made = self._assembled(dtype, **parts, **dict(zip(self.tokenizer_parts, self.tokenizers(), strict=True)))
+        parts |= dict(zip(self.tokenizer_parts, self.tokenizers(), strict=True)) | dict.fromkeys(self.lacking)
+        made = self._assembled(dtype, **parts)
         made.set_progress_bar_config(disable=True)
         return made.to(device)
 

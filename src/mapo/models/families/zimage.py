@@ -19,7 +19,7 @@ from mapo.models.files import ModelFiles
 from mapo.models.kinds import Z_IMAGE_TRANSFORMER
 
 TOKENS = 512
-SIDE = 1024  # in pixels; no file of the model says it
+SIDE = 1024  # in pixels; none of the published files says it
 
 
 def chat_tokenizer(files: ModelFiles, part: str, encoder_part: str) -> Any:
@@ -52,7 +52,7 @@ class ZImage(FlowModel):
     @property
     def layout(self) -> Layout:
         """Tokens are squares of 2 × 2 elements of the latent."""
-        return Layout(self.channels, self.stride, 2 * self.stride, SIDE)
+        return Layout(self.channels, self.stride, 2 * self.stride, self.files.side or SIDE)
 
     @property
     def prompt_shapes(self) -> Mapping[str, tuple[int, ...]]:

@@ -1,0 +1,252 @@
+"""Rectified flow, and what is special in the families that are trained by it."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+from mapo.cli import cli
+from mapo.errors import MapoError
+from mapo.models import Frames, find_model, open_model, together
+from mapo.models.families.flux import pack, places, unpack
+from mapo.models.flow import RectifiedFlow
+from tiny import make_flux, make_pairs, make_sd3, make_sdxl, make_z_image
+
+
+def opened(folder):
+    return open_model(find_model(str(folder)))
+
+
+def flow(**config):
+    return RectifiedFlow.from_scheduler({"_class_name": "FlowMatchEulerDiscreteScheduler", **config}, "scheduler.json")
+
+
+# ------------------------------------------------------------------ times
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 0.5])
+def test_a_fixed_shift_makes_the_schedulers_own_table(shift):
+    table = FlowMatchEulerDiscreteScheduler(shift=shift).sigmas
+    even = torch.arange(1000, 0, -1) / 1000
+    assert torch.allclose(flow(shift=shift).shifted(even, (16, 128, 128)), table, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["exponential", "linear"])
+@pytest.mark.parametrize("side", [32, 64, 128, 192])
+def test_a_shift_by_resolution_makes_the_sigmas_that_the_scheduler_makes_for_a_picture_of_that_size(kind, side):
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0, time_shift_type=kind)
+    even = np.linspace(1.0, 1 / 50, 50)
+    scheduler.set_timesteps(50, sigmas=even, mu=calculate_shift((side // 2) ** 2))
+    process = flow(use_dynamic_shifting=True, shift=3.0, time_shift_type=kind)
+    ours = process.shifted(torch.from_numpy(even), (16, side, side))
+    assert torch.allclose(ours.float(), scheduler.sigmas[:-1], atol=1e-6)
+
+
+def test_flux_dev_shifts_by_1_15_at_4096_tokens_and_by_a_half_at_256():
+    process = flow(use_dynamic_shifting=True)
+    assert process.shift_for((16, 128, 128)) == pytest.approx(math.exp(1.15))
+    assert process.shift_for((16, 32, 32)) == pytest.approx(math.exp(0.5))
+
+
+def test_times_are_logit_normal_and_then_shifted():
+    drawn = flow(shift=3.0).draw_time(20_000, torch.Generator().manual_seed(0), (16, 8, 8)) / 1000
+    plain = drawn / (3 - 2 * drawn)
+    normal = torch.logit(plain.double())
+    assert normal.mean().abs() < 0.03 and (normal.std() - 1).abs() < 0.03
+    assert drawn.median().item() == pytest.approx(0.75, abs=0.01)  # s / (1 + s)
+
+
+def test_the_positions_of_a_batch_draw_for_themselves():
+    process = flow(shift=3.0)
+    both = process.draw_time(2, torch.Generator().manual_seed(1), (4, 8, 8))
+    assert both.dtype == torch.float32 and both[0] != both[1]
+
+
+def test_noise_is_added_in_float32_where_latents_are_in_half():
+    x, noise = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
+    t = torch.tensor([777.7])
+    got = flow().add_noise(x.bfloat16(), noise.bfloat16(), t)
+    wanted = 0.2223 * x.bfloat16().float() + 0.7777 * noise.bfloat16().float()
+    assert got.dtype == torch.bfloat16 and torch.equal(got, wanted.bfloat16())
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"_class_name": "DDPMScheduler"}, "names DDPMScheduler. Models of this kind are trained by flow matching"),
+        ({"invert_sigmas": True}, "has invert_sigmas"),
+        ({"shift": "3"}, 'has shift "3"; it has to be a number above 0'),
+        ({"shift": -1}, "has shift -1; it has to be a number above 0"),
+        ({"use_dynamic_shifting": True, "time_shift_type": "cubic"}, "has time_shift_type 'cubic'"),
+        ({"use_dynamic_shifting": True, "max_image_seq_len": 256}, "has base_image_seq_len and max_image_seq_len 256"),
+    ],
+)
+def test_a_scheduler_of_another_kind_is_refused(tmp_path, changes, words):
+    folder = make_sd3(tmp_path / "m", t5=False)
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(MapoError, match="scheduler_config.json " + words):
+        opened(folder)
+
+
+def test_a_unet_with_a_flow_scheduler_is_refused(tmp_path):
+    folder = make_sdxl(tmp_path / "m")
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}))
+    with pytest.raises(MapoError, match="names FlowMatchEulerDiscreteScheduler. Training knows noise"):
+        opened(folder)
+
+
+# ------------------------------------------------------------------ Stable Diffusion 3
+
+
+def test_without_t5_the_transformer_is_given_as_many_tokens_of_zeros_as_the_pipeline_gives(tmp_path):
+    model = opened(make_sd3(tmp_path / "m", t5=False))
+    pipeline = model.pipeline("cpu", torch.float32)
+    with torch.no_grad():
+        theirs = pipeline.encode_prompt(["a", "red"], None, None, do_classifier_free_guidance=False)[0]
+    text = model.text_encoder("cpu")(["a", "red"])
+    assert set(text) == {"clip_embeds", "text_embeds"}  # no zeros in the cache
+    ours = model.condition(text, Frames.square(torch.zeros(2, 4), 16))["prompt_embeds"]
+    assert ours.shape == (2, 32 + 256, 48) and torch.equal(ours, theirs)
+
+
+def test_a_model_folder_may_say_how_many_tokens_of_t5_it_reads(tmp_path):
+    folder = make_sd3(tmp_path / "m")
+    before = opened(folder).files.fingerprint(("text_encoder",))
+    (folder / "sampling.json").write_text('{"max_sequence_length": 20}')
+    model = opened(folder)
+    assert model.text_encoder("cpu")(["a"])["t5_embeds"].shape == (1, 20, 48)
+    assert model.files.fingerprint(("text_encoder",)) != before  # another cache
+    (folder / "sampling.json").write_text('{"max_sequence_length": 600}')
+    with pytest.raises(MapoError, match="sampling.json has max_sequence_length 600; it has to be a whole number from"):
+        opened(folder).text_encoder("cpu")
+
+
+def test_pictures_beyond_the_places_of_the_transformer_are_refused(tmp_path):
+    layout = opened(make_sd3(tmp_path / "m", t5=False)).layout
+    assert layout.checked(32) == 32
+    with pytest.raises(MapoError, match="data.resolution is 36; this model has places for at most 32 pixels"):
+        layout.checked(36)
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"joint_attention_dim": 32}, "reads text of 32 numbers a token, the text encoders give 40"),
+        ({"joint_attention_dim": 56}, "reads text of 56 numbers a token, text_encoder_3 gives 48"),
+        ({"pooled_projection_dim": 40}, "reads a pooled text of 40 numbers, the text encoders give 48"),
+        ({"in_channels": 8}, "takes 8 channels, the VAE gives 4: a model for editing or inpainting"),
+    ],
+)
+def test_a_transformer_for_other_text_or_other_latents_is_refused(tmp_path, settings, words):
+    with pytest.raises(MapoError, match=words):
+        opened(make_sd3(tmp_path / "m", **settings))
+
+
+def test_a_vae_without_a_shift_is_refused_with_the_usual_one(tmp_path):
+    folder = make_flux(tmp_path / "m")
+    path = folder / "vae" / "config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "shift_factor"}))
+    with pytest.raises(MapoError, match=r'has no shift_factor. .* "shift_factor": 0.1159'):
+        opened(folder)
+
+
+# ------------------------------------------------------------------ FLUX
+
+
+def test_latents_are_packed_as_the_pipeline_packs_them():
+    latents = torch.randn(2, 4, 8, 12)
+    assert torch.equal(pack(latents), FluxPipeline._pack_latents(latents, 2, 4, 8, 12))
+    assert torch.equal(unpack(pack(latents), 8, 12), latents)
+    assert torch.equal(places(latents), FluxPipeline._prepare_latent_image_ids(2, 4, 6, "cpu", torch.float32))
+
+
+def test_flux_is_told_a_guidance_of_one_or_what_is_set(tmp_path):
+    folder, frames = make_flux(tmp_path / "m"), Frames.square(torch.zeros(2, 4), 16)
+    text = {"prompt_embeds": torch.zeros(2, 512, 32), "text_embeds": torch.zeros(2, 24)}
+    assert opened(folder).condition(text, frames)["guidance"].tolist() == [1.0, 1.0]
+    assert "guidance" not in opened(make_flux(tmp_path / "schnell", guidance=False)).condition(text, frames)
+
+
+def run(*words):
+    return CliRunner().invoke(cli, [str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    return make_pairs(tmp_path_factory.mktemp("pairs") / "pairs", 6)
+
+
+def losses(run_folder):
+    return [json.loads(line)["loss"] for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_guidance_of_training_is_a_setting_that_reaches_the_transformer(tmp_path, pairs):
+    folder = make_flux(tmp_path / "m")
+    words = ("train", "--model", folder, "--pairs", pairs, "--cache", tmp_path / "cache", "--adapter", "lora",
+             "--set", "train.steps=1", "--set", "train.pairs_per_step=2", "--out")  # fmt: skip
+    for name, setting in (("one", ()), ("more", ("--set", "train.guidance=3.5"))):
+        assert run(*words, tmp_path / name, *setting).exit_code == 0
+    assert losses(tmp_path / "one") != losses(tmp_path / "more")
+
+
+def test_flux_is_trained_with_a_lora_only(tmp_path, pairs):
+    done = run("train", "--model", make_flux(tmp_path / "m"), "--pairs", pairs, "--out", tmp_path / "run")
+    assert isinstance(done.exception, MapoError) and "is trained with a LoRA only" in str(done.exception)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_distilled_model_needs_leave_to_be_trained(tmp_path, pairs):
+    named = make_sdxl(tmp_path / "sdxl-turbo")
+    without = make_flux(tmp_path / "flux", guidance=False, dynamic=False)
+    for folder, words in (
+        (named, "has the word 'turbo'"),
+        (without, "It has no guidance embedding, as FLUX.1 schnell"),
+    ):
+        asked = ("train", "--model", folder, "--pairs", pairs, "--out", tmp_path / "run", "--adapter", "lora",
+                 "--cache", tmp_path / f"cache-{folder.name}", "--set", "train.steps=1",
+                 "--set", "train.pairs_per_step=2")  # fmt: skip
+        done = run(*asked)
+        assert isinstance(done.exception, MapoError) and words in str(done.exception)
+        assert "--allow-distilled" in str(done.exception) and not (tmp_path / "run").exists()
+    assert run(*asked, "--allow-distilled").exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["my-turbot-fish", "hyperrealistic", "flashlight", "distillery", "schnelle-nummer"])
+def test_other_words_are_not_taken_for_those_of_distilled_models(tmp_path, name):
+    assert opened(make_sdxl(tmp_path / name)).distilled == ""
+
+
+# ------------------------------------------------------------------ Z-Image
+
+
+def test_prompts_of_several_lengths_are_kept_without_what_fills_up(tmp_path):
+    model = opened(make_z_image(tmp_path / "m"))
+    found = model.text_encoder("cpu")(["a", "a red circle"])["prompt_embeds"]
+    assert [len(states) for states in found] == sorted({len(states) for states in found})
+    both = together([{"prompt_embeds": states} for states in found])
+    assert both["prompt_embeds_length"].tolist() == [len(states) for states in found]
+    assert not both["prompt_embeds"][0, len(found[0]) :].any()
+
+
+def test_a_pair_is_predicted_alike_alone_and_beside_longer_prompts(tmp_path):
+    model = opened(make_z_image(tmp_path / "m"))
+    network, prompts = model.denoiser("cpu", torch.float32), ["a", "a much longer prompt " * 5]
+    found = model.text_encoder("cpu")(prompts)["prompt_embeds"]
+    x, t = torch.randn(2, 4, 8, 8), torch.tensor([300.0, 700.0])
+    with torch.no_grad():
+        both = model.predict(network, x, t, together([{"prompt_embeds": states} for states in found]))
+        alone = [model.predict(network, x[k : k + 1], t[k : k + 1], {"prompt_embeds": found[k][None]}) for k in (0, 1)]
+    assert torch.allclose(both, torch.cat(alone), atol=1e-5)
+
+
+def test_the_callers_prompts_are_not_changed(tmp_path):
+    model, prompts = opened(make_z_image(tmp_path / "m")), ["a"]
+    encode = model.text_encoder("cpu")
+    assert torch.equal(encode(prompts)["prompt_embeds"][0], encode(prompts)["prompt_embeds"][0]) and prompts == ["a"]
