@@ -131,7 +131,7 @@ def make_sd(
     return folder
 
 
-def _t5(folder: Path, width: int = 32):
+def make_t5(width: int = 32):
     """A small T5 with a tokenizer of letters."""
     import string
 
@@ -168,7 +168,7 @@ def make_sd3(folder: Path, seed: int = 0, t5: bool = True, shift: float = 3.0, t
     )  # fmt: skip
     first = CLIPTextModelWithProjection(_text(tokenizer, 16, **(text or {})))
     second = CLIPTextModelWithProjection(_text(tokenizer, 24, **(text or {})))
-    t5_tokenizer, encoder = _t5(folder, width=48) if t5 else (None, None)
+    t5_tokenizer, encoder = make_t5(width=48) if t5 else (None, None)
     StableDiffusion3Pipeline(
         transformer, FlowMatchEulerDiscreteScheduler(shift=shift), _flow_vae(), first, tokenizer, second, tokenizer,
         encoder, t5_tokenizer,
@@ -191,7 +191,7 @@ def make_flux(folder: Path, seed: int = 0, guidance: bool = True, dynamic: bool 
             "guidance_embeds": guidance, "axes_dims_rope": (2, 2, 4), **settings,
         }
     )  # fmt: skip
-    t5_tokenizer, encoder = _t5(folder)
+    t5_tokenizer, encoder = make_t5()
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0 if dynamic else 1.0, use_dynamic_shifting=dynamic)
     FluxPipeline(
         scheduler, _flow_vae(), CLIPTextModel(_text(tokenizer, 24)), tokenizer, encoder, t5_tokenizer, transformer

@@ -15,6 +15,7 @@ from mapo.models.pipelines import open_pipeline, pipeline_class, too_long
 from mapo.pairs.pairs import PairSet, sha256
 from mapo.sample.folder import read_images
 from mapo.sample.sample import default_sampling, sample
+from tiny import make_sd3, make_t5
 
 PROMPTS = ["a red square", "a blue heart", "a green star"]
 
@@ -44,22 +45,21 @@ def make_clip(folder):
 
 
 @pytest.fixture(scope="module")
-def flux(tmp_path_factory):
-    """A FluxPipeline with random weights."""
-    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-    from transformers import T5Config, T5EncoderModel
+def aura(tmp_path_factory):
+    """An AuraFlowPipeline with random weights, which is of no family."""
+    from diffusers import AuraFlowPipeline, AuraFlowTransformer2DModel, FlowMatchEulerDiscreteScheduler
 
-    folder = tmp_path_factory.mktemp("models") / "flux"
+    folder = tmp_path_factory.mktemp("models") / "aura"
     torch.manual_seed(0)
-    tokenizer, text = make_clip(folder.parent / "tokenizer")
-    t5 = T5EncoderModel(T5Config(vocab_size=len(tokenizer), d_model=24, d_kv=8, d_ff=32, num_layers=1, num_heads=2))
-    transformer = FluxTransformer2DModel(
-        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=24, pooled_projection_dim=16, axes_dims_rope=(4, 4, 8), guidance_embeds=False,
+    tokenizer, encoder = make_t5(width=32)
+    transformer = AuraFlowTransformer2DModel(
+        sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_mmdit_layers=1, num_single_dit_layers=1,
+        attention_head_dim=8, num_attention_heads=2, joint_attention_dim=32, caption_projection_dim=16,
+        pos_embed_max_size=64,
     )  # fmt: skip
-    FluxPipeline(
-        FlowMatchEulerDiscreteScheduler(), make_vae(4), text, tokenizer, t5, tokenizer, transformer
-    ).save_pretrained(folder)
+    AuraFlowPipeline(
+        tokenizer, encoder, make_vae(4), transformer, FlowMatchEulerDiscreteScheduler()
+    ).save_pretrained(folder)  # fmt: skip
     (folder / "sampling.json").write_text(json.dumps({"steps": 2, "guidance": 0.0, "width": 16, "height": 16}))
     return folder
 
@@ -83,7 +83,7 @@ def sd15(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ["flux", "sd15"])
+@pytest.mark.parametrize("name", ["aura", "sd15"])
 def test_pairs_come_from_any_text_to_image_pipeline_and_can_be_made_again(tmp_path, name, request):
     folder = request.getfixturevalue(name)
     counts = build(
@@ -108,20 +108,20 @@ def test_pictures_of_the_sample_verb_equal_those_of_the_bare_pipeline(tmp_path, 
         assert np.array_equal(np.asarray(Image.open(tmp_path / "ours" / row.file)), np.asarray(picture))
 
 
-def test_the_defaults_are_those_of_the_pipeline_s_class(sd15, flux):
+def test_the_defaults_are_those_of_the_pipeline_s_class(sd15, aura):
     found = default_sampling(find_model(str(sd15)))
     assert (found.steps, found.guidance, found.width) == (50, 7.5, 16)
-    (flux / "sampling.json").rename(flux / "kept.json")
-    found = default_sampling(find_model(str(flux)))
-    (flux / "kept.json").rename(flux / "sampling.json")
-    assert (found.steps, found.guidance, found.width) == (28, 3.5, 256)
+    (aura / "sampling.json").rename(aura / "kept.json")
+    found = default_sampling(find_model(str(aura)))
+    (aura / "kept.json").rename(aura / "sampling.json")
+    assert (found.steps, found.guidance, found.width) == (50, 3.5, 16)
 
 
-def test_latents_need_a_model_that_can_be_trained(tmp_path, flux):
-    with pytest.raises(MapoError, match="is a FluxPipeline; known are"):
+def test_latents_need_a_model_that_can_be_trained(tmp_path, aura):
+    with pytest.raises(MapoError, match="is a AuraFlowPipeline; known are"):
         build(
             read_recipe("pick-style-cartoon"),
-            str(flux),
+            str(aura),
             PROMPTS,
             1,
             tmp_path / "p",
@@ -160,9 +160,9 @@ def test_pickled_weights_are_never_opened(tmp_path, name, request):
         open_pipeline(find_model(str(folder)), "cpu", torch.float32)
 
 
-def test_a_prompt_is_too_long_when_every_text_encoder_cuts_it(flux, sdxl):
+def test_a_prompt_is_too_long_when_every_text_encoder_cuts_it(tmp_path, sdxl):
     texts = ["a red square", "a " * 60]
-    for folder in (flux, sdxl):
+    for folder in (make_sd3(tmp_path / "sd3", t5=False), sdxl):
         pipeline = open_pipeline(find_model(str(folder)), "cpu", torch.float32)
         excess = too_long(pipeline, texts)
         assert list(excess) == [texts[1]]

@@ -115,7 +115,7 @@ def test_a_folder_with_pictures_stays_when_a_later_batch_fails(tmp_path, sd, mon
 def test_the_side_of_a_pipeline_of_no_family_is_read_by_kind_too(tmp_path, part, values, says):
     (tmp_path / part).mkdir()
     (tmp_path / part / "config.json").write_text(json.dumps(values))
-    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    (tmp_path / "model_index.json").write_text('{"_class_name": "PixArtSigmaPipeline"}')
     with pytest.raises(MapoError, match=f"{part}/config.json has {says}"):
         default_sampling(find_model(str(tmp_path)))
 
@@ -133,8 +133,10 @@ def test_clip_skip_that_the_model_does_not_have_is_refused_for_pictures_too(tmp_
 
 def test_clip_skip_of_a_pipeline_of_no_family_is_refused(tmp_path):
     (tmp_path / "m").mkdir()
-    (tmp_path / "m" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
-    with pytest.raises(MapoError, match="clip_skip is 1, but .* is a FluxPipeline; only Stable Diffusion 1 and 2"):
+    (tmp_path / "m" / "model_index.json").write_text('{"_class_name": "PixArtSigmaPipeline"}')
+    with pytest.raises(
+        MapoError, match="clip_skip is 1, but .* is a PixArtSigmaPipeline; only Stable Diffusion 1 and 2"
+    ):
         open_pipeline(find_model(str(tmp_path / "m"), clip_skip=1), "cpu", torch.float32)
 
 
