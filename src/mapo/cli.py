@@ -501,7 +501,7 @@ def study(out: Path, **how: Any) -> None:
 
     Every training is kept as soon as it is done; the same command goes on, and another choice adds to what is there.
     """
-    from mapo.lab.study import study
+    from mapo.lab.study.study import study
 
     study(out, **how)
 
