@@ -74,7 +74,7 @@ class _Trial:
         return torch.stack([losses.detach().double(), *(part.double() for part in gradients)])
 
     def logit(self, errors: PairErrors) -> Tensor:
-        """The logit of each pair, "p"."""
+        """The logit of each pair."""
         return logit_and_scale(self.objective, errors, self.known)[0]
 
 
