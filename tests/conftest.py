@@ -8,9 +8,13 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
 
 from real import ABSENT
 from tiny import MAKERS, make_pairs, make_sdxl
+
+SHAPED = ["mapo.train.types", "mapo.train.step", "mapo.train.objectives"]
+install_import_hook(SHAPED, "shapes.checked")  # the shapes that their functions name are checked at every call
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import click
 import pytest
 
+from mapo.api import try_objective
 from mapo.cli import cli
 from mapo.settings import Section
 from mapo.train.config import Config
@@ -223,13 +224,16 @@ def test_the_layers_of_the_architecture_page_are_those_that_are_enforced():
     assert layers in (ROOT / "docs" / "architecture.md").read_text()
 
 
-def test_objectives_of_ones_own_are_as_the_page_writes_them(tmp_path):
+def test_objectives_of_ones_own_are_as_the_page_writes_them(tmp_path, monkeypatch, capsys):
     from mapo.train.own_objectives import all_settings, objective_named
 
     page = (ROOT / "docs" / "objectives.md").read_text()
-    plain, wrapped = re.findall(r"```python\n(.*?)```", page, re.S)
+    plain, wrapped, tried = re.findall(r"```python\n(.*?)```", page, re.S)
     (tmp_path / "my_losses.py").write_text(f"{plain}\n\n{wrapped}")
     for name, settings in (("pull", {"beta": 0.5, "reach": 10.0}), ("careful", {"beta": 1.0})):
         named = f"{tmp_path}/my_losses.py:{name}"
-        assert all_settings(named, {}) == settings
-        assert objective_named(named, settings).needs_reference == (name == "careful")
+        assert all_settings(named, {}) == settings and try_objective(named) == []
+        assert objective_named(named).needs_reference == (name == "careful")
+    monkeypatch.chdir(tmp_path)
+    exec(tried, {})
+    assert capsys.readouterr().out == "[]\n"

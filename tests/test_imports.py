@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 
+import grimp
 import pytest
 
 LIGHT = (
@@ -13,12 +15,12 @@ LIGHT = (
     "mapo.pairs.splits",
     "mapo.pairs.pairs",
     "mapo.importers",
-    "mapo.importers.pickapic",
-    "mapo.importers.ranking",
-    "mapo.importers.preference",
-    "mapo.importers.jsonl",
-    "mapo.importers.scores",
-    "mapo.importers.folders",
+    "mapo.importers.formats.pickapic",
+    "mapo.importers.formats.ranking",
+    "mapo.importers.formats.preference",
+    "mapo.importers.formats.jsonl",
+    "mapo.importers.formats.scores",
+    "mapo.importers.formats.folders",
     "mapo.importers.checking",
     "mapo.sample.prompts",
     "mapo.sample.folder",
@@ -47,3 +49,9 @@ def test_importing_what_describes_data_does_not_import_torch(modules: tuple[str,
 
 def test_the_help_needs_no_arrays_and_no_tables() -> None:
     assert loaded_by(("mapo.cli",)) & {"numpy", "pyarrow", "PIL", "pydantic"} == set()
+
+
+def test_no_modules_import_each_other_directly_or_around() -> None:
+    graph = grimp.build_graph("mapo", cache_dir=None)
+    assert len(graph.modules) > 150
+    TopologicalSorter({m: graph.find_modules_directly_imported_by(m) for m in graph.modules}).prepare()  # or CycleError

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Images", "MapoError", "Page", "PairSet", "Run", "Scores",
     "build", "check", "encode", "export", "import_pairs", "mismatch", "report", "sample", "score", "train",
+    "try_objective",
 ]  # fmt: skip
 
 LOG = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True)
-class Kind:
+class Argument:
     """What an argument may be, in words and as a question."""
 
     words: str
@@ -66,30 +67,36 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-Place = Annotated[str | os.PathLike[str], Kind("a path, as text or as a Path", _is_path)]
+Place = Annotated[str | os.PathLike[str], Argument("a path, as text or as a Path", _is_path)]
 Places = Annotated[
     str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-    Kind("a path or a list of paths", lambda v: _is_path(v) or _are(_is_path)(v)),
+    Argument("a path or a list of paths", lambda v: _is_path(v) or _are(_is_path)(v)),
 ]
-Text = Annotated[str, Kind("text", _is_text)]
-Texts = Annotated[str | Sequence[str], Kind("text or a list of texts", lambda v: _is_text(v) or _are(_is_text)(v))]
-Whole = Annotated[int, Kind("a whole number", _is_whole)]
-Number = Annotated[float, Kind("a number", _is_number)]
-Switch = Annotated[bool, Kind("True or False", lambda v: isinstance(v, bool))]
+Text = Annotated[str, Argument("text", _is_text)]
+Texts = Annotated[str | Sequence[str], Argument("text or a list of texts", lambda v: _is_text(v) or _are(_is_text)(v))]
+Whole = Annotated[int, Argument("a whole number", _is_whole)]
+Number = Annotated[float, Argument("a number", _is_number)]
+Switch = Annotated[bool, Argument("True or False", lambda v: isinstance(v, bool))]
 Seeds = Annotated[
     str | int | Sequence[int],
-    Kind('a seed, a list of seeds, or text such as "0-3"', lambda v: _is_text(v) or _is_whole(v) or _are(_is_whole)(v)),
+    Argument(
+        'a seed, a list of seeds, or text such as "0-3"', lambda v: _is_text(v) or _is_whole(v) or _are(_is_whole)(v)
+    ),
 ]
 Settings = Annotated[
     Mapping[str, Any],
-    Kind(
+    Argument(
         'a mapping of names to values, such as {"train.steps": 100}',
         lambda v: isinstance(v, Mapping) and all(map(_is_text, v)),
     ),
 ]
+Numbers = Annotated[
+    Mapping[str, float],
+    Argument('a mapping of names to numbers, such as {"beta": 0.5}', lambda v: isinstance(v, Mapping)),
+]
 Names = Annotated[
     str | Mapping[str, str],
-    Kind('a mapping such as {"prompt": "text"}', lambda v: _is_text(v) or isinstance(v, Mapping)),
+    Argument('a mapping such as {"prompt": "text"}', lambda v: _is_text(v) or isinstance(v, Mapping)),
 ]
 
 
@@ -138,16 +145,16 @@ def _checked(verb: str, parameter: inspect.Parameter, value: Any) -> Any:
     """The value, where it is of the kind that the argument asks for; numbers of other libraries as Python's own."""
     if value is None and parameter.default is None:
         return None
-    kind = next(k for part in (parameter.annotation, *get_args(parameter.annotation)) for k in _kinds(part))
-    if not kind.fits(value):
+    asked = next(one for part in (parameter.annotation, *get_args(parameter.annotation)) for one in _described(part))
+    if not asked.fits(value):
         shown = repr(value)
         shown = shown if len(shown) <= 60 else f"{shown[:59]}…"
-        raise MapoError(f"{verb}(): {parameter.name} is {shown}; it must be {kind.words}.")
+        raise MapoError(f"{verb}(): {parameter.name} is {shown}; it must be {asked.words}.")
     return int(value) if _is_whole(value) else float(value) if _is_number(value) else value
 
 
-def _kinds(annotation: Any) -> list[Kind]:
-    return [one for one in getattr(annotation, "__metadata__", ()) if isinstance(one, Kind)]
+def _described(annotation: Any) -> list[Argument]:
+    return [one for one in getattr(annotation, "__metadata__", ()) if isinstance(one, Argument)]
 
 
 def _paths(given: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
@@ -325,6 +332,17 @@ def train(
     named = {name: None if given is None else os.fspath(given) for name, given in folders.items()}
     verb.train(Path(out), nested(settings or {}), **named, objective=objective, adapter=adapter)
     return Run(out)
+
+
+@_verb
+def try_objective(objective: Text, *, settings: Numbers | None = None) -> list[str]:
+    """Try an objective of your own on made-up errors, as ``train`` does before it loads anything.
+
+    What is doubtful about it, a sentence each; MapoError where it cannot be trained with.
+    """
+    from mapo.train.objective_trial import try_objective
+
+    return try_objective(objective, settings or {})
 
 
 @_verb

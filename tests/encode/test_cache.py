@@ -17,6 +17,7 @@ from mapo.encode.cache import Cache, cache_key, hold, prompt_key
 from mapo.encode.fill import encode, lacking, to_pixels
 from mapo.errors import MapoError
 from mapo.models import find_model, open_model
+from mapo.models.files import ModelFiles
 from mapo.pairs import PairSet
 
 
@@ -286,24 +287,32 @@ def test_the_processes_of_a_job_encode_a_share_each_at_the_same_time(tmp_path, s
 # ------------------------------------------------------------------ memory, places that cannot be written
 
 
-def test_text_encoders_are_gone_before_pictures_are_encoded(tmp_path, sdxl, pairs, monkeypatch):
+def test_each_encoder_is_loaded_once_and_text_encoders_are_gone_before_pictures_are_encoded(
+    tmp_path, sdxl, pairs, monkeypatch
+):
     model = parts(sdxl)
-    alive = []
-    real = model.image_encoder
+    alive, loaded = [], []
+    real, load = model.image_encoder, ModelFiles.load
 
     def text_models():
         gc.collect()
         return [o for o in gc.get_objects() if type(o).__name__.startswith("CLIPTextModel")]
 
-    def counted(device):
-        alive.append([type(o).__name__ for o in text_models() if id(o) not in others])
-        return real(device)
+    def watched(device):
+        encoder = real(device)
+
+        def encode_pictures(pixels):
+            alive.append([type(o).__name__ for o in text_models() if id(o) not in others])
+            return encoder(pixels)
+
+        return encode_pictures
 
     kept = text_models()  # of other tests, alive so that no new one gets their places
     others = {id(o) for o in kept}
-    monkeypatch.setattr(model, "image_encoder", counted)
+    monkeypatch.setattr(model, "image_encoder", watched)
+    monkeypatch.setattr(ModelFiles, "load", lambda files, part, *how: loaded.append(part) or load(files, part, *how))
     encode(model, PairSet(pairs), tmp_path / "c")
-    assert alive == [[], []]  # where it is tried, and where it encodes
+    assert alive == [[]] * 3 and sorted(loaded) == ["text_encoder", "text_encoder_2", "vae"]
 
 
 def test_too_little_memory_is_told_with_the_option_that_helps(tmp_path, sdxl, pairs, monkeypatch):

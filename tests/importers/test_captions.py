@@ -200,7 +200,7 @@ def test_a_thousand_captions_that_many_pairs_share_stand_in_one_split_each(
     for found in places(tmp_path / "set"):
         assert 300 < len(found) < 999
         assert all(len(splits) == 1 for splits in found.values())
-    monkeypatch.setattr("mapo.importers.ROWS_PER_COMMIT", 50)
+    monkeypatch.setattr("mapo.importers.importing.ROWS_PER_COMMIT", 50)
     with monkeypatch.context() as patch:
         patch.setattr("mapo.pairs.writer.write_places", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):

@@ -19,7 +19,7 @@ from data_fixtures import BLUE, RED
 from mapo.errors import MapoError
 from mapo.files import sha256
 from mapo.importers import import_pairs
-from mapo.importers.cells import plain
+from mapo.importers.containers.cells import plain
 from mapo.pairs import PairSet
 
 TIME = datetime.datetime(2024, 1, 2, 3, 4, 5)

@@ -423,7 +423,8 @@ def test_a_folder_of_pictures_alone_is_told_of_chosen_and_rejected(folder: Path)
 READ = """
 import sys, resource
 from pathlib import Path
-from mapo.importers import Options, jsonl, preference
+from mapo.importers import Options
+from mapo.importers.formats import jsonl, preference
 from mapo.importers.sources import Source
 module = jsonl if sys.argv[1].endswith("json") else preference
 before = None

@@ -14,7 +14,7 @@ from mapo.cli import cli
 from mapo.errors import MapoError
 from mapo.files import sha256
 from mapo.importers import Options, RawPair, import_pairs
-from mapo.importers.folders import detects, read
+from mapo.importers.formats.folders import detects, read
 from mapo.importers.sources import Source
 from mapo.pairs import PairSet
 from mapo.pairs.splits import split_of

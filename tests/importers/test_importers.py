@@ -17,7 +17,7 @@ from data_fixtures import BLUE, GREEN, RED, encoded, files_below, make_set, nois
 from mapo.errors import MapoError
 from mapo.files import sha256
 from mapo.importers import IMPORTERS, BadRow, Options, RawPair, import_pairs
-from mapo.importers import pickapic as some_format
+from mapo.importers.formats import pickapic as some_format
 from mapo.importers.sources import Source
 from mapo.pairs import PairSet
 from mapo.pairs.splits import split_of

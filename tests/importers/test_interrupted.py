@@ -17,7 +17,8 @@ import pytest
 from data_fixtures import RED, encoded, files_below, noise, write_parquet
 from long_sources import KINDS_OF_FILES, make_long
 from mapo.errors import MapoError
-from mapo.importers import import_pairs, rows, tables
+from mapo.importers import import_pairs
+from mapo.importers.containers import rows, tables
 from mapo.pairs import PairSet
 
 ROWS = 400
@@ -26,8 +27,8 @@ import signal, sys, time
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs in its background
 import mapo.importers, mapo.pairs.writer
-from mapo.importers import tables
-mapo.importers.ROWS_PER_COMMIT = 50
+from mapo.importers.containers import tables
+mapo.importers.importing.ROWS_PER_COMMIT = 50
 read, pause = tables._read, float(sys.argv[3])
 def slowly(*args):
     for number, row in enumerate(read(*args)):
@@ -53,7 +54,7 @@ def whole(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, b
     """The files of an import that nobody stopped."""
     out = tmp_path_factory.mktemp("whole") / "set"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mapo.importers.ROWS_PER_COMMIT", 50)
+        patch.setattr("mapo.importers.importing.ROWS_PER_COMMIT", 50)
         import_pairs(source, out)
     assert len(PairSet(out)) == ROWS - 1
     assert len(list(out.glob("images-*"))) == 8
@@ -85,7 +86,7 @@ def test_an_import_that_is_stopped_goes_on_and_ends_in_the_same_files(
     starts: list[int] = []
     read = rows.rows
     monkeypatch.setattr(rows, "rows", lambda *args: starts.append(args[3]) or read(*args))
-    monkeypatch.setattr("mapo.importers.ROWS_PER_COMMIT", 50)
+    monkeypatch.setattr("mapo.importers.importing.ROWS_PER_COMMIT", 50)
     assert import_pairs(source, tmp_path / "set") == {"pairs": ROWS - 1, "ties": 0, "repeats": 1, "bad": 0}
     assert len(starts) == 1
     assert starts[0] >= 50
@@ -96,7 +97,7 @@ def test_an_import_that_is_stopped_goes_on_and_ends_in_the_same_files(
 
 def interrupted(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch, at: int = 120) -> None:
     """Ctrl-C at row ``at``, in this process; commits every 50 rows."""
-    monkeypatch.setattr("mapo.importers.ROWS_PER_COMMIT", 50)
+    monkeypatch.setattr("mapo.importers.importing.ROWS_PER_COMMIT", 50)
     read = tables._read
 
     def stops(*args: object) -> object:
@@ -185,7 +186,7 @@ def test_other_settings_or_another_source_begin_afresh_and_say_so(
 
 
 def test_a_bad_row_far_on_stops_the_import_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mapo.importers.ROWS_PER_COMMIT", 10)
+    monkeypatch.setattr("mapo.importers.importing.ROWS_PER_COMMIT", 10)
     rows = [{"prompt": f"{k}", "chosen": encoded(noise(k)), "rejected": RED} for k in range(60)]
     rows[55]["chosen"] = b"text"
     path = write_parquet(tmp_path / "in" / "x.parquet", rows)
@@ -216,7 +217,7 @@ def test_a_full_disk_is_one_sentence_and_with_room_the_import_goes_on(
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, ({90_000}, {90_000}))
 import mapo.importers
-mapo.importers.ROWS_PER_COMMIT = 50
+mapo.importers.importing.ROWS_PER_COMMIT = 50
 mapo.pairs.writer.BYTES_PER_ROW_GROUP = 10_000
 sys.argv = ["mapo", "import", {str(source)!r}, "--out", {str(tmp_path / "set")!r}]
 from mapo.cli import main
@@ -228,7 +229,7 @@ main()
     assert f"There is no space left for {tmp_path / 'set'} " in said
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "set").exists()
-    monkeypatch.setattr("mapo.importers.ROWS_PER_COMMIT", 50)
+    monkeypatch.setattr("mapo.importers.importing.ROWS_PER_COMMIT", 50)
     import_pairs(source, tmp_path / "set")
     assert contents(tmp_path / "set") == whole
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 90_000
@@ -239,7 +240,7 @@ main()
 def test_an_import_of_every_kind_of_file_goes_on_where_it_was_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr("mapo.importers.ROWS_PER_COMMIT", 10)
+    monkeypatch.setattr("mapo.importers.importing.ROWS_PER_COMMIT", 10)
     (tmp_path / "in").mkdir()
     given = make_long(tmp_path / "in", kind, 70)
     clean = import_pairs(given, tmp_path / "clean", on_bad_row="drop")

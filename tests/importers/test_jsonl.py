@@ -14,7 +14,7 @@ from data_fixtures import BLUE, GREEN, RED, encoded, make_picture, noise
 from mapo.errors import MapoError
 from mapo.files import sha256
 from mapo.importers import import_pairs
-from mapo.importers.jsonl import detects
+from mapo.importers.formats.jsonl import detects
 from mapo.importers.sources import Source
 from mapo.pairs import PairSet
 

@@ -32,7 +32,7 @@ def make_folders(root: Path, count: int = 40) -> Path:
 
 def interrupt(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch, at: int = 25) -> None:
     """Ctrl-C at row ``at``; commits every ten rows."""
-    monkeypatch.setattr("mapo.importers.ROWS_PER_COMMIT", 10)
+    monkeypatch.setattr("mapo.importers.importing.ROWS_PER_COMMIT", 10)
     check, seen = checking._check, [0]
 
     def stops(chunk: Any, check_ties: bool) -> Any:

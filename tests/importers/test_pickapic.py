@@ -17,7 +17,7 @@ from data_fixtures import BLUE, GREEN, RED, write_parquet
 from mapo.errors import MapoError
 from mapo.files import sha256
 from mapo.importers import BadRow, Options, RawPair, import_pairs
-from mapo.importers.pickapic import NEEDED, detects, read
+from mapo.importers.formats.pickapic import NEEDED, detects, read
 from mapo.importers.sources import Source
 from mapo.pairs import PairSet
 
@@ -152,7 +152,7 @@ def test_times_in_nanoseconds_are_kept_to_the_last_digit_without_pandas(tmp_path
     (tmp_path / "pandas.py").write_text("raise ImportError")
     code = """import sys, pathlib
 from mapo.importers import Options
-from mapo.importers.pickapic import read
+from mapo.importers.formats.pickapic import read
 from mapo.importers.sources import Source
 print(next(read(Source(pathlib.Path(sys.argv[1])), Options()))[0].meta)
 """

@@ -12,7 +12,7 @@ from mapo.errors import MapoError
 from mapo.export.export import export_pairs
 from mapo.files import sha256
 from mapo.importers import BadRow, Options, RawPair, import_pairs
-from mapo.importers.preference import detects, read
+from mapo.importers.formats.preference import detects, read
 from mapo.importers.sources import Source
 from mapo.pairs import PairSet
 

@@ -13,7 +13,7 @@ from data_fixtures import make_picture
 from mapo.errors import MapoError
 from mapo.files import sha256
 from mapo.importers import BadRow, Options, RawPair, import_pairs
-from mapo.importers.ranking import detects, read
+from mapo.importers.formats.ranking import detects, read
 from mapo.importers.sources import Source
 from mapo.pairs import PairSet
 

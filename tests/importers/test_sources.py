@@ -16,8 +16,9 @@ import pytest
 
 from data_fixtures import BLUE, GREEN, RED, encoded, files_below, noise, write_parquet
 from mapo.errors import MapoError
-from mapo.importers import import_pairs, rows, tables
-from mapo.importers.shape import Shape
+from mapo.importers import import_pairs
+from mapo.importers.containers import rows, tables
+from mapo.importers.containers.shape import Shape
 from mapo.importers.sources import Source, find_source
 from mapo.pairs import PairSet
 
@@ -118,7 +119,7 @@ def test_a_path_of_a_picture_in_a_table_on_the_hub_is_a_bad_row(hub: Any, tmp_pa
 def test_a_hub_that_breaks_off_can_be_asked_again_and_the_import_goes_on(
     hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mapo.importers.ROWS_PER_COMMIT", 16)
+    monkeypatch.setattr("mapo.importers.importing.ROWS_PER_COMMIT", 16)
     read, asked = tables._read, [0]
 
     def breaks_off(file: Any, names: list[str], start: int) -> Any:

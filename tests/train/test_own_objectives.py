@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner
 from test_train import assert_same, metrics, run
 
+from mapo.api import try_objective
 from mapo.cli import cli
 from mapo.errors import MapoError
 from mapo.models.noise import Ddpm
@@ -90,7 +91,7 @@ def test_a_record_of_ones_own_gets_extras_constants_and_a_reference(tmp_path, sd
     path = tmp_path / "all.py"
     path.write_text(WITH_ALL)
     got = run(tmp_path / "r", sdxl, pairs, cache, f"{path}:everything", pairs_per_device=3, steps=1)
-    objective = objective_named(f"{path}:everything", {})
+    objective = objective_named(f"{path}:everything")
     seen = objective.loss.__wrapped__.__globals__["seen"]
     constant = {mean for _, mean in seen if isinstance(mean, float)}
     assert got[0]["mean"] in constant and got[0]["mean"] == pytest.approx(got[0]["error_chosen"], rel=1e-12)
@@ -105,9 +106,9 @@ BROKEN = {
     "not a function": ("mine = 3\n", "has no function 'mine'"),
     "raises": ("def mine(errors):\n    return errors.chosen / errors.size\n", r"cannot be used \(AttributeError, line 2"),
     "arguments": ("def mine(one, two):\n    return one\n", r"cannot be used \(TypeError: "),
-    "mean": ("def mine(errors):\n    return errors.chosen.mean()\n", r"gave a tensor of shape \[\]. It has to give a"),
+    "mean": ("def mine(errors):\n    return errors.chosen.mean()\n", r"gave a tensor of shape \[\]. It has to give a tensor of one loss for"),
     "two": ("def mine(errors):\n    return errors.chosen[:2]\n", r"gave a tensor of shape \[2\]"),
-    "list": ("def mine(errors):\n    return [1.0, 2.0, 3.0]\n", "gave a list. It has to give a tensor of 3 losses"),
+    "list": ("def mine(errors):\n    return [1.0, 2.0, 3.0]\n", r"gave a list. .* for each pair, here of shape \[3\]"),
     "whole numbers": ("def mine(errors):\n    return errors.chosen.long()\n", "Its losses have to be finite numbers"),
     "not finite": ("def mine(errors):\n    return (errors.chosen * 0).log()\n", r"gave \[-inf, -inf, -inf\] for 3"),
     "gradient": ("def mine(errors):\n    return errors.chosen.detach()\n", "losses without a gradient"),
@@ -121,6 +122,16 @@ BROKEN = {
     "zero gradient": ("def mine(errors):\n    return errors.chosen * 0\n", "a gradient of nothing but zeros"),
     "our own exception": (
         "from mapo.errors import MapoError\ndef mine(errors):\n    raise MapoError('')\n", r"MapoError, line 3: nothing more",
+    ),
+    "other pairs": (
+        "def mine(errors):\n    return errors.chosen - errors.rejected.mean()\n",
+        r"broken\.py:mine gave a pair the loss -0\.09 alone and -0\.073\d+ among 3 pairs, or other",
+    ),
+    "the order": ("def mine(errors):\n    return errors.chosen.flip(0)\n", "a pair the loss 0.16 alone and 0.22 among 3"),
+    "one pair alone": ("def mine(errors):\n    return errors.chosen.squeeze()\n", r"shape \[\]. .* here of shape \[1\]"),
+    "chance": (
+        "import torch\ndef mine(errors):\n    return errors.chosen * torch.rand(len(errors.chosen))\n",
+        r"broken\.py:mine gave another loss when it was asked again about the same errors",
     ),
     "reference": (
         "def mine(errors):\n    return errors.chosen - errors.ref_chosen\n", r"cannot be used \(TypeError, line 2",
@@ -151,9 +162,21 @@ def test_a_file_that_is_not_there_and_a_setting_that_it_lacks_are_named(tmp_path
 
 RECORDS = {
     "prepare gives a tensor": ("prepare=lambda e: {'k': e.chosen.mean()}", "prepares .*float.…. makes one of a tensor"),
-    "prepare fails": ("prepare=lambda e: {'k': 1 / 0}", r"cannot be used \(ZeroDivisionError, line 6"),
+    "prepare fails": ("prepare=lambda e: {'k': 1 / 0}", r"cannot be used \(ZeroDivisionError, line 7"),
     "an extra is one number": ("extras={'x': lambda r: r.chosen.mean()}", r"the extra x is of shape \[\]"),
-    "a logit fails": ("logit=lambda e: e.chosen / e.size", r"cannot be used \(AttributeError, line 6"),
+    "a logit is one number": (
+        "logit=lambda e: e.chosen.mean()",
+        r"has a logit of shape \[\]. It has to be one number for",
+    ),
+    "an extra looks at other pairs": (
+        "extras={'x': lambda r: r.chosen.flatten(1).mean(1) - r.chosen.mean()}",
+        "a pair the loss .* or other gradients",
+    ),
+    "the reference's own errors": (
+        "needs_reference=True",
+        "not finite where the errors are those of the reference. In the first step",
+    ),
+    "a logit fails": ("logit=lambda e: e.chosen / e.size", r"cannot be used \(AttributeError, line 7"),
 }
 
 
@@ -163,10 +186,73 @@ def test_every_function_of_a_record_is_tried_before_anything_is_loaded(tmp_path,
     path = tmp_path / "record.py"
     path.write_text(
         "from mapo.train.objectives import Objective\n\n\n"
-        f"def loss(errors, **rest):\n    return errors.chosen\nmine = Objective(loss, {how})\n"
+        "def loss(errors, **rest):\n    drift = errors.chosen - errors.ref_chosen if errors.ref_chosen is not None else 1\n"
+        "    return errors.chosen * (1 + errors.extras.get('x', 0)) / drift\n"
+        f"mine = Objective(loss, {how})\n"
     )
     with pytest.raises(MapoError, match=says):
-        objective_named(f"{path}:mine", {})
+        try_objective(f"{path}:mine")
+
+
+DOUBTFUL = {
+    "nothing": ("errors.chosen.double() - errors.rejected.double()", "errors.rejected - errors.chosen", []),
+    "float32": (
+        "errors.rejected / (errors.rejected.exp() - 1) - errors.chosen / (errors.chosen.exp() - 1)",
+        "errors.rejected - errors.chosen",
+        [r"has a .* of \S+ for errors of 0\.\d+ \(chosen\) and 0\.\d+ \(rejected\), where exact arithmetic gives \S+\. "
+         r"Compute in float64, with errors\.chosen\.double\(\) and"],
+    ),
+    "logit": (
+        "errors.chosen", "-errors.chosen",
+        [r"has a logit of -0\.001 for errors of 0\.001 \(chosen\) and 0\.001 \(rejected\) and of -0\.001 with the two "
+         "exchanged. One is not minus the other, so the sign of `logit`"],
+    ),
+    "equal errors": (
+        "(errors.chosen.double() - errors.rejected).abs().sqrt()", "errors.rejected - errors.chosen",
+        [r"has a loss or a gradient that is not finite for errors of 0\.001 \(chosen\) and 0\.001 \(rejected\)\. A step with"],
+    ),
+    "large errors": (
+        "(300 * errors.chosen.double()).exp()", "0 * errors.chosen", [r"not finite for errors of 1 \(chosen\) and 0\.001"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DOUBTFUL)
+def test_what_is_doubtful_about_one_is_a_sentence_with_its_file_and_name(tmp_path, kind):
+    loss, logit, says = DOUBTFUL[kind]
+    path = tmp_path / "doubtful.py"
+    path.write_text(
+        "from mapo.train.objectives import Objective\n"
+        f"mine = Objective(lambda errors: {loss}, lambda errors: {logit})\n"
+    )
+    said = try_objective(f"{path}:mine")
+    assert len(said) == len(says), said
+    for sentence, pattern in zip(said, says, strict=True):
+        assert sentence.startswith(f"The objective {path}:mine has a ")
+        assert re.search(pattern, sentence), sentence
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_nothing_is_doubtful_about_a_built_in_objective(name):
+    assert try_objective(name) == []
+
+
+def test_settings_are_tried_in_place_of_the_defaults(file):
+    assert try_objective(f"{file}:mine", settings={"beta": 1e30}) == []
+    with pytest.raises(MapoError, match=r"my_objective\.py:mine with beta = 1e\+308 has a gradient that is not finite"):
+        try_objective(f"{file}:mine", settings={"beta": 1e308})
+    with pytest.raises(MapoError, match=r"has no setting 'gamma'"):
+        try_objective(f"{file}:mine", settings={"gamma": 1})
+
+
+def test_what_is_doubtful_is_said_before_the_training(tmp_path, sdxl, pairs, cache, heard):
+    path = tmp_path / "record.py"
+    path.write_text(
+        "from mapo.train.objectives import Objective\n"
+        "mine = Objective(lambda errors: errors.chosen, lambda errors: -errors.chosen)\n"
+    )
+    assert len(run(tmp_path / "r", sdxl, pairs, cache, f"{path}:mine", steps=1)) == 1
+    assert heard().count("One is not minus the other") == 1
 
 
 @pytest.mark.parametrize("logit", ["errors.chosen * 0 + 1", "-errors.chosen", "k * (errors.rejected - errors.chosen)"])
@@ -185,7 +271,7 @@ def test_a_logit_may_leave_an_error_out_and_take_a_constant_of_the_step(tmp_path
 def test_one_that_fails_in_the_middle_loses_no_step_and_names_its_line(tmp_path, sdxl, pairs, cache):
     path = tmp_path / "late.py"
     path.write_text(
-        "calls = []\n\ndef mine(errors):\n    calls.append(1)\n    if len(calls) == 5:\n"
+        "calls = []\n\ndef mine(errors):\n    calls.append(len(errors.chosen))\n    if calls[-4:] == [4] * 4:\n"
         "        raise ValueError('late')\n    return errors.chosen - errors.rejected\n"
     )
     with pytest.raises(MapoError, match=r"cannot be used \(ValueError, line 6: late\). What was trained up to step 3"):
@@ -199,7 +285,7 @@ def test_one_may_import_a_file_beside_it(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("from beside_mine import STRENGTH\ndef mine(errors):\n    return STRENGTH * errors.chosen\n")
     before = list(sys.path)
-    assert objective_named(f"{path}:mine", {}).settings == {} and sys.path == before
+    assert try_objective(f"{path}:mine") == [] and sys.path == before
 
 
 def test_settings_of_one_in_a_relative_file_are_taken_from_its_run(tmp_path, sdxl, pairs, cache, file, monkeypatch):

@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from jaxtyping import TypeCheckError
 
 from mapo.models.noise import Ddpm
 from mapo.train.objectives import OBJECTIVES
@@ -16,6 +19,12 @@ def batch(p=3):
     latents = torch.randn(2 * p, 4, 2, 2, generator=g)
     noise = torch.randn(p, 4, 2, 2, generator=g)
     return Batch(latents, {"k": torch.arange(2 * p)}, one, one, noise, torch.tensor([1, 500, 998])[:p])
+
+
+@pytest.mark.parametrize("change", [{"noise": torch.zeros(2, 4, 2, 2)}, {"latents": torch.zeros(6, 4, 4)}])
+def test_tensors_of_another_shape_than_their_annotation_are_refused_in_the_tests(change):
+    with pytest.raises(TypeCheckError):
+        replace(batch(), **change)
 
 
 def test_both_pictures_of_a_pair_get_the_same_noise_and_timestep():

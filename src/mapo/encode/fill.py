@@ -134,8 +134,7 @@ def _write(
     model: Opened, pairs: PairSet, folder: Path, key: CacheKey, device: Any, images_per_batch: int,
     shard: tuple[int, int],
 ) -> None:  # fmt: skip
-    begun = is_cache(folder)
-    if begun:
+    if is_cache(folder):
         check_head(folder, key)
     pictures, prompts = lacking(pairs, open_index(folder), shard)
     taken: list[str] = []
@@ -143,9 +142,8 @@ def _write(
         taken = [name for name in pictures if not pairs.keeps(name)]
         pictures = [name for name in pictures if pairs.keeps(name)]
         _check_own_latents(pairs, model, key)
-    if pictures and not begun:  # else the cache would be bound to a VAE that has to be mended
-        model.image_encoder(device)
-        release()
+    # It is small beside the text encoders, and loaded before a cache is bound to a VAE that has to be mended.
+    encoder = model.image_encoder(device) if pictures else None
     _tell_size(model, len(prompts), key)
     for portion in encode_prompts(
         model, device, prompts, PROMPTS_PER_IMAGE * images_per_batch, precision=key.precision
@@ -159,9 +157,8 @@ def _write(
         write_shard(folder, "text", entries)
     _begin(folder, key)
     _take_over(pairs, taken, folder, key)
-    if not pictures:
+    if encoder is None:
         return
-    encoder = model.image_encoder(device)
     with progress.bar(total=len(pictures), desc="encode pictures", unit="picture") as bar:
         for names in batches(pictures, PER_SHARD):
             tensors: dict[str, Tensor] = {}

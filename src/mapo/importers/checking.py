@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from mapo.files import sha256
-from mapo.importers import BadRow, LeftOut, RawPair
+from mapo.importers.types import BadRow, LeftOut, RawPair
 from mapo.pairs.pairs import TIE
 from mapo.pairs.pictures import Picture, check_picture
 

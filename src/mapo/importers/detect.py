@@ -10,9 +10,11 @@ from pathlib import Path, PurePath
 from typing import cast
 
 from mapo.errors import MapoError, suggest
-from mapo.importers import IMPORTERS, Importer, folders, lines, rows
-from mapo.importers.shape import SPLIT, Cursor, Shape
+from mapo.importers.containers import lines, rows
+from mapo.importers.containers.shape import SPLIT, Cursor, Shape
+from mapo.importers.formats import IMPORTERS, folders
 from mapo.importers.sources import Source
+from mapo.importers.types import Importer
 from mapo.pairs.pictures import ENDS as PICTURES
 
 SYNONYMS = {  # our name → what others call it, the likeliest first

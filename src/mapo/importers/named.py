@@ -125,12 +125,21 @@ def _texts_of_table(path: Path) -> Iterator[str]:
 
 
 def _texts_of_arrow(path: Path) -> Iterator[str]:
-    from mapo.importers.arrow import opened
-
     with contextlib.suppress(pa.ArrowException, OSError), pa.memory_map(str(path)) as file:
         for batch in opened(file)[1]:
             for start in range(0, batch.num_rows, ROWS_AT_ONCE):
                 yield from _texts_of_batch(batch.slice(start, ROWS_AT_ONCE))
+
+
+def opened(file: pa.NativeFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    """The schema and the batches of a stream, or of a file with a footer."""
+    try:
+        stream = pa.ipc.open_stream(file)
+        return stream.schema, iter(stream)
+    except pa.ArrowInvalid:
+        file.seek(0)
+        whole: Any = pa.ipc.open_file(file)
+        return whole.schema, (whole.get_batch(k) for k in range(whole.num_record_batches))
 
 
 def _texts_of_batch(batch: pa.RecordBatch) -> Iterator[str]:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from mapo.errors import MapoError, count
 from mapo.files import sha256
-from mapo.importers import BadRow, LeftOut, Options, RawPair
 from mapo.importers.sources import Source
+from mapo.importers.types import BadRow, LeftOut, Options, RawPair
 from mapo.pairs.splits import prompt_id
 
 NAMED = 5

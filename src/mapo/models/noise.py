@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ ELSEWHERE = "`mapo sample` may still make pictures with it."
 KNOWN = "Training knows noise that is added by betas (DDPM, DDIM, Euler …) and a model that predicts epsilon or v."
 
 
+@runtime_checkable
 class Process(Protocol):
     """The forward process that a model was trained with. x₀ and noise are "b c h w", t is "b"."""
 

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mapo.train.types import PairErrors, Residuals
+from mapo.train.types import PairErrors, PerPair, Residuals
 
 
-def _double(errors: Tensor) -> Tensor:
+def _double(errors: PerPair) -> PerPair:
     return errors.to("cpu" if errors.device.type == "mps" else errors.device, torch.float64)
 
 
@@ -45,19 +45,19 @@ class _LogX1(torch.autograd.Function):
         return grads[0] * torch.where(small, series, exact)
 
 
-def score(errors: Tensor, snr: float = 1.0, power: float = 1.0) -> Tensor:
-    """φ(ℓ) = (sℓ / (e^{sℓ} − 1))^power, "p" → "p": 1 for a perfect image, falling to 0 as its error grows."""
+def score(errors: PerPair, snr: float = 1.0, power: float = 1.0) -> PerPair:
+    """φ(ℓ) = (sℓ / (e^{sℓ} − 1))^power: 1 for a perfect image, falling to 0 as its error grows."""
     result: Tensor = torch.exp(power * _LogX1.apply(snr * errors))  # type: ignore[no-untyped-call]
     return result
 
 
-def mapo_logit(errors: PairErrors, *, snr: float = 0.5, num_timesteps: int = 1000) -> Tensor:
-    """T · (φ(ℓ_w) − φ(ℓ_l)), "p"."""
+def mapo_logit(errors: PairErrors, *, snr: float = 0.5, num_timesteps: int = 1000) -> PerPair:
+    """T · (φ(ℓ_w) − φ(ℓ_l))."""
     return num_timesteps * (score(_double(errors.chosen), snr) - score(_double(errors.rejected), snr))
 
 
-def mapo(errors: PairErrors, *, beta: float = 0.1, snr: float = 0.5, num_timesteps: int = 1000) -> Tensor:
-    """MaPO as in the authors' public code (June 2024): ℓ_w − β · log σ(T · (φ_w − φ_l)), "p".
+def mapo(errors: PairErrors, *, beta: float = 0.1, snr: float = 0.5, num_timesteps: int = 1000) -> PerPair:
+    """MaPO as in the authors' public code (June 2024): ℓ_w − β · log σ(T · (φ_w − φ_l)).
 
     ``beta`` weighs the margin term, ``snr`` and ``num_timesteps`` set its reach.
     """
@@ -65,13 +65,13 @@ def mapo(errors: PairErrors, *, beta: float = 0.1, snr: float = 0.5, num_timeste
     return _double(errors.chosen) - beta * F.logsigmoid(logit)
 
 
-def mapo_aaai_logit(errors: PairErrors, *, beta: float = 8.0) -> Tensor:
-    """φ_w^β − φ_l^β, "p" (arXiv:2406.06424v2, Eq. 9)."""
+def mapo_aaai_logit(errors: PairErrors, *, beta: float = 8.0) -> PerPair:
+    """φ_w^β − φ_l^β (arXiv:2406.06424v2, Eq. 9)."""
     return score(_double(errors.chosen), power=beta) - score(_double(errors.rejected), power=beta)
 
 
-def mapo_aaai(errors: PairErrors, *, beta: float = 8.0) -> Tensor:
-    """MaPO as in the AAAI paper: ℓ_w − (1/β) · log σ(φ_w^β − φ_l^β), "p" (arXiv:2406.06424v2, Eqs. 9–11).
+def mapo_aaai(errors: PairErrors, *, beta: float = 8.0) -> PerPair:
+    """MaPO as in the AAAI paper: ℓ_w − (1/β) · log σ(φ_w^β − φ_l^β) (arXiv:2406.06424v2, Eqs. 9–11).
 
     That β is an exponent is a reading of a text whose formula layout was lost, and no code of this form is public;
     whether it also multiplies by T is unknown. ``beta``: 8 general, 32 culture, 64 style and safety in the paper.
@@ -79,22 +79,22 @@ def mapo_aaai(errors: PairErrors, *, beta: float = 8.0) -> Tensor:
     return _double(errors.chosen) - F.logsigmoid(mapo_aaai_logit(errors, beta=beta)) / beta
 
 
-def sft(errors: PairErrors) -> Tensor:
-    """Fine-tuning on the chosen image alone: ℓ_w, "p"."""
+def sft(errors: PairErrors) -> PerPair:
+    """Fine-tuning on the chosen image alone: ℓ_w."""
     return _double(errors.chosen)
 
 
-def _size(errors: PairErrors, floor: float) -> Tensor:
+def _size(errors: PairErrors, floor: float) -> PerPair:
     return ((_double(errors.chosen) + _double(errors.rejected)) / 2 + floor).detach()
 
 
-def mapo_relative_logit(errors: PairErrors, *, sharpness: float = 4.0, floor: float = 1e-3) -> Tensor:
-    """γ · (ℓ_l − ℓ_w) / c, "p": the margin in units of the pair's own error, c = ½ (ℓ_w + ℓ_l) + f held constant."""
+def mapo_relative_logit(errors: PairErrors, *, sharpness: float = 4.0, floor: float = 1e-3) -> PerPair:
+    """γ · (ℓ_l − ℓ_w) / c: the margin in units of the pair's own error, c = ½ (ℓ_w + ℓ_l) + f held constant."""
     return sharpness * (_double(errors.rejected) - _double(errors.chosen)) / _size(errors, floor)
 
 
-def mapo_relative(errors: PairErrors, *, beta: float = 2.0, sharpness: float = 4.0, floor: float = 1e-3) -> Tensor:
-    """A form of our own: ℓ_w − β · (c/γ) · log σ(γ · (ℓ_l − ℓ_w) / c), "p", with c = ½ (ℓ_w + ℓ_l) + f held constant.
+def mapo_relative(errors: PairErrors, *, beta: float = 2.0, sharpness: float = 4.0, floor: float = 1e-3) -> PerPair:
+    """A form of our own: ℓ_w − β · (c/γ) · log σ(γ · (ℓ_l − ℓ_w) / c), with c = ½ (ℓ_w + ℓ_l) + f held constant.
 
     With g = σ(−γ (ℓ_l − ℓ_w) / c), in 0 … 1, the gradient is (1 + βg) ∇ℓ_w − βg ∇ℓ_l. So chosen always pulls harder
     than rejected pushes, ``beta`` bounds the push, and the push ends once the rejected error exceeds the chosen one
@@ -105,39 +105,39 @@ def mapo_relative(errors: PairErrors, *, beta: float = 2.0, sharpness: float = 4
     return _double(errors.chosen) - beta / sharpness * _size(errors, floor) * F.logsigmoid(logit)
 
 
-def _drift(errors: PairErrors) -> Tensor:
-    """Δ = (ℓ_w − ℓ_l) − (ref_w − ref_l), "p": how much more the margin has grown than the reference's."""
+def _drift(errors: PairErrors) -> PerPair:
+    """Δ = (ℓ_w − ℓ_l) − (ref_w − ref_l): how much more the margin has grown than the reference's."""
     if errors.ref_chosen is None or errors.ref_rejected is None:
         raise ValueError("this objective needs the reference's errors")
     ours = _double(errors.chosen) - _double(errors.rejected)
     return ours - (_double(errors.ref_chosen) - _double(errors.ref_rejected))
 
 
-def dpo_logit(errors: PairErrors, *, beta: float = 2000.0) -> Tensor:
-    """−(β/2) · Δ, "p" (arXiv:2311.12908, Eq. 14)."""
+def dpo_logit(errors: PairErrors, *, beta: float = 2000.0) -> PerPair:
+    """−(β/2) · Δ (arXiv:2311.12908, Eq. 14)."""
     return -(beta / 2) * _drift(errors)
 
 
-def dpo(errors: PairErrors, *, beta: float = 2000.0) -> Tensor:
-    """Diffusion-DPO: −log σ(−(β/2) · ((ℓ_w − ℓ_l) − (ref_w − ref_l))), "p" (arXiv:2311.12908, Eq. 14)."""
+def dpo(errors: PairErrors, *, beta: float = 2000.0) -> PerPair:
+    """Diffusion-DPO: −log σ(−(β/2) · ((ℓ_w − ℓ_l) − (ref_w − ref_l))) (arXiv:2311.12908, Eq. 14)."""
     return -F.logsigmoid(dpo_logit(errors, beta=beta))
 
 
-def ipo_logit(errors: PairErrors) -> Tensor:
-    """−Δ, "p"."""
+def ipo_logit(errors: PairErrors) -> PerPair:
+    """−Δ."""
     return -_drift(errors)
 
 
-def ipo(errors: PairErrors, *, beta: float = 2000.0) -> Tensor:
-    """IPO on denoising errors: (−Δ − 1/(2β))², "p" (arXiv:2310.12036, with −Δ for the log ratios).
+def ipo(errors: PairErrors, *, beta: float = 2000.0) -> PerPair:
+    """IPO on denoising errors: (−Δ − 1/(2β))² (arXiv:2310.12036, with −Δ for the log ratios).
 
     The margin is to grow by 1/(2β) over the reference's, no less and no more.
     """
     return (ipo_logit(errors) - 1 / (2 * beta)) ** 2
 
 
-def poly_dpo(errors: PairErrors, *, beta: float = 2000.0, alpha: float = 8.0) -> Tensor:
-    """Poly-DPO: −log p + α (1 − p) with p = σ(−(β/2) · Δ), "p" (ViPO, ICLR 2026).
+def poly_dpo(errors: PairErrors, *, beta: float = 2000.0, alpha: float = 8.0) -> PerPair:
+    """Poly-DPO: −log p + α (1 − p) with p = σ(−(β/2) · Δ) (ViPO, ICLR 2026).
 
     ``alpha`` above 0 attends less to pairs that are far from learned, as noisy labels are; below 0 more; 0 is DPO.
     """
@@ -145,13 +145,13 @@ def poly_dpo(errors: PairErrors, *, beta: float = 2000.0, alpha: float = 8.0) ->
     return -F.logsigmoid(logit) + alpha * torch.sigmoid(-logit)
 
 
-def orpo_logit(errors: PairErrors) -> Tensor:
-    """ℓ_l − ℓ_w, "p"."""
+def orpo_logit(errors: PairErrors) -> PerPair:
+    """ℓ_l − ℓ_w."""
     return _double(errors.rejected) - _double(errors.chosen)
 
 
-def orpo(errors: PairErrors, *, beta: float = 0.1) -> Tensor:
-    """ORPO on denoising errors: ℓ_w − β · log σ(ℓ_l − ℓ_w), "p" (after arXiv:2403.07691).
+def orpo(errors: PairErrors, *, beta: float = 0.1) -> PerPair:
+    """ORPO on denoising errors: ℓ_w − β · log σ(ℓ_l − ℓ_w) (after arXiv:2403.07691).
 
     The sign is that of the paper. A public script for diffusion models has ℓ_w − ℓ_l inside, which lifts the chosen
     error.
@@ -159,13 +159,13 @@ def orpo(errors: PairErrors, *, beta: float = 0.1) -> Tensor:
     return _double(errors.chosen) - beta * F.logsigmoid(orpo_logit(errors))
 
 
-def agreement(residuals: Residuals) -> Tensor:
-    """c: the mean of e_w · e_l over the elements of a pair's two images, without a gradient, "p"."""
+def agreement(residuals: Residuals) -> PerPair:
+    """c: the mean of e_w · e_l over the elements of a pair's two images, without a gradient."""
     return (residuals.chosen * residuals.rejected).flatten(1).mean(1).detach()
 
 
-def sdpo(errors: PairErrors, *, beta: float = 2000.0, mu: float = 0.6) -> Tensor:
-    """Diffusion-DPO with the safeguard of SDPO, "p" (Diffusion-SDPO, arXiv:2511.03317).
+def sdpo(errors: PairErrors, *, beta: float = 2000.0, mu: float = 0.6) -> PerPair:
+    """Diffusion-DPO with the safeguard of SDPO (Diffusion-SDPO, arXiv:2511.03317).
 
     The gradient of ℓ_l is taken times λ = clip((1 − μ) · ℓ_w / c, 0, 1), and whole where c ≤ 0: what pushes the
     rejected image away is held back where it would push the chosen one too. c is :func:`agreement`, ``mu`` μ sets how
@@ -189,8 +189,8 @@ def kto_baseline(errors: PairErrors) -> dict[str, float]:
     return {"baseline": max(0.0, float(torch.cat(gains).mean()))}
 
 
-def kto(errors: PairErrors, *, baseline: float, beta: float = 1000.0) -> Tensor:
-    """Diffusion-KTO: ½ (1 − σ(β (ref_w − ℓ_w − K))) + ½ (1 − σ(−β (ref_l − ℓ_l − K))), "p" (arXiv:2404.04465).
+def kto(errors: PairErrors, *, baseline: float, beta: float = 1000.0) -> PerPair:
+    """Diffusion-KTO: ½ (1 − σ(β (ref_w − ℓ_w − K))) + ½ (1 − σ(−β (ref_l − ℓ_l − K))) (arXiv:2404.04465).
 
     Each image is judged alone, against the ``baseline`` K of its step (:func:`kto_baseline`). There is no ½ in front
     of ``beta``, as there is in DPO.
@@ -207,15 +207,15 @@ class Objective:
     """One loss: ``loss`` from the errors of p pairs to p losses, its knobs being keyword arguments with defaults.
 
     ``logit`` is what stands inside log σ, where the objective compares; it takes some of the same knobs. ``extras`` are
-    further numbers of each pair, from its residuals to "p", which ``loss`` finds in ``errors.extras``. ``prepare``
+    further numbers of each pair, from its residuals, which ``loss`` finds in ``errors.extras``. ``prepare``
     makes constants from the errors of all pairs of a step, over all processes; ``loss`` takes them as keyword
     arguments without defaults.
     """
 
-    loss: Callable[..., Tensor]
-    logit: Callable[..., Tensor] | None = None
+    loss: Callable[..., PerPair]
+    logit: Callable[..., PerPair] | None = None
     needs_reference: bool = False
-    extras: Mapping[str, Callable[[Residuals], Tensor]] = field(default_factory=dict)
+    extras: Mapping[str, Callable[[Residuals], PerPair]] = field(default_factory=dict)
     prepare: Callable[[PairErrors], Mapping[str, float]] | None = None
 
     @property
@@ -243,8 +243,8 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
-def soft(objective: Objective, errors: PairErrors, preference: Tensor, **settings: float) -> Tensor:
-    """p · L(w, l) + (1 − p) · L(l, w), "p", where ``preference`` p is how sure it is that chosen is better.
+def soft(objective: Objective, errors: PairErrors, preference: PerPair, **settings: float) -> PerPair:
+    """p · L(w, l) + (1 − p) · L(l, w), where ``preference`` p is how sure it is that chosen is better.
 
     Swapping the pair negates the logit m, so this is p · log σ(m) + (1 − p) · log σ(−m) in the margin term and
     p · ℓ_w + (1 − p) · ℓ_l in the supervised one. At p = 1 it is the objective itself, at a tie (½) it is symmetric.
@@ -254,8 +254,8 @@ def soft(objective: Objective, errors: PairErrors, preference: Tensor, **setting
     return sure * forth + (1 - sure) * back
 
 
-def logit_and_scale(objective: Objective, errors: PairErrors, settings: Mapping[str, float]) -> tuple[Tensor, Tensor]:
-    """The logit of each pair "p" and its scale "p": by how much it moves per unit of margin, at these errors."""
+def logit_and_scale(objective: Objective, errors: PairErrors, settings: Mapping[str, float]) -> tuple[PerPair, PerPair]:
+    """The logit of each pair and its scale: by how much it moves per unit of margin, at these errors."""
     chosen, rejected = (_double(e.detach()).requires_grad_() for e in (errors.chosen, errors.rejected))
     if objective.logit is None:
         return chosen.detach() * 0, chosen.detach() * 0

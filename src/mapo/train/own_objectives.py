@@ -13,17 +13,13 @@ from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-from torch import Tensor
-
 from mapo.errors import MapoError, ObjectiveFailed, suggest
 from mapo.files import sha256
-from mapo.train.objectives import OBJECTIVES, Objective, logit_and_scale
-from mapo.train.types import PairErrors, Residuals, mean_squares
+from mapo.train.objectives import OBJECTIVES, Objective
+from mapo.train.types import PairErrors
 
 T = TypeVar("T")
 IN_A_FILE = ".py:"
-PROBED = 3  # pairs on which a user's function is tried before anything is loaded
 
 
 def stable_name(name: str) -> str:
@@ -62,16 +58,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def objective_named(name: str, settings: Mapping[str, float]) -> Objective:
-    """The objective of a name, tried on some errors first: its losses have to be fit to train with.
-
-    What one in a file raises later becomes an ObjectiveFailed, which names the file's line.
-    """
+def objective_named(name: str) -> Objective:
+    """The objective of a name. What one in a file raises becomes an ObjectiveFailed, which names the file's line."""
     objective = _find(name)
-    if IN_A_FILE in name:
-        objective = _guarded(objective, name)
-    _try(name, objective, settings)
-    return objective
+    return _guarded(objective, name) if IN_A_FILE in name else objective
 
 
 def _find(name: str) -> Objective:
@@ -156,39 +146,6 @@ def _why(name: str, what: str, path: Path, error: BaseException) -> str:
     return f"The objective {name} {what} ({type(error).__name__}{where}: {reason})."
 
 
-def _try(name: str, objective: Objective, settings: Mapping[str, float]) -> None:
-    """MapoError where the objective does not give a finite loss with a gradient for each of some pairs."""
-    told = ", ".join(f"{key} = {value:g}" for key, value in settings.items())
-    this = f"The objective {name}" + (f" with {told}" if told else "")
-    wanted = f"It has to give a tensor of {PROBED} losses for {PROBED} pairs"
-    try:
-        errors = _probe(objective, this)
-        constants = constants_of(objective, errors, name)
-        losses: Any = objective.loss(errors, **{**settings, **constants})
-        if not isinstance(losses, Tensor):
-            raise MapoError(f"{this} gave a {type(losses).__name__}. {wanted}.")
-        if losses.shape != (PROBED,):
-            raise MapoError(f"{this} gave a tensor of shape {list(losses.shape)}. {wanted}, one for each.")
-        if not losses.is_floating_point() or not torch.isfinite(losses).all():
-            raise MapoError(
-                f"{this} gave {losses.detach().tolist()} for {PROBED} pairs with errors of 0.1 to 0.4. Its losses have "
-                "to be finite numbers."
-            )
-        if not losses.requires_grad:
-            raise MapoError(f"{this} gave losses without a gradient, so there is nothing to train by.")
-        found = torch.autograd.grad(losses.sum(), (errors.chosen, errors.rejected), allow_unused=True)
-        gradient = torch.cat([part for part in found if part is not None] or [torch.zeros(1)])
-        if not torch.isfinite(gradient).all():
-            raise MapoError(f"{this} has a gradient that is not finite for errors of 0.1 to 0.4.")
-        if not gradient.any():
-            raise MapoError(f"{this} has a gradient of nothing but zeros, so there is nothing to train by.")
-        logit_and_scale(objective, errors, {**settings, **constants})
-    except MapoError:
-        raise
-    except Exception as error:  # of a built-in objective, whose settings are at fault
-        raise MapoError(f"{this} cannot be used ({type(error).__name__}: {error}). Take other settings.") from None
-
-
 def constants_of(objective: Objective, errors: PairErrors, name: str) -> dict[str, float]:
     """What an objective prepares from the errors of a step; MapoError where that is not numbers by name."""
     if objective.prepare is None:
@@ -200,20 +157,3 @@ def constants_of(objective: Objective, errors: PairErrors, name: str) -> dict[st
             "one of a tensor."
         )
     return {key: float(value) for key, value in found.items()}
-
-
-def _probe(objective: Objective, this: str) -> PairErrors:
-    """Made-up errors of some pairs, with everything that the objective asks for."""
-    generator = torch.Generator().manual_seed(0)
-    parts = [torch.randn(PROBED, 4, 8, 8, generator=generator) * scale for scale in (0.4, 0.5, 0.41, 0.48)]
-    ours = [part.requires_grad_() for part in parts[:2]]
-    theirs: list[Any] = parts[2:] if objective.needs_reference else [None, None]
-    both = Residuals(ours[0], ours[1], theirs[0], theirs[1])
-    forth, back = ({key: f(side) for key, f in objective.extras.items()} for side in (both, both.swapped()))
-    for key, value in forth.items():
-        if not isinstance(value, Tensor) or value.shape != (PROBED,):
-            shown = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise MapoError(f"{this}: the extra {key} is of {shown}. It has to be a tensor of one number a pair.")
-    ref_chosen, ref_rejected = (None if part is None else mean_squares(part) for part in theirs)
-    chosen, rejected = (mean_squares(part.detach()).requires_grad_() for part in ours)
-    return PairErrors(chosen, rejected, ref_chosen, ref_rejected, forth, back)

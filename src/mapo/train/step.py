@@ -9,15 +9,13 @@ from torch import Tensor
 
 from mapo.models.noise import Process
 from mapo.train.objectives import Objective, logit_and_scale, soft
-from mapo.train.types import Batch, PairErrors, Residuals, mean_squares
+from mapo.train.types import Batch, Cond, Images, PairErrors, PerImage, PerPair, Residuals, mean_squares
 
-Predict = Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor]  # x_t "b c h w", t "b", cond → "b c h w"
+Predict = Callable[[Images, PerImage, Cond], Images]  # x_t, t, cond → prediction
 
 
-def residuals(
-    predict: Predict, process: Process, x0: Tensor, noise: Tensor, t: Tensor, cond: dict[str, Tensor]
-) -> Tensor:
-    """Prediction minus target of b noisy images, "b c h w", in the precision of ``x0``."""
+def residuals(predict: Predict, process: Process, x0: Images, noise: Images, t: PerImage, cond: Cond) -> Images:
+    """Prediction minus target of b noisy images, in the precision of ``x0``."""
     target = process.target(x0, noise, t)
     return predict(process.add_noise(x0, noise, t), t, cond).to(target.dtype) - target
 
@@ -27,7 +25,7 @@ def pair_errors(
     batch: Batch,
     process: Process,
     reference: Predict | None = None,
-    extras: Mapping[str, Callable[[Residuals], Tensor]] | None = None,
+    extras: Mapping[str, Callable[[Residuals], PerPair]] | None = None,
 ) -> PairErrors:
     """Add the pair's noise to both of its images, predict, and measure the error of each image.
 
@@ -48,9 +46,9 @@ def pair_errors(
 
 
 def pair_losses(
-    objective: Objective, errors: PairErrors, settings: Mapping[str, float], preference: Tensor | None = None
-) -> Tensor:
-    """One loss per pair, "p"; ``preference`` "p" is how sure each pair is (none: certain).
+    objective: Objective, errors: PairErrors, settings: Mapping[str, float], preference: PerPair | None = None
+) -> PerPair:
+    """One loss per pair; ``preference`` is how sure each pair is (none: certain).
 
     ``settings`` are the objective's knobs, and the constants of the step where it prepares some.
     """
@@ -61,9 +59,9 @@ def pair_losses(
 
 @torch.no_grad()
 def pair_metrics(
-    objective: Objective, errors: PairErrors, losses: Tensor, settings: Mapping[str, float]
-) -> dict[str, Tensor]:
-    """What is logged for every pair, "p" each; the means over all pairs of a step go into ``metrics.jsonl``."""
+    objective: Objective, errors: PairErrors, losses: PerPair, settings: Mapping[str, float]
+) -> dict[str, PerPair]:
+    """What is logged for every pair; the means over all pairs of a step go into ``metrics.jsonl``."""
     margin = (errors.rejected - errors.chosen).double()
     metrics = {
         "loss": losses.detach(),

@@ -29,6 +29,7 @@ from mapo.train.batches import Members
 from mapo.train.checkpoint import save_checkpoint
 from mapo.train.config import Config
 from mapo.train.loop import Loop, check_shares
+from mapo.train.objective_trial import doubts
 from mapo.train.opening import Trained, open_trained
 from mapo.train.own_objectives import file_identity, objective_named
 from mapo.train.processes import Processes, joined, what_is_not_done
@@ -59,7 +60,10 @@ def train(config: Config, out: Path) -> bool:
 def _train(config: Config, run: Run, processes: Processes) -> None:
     processes.first(lambda: check_shares(config, processes))
     _check_precisions(config, processes)
-    objective = processes.each(lambda: objective_named(config.objective.name, config.objective.settings))
+    name, settings = config.objective.name, config.objective.settings
+    objective = processes.each(lambda: objective_named(name))
+    for doubt in processes.each(lambda: doubts(name, objective, settings)):
+        _say(processes, doubt)
     pairs = PairSet(Path(config.pairs))
     files = find_model(config.model, clip_skip=config.data.clip_skip)
     model = open_model(replace(files, guidance=config.train.guidance))

@@ -1,4 +1,7 @@
-"""What passes between the parts of a training step. p pairs, b = 2p images with the chosen first, c h w a latent."""
+"""What passes between the parts of a training step. p pairs, b = 2p images with the chosen first, c h w a latent.
+
+Shapes are annotations, which the tests check.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +9,30 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Float, Num, Shaped
 from torch import Tensor
+
+PerPair = Float[Tensor, "p"]
+PerImage = Num[Tensor, "b"]
+Images = Float[Tensor, "b c h w"]
+Cond = dict[str, Shaped[Tensor, "b ..."]]  # what the denoiser is given besides x_t and t, by name
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Pairs as the cache gives them: ``latents`` "b c h w", every value of ``cond`` "b …", the rest "p"."""
+    """Pairs as the cache gives them."""
 
-    latents: Tensor
-    cond: dict[str, Tensor]
-    preference: Tensor
-    weight: Tensor
-    noise: Tensor  # "p c h w", one per pair
-    timesteps: Tensor  # "p", one per pair
+    latents: Images
+    cond: Cond
+    preference: PerPair
+    weight: PerPair
+    noise: Float[Tensor, "p c h w"]  # one per pair, as the timesteps are
+    timesteps: Num[Tensor, "p"]
     ids: tuple[str, ...] = field(default=())
 
     @property
-    def pair_of(self) -> Tensor:
-        """The pair to which each image belongs, "b": what is drawn once per pair is taken for both by this index."""
+    def pair_of(self) -> PerImage:
+        """The pair to which each image belongs: what is drawn once per pair is taken for both by this index."""
         pairs = torch.arange(len(self.timesteps), device=self.timesteps.device)
         return torch.cat([pairs, pairs])
 
@@ -46,19 +55,19 @@ class Batch:
         )
 
 
-def mean_squares(difference: Tensor) -> Tensor:
-    """ℓ: the mean over all elements of one image, "b c h w" → "b"."""
+def mean_squares(difference: Images) -> PerImage:
+    """ℓ: the mean over all elements of one image."""
     return difference.pow(2).flatten(1).mean(1)
 
 
 @dataclass(frozen=True)
 class Residuals:
-    """Prediction minus target for the images of each pair, "p c h w" each; the reference's where there is one."""
+    """Prediction minus target for the images of each pair; the reference's where there is one."""
 
-    chosen: Tensor
-    rejected: Tensor
-    ref_chosen: Tensor | None = None
-    ref_rejected: Tensor | None = None
+    chosen: Images
+    rejected: Images
+    ref_chosen: Images | None = None
+    ref_rejected: Images | None = None
 
     def swapped(self) -> Residuals:
         """Those of the pairs with chosen and rejected exchanged."""
@@ -67,18 +76,18 @@ class Residuals:
 
 @dataclass(frozen=True)
 class PairErrors:
-    """Denoising errors of the images of each pair, "p" each; the reference's where an objective asks for one.
+    """Denoising errors of the images of each pair; the reference's where an objective asks for one.
 
     ``extras`` are further numbers of each pair that an objective asks for, and ``extras_swapped`` the same with chosen
-    and rejected exchanged, "p" each.
+    and rejected exchanged.
     """
 
-    chosen: Tensor
-    rejected: Tensor
-    ref_chosen: Tensor | None = None
-    ref_rejected: Tensor | None = None
-    extras: Mapping[str, Tensor] = field(default_factory=dict)
-    extras_swapped: Mapping[str, Tensor] = field(default_factory=dict)
+    chosen: PerPair
+    rejected: PerPair
+    ref_chosen: PerPair | None = None
+    ref_rejected: PerPair | None = None
+    extras: Mapping[str, PerPair] = field(default_factory=dict)
+    extras_swapped: Mapping[str, PerPair] = field(default_factory=dict)
 
     def swapped(self) -> PairErrors:
         """Those of the pairs with chosen and rejected exchanged."""

@@ -4,11 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 
-import mapo.lab.study as module
+import mapo.lab.study.study as module
 from mapo.errors import MapoError
-from mapo.lab.study import QUICK, study
 from mapo.lab.study.cost import cost
 from mapo.lab.study.runs import Job, Ledger, run
+from mapo.lab.study.study import QUICK, study
 
 TINY = replace(
     QUICK, domains=("safety",), methods=("sft", "dpo"), pairs=(8,), seeds=1, trials=2, tuned_at=8, looks=(1, 2), pool=8

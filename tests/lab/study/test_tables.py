@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from mapo.lab.study.domains import DOMAINS
+from mapo.lab.study.estimates import Cell, both, estimate, shares
 from mapo.lab.study.figures import by_beta
-from mapo.lab.study.tables import Cell, _means, both, difference, estimate, mean_difference, ranking, read_cells, shares
+from mapo.lab.study.tables import _means, difference, mean_difference, ranking, read_cells
 
 
 def test_digits_become_the_share_of_each_prompt_and_seed():

@@ -11,7 +11,9 @@ from matplotlib.figure import Figure
 
 from mapo.files import replacing
 from mapo.lab.study.domains import DOMAINS, MADE_BY
-from mapo.lab.study.tables import Cell, Estimate, Key, estimate
+from mapo.lab.study.estimates import Cell, Estimate, Key, estimate
+from mapo.lab.study.runs import Ledger
+from mapo.lab.study.search import value
 from mapo.statistics import MIN_PROMPTS
 
 COLOURS = {
@@ -123,9 +125,6 @@ def by_beta(out: Path) -> dict[str, dict[str, dict[float, Estimate]]]:
     β, one training each. Where the search went on from a β it tried more learning rates, so other points are lower
     bounds, and the intervals are over prompts alone. A domain with fewer scenes than a conclusion takes is left out.
     """
-    from mapo.lab.study import value
-    from mapo.lab.study.runs import Ledger
-
     found: dict[str, dict[str, dict[float, Estimate]]] = {}
     ledger = Ledger(out / "trials.jsonl").rows.values()
     trials = [row for row in ledger if row["job"]["version"] == DOMAINS[row["job"]["domain"]].version]

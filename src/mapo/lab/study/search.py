@@ -79,3 +79,23 @@ def _neighbours(point: Point, scale: float) -> list[Point]:
         tuple(v + sign * scale if i == axis else v for i, v in enumerate(point))
         for axis, sign in itertools.product(range(len(point)), (1, -1))
     ]
+
+
+def value(looked: Mapping[str, Any]) -> float:
+    """What a search maximises: the share of pictures that show the goal and follow their prompt, by the judge that
+    also made pairs. Where these are different pictures, the mean of the two shares. A training that diverged has −1."""
+    if "failed" in looked:
+        return -1.0
+    reached, followed = (str(looked[f"{what} mini-learned"]) for what in ("reached", "followed"))
+    if looked["same"]:
+        return sum(a == b == "1" for a, b in zip(reached, followed, strict=True)) / len(reached)
+    return (reached.count("1") / len(reached) + followed.count("1") / len(followed)) / 2
+
+
+def merit(looked: Mapping[str, Any]) -> float:
+    """What a search compares: :func:`value`, and where that is equal the mean of its two shares. So a method that
+    reaches nothing ends with settings that at least keep prompts followed."""
+    if "failed" in looked:
+        return -1.0
+    told = [str(looked[f"{what} mini-learned"]) for what in ("reached", "followed")]
+    return value(looked) + 1e-4 * sum(flags.count("1") / len(flags) for flags in told)

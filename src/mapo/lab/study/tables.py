@@ -1,149 +1,28 @@
 """From the ledgers of a study to its tables and figures: shares with intervals, by domain, method and number of pairs.
 
-Two things are random in a result: which prompts were looked at, and the seed of the training (its pairs, noise and
-order). Every interval therefore counts both. The numbers are those of the judge that took no part in choosing settings.
+The numbers are those of the judge that took no part in choosing settings.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import stats
 
 from mapo.errors import MapoError
 from mapo.files import read_json, write_json, write_text
-from mapo.lab.study.domains import CONFIRMED_BY, DOMAINS, MADE_BY
+from mapo.lab.study.domains import DOMAINS, MADE_BY
+from mapo.lab.study.estimates import Cell, Cells, Estimate, Key, around, estimate, variance_of
+from mapo.lab.study.figures import draw_figures
+from mapo.lab.study.methods import METHODS
 from mapo.lab.study.runs import Ledger
+from mapo.lab.study.scale import scale_toml
 from mapo.statistics import MIN_PROMPTS
 
 MIN_SEEDS = 3  # with fewer nothing is called sure
-Floats = NDArray[np.float64]
-Key = tuple[str, str, int]  # domain, method, number of pairs
-Cells = Mapping[Key, "Cell"]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{100 * self.value:.0f} [{100 * self.low:.0f}, {100 * self.high:.0f}]"
-
-    @property
-    def signed(self) -> str:
-        """A difference in points."""
-        return f"{100 * self.value:+.0f} [{100 * self.low:+.0f}, {100 * self.high:+.0f}]"
-
-    @property
-    def sure(self) -> bool:
-        """Whether a difference's interval leaves 0 out."""
-        return self.low > 0 or self.high < 0
-
-
-def shares(digits: Sequence[str], prompts: int) -> Floats:
-    """Strings of 0 and 1, one of each training seed → "seeds prompts", the share of each prompt's pictures."""
-    flags = np.array([[d == "1" for d in row] for row in digits], np.float64)
-    return np.asarray(flags.reshape(len(digits), prompts, -1).mean(2))
-
-
-def both(one: str, other: str) -> str:
-    """1 where both strings have a 1."""
-    return "".join("1" if a == b == "1" else "0" for a, b in zip(one, other, strict=True))
-
-
-def estimate(parts: Sequence[Floats], least: float = 0.0, level: float = 0.95) -> Estimate:
-    """The mean of the parts' means, with its interval within ``least`` … 1; each part is "seeds prompts".
-
-    Variance of the mean = that among seeds + that among prompts − what is in both; Student's t with the degrees of
-    freedom of Welch and Satterthwaite, so that few seeds make wide intervals. With one seed only prompts are drawn.
-    Where all prompts of a part are alike, as many more are thought of as Agresti and Coull do (two of four differ);
-    a share whose pictures are all alike has the exact interval over prompts.
-    """
-    value = float(np.mean([part.mean() for part in parts]))
-    prompts = min(part.shape[1] for part in parts)
-    if len(parts) == 1 and np.ptp(parts[0]) == 0 and value in (0, 1) and least == 0:
-        exact = stats.binomtest(round(value * prompts), prompts).proportion_ci(level, "exact")
-        return Estimate(value, float(exact.low), float(exact.high))
-    return _around(value, *_variance(parts), least, level)
-
-
-def _around(value: float, variance: float, freedom: float, least: float, level: float) -> Estimate:
-    reach = float(stats.t.ppf((1 + level) / 2, freedom)) * variance**0.5
-    return Estimate(value, max(least, value - reach), min(1.0, value + reach))
-
-
-def _variance(parts: Sequence[Floats]) -> tuple[float, float]:
-    """The variance of the mean of the parts' means, and its degrees of freedom."""
-    seeds, prompts = len(parts[0]), min(part.shape[1] for part in parts)
-    runs = np.mean([part.mean(1) for part in parts], axis=0)
-    among_seeds = float(runs.var(ddof=1)) / seeds if seeds > 1 else 0.0
-    among_prompts = sum(_prompt_variance(part.mean(0)) for part in parts) / len(parts) ** 2
-    in_both = sum(_left_over(part) for part in parts) / len(parts) ** 2
-    variance = max(among_seeds, among_prompts, among_seeds + among_prompts - in_both)
-    freedom = (among_seeds + among_prompts) ** 2 / (
-        among_seeds**2 / max(seeds - 1, 1) + among_prompts**2 / max(prompts - 1, 1)
-    )
-    return variance, freedom
-
-
-def _prompt_variance(means: Floats) -> float:
-    """The variance of the mean of "prompts" values."""
-    n = len(means)
-    if np.ptp(means) == 0:
-        return 2.0 / (n + 4) * (1 - 2 / (n + 4)) / (n + 4)
-    return float(means.var(ddof=1)) / n
-
-
-def _left_over(part: Floats) -> float:
-    """The variance of the mean that is neither of seeds nor of prompts, "seeds prompts"."""
-    seeds, prompts = part.shape
-    if seeds < 2 or prompts < 2:
-        return 0.0
-    rest = part - part.mean(0) - part.mean(1)[:, None] + part.mean()
-    return float(np.square(rest).sum() / ((seeds - 1) * (prompts - 1)) / (seeds * prompts))
-
-
-# ------------------------------------------------------------------ reading
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What the runs of a domain, a method and a number of pairs found: a dictionary per seed, in the seeds' order.
-
-    ``wordings`` of a scene follow each other among the goal's prompts; they are not prompts of their own.
-    """
-
-    looks: tuple[Mapping[str, Any], ...]
-    wordings: int = 1
-
-    def parts(self, what: str, judge: str = CONFIRMED_BY) -> list[Floats]:
-        """``reached``, ``followed``, or ``score`` (both on the same picture; where these differ, the mean)."""
-        goal, kept = self.looks[0]["prompts"]
-        goal //= self.wordings
-        reached = [look[f"reached {judge}"] for look in self.looks]
-        followed = [look[f"followed {judge}"] for look in self.looks]
-        if what == "reached":
-            return [shares(reached, goal)]
-        if what == "followed":
-            return [shares(followed, kept)]
-        if self.looks[0]["same"]:
-            return [shares([both(*pair) for pair in zip(reached, followed, strict=True)], goal)]
-        return [shares(reached, goal), shares(followed, kept)]
-
-    def mean(self, name: str) -> float | None:
-        """The mean of a number over the seeds; a training that diverged has none."""
-        known = [look[name] for look in self.looks if name in look]
-        return float(np.mean(known)) if known else None
 
 
 def read_cells(out: Path) -> dict[Key, Cell]:
@@ -177,10 +56,6 @@ def read_cells(out: Path) -> dict[Key, Cell]:
 
 def write_tables(out: Path, plan: Any) -> None:
     """``tables.json``, ``tables.md`` and the figures, from whatever the ledgers hold."""
-    from mapo.lab.study import METHODS
-    from mapo.lab.study.figures import draw_figures
-    from mapo.lab.study.scale import scale_toml
-
     cells = read_cells(out)
     titles = {"base": "base", **{name: method.title for name, method in METHODS.items()}}
     rows = [_row(key, cell) for key, cell in sorted(cells.items(), key=_order)]
@@ -200,8 +75,6 @@ def write_tables(out: Path, plan: Any) -> None:
 
 
 def _order(item: tuple[Key, Any]) -> tuple[int, int, int]:
-    from mapo.lab.study import METHODS
-
     domain, method, pairs = item[0]
     return list(DOMAINS).index(domain), pairs, ["base", *METHODS].index(method)
 
@@ -260,10 +133,10 @@ def mean_difference(cells: Cells, one: str, other: str, pairs: int, level: float
     sides = [(a.parts("score"), b.parts("score")) for a, b in keys if a and b]
     leads = [[x - y for x, y in zip(a, b, strict=True)] for a, b in sides]
     value = float(np.mean([np.mean([part.mean() for part in parts]) for parts in leads]))
-    found = [_variance(parts) for parts in leads]
+    found = [variance_of(parts) for parts in leads]
     total = sum(variance for variance, _ in found)
     freedom = total**2 / sum(variance**2 / own for variance, own in found)
-    return _around(value, total / len(found) ** 2, freedom, -1.0, level)
+    return around(value, total / len(found) ** 2, freedom, -1.0, level)
 
 
 def _means(cells: Cells) -> list[dict[str, Any]]:

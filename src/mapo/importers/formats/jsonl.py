@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mapo.importers import BadRow, LeftOut, Options, RawPair, cells, rows
-from mapo.importers.preference import FILES, SHAPE, SIDES, pair_of
-from mapo.importers.shape import Row, Where
+from mapo.importers.containers import cells, rows
+from mapo.importers.containers.shape import Row, Where
+from mapo.importers.formats.preference import FILES, SHAPE, SIDES, pair_of
 from mapo.importers.sources import Source
+from mapo.importers.types import BadRow, LeftOut, Options, RawPair
 
 
 def detects(source: Source) -> bool:

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from mapo.importers import BadRow, LeftOut, Options, RawPair, rows
-from mapo.importers.ranking import many
-from mapo.importers.shape import Row, Shape, Where
+from mapo.importers.containers import rows
+from mapo.importers.containers.shape import Row, Shape, Where
+from mapo.importers.formats.ranking import many
 from mapo.importers.sources import Source
+from mapo.importers.types import BadRow, LeftOut, Options, RawPair
 
 SHAPE = Shape((("prompt", "images", "scores"),))
 

@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from mapo.importers import BadRow, LeftOut, Options, RawPair, cells, rows
-from mapo.importers.shape import Row, Shape, Where
+from mapo.importers.containers import cells, rows
+from mapo.importers.containers.shape import Row, Shape, Where
 from mapo.importers.sources import Source
+from mapo.importers.types import BadRow, LeftOut, Options, RawPair
 
 SHAPE = Shape((("prompt", "images", "rank"),))
 

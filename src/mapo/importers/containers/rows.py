@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from mapo.errors import MapoError
-from mapo.importers import BadRow, LeftOut, RawPair, arrow, captions, lines, tables, tars
-from mapo.importers.shape import SPLIT, Cursor, File, Row, Shape, Where
+from mapo.importers.containers import arrow, captions, lines, tables, tars
+from mapo.importers.containers.shape import SPLIT, Cursor, File, Row, Shape, Where
 from mapo.importers.sources import Source
+from mapo.importers.types import BadRow, LeftOut, RawPair
 
 KINDS = (arrow.files, tables.files, tars.files, lines.files)  # in a folder that holds several, the first that fits
 NUMBERED = re.compile(r"(.*)-(\d{5})-of-(\d{5})(?:-[0-9a-f]+)?(\.[\w.]+)", re.DOTALL)  # some have a hash behind it

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mapo.importers.shape import Row, Where
+from mapo.importers.containers.shape import Row, Where
 
 COLUMNS = ("prompt", "caption", "original_prompt")
 

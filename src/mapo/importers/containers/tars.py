@@ -19,10 +19,12 @@ from typing import IO, Any, cast
 
 from mapo.errors import MapoError
 from mapo.files import decode_text
-from mapo.importers import BadRow, cells, sources
-from mapo.importers.shape import Cursor, File, Row, Shape, Where
+from mapo.importers import sources
+from mapo.importers.containers import cells
+from mapo.importers.containers.shape import Cursor, File, Row, Shape, Where
 from mapo.importers.sources import Source
 from mapo.importers.splits import splits_of
+from mapo.importers.types import BadRow
 from mapo.pairs.pictures import CAPTION_ENDS
 from mapo.pairs.pictures import ENDS as PICTURES
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from mapo.importers import BadRow, LeftOut, Options, RawPair, cells, rows
-from mapo.importers.shape import Row, Shape, Where
+from mapo.importers.containers import cells, rows
+from mapo.importers.containers.shape import Row, Shape, Where
 from mapo.importers.sources import Source
+from mapo.importers.types import BadRow, LeftOut, Options, RawPair
 
 NEEDED = ("jpg_0", "jpg_1", "label_0", "label_1", "caption")
 KEPT = ("ranking_id", "user_id", "model_0", "model_1", "image_0_uid", "image_1_uid", "best_image_uid", "created_at")

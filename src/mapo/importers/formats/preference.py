@@ -10,9 +10,10 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mapo.importers import BadRow, LeftOut, Options, RawPair, cells, rows
-from mapo.importers.shape import Row, Shape, Where
+from mapo.importers.containers import cells, rows
+from mapo.importers.containers.shape import Row, Shape, Where
 from mapo.importers.sources import Source
+from mapo.importers.types import BadRow, LeftOut, Options, RawPair
 
 SIDES = ("chosen", "rejected")
 FILES = ("chosen_file_name", "rejected_file_name")

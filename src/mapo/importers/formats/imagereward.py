@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mapo.importers import BadRow, LeftOut, Options, RawPair, cells, rows
-from mapo.importers.ranking import many, pairs_of, whole
-from mapo.importers.shape import Row, Shape, Where
+from mapo.importers.containers import cells, rows
+from mapo.importers.containers.shape import Row, Shape, Where
+from mapo.importers.formats.ranking import many, pairs_of, whole
 from mapo.importers.sources import Source, lies_in
+from mapo.importers.types import BadRow, LeftOut, Options, RawPair
 
 SHAPE = Shape(
     (

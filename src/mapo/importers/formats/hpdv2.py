@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
-from mapo.importers import BadRow, LeftOut, Options, RawPair, rows
-from mapo.importers.ranking import many, pairs_of
-from mapo.importers.shape import Row, Shape, Where
+from mapo.importers.containers import rows
+from mapo.importers.containers.shape import Row, Shape, Where
+from mapo.importers.formats.ranking import many, pairs_of
 from mapo.importers.sources import Source, lies_in
+from mapo.importers.types import BadRow, LeftOut, Options, RawPair
 
 SHAPE = Shape(
     (

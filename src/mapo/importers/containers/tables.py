@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mapo.errors import MapoError
-from mapo.importers import BadRow, sources
-from mapo.importers.shape import Cursor, File, Row, Shape, Where
+from mapo.importers import sources
+from mapo.importers.containers.shape import Cursor, File, Row, Shape, Where
 from mapo.importers.sources import Source
 from mapo.importers.splits import splits_of
+from mapo.importers.types import BadRow
 
 ROWS_AT_ONCE = 32
 READ_AT_ONCE = 2**20

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 from mapo.errors import MapoError
 from mapo.files import inside, read_object
-from mapo.importers import BadRow
-from mapo.importers.named import ARROW_ENDS
-from mapo.importers.shape import Cursor, File, Row, Shape, Where
+from mapo.importers.containers.shape import Cursor, File, Row, Shape, Where
+from mapo.importers.containers.tables import ROWS_AT_ONCE, guarded, pick, values
+from mapo.importers.named import ARROW_ENDS, opened
 from mapo.importers.sources import Source
 from mapo.importers.splits import splits_of
-from mapo.importers.tables import ROWS_AT_ONCE, guarded, pick, values
+from mapo.importers.types import BadRow
 
 STATE, SPLITS = "state.json", "dataset_dict.json"
 REMEDY = "Save the dataset again with save_to_disk."
@@ -58,17 +57,6 @@ class ArrowFile:
                     for at, row in enumerate(values(table.slice(start, ROWS_AT_ONCE)), start):
                         yield number + at, {ours: row[name] for ours, name in names.items()}
                 number += batch.num_rows
-
-
-def opened(file: pa.NativeFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    """The schema and the batches of a stream, or of a file with a footer."""
-    try:
-        stream = pa.ipc.open_stream(file)
-        return stream.schema, iter(stream)
-    except pa.ArrowInvalid:
-        file.seek(0)
-        whole: Any = pa.ipc.open_file(file)
-        return whole.schema, (whole.get_batch(k) for k in range(whole.num_record_batches))
 
 
 def files(source: Source) -> list[File]:

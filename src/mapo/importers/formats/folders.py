@@ -20,11 +20,11 @@ from pathlib import Path, PurePosixPath
 
 from mapo.errors import MapoError
 from mapo.files import locate, read_text
-from mapo.importers import BadRow, Options, RawPair
-from mapo.importers import captions as several_captions
+from mapo.importers.containers import captions as several_captions
 from mapo.importers.sources import Source, picture_at
 from mapo.importers.splits import NAMES as SPLIT_NAMES
 from mapo.importers.splits import split_named
+from mapo.importers.types import BadRow, Options, RawPair
 from mapo.pairs.pictures import CAPTION_ENDS, ENDS
 
 NAMES = (("chosen", "rejected"), ("w", "l"))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from mapo.importers import BadRow
+from mapo.importers.types import BadRow
 
 Row = dict[str, Any]
 SPLIT = "split"

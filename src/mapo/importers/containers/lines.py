@@ -14,12 +14,12 @@ from typing import IO, Any
 
 from mapo.errors import MapoError, count
 from mapo.files import delimiter_of, encoding_of
-from mapo.importers import BadRow
-from mapo.importers.cells import from_text, short
+from mapo.importers.containers.cells import from_text, short
+from mapo.importers.containers.shape import Cursor, File, Row, Shape, Where
 from mapo.importers.named import CSV_ENDS, JSON_ENDS, texts_in
-from mapo.importers.shape import Cursor, File, Row, Shape, Where
 from mapo.importers.sources import NO_ROWS, Source, lies_in
 from mapo.importers.splits import are_parts, split_named, splits_of
+from mapo.importers.types import BadRow
 
 ENDS = (*JSON_ENDS, *CSV_ENDS)
 LINES_TO_LOOK_AT = 100

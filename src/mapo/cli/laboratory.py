@@ -1,0 +1,67 @@
+"""The built-in world."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mapo.cli.shared import OUT, Verb, cli, say
+
+
+@cli.command(cls=Verb, example="mapo demo --out demo")
+@click.option("--out", type=OUT, default=Path("demo"), show_default=True, help="The folder to work in.")
+@click.option(
+    "--recipe", default="pick-style-cartoon", show_default=True, help="Or pick-style-pixel-art, pick-safety-hazard."
+)
+def demo(out: Path, recipe: str) -> None:
+    """Align the built-in model to a style, from prompts to a report, in minutes."""
+    from mapo.lab.demo import demo
+
+    demo(out, recipe)
+
+
+@cli.command(cls=Verb, example="mapo study --quick --out work/study")
+@click.option("--out", type=OUT, default=Path("work/study"), show_default=True, help="The folder to work in.")
+@click.option("--quick", is_flag=True, help="A small study; docs/study.md says which.")
+@click.option("--domain", "domains", multiple=True, help="Only this domain (repeat for more).")
+@click.option("--method", "methods", multiple=True, help="Only this objective (repeat for more).")
+@click.option("--pairs", type=int, multiple=True, help="Train on so many pairs (repeat for more).")
+@click.option("--seeds", type=int, help="Trainings of each method, domain and number of pairs.")
+@click.option(
+    "--look",
+    "looks",
+    type=int,
+    multiple=True,
+    help="Look at trials after so many steps (repeat for more) and train no longer; default: 16, 48, 128, and "
+    "further where that helps; of --quick 16, 48. Diffusion-DPO is looked at more often.",
+)
+@click.option("--workers", type=int, help="Trainings at a time; default: one per core, or one on a GPU.")
+def study(out: Path, **how: Any) -> None:
+    """Test the paper's claims on the built-in world: methods, domains, numbers of pairs, with intervals.
+
+    Every training is kept as soon as it is done; the same command goes on, and another choice adds to what is there.
+    """
+    from mapo.lab.study.study import study
+
+    study(out, **how)
+
+
+@cli.group()
+def mini() -> None:
+    """The built-in world: make its model again."""
+
+
+@mini.command(
+    cls=Verb, example="mapo mini pretrain --out work/mini --set vae_steps=20 --set steps=20 --set pictures=256"
+)
+@click.option("--out", type=OUT, required=True, help="The pipeline folder to write; checkpoints lie in OUT.work.")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting, such as steps=6000.")
+def pretrain(out: Path, assignments: tuple[str, ...]) -> None:
+    """Make the built-in model from nothing (an hour or two on two cores; interrupt and repeat as you like)."""
+    from mapo.lab.mini.pretrain import make_settings, pretrain
+    from mapo.settings import parse_set
+
+    pretrain(out, make_settings(parse_set(assignments)))
+    say(f"the model is in {out}")

@@ -1,0 +1,262 @@
+"""Pairs: made, brought in, looked at, judged, given to other programs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mapo.cli.shared import CLIP_SKIP, OUT, PRECISION, TRAINABLE, Verb, cli, say, shard_done
+from mapo.errors import MapoError, count
+
+
+@cli.command(
+    cls=Verb,
+    example="mapo build pick-style-cartoon --model mini --prompts mini:train --num-pairs 64 --out work/pairs",
+)
+@click.argument("recipe")
+@click.option("--model", required=True, help="mini, a folder or hub id of a text-to-image pipeline, or a run folder.")
+@click.option(
+    "--prompts",
+    required=True,
+    help="mini:train, a .txt, .csv, .tsv, .json, .jsonl or .parquet file, or a set on the hub.",
+)
+@click.option("--num-pairs", type=int, required=True, help="How many pairs the set shall hold.")
+@click.option("--out", type=OUT, required=True, help="The pairs set to write. The same command again goes on.")
+@click.option(
+    "--judge",
+    "judges",
+    multiple=True,
+    help="Keep a pair only where SCORER:METRIC prefers the chosen picture (:-METRIC if less is better), or where that "
+    "picture scores above SCORER:METRIC:THRESHOLD.",
+)
+@click.option("--prefix", "prefixes", multiple=True, metavar="SIDE=WORDS", help="Another prefix, chosen or rejected.")
+@click.option("--candidates", type=int, help="Pictures of each prompt, for a recipe that takes the best and the worst.")
+@click.option("--seeds", type=click.Choice(["same", "other"]), help="Of a prompt's pictures; default: the recipe's.")
+@click.option(
+    "--context", metavar="HOW", help="Take style words out of prompts: rules, local:MODEL, endpoint:URL, none."
+)
+@click.option("--context-model", metavar="NAME", help="The model at the endpoint; its key: MAPO_ENDPOINT_KEY.")
+@click.option("--keep", type=click.Choice(["pictures", "rejected-as-latents"]), default="pictures", show_default=True)
+@click.option("--latents-for", metavar="MODEL", help="Whose VAE encodes rejected pictures not kept; default: --model.")
+@click.option("--shard", metavar="I/N", help="Make this share of the work; default: as torchrun or Slurm say.")
+@click.option("--steps", type=int, help="Denoising steps; default: the model's own advice.")
+@click.option("--guidance", type=float, help="Classifier-free guidance; default: the model's own advice.")
+@PRECISION
+@click.option("--images-per-batch", type=int, help="Pictures made at a time.")
+@CLIP_SKIP
+def build(recipe: str, model: str, prompts: str, num_pairs: int, out: Path, shard: str | None, **how: Any) -> None:
+    """Let a model make pairs by RECIPE: a name such as pick-style-cartoon, or a TOML file."""
+    from mapo.build.verb import build
+    from mapo.shards import parse_shard, shard_of_environment
+
+    how["shard"] = parse_shard(shard) if shard else shard_of_environment()
+    counts = build(recipe, model, prompts, num_pairs, out, **how)
+    if counts is None:
+        say(shard_done(how["shard"], out))
+        return
+    from mapo.build.build import describe
+
+    say(f"{count(counts['pairs'], 'pair')} in {out} ({describe(counts)})")
+
+
+@cli.command(cls=Verb, example="mapo remake work/pairs --pair 0123456789abcdef --out work/again")
+@click.argument("pairs", type=OUT)
+@click.option(
+    "--pair", "ids", multiple=True, required=True, metavar="ID", help="The id of a pair; several if you like."
+)
+@click.option("--out", type=OUT, required=True, help="The folder to write the pictures into.")
+def remake(pairs: Path, ids: tuple[str, ...], out: Path) -> None:
+    """Make the pictures of built pairs again from their rows, and compare. The exit code is 1 where one differs."""
+    from mapo.build.remake import remake_pairs
+    from mapo.pairs import PairSet
+
+    found = remake_pairs(PairSet(pairs), ids, out)
+    for picture in found:
+        same = "the same to the bit" if picture.same else "DIFFERS from that of the set"
+        where = picture.file or "not written, as the set keeps its latents only"
+        say(f"{picture.pair} {picture.side:8} {same}: {where}")
+    if not all(picture.same for picture in found):
+        say("Other versions of the libraries or another machine round otherwise; look at the pictures.")
+        sys.exit(1)
+
+
+@cli.command("import", cls=Verb, example="mapo import rankings.jsonl --out work/pairs")
+@click.argument("source")
+@click.option("--out", type=OUT, required=True, help="The pairs set to write.")
+@click.option(
+    "--format",
+    help="pickapic, preference, ranking, scores, hpdv2, imagereward, jsonl or folders; found by itself when left out.",
+)
+@click.option(
+    "--columns", metavar="NAME=COLUMN,…", help="What the source calls columns, such as prompt=text,chosen=image_w."
+)
+@click.option(
+    "--rejected-from", type=OUT, metavar="IMAGES",
+    help="For a SOURCE of good pictures with prompts: an images folder that has the rejected ones of each prompt.",
+)  # fmt: skip
+@click.option(
+    "--captions",
+    type=click.Choice(["first", "join", "each"]),
+    help="Where a pair has several captions: take the first, join them with commas, or make a pair of each.",
+)
+@click.option("--on-bad-row", type=click.Choice(["stop", "drop"]), default="stop", show_default=True)
+@click.option("--ties", type=click.Choice(["drop", "keep"]), default="drop", show_default=True)
+@click.option(
+    "--rankings", type=click.Choice(["all", "best-worst"]), default="all", show_default=True,
+    help="The pairs of a ranking.",
+)  # fmt: skip
+@click.option("--least-gap", type=float, default=0, help="Best and worst of scores closer than this are a tie.")
+@click.option(
+    "--split", type=click.Choice(["by-prompt", "train", "validation", "test"]),
+    help="Put every pair into one split, or hold a fifth of the prompts out for validation and test (by-prompt). "
+    "Default: as the source says, or by prompt where it says nothing.",
+)  # fmt: skip
+@click.option("--licence", "--license", "licence", help="The licence of the source, to be kept with the set.")
+def import_(source: str, out: Path, **how: Any) -> None:
+    """Make a pairs set from SOURCE: a file, a folder, or a set on the hub (owner/name, or hf://owner/name/path).
+
+    Two folders chosen/ and rejected/ (or w/ and l/): the two pictures of a pair have one name, and the prompt is the
+    line of NAME.txt beside either. Or rows: pairs (prompt, chosen, rejected), rankings or scores, as Parquet, JSON
+    lines, a JSON list, CSV, TSV, a folder of save_to_disk, or WebDataset tars. Pick-a-Pic, HPDv2 and ImageRewardDB are
+    read as they are. Splits that a source publishes are kept.
+
+    Good pictures only? Draw others of the same prompts with `mapo sample`, and name their folder with --rejected-from.
+    Both kinds are read as `mapo score` reads them, and are paired by prompt, in the order of their seeds or names.
+
+    An import that was interrupted goes on with the same command.
+    """
+    from mapo.sample.partners import import_with_partners
+
+    counts = import_with_partners(source, out, **how)
+    ties = f"{count(counts['ties'], 'tie')} {'kept' if how['ties'] == 'keep' else 'dropped'}"
+    rest = f"{count(counts['repeats'], 'repeat')}, {counts['bad']} bad"
+    say(f"{count(counts['pairs'], 'pair')} in {out} ({ties}, {rest})")
+
+
+@cli.command(cls=Verb, example="mapo check work/pairs --model mini --out work/check.html")
+@click.argument("pairs", type=OUT)
+@click.option("--out", type=OUT, default=Path("check.html"), show_default=True, help="The HTML page to write.")
+@click.option("--model", help="mini, a folder or a hub id: its tokenizers measure prompts, its resolution pictures.")
+@click.option("--json", "json_file", type=OUT, help="Write the numbers into this file too.")
+@click.option("--strict", is_flag=True, help="Warnings count as errors.")
+def check(pairs: Path, strict: bool, **how: Any) -> None:
+    """Look for what is wrong in a set. The exit code is 1 when there are errors, 0 when there are none."""
+    from mapo.check.check import lines
+    from mapo.check.verb import check
+
+    found = check(pairs, **how)
+    say("\n".join(lines(found)))
+    say(f"the page is {how['out']}")
+    if found["errors"] or (strict and found["warnings"]):
+        sys.exit(1)
+
+
+@cli.command(cls=Verb, example="mapo mismatch --model mini --pairs work/pairs --num-pairs 32 --out work/mismatch.json")
+@click.option("--model", required=True, help=TRAINABLE)
+@click.option("--pairs", type=OUT, required=True, help="A pairs set.")
+@click.option("--out", type=OUT, default=Path("mismatch.json"), show_default=True, help="The numbers to write.")
+@click.option(
+    "--encoder", help="A scorer that embeds pictures, such as dinov2, or none; default: dinov2, for mini mini-learned."
+)
+@click.option("--split", default="train", show_default=True, help="train, validation, test or all.")
+@click.option("--num-pairs", type=int, default=128, show_default=True, help="Measure at most so many, at random.")
+@click.option("--seeds", default="1000-1001", show_default=True, help="Of own samples; not those the set is made of.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the choice of pairs, noise and timesteps.")
+@click.option("--steps", type=int, help="Denoising steps; default: the model's own advice.")
+@click.option("--guidance", type=float, help="Classifier-free guidance; default: the model's own advice.")
+@PRECISION
+@click.option("--images-per-batch", type=int, help="Pictures at a time.")
+@CLIP_SKIP
+def mismatch(model: str, pairs: Path, out: Path, seeds: str, **how: Any) -> None:
+    """Measure how far the pairs are from the model before anything is trained.
+
+    The model's own samples of the same prompts, which lie in an images folder beside --out, are compared with the
+    chosen and the rejected pictures: by the distance of embeddings, and by the model's denoising error.
+    """
+    from mapo.mismatch.verb import mismatch
+
+    _, said = mismatch(model, pairs, out, seeds, **how)
+    say("\n".join(said))
+    say(f"the numbers are in {out}")
+
+
+@cli.command(cls=Verb, example="mapo label work/pairs --annotator ann")
+@click.argument("pairs", type=OUT, required=False)
+@click.option("--annotator", help="Everybody votes under this name; without it the page asks.")
+@click.option("--summary", is_flag=True, help="Print the votes of every annotator and how far they agree; no page.")
+@click.option("--apply", is_flag=True, help="Write to --out the set that the votes make; no page.")
+@click.option("--keep-ties", is_flag=True, help="With --apply: keep pairs on which the votes are even.")
+@click.option("--keep-unlabeled", is_flag=True, help="With --apply: keep pairs without a vote as they are.")
+@click.option("--before", type=OUT, help="Compare two images folders blindly, anybody's too: that of the model before.")
+@click.option("--after", type=OUT, help="That of the model after, same prompts and seeds.")
+@click.option("--out", type=OUT, help="With --before: the votes.jsonl to write. With --apply: the new pairs set.")
+@click.option("--blur", is_flag=True, help="Blur pictures until asked, as those of a sensitive set always are.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Any but this machine's own asks for a token.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any that is free.")
+@click.option("--token", help="What the page's address must carry; default beyond this machine: a random one.")
+def label(
+    pairs: Path | None, before: Path | None, after: Path | None, out: Path | None, summary: bool, apply: bool,
+    keep_ties: bool, keep_unlabeled: bool, **how: Any,
+) -> None:  # fmt: skip
+    """Judge the pairs of a set by hand, on a local web page that does not say which picture is which."""
+    from mapo.label.blind import of_folders, of_pairs
+    from mapo.label.consensus import apply_votes, spoken, summarise
+    from mapo.label.votes import read_votes
+    from mapo.pairs import PairSet
+
+    if (keep_ties or keep_unlabeled) and not apply:
+        raise MapoError("--keep-ties and --keep-unlabeled say what --apply shall keep. Give --apply and --out as well.")
+    if pairs is not None and before is None and after is None and (out is not None) == apply:
+        if out is not None:
+            counts = apply_votes(PairSet(pairs), out, keep_ties, keep_unlabeled)
+            say(f"{out}: {spoken(counts, keep_ties, keep_unlabeled)}")
+            return
+        material, votes = of_pairs(PairSet(pairs)), pairs / "votes.jsonl"
+    elif pairs is None and before is not None and after is not None and out is not None and not apply:
+        material, votes = of_folders(before, after), out
+    elif apply and pairs is not None and out is None:
+        raise MapoError("--apply needs --out, the pairs set to write.")
+    else:
+        raise MapoError("Give PAIRS (and --out only with --apply), or else --before, --after and --out together.")
+    if summary:
+        say(summarise(read_votes(votes), material.tasks))
+        return
+    try:
+        from mapo.label.server import serve
+    except ModuleNotFoundError as error:
+        raise MapoError(f'The page needs {error.name}. Install it with: pip install "mapo[label]"') from None
+    serve(material, votes, say=say, **how)
+
+
+@cli.command(cls=Verb, example="mapo export work/pairs --to preference --out work/hf")
+@click.argument("pairs", type=OUT)
+@click.option("--to", "format", required=True, help="preference (Hugging Face), pickapic, or hub (with a card).")
+@click.option("--out", type=OUT, help="The folder to write; with --to hub by default PAIRS-hub, beside the set.")
+@click.option("--on-missing-picture", type=click.Choice(["stop", "drop"]), default="stop", show_default=True)
+@click.option("--repo", metavar="OWNER/NAME", help="With --to hub: upload to this dataset, by your `hf auth login`.")
+@click.option("--private/--public", default=None, help="Who sees it on the hub; default: public, if not sensitive.")
+@click.option(
+    "--license", "--licence", "licence", help="The set's licence, by the hub's name for it, such as cc-by-4.0."
+)
+@click.option(
+    "--source-license", "source_licences", multiple=True, metavar="SOURCE=LICENSE", help="Of what it is made."
+)
+def export(pairs: Path, format: str, out: Path | None, **how: Any) -> None:
+    """Write a pairs set as other programs read it, or publish it.
+
+    --to hub without --repo only writes the folder: look at its README.md, mend it, then repeat the command with --repo.
+    """
+    from mapo.export.export import describe
+    from mapo.export.verb import export
+
+    made = export(pairs, format, out, **how)
+    if format == "hub":
+        folder, address = made.folder, made.address
+        before = f"{folder} was written before and is uploaded as it is"
+        say(f"{describe(made.counts, format)} in {folder}" if made.counts else before)
+        say(f"published at {address}" if address else f"read {folder}/README.md, then upload with --repo OWNER/NAME")
+        return
+    say(f'{describe(made.counts, format)} in {out}; open them with datasets.load_dataset("{out}")')

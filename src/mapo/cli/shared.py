@@ -1,0 +1,68 @@
+"""What several verbs share: the group that they are in, how their help ends, options, and what is said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mapo import __version__
+from mapo.errors import printable
+from mapo.progress import on_terminal
+
+OUT = click.Path(path_type=Path)
+TRAINABLE = "mini, a diffusers folder, a run folder, or a hub id; SDXL or Stable Diffusion 1 or 2."
+CLIP_SKIP = click.option(
+    "--clip-skip", type=click.IntRange(min=0),
+    help="Layers left out at the end of the text encoder, for Stable Diffusion 1 and 2; default: as a run was trained.",
+)  # fmt: skip
+
+
+PRECISION = click.option(
+    "--precision", type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="Of the model while it makes pictures; default: the model's own advice, else float32.",
+)  # fmt: skip
+
+
+class Verb(click.Command):
+    """A command that ends its help with an example that works; ``more`` gives the title and the lines of a list."""
+
+    def __init__(
+        self, *args: Any, example: str = "", more: Callable[[], tuple[str, list[str]]] | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.example, self.more = example, more
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Print the example as it stands."""
+        if self.more:
+            title, lines = self.more()
+            with formatter.section(title):
+                formatter.write("".join(f"  {line}\n" for line in lines))
+        with formatter.section("Example"):
+            for line in self.example.splitlines():
+                formatter.write(f"  {line}\n")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="mapo")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Align a text-to-image diffusion model with pairs of pictures, without a reference model.
+
+    prompts -> build -> pairs -> encode -> cache -> train -> run -> sample -> images -> score -> scores -> report
+    """
+    context.with_resource(on_terminal())
+
+
+def say(text: str) -> None:
+    """Print a line."""
+    click.echo(printable(text))
+
+
+def shard_done(shard: tuple[int, int], out: Path) -> str:
+    """What is said where a share of the work is done."""
+    index, of = shard
+    return f"shard {index}/{of} is done; the last one, or the same command with --shard 0/1, writes {out}"

@@ -1,0 +1,62 @@
+"""Training: encoded once, then trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mapo.cli.shared import CLIP_SKIP, OUT, TRAINABLE, Verb, cli, say
+from mapo.errors import count
+
+
+@cli.command(cls=Verb, example="mapo encode --model mini --pairs work/pairs --out work/cache")
+@click.option("--model", required=True, help=TRAINABLE)
+@click.option("--pairs", type=OUT, required=True, help="A pairs set.")
+@click.option("--out", type=OUT, required=True, help="The cache to write, or to complete.")
+@click.option("--resolution", type=int, help="Side in pixels; default: the model's own.")
+@click.option("--flip", is_flag=True, help="Encode every picture mirrored as well (for data.flip).")
+@click.option(
+    "--precision", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True,
+    help="How latents and text are kept (for data.cache_precision). The two others halve the cache.",
+)  # fmt: skip
+@CLIP_SKIP
+@click.option(
+    "--images-per-batch", type=int, default=8, show_default=True,
+    help="Pictures that are encoded at a time. Fewer take less memory.",
+)  # fmt: skip
+def encode(pairs: Path, out: Path, **how: Any) -> None:
+    """Encode the pictures and prompts of a set once, for all training runs. The same command again goes on."""
+    from mapo.encode.verb import encode
+
+    _, found, losses = encode(pairs=pairs, out=out, **how)
+    said = f"{count(len(found), 'pair')} {'is' if len(found) == 1 else 'are'} encoded in {out}"
+    say("; ".join([said, ", ".join(losses)] if losses else [said]))
+
+
+@cli.command(
+    cls=Verb,
+    example="mapo train --model mini --pairs work/pairs --out work/run --set optim.lr=1e-4 --set train.steps=100",
+)
+@click.option("--model", help=TRAINABLE)
+@click.option("--pairs", help="A pairs set.")
+@click.option("--out", type=OUT, required=True, help="The run folder. The same command again goes on where it stopped.")
+@click.option("--cache", help="A cache; default: the folder `cache` beside the pairs, made when it is not there.")
+@click.option(
+    "--objective",
+    help="mapo (default), mapo_aaai, mapo_relative, sft, orpo, dpo, ipo, poly_dpo, sdpo or kto; or a function of your "
+    "own, as file.py:name.",
+)
+@click.option("--adapter", type=click.Choice(["full", "lora"]), help="What is trained; default: full.")
+@click.option("--allow-distilled", is_flag=True, default=None, help="Train a model that was distilled to few steps.")
+@click.option("--config", "config_file", type=OUT, help="A TOML file of settings.")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting, such as optim.lr=1e-5.")
+def train(out: Path, config_file: Path | None, assignments: tuple[str, ...], **flags: Any) -> None:
+    """Train on a pairs set. Settings come from --config, then --set, then the other flags."""
+    from mapo.settings import merge, parse_set, read_toml
+    from mapo.train.verb import train
+
+    settings = merge(read_toml(config_file) if config_file else {}, parse_set(assignments))
+    if train(out, settings, **flags):
+        say(f"the run is in {out}; look at it with: mapo sample --model {out} --prompts FILE --out IMAGES")
