@@ -156,7 +156,8 @@ def test_a_stopped_run_saves_and_exits_with_130_and_the_same_command_goes_on(tmp
 
 def test_a_verb_that_is_told_to_end_says_so_and_the_same_command_goes_on(tmp_path, sdxl):
     out = tmp_path / "images"
-    command = ["sample", "--model", sdxl, "--prompts", "mini:validation", "--out", out, "--steps", "2"]
+    (tmp_path / "prompts.txt").write_text("\n".join(f"a red circle number {k}" for k in range(60)))
+    command = ["sample", "--model", sdxl, "--prompts", tmp_path / "prompts.txt", "--out", out, "--steps", "2"]
     command += ["--images-per-batch", "1"]
     process = Apart("-m", "mapo", *command)
     until = time.monotonic() + 120
@@ -168,7 +169,7 @@ def test_a_verb_that_is_told_to_end_says_so_and_the_same_command_goes_on(tmp_pat
     assert said.splitlines()[-1] == "mapo: Stopped. Nothing half-written was left; the same command goes on."
     again = mapo(*command)
     assert again.returncode == 0, again.stderr
-    assert len(list(out.rglob("*.png"))) == len((out / "manifest.jsonl").read_text().splitlines())
+    assert 60 == len(list(out.rglob("*.png"))) == len((out / "manifest.jsonl").read_text().splitlines())
 
 
 @pytest.mark.parametrize("adapter", ["full", "lora"])
