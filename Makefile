@@ -4,13 +4,16 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint setup bench clean
+.PHONY: demo test pytest lint setup bench clean
 
 demo: setup
 	@$(BIN)/mapo demo --out demo
 
-test: setup lint
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --durations 8
+test: setup
+	@$(MAKE) --no-print-directory -j 2 lint pytest
+
+pytest: setup
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 8
 
 lint: setup
 	@$(BIN)/ruff check .

@@ -16,6 +16,22 @@ from tiny import MAKERS, make_pairs, make_sdxl
 SHAPED = ["mapo.train.types", "mapo.train.step", "mapo.train.objectives"]
 install_import_hook(SHAPED, "shapes.checked")  # the shapes that their functions name are checked at every call
 
+HERE = Path(__file__).parent
+
+
+LONGEST = [
+    "golden/test_recorded.py", "lab/study/test_study.py", "test_tutorial.py", "mismatch/test_mismatch.py",
+    "train/test_train.py", "test_kills.py", "build/test_build.py", "test_cli.py", "train/test_run.py",
+    "train/test_processes.py", "encode/test_cache.py", "models/test_families.py", "score/scorers/test_clip.py",
+    "check/test_training.py", "lab/study/test_things.py", "lab/test_demo.py",
+]  # fmt: skip
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """The longest files come first, so that no process is left alone with one of them at the end."""
+    places = {HERE / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
 
 def pytest_terminal_summary(terminalreporter) -> None:
     skipped = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]

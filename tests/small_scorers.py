@@ -10,6 +10,9 @@ import sys
 import pytest
 import torch
 from PIL import Image
+from transformers.utils import is_torchvision_available
+
+from mapo.score.scorers import load_scorer
 
 MEAN, STD = (0.4814, 0.4578, 0.4082), (0.2686, 0.2613, 0.2757)
 SIZES = [(32, 32), (70, 41), (41, 70), (33, 96), (20, 11), (1, 1), (3, 3), (5, 1), (3, 64), (64, 3)]
@@ -121,30 +124,28 @@ FAKE_TORCHVISION = {
 
 TELL_VALUE = """
 import sys
-from PIL import Image
-from transformers.utils import is_torchvision_available
-from mapo.score.scorers import load_scorer
-picture = Image.linear_gradient("L").resize((50, 40)).convert("RGB")
-other = picture.rotate(90)
-scorer = load_scorer(sys.argv[1])
-value = scorer([picture], ["zebra"], [other] if scorer.needs_reference else None)
-print(is_torchvision_available(), value[scorer.metrics[0]][0])
+from small_scorers import is_torchvision_available, tell_value
+print(is_torchvision_available(), tell_value(sys.argv[1]))
 """
 
 
+def tell_value(name):
+    picture = Image.linear_gradient("L").resize((50, 40)).convert("RGB")
+    scorer = load_scorer(name)
+    value = scorer([picture], ["zebra"], [picture.rotate(90)] if scorer.needs_reference else None)
+    return value[scorer.metrics[0]][0]
+
+
 def values_without_and_with_torchvision(name, folder):
-    """One picture's value in two processes; in the second a torchvision is installed that fails when it is used."""
+    """One picture's value here and in a fresh process, where a torchvision is installed that fails when it is used."""
     for file, text in FAKE_TORCHVISION.items():
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_text(text)
-    said = []
-    for extra in ("", str(folder)):
-        path = os.pathsep.join(p for p in (extra, *sys.path) if p)
-        done = subprocess.run(
-            [sys.executable, "-c", TELL_VALUE, name],
-            capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path},
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        said.append(done.stdout.split())
-    assert [there for there, _ in said] == ["False", "True"]
-    return [value for _, value in said]
+    path = os.pathsep.join(p for p in (str(folder), *sys.path) if p)
+    done = subprocess.run(
+        [sys.executable, "-c", TELL_VALUE, name], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert done.returncode == 0, done.stderr
+    there, beside = done.stdout.split()
+    assert (is_torchvision_available(), there) == (False, "True")
+    return str(tell_value(name)), beside

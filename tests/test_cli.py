@@ -1,7 +1,6 @@
 """What a person sees: help, one clear sentence for what is wrong, exit codes, and a road that goes on."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -11,6 +10,7 @@ import time
 import pytest
 from click.testing import CliRunner
 
+from apart import Apart, run_apart
 from data_fixtures import encoded, noise
 from mapo.cli import cli
 from mapo.pairs import PairWriter
@@ -22,10 +22,8 @@ VERBS = [
 ]  # fmt: skip
 
 
-def mapo(*words, **rest):
-    return subprocess.run(
-        [sys.executable, "-m", "mapo", *map(str, words)], capture_output=True, text=True, timeout=300, **rest
-    )
+def mapo(*words):
+    return run_apart("-m", "mapo", *words)
 
 
 def refused(*words):
@@ -138,10 +136,7 @@ def test_a_stopped_run_saves_and_exits_with_130_and_the_same_command_goes_on(tmp
     out = tmp_path / "run"
     command = ["train", "--model", sdxl, "--pairs", pairs, "--cache", cache, "--out", out]
     command += ["--set", "train.steps=100000", "--set", "train.pairs_per_step=2"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mapo", *map(str, command)], stderr=subprocess.PIPE, text=True, env=env
-    )
+    process = Apart("-m", "mapo", *command)
     until = time.monotonic() + 120
     while time.monotonic() < until and not (out / "metrics.jsonl").exists():
         time.sleep(0.1)
@@ -152,7 +147,7 @@ def test_a_stopped_run_saves_and_exits_with_130_and_the_same_command_goes_on(tmp
     assert said.splitlines()[-1] == "mapo: Stopped. Nothing half-written was left; the same command goes on."
     done = len((out / "metrics.jsonl").read_text().splitlines())
     assert done >= 1 and [p.name for p in (out / "checkpoints").iterdir()] == [f"step-{done:08d}"]
-    more = mapo(*command[:-4], "--set", f"train.steps={done + 2}", "--set", "train.pairs_per_step=2", env=env)
+    more = mapo(*command[:-4], "--set", f"train.steps={done + 2}", "--set", "train.pairs_per_step=2")
     assert more.returncode == 0, more.stderr
     steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, done + 3))
@@ -160,12 +155,11 @@ def test_a_stopped_run_saves_and_exits_with_130_and_the_same_command_goes_on(tmp
 
 
 def test_a_verb_that_is_told_to_end_says_so_and_the_same_command_goes_on(tmp_path, sdxl):
-    out, env = tmp_path / "images", {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = ["sample", "--model", sdxl, "--prompts", "mini:validation", "--out", out, "--steps", "2"]
+    out = tmp_path / "images"
+    (tmp_path / "prompts.txt").write_text("\n".join(f"a red circle number {k}" for k in range(60)))
+    command = ["sample", "--model", sdxl, "--prompts", tmp_path / "prompts.txt", "--out", out, "--steps", "2"]
     command += ["--images-per-batch", "1"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mapo", *map(str, command)], stderr=subprocess.PIPE, text=True, env=env
-    )
+    process = Apart("-m", "mapo", *command)
     until = time.monotonic() + 120
     while time.monotonic() < until and not list(tmp_path.rglob("*.png")):
         time.sleep(0.02)
@@ -173,15 +167,14 @@ def test_a_verb_that_is_told_to_end_says_so_and_the_same_command_goes_on(tmp_pat
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in said
     assert said.splitlines()[-1] == "mapo: Stopped. Nothing half-written was left; the same command goes on."
-    again = mapo(*command, env=env)
+    again = mapo(*command)
     assert again.returncode == 0, again.stderr
-    assert len(list(out.rglob("*.png"))) == len((out / "manifest.jsonl").read_text().splitlines())
+    assert 60 == len(list(out.rglob("*.png"))) == len((out / "manifest.jsonl").read_text().splitlines())
 
 
 @pytest.mark.parametrize("adapter", ["full", "lora"])
 def test_a_foreign_model_with_v_prediction_goes_the_whole_road(tmp_path, sdxl_v, adapter):
     """Other sizes, another scheduler: build, train, sample, export, with files between the stages."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red square\na blue heart\nzebra\n")
     road = [
@@ -193,7 +186,7 @@ def test_a_foreign_model_with_v_prediction_goes_the_whole_road(tmp_path, sdxl_v,
          "--steps", 2],
     ]  # fmt: skip
     for words in road:
-        done = mapo(*words, env=env)
+        done = mapo(*words)
         assert done.returncode == 0, done.stderr[-2000:]
     assert len((tmp_path / "after" / "manifest.jsonl").read_text().splitlines()) == 6
     assert json.loads((tmp_path / "pairs" / "set.json").read_text())["pairs"] == 5

@@ -2,14 +2,13 @@ import base64
 import hashlib
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import mapo.build.build
 import mapo.build.work
+from apart import Apart, ended, run_apart, started
 from mapo.build.build import build, describe
 from mapo.build.judge import Filter, parse_filter
 from mapo.build.recipe import changed_recipe, read_recipe
@@ -266,39 +265,18 @@ def test_processes_that_torchrun_numbers_share_the_work(tmp_path, sdxl, monkeypa
     assert contents(tmp_path / "p") == contents(tmp_path / "one")
 
 
-@pytest.mark.parametrize("how", ["--shard", "torchrun", "the same shard twice"])
+@pytest.mark.parametrize("how", ["--shard", "as torchrun numbers them", "the same shard twice"])
 def test_processes_at_the_same_time_make_the_set_of_one(tmp_path, sdxl, how):
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-    def start(*words):
-        return subprocess.Popen(
-            [sys.executable, *words], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-
-    def command(out, *more):
-        words = [
-            "-m",
-            "mapo",
-            "build",
-            "pick-style-cartoon",
-            "--num-pairs",
-            "10",
-            "--steps",
-            "1",
-            "--images-per-batch",
-            "2",
-        ]
-        return [*words, "--model", str(sdxl), "--prompts", str(tmp_path / "prompts.txt"), "--out", str(out), *more]
-
-    shards = {"--shard": ("0/2", "1/2"), "the same shard twice": ("0/1", "0/1")}
-    if how == "torchrun":
-        words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        processes = [start(*words, *command(tmp_path / "many"))]
+    command = ["-m", "mapo", "build", "pick-style-cartoon", "--num-pairs", "10", "--steps", "1", "--images-per-batch",
+               "2", "--model", sdxl, "--prompts", tmp_path / "prompts.txt", "--out", tmp_path / "many"]  # fmt: skip
+    if how == "as torchrun numbers them":
+        processes = started(command, 2)
     else:
-        processes = [start(*command(tmp_path / "many", "--shard", shard)) for shard in shards[how]]
-    said = [process.communicate(timeout=300)[0] for process in processes]
-    codes = [process.returncode for process in processes]
+        shards = {"--shard": ("0/2", "1/2"), "the same shard twice": ("0/1", "0/1")}[how]
+        processes = [Apart(*command, "--shard", shard) for shard in shards]
+    ends = ended(processes)
+    codes, said = [code for code, _, _ in ends], [out + err for _, out, err in ends]
     if how == "the same shard twice":
         assert sorted(codes) == [0, 2], said
         assert "Another process is at work" in said[codes.index(2)] or "already exists" in said[codes.index(2)]
@@ -600,7 +578,10 @@ def test_a_shard_without_a_bar_goes_on(tmp_path, sdxl):
 
 BARS_OFF = """
 import sys
+from functools import partialmethod
 from pathlib import Path
+import tqdm
+tqdm.tqdm.__init__ = partialmethod(tqdm.tqdm.__init__, disable=True)  # as it is where tqdm was loaded with the variable
 import mapo.build.build
 from mapo.build.build import build
 from mapo.encode.fill import encode
@@ -632,10 +613,7 @@ export_pairs(pairs, "preference", folder / "export")
 
 
 def test_verbs_go_on_where_bars_are_switched_off(tmp_path, sdxl):
-    environment = {**os.environ, "TQDM_DISABLE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-c", BARS_OFF, tmp_path, sdxl], env=environment, capture_output=True, text=True
-    )
+    done = run_apart("-c", BARS_OFF, tmp_path, sdxl, env={**os.environ, "TQDM_DISABLE": "1"})
     assert done.returncode == 0, done.stderr
 
 

@@ -1,8 +1,6 @@
 import contextlib
 import gc
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from apart import Apart, ended
 from mapo.encode import fill
 from mapo.encode.cache import Cache, cache_key, hold, prompt_key
 from mapo.encode.fill import encode, lacking, to_pixels
@@ -228,17 +227,14 @@ with hold(Path(sys.argv[1])):
 
 
 @contextlib.contextmanager
-def held_by_another(folder: Path, seconds: float) -> Iterator[subprocess.Popen]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder), str(seconds)], stdout=subprocess.PIPE, text=True
-    )
+def held_by_another(folder: Path, seconds: float) -> Iterator[Apart]:
+    process = Apart("-c", HOLD, folder, seconds)
     try:
         assert process.stdout.readline() == "held\n"
         yield process
     finally:
         process.kill()
-        process.wait()
-        process.stdout.close()
+        process.communicate()
 
 
 def test_a_cache_that_another_process_fills_is_refused_or_waited_for(tmp_path, sdxl, pairs, heard):
@@ -272,11 +268,8 @@ def test_the_processes_of_a_job_encode_a_share_each_at_the_same_time(tmp_path, s
         "encode(m, PairSet(Path(sys.argv[2])), Path(sys.argv[3]), shard=(int(sys.argv[4]), 2), locked=False)"
     )
     with hold(tmp_path / "c"):
-        made = [
-            subprocess.Popen([sys.executable, "-c", code, str(sdxl), str(pairs), str(tmp_path / "c"), str(k)])
-            for k in (0, 1)
-        ]
-        assert [process.wait() for process in made] == [0, 0]
+        made = ended([Apart("-c", code, sdxl, pairs, tmp_path / "c", k) for k in (0, 1)])
+        assert [end for end, _, _ in made] == [0, 0], made
     got, want = contents(tmp_path / "c"), contents(cache)
     assert got.keys() == want.keys() and len(list((tmp_path / "c").glob("latents-*"))) == 2
     assert all(torch.allclose(got[k].double(), want[k].double(), atol=1e-5) for k in want)

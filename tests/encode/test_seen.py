@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from apart import run_apart
 from data_fixtures import make_picture
 from mapo.encode.frame import crop, frame, share_cut_away
 from mapo.encode.seen import choose, choose_any, excess_tokens, view_of, what_training_sees
@@ -125,6 +124,6 @@ def test_a_prompt_that_is_too_long_makes_no_library_speak(tmp_path):
         "print(what_training_sees(PairSet(Path(sys.argv[1])), open_model(find_model('mini'))).line())"
     )
     write(tmp_path / "set", {"split": "train", "prompt": "a red circle and " * 300})
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "set")], capture_output=True, text=True)
+    done = run_apart("-c", code, tmp_path / "set")
     assert done.stdout == "Training on 1 pair; 1 prompt cut at 32 tokens.\n"
     assert "sequence length" not in done.stderr

@@ -1,15 +1,13 @@
 """`mapo sample` on model folders that do not fit together: one sentence, and no images folder that was not there."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from apart import run_apart
 from mapo.errors import MapoError
 from mapo.models import find_model
 from mapo.models.pipelines import open_pipeline
@@ -39,9 +37,7 @@ def changed(folder: Path, source: Path, file: str, **values) -> Path:
 
 
 def mapo(*words):
-    return subprocess.run(
-        [sys.executable, "-m", "mapo", *map(str, words)], capture_output=True, text=True, timeout=300, env=os.environ
-    )
+    return run_apart("-m", "mapo", *words)
 
 
 @pytest.mark.parametrize(

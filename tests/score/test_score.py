@@ -1,10 +1,7 @@
 """Scoring a folder of pictures: whole, in parts, again, with references, and what is refused."""
 
 import json
-import os
 import random
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +9,7 @@ import pytest
 from PIL import Image
 
 import mapo.score.task as task_module
+from apart import ended, started
 from mapo.errors import MapoError
 from mapo.files import sha256
 from mapo.pairs import PairWriter
@@ -335,7 +333,7 @@ def test_a_shard_of_a_finished_table_has_nothing_to_do(tmp_path):
     assert hidden(tmp_path) == []
 
 
-def test_two_processes_under_torchrun_write_one_table(tmp_path):
+def test_two_processes_as_torchrun_numbers_them_write_one_table(tmp_path):
     from mapo.lab.mini.draw import draw
     from mapo.lab.mini.scenes import context, random_plain_scenes
 
@@ -348,14 +346,9 @@ def test_two_processes_under_torchrun_write_one_table(tmp_path):
         rows.append(ImageRow(f"{k}.png", prompt_id(context(scene)), context(scene), k, k, sha256(png), "drawn"))
         data.append(png)
     append_images(folder, rows, data)
-    command = [sys.executable, "-m", "mapo", "score", str(folder), "--scorer", "mini-search,guards", "--out", str(out)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
-    running = [
-        subprocess.Popen(command, env={**env, "RANK": str(k)}, stdout=subprocess.PIPE, text=True) for k in range(2)
-    ]
-    said = [process.communicate()[0] for process in running]
-    assert [process.returncode for process in running] == [0, 0]
-    assert sum(f"8 pictures are scored in {out}" in text for text in said) >= 1
+    found = ended(started(["-m", "mapo", "score", folder, "--scorer", "mini-search,guards", "--out", out], 2))
+    assert [code for code, _, _ in found] == [0, 0], found
+    assert sum(f"8 pictures are scored in {out}" in text for _, text, _ in found) >= 1
     assert len(contents(out)) == 8 * (6 + 4) and hidden(tmp_path) == []
 
 

@@ -1,8 +1,6 @@
 """Objectives in a file of the user's own, and those that need more than four errors a pair."""
 
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import torch
 from click.testing import CliRunner
 from test_train import assert_same, metrics, run
 
+from apart import ended, started
 from mapo.api import try_objective
 from mapo.cli import cli
 from mapo.errors import MapoError
@@ -344,19 +343,13 @@ def test_a_constant_of_a_step_is_that_of_the_whole_step_in_any_portions(
 @pytest.mark.parametrize("portion", [1, 2])
 def test_a_constant_of_a_step_is_that_of_all_processes(tmp_path, sdxl, pairs, cache, step, portion):
     name, whole = step
-    script = tmp_path / "go.py"
-    script.write_text(
-        "import sys; sys.path[:0] = [sys.argv[1], sys.argv[1] + '/..']\n"
-        "from pathlib import Path\nfrom test_train import run\n"
-        f"run(Path(sys.argv[5]), *sys.argv[2:5], {{'name': {name!r}, 'beta': 3.0}}, optim={{'lr': 1e-2}}, "
+    code = (
+        "import sys; from pathlib import Path; from test_train import run\n"
+        f"run(Path(sys.argv[4]), *sys.argv[1:4], {{'name': {name!r}, 'beta': 3.0}}, optim={{'lr': 1e-2}}, "
         f"pairs_per_device={portion})\n"
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
-    command += ["--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1", str(script), str(Path(__file__).parent)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    words = [str(word) for word in (sdxl, pairs, cache, tmp_path / "r")]
-    done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=240, env=env)
-    assert done.returncode == 0, done.stderr[-2000:]
+    found = ended(started(["-c", code, sdxl, pairs, cache, tmp_path / "r"], 2, GLOO_SOCKET_IFNAME="lo"))
+    assert [end for end, _, _ in found] == [0, 0], found
     assert_same(metrics(tmp_path / "r"), whole, tolerance=1e-6)
     assert baselines(metrics(tmp_path / "r")) == pytest.approx(baselines(whole), rel=1e-6, abs=1e-12)
 

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ import pytest
 import torch
 from test_train import assert_same, metrics, run
 
+from apart import Apart, ended, free_port, run_apart, started
 from mapo.errors import MapoError
 from mapo.train import processes
 from mapo.train.processes import Place, place_of_environment
@@ -86,12 +86,6 @@ def test_settings_of_accelerate_change_nothing_and_are_named(tmp_path, sdxl, pai
     assert "the run's own settings decide" in said
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def command(out: Path, sdxl, pairs, cache, *more: str) -> list[str]:
     words = ["train", "--model", sdxl, "--pairs", pairs, "--cache", cache, "--out", out]
     settings = {
@@ -101,27 +95,7 @@ def command(out: Path, sdxl, pairs, cache, *more: str) -> list[str]:
         "train.precision": "float64",
     }
     words += [w for key, value in settings.items() for w in ("--set", f"{key}={value}")]
-    return [sys.executable, "-m", "mapo", *map(str, words), *more]
-
-
-def started(words: list[str], world: int, **values: object) -> list[subprocess.Popen[str]]:
-    """Processes as torchrun starts them, without a GPU, on this machine."""
-    common = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    found = []
-    for rank in range(world):
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        env |= {name: str(value) for name, value in {**common, **values}.items()}
-        found.append(subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env))
-    return found
-
-
-def ended(running: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
-    try:
-        said = [process.communicate(timeout=240) for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    return [(process.returncode, *words) for process, words in zip(running, said, strict=True)]
+    return ["-m", "mapo", *map(str, words), *more]
 
 
 def test_two_processes_without_a_gpu_are_one_training_whatever_accelerate_asks_for(tmp_path, sdxl, pairs, cache):
@@ -181,7 +155,7 @@ main()
 
 def test_all_stop_at_a_bad_loss_that_one_of_them_has(tmp_path, sdxl, pairs, cache):
     words = command(tmp_path / "r", sdxl, pairs, cache, "--set", "train.steps=5")
-    found = ended(started([sys.executable, "-c", BAD_LOSS, *words[3:]], 2))
+    found = ended(started(["-c", BAD_LOSS, *words[2:]], 2))
     assert [code for code, _, _ in found] == [2, 2], found
     assert "Step 3: the loss is not finite for 2 pairs" in found[0][2] and "Step 3" not in found[1][2]
     assert [p.name for p in (tmp_path / "r" / "checkpoints").iterdir()] == ["step-00000002"]
@@ -190,15 +164,12 @@ def test_all_stop_at_a_bad_loss_that_one_of_them_has(tmp_path, sdxl, pairs, cach
 def test_a_process_that_waits_for_others_says_so_and_hears_a_signal(tmp_path, sdxl, pairs, cache):
     words = command(tmp_path / "r", sdxl, pairs, cache)
     env = {**os.environ, "RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
-    assert process.stdout is not None
+    process = Apart(*words, env=env)
     assert process.stdout.readline().startswith("Process 0 of 2 waits for the others at 127.0.0.1:")
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130 and "Stopped." in said
-    gone = subprocess.run(
-        words, capture_output=True, text=True, timeout=120, env={**env, "RANK": "1", "MASTER_ADDR": "nohost.invalid"}
-    )
+    gone = run_apart(*words, env={**env, "RANK": "1", "MASTER_ADDR": "nohost.invalid"})
     assert gone.returncode == 2 and "did not find the others at nohost.invalid" in gone.stderr
 
 
@@ -225,10 +196,7 @@ def test_a_second_signal_stops_at_once(tmp_path):
         "    time.sleep(60)\n"
     )
     for first, second in ((signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGTERM)):
-        process = subprocess.Popen(
-            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        assert process.stdout is not None
+        process = Apart("-c", code)
         assert process.stdout.readline() == "ready\n"
         process.send_signal(first)
         assert process.stdout.readline() == "asked\n"

@@ -10,6 +10,7 @@ import pytest
 import torch
 from test_train import assert_same, metrics, run
 
+from apart import run_apart
 from mapo.errors import DivergedError, MapoError
 from mapo.models import find_model
 from mapo.shards import owned
@@ -430,9 +431,6 @@ def test_a_run_that_cannot_keep_one_checkpoint_does_not_begin(tmp_path, sdxl, pa
 
 def test_a_checkpoint_that_does_not_fit_leaves_the_last_one_and_says_so(tmp_path, sdxl, pairs, cache):
     """A real limit on the size of files, in a process of its own."""
-    import subprocess
-    import sys
-
     run(tmp_path / "r", sdxl, pairs, cache, steps=1)
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
@@ -440,9 +438,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_last_one_and_says_so(tmp_path
         "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))\n"
         "train(make_config({'train': {'steps': 2}, 'model': sys.argv[2], 'pairs': sys.argv[3]}), Path(sys.argv[1]))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "r"), str(sdxl), str(pairs)], capture_output=True, text=True
-    )
+    done = run_apart("-c", code, tmp_path / "r", sdxl, pairs)
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("mapo.errors.MapoError: The checkpoint of step 2 could not be written"), done.stderr
     assert "The checkpoint of step 1 is kept" in last

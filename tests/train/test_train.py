@@ -110,13 +110,18 @@ def test_two_processes_train_as_one(tmp_path, sdxl, pairs, cache, whole):
     assert_same(metrics(tmp_path / "r"), whole, tolerance=1e-6)
 
 
+@pytest.fixture(scope="module")
+def cache_v(tmp_path_factory):
+    """The cache of ``sdxl_v``, which its first training fills."""
+    return tmp_path_factory.mktemp("caches") / "cache-v"
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("kind", ["full", "lora"])
-def test_every_objective_trains_full_and_lora_and_gives_a_model(tmp_path, sdxl_v, pairs, objective, kind):
+def test_every_objective_trains_full_and_lora_and_gives_a_model(tmp_path, sdxl_v, pairs, cache_v, objective, kind):
     from mapo.models import find_model, open_model
 
-    cache = tmp_path / "cache"
-    got = run(tmp_path / "r", sdxl_v, pairs, cache, objective, kind, steps=2, optim={"lr": 1e-2})
+    got = run(tmp_path / "r", sdxl_v, pairs, cache_v, objective, kind, steps=2, optim={"lr": 1e-2})
     assert all(math.isfinite(v) for m in got for v in m.values())
     if objective == "dpo":
         assert got[0]["margin_over_reference"] == pytest.approx(0, abs=1e-12)

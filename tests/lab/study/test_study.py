@@ -9,21 +9,26 @@ from mapo.errors import MapoError
 from mapo.lab.study.cost import cost
 from mapo.lab.study.runs import Job, Ledger, run
 from mapo.lab.study.study import QUICK, study
+from small_study import PROMPTS, few
 
 TINY = replace(
     QUICK, domains=("safety",), methods=("sft", "dpo"), pairs=(8,), seeds=1, trials=2, tuned_at=8, looks=(1, 2), pool=8
 )  # fmt: skip
 
 
+def of_the_first(out, domain, methods, rounds):
+    """What the first method costs, said of all."""
+    found = cost(out, domain, methods[:1], rounds)
+    return {**found, "methods": dict.fromkeys(methods, found["methods"][methods[0]])}
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """The smallest study that there is, by the real road; its folder."""
     out = tmp_path_factory.mktemp("study") / "study"
-    with pytest.MonkeyPatch.context() as patch:
+    with few() as patch:
         patch.setattr(module, "QUICK", TINY)
-        patch.setattr(
-            "mapo.lab.study.cost.cost", lambda out, domain, methods, rounds: cost(out, domain, methods[:1], rounds)
-        )
+        patch.setattr("mapo.lab.study.cost.cost", of_the_first)
         study(out, quick=True, workers=2)
         yield out
 
@@ -40,7 +45,7 @@ def test_every_training_is_a_line(made):
     assert {(row["job"]["method"], row["job"]["split"]) for row in runs} == {("sft", "test"), ("dpo", "test")}
     assert {row["job"]["split"] for row in base} == {"test", "validation"}
     look = runs[0]["looks"][0]
-    assert len(look["reached mini-search"]) == 42 == len(look["followed mini-learned"])
+    assert len(look["reached mini-search"]) == PROMPTS == len(look["followed mini-learned"])
     assert not (made / "running").exists()
 
 
@@ -66,7 +71,7 @@ def test_the_same_command_trains_nothing_again_and_half_a_line_is_made_again(mad
     path = made / "runs.jsonl"
     text = path.read_text()
     path.write_text(text[: len(text) - 40])
-    study(made, quick=True, workers=2)
+    study(made, quick=True, workers=1)
     whole = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
     digits = {row["key"]: row["looks"][0]["reached mini-search"] for row in before["runs"]}
     assert {row["key"]: row["looks"][0]["reached mini-search"] for row in whole} == digits
@@ -92,8 +97,8 @@ def test_a_training_that_diverges_is_a_result_and_the_worst_one(made):
     assert look["steps"] == 3 and "not finite" in look["failed"] and module.merit(look) < 0
     (test,) = run(made, replace(job, split="test", picture_seeds=2))
     known = lines(made, "base")[0]["looks"]
-    assert test["reached mini-search"] == "0" * 84 == test["followed mini-learned"]
-    assert test["prompts"] == known["prompts"] == [42, 42] and test["same"] is known["same"]
+    assert test["reached mini-search"] == "0" * 2 * PROMPTS == test["followed mini-learned"]
+    assert test["prompts"] == known["prompts"] == [PROMPTS, PROMPTS] and test["same"] is known["same"]
 
 
 def test_the_best_trial_goes_further_where_it_was_best_at_its_last_look(tmp_path):

@@ -32,7 +32,7 @@ def subjects():
 @pytest.fixture(scope="module")
 def probes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("probes")
-    return {thing: LearnedProbe(thing, folder, steps) for thing, steps in (("motif", 60), ("subject", 150))}
+    return {thing: LearnedProbe(thing, folder, steps, batch=24) for thing, steps in (("motif", 40), ("subject", 120))}
 
 
 def test_no_caption_of_the_world_knows_the_subject():

@@ -20,6 +20,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
+from apart import run_apart
 from mapo.build.judge import parse_filter
 from mapo.errors import MapoError
 from mapo.files import sha256
@@ -163,16 +164,11 @@ def write_images(folder, prompts):
     return folder
 
 
-def run(*words, **env):
-    return subprocess.run(
-        [sys.executable, "-m", "mapo", *map(str, words)],
-        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **env},
-    )  # fmt: skip
-
-
 def test_the_command_scores_with_a_folder_and_lets_no_library_speak(folder, tmp_path):
     images = write_images(tmp_path / "images", [*PROMPTS, "zebra " * 40])
-    done = run("score", images, "--scorer", f"clip@{folder},pickscore@{folder}", "--out", tmp_path / "s.parquet")
+    done = run_apart(
+        "-m", "mapo", "score", images, "--scorer", f"clip@{folder},pickscore@{folder}", "--out", tmp_path / "s.parquet"
+    )
     assert done.returncode == 0, done.stderr
     bars = [line for line in done.stderr.replace("\r", "\n").split("\n") if line.strip()]
     assert bars and all(line.startswith(("score clip@tiny: clip, mine: ", "score pickscore@tiny: ")) for line in bars)
@@ -257,10 +253,20 @@ def test_downloaded_models_are_found_without_a_network_and_named_by_their_commit
     ]
 
 
+ELSEWHERE = """
+import sys
+from huggingface_hub import constants
+constants.HF_HUB_CACHE, sys.argv = sys.argv[1], ["mapo", *sys.argv[2:]]
+from mapo.cli import main
+main()
+"""
+
+
 @pytest.mark.parametrize(("name", "repository"), [("clip", CLIP), ("pickscore", PICKSCORE), ("clip@some/one", None)])
 def test_a_model_that_is_not_there_is_one_sentence_that_says_what_to_type(name, repository, tmp_path):
     images = write_images(tmp_path / "images", PROMPTS)
-    done = run("score", images, "--scorer", name, "--out", tmp_path / "s.parquet", HF_HOME=str(tmp_path / "home"))
+    words = ("score", images, "--scorer", name, "--out", tmp_path / "s.parquet")
+    done = run_apart("-c", ELSEWHERE, tmp_path / "home" / "hub", *words)
     kind, repo = name.partition("@")[0], repository.name if repository else "some/one"
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert done.stderr.startswith(f"mapo: {kind}: {repo} is not on this machine and could not be fetched (")

@@ -169,17 +169,28 @@ def prompts(split: str, objects: int | None = None) -> list[str]:
 
     At most 400 of each; they take turns as long as there are both.
     """
+    if objects == 1:
+        return _ones(split)[0]
+    if objects == 2:
+        return list(_twos(split))
+    return [p for turn in itertools.zip_longest(_ones(split)[0], _twos(split)) for p in turn if p is not None]
+
+
+def _ones(split: str) -> tuple[list[str], random.Random]:
+    """The prompts with one object, and the generator that goes on with those with two."""
     ones = [context(s) for s in one_object_scenes() if split_of(context(s)) == split]
     rng = random.Random(f"mini:{split}")
     rng.shuffle(ones)
-    ones = ones[:400]
+    return ones[:400], rng
+
+
+@cache
+def _twos(split: str) -> tuple[str, ...]:
+    """The prompts with two objects. To find a hundred of a small split takes a second."""
+    ones, rng = _ones(split)
     twos: dict[str, None] = {}
     while len(twos) < min(400, 4 * len(ones)):
         scene = random_two_object_scene(rng)
-        if scene_split(scene) == split:
+        if split_of(context(scene)) == split == scene_split(scene):
             twos[context(scene)] = None
-    if objects == 1:
-        return ones
-    if objects == 2:
-        return list(twos)
-    return [p for turn in itertools.zip_longest(ones, twos) for p in turn if p is not None]
+    return tuple(twos)
