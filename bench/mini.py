@@ -73,7 +73,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     machine = {"processor": platform.machine(), "python": platform.python_version()}
     result: dict[str, Any] = {"model": args.model, "machine": machine, "rows": rows, "agreement": agreement}
-    (args.out / "mini.json").write_text(json.dumps(result, indent=1) + "\n")
+    (args.out / f"{Path(args.model).name}.json").write_text(json.dumps(result, indent=1) + "\n")
     disagreements(everything, args.work / "disagreements.png")
     pick = random.Random(0).sample(range(len(everything)), 200)
     grid = np.concatenate(

@@ -15,10 +15,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class World:
-    """What ``--model NAME``, ``--prompts NAME:LIST`` and ``--scorer NAME`` stand for."""
+    """What ``--prompts NAME:LIST``, ``--scorer NAME`` and the names of its models for ``--model`` stand for."""
 
     name: str
-    model: Path  # a pipeline folder
+    models: Mapping[str, Path]  # name → pipeline folder; the first bears the world's name
     side: int  # of its pictures in pixels
     lists: tuple[str, ...]  # of prompts
     read_list: str  # the function: a list's name → its prompts
@@ -28,11 +28,13 @@ class World:
 
 
 WORLDS: dict[str, World] = {}
+MODELS: dict[str, Path] = {}  # of all worlds, by name
 
 
 def add(world: World) -> None:
     """Make a world known by its name."""
     WORLDS[world.name] = world
+    MODELS.update(world.models)
 
 
 def find(place: str) -> Any:
@@ -42,5 +44,6 @@ def find(place: str) -> Any:
 
 
 def world_of(base: Path) -> World | None:
-    """The world whose model lies in this folder."""
-    return next((world for world in WORLDS.values() if world.model.resolve() == base.resolve()), None)
+    """The world one of whose models lies in this folder."""
+    folder = base.resolve()
+    return next((world for world in WORLDS.values() if folder in (m.resolve() for m in world.models.values())), None)

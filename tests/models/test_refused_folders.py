@@ -18,9 +18,9 @@ from mapo.models import find_model, open_model
 from mapo.models.families.latent import check_vae
 from mapo.models.files import variant_of
 from mapo.models.noise import DDPM_LIKE, check_scheduler
-from mapo.worlds import WORLDS
+from mapo.worlds import MODELS
 
-MINI = WORLDS["mini"].model
+MINI = MODELS["mini"]
 
 
 def changed(folder: Path, file: str, **values) -> Path:

@@ -57,11 +57,16 @@ def mini() -> None:
     cls=Verb, example="mapo mini pretrain --out work/mini --set vae_steps=20 --set steps=20 --set pictures=256"
 )
 @click.option("--out", type=OUT, required=True, help="The pipeline folder to write; checkpoints lie in OUT.work.")
+@click.option("--flow", is_flag=True, help="Make mini-flow, which is trained by flow matching, on parts of mini.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting, such as steps=6000.")
-def pretrain(out: Path, assignments: tuple[str, ...]) -> None:
-    """Make the built-in model from nothing (an hour or two on two cores; interrupt and repeat as you like)."""
-    from mapo.lab.mini.pretrain import make_settings, pretrain
+def pretrain(out: Path, flow: bool, assignments: tuple[str, ...]) -> None:
+    """Make a built-in model from nothing (an hour or two on two cores; interrupt and repeat as you like)."""
+    from mapo.lab.mini import pretrain, pretrain_flow
     from mapo.settings import parse_set
 
-    pretrain(out, make_settings(parse_set(assignments)))
+    values = parse_set(assignments)
+    if flow:
+        pretrain_flow.pretrain(out, pretrain.make_settings(values, pretrain_flow.Settings()))
+    else:
+        pretrain.pretrain(out, pretrain.make_settings(values, pretrain.Settings()))
     say(f"the model is in {out}")

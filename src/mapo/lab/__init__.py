@@ -4,10 +4,12 @@ from pathlib import Path
 
 from mapo import worlds
 
+MINI = Path(__file__).parent / "mini"
+
 worlds.add(
     worlds.World(
         name="mini",
-        model=Path(__file__).parent / "mini" / "model",
+        models={name: MINI / folder for name, folder in (("mini", "model"), ("mini-flow", "model-flow"))},
         side=48,
         lists=tuple(f"{split}{suffix}" for split in ("train", "validation", "test") for suffix in ("", "-one", "-two")),
         read_list="mapo.lab.mini.scenes:read_list",

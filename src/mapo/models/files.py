@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from mapo.errors import MapoError
 from mapo.files import read_object
-from mapo.worlds import WORLDS
+from mapo.worlds import MODELS
 
 # name.safetensors, name.fp16.safetensors, name-00001-of-00002.safetensors, and both spellings of a variant in shards
 WEIGHTS = re.compile(
@@ -55,7 +55,7 @@ class ModelFiles:
     @property
     def is_local(self) -> bool:
         """Whether it is a folder of the user's, which may be moved."""
-        return self.name not in WORLDS and Path(self.name).is_dir()
+        return self.name not in MODELS and Path(self.name).is_dir()
 
     @property
     def pipeline_class(self) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from mapo.errors import MapoError
 from mapo.files import inside, read_object
 from mapo.models.files import ModelFiles, quietly, reason
-from mapo.worlds import WORLDS
+from mapo.worlds import MODELS
 
 
 def find_model(name: str, weights: bool = True, clip_skip: int | None = None) -> ModelFiles:
@@ -22,7 +22,7 @@ def find_model(name: str, weights: bool = True, clip_skip: int | None = None) ->
     """
     if clip_skip is not None and clip_skip < 0:
         raise MapoError(f"--clip-skip is {clip_skip}; it must not be negative.")
-    path = WORLDS[name].model if name in WORLDS else Path(name)
+    path = MODELS.get(name, Path(name))
     if (path / "run.json").is_file():
         return _find_run(name, path, weights, clip_skip)
     if (path / "model_index.json").is_file():
@@ -41,7 +41,7 @@ def find_model(name: str, weights: bool = True, clip_skip: int | None = None) ->
         )
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise MapoError(
-            f"--model: there is no folder {name}. Give {' or '.join(f'`{world}`' for world in WORLDS)}, a diffusers "
+            f"--model: there is no folder {name}. Give {' or '.join(f'`{world}`' for world in MODELS)}, a diffusers "
             "folder, a run folder or a hub id."
         )
     return ModelFiles(name, _download(name, weights), clip_skip=clip_skip or 0)

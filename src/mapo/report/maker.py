@@ -7,7 +7,7 @@ from pathlib import Path
 from mapo.errors import MapoError
 from mapo.files import read_object
 from mapo.sample.folder import Rows
-from mapo.worlds import WORLDS
+from mapo.worlds import MODELS
 
 
 def check_run(run: Path, folder: Path, rows: Rows) -> list[str]:
@@ -46,7 +46,7 @@ def _revision(run: Path) -> str | None:
         base = str(
             read_object(Path(base) / "run.json", "a run", "Give a folder that `mapo train` made.").get("base", "")
         )
-    if not seen or (base not in WORLDS and not (Path(base) / "model_index.json").is_file()):
+    if not seen or (base not in MODELS and not (Path(base) / "model_index.json").is_file()):
         return None
     try:
         from mapo.models import find_model  # which loads torch

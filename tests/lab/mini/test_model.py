@@ -1,6 +1,7 @@
 """The built-in model, as it is shipped."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -8,10 +9,11 @@ from diffusers import StableDiffusionXLPipeline
 
 from mapo.lab.mini import scenes
 from mapo.lab.mini.judges import JUDGES, follows
+from mapo.lab.mini.pretrain_flow import Settings
 from mapo.sample.sample import Sampler, default_sampling
-from mapo.worlds import WORLDS
+from mapo.worlds import MODELS
 
-MINI = WORLDS["mini"].model
+MINI, FLOW = MODELS["mini"], MODELS["mini-flow"]
 
 
 def test_the_model_is_a_whole_sdxl_pipeline_within_its_size():
@@ -25,6 +27,15 @@ def test_the_model_is_a_whole_sdxl_pipeline_within_its_size():
     assert pipeline.scheduler.config.prediction_type == "epsilon"
 
 
+def test_the_second_model_is_a_whole_sd3_pipeline_without_t5_within_its_size():
+    index = json.loads((FLOW / "model_index.json").read_text())
+    assert index["_class_name"] == "StableDiffusion3Pipeline" and index["text_encoder_3"] == [None, None]
+    assert sum(f.stat().st_size for f in FLOW.rglob("*") if f.is_file()) <= 6e6
+    settings = json.loads((FLOW.parent / "pretrain-flow-settings.json").read_text())
+    steps = [json.loads(line) for line in (FLOW.parent / "pretrain-flow-log.jsonl").read_text().splitlines()]
+    assert steps[-1]["step"] == settings["steps"] and settings == asdict(Settings())
+
+
 def test_its_log_and_settings_are_there():
     settings = json.loads((MINI.parent / "pretrain-settings.json").read_text())
     steps = [json.loads(line) for line in (MINI.parent / "pretrain-log.jsonl").read_text().splitlines()]
@@ -32,10 +43,10 @@ def test_its_log_and_settings_are_there():
     assert max(s["step"] for s in steps if s["part"] == "denoiser") == settings["steps"]
 
 
-@pytest.fixture(scope="module")
-def pictures():
+@pytest.fixture(scope="module", params=["mini", "mini-flow"])
+def pictures(request):
     """Prompts and pictures: plain ones, and ones behind a style phrase."""
-    sampler = Sampler("mini")
+    sampler = Sampler(request.param)
     made = {}
     for style in ("", "cartoon", "pixel art"):
         prefix = scenes.STYLE_PHRASES[style][1] if style else ""

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from mapo.cli import cli
 from mapo.errors import MapoError
-from mapo.lab.mini.pretrain import make_settings
+from mapo.lab.mini.pretrain import Settings, make_settings
 from mapo.models import find_model, open_model
 
 TINY = ["vae_steps=2", "vae_batch=2", "steps=2", "batch=2", "pictures=128", "save_every_steps=1"]
@@ -26,9 +26,22 @@ def test_pretraining_makes_a_model_that_loads_and_goes_on_where_it_stopped(tmp_p
     assert [(row["part"], row["step"]) for row in log] == [("vae", 2), ("denoiser", 1), ("denoiser", 2)]
 
 
+def test_the_model_of_flow_matching_is_made_on_the_parts_of_the_first_and_goes_on_where_it_stopped(tmp_path):
+    words = ["mini", "pretrain", "--flow", "--out", str(tmp_path / "m")]
+    for steps in ("steps=1", "steps=2"):
+        settings = ("batch=2", "pictures=128", "save_every_steps=1", steps)
+        done = CliRunner().invoke(cli, [*words, *(w for s in settings for w in ("--set", s))], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+    model = open_model(find_model(str(tmp_path / "m")))
+    assert model.layout.side == 48 and model.process.shift == 2.0
+    assert model.prompt_shapes == {"clip_embeds": (32, 160), "text_embeds": (160,)}
+    log = [json.loads(line) for line in (tmp_path / "m.work" / "log.jsonl").read_text().splitlines()]
+    assert [(row["part"], row["step"]) for row in log] == [("denoiser", 1), ("denoiser", 2)]
+
+
 def test_settings_of_pretraining_are_checked():
-    assert make_settings({"steps": 5, "lr": 1}).steps == 5
+    assert make_settings({"steps": 5, "lr": 1}, Settings()).steps == 5
     with pytest.raises(MapoError, match="Did you mean 'steps'"):
-        make_settings({"stpes": 5})
+        make_settings({"stpes": 5}, Settings())
     with pytest.raises(MapoError, match="steps = 'many' has to be a number"):
-        make_settings({"steps": "many"})
+        make_settings({"steps": "many"}, Settings())

@@ -11,9 +11,9 @@ import math
 import random
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +36,9 @@ from mapo.train.checkpoint import (
     save_checkpoint,
 )
 from mapo.train.updater import load_optimizer_tensors, optimizer_tensors
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 LATENT_SIDE = SIDE // 4
 TOKENS = 32
@@ -62,15 +65,18 @@ class Settings:
     save_every_steps: int = 250
 
 
-def make_settings(values: Mapping[str, Any]) -> Settings:
-    """The default settings with ``values`` on top; an unknown name or a value of another kind is an error."""
-    known = asdict(Settings())
+S = TypeVar("S", bound="DataclassInstance")
+
+
+def make_settings(values: Mapping[str, Any], usual: S) -> S:
+    """The ``usual`` settings with ``values`` on top; an unknown name or a value of another kind is an error."""
+    known = asdict(usual)
     for key, value in values.items():
         if key not in known:
             raise MapoError(f"There is no setting {key!r}. {suggest(key, known)}")
         if not isinstance(value, int if isinstance(known[key], int) else int | float) or value < 0:
             raise MapoError(f"The setting {key} = {value!r} has to be a number like {known[key]}.")
-    return Settings(**{**known, **values})
+    return replace(usual, **values)
 
 
 def make_tokenizer(folder: Path) -> CLIPTokenizer:

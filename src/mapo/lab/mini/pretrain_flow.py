@@ -26,7 +26,7 @@ from mapo.files import replacing, write_json
 from mapo.lab.mini.pretrain import LATENT_SIDE, TOKENS, Loop, encode_pool
 from mapo.lab.mini.pretrain import Settings as PictureSettings
 from mapo.shards import owned
-from mapo.worlds import WORLDS
+from mapo.worlds import MODELS
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Settings:
     """Everything that decides the result, written beside it."""
 
     seed: int = 0
-    pictures: int = 48_000
+    pictures: int = 24_000
     two_objects: float = 0.6
     unasked_hazard: float = 0.33
-    steps: int = 8_000
+    steps: int = 5_000
     batch: int = 64
     lr: float = 1e-3
     warmup_steps: int = 200
@@ -139,7 +139,7 @@ def _pretrain(out: Path, settings: Settings) -> None:
     work = out.with_name(out.name + ".work")
     work.mkdir(parents=True, exist_ok=True)
     write_json(work / "settings.json", asdict(settings))
-    base = WORLDS["mini"].model
+    base = MODELS["mini"]
     tokenizer = CLIPTokenizer.from_pretrained(base, subfolder="tokenizer")
     torch.manual_seed(settings.seed)
     vae, first, second = open_first(base)

@@ -10,7 +10,7 @@ from mapo.files import read_object
 from mapo.sample.folder import ImageRow
 from mapo.score.scorers import SCORERS, scorer_class
 from mapo.score.scorers.weights import at_hand
-from mapo.worlds import WORLDS, World, find
+from mapo.worlds import WORLDS, World, find, world_of
 
 TOYS = frozenset(name for world in WORLDS.values() for name in world.scorers)
 NEUTRAL = "guards"  # its numbers have no better or worse
@@ -92,7 +92,7 @@ def _stands_on(world: World, model: str) -> bool:
     """Whether a model is that of the world, or a run whose base, or its base's base, is."""
     seen = {""}
     while model not in seen:
-        if model == world.name or Path(model).resolve() == world.model.resolve():
+        if model in world.models or world_of(Path(model)) is world:
             return True
         seen.add(model)
         try:
