@@ -3,8 +3,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
+from mapo.cli import cli
 from mapo.errors import MapoError, memory_told
 from mapo.models import find_model
 from mapo.sample.folder import read_images
@@ -294,3 +296,17 @@ def test_a_damaged_or_odd_advice_of_a_model_folder_is_told_in_a_sentence(tmp_pat
 def test_a_setting_that_does_not_exist_is_refused(sdxl):
     with pytest.raises(MapoError, match="--step is not known. Did you mean 'steps'"):
         default_sampling(find_model(str(sdxl)), step=3)
+
+
+def test_pictures_have_the_size_that_is_asked_for(tmp_path, sdxl):
+    words = ["sample", "--model", str(sdxl), "--prompts", "mini:test-one", "--out", str(tmp_path / "a"), "--steps", "1"]
+    prompts = tmp_path / "p.txt"
+    prompts.write_text("a red circle\n")
+    words[4] = str(prompts)
+    done = CliRunner().invoke(cli, [*words, "--width", "24", "--height", "16", "--negative-prompt", "blurry"])
+    assert done.exit_code == 0, done.output
+    (row,) = read_images(tmp_path / "a")
+    assert Image.open(tmp_path / "a" / row.file).size == (24, 16) == (row.width, row.height)
+    assert json.loads((tmp_path / "a" / "images.json").read_text())["settings"]["negative_prompt"] == "blurry"
+    done = CliRunner().invoke(cli, [*words, "--width", "25"])
+    assert "--width is 25; it has to be a multiple of 2 for this model" in str(done.exception)

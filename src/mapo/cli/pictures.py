@@ -25,7 +25,10 @@ from mapo.errors import count
 @click.option("--out", type=OUT, required=True, help="The images folder to write, or to complete.")
 @click.option("--steps", type=int, help="Denoising steps; default: the model's own advice.")
 @click.option("--guidance", type=float, help="Classifier-free guidance; default: the model's own advice.")
+@click.option("--width", type=int, help="In pixels; default: the model's own.")
+@click.option("--height", type=int, help="In pixels; default: the model's own.")
 @click.option("--prefix", default="", help="Words to put before every prompt.")
+@click.option("--negative-prompt", default="", help="What pictures should not show. No effect without guidance.")
 @PRECISION
 @click.option("--images-per-batch", type=int, help="Pictures made at a time.")
 @CLIP_SKIP

@@ -29,7 +29,8 @@ class Layout:
     stride: int  # pixels per latent element and side
     multiple: int  # of so many pixels every side has to be
     side: int  # in pixels, at which the model works by itself
-    most: int | None = None  # pixels that a side may have
+    most: int | None = None  # pixels that a side may have in training
+    drawn: int = 8  # of so many pixels a side has to be in pictures that are drawn
 
     def checked(self, resolution: int | None) -> int:
         """The side to train at (None: the model's own); MapoError where the denoiser cannot halve it often enough."""

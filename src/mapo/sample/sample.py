@@ -19,7 +19,7 @@ from mapo import progress
 from mapo.devices import best_device
 from mapo.errors import MapoError, is_out_of_memory, memory_told, several, suggest
 from mapo.files import prepare_out, read_object, sha256, sweep, write_json
-from mapo.models import ModelFiles, find_model
+from mapo.models import ModelFiles, find_model, is_of_a_family, open_model
 from mapo.models.files import reason
 from mapo.models.pipelines import accepts, advice, cuts_told, cuts_untold, open_pipeline, pipeline_class
 from mapo.pairs.splits import prompt_id
@@ -58,7 +58,15 @@ def default_sampling(model: ModelFiles, **changes: Any) -> Sampling:
     advised, path = advice(model, name, kind), model.base / "sampling.json"
     _refuse_nonsense(advised, lambda key: f"{path}: {key}")
     _refuse_nonsense(changes, lambda key: f"--{key.replace('_', '-')}")
-    return Sampling(**(advised | changes))
+    sampling = Sampling(**(advised | changes))
+    if is_of_a_family(model):
+        step = open_model(model, to_train=False).layout.drawn
+        for key in ("width", "height"):
+            if getattr(sampling, key) % step:
+                raise MapoError(
+                    f"--{key} is {getattr(sampling, key)}; it has to be a multiple of {step} for this model."
+                )
+    return sampling
 
 
 def _refuse_nonsense(values: dict[str, Any], name: Callable[[str], str]) -> None:

@@ -47,7 +47,8 @@ class Flux(FlowModel):
     @property
     def layout(self) -> Layout:
         """Tokens are squares of 2 × 2 elements of the latent."""
-        return Layout(self.channels, self.stride, 2 * self.stride, self.files.side or SIDE)
+        token = 2 * self.stride
+        return Layout(self.channels, self.stride, token, self.files.side or SIDE, drawn=token)
 
     @property
     def distilled(self) -> str:

@@ -57,10 +57,9 @@ class StableDiffusion3(FlowModel):
     @property
     def layout(self) -> Layout:
         """The transformer has places for a square of so many patches."""
-        config, one = self.files.config("transformer"), self.patch * self.stride
-        return Layout(
-            self.channels, self.stride, one, config["sample_size"] * self.stride, config["pos_embed_max_size"] * one
-        )
+        config, token = self.files.config("transformer"), self.patch * self.stride
+        side, most = config["sample_size"] * self.stride, config["pos_embed_max_size"] * token
+        return Layout(self.channels, self.stride, token, side, most, drawn=token)
 
     @property
     def _t5_tokens(self) -> int:

@@ -42,7 +42,8 @@ class UNetModel(LatentModel):
         """As many halvings after the VAE's as the UNet has blocks but one."""
         unet = self.files.config("unet")
         halvings = len(unet.get("block_out_channels") or (320, 640, 1280, 1280)) - 1
-        return Layout(self.channels, self.stride, self.stride * 2**halvings, side=unet["sample_size"] * self.stride)
+        multiple, side = self.stride * 2**halvings, unet["sample_size"] * self.stride
+        return Layout(self.channels, self.stride, multiple, side, drawn=self.stride)
 
     def check_denoiser(self, config: Mapping[str, Any], path: Path) -> None:
         """MapoError where the UNet does not fit the VAE, was distilled, or is told other things than this family's."""

@@ -52,7 +52,8 @@ class ZImage(FlowModel):
     @property
     def layout(self) -> Layout:
         """Tokens are squares of 2 × 2 elements of the latent."""
-        return Layout(self.channels, self.stride, 2 * self.stride, self.files.side or SIDE)
+        token = 2 * self.stride
+        return Layout(self.channels, self.stride, token, self.files.side or SIDE, drawn=token)
 
     @property
     def prompt_shapes(self) -> Mapping[str, tuple[int, ...]]:
