@@ -356,8 +356,9 @@ def sample(
     from mapo.sample import verb
 
     rows = verb.sample(
-        os.fspath(model), prompts, seeds, Path(out), steps=steps, guidance=guidance, width=width, height=height, prefix=prefix,
-        negative_prompt=negative_prompt, precision=precision, images_per_batch=images_per_batch, clip_skip=clip_skip,
+        os.fspath(model), prompts, seeds, Path(out), steps=steps, guidance=guidance, width=width, height=height,
+        prefix=prefix, negative_prompt=negative_prompt, precision=precision, images_per_batch=images_per_batch,
+        clip_skip=clip_skip,
     )  # fmt: skip
     return Images(Path(out), rows)
 
