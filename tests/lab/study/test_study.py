@@ -71,7 +71,7 @@ def test_the_same_command_trains_nothing_again_and_half_a_line_is_made_again(mad
     path = made / "runs.jsonl"
     text = path.read_text()
     path.write_text(text[: len(text) - 40])
-    study(made, quick=True, workers=1)
+    study(made, quick=True, workers=2)
     whole = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
     digits = {row["key"]: row["looks"][0]["reached mini-search"] for row in before["runs"]}
     assert {row["key"]: row["looks"][0]["reached mini-search"] for row in whole} == digits
