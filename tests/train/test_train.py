@@ -40,7 +40,7 @@ def assert_same(one: list[dict], two: list[dict], tolerance=1e-9):
     assert [m["step"] for m in one] == [m["step"] for m in two]
     for a, b in zip(one, two, strict=True):
         for key in ("loss", "error_chosen", "error_rejected", "margin", "accuracy", "grad_norm", "lr", "pairs_seen"):
-            if key == "accuracy" and abs(a.get("margin_over_reference", 1)) < 1e-12:
+            if key == "accuracy" and abs(a.get("margin_over_reference", 1)) < 1e-7:
                 continue  # of a model that still is its reference rounding alone says which margin has grown
             assert a[key] == pytest.approx(b[key], rel=tolerance, abs=1e-12), (a["step"], key)
 
