@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -219,8 +220,8 @@ class Objective:
     prepare: Callable[[PairErrors], Mapping[str, float]] | None = None
 
     @property
-    def settings(self) -> dict[str, float]:
-        """The knobs and their defaults."""
+    def settings(self) -> dict[str, Any]:
+        """The knobs and their defaults, whatever their author made them."""
         parameters = inspect.signature(self.loss).parameters.values()
         return {
             p.name: p.default
@@ -254,7 +255,7 @@ def soft(objective: Objective, errors: PairErrors, preference: PerPair, **settin
     return sure * forth + (1 - sure) * back
 
 
-def logit_and_scale(objective: Objective, errors: PairErrors, settings: Mapping[str, float]) -> tuple[PerPair, PerPair]:
+def logit_and_scale(objective: Objective, errors: PairErrors, settings: Mapping[str, float]) -> tuple[Tensor, PerPair]:
     """The logit of each pair and its scale: by how much it moves per unit of margin, at these errors."""
     chosen, rejected = (_double(e.detach()).requires_grad_() for e in (errors.chosen, errors.rejected))
     if objective.logit is None:
