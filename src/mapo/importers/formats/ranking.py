@@ -66,19 +66,20 @@ def many(row: Row, images: str, what: str, where: Where) -> tuple[str, list[str]
         )
     if not all(isinstance(picture, str | bytes | dict) for picture in pictures):
         raise ValueError("an image is not a path")
-    found = [whole(n) for n in numbers]
-    if not all(n is not None and abs(n) < math.inf for n in found):
+    found = [number(n) for n in numbers]
+    if None in found:
         raise ValueError(f"one of {what} is not a number")
     names = [cells.name_of(picture, k) for k, picture in enumerate(pictures)]
     data = [cells.picture_of(picture, where.folder) for picture in pictures]
     return row["prompt"], names, [n for n in found if n is not None], data
 
 
-def whole(value: Any) -> float | None:
-    """A rank or score, as it came where Python has it as a number; None for what is none."""
-    if isinstance(value, bool | str):
+def number(value: Any) -> float | None:
+    """A rank or score, as it came where Python has it as a number; None for what has no place in an order."""
+    found = None if isinstance(value, bool | str) else cells.as_number(value)
+    if found is None or not math.isfinite(found):
         return None
-    return value if isinstance(value, int | float) else cells.as_number(value)
+    return value if isinstance(value, int | float) else found
 
 
 def _listed(value: Any) -> Any:
