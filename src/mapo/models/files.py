@@ -142,10 +142,20 @@ class ModelFiles:
 
     def revision(self) -> str:
         """A hash of everything that decides what pictures the model makes."""
+        return self.revisions()[0]
+
+    def revisions(self) -> tuple[str, ...]:
+        """:meth:`revision`, and what 0.1.0 wrote in its place, which knows nothing of tokenizers.
+
+        What lies on disk is of this model if it names one of them.
+        """
         parts = [p.parent.name for p in sorted(self.base.glob("*/config.json"))] + ["scheduler"]
         hashes = [self.fingerprint(parts)]
         hashes += [fingerprint(path.parent, [path.name]) for path in (self.denoiser, *self.loras) if path]
-        return hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:16]
+        named = read_config(self.base, "model_index.json")
+        others = sorted({name for name in named if (self.base / name).is_dir()}.difference(parts))
+        forms = [[*hashes, contents(self.base, others)], hashes] if others else [hashes]
+        return tuple(hashlib.sha256(" ".join(form).encode()).hexdigest()[:16] for form in forms)
 
 
 def read_config(base: Path, name: str) -> dict[str, Any]:
@@ -173,6 +183,14 @@ def fingerprint(base: Path, parts: Sequence[str]) -> str:
                 for place in range(0, size, max(4096, size // 64)):
                     stream.seek(place)
                     digest.update(stream.read(4096))
+    return digest.hexdigest()[:16]
+
+
+def contents(base: Path, parts: Sequence[str]) -> str:
+    """A hash of all files of ``parts``, such as tokenizers, to the byte: two words may have changed places."""
+    digest = hashlib.sha256()
+    for file in (file for part in parts for file in sorted((base / part).glob("[!.]*")) if file.is_file()):
+        digest.update(f"{file.parent.name}/{file.name}:{file.stat().st_size}\n".encode() + file.read_bytes())
     return digest.hexdigest()[:16]
 
 

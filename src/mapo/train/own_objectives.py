@@ -30,9 +30,9 @@ def stable_name(name: str) -> str:
     return f"{Path(path).resolve()}:{function}"
 
 
-def file_identity(name: str) -> dict[str, str]:
+def file_identity(name: str) -> dict[str, tuple[str, ...]]:
     """A hash of the file in which an objective stands, as ``objective``; empty for the built-in ones."""
-    return {"objective": sha256(_path_of(name).read_bytes())[:16]} if IN_A_FILE in name else {}
+    return {"objective": (sha256(_path_of(name).read_bytes())[:16],)} if IN_A_FILE in name else {}
 
 
 def all_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
