@@ -144,9 +144,9 @@ class Run:
         if state is not None and not identity.keys() <= state.keys():
             raise MapoError(f"{checkpoint}/state.json is damaged: it does not say what was trained. {REMEDY}")
         changed = [k for k in differences(before, tomllib.loads(to_toml(config))) if k not in MAY_CHANGE]
-        files = {"objective": config.objective.name.rpartition(":")[0]}  # of a user's own
+        own = f"{config.objective.name.rpartition(':')[0]} or of a file that it imports"
         others = [key for key, forms in identity.items() if state and state[key] not in forms]
-        changed += [f"the content of {files.get(key, key)}" for key in others]
+        changed += [f"the content of {own if key == 'objective' else key}" for key in others]
         if changed:
             raise MapoError(
                 f"{self.folder} was made with other settings ({', '.join(changed)}). Choose another --out, or delete "
