@@ -206,8 +206,10 @@ def _of_list(folder: Path, name: str, files: Files) -> list[Found]:
     found: dict[str, Found] = {}
     absent, silent, empty = list[str](), list[str](), list[str]()
     try:
-        for number, row in _rows(path):
-            file, prompt = (_first(row, columns) for columns in (FILE, PROMPT))
+        rows = list(_rows(path))
+        columns = [_column(rows, known) for known in (FILE, PROMPT)]
+        for number, row in rows:
+            file, prompt = (_told(row, column) for column in columns)
             if not file:
                 silent.append(f"line {number}")
                 continue
@@ -235,8 +237,14 @@ def _of_list(folder: Path, name: str, files: Files) -> list[Found]:
     return list(found.values())
 
 
-def _first(row: Mapping[str, Any], columns: Iterable[str]) -> str:
-    return next((value.strip() for key in columns if isinstance(value := row.get(key), str) and value.strip()), "")
+def _column(rows: Iterable[tuple[int, Mapping[str, Any]]], known: Sequence[str]) -> str:
+    """The column to read in every row: the first of ``known`` that says something in any."""
+    return next((name for name in known if any(_told(row, name) for _, row in rows)), known[0])
+
+
+def _told(row: Mapping[str, Any], column: str) -> str:
+    value = row.get(column)
+    return value.strip() if isinstance(value, str) else ""
 
 
 def _picture(folder: Path, home: PurePosixPath, given: str, files: Files, where: str) -> str | None:
@@ -328,8 +336,8 @@ def _text(folder: Path, paths: Sequence[str]) -> tuple[str, int | None]:
             check_text(text, "it")
         except (ValueError, OSError) as error:
             raise MapoError(f"{folder / path} cannot be read ({error}). Write the prompt into it as UTF-8.") from None
-        if re.search(r"^Steps: \d+", text, re.MULTILINE):
-            seed = re.search(r"\bSeed: (\d+)", text)
+        if settings := re.search(r"^Steps: \d+.*", text, re.MULTILINE):
+            seed = re.search(r"\bSeed: (\d+)", settings[0])
             words = re.split(r"^(?:Negative prompt|Steps): ", text, maxsplit=1, flags=re.MULTILINE)[0]
             said[path] = " ".join(words.split("\n")).strip(), int(seed[1]) if seed else None
         elif count := text.count("\n"):
