@@ -23,6 +23,8 @@ LEFT_OVER = re.compile(r"\..+\.(\d+)(\.partial|\.old|\.probe)")  # what replacin
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 HUB_REPOSITORY = re.compile(r"(datasets|models|spaces)--")
+MOST_NESTED = 100  # lists and objects of JSON: what reads and writes them goes down by recursion
+TOO_NESTED = f"its lists and objects are nested more than {MOST_NESTED} deep"
 UMASK = os.umask(0o022)
 os.umask(UMASK)
 
@@ -152,7 +154,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, Any]]:
             if not line.strip():
                 continue
             try:
-                value = json.loads(line)
+                value = parse_json(line)
             except ValueError as error:
                 if not line.endswith(b"\n"):
                     return
@@ -178,16 +180,73 @@ def _last_line(file: IO[bytes], end: int) -> bytes:
 
 def _is_json(line: bytes) -> bool:
     try:
-        json.loads(line)
+        parse_json(line)
     except ValueError:
         return False
     return True
 
 
+def parse_json(text: str | bytes, **how: Any) -> Any:
+    """The value of a text of JSON; ValueError says why it is none, or none that can be worked with.
+
+    That is one that is nested more than :data:`MOST_NESTED` deep, or that has a number of thousands of digits.
+    """
+    with json_told():
+        value = json.loads(text, **how)
+    opened = text.count(b"[") + text.count(b"{") if isinstance(text, bytes) else text.count("[") + text.count("{")
+    if opened > MOST_NESTED:
+        _refuse_nested(value)
+    return value
+
+
+def parse_row(text: str | bytes) -> Any:
+    """As :func:`parse_json`, for a row of a user's: no object in it may have two values under one name."""
+    return parse_json(text, object_pairs_hook=_object)
+
+
+@contextlib.contextmanager
+def json_told() -> Iterator[None]:
+    """Inside, what Python cannot read of JSON is a ValueError in our words."""
+    try:
+        yield
+    except RecursionError:
+        raise ValueError(TOO_NESTED) from None
+    except ValueError as error:
+        if "set_int_max_str_digits" in str(error):
+            raise ValueError("a number in it has too many digits") from None
+        raise
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        refuse_twice([key for key, _ in pairs])
+    return found
+
+
+def refuse_twice(names: Iterable[str]) -> None:
+    """ValueError where two columns have one name, as nobody can say which is meant; those without a name may."""
+    seen = set[str]()
+    for name in names:
+        if name and name in seen:
+            raise ValueError(f"it has two columns {name}; rename one of them")
+        seen.add(name)
+
+
+def _refuse_nested(value: Any) -> None:
+    level = [value]
+    for _ in range(MOST_NESTED + 1):
+        inner = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, list | dict))
+        level = [one for values in inner for one in values]
+        if not level:
+            return
+    raise ValueError(TOO_NESTED)
+
+
 def read_json(path: Path, what: str, remedy: str) -> Any:
     """The JSON value of ``path``; ``what`` names the thing and ``remedy`` says what to do when it cannot be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise MapoError(f"{path.parent} is not {what}: it has no {path.name}. {remedy}") from None
     except (ValueError, OSError) as error:

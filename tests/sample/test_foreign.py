@@ -174,6 +174,16 @@ REFUSED = {
         ),
         r"has no prompt for 2\.png \(line 4\)\. Write one",
     ),
+    "a column twice": (
+        lambda f: (f / "list.csv").write_text("file_name,prompt,Prompt\n" + "".join(f"{n}.png,a,b\n" for n in range(4))),
+        r"list\.csv cannot be used: it has two columns prompt; rename one of them",
+    ),
+    "a key twice, in capitals": (
+        lambda f: listed(f, [row | {"Prompt": "a cat"} for row in all_but()]), r"it has two columns prompt; rename one"
+    ),
+    "lists in lists": (
+        lambda f: (f / "metadata.jsonl").write_text(FORMS["metadata.jsonl"] + "[" * 100_000 + "]" * 100_000), r"nested more than 100 deep"
+    ),
     "a line that names nothing": (lambda f: listed(f, [*all_but(), {"prompt": "x"}]), r"names no picture in line 5\."),
     "a picture named twice": (lambda f: listed(f, [*all_but(), *all_but(1, 2, 3)]), r"line 5 names 0\.png a second time"),
     "a line that is not JSON": (

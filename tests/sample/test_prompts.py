@@ -141,6 +141,9 @@ BAD: dict[str, tuple[str, bytes, str]] = {
         r"\(line 2 has no prompt\)",
     ),
     "JSON entry with another column": ("p.json", b'[{"caption": "a"}, {"text": "b"}]', r"\(entry 1 has no caption\)"),
+    "a key twice": ("p.jsonl", b'{"prompt": "a", "prompt": "b"}', r"\(line 1: it has two columns prompt; rename one"),
+    "a column twice": ("p.csv", b"prompt,prompt\na,b\n", r"\(it has two columns prompt; rename one of them\)"),
+    "lists in lists": ("p.json", b"[" * 100_000 + b"]" * 100_000, r"nested more than 100 deep\)"),
     "half a character": (
         "p.jsonl",
         b'{"prompt": "\\ud83d"}',

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
 import re
 import textwrap
@@ -17,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from mapo.errors import MapoError
-from mapo.files import read_object
+from mapo.files import parse_json, read_object
 from mapo.worlds import WORLDS
 
 # name.safetensors, name.fp16.safetensors, name-00001-of-00002.safetensors, and both spellings of a variant in shards
@@ -161,7 +160,7 @@ class ModelFiles:
 def read_config(base: Path, name: str) -> dict[str, Any]:
     """A JSON file of a pipeline folder."""
     try:
-        found = json.loads((base / name).read_text("utf-8"))
+        found = parse_json((base / name).read_text("utf-8"))
         if not isinstance(found, dict):
             raise ValueError("it is not an object")
         return found
@@ -243,7 +242,7 @@ def check_weights(base: Path, part: str) -> None:
     files = [file for file in sorted((base / part).glob("*.safetensors")) if WEIGHTS.fullmatch(file.name)]
     try:
         for index in (base / part).glob("*.safetensors.index.json"):
-            named = json.loads(index.read_text("utf-8"))["weight_map"].values()
+            named = parse_json(index.read_text("utf-8"))["weight_map"].values()
             files += [base / part / name for name in sorted(set(named))]
         for file in files:
             with safe_open(file, "pt"):

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mapo.errors import MapoError
-from mapo.files import decode_text, delimiter_in
+from mapo.files import decode_text, delimiter_in, parse_row, refuse_twice
 from mapo.importers import sources
 from mapo.importers.sources import Source, find_source, is_hub_id
 from mapo.pairs.schema import check_text
@@ -195,6 +195,7 @@ def _of_parquet(file: Any, column: str | None) -> list[str]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(file) as table:
+        refuse_twice(table.schema_arrow.names)
         found = _column(table.schema_arrow.names, column)
         cells = enumerate(table.read([found])[found].to_pylist())
     return [_text(v, f"row {i}", found) for i, v in cells if v is not None]
@@ -208,6 +209,7 @@ def _of_table(text: str, kind: str, column: str | None) -> list[str]:
     prompts = []
     try:
         names = [name.strip() for name in next(rows, [])]
+        refuse_twice(names)
         place = names.index(_column(names, column, "(its first line names the columns) "))
         for row in rows:
             if len(row) > len(names) and any(row[len(names) :]):
@@ -227,7 +229,7 @@ def _of_table(text: str, kind: str, column: str | None) -> list[str]:
 
 def _of_json(text: str) -> list[Any]:
     try:
-        values = json.loads(text)
+        values = parse_row(text)
     except ValueError as error:
         if "Extra data" in str(error):
             raise ValueError(
@@ -241,9 +243,11 @@ def _of_json(text: str) -> list[Any]:
 
 def _load(line: str, number: int) -> Any:
     try:
-        return json.loads(line)
-    except ValueError as error:
+        return parse_row(line)
+    except json.JSONDecodeError as error:
         raise ValueError(f"line {number} is not JSON: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"line {number}: {error}") from None
 
 
 def _of_values(values: Sequence[tuple[str, Any]], column: str | None) -> list[str]:

@@ -6,12 +6,12 @@ All pairs of each ranking, or its best against its worst (``--rankings best-wors
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
+from mapo.files import parse_row
 from mapo.importers.containers import cells, rows
 from mapo.importers.containers.shape import Row, Shape, Where
 from mapo.importers.sources import Source
@@ -86,7 +86,7 @@ def _listed(value: Any) -> Any:
     """A list, or the one that a cell of a CSV file holds as JSON."""
     if isinstance(value, str) and value.startswith("["):
         try:
-            return json.loads(value)
+            return parse_row(value)
         except ValueError:
             return value
     return value
