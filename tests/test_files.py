@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from data_fixtures import files_below
 from mapo.errors import MapoError, printable, suggest
 from mapo.files import (
+    append_lines,
     encoding_of,
     inside,
     numbered_lines,
@@ -152,6 +153,12 @@ def test_a_row_with_a_key_twice_is_refused() -> None:
     with pytest.raises(ValueError, match="^it has two columns prompt; rename one of them$"):
         parse_row('{"prompt": "a", "prompt": "b"}')
     assert parse_json('{"a": 1, "a": 2}') == {"a": 2}
+
+
+def test_a_full_disk_names_the_file_of_lines_that_it_kept_from_growing() -> None:
+    with pytest.raises(OSError, match="No space left") as caught:
+        append_lines(Path("/dev/full"), [1])
+    assert caught.value.filename == "/dev/full"
 
 
 def test_a_missing_json_file_says_what_the_folder_is_not(tmp_path: Path) -> None:

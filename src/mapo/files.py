@@ -30,6 +30,16 @@ os.umask(UMASK)
 
 
 @contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Inside, what the system cannot do names ``path``: a full disk does not say which file it was."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextlib.contextmanager
 def replacing(path: Path, sync: bool = False) -> Iterator[Path]:
     """A temporary path beside ``path``, a file or a folder as you like; renamed over it when the block ends well.
 
@@ -40,23 +50,21 @@ def replacing(path: Path, sync: bool = False) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     _remove(temporary)  # of a killed process that had our number
     try:
-        yield temporary
-        _give_usual_rights(temporary)
-        if sync:
-            _sync(temporary)
-        if temporary.is_dir() and path.exists():
-            old = path.with_name(f".{path.name}.{os.getpid()}.old")
-            _remove(old)
-            path.rename(old)
-            temporary.rename(path)
-            _remove(old)
-        else:
-            temporary.replace(path)
-        if sync:
-            _sync_one(path.parent)
-    except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk does not say which file it was
-        raise
+        with naming(path):
+            yield temporary
+            _give_usual_rights(temporary)
+            if sync:
+                _sync(temporary)
+            if temporary.is_dir() and path.exists():
+                old = path.with_name(f".{path.name}.{os.getpid()}.old")
+                _remove(old)
+                path.rename(old)
+                temporary.rename(path)
+                _remove(old)
+            else:
+                temporary.replace(path)
+            if sync:
+                _sync_one(path.parent)
     finally:
         _remove(temporary)
 
@@ -127,7 +135,7 @@ def write_json(path: Path, value: Any, sync: bool = False) -> None:
 def append_lines(path: Path, values: Iterable[Any]) -> None:
     """Add a line of JSON for each value. A last line that a killed process left half written goes first."""
     lines = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
-    with path.open("a+b") as file:
+    with naming(path), path.open("a+b") as file:
         end = file.seek(0, os.SEEK_END)
         if end and not _ends_a_line(file, end):
             torn = _last_line(file, end)
@@ -266,11 +274,20 @@ def _encoding(start: bytes) -> str:
 def delimiter_of(path: Path) -> str:
     """What stands between the cells of a CSV or TSV file."""
     with path.open(encoding=encoding_of(path), errors="replace") as file:
-        return delimiter_in(file.readline(2**20), path.name)
+        first = file.readline(2**20)
+    try:
+        return delimiter_in(first, path.name)
+    except ValueError as error:
+        raise MapoError(f"{path} cannot be read: {error}.") from None
 
 
 def delimiter_in(line: str, name: str) -> str:
-    """What stands between the cells of a CSV or TSV file of this name that begins with this line."""
+    """What stands between the cells of a CSV or TSV file of this name that begins with this line.
+
+    ValueError for the line of Excel that names the sign.
+    """
+    if sign := re.match(r'[\ufeff"]*(sep=[^\n"]?)', line, re.IGNORECASE):
+        raise ValueError(f"it begins with the line {sign[1]!r}, which is meant for Excel alone; take that line out")
     return "\t" if name.lower().endswith(".tsv") else max(",;\t", key=line.count)
 
 

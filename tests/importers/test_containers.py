@@ -129,6 +129,7 @@ BAD_TEXT: dict[str, tuple[str, bytes, str]] = {
     "a key twice far on": ("x.json", b'[{"prompt": "a", "chosen": "a.png", "rejected": "deep/b.png"}, {"prompt": "a", "prompt": "b"}]', "^x.json entry 2: it has two columns prompt; rename one of them"),
     "lists in lists": ("x.jsonl", b'{"prompt": "a", "chosen": "a.png", "rejected": "deep/b.png", "meta": {"c": ' + b"[" * 900 + b"]" * 900 + b"}}\n", "nested more than 100 deep"),
     "many digits": ("x.jsonl", b'{"prompt": "a", "chosen": "a.png", "rejected": "deep/b.png", "weight": ' + b"9" * 5000 + b"}\n", "a number in it has too many digits"),
+    "a line for Excel": ("x.csv", b"sep=;\nprompt;chosen;rejected\na;a.png;deep/b.png\n", "x.csv cannot be read: it begins with the line 'sep=;', which is meant for Excel alone; take that line out"),
     "CSV without a prompt": ("x.csv", b"prompt,chosen,rejected\n,a.png,deep/b.png\n", "^x.csv line 2: there is no prompt"),
     "CSV that climbs out": ("x.csv", b"prompt,chosen,rejected\na,../x.png,deep/b.png\n", "^x.csv line 2: the path '../x.png'"),
     "weight in words": ("x.csv", b"prompt,chosen,rejected,weight\na,a.png,deep/b.png,much\n", "weight is 'much', which is not a number"),

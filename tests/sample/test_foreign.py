@@ -174,6 +174,9 @@ REFUSED = {
         ),
         r"has no prompt for 2\.png \(line 4\)\. Write one",
     ),
+    "a line for Excel": (
+        lambda f: (f / "metadata.csv").write_text("sep=;\n" + FORMS["excel.csv"][1:]), r"begins with the line 'sep=;', .*take that line out"
+    ),
     "a column twice": (
         lambda f: (f / "list.csv").write_text("file_name,prompt,Prompt\n" + "".join(f"{n}.png,a,b\n" for n in range(4))),
         r"list\.csv cannot be used: it has two columns prompt; rename one of them",

@@ -143,6 +143,7 @@ BAD: dict[str, tuple[str, bytes, str]] = {
     "JSON entry with another column": ("p.json", b'[{"caption": "a"}, {"text": "b"}]', r"\(entry 1 has no caption\)"),
     "a key twice": ("p.jsonl", b'{"prompt": "a", "prompt": "b"}', r"\(line 1: it has two columns prompt; rename one"),
     "a column twice": ("p.csv", b"prompt,prompt\na,b\n", r"\(it has two columns prompt; rename one of them\)"),
+    "a line for Excel": ("p.csv", b"\xef\xbb\xbfsep=,\r\nprompt,id\r\na,1\r\n", "begins with the line 'sep=,'"),
     "lists in lists": ("p.json", b"[" * 100_000 + b"]" * 100_000, r"nested more than 100 deep\)"),
     "half a character": (
         "p.jsonl",
