@@ -13,8 +13,12 @@ from safetensors.torch import save_file
 from data_fixtures import files_below
 from mapo.errors import MapoError, printable, suggest
 from mapo.files import (
+    append_lines,
     encoding_of,
     inside,
+    numbered_lines,
+    parse_json,
+    parse_row,
     prepare_file,
     prepare_out,
     read_json,
@@ -117,6 +121,44 @@ def test_a_damaged_json_file_is_an_error_with_a_remedy(tmp_path: Path, content: 
     path.write_bytes(content)
     with pytest.raises(MapoError, match=r"set\.json cannot be read .* Make it\.$"):
         read_json(path, "a thing", "Make it.")
+
+
+NESTED = "[" * 900 + "]" * 900
+
+
+@pytest.mark.parametrize("text", [NESTED, '{"a":' * 101 + "1" + "}" * 101, "[" * 100_000 + "]" * 100_000])
+def test_json_that_is_nested_too_deeply_is_refused_by_every_reader(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.json").write_text(text + "\n")
+    for read in (lambda: parse_json(text), lambda: parse_row(text.encode())):
+        with pytest.raises(ValueError, match="nested more than 100 deep"):
+            read()
+    with pytest.raises(MapoError, match=r"x\.json line 1 is not JSON \(.*nested more than 100 deep"):
+        list(numbered_lines(tmp_path / "x.json"))
+    with pytest.raises(MapoError, match=r"x\.json cannot be read \(.*nested more than 100 deep"):
+        read_json(tmp_path / "x.json", "a set", "Make it.")
+
+
+def test_json_that_is_wide_or_nested_a_little_is_read() -> None:
+    wide, deep = [[1]] * 1000, parse_json("[" * 100 + "]" * 100)
+    assert parse_json(str(wide)) == wide and str(deep) == "[" * 100 + "]" * 100
+
+
+def test_a_number_of_thousands_of_digits_is_told_in_our_words() -> None:
+    with pytest.raises(ValueError, match="^a number in it has too many digits$"):
+        parse_json("9" * 5000)
+    assert parse_json("9" * 400) == 10**400 - 1
+
+
+def test_a_row_with_a_key_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="^it has two columns prompt; rename one of them$"):
+        parse_row('{"prompt": "a", "prompt": "b"}')
+    assert parse_json('{"a": 1, "a": 2}') == {"a": 2}
+
+
+def test_a_full_disk_names_the_file_of_lines_that_it_kept_from_growing() -> None:
+    with pytest.raises(OSError, match="No space left") as caught:
+        append_lines(Path("/dev/full"), [1])
+    assert caught.value.filename == "/dev/full"
 
 
 def test_a_missing_json_file_says_what_the_folder_is_not(tmp_path: Path) -> None:

@@ -23,8 +23,20 @@ LEFT_OVER = re.compile(r"\..+\.(\d+)(\.partial|\.old|\.probe)")  # what replacin
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 HUB_REPOSITORY = re.compile(r"(datasets|models|spaces)--")
+MOST_NESTED = 100  # lists and objects of JSON: what reads and writes them goes down by recursion
+TOO_NESTED = f"its lists and objects are nested more than {MOST_NESTED} deep"
 UMASK = os.umask(0o022)
 os.umask(UMASK)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Inside, what the system cannot do names ``path``: a full disk does not say which file it was."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 @contextlib.contextmanager
@@ -38,23 +50,21 @@ def replacing(path: Path, sync: bool = False) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     _remove(temporary)  # of a killed process that had our number
     try:
-        yield temporary
-        _give_usual_rights(temporary)
-        if sync:
-            _sync(temporary)
-        if temporary.is_dir() and path.exists():
-            old = path.with_name(f".{path.name}.{os.getpid()}.old")
-            _remove(old)
-            path.rename(old)
-            temporary.rename(path)
-            _remove(old)
-        else:
-            temporary.replace(path)
-        if sync:
-            _sync_one(path.parent)
-    except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk does not say which file it was
-        raise
+        with naming(path):
+            yield temporary
+            _give_usual_rights(temporary)
+            if sync:
+                _sync(temporary)
+            if temporary.is_dir() and path.exists():
+                old = path.with_name(f".{path.name}.{os.getpid()}.old")
+                _remove(old)
+                path.rename(old)
+                temporary.rename(path)
+                _remove(old)
+            else:
+                temporary.replace(path)
+            if sync:
+                _sync_one(path.parent)
     finally:
         _remove(temporary)
 
@@ -125,7 +135,7 @@ def write_json(path: Path, value: Any, sync: bool = False) -> None:
 def append_lines(path: Path, values: Iterable[Any]) -> None:
     """Add a line of JSON for each value. A last line that a killed process left half written goes first."""
     lines = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
-    with path.open("a+b") as file:
+    with naming(path), path.open("a+b") as file:
         end = file.seek(0, os.SEEK_END)
         if end and not _ends_a_line(file, end):
             torn = _last_line(file, end)
@@ -152,7 +162,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, Any]]:
             if not line.strip():
                 continue
             try:
-                value = json.loads(line)
+                value = parse_json(line)
             except ValueError as error:
                 if not line.endswith(b"\n"):
                     return
@@ -178,16 +188,73 @@ def _last_line(file: IO[bytes], end: int) -> bytes:
 
 def _is_json(line: bytes) -> bool:
     try:
-        json.loads(line)
+        parse_json(line)
     except ValueError:
         return False
     return True
 
 
+def parse_json(text: str | bytes, **how: Any) -> Any:
+    """The value of a text of JSON; ValueError says why it is none, or none that can be worked with.
+
+    That is one that is nested more than :data:`MOST_NESTED` deep, or that has a number of thousands of digits.
+    """
+    with json_told():
+        value = json.loads(text, **how)
+    opened = text.count(b"[") + text.count(b"{") if isinstance(text, bytes) else text.count("[") + text.count("{")
+    if opened > MOST_NESTED:
+        _refuse_nested(value)
+    return value
+
+
+def parse_row(text: str | bytes) -> Any:
+    """As :func:`parse_json`, for a row of a user's: no object in it may have two values under one name."""
+    return parse_json(text, object_pairs_hook=_object)
+
+
+@contextlib.contextmanager
+def json_told() -> Iterator[None]:
+    """Inside, what Python cannot read of JSON is a ValueError in our words."""
+    try:
+        yield
+    except RecursionError:
+        raise ValueError(TOO_NESTED) from None
+    except ValueError as error:
+        if "set_int_max_str_digits" in str(error):
+            raise ValueError("a number in it has too many digits") from None
+        raise
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        refuse_twice([key for key, _ in pairs])
+    return found
+
+
+def refuse_twice(names: Iterable[str]) -> None:
+    """ValueError where two columns have one name, as nobody can say which is meant; those without a name may."""
+    seen = set[str]()
+    for name in names:
+        if name and name in seen:
+            raise ValueError(f"it has two columns {name}; rename one of them")
+        seen.add(name)
+
+
+def _refuse_nested(value: Any) -> None:
+    level = [value]
+    for _ in range(MOST_NESTED + 1):
+        inner = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, list | dict))
+        level = [one for values in inner for one in values]
+        if not level:
+            return
+    raise ValueError(TOO_NESTED)
+
+
 def read_json(path: Path, what: str, remedy: str) -> Any:
     """The JSON value of ``path``; ``what`` names the thing and ``remedy`` says what to do when it cannot be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise MapoError(f"{path.parent} is not {what}: it has no {path.name}. {remedy}") from None
     except (ValueError, OSError) as error:
@@ -207,11 +274,20 @@ def _encoding(start: bytes) -> str:
 def delimiter_of(path: Path) -> str:
     """What stands between the cells of a CSV or TSV file."""
     with path.open(encoding=encoding_of(path), errors="replace") as file:
-        return delimiter_in(file.readline(2**20), path.name)
+        first = file.readline(2**20)
+    try:
+        return delimiter_in(first, path.name)
+    except ValueError as error:
+        raise MapoError(f"{path} cannot be read: {error}.") from None
 
 
 def delimiter_in(line: str, name: str) -> str:
-    """What stands between the cells of a CSV or TSV file of this name that begins with this line."""
+    """What stands between the cells of a CSV or TSV file of this name that begins with this line.
+
+    ValueError for the line of Excel that names the sign.
+    """
+    if sign := re.match(r'[\ufeff"]*(sep=[^\n"]?)', line, re.IGNORECASE):
+        raise ValueError(f"it begins with the line {sign[1]!r}, which is meant for Excel alone; take that line out")
     return "\t" if name.lower().endswith(".tsv") else max(",;\t", key=line.count)
 
 

@@ -37,6 +37,13 @@ def test_a_work_folder_belongs_to_its_settings(tmp_path):
         open_work(tmp_path / "p", {"a": {"b": 2}, "c": "x", "d": (3,)})
 
 
+def test_a_work_folder_may_name_an_older_form_of_its_models_revision(tmp_path):
+    folder = open_work(tmp_path / "p", {"revision": "old"})
+    assert open_work(tmp_path / "p", {"revision": "new"}, ("new", "old")) == folder
+    with pytest.raises(MapoError, match="other settings: revision"):
+        open_work(tmp_path / "p", {"revision": "new"}, ("new", "other"))
+
+
 def test_a_lock_is_held_by_one_and_ends_with_its_block(tmp_path):
     with locked(tmp_path, ["a"]):
         with pytest.raises(MapoError, match=r"Another process is at work .*\(a\)"), locked(tmp_path, ["a", "b"]):

@@ -246,6 +246,8 @@ TURNED = [("RGB", "JPEG")] * 9 + [
     ("RGBA", "PNG"),
     ("P", "PNG"),
     ("RGB", "WEBP"),
+    ("RGB", "TIFF"),
+    ("CMYK", "TIFF"),
 ]
 
 
@@ -253,6 +255,16 @@ def photo(number: int, mode: str, format: str) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = number if number in range(2, 9) else 6
     return encoded(noise(number).convert(mode), format, exif=exif)
+
+
+def test_a_rotated_tiff_of_a_set_of_0_1_0_is_exported_upright_too(tmp_path: Path) -> None:
+    """Its ``set.json`` does not count it."""
+    with PairWriter(tmp_path / "set", {}) as writer:
+        writer.add_pair("a", photo(6, "RGB", "TIFF"), encoded(noise(1), "PNG"))
+    about = json.loads((tmp_path / "set" / "set.json").read_text())
+    assert about["conversions"].pop("rotated") == 1
+    (tmp_path / "set" / "set.json").write_text(json.dumps(about))
+    assert export_pairs(PairSet(tmp_path / "set"), "pickapic", tmp_path / "pp")["turned"] == 1
 
 
 def test_a_rotated_picture_is_exported_upright_and_counted(tmp_path: Path) -> None:

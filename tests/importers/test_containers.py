@@ -16,6 +16,7 @@ from typing import Any
 
 import fsspec
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -123,10 +124,24 @@ BAD_TEXT: dict[str, tuple[str, bytes, str]] = {
     "CSV in Latin-1": ("x.csv", "prompt,chosen,rejected\nBär,a.png,deep/b.png\n".encode("latin-1"), "is not UTF-8 text"),
     "CSV with a quote left open": ("x.csv", b'prompt,chosen,rejected\n"a,a.png,deep/b.png\n', "cannot be read behind line"),
     "CSV with a column twice": ("x.csv", b"prompt,chosen,chosen\na,a.png,deep/b.png\n", "has two columns chosen"),
+    "a key twice": ("x.jsonl", b'{"prompt": "a", "prompt": "b", "chosen": "a.png", "rejected": "deep/b.png"}\n', "two columns prompt"),
+    "a key twice in a list": ("x.json", b'[{"prompt": "a", "prompt": "b", "chosen": "a.png", "rejected": "deep/b.png"}]', "two columns prompt"),
+    "a key twice far on": ("x.json", b'[{"prompt": "a", "chosen": "a.png", "rejected": "deep/b.png"}, {"prompt": "a", "prompt": "b"}]', "^x.json entry 2: it has two columns prompt; rename one of them"),
+    "lists in lists": ("x.jsonl", b'{"prompt": "a", "chosen": "a.png", "rejected": "deep/b.png", "meta": {"c": ' + b"[" * 900 + b"]" * 900 + b"}}\n", "nested more than 100 deep"),
+    "many digits": ("x.jsonl", b'{"prompt": "a", "chosen": "a.png", "rejected": "deep/b.png", "weight": ' + b"9" * 5000 + b"}\n", "a number in it has too many digits"),
+    "a line for Excel": ("x.csv", b"sep=;\nprompt;chosen;rejected\na;a.png;deep/b.png\n", "x.csv cannot be read: it begins with the line 'sep=;', which is meant for Excel alone; take that line out"),
     "CSV without a prompt": ("x.csv", b"prompt,chosen,rejected\n,a.png,deep/b.png\n", "^x.csv line 2: there is no prompt"),
     "CSV that climbs out": ("x.csv", b"prompt,chosen,rejected\na,../x.png,deep/b.png\n", "^x.csv line 2: the path '../x.png'"),
     "weight in words": ("x.csv", b"prompt,chosen,rejected,weight\na,a.png,deep/b.png,much\n", "weight is 'much', which is not a number"),
 }  # fmt: skip
+
+
+def test_two_columns_of_one_name_are_refused_in_parquet_too(folder: Path) -> None:
+    cells = [pa.array(values) for values in (["a"], ["b"], ["a.png"], ["deep/b.png"])]
+    table = pa.Table.from_arrays(cells, names=["prompt", "prompt", "chosen", "rejected"])
+    pq.write_table(table, folder / "x.parquet")
+    with pytest.raises(MapoError, match=r"x\.parquet cannot be read: it has two columns prompt; rename one of them\."):
+        import_pairs(folder / "x.parquet", folder.parent / "set")
 
 
 @pytest.mark.parametrize("name", BAD_TEXT)

@@ -40,6 +40,13 @@ def test_pictures_of_equal_names_are_pairs_in_the_order_of_the_names(tmp_path: P
     assert pairs[1].rejected == sha256(make_picture((0, 255, 0)))
 
 
+def test_the_other_two_folders_beside_the_first_two_are_told(tmp_path: Path) -> None:
+    root = make(make(tmp_path / "in", ("chosen", "rejected")), ("w", "l"), ("c",))
+    result = CliRunner().invoke(cli, ["import", str(root), "--out", str(tmp_path / "set")])
+    assert "did not read l/ and w/, as chosen/ and rejected/ are there" in result.output, result.output
+    assert [pair.prompt for pair in PairSet(tmp_path / "set")] == ["prompt a", "prompt b"]
+
+
 def test_names_may_lie_deeper_and_have_other_ends(tmp_path: Path) -> None:
     root = tmp_path / "in"
     for side, name, data in (("chosen", "1.jpg", RED), ("rejected", "1.webp", BLUE)):

@@ -61,7 +61,7 @@ def test_the_metadata_of_an_image_folder_is_taken_before_other_files(folder: Pat
 BAD: dict[str, tuple[Any, str]] = {
     "no JSON": ("{", "it is not JSON"),
     "cut in the middle": (json.dumps(make_line())[:-9], "it is not JSON"),
-    "too deep": ("[" * 100_000, "it is not JSON"),
+    "too deep": ("[" * 100_000, "its lists and objects are nested more than 100 deep"),
     "no object": ("3", "it is not a JSON object"),
     "a key is missing": ({"prompt": "a", "chosen": "a.png"}, "it lacks rejected; it has prompt, chosen"),
     "prompt is None": (make_line(prompt=None), "there is no prompt"),

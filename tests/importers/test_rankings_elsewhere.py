@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,9 @@ SHUFFLED = picture_rows({"1": [0, 1, 2], "2": [4, 5, 6]}, [1, 2, 3])
 BAD: dict[str, tuple[list[dict[str, Any]], str]] = {
     "a rank in words": (spoiled(rank="second"), r"prompt_id 1\): rank is 'second', which is not a number"),
     "no rank": (spoiled(rank=None), "rank is None, which is not a number"),
+    "a rank that is not a number": (spoiled(rank=math.nan), "rank is nan, which is not a number"),
+    "an infinite rank": (spoiled(rank=-math.inf), "rank is -inf, which is not a number"),
+    "a rank of 400 digits": (spoiled(rank=10**400), "rank is 10+…, which is not a number"),
     "a picture that is gone": (spoiled(image_path="x.png"), r"the picture x\.png cannot be read"),
     "another prompt": (spoiled(prompt="other"), "2: prompt_id 1 has two prompts"),
     "one picture": (SHUFFLED[2:], r"prompt_id 1\): it has one picture; a ranking needs two or more"),

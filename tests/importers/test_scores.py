@@ -61,6 +61,7 @@ def test_scores_closer_than_the_least_gap_are_ties(folder: Path, gap: float, kep
         ([1, "2"], "one of scores is not a number"),
         ([1, None], "one of scores is not a number"),
         ([1, float("nan")], "one of scores is not a number"),
+        ([10**400, 1.5], "one of scores is not a number"),
     ],
 )
 def test_scores_that_are_none_are_refused(folder: Path, scores: list[Any], why: str) -> None:

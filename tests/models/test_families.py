@@ -311,6 +311,18 @@ def test_the_fingerprint_sees_a_change_of_weights(any_model, tmp_path):
     assert fingerprint(any_model, ["vae"]) == before != fingerprint(tmp_path, ["vae"])
 
 
+def test_the_revision_sees_two_words_of_a_tokenizer_that_changed_places(any_model, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(any_model, model)
+    before = find_model(str(model)).revisions()
+    path = model / "tokenizer" / "tokenizer.json"
+    (model / "tokenizer" / ".DS_Store").touch()
+    assert find_model(str(model)).revisions() == before
+    path.write_bytes(path.read_bytes()[::-1])
+    after = find_model(str(model)).revisions()
+    assert len(after) == 2 and after[0] != before[0] and after[1] == before[1]
+
+
 def test_a_model_folder_that_is_half_downloaded_is_refused_part_by_part(any_model, tmp_path):
     model = opened(any_model)
     for part in (*model.encoder_parts, model.denoiser_part, "scheduler"):

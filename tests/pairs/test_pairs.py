@@ -188,6 +188,7 @@ BAD_PAIRS: dict[str, tuple[dict[str, Any], str]] = {
     "more than sure": ({"preference": 1.01}, "preference is 1.01"),
     "no preference": ({"preference": math.nan}, "preference is nan"),
     "negative weight": ({"weight": -1.0}, "weight is -1.0"),
+    "a weight whose sums are endless": ({"weight": 1e308}, r"weight is 1e\+308, more than 1e\+300; only the ratios"),
     "endless weight": ({"weight": math.inf}, "weight is inf"),
     "no weight": ({"weight": math.nan}, "weight is nan"),
     "unknown split": ({"split": "valid"}, "split is 'valid', it must be one of train, validation, test"),

@@ -81,7 +81,7 @@ def test_every_still_picture_becomes_opaque_rgb(name: str) -> None:
     assert np.abs(np.asarray(picture, int) - colour).max() <= 1
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_a_picture_is_turned_upright_and_stored_with_its_upright_size(tmp_path: Path, format: str) -> None:
     upright = decode_picture(rotated(6, format))  # 6: turn clockwise, the left half comes up
     assert upright.size == (4, 8)
@@ -166,6 +166,7 @@ CONVERTED: dict[str, tuple[bytes, set[str]]] = {
     "YCbCr": (encoded(Image.new("YCbCr", (8, 8)), "TIFF"), {"YCbCr"}),
     "turned": (rotated(6, "JPEG"), {"rotated"}),
     "mirrored": (rotated(2, "PNG"), {"rotated"}),
+    "a TIFF that is turned": (rotated(6, "TIFF"), {"rotated"}),
     "upright and saying so": (rotated(1, "JPEG"), set()),
     "16 bits of each colour": (png(2, 2, 16, 2, bytes(2 * 13)), {"16 bits"}),
     "16 bits of each colour and alpha": (png(2, 2, 16, 6, bytes(2 * 17)), {"16 bits", "alpha"}),
@@ -281,7 +282,7 @@ def test_a_cut_picture_with_much_zipped_text_is_refused() -> None:
         decode_picture(data[:-200])
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_a_picture_made_upright_has_the_same_pixels_and_needs_no_turning(format: str) -> None:
     for orientation in range(2, 9):
         data = rotated(orientation, format)

@@ -75,6 +75,12 @@ def test_a_run_that_was_moved_is_known_by_its_weights(tmp_path, trained):
     assert about_run(world.report(run=tmp_path / "elsewhere")) == []
 
 
+def test_a_run_is_known_by_the_revision_that_0_1_0_wrote(tmp_path, trained):
+    new, old = find_model(str(trained / "first")).revisions()
+    world = World(tmp_path, model=str(trained / "first"), revision=old)
+    assert new != old and about_run(world.report(run=trained / "first")) == []
+
+
 def test_a_run_that_was_trained_since_is_said_on_the_page(tmp_path, trained):
     from safetensors.torch import load_file, save_file
 

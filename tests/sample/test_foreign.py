@@ -73,6 +73,8 @@ def test_what_automatic1111_writes_gives_the_prompt_and_the_seed(tmp_path):
     )
     (folder / "0.txt").write_text(text)
     assert said(folder) == [("0.png", "a harbour at dusk", 123)]
+    (folder / "0.txt").write_text(text.replace("at dusk", "at dusk, a sign says Seed: 5").replace("blurry", "Seed: 6"))
+    assert said(folder) == [("0.png", "a harbour at dusk, a sign says Seed: 5", 123)]
 
 
 def test_pictures_of_one_prompt_are_numbered_in_the_order_of_their_names(tmp_path):
@@ -165,6 +167,25 @@ REFUSED = {
     ),
     "a line without a prompt": (
         lambda f: listed(f, [*all_but(3), {"file_name": "3.png", "prompt": " "}]), r"has no prompt for 3\.png \(line 4\)\. Write one"
+    ),
+    "a line without a prompt that has a caption": (
+        lambda f: (f / "list.csv").write_text(
+            "file_name,caption,prompt\n" + "".join(f"{n}.png,from a phone,{'' if n == 2 else 'a fox'}\n" for n in range(4))
+        ),
+        r"has no prompt for 2\.png \(line 4\)\. Write one",
+    ),
+    "a line for Excel": (
+        lambda f: (f / "metadata.csv").write_text("sep=;\n" + FORMS["excel.csv"][1:]), r"begins with the line 'sep=;', .*take that line out"
+    ),
+    "a column twice": (
+        lambda f: (f / "list.csv").write_text("file_name,prompt,Prompt\n" + "".join(f"{n}.png,a,b\n" for n in range(4))),
+        r"list\.csv cannot be used: it has two columns prompt; rename one of them",
+    ),
+    "a key twice, in capitals": (
+        lambda f: listed(f, [row | {"Prompt": "a cat"} for row in all_but()]), r"it has two columns prompt; rename one"
+    ),
+    "lists in lists": (
+        lambda f: (f / "metadata.jsonl").write_text(FORMS["metadata.jsonl"] + "[" * 100_000 + "]" * 100_000), r"nested more than 100 deep"
     ),
     "a line that names nothing": (lambda f: listed(f, [*all_but(), {"prompt": "x"}]), r"names no picture in line 5\."),
     "a picture named twice": (lambda f: listed(f, [*all_but(), *all_but(1, 2, 3)]), r"line 5 names 0\.png a second time"),

@@ -55,15 +55,15 @@ FILES: dict[str, tuple[str, bytes]] = {
     "text in UTF-16": ("p.txt", f"{BEAR}\n{SNOW}".encode("utf-16")),
     "upper-case suffix": ("P.TXT", f"{BEAR}\n{SNOW}".encode()),
     "JSON of texts": ("p.json", json.dumps([BEAR, SNOW]).encode()),
-    "JSON of objects": ("p.json", json.dumps([{"id": 1, "prompt": BEAR}, {"caption": SNOW}]).encode()),
+    "JSON of objects": ("p.json", json.dumps([{"id": 1, "prompt": BEAR}, {"prompt": SNOW}]).encode()),
     "JSON in UTF-16": ("p.json", json.dumps([BEAR, SNOW], ensure_ascii=False).encode("utf-16")),
     "JSONL of texts": ("p.jsonl", json_rows([BEAR, SNOW])),
-    "JSONL of objects": ("p.jsonl", json_rows([{"prompt": BEAR, "tag": 1}, {"caption": SNOW}])),
+    "JSONL of objects": ("p.jsonl", json_rows([{"caption": BEAR, "tag": 1}, {"caption": SNOW}])),
     "JSONL with blank lines": ("p.jsonl", b"\n" + json_rows([BEAR]) + b"\r\n\r\n" + json_rows([SNOW]) + b"\n"),
     "JSONL with a byte order mark": ("p.jsonl", b"\xef\xbb\xbf" + json_rows([BEAR, SNOW])),
     "prompt before caption": (
         "p.jsonl",
-        json_rows([{"caption": "x", "prompt": BEAR}, {"prompt": None, "caption": SNOW}]),
+        json_rows([{"caption": "x", "prompt": BEAR}, {"prompt": SNOW, "caption": "y"}]),
     ),
 }
 
@@ -135,6 +135,16 @@ BAD: dict[str, tuple[str, bytes, str]] = {
     "empty JSON": ("p.json", b"[]", "holds no prompts"),
     "damaged JSONL": ("p.jsonl", b'{"prompt": "a"}\n\n{"prompt"', r"\(line 3 is not JSON: "),
     "JSONL line without prompt": ("p.jsonl", b'{"prompt": "a"}\n{"prompt": 3}', r"\(line 2 has no prompt\)"),
+    "JSONL line without prompt that has a caption": (
+        "p.jsonl",
+        b'{"prompt": "a", "caption": "b"}\n{"prompt": null, "caption": "c"}',
+        r"\(line 2 has no prompt\)",
+    ),
+    "JSON entry with another column": ("p.json", b'[{"caption": "a"}, {"text": "b"}]', r"\(entry 1 has no caption\)"),
+    "a key twice": ("p.jsonl", b'{"prompt": "a", "prompt": "b"}', r"\(line 1: it has two columns prompt; rename one"),
+    "a column twice": ("p.csv", b"prompt,prompt\na,b\n", r"\(it has two columns prompt; rename one of them\)"),
+    "a line for Excel": ("p.csv", b"\xef\xbb\xbfsep=,\r\nprompt,id\r\na,1\r\n", "begins with the line 'sep=,'"),
+    "lists in lists": ("p.json", b"[" * 100_000 + b"]" * 100_000, r"nested more than 100 deep\)"),
     "half a character": (
         "p.jsonl",
         b'{"prompt": "\\ud83d"}',
@@ -372,7 +382,7 @@ def test_the_published_tables_are_read_whole(file: str, count: int, last: str) -
         ("p.csv", f"id;Prompt \n1;{BEAR}\n\n2;{SNOW}\n"),
         ("p.csv", f'\ufeffcaptions\r\n"{BEAR}"\r\n{SNOW}\r\n'),
         ("p.tsv", f"id\tText\n1\t{BEAR}\n2\t{SNOW}"),
-        ("p.ndjson", json.dumps({"prompt": BEAR}) + "\n" + json.dumps({"Prompts": SNOW}) + "\n"),
+        ("p.ndjson", json.dumps({"Prompts": BEAR}) + "\n" + json.dumps({"Prompts": SNOW}) + "\n"),
         ("p.jsonl", json.dumps({"id": "1", "Text": BEAR}) + "\n" + json.dumps({"id": "2", "Text": SNOW})),
     ],
 )

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -135,6 +136,20 @@ def test_other_settings_do_not_mix_in_one_folder(tmp_path, sdxl):
     sample(str(sdxl), PROMPTS[:1], [0], tmp_path / "a", steps=2)
     with pytest.raises(MapoError, match=r"made with other settings \(steps\)"):
         sample(str(sdxl), PROMPTS[:1], [0], tmp_path / "a", steps=3)
+
+
+def test_a_folder_of_0_1_0_is_filled_further_but_not_with_another_tokenizer(tmp_path, sdxl):
+    model = shutil.copytree(sdxl, tmp_path / "model")
+    sample(str(model), PROMPTS[:1], [0], tmp_path / "new", steps=1)
+    shutil.copytree(tmp_path / "new", tmp_path / "old")
+    head = json.loads((tmp_path / "old" / "images.json").read_text())
+    head["settings"]["revision"] = find_model(str(model)).revisions()[1]
+    (tmp_path / "old" / "images.json").write_text(json.dumps(head))
+    assert len(sample(str(model), PROMPTS[:1], [0, 1], tmp_path / "old", steps=1)) == 2
+    with (model / "tokenizer" / "tokenizer.json").open("a") as file:
+        file.write(" ")
+    with pytest.raises(MapoError, match=r"made with other settings \(revision\)"):
+        sample(str(model), PROMPTS[:1], [0, 1], tmp_path / "new", steps=1)
 
 
 @pytest.mark.parametrize(("text", "seeds"), [("0-3", [0, 1, 2, 3]), ("5", [5]), ("0,2-3,0", [0, 2, 3])])

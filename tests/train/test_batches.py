@@ -1,9 +1,16 @@
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pytest
 import torch
 
 from mapo.encode.cache import Cache, cache_key
+from mapo.errors import MapoError
 from mapo.models import find_model, open_model
 from mapo.pairs import PairSet
-from mapo.train.batches import assemble, draws, prefetched, rows_at
+from mapo.pairs.pairs import replace_pairs
+from mapo.train.batches import Members, assemble, draws, prefetched, rows_at
 
 
 def loaded(positions, sdxl, pairs, cache, **changes):
@@ -29,6 +36,17 @@ def test_a_batch_is_the_concatenation_of_its_positions(sdxl, pairs, cache):
     assert torch.equal(whole.timesteps, torch.cat([b.timesteps for b in single]))
     assert torch.equal(whole.latents[:3], torch.cat([b.latents[:1] for b in single]))
     assert torch.equal(whole.latents[3:], torch.cat([b.latents[1:] for b in single]))
+
+
+def test_weights_of_an_old_set_whose_sum_is_infinite_are_refused(tmp_path, pairs):
+    folder = shutil.copytree(pairs, tmp_path / "pairs")
+    table = PairSet(folder).table
+    weights = pa.array([1e308] * len(table))
+    replace_pairs(folder, table.set_column(table.schema.get_field_index("weight"), "weight", weights))
+    opened = PairSet(folder)
+    assert Members(opened, np.array([0])).weights.tolist() == [1e308]
+    with pytest.raises(MapoError, match=r"their sum is infinite \(the largest is 1e\+308\)\. Divide all of them"):
+        Members(opened, np.arange(len(opened)))
 
 
 def test_a_batch_does_not_walk_the_cache(sdxl, pairs, cache, monkeypatch):

@@ -13,9 +13,10 @@ from apart import ended, started
 from mapo.api import try_objective
 from mapo.cli import cli
 from mapo.errors import MapoError
+from mapo.files import sha256
 from mapo.models.noise import Ddpm
 from mapo.train.objectives import OBJECTIVES, agreement, kto_baseline
-from mapo.train.own_objectives import objective_named
+from mapo.train.own_objectives import file_identity, objective_named
 from mapo.train.step import pair_errors
 from mapo.train.types import Batch, PairErrors, Residuals
 
@@ -285,6 +286,40 @@ def test_one_may_import_a_file_beside_it(tmp_path):
     path.write_text("from beside_mine import STRENGTH\ndef mine(errors):\n    return STRENGTH * errors.chosen\n")
     before = list(sys.path)
     assert try_objective(f"{path}:mine") == [] and sys.path == before
+
+
+def test_a_change_of_a_file_that_it_imports_is_noticed(tmp_path, sdxl, pairs, cache):
+    folder = tmp_path / "mine"
+    (folder / "parts").mkdir(parents=True)
+    (folder / "mine.py").write_text("def mine(errors):\n    from parts import of\n    return of.loss(errors)\n")
+    (folder / "parts" / "__init__.py").write_text("from . import of\n")
+    (folder / "parts" / "of.py").write_text("import far\ndef loss(errors):\n    return far.STRENGTH * errors.chosen\n")
+    (folder / "far.py").write_text("STRENGTH = 2.0\n")
+    (folder / "other.py").write_text("")
+    name = f"{folder / 'mine.py'}:mine"
+    first = file_identity(name)["objective"]
+    (folder / "other.py").write_text("changed = True\n")
+    assert file_identity(name)["objective"] == first and first[0] != first[1]
+    (folder / "far.py").write_text("STRENGTH = 3.0\n")
+    second = file_identity(name)["objective"]
+    assert second[0] != first[0] and second[1] == first[1] == sha256((folder / "mine.py").read_bytes())[:16]
+
+
+def test_a_run_goes_on_where_the_file_beside_its_objective_is_as_it_was(tmp_path, sdxl, pairs, cache):
+    (tmp_path / "strength.py").write_text("STRENGTH = 2.0\n")
+    path = tmp_path / "mine.py"
+    path.write_text("from strength import STRENGTH\ndef mine(errors):\n    return STRENGTH * errors.chosen\n")
+    run(tmp_path / "r", sdxl, pairs, cache, f"{path}:mine", steps=1)
+    state = tmp_path / "r" / "checkpoints" / "step-00000001" / "state.json"
+    new, old = file_identity(f"{path}:mine")["objective"]
+    state.write_text(state.read_text().replace(new, old))  # as 0.1.0 wrote it
+    lines = run(tmp_path / "r", sdxl, pairs, cache, f"{path}:mine", steps=2)
+    assert lines[1]["loss"] == pytest.approx(2 * lines[1]["error_chosen"], rel=1e-12)
+    (tmp_path / "strength.py").write_text("STRENGTH = 30\n")
+    with pytest.raises(MapoError, match=r"the content of .*mine\.py or of a file that it imports"):
+        run(tmp_path / "r", sdxl, pairs, cache, f"{path}:mine", steps=3)
+    lines = run(tmp_path / "other", sdxl, pairs, cache, f"{path}:mine", steps=1)
+    assert lines[0]["loss"] == pytest.approx(30 * lines[0]["error_chosen"], rel=1e-12)
 
 
 def test_settings_of_one_in_a_relative_file_are_taken_from_its_run(tmp_path, sdxl, pairs, cache, file, monkeypatch):

@@ -243,6 +243,24 @@ def test_a_run_of_0_1_0_goes_on_although_there_are_new_settings(tmp_path, sdxl, 
     assert [m["step"] for m in metrics(tmp_path / "r")] == [1, 2]
 
 
+def test_what_0_1_0_wrote_knows_no_tokenizers_and_is_taken_up(tmp_path, sdxl, pairs, cache):
+    model = shutil.copytree(sdxl, tmp_path / "model")
+    new, old = find_model(str(model)).revisions()
+    run(tmp_path / "r", model, pairs, cache, steps=1)
+    state, about = tmp_path / "r" / "checkpoints" / "step-00000001" / "state.json", tmp_path / "r" / "run.json"
+    for path in (state, about):
+        assert new in path.read_text()
+        path.write_text(path.read_text().replace(new, old))
+    assert find_model(str(tmp_path / "r")).base == model
+    run(tmp_path / "r", model, pairs, cache, steps=2)
+    with (model / "tokenizer" / "tokenizer.json").open("a") as file:
+        file.write(" ")
+    with pytest.raises(MapoError, match="the content of model"):
+        run(tmp_path / "r", model, pairs, cache, steps=3)
+    with pytest.raises(MapoError, match="that one has changed since"):
+        find_model(str(tmp_path / "r"))
+
+
 def test_a_setting_that_came_later_has_its_old_meaning_in_an_old_run(tmp_path, sdxl, pairs, cache, monkeypatch):
     import mapo.train.run as module
 

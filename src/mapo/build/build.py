@@ -96,7 +96,7 @@ def build(
         provenance["minors_list"] = minors.VERSION
     if latents:  # what is not kept cannot be judged again
         settings |= {"latents": latents.key.encoders, "judges": provenance["judges"]}
-    folder = open_work(out, settings)
+    folder = open_work(out, settings, found.revisions())
 
     def open_maker(shard: Shard) -> Maker:
         return _open_maker(folder, shard, rewriter, recipe, safe, found, sampling, judges, latents, clip_skip)

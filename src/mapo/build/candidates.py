@@ -213,7 +213,7 @@ class Maker:
             for k, (job, png) in enumerate(zip(jobs, data, strict=True))
         ]  # fmt: skip
         if kept:
-            open_folder(self.work.own / side, self.sampler.settings(how))
+            open_folder(self.work.own / side, self.sampler.settings(how), revisions=self.sampler.revisions)
             self.work.add(side, rows, data)
         found += [(self.work.own / side, row) for row in rows]
         return data

@@ -49,7 +49,7 @@ def _picture(pair: Pair, row: Any) -> bytes:
             f"The pair {pair.id} does not say how its pictures were made: no model of ours made it."
         ) from None
     sampler = _sampler(model, how.precision, skip)
-    if sampler.revision != revision:
+    if revision not in sampler.revisions:
         raise MapoError(
             f"The pair {pair.id} was made with revision {revision} of {model}, which is now {sampler.revision}. "
             "Get the old one."

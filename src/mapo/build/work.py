@@ -25,8 +25,11 @@ from mapo.shards import Shard, mark
 PACE = ("sampling.images_per_batch",)  # changes pictures by rounding alone, and each row has its batch_layout
 
 
-def open_work(out: Path, settings: Mapping[str, Any]) -> Path:
-    """The work folder of ``out``, made or found; refused in a sentence when it was begun with other settings."""
+def open_work(out: Path, settings: Mapping[str, Any], revisions: Sequence[str] = ()) -> Path:
+    """The work folder of ``out``, made or found; refused in a sentence when it was begun with other settings.
+
+    ``revisions`` are the forms of the model's revision that an older version may have written.
+    """
     prepare_out(out)
     folder = out.with_name(f".{out.name}.build{PARTIAL}")
     head = folder / "build.json"
@@ -36,6 +39,8 @@ def open_work(out: Path, settings: Mapping[str, Any]) -> Path:
         write_json(head, settings)
         return folder
     before = read_json(head, "a build's work folder", f"Delete {folder}.")
+    if isinstance(before, dict) and before.get("revision") in revisions:
+        settings = {**settings, "revision": before["revision"]}
     differing = [key for key in differences(before, settings) if key not in PACE]
     changed = [f"{key} ({_at(before, key)}, now {_at(settings, key)})" for key in differing]
     if changed:

@@ -28,6 +28,7 @@ from mapo.shards import owned, refuse_existing
 ROWS_PER_FILE, BYTES_PER_FILE = 2_000, 500 * 2**20
 ROWS_PER_GROUP, BYTES_PER_GROUP = 32, 64 * 2**20
 PAIRS_AT_ONCE = 1_024  # without their pictures
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # sets of 0.1.0 did not count those that are rotated
 PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
@@ -165,7 +166,7 @@ def export_pairs(
     }
     sizes: dict[str, hub.Size] = {}
     turned: set[str] = set()
-    read = _upright_reader(pairs, turned) if format in READ_AS_THEY_LIE and _may_turn(pairs) else pairs.image_bytes
+    read = _upright_reader(pairs, turned) if format in READ_AS_THEY_LIE else pairs.image_bytes
     with owned(out), replacing(out) as temporary, _bar(len(preference), format) as bar:
         (temporary / "data").mkdir(parents=True)
         for split in SPLITS:
@@ -191,10 +192,13 @@ def _may_turn(pairs: PairSet) -> bool:
 
 def _upright_reader(pairs: PairSet, turned: set[str]) -> Callable[[str], bytes]:
     """Reads pictures for programs that do not look at EXIF; ``turned`` becomes the names of those that it turned."""
+    any_kind = _may_turn(pairs)
 
     @lru_cache(PICTURES_REMEMBERED)
     def read(name: str) -> bytes:
         data = pairs.image_bytes(name)
+        if not any_kind and not data.startswith(TIFF):
+            return data
         try:
             new = upright(data)
         except ValueError as error:

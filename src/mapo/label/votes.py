@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from mapo.errors import MapoError
+from mapo.files import parse_json
 
 CHOICES = ("left", "right", "tie", "bad", "skip")
 UNDO = "undo"
@@ -103,7 +104,7 @@ def _parse(data: bytes, path: Path) -> tuple[list[Vote], int]:
 
 
 def _vote(line: bytes) -> Vote:
-    values = json.loads(line)
+    values = parse_json(line)
     if not isinstance(values, dict):
         raise TypeError("it is not a JSON object")
     if missing := [f.name for f in fields(Vote) if f.default is MISSING and f.name not in values]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
 import re
 import textwrap
@@ -17,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from mapo.errors import MapoError
-from mapo.files import read_object
+from mapo.files import parse_json, read_object
 from mapo.worlds import MODELS
 
 # name.safetensors, name.fp16.safetensors, name-00001-of-00002.safetensors, and both spellings of a variant in shards
@@ -142,16 +141,26 @@ class ModelFiles:
 
     def revision(self) -> str:
         """A hash of everything that decides what pictures the model makes."""
+        return self.revisions()[0]
+
+    def revisions(self) -> tuple[str, ...]:
+        """:meth:`revision`, and what 0.1.0 wrote in its place, which knows nothing of tokenizers.
+
+        What lies on disk is of this model if it names one of them.
+        """
         parts = [p.parent.name for p in sorted(self.base.glob("*/config.json"))] + ["scheduler"]
         hashes = [self.fingerprint(parts)]
         hashes += [fingerprint(path.parent, [path.name]) for path in (self.denoiser, *self.loras) if path]
-        return hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:16]
+        named = read_config(self.base, "model_index.json")
+        others = sorted({name for name in named if (self.base / name).is_dir()}.difference(parts))
+        forms = [[*hashes, contents(self.base, others)], hashes] if others else [hashes]
+        return tuple(hashlib.sha256(" ".join(form).encode()).hexdigest()[:16] for form in forms)
 
 
 def read_config(base: Path, name: str) -> dict[str, Any]:
     """A JSON file of a pipeline folder."""
     try:
-        found = json.loads((base / name).read_text("utf-8"))
+        found = parse_json((base / name).read_text("utf-8"))
         if not isinstance(found, dict):
             raise ValueError("it is not an object")
         return found
@@ -173,6 +182,14 @@ def fingerprint(base: Path, parts: Sequence[str]) -> str:
                 for place in range(0, size, max(4096, size // 64)):
                     stream.seek(place)
                     digest.update(stream.read(4096))
+    return digest.hexdigest()[:16]
+
+
+def contents(base: Path, parts: Sequence[str]) -> str:
+    """A hash of all files of ``parts``, such as tokenizers, to the byte: two words may have changed places."""
+    digest = hashlib.sha256()
+    for file in (file for part in parts for file in sorted((base / part).glob("[!.]*")) if file.is_file()):
+        digest.update(f"{file.parent.name}/{file.name}:{file.stat().st_size}\n".encode() + file.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -225,7 +242,7 @@ def check_weights(base: Path, part: str) -> None:
     files = [file for file in sorted((base / part).glob("*.safetensors")) if WEIGHTS.fullmatch(file.name)]
     try:
         for index in (base / part).glob("*.safetensors.index.json"):
-            named = json.loads(index.read_text("utf-8"))["weight_map"].values()
+            named = parse_json(index.read_text("utf-8"))["weight_map"].values()
             files += [base / part / name for name in sorted(set(named))]
         for file in files:
             with safe_open(file, "pt"):

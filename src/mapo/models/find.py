@@ -73,7 +73,7 @@ def _find_base(name: str, path: Path, run: Mapping[str, Any], weights: bool) -> 
     if near.is_dir() and near != path.resolve():
         with contextlib.suppress(MapoError, RecursionError):  # it is another one that has its name now
             found = find_model(str(near), weights, skip)
-            if found.revision() == run.get("base_revision"):
+            if run.get("base_revision") in found.revisions():
                 return found
     if Path(base).is_absolute() and Path(base).resolve() == path.resolve():
         raise MapoError(f"{name} says that it stands on itself. Write its true base into {path / 'run.json'}.")
@@ -83,7 +83,7 @@ def _find_base(name: str, path: Path, run: Mapping[str, Any], weights: bool) -> 
             f"new place as base into {path / 'run.json'}."
         )
     found = find_model(base, weights, skip)
-    if found.is_local and run.get("base_revision") not in (None, found.revision()):
+    if found.is_local and run.get("base_revision") not in (None, *found.revisions()):
         raise MapoError(
             f"{name} was trained on the model {base} as it was then; that one has changed since. Train {name} again, "
             f"or take base_revision out of {path / 'run.json'} to use it all the same."

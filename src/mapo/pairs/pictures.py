@@ -146,12 +146,13 @@ def _load(data: bytes) -> tuple[Image.Image, tuple[str, ...]]:
 
 
 def _read(data: bytes) -> tuple[Image.Image, bool, int]:
-    """A picture with its pixels read, whether it has 16 bits per channel, and its EXIF orientation."""
+    """A picture with its pixels read, whether it has 16 bits per channel, and the orientation in its file."""
     picture: Image.Image = Image.open(io.BytesIO(data))
     _refuse_size_and_frames(picture)
     deep = picture.mode.startswith("I;16") or any(DEEP.search(str(tile[3])) for tile in _tiles(picture))
-    picture.load()
-    return picture, deep, picture.getexif().get(ORIENTATION, 1)
+    before = picture.getexif().get(ORIENTATION, 1) if picture.format == "TIFF" else 1
+    picture.load()  # which turns a TIFF, and takes the orientation away
+    return picture, deep, picture.getexif().get(ORIENTATION, before)
 
 
 def _is_about_texts(error: Exception) -> bool:

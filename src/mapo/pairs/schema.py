@@ -14,6 +14,7 @@ from mapo.pairs.splits import SPLITS, split_of
 
 FORMAT, VERSION = "mapo-pairs", 2
 TIE = 0.5
+MOST_WEIGHT = 1e300  # the sum of a hundred million such is still a number
 
 IMAGE_SCHEMA = pa.schema(
     [("sha256", pa.string()), ("bytes", pa.binary()), ("width", pa.int32()), ("height", pa.int32())]
@@ -60,6 +61,8 @@ def make_pair(prompt: str, chosen: str, rejected: str, **rest: Any) -> Pair:
     check_text(prompt, "the prompt")
     pair = Pair(pair_id(prompt, chosen, rejected), prompt, chosen, rejected, **{"split": split_of(prompt), **rest})
     check_values(prompt, chosen, rejected, pair.preference, pair.weight, pair.split)
+    if pair.weight > MOST_WEIGHT:  # in new sets; older ones may have such, if their sum is a number
+        raise ValueError(f"weight is {pair.weight:g}, more than {MOST_WEIGHT:g}; only the ratios of weights count")
     return pair
 
 

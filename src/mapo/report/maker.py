@@ -17,8 +17,8 @@ def check_run(run: Path, folder: Path, rows: Rows) -> list[str]:
     doubt = f"Whether {run} made the pictures after cannot be told"
     if any(row.foreign for row in rows.values()):
         return [f"{doubt}: they come from another program. Curves and pairs are those of this run all the same."]
-    own = _revision(run)
-    if own and all(row.revision == own for row in rows.values()):
+    own = _revisions(run)
+    if own and all(row.revision in own for row in rows.values()):
         return []
     makers = sorted({row.model for row in rows.values()})
     if makers == [str(run.resolve())]:
@@ -38,8 +38,8 @@ def _is_gone(model: str) -> bool:
     return Path(model).is_absolute() and not Path(model).exists()
 
 
-def _revision(run: Path) -> str | None:
-    """The revision of a finished run whose base lies on this machine; the hub is not asked."""
+def _revisions(run: Path) -> tuple[str, ...]:
+    """The forms of the revision of a finished run whose base lies on this machine; the hub is not asked."""
     base, seen = str(run), set[str]()
     while base not in seen and (Path(base) / "run.json").is_file():
         seen.add(base)
@@ -47,10 +47,10 @@ def _revision(run: Path) -> str | None:
             read_object(Path(base) / "run.json", "a run", "Give a folder that `mapo train` made.").get("base", "")
         )
     if not seen or (base not in MODELS and not (Path(base) / "model_index.json").is_file()):
-        return None
+        return ()
     try:
         from mapo.models import find_model  # which loads torch
 
-        return find_model(str(run)).revision()
+        return find_model(str(run)).revisions()
     except (MapoError, KeyError, TypeError, ValueError, OSError):
-        return None
+        return ()

@@ -24,7 +24,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mapo.errors import MapoError
-from mapo.files import delimiter_in, inside, read_text
+from mapo.files import delimiter_in, inside, parse_json, parse_row, read_text, refuse_twice
 from mapo.pairs.pictures import CAPTION_ENDS, ENDS
 from mapo.pairs.schema import check_text
 from mapo.pairs.splits import prompt_id
@@ -57,7 +57,7 @@ def is_ours(manifest: Path) -> bool:
     with manifest.open("rb") as file:
         first = next((line for line in file if line.strip()), b"")
     try:
-        row = json.loads(first)
+        row = parse_json(first)
     except ValueError:
         return True
     return not isinstance(row, dict) or not {"sha256", "prompt_id"}.isdisjoint(row)
@@ -167,12 +167,14 @@ def _columns(folder: Path, path: str) -> list[str]:
     text = read_text(inside(folder, path, "a list of prompts"))
     line = next((line for line in text.split("\n") if line.strip()), "")
     if path.lower().endswith(JSON_LINES):
-        row = json.loads(line or "{}")
-        return list(_lowered(row)) if isinstance(row, dict) else []
+        row = parse_json(line or "{}")
+        return [key.strip().lower() for key in row] if isinstance(row, dict) else []
     return [name.strip() for name in next(iter(csv.reader([line.lower()], delimiter=delimiter_in(line, path))), [])]
 
 
 def _lowered(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """The row with the names of its columns in small letters; ValueError where two become one."""
+    refuse_twice(key.strip().lower() for key in row if isinstance(key, str))
     return {key.strip().lower(): value for key, value in row.items() if isinstance(key, str)}
 
 
@@ -183,9 +185,11 @@ def _rows(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 try:
-                    row = json.loads(line)
-                except ValueError as error:
+                    row = parse_row(line)
+                except json.JSONDecodeError as error:
                     raise ValueError(f"line {number} is not JSON: {error}") from None
+                except ValueError as error:
+                    raise ValueError(f"line {number}: {error}") from None
                 if not isinstance(row, dict):
                     raise ValueError(f"line {number} is not such as {LINE}")
                 yield number, _lowered(row)
@@ -193,6 +197,7 @@ def _rows(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
     text = text.lstrip("\n")
     reader = csv.DictReader(io.StringIO(text), delimiter=delimiter_in(text.split("\n")[0], path.name))
     try:
+        refuse_twice(name.strip().lower() for name in reader.fieldnames or ())
         for row in reader:
             if row.pop(None, None):
                 raise ValueError(f"line {reader.line_num} has more fields than the first; put prompts in quotes")
@@ -206,8 +211,10 @@ def _of_list(folder: Path, name: str, files: Files) -> list[Found]:
     found: dict[str, Found] = {}
     absent, silent, empty = list[str](), list[str](), list[str]()
     try:
-        for number, row in _rows(path):
-            file, prompt = (_first(row, columns) for columns in (FILE, PROMPT))
+        rows = list(_rows(path))
+        columns = [_column(rows, known) for known in (FILE, PROMPT)]
+        for number, row in rows:
+            file, prompt = (_told(row, column) for column in columns)
             if not file:
                 silent.append(f"line {number}")
                 continue
@@ -235,8 +242,14 @@ def _of_list(folder: Path, name: str, files: Files) -> list[Found]:
     return list(found.values())
 
 
-def _first(row: Mapping[str, Any], columns: Iterable[str]) -> str:
-    return next((value.strip() for key in columns if isinstance(value := row.get(key), str) and value.strip()), "")
+def _column(rows: Iterable[tuple[int, Mapping[str, Any]]], known: Sequence[str]) -> str:
+    """The column to read in every row: the first of ``known`` that says something in any."""
+    return next((name for name in known if any(_told(row, name) for _, row in rows)), known[0])
+
+
+def _told(row: Mapping[str, Any], column: str) -> str:
+    value = row.get(column)
+    return value.strip() if isinstance(value, str) else ""
 
 
 def _picture(folder: Path, home: PurePosixPath, given: str, files: Files, where: str) -> str | None:
@@ -328,8 +341,8 @@ def _text(folder: Path, paths: Sequence[str]) -> tuple[str, int | None]:
             check_text(text, "it")
         except (ValueError, OSError) as error:
             raise MapoError(f"{folder / path} cannot be read ({error}). Write the prompt into it as UTF-8.") from None
-        if re.search(r"^Steps: \d+", text, re.MULTILINE):
-            seed = re.search(r"\bSeed: (\d+)", text)
+        if settings := re.search(r"^Steps: \d+.*", text, re.MULTILINE):
+            seed = re.search(r"\bSeed: (\d+)", settings[0])
             words = re.split(r"^(?:Negative prompt|Steps): ", text, maxsplit=1, flags=re.MULTILINE)[0]
             said[path] = " ".join(words.split("\n")).strip(), int(seed[1]) if seed else None
         elif count := text.count("\n"):

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mapo.errors import MapoError
-from mapo.files import decode_text, delimiter_in
+from mapo.files import decode_text, delimiter_in, parse_row, refuse_twice
 from mapo.importers import sources
 from mapo.importers.sources import Source, find_source, is_hub_id
 from mapo.pairs.schema import check_text
@@ -45,7 +45,8 @@ def read_prompts(source: str) -> list[str]:
     hub: ``owner/name``, ``hf://owner/name`` or ``hf://owner/name/path`` with a file, folder or pattern. Files are
     ``.txt`` with a prompt a line, ``.jsonl``, ``.ndjson`` or ``.json`` with strings or objects that have ``prompt`` or
     ``caption``, or ``.csv``, ``.tsv`` or ``.parquet`` with such a column. ``Prompts``, ``text`` and the like will do
-    where no other can be meant; ``source:COLUMN`` reads any. Raises MapoError naming what is not a prompt.
+    where no other can be meant; ``source:COLUMN`` reads any. All prompts of a file come from one column. Raises
+    MapoError naming what is not a prompt.
     """
     if source in BUILT_IN:
         world, name = BUILT_IN[source]
@@ -162,10 +163,10 @@ def _prompts(file: Any, kind: str, column: str | None) -> Iterable[str]:
             return _of_table(decode_text(file.read()), kind, column)
         case ".json":
             values = _of_json(decode_text(file.read()))
-            return [_prompt_of(v, f"entry {i}", column) for i, v in enumerate(values)]
+            return _of_values([(f"entry {i}", value) for i, value in enumerate(values)], column)
         case ".jsonl" | ".ndjson":
             lines = enumerate(decode_text(file.read()).split("\n"), 1)
-            return [_prompt_of(_load(line, n), f"line {n}", column) for n, line in lines if line.strip()]
+            return _of_values([(f"line {n}", _load(line, n)) for n, line in lines if line.strip()], column)
         case ".txt":
             if column:
                 raise ValueError(f"a text has no column {column}")
@@ -194,6 +195,7 @@ def _of_parquet(file: Any, column: str | None) -> list[str]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(file) as table:
+        refuse_twice(table.schema_arrow.names)
         found = _column(table.schema_arrow.names, column)
         cells = enumerate(table.read([found])[found].to_pylist())
     return [_text(v, f"row {i}", found) for i, v in cells if v is not None]
@@ -207,6 +209,7 @@ def _of_table(text: str, kind: str, column: str | None) -> list[str]:
     prompts = []
     try:
         names = [name.strip() for name in next(rows, [])]
+        refuse_twice(names)
         place = names.index(_column(names, column, "(its first line names the columns) "))
         for row in rows:
             if len(row) > len(names) and any(row[len(names) :]):
@@ -226,7 +229,7 @@ def _of_table(text: str, kind: str, column: str | None) -> list[str]:
 
 def _of_json(text: str) -> list[Any]:
     try:
-        values = json.loads(text)
+        values = parse_row(text)
     except ValueError as error:
         if "Extra data" in str(error):
             raise ValueError(
@@ -240,16 +243,20 @@ def _of_json(text: str) -> list[Any]:
 
 def _load(line: str, number: int) -> Any:
     try:
-        return json.loads(line)
-    except ValueError as error:
+        return parse_row(line)
+    except json.JSONDecodeError as error:
         raise ValueError(f"line {number} is not JSON: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"line {number}: {error}") from None
 
 
-def _prompt_of(value: Any, where: str, column: str | None) -> str:
-    if isinstance(value, dict):
-        texts = [name for name, text in value.items() if isinstance(text, str)]
-        return _text(value[_column(texts, column, f"{where} ")], where, column)
-    return _text(None if column else value, where, column)
+def _of_values(values: Sequence[tuple[str, Any]], column: str | None) -> list[str]:
+    """The prompts of strings and objects, each with its place; one column for all, as a gap is not another's text."""
+    objects = [(where, value) for where, value in values if isinstance(value, dict)]
+    texts = dict.fromkeys(name for _, value in objects for name, text in value.items() if isinstance(text, str))
+    found = _column(list(texts), column, f"{objects[0][0]} ") if objects else column
+    cells = [(where, v.get(found) if isinstance(v, dict) else None if column else v) for where, v in values]
+    return [_text(cell, where, found) for where, cell in cells]
 
 
 def _text(value: Any, where: str, column: str | None) -> str:

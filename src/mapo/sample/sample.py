@@ -177,7 +177,8 @@ class Sampler:
         self, model: str, precision: str = "float32", device: Any = None, clip_skip: int | None = None
     ) -> None:
         self.model = find_model(model, clip_skip=clip_skip)
-        self.revision = self.model.revision()
+        self.revisions = self.model.revisions()
+        self.revision = self.revisions[0]
         self.device = device or best_device()
         self.smaller = "--precision bfloat16" if precision == "float32" else ""  # what else would take less memory
         with memory_told(0, rest=self.smaller):
@@ -240,7 +241,7 @@ class Sampler:
                 raise
 
     def _fill(self, folder: Path, jobs: Sequence[tuple[str, int]], how: Sampling, desc: str) -> list[ImageRow]:
-        open_folder(folder, self.settings(how), self.model.sensitive)
+        open_folder(folder, self.settings(how), self.model.sensitive, self.revisions)
         manifest = folder / "manifest.jsonl"
         have = {(r.prompt, r.seed): r for r in keep_whole(folder)} if manifest.exists() else {}
         if any(job not in have for job in jobs):
@@ -300,8 +301,11 @@ class Sampler:
         )
 
 
-def open_folder(folder: Path, settings: dict[str, Any], sensitive: bool = False) -> None:
-    """Make an images folder, or check that an old one was made with the same settings."""
+def open_folder(folder: Path, settings: dict[str, Any], sensitive: bool = False, revisions: Sequence[str] = ()) -> None:
+    """Make an images folder, or check that an old one was made with the same settings.
+
+    ``revisions`` are the forms of the model's revision that an older version may have written.
+    """
     path = folder / "images.json"
     if not path.exists():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -314,6 +318,8 @@ def open_folder(folder: Path, settings: dict[str, Any], sensitive: bool = False)
     before = read_object(path, "an images folder", "Choose another --out.").get("settings", {})
     if not isinstance(before, dict):
         raise MapoError(f"{path} is damaged. Choose another --out.")
+    if before.get("revision") in revisions:
+        settings = {**settings, "revision": before["revision"]}
     changed = [k for k in settings if k not in PACE and before.get(k) != settings[k]]
     if changed:
         raise MapoError(

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from mapo.encode.cache import Cache
+from mapo.errors import MapoError
 from mapo.models import Frames, Opened, together
 from mapo.models.noise import Process
 from mapo.pairs.pairs import Pair, PairSet
@@ -37,6 +38,12 @@ class Members(Sequence[Pair]):
     def __init__(self, pairs: PairSet, rows: np.ndarray) -> None:
         self.pairs, self.rows = pairs, rows
         self.weights = pairs.table["weight"].to_numpy()[rows]
+        with np.errstate(over="ignore"):
+            if not np.isfinite(self.weights.sum()):
+                raise MapoError(
+                    f"{pairs.folder}: the weights of its pairs are so large that their sum is infinite (the largest is "
+                    f"{self.weights.max():g}). Divide all of them by one number; only their ratios count."
+                )
 
     def __len__(self) -> int:
         return len(self.rows)

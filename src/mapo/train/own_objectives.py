@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import inspect
 import math
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, wraps
 from pathlib import Path
@@ -30,9 +31,41 @@ def stable_name(name: str) -> str:
     return f"{Path(path).resolve()}:{function}"
 
 
-def file_identity(name: str) -> dict[str, str]:
-    """A hash of the file in which an objective stands, as ``objective``; empty for the built-in ones."""
-    return {"objective": sha256(_path_of(name).read_bytes())[:16]} if IN_A_FILE in name else {}
+def file_identity(name: str) -> dict[str, tuple[str, ...]]:
+    """A hash of an objective's file and of those that it imports from its folder, as ``objective``.
+
+    The second form is that of 0.1.0, of the file alone. Empty for the built-in ones.
+    """
+    if IN_A_FILE not in name:
+        return {}
+    files = _files_of(_path_of(name))
+    return {"objective": (_digest(files)[:16], _digest(files[:1])[:16])}
+
+
+def _files_of(path: Path) -> list[Path]:
+    """A Python file, and those of its folder that it imports, one through another."""
+    found = [path]
+    for file in found:
+        try:
+            nodes = list(ast.walk(ast.parse(file.read_bytes())))
+        except (SyntaxError, ValueError):  # which is told when it is loaded
+            continue
+        for node in nodes:
+            home, names = path.parent, list[str]()
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                home = file.parents[node.level - 1] if node.level else home
+                names = [f"{node.module or ''}.{alias.name}".strip(".") for alias in node.names]
+            for parts in (name.split(".") for name in names if name.partition(".")[0] != "mapo"):
+                places = [home.joinpath(*parts[: k + 1]) for k in range(len(parts))]
+                there = [one for place in places for one in (place.with_suffix(".py"), place / "__init__.py")]
+                found += [one for one in there if one not in found and one.is_file()]
+    return found
+
+
+def _digest(files: Sequence[Path]) -> str:
+    return sha256(b"\0".join(file.read_bytes() for file in files))
 
 
 def all_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,7 +100,8 @@ def objective_named(name: str) -> Objective:
 def _find(name: str) -> Objective:
     if IN_A_FILE in name:
         path = _path_of(name)
-        return _load(name, path, sha256(path.read_bytes()))
+        files = tuple(_files_of(path))
+        return _load(name, files, _digest(files))
     if name not in OBJECTIVES:
         raise MapoError(
             f"There is no objective {name!r}. {suggest(name, OBJECTIVES)} One of your own is written as file.py:name."
@@ -83,8 +117,11 @@ def _path_of(name: str) -> Path:
 
 
 @lru_cache(maxsize=8)
-def _load(name: str, path: Path, digest: str) -> Objective:
-    """What stands in the file under the name; ``digest`` is of its content."""
+def _load(name: str, files: tuple[Path, ...], digest: str) -> Objective:
+    """What stands in the first file under the name; ``digest`` is of the content of all, which may have changed."""
+    path, places = files[0], {str(file.resolve()) for file in files}
+    for key in [k for k, module in sys.modules.items() if str(getattr(module, "__file__", None)) in places]:
+        del sys.modules[key]
     function = name.rpartition(":")[2]
     module_name = f"mapo_objective_{digest[:16]}"
     spec = importlib.util.spec_from_file_location(module_name, path)
@@ -92,13 +129,13 @@ def _load(name: str, path: Path, digest: str) -> Objective:
         raise MapoError(f"The objective {name} cannot be read: {path} is not a Python file.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
-    sys.path.insert(0, str(path.parent))  # so that it may import a file beside it
+    sys.path.insert(0, str(path.parent.resolve()))  # so that it may import a file beside it
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise MapoError(_why(name, "cannot be read", path, error)) from None
     finally:
-        sys.path.remove(str(path.parent))
+        sys.path.remove(str(path.parent.resolve()))
     found = getattr(module, function, None)
     if isinstance(found, Objective):
         return found

@@ -56,6 +56,8 @@ AS_IN_0_1_0: dict[str, Any] = {
     "train": {"base_precision": "float32", "guidance": 1.0, "allow_distilled": False},
 }
 
+Identity = dict[str, tuple[str, ...]]  # of what is trained: its hash, and the forms that it had in older versions
+
 
 class Run:
     """A run folder. Only the first process of a training has one open."""
@@ -110,7 +112,7 @@ class Run:
         steps = read_object(path, "a run", REMEDY).get("steps", 0)
         return steps if isinstance(steps, int) else 0
 
-    def accept(self, config: Config, identity: Mapping[str, str]) -> Path | None:
+    def accept(self, config: Config, identity: Identity) -> Path | None:
         """The newest checkpoint, if any; ``config`` is refused in a sentence where it does not go on from there."""
         if not self._settings.exists():
             if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
@@ -137,13 +139,14 @@ class Run:
             kept = [line for line in lines if line["step"] <= step]
             write_text(self.log, "".join(json.dumps(line) + "\n" for line in kept))
 
-    def _refuse_another(self, config: Config, checkpoint: Path | None, identity: Mapping[str, str]) -> None:
-        before, state = self.before(), read_state(checkpoint) if checkpoint else identity
-        if not identity.keys() <= state.keys():
+    def _refuse_another(self, config: Config, checkpoint: Path | None, identity: Identity) -> None:
+        before, state = self.before(), read_state(checkpoint) if checkpoint else None
+        if state is not None and not identity.keys() <= state.keys():
             raise MapoError(f"{checkpoint}/state.json is damaged: it does not say what was trained. {REMEDY}")
         changed = [k for k in differences(before, tomllib.loads(to_toml(config))) if k not in MAY_CHANGE]
-        files = {"objective": config.objective.name.rpartition(":")[0]}  # of a user's own
-        changed += [f"the content of {files.get(k, k)}" for k, v in identity.items() if state[k] != v]
+        own = f"{config.objective.name.rpartition(':')[0]} or of a file that it imports"
+        others = [key for key, forms in identity.items() if state and state[key] not in forms]
+        changed += [f"the content of {own if key == 'objective' else key}" for key in others]
         if changed:
             raise MapoError(
                 f"{self.folder} was made with other settings ({', '.join(changed)}). Choose another --out, or delete "

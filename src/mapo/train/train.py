@@ -33,7 +33,7 @@ from mapo.train.objective_trial import doubts
 from mapo.train.opening import Trained, open_trained
 from mapo.train.own_objectives import file_identity, objective_named
 from mapo.train.processes import Processes, joined, what_is_not_done
-from mapo.train.run import Run, settled, steps_of
+from mapo.train.run import Identity, Run, settled, steps_of
 
 LOG = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
         pairs, model, split=config.data.split, ties=config.data.ties, resolution=config.data.resolution
     )
     members = Members(pairs, seen.rows)
-    identity = {"pairs": pairs.fingerprint(), "model": model.files.revision()}
+    identity: Identity = {"pairs": (pairs.fingerprint(),), "model": model.files.revisions()}
     identity |= file_identity(config.objective.name)
     checkpoint = processes.first(lambda: run.accept(config, identity))
     done, finished = steps_of(checkpoint) if checkpoint else 0, processes.first(run.finished_steps)
@@ -230,10 +230,10 @@ def _how_to_go_on(run: Run, step: int) -> str:
     )
 
 
-def _save(run: Run, step: int, trained: Trained, identity: dict[str, str]) -> None:
-    folder = run.checkpoint_at(step)
+def _save(run: Run, step: int, trained: Trained, identity: Identity) -> None:
+    folder, names = run.checkpoint_at(step), {k: forms[0] for k, forms in identity.items()}
     try:
-        save_checkpoint(folder, trained.parameters, trained.updater.state(), {"step": step, **identity})
+        save_checkpoint(folder, trained.parameters, trained.updater.state(), {"step": step, **names})
     except OSError as error:
         kept = run.checkpoints()
         last = f"The checkpoint of step {steps_of(kept[-1])} is kept" if kept else "There is no earlier checkpoint"

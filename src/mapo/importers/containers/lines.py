@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from mapo.errors import MapoError, count
-from mapo.files import delimiter_of, encoding_of
+from mapo.files import delimiter_of, encoding_of, json_told, parse_row
 from mapo.importers.containers.cells import from_text, short
-from mapo.importers.containers.shape import Cursor, File, Row, Shape, Where
+from mapo.importers.containers.shape import Cursor, File, Row, Shape, Where, refuse_twice_in
 from mapo.importers.named import CSV_ENDS, JSON_ENDS, texts_in
 from mapo.importers.sources import NO_ROWS, Source, lies_in
 from mapo.importers.splits import are_parts, split_named, splits_of
@@ -166,8 +166,7 @@ class CellFile:
 
     def _header(self, reader: Iterator[list[str]]) -> list[str]:
         names = [name.strip() for name in next(reader, [])]
-        if twice := next((name for name in names if names.count(name) > 1 and name), None):
-            raise MapoError(f"{self.name} has two columns {twice}. Rename one of them.")
+        refuse_twice_in(self.name, names)
         return names
 
 
@@ -272,9 +271,11 @@ def _fit(value: Any, shape: Shape) -> Row:
 
 def _value(line: str | bytes) -> Any:
     try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
+        return parse_row(line)
+    except json.JSONDecodeError as error:
         return ValueError(f"it is not JSON ({error})")
+    except ValueError as error:
+        return error
 
 
 def _refuse_rest(file: IO[str], text: str, path: Path) -> None:
@@ -297,17 +298,18 @@ def _entries(file: IO[str], path: Path) -> Iterator[Any]:
         if at < len(text) and text[at] == "]":
             return _refuse_rest(file, text[at + 1 :], path)
         try:
-            value, end = decoder.raw_decode(text, at)
+            with json_told():
+                value, end = decoder.raw_decode(text, at)
             if end == len(text) and text[end - 1] not in '}]"':  # a number could go on
                 raise ValueError("it breaks off")
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             found = file.read(more) if len(text) - at < LARGEST_ENTRY else ""
             if not found:
                 why = f"is not a whole JSON list: entry {count + 1} cannot be read ({error})"
                 raise MapoError(f"{path} {why}. Write it again, or save its entries as JSON lines.") from None
             text, at, more = text[at:] + found, 0, more * 2
             continue
-        yield value
+        yield _value(text[at:end]) if isinstance(value, dict | list) else value
         at, count, more = end, count + 1, READ_AT_ONCE
         if at > READ_AT_ONCE:
             text, at = text[at:], 0

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from mapo.errors import MapoError
+from mapo.files import refuse_twice
 from mapo.importers.types import BadRow
 
 Row = dict[str, Any]
@@ -45,6 +47,14 @@ class Shape:
 
     def _name(self, column: str) -> str:
         return self.names.get(column, column)
+
+
+def refuse_twice_in(name: str, there: Iterable[str]) -> None:
+    """MapoError where two columns of a file have one name."""
+    try:
+        refuse_twice(there)
+    except ValueError as error:
+        raise MapoError(f"{name} cannot be read: {error}.") from None
 
 
 class Cursor:

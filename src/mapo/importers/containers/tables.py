@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from mapo.errors import MapoError
 from mapo.importers import sources
-from mapo.importers.containers.shape import Cursor, File, Row, Shape, Where
+from mapo.importers.containers.shape import Cursor, File, Row, Shape, Where, refuse_twice_in
 from mapo.importers.sources import Source
 from mapo.importers.splits import splits_of
 from mapo.importers.types import BadRow
@@ -86,6 +86,7 @@ def guarded(
 
 def pick(name: str, shape: Shape, there: list[str]) -> dict[str, str]:
     """Our name → the table's for the columns to read; MapoError when one is missing."""
+    refuse_twice_in(name, there)
     if missing := shape.missing(there):
         raise MapoError(f"{name} lacks the columns {', '.join(missing)}; it has {', '.join(there)}.")
     return shape.pick(there)

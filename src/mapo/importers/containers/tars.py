@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import gzip
 import itertools
-import json
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
 from mapo.errors import MapoError
-from mapo.files import decode_text
+from mapo.files import decode_text, parse_row
 from mapo.importers import sources
 from mapo.importers.containers import cells
 from mapo.importers.containers.shape import Cursor, File, Row, Shape, Where
@@ -208,8 +207,8 @@ def _text(data: bytes, name: str, whole: bool) -> Any:
 
 def _json(data: bytes, column: str, name: str) -> Row:
     try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        value = parse_row(data)
+    except ValueError as error:
         raise ValueError(f"{name} is not JSON ({error})") from None
     if column:
         return {column: value}

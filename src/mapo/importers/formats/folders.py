@@ -74,6 +74,7 @@ def read(source: Source, options: Options, start: int = 0) -> Iterator[list[RawP
         raise MapoError(f"{source.name}/ is empty: {sides[0]}/ and {sides[1]}/ hold no pictures{also}.")
     if passed_over:
         source.notes.append(_told(passed_over))
+    source.notes.extend(_unread(root, places))
 
 
 def _places(root: Path) -> list[Place]:
@@ -92,6 +93,17 @@ def _sides(folder: Path) -> tuple[str, ...]:
         if found := tuple(there[side] for side in sides if side in there):
             return found
     return ()
+
+
+def _unread(root: Path, places: list[Place]) -> list[str]:
+    """A sentence where ``w`` or ``l`` lie beside ``chosen`` and ``rejected``, which come first."""
+    found = []
+    for split, sides in places:
+        there = [f"{split}/{name}" if split else name for name in _below(root / (split or ""))]
+        if others := [name for name in there if PurePosixPath(name).name.lower() in NAMES[1] and name not in sides]:
+            named, first = (" and ".join(f"{name}/" for name in names) for names in (others, sides))
+            found.append(f"did not read {named}, as {first} are there; import them by themselves from another folder")
+    return found
 
 
 def _below(folder: Path) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from mapo.importers.containers import cells, rows
 from mapo.importers.containers.shape import Row, Shape, Where
-from mapo.importers.formats.ranking import many, pairs_of, whole
+from mapo.importers.formats.ranking import many, number, pairs_of
 from mapo.importers.sources import Source, lies_in
 from mapo.importers.types import BadRow, LeftOut, Options, RawPair
 
@@ -117,9 +117,9 @@ def _pairs(group: Group, options: Options) -> list[RawPair]:
         ]
     if len(group.rows) < 2:
         raise ValueError("it has one picture; a ranking needs two or more")
-    ranks = [whole(row["rank"]) for row in group.rows]
+    ranks = [number(row["rank"]) for row in group.rows]
     if None in ranks:
-        raise ValueError(f"rank is {group.rows[ranks.index(None)]['rank']!r}, which is not a number")
+        raise ValueError(f"rank is {cells.short(group.rows[ranks.index(None)]['rank'])}, which is not a number")
     data = [cells.picture_of(_beside(row[image], row["folder"]), row["folder"]) for row in group.rows]
     names = [cells.name_of(row[image], k) for k, row in enumerate(group.rows)]
     return pairs_of(where, prompt, names, [rank or 0 for rank in ranks], data, options.rankings)

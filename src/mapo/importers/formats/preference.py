@@ -6,10 +6,10 @@ May also have preference (0.5 … 1), weight, group and meta (a JSON object). Fo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mapo.files import parse_row
 from mapo.importers.containers import cells, rows
 from mapo.importers.containers.shape import Row, Shape, Where
 from mapo.importers.sources import Source
@@ -48,9 +48,9 @@ def pair_of(row: Mapping[str, Any], where: Where, chosen: bytes, rejected: bytes
     meta = row.get("meta")
     if isinstance(meta, str):
         try:
-            meta = json.loads(meta)
-        except ValueError:
-            raise ValueError("meta is not JSON") from None
+            meta = parse_row(meta)
+        except ValueError as error:
+            raise ValueError(f"meta is not JSON ({error})") from None
     if not isinstance(meta, Mapping | None):
         raise ValueError("meta is not a JSON object")
     group = None if group is None else str(group)

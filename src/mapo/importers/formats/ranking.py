@@ -6,12 +6,12 @@ All pairs of each ranking, or its best against its worst (``--rankings best-wors
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
+from mapo.files import parse_row
 from mapo.importers.containers import cells, rows
 from mapo.importers.containers.shape import Row, Shape, Where
 from mapo.importers.sources import Source
@@ -66,26 +66,27 @@ def many(row: Row, images: str, what: str, where: Where) -> tuple[str, list[str]
         )
     if not all(isinstance(picture, str | bytes | dict) for picture in pictures):
         raise ValueError("an image is not a path")
-    found = [whole(n) for n in numbers]
-    if not all(n is not None and abs(n) < math.inf for n in found):
+    found = [number(n) for n in numbers]
+    if None in found:
         raise ValueError(f"one of {what} is not a number")
     names = [cells.name_of(picture, k) for k, picture in enumerate(pictures)]
     data = [cells.picture_of(picture, where.folder) for picture in pictures]
     return row["prompt"], names, [n for n in found if n is not None], data
 
 
-def whole(value: Any) -> float | None:
-    """A rank or score, as it came where Python has it as a number; None for what is none."""
-    if isinstance(value, bool | str):
+def number(value: Any) -> float | None:
+    """A rank or score, as it came where Python has it as a number; None for what has no place in an order."""
+    found = None if isinstance(value, bool | str) else cells.as_number(value)
+    if found is None or not math.isfinite(found):
         return None
-    return value if isinstance(value, int | float) else cells.as_number(value)
+    return value if isinstance(value, int | float) else found
 
 
 def _listed(value: Any) -> Any:
     """A list, or the one that a cell of a CSV file holds as JSON."""
     if isinstance(value, str) and value.startswith("["):
         try:
-            return json.loads(value)
+            return parse_row(value)
         except ValueError:
             return value
     return value

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from mapo.errors import MapoError
+from mapo.files import parse_json
 from mapo.score.scorers.similarity import load_part, reason
 
 
@@ -20,7 +20,7 @@ def load_processor(kind: str, folder: Path) -> Any:
 def read_json_object(kind: str, path: Path) -> dict[str, Any]:
     """The object in a JSON file; MapoError where there is none."""
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = parse_json(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise MapoError(f"{kind}: {path} is damaged ({reason(error)}).") from None
     if not isinstance(found, dict):

@@ -6,7 +6,6 @@ In float32, on CUDA where there is one, without TF32.
 from __future__ import annotations
 
 import contextlib
-import json
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from mapo.devices import best_device
 from mapo.errors import MapoError, count
+from mapo.files import parse_json
 from mapo.score.scorers import check_inputs, check_pictures
 from mapo.score.scorers.weights import quiet
 
@@ -133,7 +133,7 @@ def computing() -> Iterator[None]:
 def check_type(kind: str, folder: Path, wanted: str, title: str) -> None:
     """Refuse a folder whose config.json tells of another class of models."""
     try:
-        found = str(json.loads((folder / "config.json").read_text("utf-8")).get("model_type"))
+        found = str(parse_json((folder / "config.json").read_text("utf-8")).get("model_type"))
     except (ValueError, AttributeError):
         found = "damaged"
     if found != wanted:

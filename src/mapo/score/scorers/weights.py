@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
 import warnings
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mapo.errors import MapoError
+from mapo.files import parse_json
 
 MODEL = ("config.json", "model*.safetensors", "model.safetensors.index.json")
 PICTURES = ("preprocessor_config.json",)
@@ -82,7 +82,7 @@ def _lacks(folder: Path, patterns: tuple[str, ...]) -> str | None:
         index = folder / "model.safetensors.index.json"
         if index.is_file():
             try:
-                shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+                shards = set(parse_json(index.read_text("utf-8"))["weight_map"].values())
             except (ValueError, KeyError, TypeError, AttributeError):
                 return f"{index.name} that can be read"
             names = ["config.json", *sorted(Path(str(shard)).name for shard in shards)]
