@@ -41,15 +41,23 @@ def suggest(wrong: str, known: Iterable[str], prefix: str = "") -> str:
     return f"Did you mean {prefix + close[0]!r}?" if close else f"Known: {', '.join(prefix + n for n in names)}."
 
 
+CHANGES_LIBRARIES = ("TQDM_", "TORCH_", "TORCHINDUCTOR_", "PYTHONOPTIMIZE", "PYTORCH_")
+
+
 def spoken(error: Exception) -> str:
     """A sentence for whatever exception reaches the person at the keyboard: what is wrong, then what to do.
 
     An exception that nobody has foreseen leaves its traceback in a file that the sentence names.
     """
-    why = _first_line(error)
-    return foreseen(error) or (
-        f"This is a fault of mapo: {type(error).__name__}: {why}. Please report it with {_traceback_file(error)}."
-    )
+    if said := foreseen(error):
+        return said
+    why = f"{type(error).__name__}: {_first_line(error)}"
+    if names := [name for name in sorted(os.environ) if name.startswith(CHANGES_LIBRARIES)]:
+        return (
+            f"This is perhaps a fault of mapo: {why}. But there are environment variables that change libraries: "
+            f"{', '.join(names)}. Unset them and try again. If it still fails, report it with {_traceback_file(error)}."
+        )
+    return f"This is a fault of mapo: {why}. Please report it with {_traceback_file(error)}."
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,22 @@
+"""What is said of exceptions that nobody has foreseen."""
+
+import pytest
+
+from mapo.errors import spoken
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch, tmp_path):
+    for name in ("TQDM_MININTERVAL", "TORCH_LOGS", "PYTHONOPTIMIZE", "TQDM_DISABLE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+
+
+def test_an_exception_that_nobody_has_foreseen_is_called_a_fault_of_ours():
+    assert spoken(ValueError("odd")).startswith("This is a fault of mapo: ValueError: odd. Please report it with ")
+
+
+def test_variables_that_change_libraries_are_named_as_a_reason(monkeypatch):
+    monkeypatch.setenv("TQDM_MININTERVAL", "abc")
+    said = spoken(ValueError("could not convert string to float: 'abc'"))
+    assert "This is perhaps a fault of mapo" in said and "TQDM_MININTERVAL. Unset them and try again." in said
