@@ -11,6 +11,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 from mapo.cli import cli
+from mapo.encode.seen import excess_tokens, open_view
 from mapo.errors import MapoError
 from mapo.models import Frames, find_model, open_model, together
 from mapo.models.families.flux import pack, places, unpack
@@ -250,3 +251,21 @@ def test_the_callers_prompts_are_not_changed(tmp_path):
     model, prompts = opened(make_z_image(tmp_path / "m")), ["a"]
     encode = model.text_encoder("cpu")
     assert torch.equal(encode(prompts)["prompt_embeds"][0], encode(prompts)["prompt_embeds"][0]) and prompts == ["a"]
+
+
+def test_a_prompt_is_cut_where_every_encoder_cuts_it(tmp_path):
+    view = open_view(str(make_sd3(tmp_path / "m")))
+    assert view.most_tokens == 256
+    words = ["red " * 40, "red " * 300]  # beyond CLIP's 32 tokens; beyond T5's 256
+    first, second = excess_tokens(view, words).tolist()
+    assert first == 0 and second > 0
+    assert excess_tokens(open_view(str(make_sd3(tmp_path / "clip", t5=False))), words).min() > 0
+
+
+def test_the_template_of_z_image_takes_its_share_of_the_tokens(tmp_path):
+    view = open_view(str(make_z_image(tmp_path / "m")))
+    taken = len(
+        "<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n".replace("<|im_start|>", "s").replace("<|im_end|>", "e")
+    )
+    assert view.most_tokens == 512 - taken
+    assert excess_tokens(view, ["a" * (512 - taken), "a" * (513 - taken)]).tolist() == [0, 1]

@@ -142,7 +142,7 @@ def choose_any(pairs: PairSet, split: str, ties: str = "drop") -> Choice:
 def view_of(model: Opened, resolution: int | None = None) -> View:
     """How a model looks at a set. Only small files of it are read."""
     tokenizers = model.tokenizers()
-    most = min(int(t.model_max_length) for t in tokenizers)
+    most = max(int(t.model_max_length) for t in tokenizers)  # T5 reads on where CLIP has ended
     return View(model.files.name, model.layout.checked(resolution), tokenizers, most)
 
 
@@ -154,7 +154,7 @@ def open_view(model: str) -> View:
 
 
 def excess_tokens(view: View, prompts: Sequence[str] | pa.Array) -> NDArray[np.int64]:
-    """How many tokens of each prompt, begin and end counted, are more than the encoders read; 0 where none is.
+    """How many tokens of each prompt, begin and end counted, are more than every encoder reads; 0 where none is.
 
     No token reaches over a space, so a word is counted once, however many prompts have it, and the rare words only of
     prompts that may be too long at all: 10⁵ prompts take a second.
@@ -168,15 +168,15 @@ def excess_tokens(view: View, prompts: Sequence[str] | pa.Array) -> NDArray[np.i
     ascii_only = np.asarray(pc.string_is_ascii(words))
     bounds = np.asarray(pc.binary_length(words)).astype(np.int64) * np.where(ascii_only, 1, GROWTH)
     often = np.argsort(-np.bincount(places, minlength=len(words)), kind="stable")[:OFTEN]
-    excess = np.zeros(len(texts), np.int64)
+    excess = np.full(len(texts), np.iinfo(np.int64).max)
     for tokenizer in _different(view.tokenizers):
-        most = view.most_tokens - len(tokenizer("").input_ids)
+        most = int(tokenizer.model_max_length) - len(tokenizer("").input_ids)
         lengths = bounds.copy()
         lengths[often] = _lengths(tokenizer, words.take(often))
         doubtful = np.repeat(_sums(lengths, places, ends) > most, np.diff(ends))
         rare = np.setdiff1d(places[doubtful], often)
         lengths[rare] = _lengths(tokenizer, words.take(rare))
-        excess = np.maximum(excess, _sums(lengths, places, ends) - most)
+        excess = np.minimum(excess, np.maximum(_sums(lengths, places, ends) - most, 0))
     return excess
 
 

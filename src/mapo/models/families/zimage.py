@@ -29,8 +29,16 @@ def chat_tokenizer(files: ModelFiles, part: str, encoder_part: str) -> Any:
         raise MapoError(
             f"{files.base / part} has no chat template, in which prompts are put. Download it from the model's page."
         )
-    tokenizer.model_max_length = TOKENS
+    tokenizer.model_max_length = TOKENS - len(tokenizer(in_template(tokenizer, "")).input_ids)  # for the prompt
     return tokenizer
+
+
+def in_template(tokenizer: Any, prompt: str) -> str:
+    """A prompt as the question of a conversation, as the pipeline puts it."""
+    asked: str = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=True
+    )
+    return asked
 
 
 class ZImage(FlowModel):
@@ -79,13 +87,7 @@ class ZImage(FlowModel):
 
         @torch.no_grad()
         def encode(prompts: Sequence[str]) -> Texts:
-            asked = [
-                tokenizer.apply_chat_template(
-                    [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True,
-                    enable_thinking=True,
-                )
-                for prompt in prompts
-            ]  # fmt: skip
+            asked = [in_template(tokenizer, prompt) for prompt in prompts]
             found = tokenizer(asked, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt")
             mask = found.attention_mask.to(encoder.device).bool()
             states = encoder(found.input_ids.to(encoder.device), attention_mask=mask, output_hidden_states=True)
