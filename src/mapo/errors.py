@@ -41,7 +41,7 @@ def suggest(wrong: str, known: Iterable[str], prefix: str = "") -> str:
     return f"Did you mean {prefix + close[0]!r}?" if close else f"Known: {', '.join(prefix + n for n in names)}."
 
 
-CHANGES_LIBRARIES = ("TQDM_", "TORCH_", "TORCHINDUCTOR_", "PYTHONOPTIMIZE", "PYTORCH_")
+CHANGES_LIBRARIES = ("TQDM_", "TORCH_", "PYTHONOPTIMIZE", "PYTORCH_")
 
 
 def spoken(error: Exception) -> str:

@@ -665,11 +665,11 @@ def test_a_build_that_another_process_has_finished_meanwhile_leaves_nothing_behi
     how = {"steps": 1, "images_per_batch": 2}
     opened = module.open_work
 
-    def late(out, settings):
+    def late(out, *rest):
         """The work folder is made only when the other process is done with its own."""
         monkeypatch.setattr(module, "open_work", opened)
         build(CARTOON, str(sdxl), PROMPTS, 4, out, **how)
-        return opened(out, settings)
+        return opened(out, *rest)
 
     monkeypatch.setattr(module, "open_work", late)
     with pytest.raises(MapoError, match="already exists"):

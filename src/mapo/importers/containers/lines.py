@@ -272,7 +272,7 @@ def _fit(value: Any, shape: Shape) -> Row:
 def _value(line: str | bytes) -> Any:
     try:
         return parse_row(line)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         return ValueError(f"it is not JSON ({error})")
     except ValueError as error:
         return error
