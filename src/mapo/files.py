@@ -195,9 +195,9 @@ def _is_json(line: bytes) -> bool:
 
 
 def parse_json(text: str | bytes, **how: Any) -> Any:
-    """The value of a text of JSON; ValueError says why it is none, or none that can be worked with.
+    """The value of a text of JSON; ValueError says why it cannot be read.
 
-    That is one that is nested more than :data:`MOST_NESTED` deep, or that has a number of thousands of digits.
+    What is nested more than :data:`MOST_NESTED` deep, or has a number of thousands of digits, is refused too.
     """
     with json_told():
         value = json.loads(text, **how)

@@ -117,7 +117,7 @@ def _refuse(trial: _Trial) -> None:
 
 
 def _doubts(trial: _Trial) -> list[str]:
-    """A sentence where it is not finite for some errors, errs in float32, or has a logit that is no balance."""
+    """A sentence where it is not finite for some errors, errs in float32, or does not turn its logit with the pair."""
     this, errors, exact = trial.this, trial.errors, _doubled(trial.errors)
     single, double = trial.ask(errors), trial.ask(exact)
     said = []

@@ -6,6 +6,7 @@ and a half on two cores; it can be interrupted and goes on from its last checkpo
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import random
@@ -213,6 +214,16 @@ class Loop:
             for k, v in self.names.items():
                 v.copy_(self.average[k])
 
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the weights are their moving average."""
+        now = {k: v.detach().clone() for k, v in self.names.items()}
+        self.use_average()
+        yield
+        with torch.no_grad():
+            for k, v in self.names.items():
+                v.copy_(now[k])
+
     def run(self, loss_of: Any, snapshot: Any = None) -> None:
         """Go to the last step; ``loss_of(step)`` is the loss of one, ``snapshot()`` is called now and then."""
         self.module.train()
@@ -345,6 +356,14 @@ def scheduler() -> EulerDiscreteScheduler:
     )
 
 
+def save_pipeline(pipeline: Any, folder: Path, sampling: Mapping[str, float]) -> None:
+    """Write a pipeline in half precision, with how it is best sampled. It goes on in float32."""
+    with replacing(folder) as temporary:
+        pipeline.to(torch.float16).save_pretrained(temporary, safe_serialization=True)
+        write_json(temporary / "sampling.json", sampling)
+    pipeline.to(torch.float32)
+
+
 def pretrain(out: Path, settings: Settings) -> None:
     """Train everything into ``out`` (a pipeline folder) by way of ``out.work`` (checkpoints and log)."""
     with owned(out):
@@ -367,18 +386,11 @@ def _pretrain(out: Path, settings: Settings) -> None:
             vae, first, second, tokenizer, tokenizer, unet, scheduler(), force_zeros_for_empty_prompt=False,
             add_watermarker=False,
         )  # fmt: skip
-        with replacing(folder) as temporary:
-            pipeline.to(torch.float16).save_pretrained(temporary, safe_serialization=True)
-            write_json(temporary / "sampling.json", {"steps": 12, "guidance": 1.5})
-        pipeline.to(torch.float32)
+        save_pipeline(pipeline, folder, {"steps": 12, "guidance": 1.5})
 
     def snapshot(loop: Loop) -> None:
-        now = {k: v.detach().clone() for k, v in loop.names.items()}
-        loop.use_average()
-        save(work / "snapshot")
-        with torch.no_grad():
-            for k, v in loop.names.items():
-                v.copy_(now[k])
+        with loop.averaged():
+            save(work / "snapshot")
 
     train_denoiser(vae, unet, (first, second), tokenizer, settings, work, snapshot)
     save(out)

@@ -22,8 +22,8 @@ from diffusers import (
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from mapo.files import replacing, write_json
-from mapo.lab.mini.pretrain import LATENT_SIDE, TOKENS, Loop, encode_pool
+from mapo.files import write_json
+from mapo.lab.mini.pretrain import LATENT_SIDE, TOKENS, Loop, encode_pool, save_pipeline
 from mapo.lab.mini.pretrain import Settings as PictureSettings
 from mapo.shards import owned
 from mapo.worlds import MODELS
@@ -152,18 +152,11 @@ def _pretrain(out: Path, settings: Settings) -> None:
         pipeline = StableDiffusion3Pipeline(
             transformer, scheduler(settings), vae, first, tokenizer, second, tokenizer, None, None
         )
-        with replacing(folder) as temporary:
-            pipeline.to(torch.float16).save_pretrained(temporary, safe_serialization=True)
-            write_json(temporary / "sampling.json", {"steps": 12, "guidance": 1.5, "max_sequence_length": 0})
-        pipeline.to(torch.float32)
+        save_pipeline(pipeline, folder, {"steps": 12, "guidance": 1.5, "max_sequence_length": 0})
 
     def snapshot(loop: Loop) -> None:
-        now = {k: v.detach().clone() for k, v in loop.names.items()}
-        loop.use_average()
-        save(work / "snapshot")
-        with torch.no_grad():
-            for k, v in loop.names.items():
-                v.copy_(now[k])
+        with loop.averaged():
+            save(work / "snapshot")
 
     train_denoiser(vae, transformer, (first, second), tokenizer, settings, work, snapshot)
     save(out)
