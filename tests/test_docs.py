@@ -55,7 +55,7 @@ def values_of(kind: Any, metadata: Sequence[Any] = ()) -> str:
     if get_origin(kind) is Annotated:
         return values_of(kind.__origin__, [*metadata, *kind.__metadata__])
     if get_origin(kind) in (Union, UnionType):
-        return values_of(next(inner for inner in get_args(kind) if inner is not NoneType), metadata)
+        return ", or ".join(values_of(inner, metadata) for inner in get_args(kind) if inner is not NoneType)
     if get_origin(kind) is Literal:
         return ", ".join(f"`{value}`" for value in get_args(kind))
     if kind in (bool, str):

@@ -31,6 +31,7 @@ CONFIGS = {  # others have a config.json
 MOST_TOKENS = "max_sequence_length"
 SAMPLING = "sampling.json"  # ours: how a model is best sampled, and of how many tokens of T5 it is told
 DISTILLED = re.compile(r"(?i)(?<![a-z])(turbo|schnell|lightning|hyper|lcm|klein|dmd2?|flash|distill(ed)?)(?![a-z])")
+AT_STEP = re.compile(r"(?P<run>.+)@(?P<step>\d+)")  # a checkpoint of a run
 LIBRARIES = ("diffusers", "transformers", "huggingface_hub")
 
 
@@ -54,7 +55,7 @@ class ModelFiles:
     @property
     def is_local(self) -> bool:
         """Whether it is a folder of the user's, which may be moved."""
-        return self.name not in MODELS and Path(self.name).is_dir()
+        return self.name not in MODELS and is_folder(self.name)
 
     @property
     def pipeline_class(self) -> str:
@@ -155,6 +156,19 @@ class ModelFiles:
         others = sorted({name for name in named if (self.base / name).is_dir()}.difference(parts))
         forms = [[*hashes, contents(self.base, others)], hashes] if others else [hashes]
         return tuple(hashlib.sha256(" ".join(form).encode()).hexdigest()[:16] for form in forms)
+
+
+def at_step(name: str) -> tuple[Path, int] | None:
+    """The run folder and the step of a name such as ``work/run@250``; None for other names."""
+    found = AT_STEP.fullmatch(name)
+    if not found or Path(name).exists() or not Path(found["run"]).is_dir():
+        return None
+    return Path(found["run"]), int(found["step"])
+
+
+def is_folder(name: str) -> bool:
+    """Whether a model's name is that of a folder, or of a checkpoint in one."""
+    return Path(name).is_dir() or at_step(name) is not None
 
 
 def read_config(base: Path, name: str) -> dict[str, Any]:

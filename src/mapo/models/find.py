@@ -10,12 +10,13 @@ from typing import Any
 
 from mapo.errors import MapoError
 from mapo.files import inside, read_object
-from mapo.models.files import ModelFiles, quietly, reason
+from mapo.models.files import ModelFiles, at_step, is_folder, quietly, reason
+from mapo.models.steps import checkpoint_of, checkpoints, on_base, steps_told
 from mapo.worlds import MODELS
 
 
 def find_model(name: str, weights: bool = True, clip_skip: int | None = None) -> ModelFiles:
-    """``mini``, a run folder, a diffusers folder or a hub id → where its parts lie.
+    """``mini``, a run folder, ``RUN@STEP``, a diffusers folder or a hub id → where its parts lie.
 
     Without ``weights`` only configurations and tokenizers of a hub id are fetched. Where ``clip_skip`` is left out it
     is what a run was trained with.
@@ -23,10 +24,16 @@ def find_model(name: str, weights: bool = True, clip_skip: int | None = None) ->
     if clip_skip is not None and clip_skip < 0:
         raise MapoError(f"--clip-skip is {clip_skip}; it must not be negative.")
     path = MODELS.get(name, Path(name))
+    if found := at_step(name):
+        return _find_checkpoint(name, *found, weights, clip_skip)
     if (path / "run.json").is_file():
         return _find_run(name, path, weights, clip_skip)
     if (path / "model_index.json").is_file():
         return ModelFiles(name, path, clip_skip=clip_skip or 0)
+    if path.is_dir() and checkpoints(path):
+        raise MapoError(
+            f"--model: the run {name} is not finished. Its checkpoints can be used as models. {steps_told(path)}"
+        )
     if path.is_dir():
         raise MapoError(
             f"--model: {name} is neither a diffusers pipeline (it has no model_index.json) nor a finished run of "
@@ -65,19 +72,28 @@ def _find_run(name: str, path: Path, weights: bool, clip_skip: int | None) -> Mo
     return replace(found, denoiser=denoiser, loras=())
 
 
+def _find_checkpoint(name: str, path: Path, step: int, weights: bool, clip_skip: int | None) -> ModelFiles:
+    checkpoint, about = checkpoint_of(path, step)
+    base = _find_base(name, path, about, weights)
+    return replace(
+        base, name=name, sensitive=base.sensitive or bool(about.get("sensitive")),
+        clip_skip=base.clip_skip if clip_skip is None else clip_skip, **on_base(base, checkpoint, about),
+    )  # fmt: skip
+
+
 def _find_base(name: str, path: Path, run: Mapping[str, Any], weights: bool) -> ModelFiles:
     """What a run stands on: where it lies from here, if that is still the same, else where it lay."""
     base, from_here = run["base"], run.get("base_from_here")
     skip = run.get("clip_skip")
     near = (path / from_here).resolve() if isinstance(from_here, str) else path.resolve()
-    if near.is_dir() and near != path.resolve():
+    if is_folder(str(near)) and near != path.resolve():
         with contextlib.suppress(MapoError, RecursionError):  # it is another one that has its name now
             found = find_model(str(near), weights, skip)
             if run.get("base_revision") in found.revisions():
                 return found
     if Path(base).is_absolute() and Path(base).resolve() == path.resolve():
         raise MapoError(f"{name} says that it stands on itself. Write its true base into {path / 'run.json'}.")
-    if Path(base).is_absolute() and not Path(base).is_dir():
+    if Path(base).is_absolute() and not is_folder(base):
         raise MapoError(
             f"{name} was trained on the model {base}, which is not there any more. Put it back there, or write its "
             f"new place as base into {path / 'run.json'}."

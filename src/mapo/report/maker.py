@@ -23,6 +23,9 @@ def check_run(run: Path, folder: Path, rows: Rows) -> list[str]:
     makers = sorted({row.model for row in rows.values()})
     if makers == [str(run.resolve())]:
         return [f"{run} has been trained since it made the pictures after, or has changed."] if own else []
+    if len(makers) == 1 and makers[0].rpartition("@")[0] == str(run.resolve()):
+        step = makers[0].rpartition("@")[2]
+        return [f"The pictures after are those of {run} at step {step}. Curves and pairs are those of the whole run."]
     if not any(row.revision for row in rows.values()):
         return [f"{doubt}: {folder} does not say which weights did."]
     if all(_is_gone(maker) and (not own or Path(maker).name == run.resolve().name) for maker in makers):

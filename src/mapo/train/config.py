@@ -7,10 +7,19 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from mapo.errors import MapoError, suggest
 from mapo.settings import NotNegative, Number, Positive, Section, told
+
+
+def _number_or_all(value: Any) -> Any:
+    if value != "all" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError('Input should be a whole number, at least 1, or "all"')
+    return value
+
+
+KeptCheckpoints = Annotated[int | Literal["all"], BeforeValidator(_number_or_all)]
 
 
 class ObjectiveConfig(Section):
@@ -151,8 +160,13 @@ class TrainConfig(Section):
     )
     save_every_steps: Positive = told(
         250,
-        "Steps between checkpoints. Only the last one is kept. A run that is stopped saves first; one that is killed "
-        "goes back to its last checkpoint. Changes no result.",
+        "Steps between checkpoints. A run that is stopped saves first; one that is killed goes back to its last "
+        "checkpoint. Changes no result.",
+    )
+    keep_checkpoints: KeptCheckpoints = told(
+        1,
+        "How many checkpoints are kept, the newest ones, or `all`. Each can be used as a model, as RUN@STEP. With all "
+        "weights of SDXL one takes 31 GB. Changes no result.",
     )
 
 

@@ -4,7 +4,7 @@
 
     config.toml               the settings, every one spelled out
     metrics.jsonl             a line per step, each step once
-    checkpoints/step-…        weights, moments, and a small state.json that is read without them
+    checkpoints/step-…        weights, moments, and a small state.json that is read without them; RUN@STEP is a model
     weights/                  what was trained, in diffusers' format
     run.json                  how many steps these weights have seen; with it the folder is a model
 
@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import shutil
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -30,6 +29,7 @@ from safetensors import SafetensorError, safe_open
 from mapo.errors import MapoError, count
 from mapo.files import append_lines, prepare_out, read_lines, read_object, replacing, sweep, write_json, write_text
 from mapo.models import Opened
+from mapo.models.steps import checkpoints
 from mapo.settings import differences, merge
 from mapo.shards import owned
 from mapo.train.checkpoint import REMEDY, read_state
@@ -45,6 +45,7 @@ MAY_CHANGE = {
     "model",
     "train.steps",
     "train.save_every_steps",
+    "train.keep_checkpoints",
     "train.pairs_per_device",
     "train.gradient_checkpointing",
     "train.allow_distilled",
@@ -53,7 +54,7 @@ MAY_CHANGE = {
 # Settings that came after 0.1.0, with what they mean in a run that does not name them.
 AS_IN_0_1_0: dict[str, Any] = {
     "data": {"images_per_batch": 8, "cache_precision": "float32", "clip_skip": None},
-    "train": {"base_precision": "float32", "guidance": 1.0, "allow_distilled": False},
+    "train": {"base_precision": "float32", "guidance": 1.0, "allow_distilled": False, "keep_checkpoints": 1},
 }
 
 Identity = dict[str, tuple[str, ...]]  # of what is trained: its hash, and the forms that it had in older versions
@@ -101,8 +102,7 @@ class Run:
 
     def checkpoints(self) -> list[Path]:
         """The checkpoints, oldest first."""
-        found = (self.folder / "checkpoints").glob("step-*")
-        return sorted(path for path in found if re.fullmatch(r"step-\d{8,}", path.name))
+        return list(checkpoints(self.folder).values())
 
     def finished_steps(self) -> int:
         """How many steps the final weights have seen; 0 where there are none."""
@@ -174,10 +174,11 @@ class Run:
         """Add the line of one step."""
         append_lines(self.log, [values])
 
-    def keep_only(self, checkpoint: Path) -> None:
-        """Remove older checkpoints; the one named is on the disk."""
-        for old in self.checkpoints():
-            if old != checkpoint:
+    def keep(self, most: int | str, newest: Path) -> None:
+        """Remove the oldest checkpoints where there are more than ``most``, or "all"; the ``newest`` is on the disk."""
+        if most != "all":
+            others = [path for path in self.checkpoints() if path != newest]
+            for old in others[: max(0, len(others) + 1 - int(most))]:
                 try:
                     shutil.rmtree(old)
                 except OSError as error:
@@ -195,27 +196,31 @@ class Run:
             yield temporary
             (self.folder / "run.json").unlink(missing_ok=True)
 
-    def finish(self, config: Config, model: Opened, step: int, sensitive: bool) -> None:
-        """Write ``run.json``, which says that the weights are whole and what they stand on."""
+    def about(self, config: Config, model: Opened, sensitive: bool) -> dict[str, Any]:
+        """What is trained, and what it stands on."""
         files = model.files
         about = {
-            "format": FORMAT,
-            "version": VERSION,
             "base": files.stable_name,
             "adapter": config.adapter.kind,
-            "denoiser": "weights" if config.adapter.kind == "lora" else f"weights/{model.denoiser_part}",
+            "denoiser": model.denoiser_part,
             "objective": config.objective.name,
-            "steps": step,
-            "pairs_seen": step * config.train.pairs_per_step,
             "sensitive": sensitive,  # reports about its pictures blur them until asked
         }
-        if config.adapter.kind == "lora":
-            about["holds_loras_below"] = True  # one file for what was trained here and for the LoRAs that it stands on
         if files.clip_skip:
             about["clip_skip"] = files.clip_skip
         if files.is_local:
             about["base_from_here"] = os.path.relpath(files.name, self.folder)
             about["base_revision"] = files.revision()
+        return about
+
+    def finish(self, config: Config, model: Opened, step: int, sensitive: bool) -> None:
+        """Write ``run.json``, which says that the weights are whole and what they stand on."""
+        about = {"format": FORMAT, "version": VERSION, **self.about(config, model, sensitive)}
+        about |= {"steps": step, "pairs_seen": step * config.train.pairs_per_step}
+        about["denoiser"] = f"weights/{model.denoiser_part}"
+        if config.adapter.kind == "lora":
+            about["denoiser"] = "weights"
+            about["holds_loras_below"] = True  # one file for what was trained here and for the LoRAs that it stands on
         write_json(self.folder / "run.json", about, sync=True)
 
 

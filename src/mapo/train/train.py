@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -93,12 +94,16 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
     processes.first(lambda: run.bind(config, done))
     trained = open_trained(config, model, objective, processes, checkpoint)
 
+    sensitive = bool(pairs.info.get("sensitive"))
+    state: dict[str, Any] = {key: forms[0] for key, forms in identity.items()}
+    state["model_is"] = processes.first(lambda: run.about(config, model, sensitive))
+
     def save(step: int) -> None:
-        processes.first(lambda: _save(run, step, trained, identity))
+        processes.first(lambda: _save(run, config, trained, {"step": step, **state}))
 
     with interruptible() as interrupted:
         loop = Loop(config, objective, processes, members, cache, trained, interrupted)
-        processes.first(lambda: _check_space(run, trained.parameters))
+        processes.first(lambda: _check_space(run, config, trained.parameters))
         if objective.prepare and len(loop.micro_batches(0)) > 1:
             _say(
                 processes,
@@ -116,7 +121,7 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
     def finish() -> None:
         with run.final_weights() as folder:
             trained.save(folder)
-        run.finish(config, model, config.train.steps, sensitive=bool(pairs.info.get("sensitive")))
+        run.finish(config, model, config.train.steps, sensitive)
 
     processes.first(finish)
 
@@ -230,10 +235,11 @@ def _how_to_go_on(run: Run, step: int) -> str:
     )
 
 
-def _save(run: Run, step: int, trained: Trained, identity: Identity) -> None:
-    folder, names = run.checkpoint_at(step), {k: forms[0] for k, forms in identity.items()}
+def _save(run: Run, config: Config, trained: Trained, state: dict[str, Any]) -> None:
+    step = state["step"]
+    folder = run.checkpoint_at(step)
     try:
-        save_checkpoint(folder, trained.parameters, trained.updater.state(), {"step": step, **names})
+        save_checkpoint(folder, trained.parameters, trained.updater.state(), state)
     except OSError as error:
         kept = run.checkpoints()
         last = f"The checkpoint of step {steps_of(kept[-1])} is kept" if kept else "There is no earlier checkpoint"
@@ -241,16 +247,21 @@ def _save(run: Run, step: int, trained: Trained, identity: Identity) -> None:
             f"The checkpoint of step {step} could not be written to {folder.parent} ({error.strerror or error}). "
             f"{last}. Make room, then run the same command again."
         ) from None
-    run.keep_only(folder)
+    run.keep(config.train.keep_checkpoints, folder)
 
 
-def _check_space(run: Run, names: Mapping[str, nn.Parameter]) -> None:
-    """Refuse to begin where not even one checkpoint and the final weights would fit."""
+def _check_space(run: Run, config: Config, names: Mapping[str, nn.Parameter]) -> None:
+    """Refuse to begin where the checkpoints that are kept and the final weights would not fit."""
     weights = sum(p.numel() * p.element_size() for p in names.values())
-    needed, free = 4 * weights, shutil.disk_usage(run.folder).free  # a checkpoint holds weights and two moments
+    train, made = config.train, run.checkpoints()
+    to_come = math.ceil((train.steps - (steps_of(made[-1]) if made else 0)) / train.save_every_steps)
+    kept = to_come if train.keep_checkpoints == "all" else min(to_come, train.keep_checkpoints - len(made))
+    kept = max(1, kept)
+    needed, free = (1 + 3 * kept) * weights, shutil.disk_usage(run.folder).free  # a checkpoint has two moments besides
     if free < needed:
+        checkpoints = "A checkpoint" if kept == 1 else f"{kept} checkpoints (train.keep_checkpoints)"
         raise MapoError(
-            f"A checkpoint and the final weights of this run take {needed / 1e6:,.0f} MB, and {run.folder} has "
+            f"{checkpoints} and the final weights of this run take {needed / 1e6:,.0f} MB, and {run.folder} has "
             f"{free / 1e6:,.0f} MB free. Make room, or choose another --out."
         )
 

@@ -1,0 +1,124 @@
+"""A checkpoint of a run as a model, ``RUN@STEP``: also of a run that is still being trained.
+
+A checkpoint holds the tensors that are trained, by the names that training has for them. What diffusers reads of it is
+laid into a folder that is gone with the process.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+
+from mapo.errors import MapoError
+from mapo.files import read_object
+from mapo.models.files import ModelFiles
+from mapo.models.lora import LORA_FILE
+from mapo.models.tensors import save_tensors
+
+ADAPTER = ".default."  # in the names of a LoRA's tensors while it is trained
+REMEDY = "Take another step of the run, or go on with its training, which writes checkpoints anew."
+WEIGHTS = "diffusion_pytorch_model"
+LAID_OUT: dict[tuple[Path, int], Path] = {}  # of a checkpoint's file and its time: where diffusers reads it
+
+
+def checkpoints(run: Path) -> dict[int, Path]:
+    """The checkpoints of a run by their steps, oldest first."""
+    found = (run / "checkpoints").glob("step-*")
+    named = sorted(path for path in found if re.fullmatch(r"step-\d{8,}", path.name))
+    return {int(path.name.removeprefix("step-")): path for path in named}
+
+
+def steps_told(run: Path) -> str:
+    """The checkpoints of a run as a user names them."""
+    names = [f"{run}@{step}" for step in checkpoints(run)]
+    return f"There {'is' if len(names) == 1 else 'are'} {', '.join(names)}."
+
+
+def checkpoint_of(run: Path, step: int) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint of a step, and what it says of the model that it is; MapoError where there is none."""
+    found = checkpoints(run)
+    if not found:
+        raise MapoError(f"--model: {run} has no checkpoints. Give a run folder that `mapo train` has begun to fill.")
+    if step not in found:
+        raise MapoError(
+            f"--model: {run} has no checkpoint of step {step}. {steps_told(run)} Only the last one is kept unless "
+            "train.keep_checkpoints says more."
+        )
+    state = read_object(found[step] / "state.json", "a checkpoint", REMEDY)
+    about = state.get("model_is")
+    if about is None:
+        raise MapoError(
+            f"--model: {found[step]} was written by an older version and does not say what model it is of. {REMEDY}"
+        )
+    texts = ("base", "adapter", "denoiser")
+    if not isinstance(about, dict) or not all(isinstance(about.get(key), str) for key in texts):
+        raise MapoError(f"{found[step]}/state.json is damaged. {REMEDY}")
+    return found[step], about
+
+
+def on_base(base: ModelFiles, checkpoint: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a model's files a checkpoint replaces: its denoiser, or its LoRAs, which then are one more."""
+    weights, part = checkpoint / "weights.safetensors", str(about["denoiser"])
+    lora = about["adapter"] == "lora"
+    try:
+        state = weights.resolve(), weights.stat().st_mtime_ns
+        if state not in LAID_OUT:
+            scale = float(about.get("lora_scale", 1.0))
+            LAID_OUT[state] = _lora(weights, part, scale) if lora else _denoiser(base, weights, part)
+    except (OSError, SafetensorError) as error:
+        raise MapoError(f"The checkpoint {checkpoint} is damaged ({error}). {REMEDY}") from None
+    laid = LAID_OUT[state]
+    return {"loras": (*base.loras, laid)} if lora else {"denoiser": laid, "loras": ()}
+
+
+def _lora(weights: Path, part: str, scale: float) -> Path:
+    """A folder with the LoRA by the names that diffusers knows; its alpha is its rank, so the scale goes into it."""
+    folder = _own_folder() / "weights"
+    folder.mkdir()
+    tensors = {
+        f"{part}.{name.replace(ADAPTER, '.')}": tensor * scale if ".lora_B." in name and scale != 1 else tensor
+        for name, tensor in load_file(weights).items()
+    }
+    save_tensors(tensors, folder / LORA_FILE)
+    return folder
+
+
+def _denoiser(base: ModelFiles, weights: Path, part: str) -> Path:
+    """A folder with the denoiser: its configuration, a link to its weights, and what is never trained of the base's.
+
+    That is tensors such as the places of Stable Diffusion 3, which no gradient reaches.
+    """
+    folder = _own_folder() / part
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(base.config(part)), "utf-8")
+    with safe_open(weights, "pt") as file:
+        trained = set(file.keys())
+    rest: dict[str, Any] = {}
+    below, name = base.place(part)
+    for path in sorted((below / name).glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            rest |= {key: file.get_tensor(key) for key in file.keys() if key not in trained}  # noqa: SIM118
+    if not rest:
+        (folder / f"{WEIGHTS}.safetensors").symlink_to(weights.resolve())
+        return folder
+    names = [f"{WEIGHTS}-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    (folder / names[0]).symlink_to(weights.resolve())
+    save_tensors(rest, folder / names[1])
+    index = {"metadata": {}, "weight_map": dict.fromkeys(trained, names[0]) | dict.fromkeys(rest, names[1])}
+    (folder / f"{WEIGHTS}.safetensors.index.json").write_text(json.dumps(index), "utf-8")
+    return folder
+
+
+def _own_folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="mapo-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
