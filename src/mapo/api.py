@@ -348,17 +348,17 @@ def try_objective(objective: Text, *, settings: Numbers | None = None) -> list[s
 @_verb
 def sample(
     *, model: Place, prompts: Texts, out: Place, seeds: Seeds = 0, steps: Whole | None = None,
-    guidance: Number | None = None, width: Whole | None = None, height: Whole | None = None, prefix: Text = "",
-    negative_prompt: Text = "", precision: Text | None = None, images_per_batch: Whole | None = None,
-    clip_skip: Whole | None = None,
+    guidance: Number | None = None, sampler: Text | None = None, width: Whole | None = None,
+    height: Whole | None = None, prefix: Text = "", negative_prompt: Text = "", precision: Text | None = None,
+    images_per_batch: Whole | None = None, clip_skip: Whole | None = None, grid: Switch = False, compare: Places = (),
 ) -> Images:  # fmt: skip
     """Make pictures. Their folder and rows; MapoError where the folder holds pictures of other settings."""
     from mapo.sample import verb
 
     rows = verb.sample(
-        os.fspath(model), prompts, seeds, Path(out), steps=steps, guidance=guidance, width=width, height=height,
-        prefix=prefix, negative_prompt=negative_prompt, precision=precision, images_per_batch=images_per_batch,
-        clip_skip=clip_skip,
+        os.fspath(model), prompts, seeds, Path(out), steps=steps, guidance=guidance, sampler=sampler,
+        width=width, height=height, prefix=prefix, negative_prompt=negative_prompt, precision=precision,
+        images_per_batch=images_per_batch, clip_skip=clip_skip, grid=grid, compare=_paths(compare),
     )  # fmt: skip
     return Images(Path(out), rows)
 

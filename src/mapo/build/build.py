@@ -13,7 +13,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ def build(
         "recipe": recipe.model_dump(),
         "model": found.stable_name,
         "revision": found.revision(),
-        "sampling": asdict(sampling),
+        "sampling": sampling.told(),
         "context": rewriter.name if rewriter else "none",
         "keep": keep,
     }

@@ -13,6 +13,7 @@ from mapo.files import replacing, sha256
 from mapo.pairs.pairs import Pair, PairSet
 from mapo.sample.folder import png_bytes
 from mapo.sample.sample import PRECISIONS, Sampler, Sampling
+from mapo.sample.samplers import SAMPLERS
 from mapo.shards import owned, refuse_existing
 
 SIDES = ("chosen", "rejected")
@@ -38,7 +39,9 @@ def _picture(pair: Pair, row: Any) -> bytes:
     try:
         _, place, size = map(int, row["batch_layout"].split("/"))
         model, revision, seed = row["model"], row["revision"], row["seed"]
-        how = Sampling(**{name: row[name] for name in HOW}, images_per_batch=size)
+        sampler = row.get("sampler", "")  # the class of the model's own scheduler, where none was asked for
+        told = {name: row[name] for name in HOW} | ({"sampler": sampler} if sampler in SAMPLERS else {})
+        how = Sampling(**told, images_per_batch=size)
         skip = pair.meta.get("clip_skip")
         if not (skip is None or isinstance(skip, int)):
             raise ValueError

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mapo.cli.shared import CLIP_SKIP, OUT, PRECISION, TRAINABLE, Verb, cli, say, shard_done
+from mapo.cli.shared import CLIP_SKIP, DRAWS, GUIDANCE, OUT, PRECISION, TRAINABLE, Verb, cli, say, shard_done
 from mapo.errors import MapoError, count
 
 
@@ -17,7 +17,7 @@ from mapo.errors import MapoError, count
     example="mapo build pick-style-cartoon --model mini --prompts mini:train --num-pairs 64 --out work/pairs",
 )
 @click.argument("recipe")
-@click.option("--model", required=True, help="mini, a folder or hub id of a text-to-image pipeline, or a run folder.")
+@click.option("--model", required=True, help=DRAWS)
 @click.option(
     "--prompts",
     required=True,
@@ -43,7 +43,7 @@ from mapo.errors import MapoError, count
 @click.option("--latents-for", metavar="MODEL", help="Whose VAE encodes rejected pictures not kept; default: --model.")
 @click.option("--shard", metavar="I/N", help="Make this share of the work; default: as torchrun or Slurm say.")
 @click.option("--steps", type=int, help="Denoising steps; default: the model's own advice.")
-@click.option("--guidance", type=float, help="Classifier-free guidance; default: the model's own advice.")
+@GUIDANCE
 @PRECISION
 @click.option("--images-per-batch", type=int, help="Pictures made at a time.")
 @CLIP_SKIP
@@ -166,7 +166,7 @@ def check(pairs: Path, strict: bool, **how: Any) -> None:
 @click.option("--seeds", default="1000-1001", show_default=True, help="Of own samples; not those the set is made of.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the choice of pairs, noise and timesteps.")
 @click.option("--steps", type=int, help="Denoising steps; default: the model's own advice.")
-@click.option("--guidance", type=float, help="Classifier-free guidance; default: the model's own advice.")
+@GUIDANCE
 @PRECISION
 @click.option("--images-per-batch", type=int, help="Pictures at a time.")
 @CLIP_SKIP

@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
-from mapo.cli.shared import CLIP_SKIP, OUT, PRECISION, Verb, cli, say, shard_done
+from mapo.cli.shared import CLIP_SKIP, DRAWS, GUIDANCE, OUT, PRECISION, Verb, cli, say, shard_done
 from mapo.errors import count
 
 
 @cli.command(cls=Verb, example="mapo sample --model mini --prompts mini:test --seeds 0-1 --out work/before")
-@click.option("--model", required=True, help="mini, a folder or hub id of a text-to-image pipeline, or a run folder.")
+@click.option("--model", required=True, help=DRAWS)
 @click.option(
     "--prompts",
     required=True,
@@ -24,7 +24,12 @@ from mapo.errors import count
 )
 @click.option("--out", type=OUT, required=True, help="The images folder to write, or to complete.")
 @click.option("--steps", type=int, help="Denoising steps; default: the model's own advice.")
-@click.option("--guidance", type=float, help="Classifier-free guidance; default: the model's own advice.")
+@GUIDANCE
+@click.option(
+    "--sampler",
+    help="How noise is taken away: ddim, ddpm, euler, euler_a, euler_karras, heun, lms, dpmpp_2m, dpmpp_2m_karras, "
+    "dpmpp_2m_sde, dpmpp_2m_sde_karras, unipc; flow_euler for models of flow matching. Default: the model's own.",
+)
 @click.option("--width", type=int, help="In pixels; default: the model's own.")
 @click.option("--height", type=int, help="In pixels; default: the model's own.")
 @click.option("--prefix", default="", help="Words to put before every prompt.")
@@ -32,12 +37,22 @@ from mapo.errors import count
 @PRECISION
 @click.option("--images-per-batch", type=int, help="Pictures made at a time.")
 @CLIP_SKIP
+@click.option("--grid", is_flag=True, help="Write OUT/grid.png as well: a row for each prompt, a column for each seed.")
+@click.option(
+    "--compare",
+    type=OUT,
+    multiple=True,
+    metavar="IMAGES",
+    help="Put the same pictures of this images folder beside them in the grid. May be repeated; implies --grid.",
+)
 def sample(model: str, prompts: str, seeds: str, out: Path, **how: Any) -> None:
     """Make pictures. Same prompts and seeds, same noise, whatever the model."""
     from mapo.sample.verb import sample
 
     rows = sample(model, prompts, seeds, out, **how)
     say(f"{count(len(rows), 'picture')} in {out}")
+    if how["grid"] or how["compare"]:
+        say(f"they are laid out in {out / 'grid.png'}")
 
 
 def _scorers() -> tuple[str, list[str]]:

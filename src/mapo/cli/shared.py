@@ -13,13 +13,17 @@ from mapo.errors import printable
 from mapo.progress import on_terminal
 
 OUT = click.Path(path_type=Path)
-TRAINABLE = "mini, a diffusers folder, a run folder, or a hub id; SDXL or Stable Diffusion 1 or 2."
+TRAINABLE = "mini, a diffusers folder, a run folder, RUN@STEP, or a hub id; of a layout that docs/models.md lists."
+DRAWS = "mini, a folder or hub id of a text-to-image pipeline, a run folder, or RUN@STEP."
 CLIP_SKIP = click.option(
     "--clip-skip", type=click.IntRange(min=0),
     help="Layers left out at the end of the text encoder, for Stable Diffusion 1 and 2; default: as a run was trained.",
 )  # fmt: skip
 
 
+GUIDANCE = click.option(
+    "--guidance", "--cfg", type=float, help="Classifier-free guidance; default: the model's own advice."
+)
 PRECISION = click.option(
     "--precision", type=click.Choice(["float32", "bfloat16", "float16"]),
     help="Of the model while it makes pictures; default: the model's own advice, else float32.",

@@ -8,7 +8,7 @@ the paper (``distance.py``), and by the model's denoising error, without another
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,6 @@ def measure(
     return Mismatch(
         found.stable_name, found.revision(), world_of(found.base) is not None, str(pairs), opened.fingerprint(), split,
         of_pairs,
-        len(members), len(set(material.clusters)), tuple(seeds), seed, draws, asdict(sampling), usual, distances,
+        len(members), len(set(material.clusters)), tuple(seeds), seed, draws, sampling.told(), usual, distances,
         bins[0], tuple(bins[1:]), tuple(material.notes(encoded.latents.keys()) + lost),
     )  # fmt: skip

@@ -24,6 +24,7 @@ from mapo.models.files import reason
 from mapo.models.pipelines import accepts, advice, cuts_told, cuts_untold, open_pipeline, pipeline_class
 from mapo.pairs.splits import prompt_id
 from mapo.sample.folder import ImageRow, append_images, keep_whole, png_bytes
+from mapo.sample.samplers import SAMPLERS, check_sampler, scheduler_named
 from mapo.shards import owned
 
 LOG = logging.getLogger(__name__)
@@ -32,6 +33,10 @@ FORMAT, VERSION = "mapo-images", 1
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 MOST_SEEDS = 1_000_000
 PACE = ("images_per_batch",)  # changes pictures by rounding alone, and each row has its batch_layout
+GUIDED_ABOVE = {  # from where on a pipeline looks at the negative prompt
+    "StableDiffusionXLPipeline": 1.0, "StableDiffusionPipeline": 1.0, "StableDiffusion3Pipeline": 1.0,
+    "ZImagePipeline": 0.0,
+}  # fmt: skip
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -47,6 +52,11 @@ class Sampling:
     negative_prompt: str = ""
     precision: str = "float32"  # of the network's weights and arithmetic
     images_per_batch: int = 32
+    sampler: str = ""  # one of SAMPLERS; empty: the model's own scheduler
+
+    def told(self) -> dict[str, Any]:
+        """The values by name, without a sampler where none is asked for, as older versions knew none."""
+        return {key: value for key, value in asdict(self).items() if key != "sampler" or value}
 
 
 def default_sampling(model: ModelFiles, **changes: Any) -> Sampling:
@@ -55,10 +65,13 @@ def default_sampling(model: ModelFiles, **changes: Any) -> Sampling:
     changes = {key: value for key, value in changes.items() if value is not None}
     if changes.get("guidance") and "guidance_scale" not in accepts(kind):
         raise MapoError(f"--guidance: {model.name} is a {name}, which takes no guidance. Leave it out.")
+    _check_negative_prompt(model.name, name, kind, changes.get("negative_prompt", ""))
     advised, path = advice(model, name, kind), model.base / "sampling.json"
     _refuse_nonsense(advised, lambda key: f"{path}: {key}")
     _refuse_nonsense(changes, lambda key: f"--{key.replace('_', '-')}")
     sampling = Sampling(**(advised | changes))
+    if sampling.sampler:
+        check_sampler(sampling.sampler, model)
     if is_of_a_family(model):
         step = open_model(model, to_train=False).layout.drawn
         for key in ("width", "height"):
@@ -69,6 +82,21 @@ def default_sampling(model: ModelFiles, **changes: Any) -> Sampling:
     return sampling
 
 
+def _check_negative_prompt(model: str, name: str, kind: Any, words: str) -> None:
+    """MapoError where the pipeline would pass over a negative prompt without a word."""
+    taken = accepts(kind)
+    if not words:
+        return
+    if "negative_prompt" not in taken:
+        raise MapoError(f"{model} is a {name}, which takes no negative prompt. Leave --negative-prompt out.")
+    true_scale = taken.get("true_cfg_scale")
+    if true_scale is not None and isinstance(true_scale.default, int | float) and true_scale.default <= 1:
+        raise MapoError(
+            f"{model} is a {name}. Its guidance is built into the model and knows no negative prompt, so it would be "
+            "passed over. Leave --negative-prompt out."
+        )
+
+
 def _refuse_nonsense(values: dict[str, Any], name: Callable[[str], str]) -> None:
     """MapoError about the first value that no picture can be made with; ``name`` says whose it is."""
     for key, value in values.items():
@@ -77,6 +105,8 @@ def _refuse_nonsense(values: dict[str, Any], name: Callable[[str], str]) -> None
             raise MapoError(f"{name(key)} is not known. {suggest(key, Sampling.__annotations__)}")
         if kind == "str" and not isinstance(value, str):
             raise MapoError(f"{name(key)} is {value!r}; it must be a text.")
+        if key == "sampler" and value and value not in SAMPLERS:
+            raise MapoError(f"{name(key)} {value!r} is not known. {suggest(value, SAMPLERS)}")
         if key == "precision" and value not in PRECISIONS:
             raise MapoError(f"{name(key)} {value!r} is not known. {suggest(value, PRECISIONS)}")
         if kind == "int" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
@@ -184,18 +214,30 @@ class Sampler:
         with memory_told(0, rest=self.smaller):
             self.pipeline = open_pipeline(self.model, self.device, PRECISIONS[precision])
         self.precision = precision
-        self.sampler = type(getattr(self.pipeline, "scheduler", None)).__name__
+        self.own_scheduler = getattr(self.pipeline, "scheduler", None)
         self.encoded: dict[str, tuple[Any, Any]] = {}
 
     def settings(self, how: Sampling) -> dict[str, Any]:
         """What all pictures of an images folder share."""
-        return {"model": self.model.stable_name, "revision": self.revision, "sampler": self.sampler, **asdict(how)}
+        named = {"model": self.model.stable_name, "revision": self.revision}
+        return {**named, **asdict(how), "sampler": self.sampler(how)}
+
+    def sampler(self, how: Sampling) -> str:
+        """What is written down: the sampler that was asked for, else the class of the model's own scheduler."""
+        return how.sampler or type(self.own_scheduler).__name__
+
+    def _take_sampler(self, how: Sampling) -> None:
+        if how.sampler:
+            self.pipeline.scheduler = scheduler_named(how.sampler, self.own_scheduler, self.model.name)
+        elif self.own_scheduler is not None:
+            self.pipeline.scheduler = self.own_scheduler
 
     def batch(self, jobs: Sequence[tuple[str, int]], how: Sampling) -> list[Any]:
         """The pictures of ``jobs`` (prompt, seed), each from its own generator."""
-        taken = accepts(type(self.pipeline))
-        if how.negative_prompt and "negative_prompt" not in taken:
-            raise MapoError(f"{self.model.name} is a {type(self.pipeline).__name__}, which takes no negative prompt.")
+        kind = type(self.pipeline)
+        taken = accepts(kind)
+        _check_negative_prompt(self.model.name, kind.__name__, kind, how.negative_prompt)
+        self._take_sampler(how)
         wanted = {
             "prompt": [full_prompt(prompt, how.prefix) for prompt, _ in jobs],
             "negative_prompt": [how.negative_prompt] * len(jobs) if how.negative_prompt else None,
@@ -245,6 +287,7 @@ class Sampler:
         manifest = folder / "manifest.jsonl"
         have = {(r.prompt, r.seed): r for r in keep_whole(folder)} if manifest.exists() else {}
         if any(job not in have for job in jobs):
+            self._say_what_has_no_effect(how)
             for text in cuts_told(self.pipeline, {p: full_prompt(p, how.prefix) for p, _ in jobs}, how.negative_prompt):
                 LOG.info(text)
         bar = progress.bar(total=len(jobs), initial=sum(j in have for j in jobs), desc=desc, unit="image")
@@ -277,6 +320,14 @@ class Sampler:
                 kept.result()
         return [have[job] for job in jobs]
 
+    def _say_what_has_no_effect(self, how: Sampling) -> None:
+        name = type(self.pipeline).__name__
+        if how.negative_prompt and how.guidance <= GUIDED_ABOVE.get(name, -1.0):
+            LOG.info(
+                f"With guidance {how.guidance:g} the negative prompt has no effect; it needs one above "
+                f"{GUIDED_ABOVE[name]:g} (--cfg)."
+            )
+
     def row(self, job: tuple[str, int], how: Sampling, png: bytes, layout: str, file: str | None = None) -> ImageRow:
         """The manifest's row of a picture."""
         prompt, seed = job
@@ -291,7 +342,7 @@ class Sampler:
             revision=self.revision,
             prefix=how.prefix,
             negative_prompt=how.negative_prompt,
-            sampler=self.sampler,
+            sampler=self.sampler(how),
             steps=how.steps,
             guidance=how.guidance,
             width=how.width,

@@ -8,17 +8,26 @@ from typing import Any
 
 from mapo.errors import MapoError
 from mapo.sample.folder import ImageRow
+from mapo.sample.grid import GRID, Column, pictures_of, write_grid
 from mapo.sample.prompts import asked_prompts
 
 
 def sample(
-    model: str, prompts: str | Sequence[str], seeds: str | int | Sequence[int], out: Path, **how: Any
-) -> list[ImageRow]:
-    """Make a picture of every prompt at every seed; the rows. ``prompts`` is a source of prompts, or a list of them."""
-    words = asked_prompts(prompts)
+    model: str, prompts: str | Sequence[str], seeds: str | int | Sequence[int], out: Path, *, grid: bool = False,
+    compare: Sequence[Path] = (), **how: Any,
+) -> list[ImageRow]:  # fmt: skip
+    """Make a picture of every prompt at every seed; the rows. ``prompts`` is a source of prompts, or a list of them.
+
+    ``grid`` lays the pictures out in ``out/grid.png``; ``compare`` too, beside the same ones of other images folders.
+    """
+    words, numbers = asked_prompts(prompts), asked_seeds(seeds)
+    beside = [pictures_of(folder, words, numbers) for folder in compare]
     from mapo.sample.sample import sample
 
-    return sample(model, words, asked_seeds(seeds), out, **how)
+    rows = sample(model, words, numbers, out, **how)
+    if grid or compare:
+        write_grid(out / GRID, [*beside, Column(out, {(row.prompt_id, row.seed): row for row in rows})], words, numbers)
+    return rows
 
 
 def asked_seeds(given: str | int | Sequence[int]) -> list[int]:
