@@ -171,7 +171,7 @@ class LatentModel(ABC):
         """
         if not self.files.loras:
             return []
-        outlines = {part: self.files.outline(part, kind) for part, kind in self.networks.items() if part != "vae"}
+        outlines = {part: self.outline(part) for part in self.networks if part != "vae"}
         return self.files.lora_layers(outlines, heads_only)
 
     def tokenizers(self) -> tuple[Any, ...]:
@@ -209,9 +209,9 @@ class LatentModel(ABC):
 
     # ------------------------------------------------------------------ the denoiser
 
-    def outline(self) -> nn.Module:
-        """The denoiser without its weights."""
-        return self.files.outline(self.denoiser_part, self.denoiser_kind)  # type: ignore[no-any-return]
+    def outline(self, part: str) -> nn.Module:
+        """A part without its weights."""
+        return self.files.outline(part, self.networks[part])  # type: ignore[no-any-return]
 
     def denoiser(self, device: Any, dtype: Any = torch.float32, loras: bool = True) -> nn.Module:
         """The denoiser with a run's weights, and its LoRAs merged in but for where ``loras`` is false."""
