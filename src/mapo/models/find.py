@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,22 @@ from typing import Any
 from mapo.errors import MapoError
 from mapo.files import inside, read_object
 from mapo.models.files import ModelFiles, at_step, is_folder, quietly, reason
+from mapo.models.loras.sources import LORA_FILE, Lora, find_loras
 from mapo.models.steps import checkpoint_of, checkpoints, on_base, steps_told
 from mapo.worlds import MODELS
 
 
-def find_model(name: str, weights: bool = True, clip_skip: int | None = None) -> ModelFiles:
+def find_model(
+    name: str, weights: bool = True, clip_skip: int | None = None, loras: Sequence[str] = ()
+) -> ModelFiles:  # fmt: skip
     """``mini``, a run folder, ``RUN@STEP``, a diffusers folder or a hub id → where its parts lie.
 
     Without ``weights`` only configurations and tokenizers of a hub id are fetched. Where ``clip_skip`` is left out it
-    is what a run was trained with.
+    is what a run was trained with. ``loras`` lie on top of the model, each a text ``FILE[:WEIGHT]``.
     """
+    if loras:
+        found = find_model(name, weights, clip_skip)
+        return replace(found, loras=(*found.loras, *find_loras(loras)))
     if clip_skip is not None and clip_skip < 0:
         raise MapoError(f"--clip-skip is {clip_skip}; it must not be negative.")
     path = MODELS.get(name, Path(name))
@@ -68,8 +74,9 @@ def _find_run(name: str, path: Path, weights: bool, clip_skip: int | None) -> Mo
     )  # fmt: skip
     if run["adapter"] == "lora":
         below = () if run.get("holds_loras_below") else base.loras  # a LoRA of 0.1.0 is the last difference alone
-        return replace(found, loras=(*below, denoiser))
-    return replace(found, denoiser=denoiser, loras=())
+        return replace(found, loras=(*below, Lora(denoiser / LORA_FILE)))
+    of_text = denoiser.parent / LORA_FILE  # what LoRAs below changed in the text encoders
+    return replace(found, denoiser=denoiser, loras=(Lora(of_text),) if of_text.is_file() else ())
 
 
 def _find_checkpoint(name: str, path: Path, step: int, weights: bool, clip_skip: int | None) -> ModelFiles:

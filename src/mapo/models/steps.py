@@ -1,7 +1,7 @@
 """A checkpoint of a run as a model, ``RUN@STEP``: also of a run that is still being trained.
 
-A checkpoint holds the tensors that are trained, by the names that training has for them. What diffusers reads of it is
-laid into a folder that is gone with the process.
+A checkpoint of a LoRA has it as a file that is read as it is. One of all weights has them by the denoiser's own names;
+they are laid, with what diffusers reads beside them, into a folder that is gone with the process.
 """
 
 from __future__ import annotations
@@ -16,15 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 
 from mapo.errors import MapoError
 from mapo.files import read_object
 from mapo.models.files import ModelFiles
-from mapo.models.lora import LORA_FILE
+from mapo.models.loras.sources import LORA_FILE, Lora
 from mapo.models.tensors import save_tensors
 
-ADAPTER = ".default."  # in the names of a LoRA's tensors while it is trained
 REMEDY = "Take another step of the run, or go on with its training, which writes checkpoints anew."
 WEIGHTS = "diffusion_pytorch_model"
 LAID_OUT: dict[tuple[Path, int], Path] = {}  # of a checkpoint's file and its time: where diffusers reads it
@@ -66,30 +64,19 @@ def checkpoint_of(run: Path, step: int) -> tuple[Path, dict[str, Any]]:
 
 
 def on_base(base: ModelFiles, checkpoint: Path, about: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a model's files a checkpoint replaces: its denoiser, or its LoRAs, which then are one more."""
-    weights, part = checkpoint / "weights.safetensors", str(about["denoiser"])
-    lora = about["adapter"] == "lora"
+    """What of a model's files a checkpoint replaces: its LoRAs, and its denoiser where all weights are trained."""
+    weights, loras = checkpoint / "weights.safetensors", checkpoint / LORA_FILE
+    if about["adapter"] == "lora":
+        if not loras.is_file():
+            raise MapoError(f"The checkpoint {checkpoint} is damaged: it has no {LORA_FILE}. {REMEDY}")
+        return {"loras": (Lora(loras),)}
     try:
         state = weights.resolve(), weights.stat().st_mtime_ns
         if state not in LAID_OUT:
-            scale = float(about.get("lora_scale", 1.0))
-            LAID_OUT[state] = _lora(weights, part, scale) if lora else _denoiser(base, weights, part)
+            LAID_OUT[state] = _denoiser(base, weights, str(about["denoiser"]))
     except (OSError, SafetensorError) as error:
         raise MapoError(f"The checkpoint {checkpoint} is damaged ({error}). {REMEDY}") from None
-    laid = LAID_OUT[state]
-    return {"loras": (*base.loras, laid)} if lora else {"denoiser": laid, "loras": ()}
-
-
-def _lora(weights: Path, part: str, scale: float) -> Path:
-    """A folder with the LoRA by the names that diffusers knows; its alpha is its rank, so the scale goes into it."""
-    folder = _own_folder() / "weights"
-    folder.mkdir()
-    tensors = {
-        f"{part}.{name.replace(ADAPTER, '.')}": tensor * scale if ".lora_B." in name and scale != 1 else tensor
-        for name, tensor in load_file(weights).items()
-    }
-    save_tensors(tensors, folder / LORA_FILE)
-    return folder
+    return {"denoiser": LAID_OUT[state], "loras": (Lora(loras),) if loras.is_file() else ()}
 
 
 def _denoiser(base: ModelFiles, weights: Path, part: str) -> Path:
@@ -97,7 +84,9 @@ def _denoiser(base: ModelFiles, weights: Path, part: str) -> Path:
 
     That is tensors such as the places of Stable Diffusion 3, which no gradient reaches.
     """
-    folder = _own_folder() / part
+    own = Path(tempfile.mkdtemp(prefix="mapo-"))
+    atexit.register(shutil.rmtree, own, ignore_errors=True)
+    folder = own / part
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(base.config(part)), "utf-8")
     with safe_open(weights, "pt") as file:
@@ -115,10 +104,4 @@ def _denoiser(base: ModelFiles, weights: Path, part: str) -> Path:
     save_tensors(rest, folder / names[1])
     index = {"metadata": {}, "weight_map": dict.fromkeys(trained, names[0]) | dict.fromkeys(rest, names[1])}
     (folder / f"{WEIGHTS}.safetensors.index.json").write_text(json.dumps(index), "utf-8")
-    return folder
-
-
-def _own_folder() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="mapo-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder

@@ -5,7 +5,7 @@ A checkpoint is a folder that is either complete or absent (it is written under 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,21 @@ REMEDY = "Delete it, or restore it from a copy, then run the same command again.
 
 
 def save_checkpoint(
-    folder: Path, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], state: Mapping[str, Any]
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    moments: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    add: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write a complete checkpoint folder, atomically, and see that it is on the disk."""
+    """Write a complete checkpoint folder, atomically, and see that it is on the disk. ``add`` writes more into it."""
     with replacing(folder, sync=True) as temporary:
         temporary.mkdir(parents=True)
         save_tensors(
             {k: v.detach().cpu().contiguous().clone() for k, v in weights.items()}, temporary / "weights.safetensors"
         )
         save_tensors(dict(moments), temporary / "optimizer.safetensors")
+        if add is not None:
+            add(temporary)
         write_json(temporary / "state.json", dict(state))
 
 

@@ -43,6 +43,7 @@ MAY_CHANGE = {
     "cache",
     "pairs",
     "model",
+    "loras",
     "train.steps",
     "train.save_every_steps",
     "train.keep_checkpoints",
@@ -53,6 +54,8 @@ MAY_CHANGE = {
 }
 # Settings that came after 0.1.0, with what they mean in a run that does not name them.
 AS_IN_0_1_0: dict[str, Any] = {
+    "loras": [],
+    "adapter": {"alpha": None, "dropout": 0.0, "targets": None, "start": "fused"},
     "data": {"images_per_batch": 8, "cache_precision": "float32", "clip_skip": None},
     "train": {"base_precision": "float32", "guidance": 1.0, "allow_distilled": False, "keep_checkpoints": 1},
 }
@@ -206,11 +209,14 @@ class Run:
             "objective": config.objective.name,
             "sensitive": sensitive,  # reports about its pictures blur them until asked
         }
+        if named := [lora.told() for lora in files.loras if lora.named]:  # they are in the weights
+            about["loras"] = named
+            about["start"] = config.adapter.start
         if files.clip_skip:
             about["clip_skip"] = files.clip_skip
         if files.is_local:
             about["base_from_here"] = os.path.relpath(files.name, self.folder)
-            about["base_revision"] = files.revision()
+            about["base_revision"] = files.without_named_loras().revision()
         return about
 
     def finish(self, config: Config, model: Opened, step: int, sensitive: bool) -> None:

@@ -26,6 +26,7 @@ from mapo.encode.seen import equal_once_cropped, what_training_sees
 from mapo.errors import DivergedError, MapoError, ObjectiveFailed, SaidElsewhere, count, memory_told
 from mapo.models import Opened, find_model, open_model
 from mapo.pairs import PairSet
+from mapo.train.adapters import check_adapter, told
 from mapo.train.batches import Members
 from mapo.train.checkpoint import save_checkpoint
 from mapo.train.config import Config
@@ -66,12 +67,12 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
     for doubt in processes.each(lambda: doubts(name, objective, settings)):
         _say(processes, doubt)
     pairs = PairSet(Path(config.pairs))
-    files = find_model(config.model, clip_skip=config.data.clip_skip)
+    files = find_model(config.model, clip_skip=config.data.clip_skip, loras=config.loras)
     model = open_model(replace(files, guidance=config.train.guidance))
     _check_trainable(config, model)
     side = model.layout.checked(config.data.resolution)
     model.files.check_weights(model.denoiser_part)  # before anything is encoded
-    model.check_loras(on_top=config.adapter.kind == "lora")
+    check_adapter(model, config.adapter)
     seen = what_training_sees(
         pairs, model, split=config.data.split, ties=config.data.ties, resolution=config.data.resolution
     )
@@ -93,6 +94,7 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
         )
     processes.first(lambda: run.bind(config, done))
     trained = open_trained(config, model, objective, processes, checkpoint)
+    _say(processes, told(trained.denoiser, model.denoiser_part))
 
     sensitive = bool(pairs.info.get("sensitive"))
     state: dict[str, Any] = {key: forms[0] for key, forms in identity.items()}
@@ -239,7 +241,7 @@ def _save(run: Run, config: Config, trained: Trained, state: dict[str, Any]) -> 
     step = state["step"]
     folder = run.checkpoint_at(step)
     try:
-        save_checkpoint(folder, trained.parameters, trained.updater.state(), state)
+        save_checkpoint(folder, trained.parameters, trained.updater.state(), state, trained.save_loras)
     except OSError as error:
         kept = run.checkpoints()
         last = f"The checkpoint of step {steps_of(kept[-1])} is kept" if kept else "There is no earlier checkpoint"

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import UNet2DConditionModel
-from diffusers.utils import convert_state_dict_to_diffusers
-from torch import Tensor, nn
 
 from mapo.errors import MapoError
 from mapo.models.families.latent import LatentModel
@@ -60,7 +58,3 @@ class UNetModel(LatentModel):
                 "model that it was made from."
             )
         self.check_unet(config, path)
-
-    def lora_layers(self, denoiser: nn.Module) -> dict[str, Tensor]:
-        """By diffusers' own names, ``….lora.down.weight``."""
-        return dict(convert_state_dict_to_diffusers(super().lora_layers(denoiser)))
