@@ -397,13 +397,18 @@ def report(
 
 @_verb
 def export(
-    pairs: Place, *, to: Text, out: Place | None = None, on_missing_picture: Text = "stop", repo: Text | None = None,
-    private: Switch | None = None, licence: Text | None = None, source_licences: Texts = (),
+    source: Place, *, to: Text, out: Place | None = None, repo: Text | None = None, private: Switch | None = None,
+    licence: Text | None = None, precision: Text | None = None, scores: Places = (), base_model: Text | None = None,
+    on_missing_picture: Text = "stop", source_licences: Texts = (),
 ) -> "Exported":  # fmt: skip
-    """Write a set for other programs, or publish it. The folder, counts and address; MapoError as for a bad format."""
+    """Write a run or a set for other programs, or publish it.
+
+    The folder or file, counts and address; MapoError as for a form that is not one of what is given.
+    """
     from mapo.export import verb
 
     return verb.export(
-        Path(pairs), to, None if out is None else Path(out), on_missing_picture=on_missing_picture, repo=repo,
-        private=private, licence=licence, source_licences=several(source_licences),
+        os.fspath(source), to, None if out is None else Path(out), repo=repo, private=private, licence=licence,
+        precision=precision, scores=_paths(scores), base_model=base_model, on_missing_picture=on_missing_picture,
+        source_licences=several(source_licences),
     )  # fmt: skip

@@ -231,32 +231,57 @@ def label(
     serve(material, votes, say=say, **how)
 
 
-@cli.command(cls=Verb, example="mapo export work/pairs --to preference --out work/hf")
-@click.argument("pairs", type=OUT)
-@click.option("--to", "format", required=True, help="preference (Hugging Face), pickapic, or hub (with a card).")
-@click.option("--out", type=OUT, help="The folder to write; with --to hub by default PAIRS-hub, beside the set.")
+@cli.command(cls=Verb, example="mapo export work/run --to lora --out work/my-lora")
+@click.argument("source")
+@click.option(
+    "--to",
+    "format",
+    required=True,
+    help="Of a run: diffusers (a whole model), lora, kohya (a LoRA for ComfyUI and A1111), single-file (a checkpoint "
+    "for them), or hub. Of a pairs set: preference (Hugging Face), pickapic, or hub.",
+)
+@click.option(
+    "--out",
+    type=OUT,
+    help="The folder to write, with a card in it; with --to hub by default SOURCE-hub, beside it. Where it ends in "
+    ".safetensors a LoRA or checkpoint is written as that file alone.",
+)
+@click.option("--repo", metavar="OWNER/NAME", help="With --to hub: upload to this repository, by your `hf auth login`.")
+@click.option(
+    "--private/--public",
+    default=None,
+    help="Who sees it on the hub. Default: a run is private; a set is public, if not sensitive.",
+)
+@click.option(
+    "--license",
+    "--licence",
+    "licence",
+    help="By the hub's name for it, such as cc-by-4.0. Of a run: where that of its base is not known.",
+)
+@click.option("--precision", help="Of a run's weights: float32, float16, or bfloat16 (only with diffusers).")
+@click.option(
+    "--scores", type=OUT, multiple=True, help="Tables of `mapo score` with pictures of the run, for its card."
+)
+@click.option("--base-model", metavar="OWNER/NAME", help="The hub id of a run's base that is a folder or a file here.")
 @click.option("--on-missing-picture", type=click.Choice(["stop", "drop"]), default="stop", show_default=True)
-@click.option("--repo", metavar="OWNER/NAME", help="With --to hub: upload to this dataset, by your `hf auth login`.")
-@click.option("--private/--public", default=None, help="Who sees it on the hub; default: public, if not sensitive.")
 @click.option(
-    "--license", "--licence", "licence", help="The set's licence, by the hub's name for it, such as cc-by-4.0."
+    "--source-license", "source_licences", multiple=True, metavar="SOURCE=LICENSE", help="Of what a set is made."
 )
-@click.option(
-    "--source-license", "source_licences", multiple=True, metavar="SOURCE=LICENSE", help="Of what it is made."
-)
-def export(pairs: Path, format: str, out: Path | None, **how: Any) -> None:
-    """Write a pairs set as other programs read it, or publish it.
+def export(source: str, format: str, out: Path | None, **how: Any) -> None:
+    """Write a run as other programs open it, or a pairs set as they read it, or publish either.
 
-    --to hub without --repo only writes the folder: look at its README.md, mend it, then repeat the command with --repo.
+    SOURCE is a run folder, a checkpoint of one (RUN@STEP), or a pairs set. --to hub without --repo only writes the
+    folder: look at its README.md, mend it, then repeat the command with --repo.
     """
-    from mapo.export.export import describe
-    from mapo.export.verb import export
+    from mapo.export.verb import describe, export
 
-    made = export(pairs, format, out, **how)
+    made = export(source, format, out, **how)
+    folder, address = made.folder, made.address
     if format == "hub":
-        folder, address = made.folder, made.address
         before = f"{folder} was written before and is uploaded as it is"
-        say(f"{describe(made.counts, format)} in {folder}" if made.counts else before)
+        say(f"{describe(made, format)} in {folder}" if made.counts else before)
         say(f"published at {address}" if address else f"read {folder}/README.md, then upload with --repo OWNER/NAME")
-        return
-    say(f'{describe(made.counts, format)} in {out}; open them with datasets.load_dataset("{out}")')
+    elif "bytes" in made.counts:
+        say(f"{describe(made, format)} in {folder}")
+    else:
+        say(f'{describe(made, format)} in {out}; open them with datasets.load_dataset("{out}")')

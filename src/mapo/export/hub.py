@@ -1,4 +1,4 @@
-"""A set on the Hugging Face Hub: its card, written from what the set records of itself, and the upload."""
+"""A set on the Hugging Face Hub: its card, written from what the set records of itself; the upload of any folder."""
 
 from __future__ import annotations
 
@@ -85,17 +85,17 @@ def write_card(
         Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
         .from_string(template)
         .render(
-            title=_cell(name),
+            title=cell(name),
             total=count(total, "pair"),
             splits=splits,
             pictures=_different(pairs, ("chosen", "rejected"), rows),
             graded=int((rows & (preference > 0.5) & (preference < 1)).sum()),
             weighted=int((rows & (weight != 1)).sum()),
             left_out=len(pairs) - total,
-            provenance=[(_cell(k), _cell(v)) for k, v in flat(provenance)],
+            provenance=[(cell(k), cell(v)) for k, v in flat(provenance)],
             sensitive=sensitive,
-            licence=_cell(licence or UNKNOWN),
-            sources=[(_cell(k), _cell(v)) for k, v in sources.items()],
+            licence=cell(licence or UNKNOWN),
+            sources=[(cell(k), cell(v)) for k, v in sources.items()],
             repo=repo or NO_REPO,
             version=__version__,
             folder=pairs.folder.resolve().name.replace("`", "'"),
@@ -134,7 +134,7 @@ def _dataset_info(sizes: Mapping[str, Size]) -> dict[str, Any]:
     }
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """Text that Markdown shows as it stands, on one line."""
     return re.sub(r"([\\`*_\[\]<>|#~$])", r"\\\1", " ".join(text.split()))
 
@@ -147,18 +147,23 @@ def is_export_of(folder: Path, pairs: PairSet) -> bool:
     return isinstance(facts, dict) and facts.get("set") == pairs.fingerprint()
 
 
-def check_repo(repo: str, private: bool | None, sensitive: bool, api: Any) -> bool:
+def check_repo(repo: str, private: bool | None, sensitive: bool, api: Any, kind: str = "dataset") -> bool:
     """Whether the repository is to be private, after a look at all that could stop an upload; MapoError if it would.
 
-    ``private`` None is not said: public, but for a sensitive set that has to be said.
+    ``private`` None is not said: a set is public then, but for a sensitive one, of which it has to be said; a ``kind``
+    "model" is private.
     """
-    if sensitive and private is None:
+    if kind == "model":
+        private = private is None or private
+    elif sensitive and private is None:
         raise MapoError("The set is marked sensitive: say --private, or --public if everybody shall be able to see it.")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise MapoError(f"--repo is {repo!r}; write owner/name.")
-    with _speaking(repo):
+    with speaking(repo):
         api.whoami()
-        there = api.dataset_info(repo) if api.repo_exists(repo, repo_type="dataset") else None
+        there = None
+        if api.repo_exists(repo, repo_type=kind):
+            there = api.model_info(repo) if kind == "model" else api.dataset_info(repo)
     if there is None:
         return bool(private)
     if private is not None and bool(there.private) != private:
@@ -173,12 +178,12 @@ def check_repo(repo: str, private: bool | None, sensitive: bool, api: Any) -> bo
         )
         raise MapoError(
             f"--repo {repo} holds {what}. Name another one, or upload "
-            f"into it with: hf upload {repo} FOLDER --repo-type dataset"
+            f"into it with: hf upload {repo} FOLDER --repo-type {kind}"
         )
     return bool(there.private)
 
 
-def push(folder: Path, repo: str, private: bool, api: Any) -> str:
+def push(folder: Path, repo: str, private: bool, api: Any, kind: str = "dataset") -> str:
     """Upload an export as one commit, into a repository that is made for it; its address.
 
     An upload that was cut off goes on when it is repeated: the hub keeps the files that have arrived.
@@ -186,15 +191,15 @@ def push(folder: Path, repo: str, private: bool, api: Any) -> str:
     card = (folder / "README.md").read_text("utf-8")
     if f'"{NO_REPO}"' in card:
         write_text(folder / "README.md", card.replace(f'"{NO_REPO}"', f'"{repo}"'))
-    with _speaking(repo):
-        address = api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
-        message = f"Pairs, written by mapo {__version__}"
-        api.upload_folder(repo_id=repo, repo_type="dataset", folder_path=folder, commit_message=message)
+    with speaking(repo):
+        address = api.create_repo(repo, repo_type=kind, private=private, exist_ok=True)
+        message = f"{'Pairs' if kind == 'dataset' else 'A model'}, written by mapo {__version__}"
+        api.upload_folder(repo_id=repo, repo_type=kind, folder_path=folder, commit_message=message)
     return str(address)
 
 
 @contextlib.contextmanager
-def _speaking(repo: str) -> Iterator[None]:
+def speaking(repo: str) -> Iterator[None]:
     """Errors of the hub as sentences."""
     from huggingface_hub.errors import LocalTokenNotFoundError
 

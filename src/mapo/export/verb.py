@@ -7,14 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mapo.errors import MapoError
+from mapo.errors import MapoError, count, suggest
+from mapo.export.export import describe as of_pairs
 from mapo.export.export import export_pairs, export_to_hub, parse_licences
 from mapo.pairs import PairSet
+
+OF_PAIRS = ("preference", "pickapic", "hub")
+OF_RUNS = ("diffusers", "lora", "kohya", "single-file", "hub")
+FLAGS = {"licence": "license", "source_licences": "source-license"}  # whose names differ from those in Python
 
 
 @dataclass(frozen=True)
 class Exported:
-    """The folder that was written, what was counted (nothing where it was there before), and its address on the hub."""
+    """The folder or file that was written, what was counted (nothing where it was there before), and its address on
+    the hub."""
 
     folder: Path
     counts: Mapping[str, int]
@@ -25,19 +31,69 @@ class Exported:
 
 
 def export(
-    pairs: Path, to: str, out: Path | None, *, on_missing_picture: str = "stop",
-    source_licences: Sequence[str] = (), **card: Any,
+    source: str, to: str, out: Path | None, *, on_missing_picture: str = "stop", source_licences: Sequence[str] = (),
+    licence: str | None = None, repo: str | None = None, private: bool | None = None, precision: str | None = None,
+    scores: Sequence[Path] = (), base_model: str | None = None, api: Any = None,
 ) -> Exported:  # fmt: skip
-    """Write a set in the format ``to``. ``card`` is for the hub: repo, private, licence."""
-    card["source_licences"] = parse_licences(source_licences)
-    opened = PairSet(pairs)
-    if to == "hub":
-        beside = pairs.resolve() if pairs.name in ("", "..") else pairs
-        out = out or beside.with_name(f"{beside.name}-hub")
-        return Exported(out, *export_to_hub(opened, out, on_missing_picture=on_missing_picture, **card))
-    if unused := [name for name, value in card.items() if value not in (None, {})]:
-        name = {"licence": "license", "source_licences": "source-license"}.get(unused[0], unused[0])
-        raise MapoError(f"--{name} is for --to hub alone.")
+    """Write a set of pairs, or a run or its checkpoint, in the form ``to``. ``api`` is a ``huggingface_hub.HfApi``."""
+    is_set = (Path(source) / "set.json").is_file() or not _is_run(source)
+    forms, others = (OF_PAIRS, OF_RUNS) if is_set else (OF_RUNS, OF_PAIRS)
+    what = "a pairs set" if is_set else "a run"
+    if is_set:
+        opened = PairSet(source)  # or what it is instead
+    if to not in forms:
+        if to in others:
+            raise MapoError(f"{source} is {what}, which does not go to {to!r}. Write --to {' or '.join(forms)}.")
+        raise MapoError(f"There is no export {to!r} of {what}. {suggest(to, forms)}")
+    _refuse("--to hub", to == "hub", repo=repo, private=private)
+    if is_set:
+        _refuse("a run", False, precision=precision, scores=scores or None, base_model=base_model)
+        _refuse("--to hub", to == "hub", licence=licence, source_licences=source_licences or None)
+        licences = parse_licences(source_licences)
+        card: dict[str, Any] = {"on_missing_picture": on_missing_picture}
+        if to != "hub":
+            out = _needed(out)
+            return Exported(out, export_pairs(opened, to, out, **card))
+        out = out or _beside(Path(source))
+        card |= {"licence": licence, "source_licences": licences}
+        return Exported(out, *export_to_hub(opened, out, repo, private=private, api=api, **card))
+    missing = None if on_missing_picture == "stop" else on_missing_picture
+    _refuse("a pairs set", False, on_missing_picture=missing, source_licences=source_licences or None)
+    from mapo.export.runs import Asked, export_run
+
+    out = out or _beside(Path(source)) if to == "hub" else _needed(out)
+    asked = Asked(precision, licence, base_model, scores, repo, private)
+    return Exported(out, *export_run(source, to, out, asked, api))
+
+
+def describe(made: Exported, to: str) -> str:
+    """What was written, in words."""
+    if "bytes" not in made.counts:
+        return of_pairs(made.counts, to)
+    return f"{count(made.counts['files'], 'file')} of {made.counts['bytes'] / 1e6:,.1f} MB"
+
+
+def _is_run(source: str) -> bool:
+    """Whether it is a run folder or a checkpoint in one, by names alone."""
+    folder = Path(source)
+    if not folder.exists() and "@" in source:
+        folder = Path(source.rpartition("@")[0])
+    return any((folder / name).is_file() for name in ("run.json", "config.toml"))
+
+
+def _refuse(where: str, fits: bool, **values: Any) -> None:
+    """MapoError about the first value that was given where it has no meaning."""
+    for name, value in values.items():
+        if value is not None and not fits:
+            raise MapoError(f"--{FLAGS.get(name, name.replace('_', '-'))} is for {where} alone.")
+
+
+def _needed(out: Path | None) -> Path:
     if out is None:
         raise MapoError("Give --out, the folder to write.")
-    return Exported(out, export_pairs(opened, to, out, on_missing_picture=on_missing_picture))
+    return out
+
+
+def _beside(source: Path) -> Path:
+    place = source.resolve() if source.name in ("", "..") else source
+    return place.with_name(f"{place.name}-hub")

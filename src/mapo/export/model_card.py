@@ -1,0 +1,235 @@
+"""The card of a run that is exported: ``README.md`` for people and the hub, ``mapo.json`` for programs."""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mapo import __version__
+from mapo.errors import count
+from mapo.export.facts import Base, Evaluation, RunFacts
+from mapo.export.hub import FACTS, NO_REPO, cell
+from mapo.export.licences import Licence
+from mapo.files import read_object, write_json, write_text
+from mapo.pairs.provenance import without_folders
+from mapo.settings import merge
+from mapo.train.config import make_config, to_toml
+
+if TYPE_CHECKING:
+    from mapo.models import Opened
+    from mapo.sample.sample import Sampling
+
+FORMAT = "mapo-model"
+PROMPT = "a fox in the snow"
+FILE_PLACES = {
+    "kohya": (
+        "Put `{file}` into `models/loras` of ComfyUI or `models/Lora` of AUTOMATIC1111 and Forge, and use it with "
+        "{base}, at strength 1. Or in diffusers:"
+    ),
+    "single-file": (
+        "Put `{file}` into `models/checkpoints` of ComfyUI or `models/Stable-diffusion` of AUTOMATIC1111 and Forge. Or "
+        "draw with `mapo`:"
+    ),
+    "lora": "A LoRA for {base}, as diffusers opens it:",
+    "diffusers": "A whole model, as diffusers opens it:",
+}
+
+
+@dataclass(frozen=True)
+class Exporting:
+    """What is written: its form, the name of its folder, the file in it where it is one, and the hub's repository."""
+
+    form: str
+    name: str
+    file: str = ""
+    repo: str | None = None
+    for_hub: bool = False
+
+    @property
+    def source(self) -> str:
+        """What a snippet opens."""
+        return (self.repo or NO_REPO) if self.for_hub else self.name
+
+
+def write_card(
+    folder: Path, what: Exporting, opened: Opened, facts: RunFacts, licence: Licence | None, sampling: Sampling,
+    evaluation: Evaluation | None,
+) -> None:  # fmt: skip
+    """Write both files into an exported folder."""
+    from jinja2 import Environment, StrictUndefined
+
+    settings = _settings(facts)
+    write_json(folder / FACTS, _for_programs(what, opened, facts, licence, settings))
+    template = (importlib.resources.files("mapo.export") / "model.md.j2").read_text("utf-8")
+    place = FILE_PLACES[what.form].format(file=what.file, base=_shown(facts.base))
+    body = (
+        Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        .from_string(template)
+        .render(
+            title=cell(what.repo.split("/")[-1] if what.repo else what.name),
+            base_shown=_shown(facts.base),
+            what=_in_words(what.form, facts),
+            sensitive=facts.sensitive,
+            place=place,
+            snippets=_snippets(what, opened, facts.base, sampling),
+            training=[(cell(k), cell(v)) for k, v in _training(facts)],
+            sets=[
+                (cell(one.name), [(cell(k), cell(v)) for k, v in (*one.facts, *one.recorded)])
+                for one in facts.training.sets
+            ],
+            lost=[cell(Path(name).name) for name in facts.training.lost],
+            evaluation=evaluation
+            and Evaluation(
+                [cell(model) for model in evaluation.models], [(cell(m), n, means) for m, n, means in evaluation.rows]
+            ),
+            licence=licence and f"{licence.title} (`{licence.called}`)",
+            restricts=licence.restricts if licence else "",
+            link=licence.link if licence else "",
+            config=to_toml(make_config(settings)).strip(),
+            version=__version__,
+        )
+    )
+    write_text(folder / "README.md", f"---\n{_head(what, opened, facts, licence)}\n---\n\n{body}")
+
+
+def is_export_of(folder: Path, revision: str) -> bool:
+    """Whether the folder is a whole export of the run that has this revision."""
+    if not (folder / FACTS).is_file():
+        return False
+    facts = read_object(folder / FACTS, "an exported model", "Delete it and export again.")
+    return facts.get("format") == FORMAT and facts.get("revision") == revision
+
+
+def _head(what: Exporting, opened: Opened, facts: RunFacts, licence: Licence | None) -> str:
+    """What the hub reads."""
+    from huggingface_hub import ModelCardData
+
+    adapter = what.form in ("lora", "kohya")
+    data = ModelCardData(
+        base_model=facts.base.hub_id or None,
+        base_model_relation=("adapter" if adapter else "finetune") if facts.base.hub_id else None,
+        library_name="diffusers",
+        license=licence.name if licence else "unknown",
+        license_name=licence.own_name or None if licence else None,
+        license_link=licence.link or None if licence else None,
+        pipeline_tag="text-to-image",
+        tags=[
+            "text-to-image", "mapo", "preference-optimization", str(facts.about["objective"]).rpartition(":")[2],
+            f"diffusers:{opened.files.pipeline_class}", *(["lora"] if adapter else []),
+            *(["not-for-all-audiences"] if facts.sensitive else []),
+        ],
+    )  # fmt: skip
+    return str(data.to_yaml())
+
+
+def _for_programs(
+    what: Exporting, opened: Opened, facts: RunFacts, licence: Licence | None, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "version": 1,
+        "mapo": __version__,
+        "form": what.form,
+        "revision": opened.files.revision(),
+        "pipeline": opened.files.pipeline_class,
+        "base": facts.base.called,
+        "adapter": facts.about["adapter"],
+        "steps": facts.steps,
+        "sensitive": facts.sensitive,
+        "licence": licence.called if licence else "unknown",
+        "settings": settings,
+        "sets": [{"name": one.name, **dict(one.facts)} for one in facts.training.sets],
+    }
+
+
+def _settings(facts: RunFacts) -> dict[str, Any]:
+    """The run's settings, with folders of this machine left with their last part."""
+    kept: dict[str, Any] = without_folders(merge({}, facts.config))
+    for key in ("model", "pairs", "cache"):
+        if kept.get(key):
+            kept[key] = facts.base.called if key == "model" else Path(kept[key]).name
+    own, colon, name = str(kept["objective"]["name"]).rpartition(":")
+    kept["objective"]["name"] = f"{Path(own).name}{colon}{name}"
+    if kept.get("loras"):
+        kept["loras"] = [Path(str(text)).name for text in kept["loras"]]
+    return kept
+
+
+def _shown(base: Base) -> str:
+    if base.hub_id:
+        return f"[{base.hub_id}](https://huggingface.co/{base.hub_id})"
+    if base.is_world:
+        return f"`{base.called}`, the model that comes with mapo"
+    return f"`{base.called}`"
+
+
+def _in_words(form: str, facts: RunFacts) -> str:
+    trained = "a LoRA" if facts.is_lora else "every weight of its denoiser"
+    merged = ", and is merged into its weights here" if facts.is_lora and form in ("diffusers", "single-file") else ""
+    return f"What was trained is {trained}{merged}. The model learned to draw more like the chosen pictures."
+
+
+def _training(facts: RunFacts) -> list[tuple[str, str]]:
+    """The rows of the card's table."""
+    config = facts.config
+    objective, adapter, optim, train = (config[name] for name in ("objective", "adapter", "optim", "train"))
+    knobs = ", ".join(f"{key} {value:g}" for key, value in objective.items() if key != "name")
+    name = str(objective["name"])
+    shown = f"{Path(name.rpartition(':')[0]).name}:{name.rpartition(':')[2]}" if ":" in name else name
+    alpha = adapter.get("alpha") or adapter["rank"]
+    lora = f"a LoRA of rank {adapter['rank']}, alpha {alpha:g}"
+    if adapter.get("start") == "continued":
+        lora = "a LoRA that was there before, trained further"
+    seen = facts.steps * train["pairs_per_step"]
+    loras = [f"{Path(one['file']).name} at {one['weight']:g} (sha256 {one['sha256']})" for one in _loras(facts)]
+    start = {"fused": "merged", "frozen": "left as they were", "continued": "trained further"}
+    before = f"{'; '.join(loras)}, {start.get(str(facts.about.get('start')), '')}" if loras else ""
+    warm_up = count(optim["warmup_steps"], "step")
+    frozen = f"; frozen weights in {train['base_precision']}" if facts.is_lora else ""
+    rows = [
+        ("base", facts.base.called),
+        ("trained", lora if facts.is_lora else "every weight of the denoiser"),
+        ("LoRAs that lay on it", before),
+        ("objective", f"{shown} ({knobs})" if knobs else shown),
+        ("steps", f"{facts.steps:,} of {count(train['pairs_per_step'], 'pair')}: {count(seen, 'pair')} seen"),
+        ("learning rate", f"{optim.get('lr', 0):g}, {optim['schedule']}, {warm_up} of warm-up"),
+        ("precision", f"{train['precision']}{frozen}"),
+        ("resolution", str(config["data"].get("resolution") or "the model's own")),
+        ("clip skip", str(facts.about.get("clip_skip") or "")),
+        ("seed", str(train["seed"])),
+    ]  # fmt: skip
+    return [(key, value) for key, value in rows if value]
+
+
+def _loras(facts: RunFacts) -> list[dict[str, Any]]:
+    return list(facts.about.get("loras") or [])
+
+
+def _snippets(what: Exporting, opened: Opened, base: Base, sampling: Sampling) -> list[tuple[str, str]]:
+    """The code of the card, each with its language."""
+    if what.form == "single-file":
+        return [("sh", f"mapo sample --model {what.file} --prompts my-prompts.txt --out pictures")]
+    kind = opened.files.pipeline_class
+    lines = ["from diffusers import DiffusionPipeline", ""]
+    if what.form == "diffusers":
+        lines += [f'pipeline = DiffusionPipeline.from_pretrained("{what.source}")']
+    elif base.is_world:
+        lines = ["from diffusers import DiffusionPipeline", "from mapo.worlds import MODELS", ""]
+        lines += [f'pipeline = DiffusionPipeline.from_pretrained(MODELS["{base.called}"])']
+    elif base.is_file:
+        lines = [f"from diffusers import {kind}", "", f'pipeline = {kind}.from_single_file("{base.called}")']
+    else:
+        lines += [f'pipeline = DiffusionPipeline.from_pretrained("{base.called}")']
+    if what.form in ("lora", "kohya"):
+        named = f', weight_name="{what.file}"' if what.form == "kohya" else ""
+        lines += [f'pipeline.load_lora_weights("{what.source}"{named})']
+    guided = f", guidance_scale={sampling.guidance:g}"
+    size = f", width={sampling.width}, height={sampling.height}"
+    lines += [
+        f'picture = pipeline("{PROMPT}", num_inference_steps={sampling.steps}{guided}{size}).images[0]',
+        'picture.save("picture.png")',
+    ]
+    return [("python", "\n".join(lines))]

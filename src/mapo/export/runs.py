@@ -1,0 +1,187 @@
+"""What a run becomes: a folder or a file that other programs open, with its card."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mapo.errors import MapoError, suggest
+from mapo.export import hub
+from mapo.export.facts import RunFacts, read_evaluation, read_facts
+from mapo.export.licences import HOW, Licence, inherited
+from mapo.export.model_card import Exporting, is_export_of, write_card
+from mapo.export.pipeline_folder import PRECISIONS, write_diffusers
+from mapo.files import prepare_out, replacing, sweep
+from mapo.models import Opened, find_model, open_model
+from mapo.models.loras.sources import LORA_FILE
+from mapo.sample.sample import default_sampling
+from mapo.shards import owned, refuse_existing
+
+LOG = logging.getLogger(__name__)
+
+SUFFIX = ".safetensors"
+Write = Callable[[Opened, Path, str], None]
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form in which a run leaves: how it is written, in which precisions, and the name of the file if it is one."""
+
+    write: Write
+    precisions: tuple[str, ...] = ()  # the first is the usual one; none: as it was trained
+    file: str = ""  # "{}" stands for the folder's name
+    only_loras: bool = False
+
+
+def _lora(opened: Opened, path: Path, precision: str) -> None:
+    from mapo.export.lora import write_lora
+
+    write_lora(opened, path)
+
+
+def _kohya(opened: Opened, path: Path, precision: str) -> None:
+    from mapo.export.kohya import write_kohya
+
+    write_kohya(opened, path)
+
+
+def _single_file(opened: Opened, path: Path, precision: str) -> None:
+    from mapo.export.single_file import write_single_file
+
+    write_single_file(opened, path, precision)
+
+
+FORMS = {
+    "diffusers": Form(write_diffusers, PRECISIONS),
+    "lora": Form(_lora, file=LORA_FILE, only_loras=True),
+    "kohya": Form(_kohya, file="{}" + SUFFIX, only_loras=True),
+    "single-file": Form(_single_file, ("float16", "float32"), file="{}" + SUFFIX),
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How a run is exported, as the user asked; None and "" where nothing was said."""
+
+    precision: str | None = None
+    licence: str | None = None
+    base_model: str | None = None
+    scores: Sequence[Path] = ()
+    repo: str | None = None
+    private: bool | None = None
+
+
+def export_run(name: str, to: str, out: Path, asked: Asked, api: Any = None) -> tuple[dict[str, int], str]:
+    """Write the run ``name`` (or ``RUN@STEP``) into ``out``, and with ``to`` "hub" upload it where a repo is named.
+
+    Counts (files and bytes; empty for a folder that was there) and the address on the hub or "". ``out`` is a folder
+    with a card in it. Where it ends in .safetensors it is that file alone. ``api`` is a ``huggingface_hub.HfApi``.
+    """
+    opened = open_model(find_model(name), to_train=False)
+    facts = read_facts(name, opened, asked.base_model)
+    form_name = to if to != "hub" else "lora" if facts.is_lora else "diffusers"
+    form = FORMS[form_name]
+    if form.only_loras and not facts.is_lora:
+        raise MapoError(
+            f"{name} is a run in which every weight was trained, so it is not a LoRA. Export it whole, with --to "
+            "diffusers or --to single-file."
+        )
+    precision = _precision(form_name, form, asked.precision)
+    if to == "hub" and asked.repo is not None and api is None:
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+    licence = _licence(facts, asked, to == "hub", api)
+    private = True
+    if asked.repo is not None:
+        private = hub.check_repo(asked.repo, asked.private, facts.sensitive, api, "model")
+    counts: dict[str, int] = {}
+    if to == "hub" and asked.repo and is_export_of(out, opened.files.revision()):
+        if asked.licence or asked.base_model or asked.scores or asked.precision:
+            raise MapoError(f"{out} was written before: mend its README.md, or delete it first to write it anew.")
+    else:
+        what = Exporting(form_name, out.name, form.file.format(out.name), asked.repo, to == "hub")
+        counts = _write(name, opened, facts, licence, what, precision, out, asked)
+    return counts, hub.push(out, asked.repo, private, api, "model") if asked.repo is not None else ""
+
+
+def _precision(to: str, form: Form, asked: str | None) -> str:
+    if asked is None:
+        return form.precisions[0] if form.precisions else ""
+    if not form.precisions:
+        raise MapoError(f"--precision: a LoRA is written in float32, as it was trained. Leave it out with --to {to}.")
+    if asked not in form.precisions:
+        raise MapoError(f"--precision {asked!r} is not one for --to {to}. {suggest(asked, form.precisions)}")
+    return asked
+
+
+def _licence(facts: RunFacts, asked: Asked, for_hub: bool, api: Any) -> Licence | None:
+    """The licence that the base hands down; MapoError where it is not known and the model is to be published."""
+
+    def ask(base: str) -> Mapping[str, Any]:
+        with contextlib.suppress(Exception):  # the hub may not be reached, and then it is not known
+            return dict(api.model_info(base).card_data or {})
+        return {}
+
+    base = facts.base
+    if base.is_world:
+        found = inherited("", None, asked.licence) if asked.licence else inherited("", None, "apache-2.0")
+    else:
+        folder = base.place if base.place.is_dir() else None
+        found = inherited(base.hub_id, folder, asked.licence, ask if api is not None else None)
+    if found is None and for_hub:
+        raise MapoError(f"The licence of {base.called}, which the model inherits, is not known. {HOW}")
+    return found
+
+
+def _write(
+    name: str, opened: Opened, facts: RunFacts, licence: Licence | None, what: Exporting, precision: str, out: Path,
+    asked: Asked,
+) -> dict[str, int]:  # fmt: skip
+    form = FORMS[what.form]
+    alone = out.suffix == SUFFIX
+    if alone and not form.file:
+        raise MapoError(f"--out {out} ends in {SUFFIX}, but --to {what.form} writes a folder. Choose another --out.")
+    refuse_existing(out)
+    evaluation = read_evaluation(asked.scores, [opened.files.stable_name, name])
+    sampling = default_sampling(opened.files)
+    prepare_out(out)
+    _check_space(out, _bytes(opened, form, precision))
+    with owned(out):
+        sweep(out.parent)
+        if alone:
+            form.write(opened, out, precision)
+            return {"files": 1, "bytes": out.stat().st_size}
+        with replacing(out, sync=True) as temporary:
+            temporary.mkdir()
+            form.write(opened, temporary / what.file if what.file else temporary, precision)
+            write_card(temporary, what, opened, facts, licence, sampling, evaluation)
+    files = [path for path in out.rglob("*") if path.is_file()]
+    return {"files": len(files), "bytes": sum(path.stat().st_size for path in files)}
+
+
+def _bytes(opened: Opened, form: Form, precision: str) -> int:
+    """About how much will be written."""
+    if form.only_loras:
+        layers = [layer for layers in opened.lora_layers(heads_only=True) for layer in layers]
+        return sum(4 * (layer.down.numel() + layer.up.numel()) for layer in layers)
+    parts = [opened.denoiser_part, *(part for part in opened.encoder_parts if not part.startswith("tokenizer"))]
+    numbers = sum(tensor.numel() for part in parts for tensor in opened.outline(part).state_dict().values())
+    return numbers * torch.empty(0, dtype=getattr(torch, precision)).element_size()
+
+
+def _check_space(out: Path, needed: int) -> None:
+    free = shutil.disk_usage(out.parent).free
+    if free < needed:
+        raise MapoError(
+            f"{out} takes about {needed / 1e6:,.0f} MB, and {out.parent} has {free / 1e6:,.0f} MB free. Make room, or "
+            "choose another --out."
+        )
+    LOG.info(f"{out} takes about {needed / 1e6:,.0f} MB.")
