@@ -193,9 +193,7 @@ def test_a_model_without_known_names_or_without_a_lora_is_refused_and_nothing_is
         write_kohya(model, tmp_path / "k.safetensors")
     write_layers(tmp_path / "own.safetensors", random_layers(model, lambda _, name: name.endswith("attention.to_q")))
     model = opened(tmp_path / "m", tmp_path / "own.safetensors")
-    with pytest.raises(
-        MapoError, match="ZImagePipeline. Files for ComfyUI and A1111 have no known name .* --to lora"
-    ):
+    with pytest.raises(MapoError, match="ZImagePipeline. Files for ComfyUI and A1111 have no known name .* --to lora"):
         write_kohya(model, tmp_path / "k.safetensors")
     write_lora(model, tmp_path / "l" / "pytorch_lora_weights.safetensors")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["l", "m", "own.safetensors"]
