@@ -74,7 +74,7 @@ def test_every_example_in_the_help_is_a_command_that_parses(verb):
         (["train", "--model", "m", "--pairs", "p", "--out", "x", "--set", "optim.lr"], "does not look like"),
         (["train", "--model", "m", "--pairs", "p", "--out", "x", "--objective", "mappo"], "Did you mean 'mapo'"),
         (["train", "--config", "no.toml", "--out", "x"], "there is no file no.toml"),
-        (["sample", "--model", "./nowhere", "--prompts", "mini:test", "--out", "x"], "there is no folder ./nowhere"),
+        (["sample", "--model", "./nowhere", "--prompts", "mini:test", "--out", "x"], "there is no folder or file ./nowhere"),
         (["sample", "--model", "mini", "--prompts", "no.txt", "--out", "x"], "there is no file no.txt"),
         (["sample", "--model", "mini", "--prompts", "mini:tset", "--out", "x"], "no built-in list 'mini:tset'"),
         (["sample", "--model", "mini", "--prompts", "mini:test", "--seeds", "a", "--out", "x"], "not a list of seeds"),
@@ -203,7 +203,7 @@ def test_a_run_can_be_the_start_of_another_run(tmp_path, sdxl, pairs, cache):
     run(tmp_path / "c", tmp_path / "b", pairs, cache, kind="lora", steps=1)
     model = find_model(str(tmp_path / "c"))
     assert model.base == sdxl and model.denoiser == tmp_path / "b" / "weights" / "unet"
-    assert model.loras == (tmp_path / "c" / "weights",)
+    assert [lora.path.parent for lora in model.loras] == [tmp_path / "c" / "weights"]
     revisions = {find_model(str(p)).revision() for p in (sdxl, tmp_path / "a", tmp_path / "b", tmp_path / "c")}
     assert len(revisions) == 4
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mapo.cli.shared import CLIP_SKIP, DRAWS, GUIDANCE, OUT, PRECISION, Verb, cli, say, shard_done
+from mapo.cli.shared import CLIP_SKIP, DRAWS, GUIDANCE, OUT, PRECISION, Verb, cli, model_options, say, shard_done
 from mapo.errors import count
 
 
@@ -36,6 +36,7 @@ from mapo.errors import count
 @click.option("--negative-prompt", default="", help="What pictures should not show. No effect without guidance.")
 @PRECISION
 @click.option("--images-per-batch", type=int, help="Pictures made at a time.")
+@model_options
 @CLIP_SKIP
 @click.option("--grid", is_flag=True, help="Write OUT/grid.png as well: a row for each prompt, a column for each seed.")
 @click.option(

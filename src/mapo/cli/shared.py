@@ -13,8 +13,8 @@ from mapo.errors import printable
 from mapo.progress import on_terminal
 
 OUT = click.Path(path_type=Path)
-TRAINABLE = "mini, a diffusers folder, a run folder, RUN@STEP, or a hub id; of a layout that docs/models.md lists."
-DRAWS = "mini, a folder or hub id of a text-to-image pipeline, a run folder, or RUN@STEP."
+TRAINABLE = "mini, a diffusers folder, a safetensors file, a run folder, RUN@STEP, or a hub id."
+DRAWS = "mini, a folder, safetensors file or hub id of a text-to-image model, a run, or RUN@STEP."
 CLIP_SKIP = click.option(
     "--clip-skip", type=click.IntRange(min=0),
     help="Layers left out at the end of the text encoder, for Stable Diffusion 1 and 2; default: as a run was trained.",
@@ -28,6 +28,25 @@ PRECISION = click.option(
     "--precision", type=click.Choice(["float32", "bfloat16", "float16"]),
     help="Of the model while it makes pictures; default: the model's own advice, else float32.",
 )  # fmt: skip
+
+
+MODEL_OPTIONS = (
+    click.option(
+        "--vae", metavar="NAME",
+        help="Another VAE: a folder, a safetensors file, or a hub id; default: the model's own.",
+    ),
+    click.option(
+        "--prediction", type=click.Choice(["epsilon", "v"]),
+        help="What the denoiser predicts, where the model's file does not say it or contradicts itself.",
+    ),
+)  # fmt: skip
+
+
+def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say more of the model than its name."""
+    for option in reversed(MODEL_OPTIONS):
+        command = option(command)
+    return command
 
 
 class Verb(click.Command):

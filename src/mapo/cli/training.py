@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mapo.cli.shared import CLIP_SKIP, OUT, TRAINABLE, Verb, cli, say
+from mapo.cli.shared import CLIP_SKIP, OUT, TRAINABLE, Verb, cli, model_options, say
 from mapo.errors import count
 
 
@@ -21,6 +21,7 @@ from mapo.errors import count
     "--precision", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True,
     help="How latents and text are kept (for data.cache_precision). The two others halve the cache.",
 )  # fmt: skip
+@model_options
 @CLIP_SKIP
 @click.option(
     "--images-per-batch", type=int, default=8, show_default=True,
@@ -49,6 +50,7 @@ def encode(pairs: Path, out: Path, **how: Any) -> None:
     "own, as file.py:name.",
 )
 @click.option("--adapter", type=click.Choice(["full", "lora"]), help="What is trained; default: full.")
+@model_options
 @click.option("--allow-distilled", is_flag=True, default=None, help="Train a model that was distilled to few steps.")
 @click.option("--config", "config_file", type=OUT, help="A TOML file of settings.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting, such as optim.lr=1e-5.")

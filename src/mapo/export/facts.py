@@ -12,7 +12,7 @@ from mapo.errors import MapoError
 from mapo.export.licences import Licence
 from mapo.files import read_object
 from mapo.models import Opened
-from mapo.models.files import at_step, is_folder
+from mapo.models.files import at_step, is_there
 from mapo.models.steps import checkpoint_of
 from mapo.report.training import Training, read_training
 from mapo.score.table import read_scores
@@ -52,7 +52,7 @@ class RunFacts:
     @property
     def is_lora(self) -> bool:
         """Whether a LoRA was trained, and not every weight."""
-        return self.about["adapter"] == "lora"
+        return bool(self.about["adapter"] == "lora")
 
     @property
     def steps(self) -> int:
@@ -97,7 +97,7 @@ def _root(name: str) -> str:
         seen.add(name)
         folder = found[0] if (found := at_step(name)) else Path(name)
         near = str((folder / str(about.get("base_from_here", ""))).resolve())  # where both were moved together
-        name = near if about.get("base_from_here") and is_folder(near) else str(about["base"])
+        name = near if about.get("base_from_here") and is_there(near) else str(about["base"])
     return name
 
 

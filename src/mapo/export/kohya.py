@@ -67,7 +67,7 @@ def kohya_tensors(opened: Opened, layers: Sequence[Layer]) -> dict[str, Tensor]:
             found[f"{full}.alpha"] = torch.tensor(alpha)
         if own:
             raise MapoError(
-                f"{opened.files.name} is a {pipeline}, and files for ComfyUI and A1111 have no known name for its layer "
+                f"{opened.files.name} is a {pipeline}. Files for ComfyUI and A1111 have no known name for its layer "
                 f"{next(iter(own)).removesuffix('.weight')} of {part}. Use --to lora, which diffusers opens."
             )
     return found

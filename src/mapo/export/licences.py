@@ -74,8 +74,8 @@ BASES = (  # pattern of a hub id, and the licence of these models
     (r"black-forest-labs/flux\.1-schnell|tongyi-mai/z-image(-turbo)?", "apache-2.0"),
 )  # fmt: skip
 HOW = (
-    "Look at the page of that model and give its licence with --license, by the hub's name for it, such as openrail++ or "
-    "apache-2.0. Where the base is a model of the hub, --base-model OWNER/NAME may be enough."
+    "Look at the page of that model and give its licence with --license, by the hub's name for it, such as openrail++ "
+    "or apache-2.0. Where the base is a model of the hub, --base-model OWNER/NAME may be enough."
 )
 
 

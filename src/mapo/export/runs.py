@@ -173,8 +173,9 @@ def _bytes(opened: Opened, form: Form, precision: str) -> int:
         layers = [layer for layers in opened.lora_layers(heads_only=True) for layer in layers]
         return sum(4 * (layer.down.numel() + layer.up.numel()) for layer in layers)
     parts = [opened.denoiser_part, *(part for part in opened.encoder_parts if not part.startswith("tokenizer"))]
-    numbers = sum(tensor.numel() for part in parts for tensor in opened.outline(part).state_dict().values())
-    return numbers * torch.empty(0, dtype=getattr(torch, precision)).element_size()
+    numbers: int = sum(tensor.numel() for part in parts for tensor in opened.outline(part).state_dict().values())
+    kind: torch.dtype = getattr(torch, precision)
+    return numbers * kind.itemsize
 
 
 def _check_space(out: Path, needed: int) -> None:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from mapo.errors import MapoError
 from mapo.files import read_object
-from mapo.models.files import ModelFiles
+from mapo.models.files import ModelFiles, read_config
 from mapo.models.loras.sources import LORA_FILE, Lora
 from mapo.models.tensors import save_tensors
 
@@ -93,6 +93,12 @@ def _denoiser(base: ModelFiles, weights: Path, part: str) -> Path:
         trained = set(file.keys())
     rest: dict[str, Any] = {}
     below, name = base.place(part)
+    if base.single is not None and base.denoiser is None:
+        import diffusers
+
+        kind = getattr(diffusers, read_config(base.base, "model_index.json")[part][1])
+        if lacking := base.outline(part, kind).state_dict().keys() - trained:
+            rest = {key: tensor for key, tensor in base.load(part, kind).state_dict().items() if key in lacking}
     for path in sorted((below / name).glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             rest |= {key: file.get_tensor(key) for key in file.keys() if key not in trained}  # noqa: SIM118

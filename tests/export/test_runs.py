@@ -1,0 +1,388 @@
+"""What a run becomes: opened by others with equal pictures, with a card that says where it comes from."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from diffusers import DiffusionPipeline
+from huggingface_hub import HfApi, ModelCard
+from safetensors import safe_open
+
+from mapo.cli import cli
+from mapo.errors import MapoError
+from mapo.export.runs import Asked, export_run
+from mapo.export.verb import export
+from mapo.models import find_model, open_model
+from mapo.score.table import write_scores
+from mapo.train.config import make_config
+from mapo.train.train import train
+from tiny import make_pairs, make_sd, make_sdxl
+
+PROMPT = "a small red circle"
+
+
+def latents(pipeline: Any, **how: Any) -> torch.Tensor:
+    """What a pipeline draws, before it is decoded."""
+    pipeline.set_progress_bar_config(disable=True)
+    settings = {"num_inference_steps": 2, "guidance_scale": 3.0, "width": 16, "height": 16, **how}
+    with torch.inference_mode():
+        found: torch.Tensor = pipeline(
+            PROMPT, generator=torch.Generator().manual_seed(0), output_type="latent", **settings
+        )[0]
+    return found
+
+
+def of_run(name: Path | str) -> torch.Tensor:
+    return latents(open_model(find_model(str(name)), to_train=False).pipeline("cpu", torch.float32))
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, a sensitive set, a run of a LoRA and one of all weights."""
+    folder: Path = tmp_path_factory.mktemp("work")
+    make_sdxl(folder / "base")
+    (folder / "base" / "sampling.json").write_text('{"steps": 2, "guidance": 3.0, "width": 16, "height": 16}')
+    make_pairs(folder / "my pairs", count=4)
+    (folder / "my pairs" / "set.json").write_text(
+        json.dumps({**json.loads((folder / "my pairs" / "set.json").read_text()), "sensitive": True,
+                    "provenance": {"imported": "owner/photos", "licence": "cc-by-4.0", "model": "/home/me/secret/model"}})
+    )  # fmt: skip
+    for kind in ("lora", "full"):
+        values = {
+            "model": str(folder / "base"), "pairs": str(folder / "my pairs"),
+            "adapter": {"kind": kind, "rank": 4, **({"alpha": 2.0} if kind == "lora" else {})},
+            "objective": {"name": "mapo", "beta": 0.3}, "optim": {"lr": 1e-2},
+            "train": {"steps": 2, "pairs_per_step": 2, "save_every_steps": 1, "keep_checkpoints": "all"},
+        }  # fmt: skip
+        train(make_config(values), folder / kind)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lora(work: Path) -> Path:
+    export(str(work / "lora"), "lora", work / "exported-lora", licence="openrail++")
+    return work / "exported-lora"
+
+
+def card_of(folder: Path) -> ModelCard:
+    return ModelCard((folder / "README.md").read_text("utf-8"))
+
+
+def names_in(folder: Path) -> dict[str, dict[str, str]]:
+    """The names and kinds of the tensors of every safetensors file."""
+    found = {}
+    for path in folder.rglob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            found[path.parent.name] = {key: file.get_slice(key).get_dtype() for key in set(file.keys())}
+    return found
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_whole_folder_draws_what_the_run_draws_and_every_version_of_transformers_finds_its_names(
+    work, tmp_path, kind
+):
+    made = export(str(work / kind), "diffusers", tmp_path / "out")
+    assert torch.equal(latents(DiffusionPipeline.from_pretrained(tmp_path / "out")), of_run(work / kind))
+    assert not torch.equal(of_run(work / kind), of_run(work / "base"))
+    names = names_in(tmp_path / "out")
+    for part in ("text_encoder", "text_encoder_2"):
+        assert all(name.startswith("text_model.") or name == "text_projection.weight" for name in names[part])
+    assert {kind for part in names.values() for kind in part.values()} == {"F32"}
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert made.counts == {"files": len(files), "bytes": sum(path.stat().st_size for path in files)}
+    for path in files:
+        if path.suffix in (".json", ".md"):
+            assert str(work) not in path.read_text("utf-8"), path
+
+
+def test_half_precision_is_merged_first_and_rounded_once(work, tmp_path):
+    export(str(work / "lora"), "diffusers", tmp_path / "half", precision="float16")
+    assert {kind for part in names_in(tmp_path / "half").values() for kind in part.values()} == {"F16"}
+    whole = open_model(find_model(str(work / "lora"))).denoiser("cpu", torch.float32).state_dict()
+    half = open_model(find_model(str(tmp_path / "half"))).denoiser("cpu", torch.float16).state_dict()
+    assert all(torch.equal(half[name], whole[name].half()) for name in whole)
+
+
+def test_a_number_that_half_precision_cannot_hold_is_told_and_nothing_is_left(work, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(work / "full", tmp_path / "full")
+    file = tmp_path / "full" / "weights" / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    tensors["conv_in.weight"][0, 0, 0, 0] = 1e5
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(MapoError, match=r"conv_in\.weight of unet has numbers that float16 cannot hold"):
+        export(str(tmp_path / "full"), "diffusers", tmp_path / "out", precision="float16")
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+def test_layers_that_are_left_out_of_a_text_encoder_are_left_out_of_the_folder(tmp_path):
+    base, pairs = make_sd(tmp_path / "base"), make_pairs(tmp_path / "pairs", count=2)
+    values = {
+        "model": str(base),
+        "pairs": str(pairs),
+        "train": {"steps": 1, "pairs_per_step": 1},
+        "data": {"clip_skip": 1},
+    }
+    train(make_config(values), tmp_path / "run")
+    export(str(tmp_path / "run"), "diffusers", tmp_path / "out")
+    found = DiffusionPipeline.from_pretrained(tmp_path / "out")
+    assert found.text_encoder.config.num_hidden_layers == 2
+    assert torch.equal(latents(found), of_run(tmp_path / "run"))
+    assert "| clip skip | 1 |" in card_of(tmp_path / "out").text
+
+
+def test_a_lora_folder_is_one_and_an_earlier_step_is_another(work, lora, tmp_path):
+    pipeline = DiffusionPipeline.from_pretrained(work / "base")
+    pipeline.load_lora_weights(lora)
+    assert torch.allclose(latents(pipeline), of_run(work / "lora"), rtol=1e-4, atol=1e-3)
+    export(f"{work}/lora@1", "lora", tmp_path / "first.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["first.safetensors"]
+    pipeline = DiffusionPipeline.from_pretrained(work / "base")
+    pipeline.load_lora_weights(tmp_path, weight_name="first.safetensors")
+    assert torch.allclose(latents(pipeline), of_run(f"{work}/lora@1"), rtol=1e-4, atol=1e-3)
+    assert not torch.allclose(of_run(f"{work}/lora@1"), of_run(work / "lora"), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("form", "kind"), [("lora", "lora"), ("kohya", "lora"), ("diffusers", "full"), ("single-file", "full")]
+)
+def test_what_the_card_says_to_type_works(work, monkeypatch, form, kind):
+    out = work / f"snippet-{form}"
+    export(str(work / kind), form, out)
+    text = (out / "README.md").read_text()
+    (code,) = [block.split("```")[0] for block in text.split(f"```{'sh' if form == 'single-file' else 'python'}\n")[1:]]
+    monkeypatch.chdir(work)
+    if form == "single-file":
+        assert f"Put `{out.name}.safetensors` into `models/checkpoints` of ComfyUI" in text
+        monkeypatch.chdir(out)
+        Path("my-prompts.txt").write_text(PROMPT + "\n")
+        done = CliRunner().invoke(cli, code.split()[1:])
+        assert done.exit_code == 0, done.output
+        assert len(list(Path("pictures").glob("*.png"))) == 1
+        return
+    if form == "kohya":
+        assert f"Put `{out.name}.safetensors` into `models/loras` of ComfyUI" in text
+    before = DiffusionPipeline.from_pretrained("base")
+    monkeypatch.setattr("tqdm.std.tqdm.display", lambda *args, **named: None)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert Path("picture.png").is_file()
+    made = latents(names["pipeline"])
+    assert torch.allclose(made, of_run(work / kind), rtol=1e-4, atol=1e-3) and not torch.allclose(
+        made, latents(before), rtol=1e-4, atol=1e-3
+    )
+
+
+def test_the_card_says_what_was_trained_on_what_and_nothing_of_this_machine(work, lora):
+    card = card_of(lora)
+    for row in (
+        "| base | base |", "| trained | a LoRA of rank 4, alpha 2 |", "| objective | mapo (beta 0.3, snr 0.5, num\\_timesteps 1000) |",
+        "| steps | 2 of 2 pairs: 4 pairs seen |", "| learning rate | 0.01, constant, 0 steps of warm-up |",
+        "**my pairs**", "| imported from | owner/photos |", "| licences | model: unknown; owner/photos: cc-by-4.0 |",
+        "What was trained is a LoRA.", 'pipeline.load_lora_weights("exported-lora")', "beta = 0.3",
+    ):  # fmt: skip
+        assert row in card.text, (row, card.text)
+    assert card.text.index("> **Sensitive.**") < card.text.index("## Use it")
+    data = card.data.to_dict()
+    assert data["license"] == "openrail++" and data["library_name"] == "diffusers"
+    assert {"lora", "mapo", "text-to-image", "not-for-all-audiences"} <= set(data["tags"]) and "base_model" not in data
+    assert "CreativeML Open RAIL++-M (`openrail++`)" in card.text and "Only the licence's own text counts" in card.text
+    facts = json.loads((lora / "mapo.json").read_text())
+    assert facts["settings"]["pairs"] == "my pairs" and facts["steps"] == 2 and facts["licence"] == "openrail++"
+    for path in lora.iterdir():
+        assert str(work).encode() not in path.read_bytes() and b"/home/me" not in path.read_bytes()
+
+
+def test_scores_stand_in_the_card_and_others_are_refused(work, tmp_path):
+    def table(path: Path, *models: tuple[str, float]) -> Path:
+        rows = [
+            {"image": f"{k}{model}", "prompt_id": "p", "prompt": "p", "seed": k, "model": model, "scorer": "clip",
+             "metric": "clip_score", "version": "1", "revision": "", "reference": "", "value": value + k}
+            for model, value in models for k in range(2)
+        ]  # fmt: skip
+        write_scores(path, rows)
+        return path
+
+    before = table(tmp_path / "before.parquet", ("owner/model", 20.0))
+    after = table(tmp_path / "after.parquet", (str(work / "lora"), 30.0))
+    export(str(work / "lora"), "lora", tmp_path / "out", scores=[before, after])
+    text = card_of(tmp_path / "out").text
+    assert "| | pictures | owner/model | this model |\n|---|---:|---:|---:|\n" in text
+    assert r"| clip\_score (clip) | 2 | 20.5 | 30.5 |" in text
+    with pytest.raises(MapoError, match="--scores: no picture of .*lora is in .*; there are those of owner/model"):
+        export(str(work / "lora"), "lora", tmp_path / "none", scores=[before])
+    assert not (tmp_path / "none").exists()
+
+
+# ------------------------------------------------------------------ licences
+
+
+def with_card(folder: Path, head: str) -> Path:
+    folder.mkdir()
+    (folder / "README.md").write_text(f"---\n{head}\n---\n# A model\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("base", "name", "own_name"),
+    [
+        ("black-forest-labs/FLUX.1-dev", "other", "flux-1-dev-non-commercial-license"),
+        ("black-forest-labs/FLUX.1-schnell", "apache-2.0", ""),
+        ("stabilityai/stable-diffusion-3.5-large", "other", "stabilityai-ai-community"),
+        ("stabilityai/stable-diffusion-3-medium-diffusers", "other", "stabilityai-ai-community"),
+        ("stabilityai/stable-diffusion-xl-base-1.0", "openrail++", ""),
+        ("stable-diffusion-v1-5/stable-diffusion-v1-5", "creativeml-openrail-m", ""),
+        ("Tongyi-MAI/Z-Image", "apache-2.0", ""),
+    ],
+)
+def test_the_licence_of_a_known_base_is_passed_on_and_cannot_be_changed(base, name, own_name):
+    from mapo.export.licences import inherited
+
+    found = inherited(base, None, None)
+    assert found is not None and (found.name, found.own_name) == (name, own_name) and found.restricts
+    assert inherited(base, None, own_name or name) == found
+    if name == "apache-2.0":
+        assert inherited(base, None, "mit").name == "mit"
+        return
+    with pytest.raises(MapoError, match=rf"--license is mit, but the base is under .*{found.called.replace('+', '.')}"):
+        inherited(base, None, "mit")
+
+
+def test_a_base_s_own_card_names_its_licence_and_else_the_hub_is_asked(tmp_path):
+    from mapo.export.licences import inherited
+
+    def ask(base: str) -> dict[str, str]:
+        return {"license": "other", "license_name": "faipl-1.0-sd", "license_link": "https://freedevproject.org"}
+
+    known = inherited("", with_card(tmp_path / "a", "license: creativeml-openrail-m"), None)
+    assert known.title == "CreativeML Open RAIL-M"
+    assert inherited("", with_card(tmp_path / "b", "license: unknown"), None) is None
+    assert inherited("", with_card(tmp_path / "c", "license: [broken"), None) is None
+    assert inherited("", with_card(tmp_path / "d", "license: other"), None) is None
+    found = inherited("a/b", tmp_path / "nothing", None, ask)
+    assert (found.name, found.own_name, found.link) == ("other", "faipl-1.0-sd", "https://freedevproject.org")
+    assert inherited("a/b", None, None) is None and inherited("", None, "cc-by-4.0").name == "cc-by-4.0"
+    with pytest.raises(MapoError, match="write the hub's name for it"):
+        inherited("", None, "My Licence")
+
+
+# ------------------------------------------------------------------ the hub
+
+
+class Hub:
+    """Stands for the hub behind ``HfApi``: keeps what it is given, and takes only calls that HfApi would take."""
+
+    def __init__(self, there: Any = None) -> None:
+        self.there, self.calls, self.uploaded = there, list[tuple[str, dict[str, Any]]](), set[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*given: Any, **named: Any) -> Any:
+            bound = inspect.signature(getattr(HfApi, name)).bind(None, *given, **named)
+            arguments = {k: v for k, v in bound.arguments.items() if k != "self"}
+            self.calls.append((name, arguments))
+            if name == "upload_folder":
+                folder = Path(arguments["folder_path"])
+                self.uploaded = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+                self.card = (folder / "README.md").read_text()
+            answers = {"repo_exists": self.there is not None, "model_info": self.there}
+            return answers.get(name, f"https://hub/{arguments.get('repo_id')}")
+
+        return call
+
+
+def test_the_hub_gets_a_private_model_unless_it_is_said_otherwise(work, tmp_path):
+    for private in (None, False):
+        api = Hub()
+        made = export(
+            str(work / "lora"), "hub", tmp_path / str(private), repo="me/circles", private=private, licence="openrail++",
+            base_model="stabilityai/stable-diffusion-xl-base-1.0", api=api,
+        )  # fmt: skip
+        assert made.address == "https://hub/me/circles"
+        created = dict(api.calls)["create_repo"]
+        assert (created["repo_type"], created["private"]) == ("model", private is None)
+        assert api.uploaded == {"README.md", "mapo.json", "pytorch_lora_weights.safetensors"}
+        assert not any("token" in arguments for _, arguments in api.calls)
+        data = ModelCard(api.card).data.to_dict()
+        assert (
+            data["base_model"] == "stabilityai/stable-diffusion-xl-base-1.0"
+            and data["base_model_relation"] == "adapter"
+        )
+        assert 'load_lora_weights("me/circles")' in api.card
+
+
+def test_a_folder_that_was_looked_at_first_is_uploaded_as_it_lies_there(work, tmp_path):
+    out = tmp_path / "out"
+    assert export(str(work / "full"), "hub", out, licence="mit").address == ""
+    assert 'from_pretrained("OWNER/NAME")' in (out / "README.md").read_text()
+    assert card_of(out).data.to_dict().get("base_model_relation") is None  # its base has no name on the hub
+    (out / "README.md").write_text((out / "README.md").read_text() + "Mended.\n")
+    api = Hub(SimpleNamespace(private=True, siblings=[]))
+    with pytest.raises(MapoError, match=r"was written before: mend its README\.md"):
+        export(str(work / "full"), "hub", out, repo="me/m", licence="mit", api=api)
+    with pytest.raises(MapoError, match="is not known"):
+        export(str(work / "full"), "hub", out, repo="me/m", api=api)
+    (work / "base" / "README.md").write_text("---\nlicense: mit\n---\n")
+    try:
+        made = export(str(work / "full"), "hub", out, repo="me/m", api=api)
+    finally:
+        (work / "base" / "README.md").unlink()
+    assert made.counts == {} and 'from_pretrained("me/m")' in api.card and api.card.endswith("Mended.\n")
+
+
+def test_a_model_without_a_known_licence_does_not_go_to_the_hub(work, tmp_path):
+    with pytest.raises(MapoError, match=r"The licence of base, which the model inherits, is not known\. .*--license"):
+        export(str(work / "lora"), "hub", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    public = Hub(SimpleNamespace(private=False, siblings=[]))
+    with pytest.raises(MapoError, match="is there already and public, against --private"):
+        export(str(work / "lora"), "hub", tmp_path / "out", repo="me/m", licence="mit", api=public)
+
+
+# ------------------------------------------------------------------ what is refused
+
+
+@pytest.mark.parametrize(
+    ("source", "words", "says"),
+    [
+        ("full", ["--to", "lora", "--out", "x"], "every weight was trained, so it is not a LoRA. Export it whole"),
+        ("full", ["--to", "kohya", "--out", "x.safetensors"], "every weight was trained"),
+        ("lora", ["--to", "pickapic", "--out", "x"], "is a run, which does not go to 'pickapic'. Write --to diffusers"),
+        ("my pairs", ["--to", "kohya", "--out", "x"], "is a pairs set, which does not go to 'kohya'. Write --to preference"),
+        ("lora", ["--to", "diffuser", "--out", "x"], "There is no export 'diffuser' of a run. Did you mean 'diffusers'"),
+        ("lora", ["--to", "diffusers"], "Give --out, the folder to write"),
+        ("lora", ["--to", "diffusers", "--out", "x.safetensors"], "--to diffusers writes a folder"),
+        ("lora", ["--to", "diffusers", "--out", "x", "--precision", "float8"], "--precision 'float8' is not one for"),
+        ("full", ["--to", "single-file", "--out", "x", "--precision", "bfloat16"], "--precision 'bfloat16' is not one for"),
+        ("lora", ["--to", "lora", "--out", "x", "--precision", "float16"], "a LoRA is written in float32"),
+        ("lora", ["--to", "lora", "--out", "x", "--repo", "me/m"], "--repo is for --to hub alone"),
+        ("lora", ["--to", "lora", "--out", "x", "--source-license", "a=mit"], "--source-license is for a pairs set alone"),
+        ("my pairs", ["--to", "preference", "--out", "x", "--precision", "float16"], "--precision is for a run alone"),
+        ("lora@9", ["--to", "lora", "--out", "x"], "has no checkpoint of step 9. There are"),
+        ("base", ["--to", "lora", "--out", "x"], "base is not a pairs set"),
+        ("nothing", ["--to", "lora", "--out", "x"], "There is no pairs set at"),
+        ("lora", ["--to", "lora", "--out", "full"], "full already exists"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together_is_one_sentence(work, monkeypatch, source, words, says):
+    monkeypatch.chdir(work)
+    before = sorted(path.name for path in work.iterdir())
+    done = CliRunner().invoke(cli, ["export", source, *words])
+    assert isinstance(done.exception, MapoError) and says in str(done.exception), done.output
+    assert sorted(path.name for path in work.iterdir()) == before
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_written(work, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=10_000)
+    monkeypatch.setattr("mapo.export.runs.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(MapoError, match=r"out takes about \d+ MB, and .* has 0 MB free"):
+        export_run(str(work / "full"), "diffusers", tmp_path / "out", Asked())
+    assert not (tmp_path / "out").exists()
