@@ -46,7 +46,9 @@ def work(tmp_path_factory):
     return folder
 
 
-def settings(work, sdxl, start, loras=("a.safetensors:0.5",), kind="lora", objective="dpo", steps=2, cache="cache", **more):
+def settings(
+    work, sdxl, start, loras=("a.safetensors:0.5",), kind="lora", objective="dpo", steps=2, cache="cache", **more
+):
     return make_config({
         "model": str(sdxl), "pairs": str(work / "pairs"), "cache": str(work / cache),
         "loras": [str(work / lora) for lora in loras], "objective": {"name": objective},
@@ -143,7 +145,9 @@ def test_frozen_loras_are_unchanged_to_the_bit_and_only_the_new_one_is_trained(w
     assert all(p.requires_grad == (name in trained.parameters) for name, p in after.items())
 
 
-def test_with_every_weight_trained_the_lora_is_in_the_weights_and_its_text_layers_lie_beside_them(work, sdxl, runs, tmp_path):
+def test_with_every_weight_trained_the_lora_is_in_the_weights_and_its_text_layers_lie_beside_them(
+    work, sdxl, runs, tmp_path
+):
     train(settings(work, sdxl, "fused", kind="full", objective="mapo", steps=1), tmp_path / "r")
     assert sorted(path.name for path in (tmp_path / "r" / "weights").iterdir()) == [LORA_FILE, "unet"]
     run, both = (
@@ -155,7 +159,10 @@ def test_with_every_weight_trained_the_lora_is_in_the_weights_and_its_text_layer
     assert {layer.part for layer in run.lora_layers()[0]} == {"text_encoder"}
     assert run.files.loras and run.files.denoiser == tmp_path / "r" / "weights" / "unet"
     train(settings(work, tmp_path / "r", "fused", loras=(), objective="mapo", steps=1, cache="of-r"), tmp_path / "s")
-    assert {one.part for one in open_model(find_model(str(tmp_path / "s"))).lora_layers()[0]} == {"unet", "text_encoder"}
+    assert {one.part for one in open_model(find_model(str(tmp_path / "s"))).lora_layers()[0]} == {
+        "unet",
+        "text_encoder",
+    }
 
 
 def test_the_lora_of_a_run_is_continued_with_its_own_rank_and_lies_on_another_model(work, sdxl, tmp_path):

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mapo.cli.shared import CLIP_SKIP, OUT, PRECISION, TRAINABLE, Verb, cli, model_options, say, shard_done
+from mapo.cli.shared import CLIP_SKIP, LORA, OUT, PRECISION, TRAINABLE, Verb, cli, model_options, say, shard_done
 from mapo.errors import MapoError, count
 
 
@@ -171,6 +171,7 @@ def check(pairs: Path, strict: bool, **how: Any) -> None:
 @PRECISION
 @click.option("--images-per-batch", type=int, help="Pictures at a time.")
 @model_options
+@LORA
 @CLIP_SKIP
 def mismatch(model: str, pairs: Path, out: Path, seeds: str, **how: Any) -> None:
     """Measure how far the pairs are from the model before anything is trained.
