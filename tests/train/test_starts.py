@@ -124,6 +124,34 @@ def test_a_run_that_goes_on_is_the_uninterrupted_run(work, sdxl, runs, start, tm
     assert_same(metrics(tmp_path / "r"), runs[start])
 
 
+def test_train_says_what_becomes_of_the_lora(work, sdxl, runs, tmp_path, heard):
+    train(settings(work, sdxl, "continued", steps=1), tmp_path / "r")
+    said = heard()
+    assert (
+        f"{work}/a.safetensors at 0.5: 3 layers of ranks 2 to 3 in text_encoder and unet, trained further. Those of text "
+        "encoders are merged." in said
+    )
+    assert "A LoRA of ranks 2 to 3 beside 2 layers of the unet is trained: 320 numbers." in said  # 5 · (32 + 32)
+
+
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("more", [{"gradient_checkpointing": True}, {"pairs_per_device": 1}])
+def test_saving_memory_changes_nothing(work, sdxl, runs, start, more, tmp_path):
+    config = settings(work, sdxl, start, steps=1)
+    train(config.model_copy(update={"train": config.train.model_copy(update=more)}), tmp_path / "r")
+    assert_same(metrics(tmp_path / "r"), runs[start][:1])
+
+
+@pytest.mark.parametrize("start", ["frozen", "continued"])
+def test_beside_a_base_in_half_precision_the_lora_stays_in_float32(work, sdxl, start, tmp_path):
+    config = settings(work, sdxl, start, steps=1)
+    halved = {"precision": "float32", "base_precision": "bfloat16"}
+    train(config.model_copy(update={"train": config.train.model_copy(update=halved)}), tmp_path / "r")
+    assert metrics(tmp_path / "r")[0]["margin_over_reference"] == 0
+    layers = open_model(find_model(str(tmp_path / "r"))).lora_layers()[0]
+    assert {layer.down.dtype for layer in layers} == {torch.float32}
+
+
 def test_frozen_loras_are_unchanged_to_the_bit_and_only_the_new_one_is_trained(work, sdxl, runs):
     config = settings(work, sdxl, "frozen", loras=("a.safetensors", "b.safetensors:-0.3"), steps=3)
     model = open_model(find_model(config.model, loras=config.loras))

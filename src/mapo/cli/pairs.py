@@ -12,6 +12,7 @@ from mapo.cli.shared import (
     CLIP_SKIP,
     DRAWS,
     GUIDANCE,
+    LORA,
     OUT,
     PRECISION,
     TRAINABLE,
@@ -183,6 +184,7 @@ def check(pairs: Path, strict: bool, **how: Any) -> None:
 @PRECISION
 @click.option("--images-per-batch", type=int, help="Pictures at a time.")
 @model_options
+@LORA
 @CLIP_SKIP
 def mismatch(model: str, pairs: Path, out: Path, seeds: str, **how: Any) -> None:
     """Measure how far the pairs are from the model before anything is trained.

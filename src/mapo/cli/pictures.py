@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mapo.cli.shared import CLIP_SKIP, DRAWS, GUIDANCE, OUT, PRECISION, Verb, cli, model_options, say, shard_done
+from mapo.cli.shared import CLIP_SKIP, DRAWS, GUIDANCE, LORA, OUT, PRECISION, Verb, cli, model_options, say, shard_done
 from mapo.errors import count
 
 
@@ -37,6 +37,7 @@ from mapo.errors import count
 @PRECISION
 @click.option("--images-per-batch", type=int, help="Pictures made at a time.")
 @model_options
+@LORA
 @CLIP_SKIP
 @click.option("--grid", is_flag=True, help="Write OUT/grid.png as well: a row for each prompt, a column for each seed.")
 @click.option(

@@ -49,6 +49,12 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+LORA = click.option(
+    "--lora", "loras", multiple=True, metavar="FILE[:WEIGHT]",
+    help="A LoRA on top of the model: a .safetensors file of any common trainer, a folder of diffusers, or a run.",
+)  # fmt: skip
+
+
 class Verb(click.Command):
     """A command that ends its help with an example that works; ``more`` gives the title and the lines of a list."""
 

@@ -74,6 +74,7 @@ def measure(
     clip_skip: int | None = None,
     vae: str | None = None,
     prediction: str | None = None,
+    loras: Sequence[str] = (),
     **how: Any,
 ) -> Mismatch:
     """Measure at most ``num_pairs`` pairs of ``split``, chosen at random, against the model's own samples.
@@ -94,7 +95,7 @@ def measure(
         raise MapoError(f"--seed is {seed}; it must not be negative.")
     if not seeds or draws < BINS or draws % BINS:
         raise ValueError(f"it takes a seed, and draws in a multiple of {BINS}")
-    told: dict[str, Any] = {"clip_skip": clip_skip, "vae": vae, "prediction": prediction}
+    told: dict[str, Any] = {"clip_skip": clip_skip, "vae": vae, "prediction": prediction, "loras": loras}
     opened, found = PairSet(pairs), find_model(model, **told)
     trainee = open_model(found)
     key, sampling = cache_key(trainee), default_sampling(found, **how)
@@ -111,11 +112,14 @@ def measure(
         encoded = encode(trainee, opened, key, material, sampling.images_per_batch)
         errors = denoise(trainee, encoded, material, seed, draws, sampling.precision, sampling.images_per_batch)
     losses = what_training_sees(opened, trainee, split=split).losses()
+    notes = [
+        f"On top of the model lies the LoRA {lora['file']} at {lora['weight']:g}." for lora in found.named_loras_told()
+    ]
     lost = [f"Of the split: {', '.join(losses)}."] if losses else []
     bins = compare_errors(errors, material.clusters, trainee.process.num_timesteps)
     return Mismatch(
         found.stable_name, found.revision(), world_of(found.base) is not None, str(pairs), opened.fingerprint(), split,
         of_pairs,
         len(members), len(set(material.clusters)), tuple(seeds), seed, draws, sampling.told(), usual, distances,
-        bins[0], tuple(bins[1:]), tuple(material.notes(encoded.latents.keys()) + lost),
+        bins[0], tuple(bins[1:]), tuple(material.notes(encoded.latents.keys()) + notes + lost),
     )  # fmt: skip

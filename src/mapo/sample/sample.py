@@ -219,7 +219,9 @@ class Sampler:
 
     def settings(self, how: Sampling) -> dict[str, Any]:
         """What all pictures of an images folder share."""
-        named = {"model": self.model.stable_name, "revision": self.revision}
+        named: dict[str, Any] = {"model": self.model.stable_name, "revision": self.revision}
+        if loras := self.model.named_loras_told():
+            named["loras"] = loras
         return {**named, **asdict(how), "sampler": self.sampler(how)}
 
     def sampler(self, how: Sampling) -> str:
@@ -381,14 +383,14 @@ def open_folder(folder: Path, settings: dict[str, Any], sensitive: bool = False,
 
 def sample(
     model: str, prompts: str | Sequence[str], seeds: int | Sequence[int], out: Path, clip_skip: int | None = None,
-    vae: str | None = None, prediction: str | None = None, **how: Any,
+    vae: str | None = None, prediction: str | None = None, loras: Sequence[str] = (), **how: Any,
 ) -> list[ImageRow]:  # fmt: skip
     """Make a picture of every prompt at every seed in ``out``, going on where an earlier call stopped.
 
     ``clip_skip`` is for Stable Diffusion 1 and 2. ``vae`` is another VAE, ``prediction`` what the denoiser predicts.
     Where they are left out they are what a run was trained with.
     """
-    told: dict[str, Any] = {"vae": vae, "prediction": prediction}
+    told: dict[str, Any] = {"vae": vae, "prediction": prediction, "loras": loras}
     sampling = default_sampling(find_model(model, **told), **how)
     jobs = [(p, s) for p in several(prompts) for s in ([seeds] if isinstance(seeds, int) else seeds)]
     return Sampler(model, sampling.precision, clip_skip=clip_skip, **told).fill(Path(out), jobs, sampling)

@@ -212,7 +212,7 @@ class Run:
             "objective": config.objective.name,
             "sensitive": sensitive,  # reports about its pictures blur them until asked
         }
-        if named := [lora.told() for lora in files.loras if lora.named]:  # they are in the weights
+        if named := files.named_loras_told():  # they are in the weights
             about["loras"] = named
             about["start"] = config.adapter.start
         if files.clip_skip:

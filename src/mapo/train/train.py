@@ -74,7 +74,8 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
     _check_trainable(config, model)
     side = model.layout.checked(config.data.resolution)
     model.files.check_weights(model.denoiser_part)  # before anything is encoded
-    check_adapter(model, config.adapter)
+    for line in processes.each(lambda: check_adapter(model, config.adapter)):
+        _say(processes, line)
     seen = what_training_sees(
         pairs, model, split=config.data.split, ties=config.data.ties, resolution=config.data.resolution
     )

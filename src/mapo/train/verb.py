@@ -11,15 +11,16 @@ from mapo.settings import merge
 from mapo.train.config import make_config
 
 SECTIONS = {
-    "objective": ("objective", "name"), "adapter": ("adapter", "kind"), "allow_distilled": ("train", "allow_distilled")
+    "objective": ("objective", "name"), "adapter": ("adapter", "kind"), "allow_distilled": ("train", "allow_distilled"),
+    "targets": ("adapter", "targets"),
 }  # fmt: skip
 
 
-def train(out: Path, settings: Mapping[str, Any], **named: str | bool | None) -> bool:
+def train(out: Path, settings: Mapping[str, Any], **named: str | bool | list[str] | None) -> bool:
     """Train into ``out``, or go on there; whether this process is the one that writes.
 
-    What is ``named`` (model, pairs, cache, objective, adapter, allow_distilled) comes before ``settings``, and these
-    before what the run says that is there.
+    What is ``named`` (model, pairs, cache, loras, objective, adapter, targets, allow_distilled …) comes before
+    ``settings``, and these before what the run says that is there.
     """
     values = merge({}, settings)
     for key, value in named.items():
