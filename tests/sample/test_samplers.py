@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 from mapo.errors import MapoError
-from mapo.models import find_model
 from mapo.sample.folder import read_images
 from mapo.sample.sample import Sampler, default_sampling, sample
 from mapo.sample.samplers import SAMPLERS, scheduler_named
@@ -136,20 +135,26 @@ def test_one_sampler_object_changes_its_sampler_and_goes_back(sdxl):
 def test_every_family_draws_in_another_shape_and_with_a_negative_prompt_or_says_that_it_cannot(
     any_model, tmp_path, heard
 ):
-    how = {"steps": 2, "width": 32, "height": 16}
-    sample(str(any_model), PROMPT, 0, tmp_path / "a", guidance=4.0, **how)
-    name = find_model(str(any_model)).pipeline_class
+    made = Sampler(str(any_model))
+
+    def draw(folder: str, **how) -> np.ndarray:
+        sampling = default_sampling(made.model, steps=1, width=32, height=16, **how)
+        (row,) = made.fill(tmp_path / folder, [(PROMPT, 0)], sampling)
+        with Image.open(tmp_path / folder / row.file) as picture:
+            assert picture.size == (32, 16)
+            return np.asarray(picture)
+
+    plain = draw("a", guidance=4.0)
+    name = made.model.pipeline_class
     if name == "FluxPipeline":
         with pytest.raises(
             MapoError, match=r"FluxPipeline\. Its guidance is built into the model and knows no negative"
         ):
-            sample(str(any_model), PROMPT, 0, tmp_path / "b", negative_prompt="blue", guidance=4.0, **how)
+            draw("b", negative_prompt="blue", guidance=4.0)
         assert not (tmp_path / "b").exists()
         return
-    sample(str(any_model), PROMPT, 0, tmp_path / "b", negative_prompt="blue star", guidance=4.0, **how)
+    assert (draw("b", negative_prompt="blue star", guidance=4.0) != plain).any()
     assert "no effect" not in heard()
-    a, b = (Image.open(tmp_path / k / read_images(tmp_path / k)[0].file) for k in "ab")
-    assert a.size == b.size == (32, 16) and (np.asarray(a) != np.asarray(b)).any()
     low = 0.0 if name == "ZImagePipeline" else 1.0
-    sample(str(any_model), PROMPT, 0, tmp_path / "c", negative_prompt="blue star", guidance=low, **how)
+    draw("c", negative_prompt="blue star", guidance=low)
     assert f"With guidance {low:g} the negative prompt has no effect; it needs one above {low:g} (--cfg)" in heard()

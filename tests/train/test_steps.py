@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from test_train import run
 
 from mapo.errors import MapoError
 from mapo.models import find_model, open_model
+from mapo.train.checkpoint import save_checkpoint
 from mapo.train.config import make_config
 from mapo.train.run import Run
 from tiny import make_sd3
@@ -36,16 +38,22 @@ def runs(tmp_path_factory, sdxl, pairs, cache) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", ["full", "lora"])
-def test_the_last_checkpoint_is_the_run_and_an_earlier_one_is_the_run_that_ended_there(
-    tmp_path, runs, sdxl, pairs, cache, kind
-):
-    assert are_equal(weights_of(f"{runs}/{kind}@3"), weights_of(runs / kind))
-    run(tmp_path / "r", sdxl, pairs, cache, kind=kind, steps=2, optim={"lr": 1e-2}, precision="float32")
-    assert are_equal(weights_of(f"{runs}/{kind}@2"), weights_of(tmp_path / "r"))
-    assert not are_equal(weights_of(f"{runs}/{kind}@1"), weights_of(f"{runs}/{kind}@2"))
-    two, three = (find_model(f"{runs}/{kind}@{step}").revision() for step in (2, 3))
-    assert two != three and two == find_model(f"{runs}/{kind}@2").revision()
+def test_the_last_checkpoint_is_the_run_and_an_earlier_one_has_the_weights_of_its_step(runs, sdxl):
+    for kind in ("full", "lora"):
+        assert are_equal(weights_of(f"{runs}/{kind}@3"), weights_of(runs / kind))
+        trained = load_file(runs / kind / "checkpoints" / "step-00000002" / "weights.safetensors")
+        found, base = weights_of(f"{runs}/{kind}@2"), weights_of(sdxl)
+        if kind == "full":
+            assert are_equal(found, trained)
+            continue
+        downs = [name for name in trained if ".lora_A." in name]
+        for down in downs:
+            name = down.replace(".lora_A.default.", ".")
+            change = trained[down.replace("lora_A", "lora_B")] @ trained[down]
+            assert change.abs().max() > 0 and torch.allclose(found[name], base[name] + change, atol=1e-6)
+        assert len(downs) == sum(not torch.equal(found[name], base[name]) for name in base)
+    two, three = (find_model(f"{runs}/lora@{step}").revision() for step in (2, 3))
+    assert two != three and two == find_model(f"{runs}/lora@2").revision()
 
 
 def test_a_run_that_stands_on_a_checkpoint_may_be_moved_with_it_and_holds_its_lora(tmp_path, runs):
@@ -58,18 +66,20 @@ def test_a_run_that_stands_on_a_checkpoint_may_be_moved_with_it_and_holds_its_lo
     assert find_model(str(tmp_path / "on-top")).stable_name == str(tmp_path / "on-top")
 
 
-def test_what_no_gradient_reaches_comes_from_the_base(tmp_path, pairs):
+def test_what_no_gradient_reaches_comes_from_the_base(tmp_path):
     """The places of Stable Diffusion 3 are no parameters, so a checkpoint does not hold them."""
-    from safetensors.torch import load_file, save_file
-
-    base = make_sd3(tmp_path / "sd3")
+    base = make_sd3(tmp_path / "sd3", t5=False)
     file = base / "transformer" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(file)
     tensors["pos_embed.pos_embed"] = tensors["pos_embed.pos_embed"] * 0.5
     save_file(tensors, file, {"format": "pt"})
-    run(tmp_path / "r", base, pairs, steps=1, precision="float32")
-    assert are_equal(weights_of(f"{tmp_path}/r@1"), weights_of(tmp_path / "r"))
-    assert torch.equal(weights_of(f"{tmp_path}/r@1")["pos_embed.pos_embed"], tensors["pos_embed.pos_embed"])
+    parameters = dict(open_model(find_model(str(base))).denoiser("cpu", torch.float32).named_parameters())
+    assert "pos_embed.pos_embed" not in parameters
+    about = {"base": str(base), "adapter": "full", "denoiser": "transformer"}
+    trained = {name: value.detach() + 1 for name, value in parameters.items()}
+    save_checkpoint(tmp_path / "r" / "checkpoints" / "step-00000001", trained, {}, {"step": 1, "model_is": about})
+    found = weights_of(f"{tmp_path}/r@1")
+    assert are_equal(found, {**trained, "pos_embed.pos_embed": tensors["pos_embed.pos_embed"]})
 
 
 def test_a_run_that_is_not_finished_is_a_model_by_its_checkpoints(tmp_path, runs):
@@ -89,7 +99,7 @@ def test_a_run_that_is_not_finished_is_a_model_by_its_checkpoints(tmp_path, runs
         MapoError, match=rf"{work} has no checkpoint of step 7\. There are {work}@1, .*keep_checkpoints"
     ):
         find_model(f"{work}@7")
-    with pytest.raises(MapoError, match="there is no folder nothing@7"):
+    with pytest.raises(MapoError, match="there is no folder or file nothing@7"):
         find_model("nothing@7")
     (tmp_path / "empty").mkdir()
     with pytest.raises(MapoError, match="empty has no checkpoints"):
@@ -112,16 +122,17 @@ def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path, runs, damage, says)
         find_model(f"{tmp_path}/r@1")
 
 
-def test_as_many_checkpoints_are_kept_as_are_asked_for_and_more_may_be_asked_later(tmp_path, sdxl, pairs, cache):
-    def steps() -> list[int]:
-        return [json.loads((path / "state.json").read_text())["step"] for path in Run(tmp_path / "r").checkpoints()]
+def test_as_many_checkpoints_are_kept_as_are_asked_for(tmp_path):
+    made = Run(tmp_path / "r")
+    for most, kept in ((2, [3, 4]), ("all", [3, 4, 5, 6]), (3, [5, 6, 7]), (1, [8])):
+        for step in range(max((*steps_in(made), 0)) + 1, kept[-1] + 1):
+            save_checkpoint(made.checkpoint_at(step), {}, {}, {"step": step})
+            made.keep(most, made.checkpoint_at(step))
+        assert steps_in(made) == kept
 
-    run(tmp_path / "r", sdxl, pairs, cache, steps=4, save_every_steps=1, keep_checkpoints=2)
-    assert steps() == [3, 4]
-    run(tmp_path / "r", sdxl, pairs, cache, steps=5, save_every_steps=1, keep_checkpoints="all")
-    assert steps() == [3, 4, 5]
-    run(tmp_path / "r", sdxl, pairs, cache, steps=6, save_every_steps=1, keep_checkpoints=1)
-    assert steps() == [6]
+
+def steps_in(made: Run) -> list[int]:
+    return [json.loads((path / "state.json").read_text())["step"] for path in made.checkpoints()]
 
 
 @pytest.mark.parametrize("value", [0, -1, 2.5, True, "some"])
