@@ -322,7 +322,8 @@ def encode(
 @_verb
 def train(
     *, out: Place, model: Place | None = None, pairs: Place | None = None, cache: Place | None = None,
-    objective: Text | None = None, adapter: Text | None = None, settings: Settings | None = None,
+    objective: Text | None = None, adapter: Text | None = None, recipe: Text | None = None,
+    settings: Settings | None = None,
 ) -> "Run":  # fmt: skip
     """Train, or go on with the run that is in ``out``. The run; MapoError, KeyboardInterrupt where it was stopped."""
     from mapo.train import verb
@@ -330,7 +331,7 @@ def train(
 
     folders = {"model": model, "pairs": pairs, "cache": cache}
     named = {name: None if given is None else os.fspath(given) for name, given in folders.items()}
-    verb.train(Path(out), nested(settings or {}), **named, objective=objective, adapter=adapter)
+    verb.train(Path(out), nested(settings or {}), recipe, **named, objective=objective, adapter=adapter)
     return Run(out)
 
 
