@@ -87,9 +87,9 @@ def _marks(files: ModelFiles) -> Mapping[str, tuple[int, ...]]:
 def _tensors(
     opened: Opened, part: str, kind: Any, entries: Mapping[str, Original], dtype: torch.dtype, path: Path
 ) -> Iterator[Tensor]:
-    """A part's tensors in the order of ``entries``; merged in float32, cast once."""
-    is_denoiser = part == opened.denoiser_part
-    network = opened.denoiser("cpu", torch.float32) if is_denoiser else opened.files.load(part, kind, torch.float32)
+    """A part's tensors in the order of ``entries``; LoRAs are merged in float32, and what comes out is cast once."""
+    loaded = torch.float32 if opened.files.loras else dtype
+    network = opened.denoiser("cpu", loaded) if part == opened.denoiser_part else opened.files.load(part, kind, loaded)
     tensors = network.state_dict()
     for name, entry in entries.items():
         whole = entry.join([tensors[ours].detach() for ours, _ in entry.parts])

@@ -175,6 +175,10 @@ class ModelFiles:
 
     def load(self, part: str, kind: Any, dtype: Any = torch.float32) -> Any:
         """The network of a part with its weights, as the class ``kind`` loads them; MapoError where that fails."""
+        return self._loaded(part, kind, dtype)
+
+    def _loaded(self, part: str, kind: Any, dtype: Any) -> Any:
+        """The network from where its weights lie: another VAE, one file, a run's folder or the base's."""
         if part == "vae" and self.vae is not None:
             return self.vae.load(kind, dtype)
         if self.single is not None and self._elsewhere(part):

@@ -50,8 +50,10 @@ class OtherVae:
         return hashlib.sha256(f"{found} {json.dumps(self.config, sort_keys=True)}".encode()).hexdigest()[:16]
 
 
-def find_vae(name: str, model: str, own: Mapping[str, Any]) -> OtherVae:
+def find_vae(name: str, model: str, own: Mapping[str, Any], weights: bool = True) -> OtherVae:
     """The VAE called ``name`` in place of the one of ``model``, whose configuration is ``own``.
+
+    Without ``weights`` only configurations are fetched from the hub.
 
     Nothing in a file tells the VAE of SDXL from that of Stable Diffusion 1, so the scale of latents is the model's. A
     folder that says another one is refused, and so is a VAE whose latents are of another shape.
@@ -67,7 +69,7 @@ def find_vae(name: str, model: str, own: Mapping[str, Any]) -> OtherVae:
             f"--vae: there is no file or folder {name}. Give a folder with a VAE, a model folder, a safetensors file, "
             "or a hub id."
         )
-    return _in_folder(name, fetch_vae(asked), model, own)
+    return _in_folder(name, fetch_vae(asked, weights), model, own)
 
 
 def _in_file(path: Path, model: str, own: Mapping[str, Any]) -> OtherVae:

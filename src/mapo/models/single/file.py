@@ -19,7 +19,7 @@ from safetensors import safe_open
 from mapo.errors import MapoError, count
 from mapo.models.files import CONFIGS, quietly, read_config, reason
 from mapo.models.names.original import Original
-from mapo.models.single.detect import FOLDER, inside, refuse_what_is_no_model, table_of
+from mapo.models.single.detect import EIGHT_BITS, FOLDER, inside, refuse_what_is_no_model, table_of
 from mapo.models.single.header import Header, read_header
 from mapo.models.single.layout import LAYOUTS, class_of, outline, placed
 from mapo.models.single.prediction import BIAS_OF_SD2, PREDICTIONS, prediction_of
@@ -108,6 +108,10 @@ def _open(path: Path, marks: object, prediction: str | None, other_vae: bool) ->
         title = table(name)["title"]
         write_folder(base, name)
     _note_prediction(header, base, prediction)
+    if any(held.dtype in EIGHT_BITS for held in header.tensors.values()):
+        LOG.info(
+            f"{header.path} holds weights in 8 bits, which have lost digits. Train the file in 16 bits if you can."
+        )
     return SingleFile(header, title, base, _parts(header, title, base, other_vae))
 
 
