@@ -15,7 +15,7 @@ from mapo.models.hub import fetch_vae, hub_name
 from mapo.models.names.original import Original, Place
 from mapo.models.single.file import check_tensors, fingerprint_of, load_from
 from mapo.models.single.header import Header, read_header
-from mapo.models.single.layout import VAE_ALONE, Places, class_of, outline, placed
+from mapo.models.single.layout import VAE_ALONE, Places, placed
 from mapo.worlds import MODELS
 
 BY_OUR_NAMES: Places = (("", lambda config: Place), ("vae.", lambda config: Place))
@@ -75,7 +75,7 @@ def find_vae(name: str, model: str, own: Mapping[str, Any], weights: bool = True
 def _in_file(path: Path, model: str, own: Mapping[str, Any]) -> OtherVae:
     header = read_header(path)
     places = BY_OUR_NAMES if header.any_with("coder.mid_block.") else VAE_ALONE
-    entries = placed(places, outline(class_of(["diffusers", "AutoencoderKL"]), own), header.tensors.keys())
+    entries = placed(places, ("diffusers", "AutoencoderKL"), own, header.tensors.keys())
     if not entries:
         raise MapoError(f"--vae: {path} holds no VAE.")
     check_tensors(header, f"the VAE of {model}", entries)
