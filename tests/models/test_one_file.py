@@ -175,6 +175,16 @@ def test_a_run_on_a_file_that_has_changed_or_is_gone_says_so(sdxl, pairs, tmp_pa
 # ---------------------------------------------------------------------- what is written
 
 
+def test_a_mapped_file_does_not_change_when_its_weights_do(sdxl, tmp_path):
+    path = tmp_path / "m.safetensors"
+    write_single_file(opened(sdxl), path, "float32")
+    before, network = path.read_bytes(), opened(path).denoiser("cpu")
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(1.0)
+    assert path.read_bytes() == before
+
+
 def test_a_file_in_float16_is_the_model_rounded_once(sdxl, tmp_path):
     write_single_file(opened(sdxl), tmp_path / "m.safetensors", "float16")
     read, whole = opened(tmp_path / "m.safetensors").denoiser("cpu"), opened(sdxl).denoiser("cpu")
