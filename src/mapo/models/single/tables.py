@@ -55,7 +55,7 @@ def write_tokenizer(folder: Path, kind: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if kind == "t5":
         settings = {
-            "tokenizer_class": "T5Tokenizer", "model_max_length": 512, "pad_token": "<pad>", "eos_token": "</s>",
+            "tokenizer_class": "T5TokenizerFast", "model_max_length": 512, "pad_token": "<pad>", "eos_token": "</s>",
             "unk_token": "<unk>", "extra_ids": 100,
         }  # fmt: skip
         (folder / "tokenizer.json").write_bytes(gzip.decompress((HERE / "t5-tokenizer.json.gz").read_bytes()))
