@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mapo.cli.shared import CLIP_SKIP, OUT, TRAINABLE, Verb, cli, say
+from mapo.cli.shared import CLIP_SKIP, OUT, TRAINABLE, Verb, cli, model_options, say
 from mapo.errors import count
 
 
@@ -21,6 +21,7 @@ from mapo.errors import count
     "--precision", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True,
     help="How latents and text are kept (for data.cache_precision). The two others halve the cache.",
 )  # fmt: skip
+@model_options
 @CLIP_SKIP
 @click.option(
     "--images-per-batch", type=int, default=8, show_default=True,
@@ -57,6 +58,7 @@ def _recipes() -> tuple[str, list[str]]:
     "own, as file.py:name.",
 )
 @click.option("--adapter", type=click.Choice(["full", "lora"]), help="What is trained; default: full.")
+@model_options
 @click.option("--allow-distilled", is_flag=True, default=None, help="Train a model that was distilled to few steps.")
 @click.option("--recipe", metavar="NAME", help="Settings that belong together, by a name of the list below.")
 @click.option("--config", "config_file", type=OUT, help="A TOML file of settings.")

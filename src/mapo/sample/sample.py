@@ -174,9 +174,9 @@ class Sampler:
     """A loaded pipeline that makes pictures, and fills images folders."""
 
     def __init__(
-        self, model: str, precision: str = "float32", device: Any = None, clip_skip: int | None = None
+        self, model: str, precision: str = "float32", device: Any = None, clip_skip: int | None = None, **told: Any
     ) -> None:
-        self.model = find_model(model, clip_skip=clip_skip)
+        self.model = find_model(model, clip_skip=clip_skip, **told)
         self.revisions = self.model.revisions()
         self.revision = self.revisions[0]
         self.device = device or best_device()
@@ -330,12 +330,14 @@ def open_folder(folder: Path, settings: dict[str, Any], sensitive: bool = False,
 
 def sample(
     model: str, prompts: str | Sequence[str], seeds: int | Sequence[int], out: Path, clip_skip: int | None = None,
-    **how: Any,
+    vae: str | None = None, prediction: str | None = None, **how: Any,
 ) -> list[ImageRow]:  # fmt: skip
     """Make a picture of every prompt at every seed in ``out``, going on where an earlier call stopped.
 
-    ``clip_skip`` is for Stable Diffusion 1 and 2; where it is left out it is what a run was trained with.
+    ``clip_skip`` is for Stable Diffusion 1 and 2. ``vae`` is another VAE, ``prediction`` what the denoiser predicts.
+    Where they are left out they are what a run was trained with.
     """
-    sampling = default_sampling(find_model(model), **how)
+    told: dict[str, Any] = {"vae": vae, "prediction": prediction}
+    sampling = default_sampling(find_model(model, **told), **how)
     jobs = [(p, s) for p in several(prompts) for s in ([seeds] if isinstance(seeds, int) else seeds)]
-    return Sampler(model, sampling.precision, clip_skip=clip_skip).fill(Path(out), jobs, sampling)
+    return Sampler(model, sampling.precision, clip_skip=clip_skip, **told).fill(Path(out), jobs, sampling)

@@ -43,6 +43,7 @@ MAY_CHANGE = {
     "cache",
     "pairs",
     "model",
+    "vae",
     "train.steps",
     "train.save_every_steps",
     "train.pairs_per_device",
@@ -52,6 +53,8 @@ MAY_CHANGE = {
 }
 # Settings that came after 0.1.0, with what they mean in a run that does not name them.
 AS_IN_0_1_0: dict[str, Any] = {
+    "vae": None,
+    "prediction": None,
     "data": {"images_per_batch": 8, "cache_precision": "float32", "clip_skip": None},
     "train": {"base_precision": "float32", "guidance": 1.0, "allow_distilled": False},
 }
@@ -213,6 +216,10 @@ class Run:
             about["holds_loras_below"] = True  # one file for what was trained here and for the LoRAs that it stands on
         if files.clip_skip:
             about["clip_skip"] = files.clip_skip
+        if files.vae:
+            about["vae"] = files.vae.name
+        if files.prediction:
+            about["prediction"] = files.prediction
         if files.is_local:
             about["base_from_here"] = os.path.relpath(files.name, self.folder)
             about["base_revision"] = files.revision()

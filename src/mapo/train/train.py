@@ -65,7 +65,7 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
     for doubt in processes.each(lambda: doubts(name, objective, settings)):
         _say(processes, doubt)
     pairs = PairSet(Path(config.pairs))
-    files = find_model(config.model, clip_skip=config.data.clip_skip)
+    files = find_model(config.model, clip_skip=config.data.clip_skip, vae=config.vae, prediction=config.prediction)
     model = open_model(replace(files, guidance=config.train.guidance))
     _check_trainable(config, model)
     side = model.layout.checked(config.data.resolution)
