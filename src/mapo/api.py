@@ -331,7 +331,7 @@ def encode(
 def train(
     *, out: Place, model: Place | None = None, pairs: Place | None = None, cache: Place | None = None,
     objective: Text | None = None, adapter: Text | None = None, vae: Place | None = None,
-    prediction: Text | None = None, settings: Settings | None = None,
+    prediction: Text | None = None, recipe: Text | None = None, settings: Settings | None = None,
 ) -> "Run":  # fmt: skip
     """Train, or go on with the run that is in ``out``. The run; MapoError, KeyboardInterrupt where it was stopped."""
     from mapo.train import verb
@@ -340,7 +340,7 @@ def train(
     folders = {"model": model, "pairs": pairs, "cache": cache, "vae": vae}
     named = {name: _text(given) for name, given in folders.items()}
     named |= {"objective": objective, "adapter": adapter, "prediction": prediction}
-    verb.train(Path(out), nested(settings or {}), **named)
+    verb.train(Path(out), nested(settings or {}), recipe, **named)
     return Run(out)
 
 
