@@ -330,8 +330,8 @@ def encode(
 @_verb
 def train(
     *, out: Place, model: Place | None = None, pairs: Place | None = None, cache: Place | None = None,
-    objective: Text | None = None, adapter: Text | None = None, recipe: Text | None = None, vae: Place | None = None,
-    prediction: Text | None = None, settings: Settings | None = None,
+    objective: Text | None = None, adapter: Text | None = None, vae: Place | None = None,
+    prediction: Text | None = None, recipe: Text | None = None, settings: Settings | None = None,
 ) -> "Run":  # fmt: skip
     """Train, or go on with the run that is in ``out``. The run; MapoError, KeyboardInterrupt where it was stopped."""
     from mapo.train import verb

@@ -91,6 +91,9 @@ def test_a_file_without_a_vae_is_opened_with_another_one(tmp_path):
     alone = {key.removeprefix("first_stage_model."): shape for key, shape in vae.items()}
     other = write_sparse(tmp_path / "vae.safetensors", alone)
     assert refused(path).endswith("is Stable Diffusion 1.5 without its VAE. Name one with --vae.")
+    wide = {key: shape for key, shape in checkpoint("sd3").items() if key.startswith("first_stage_model.")}
+    with pytest.raises(MapoError, match=r"conv_out.weight has the shape 32 × 512 × 3 × 3.* 8 × 512 .*one of its kind"):
+        find_model(str(path), vae=str(write_sparse(tmp_path / "wide.safetensors", wide)))
     files = find_model(str(path), vae=str(other))
     assert files.config("vae")["scaling_factor"] == 0.18215 and files.vae.name == str(other.resolve())
 

@@ -78,7 +78,7 @@ def _in_file(path: Path, model: str, own: Mapping[str, Any]) -> OtherVae:
     entries = placed(places, ("diffusers", "AutoencoderKL"), own, header.tensors.keys())
     if not entries:
         raise MapoError(f"--vae: {path} holds no VAE.")
-    check_tensors(header, f"the VAE of {model}", entries)
+    check_tensors(header, f"the VAE of {model}", entries, "Give one of its kind.")
     return OtherVae(str(path.resolve()), path.resolve(), dict(own), header, entries)
 
 

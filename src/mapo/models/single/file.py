@@ -169,19 +169,22 @@ def _parts(header: Header, title: str, base: Path, other_vae: bool) -> dict[str,
     return found
 
 
-def check_tensors(header: Header, title: str, entries: Mapping[str, Original]) -> None:
-    """MapoError where tensors of a part lack or are of another shape than that of ``title``."""
+def check_tensors(header: Header, title: str, entries: Mapping[str, Original], instead: str = FOLDER) -> None:
+    """MapoError where tensors of a part are of another shape than that of ``title``, or lack.
+
+    ``instead`` says what to do where they are of another kind.
+    """
+    for name, entry in entries.items():
+        if name in header.tensors and _core(shape := header.shape(name)) != _core(entry.shape):
+            raise MapoError(
+                f"{header.path} is not a file of {title}: {name} has the shape {_sides(shape)}, there it has "
+                f"{_sides(entry.shape)}. {instead}"
+            )
     if lacking := sorted(name for name in entries if name not in header.tensors):
         raise MapoError(
             f"{header.path} is not whole: it is {title}, but lacks {count(len(lacking), 'tensor')}, such as "
             f"{lacking[0]}. Download it again."
         )
-    for name, entry in entries.items():
-        if _core(shape := header.shape(name)) != _core(entry.shape):
-            raise MapoError(
-                f"{header.path} is not a file of {title}: {name} has the shape {_sides(shape)}, there it has "
-                f"{_sides(entry.shape)}. {FOLDER}"
-            )
 
 
 def _core(shape: tuple[int, ...]) -> tuple[int, ...]:
