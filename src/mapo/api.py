@@ -271,8 +271,9 @@ def import_pairs(
 
 @_verb
 def check(
-    pairs: Place, *, out: Place = "check.html", model: Place | None = None, json_file: Place | None = None
-) -> Page:
+    pairs: Place, *, out: Place = "check.html", model: Place | None = None, json_file: Place | None = None,
+    long_prompts: Text | None = None,
+) -> Page:  # fmt: skip
     """Look for what is wrong in a set. The page; what is wrong is in its numbers, and not an exception."""
     from mapo.check import verb
 
@@ -280,7 +281,7 @@ def check(
         Path(out),
         verb.check(
             Path(pairs), Path(out), model=None if model is None else os.fspath(model),
-            json_file=None if json_file is None else Path(json_file),
+            json_file=None if json_file is None else Path(json_file), long_prompts=long_prompts,
         ),
     )  # fmt: skip
 
@@ -290,7 +291,7 @@ def mismatch(
     *, model: Place, pairs: Place, out: Place = "mismatch.json", encoder: Text | None = None, split: Text = "train",
     num_pairs: Whole = 128, seeds: Seeds = "1000-1001", seed: Whole = 0, steps: Whole | None = None,
     guidance: Number | None = None, precision: Text | None = None, images_per_batch: Whole | None = None,
-    clip_skip: Whole | None = None,
+    clip_skip: Whole | None = None, long_prompts: Text | None = None,
 ) -> "Mismatch":  # fmt: skip
     """Measure how far a set is from a model. The numbers; MapoError where the split has no pairs."""
     from mapo.mismatch import verb
@@ -298,6 +299,7 @@ def mismatch(
     found, _ = verb.mismatch(
         os.fspath(model), Path(pairs), Path(out), seeds, encoder=encoder, split=split, num_pairs=num_pairs, seed=seed,
         steps=steps, guidance=guidance, precision=precision, images_per_batch=images_per_batch, clip_skip=clip_skip,
+        long_prompts=long_prompts,
     )  # fmt: skip
     return found
 
@@ -305,14 +307,15 @@ def mismatch(
 @_verb
 def encode(
     *, model: Place, pairs: Place, out: Place, resolution: Whole | None = None, flip: Switch = False,
-    precision: Text = "float32", clip_skip: Whole | None = None, images_per_batch: Whole = 8,
+    precision: Text = "float32", clip_skip: Whole | None = None, long_prompts: Text | None = None,
+    images_per_batch: Whole = 8,
 ) -> "Cache":  # fmt: skip
     """Encode pictures and prompts once. The cache; MapoError where it was encoded in another way before."""
     from mapo.encode import verb
 
     cache, _, losses = verb.encode(
         os.fspath(model), Path(pairs), Path(out), resolution=resolution, flip=flip, precision=precision,
-        clip_skip=clip_skip, images_per_batch=images_per_batch,
+        clip_skip=clip_skip, long_prompts=long_prompts, images_per_batch=images_per_batch,
     )  # fmt: skip
     if losses:
         LOG.info(", ".join(losses))
@@ -350,7 +353,7 @@ def sample(
     *, model: Place, prompts: Texts, out: Place, seeds: Seeds = 0, steps: Whole | None = None,
     guidance: Number | None = None, width: Whole | None = None, height: Whole | None = None, prefix: Text = "",
     negative_prompt: Text = "", precision: Text | None = None, images_per_batch: Whole | None = None,
-    clip_skip: Whole | None = None,
+    clip_skip: Whole | None = None, long_prompts: Text | None = None,
 ) -> Images:  # fmt: skip
     """Make pictures. Their folder and rows; MapoError where the folder holds pictures of other settings."""
     from mapo.sample import verb
@@ -358,7 +361,7 @@ def sample(
     rows = verb.sample(
         os.fspath(model), prompts, seeds, Path(out), steps=steps, guidance=guidance, width=width, height=height,
         prefix=prefix, negative_prompt=negative_prompt, precision=precision, images_per_batch=images_per_batch,
-        clip_skip=clip_skip,
+        clip_skip=clip_skip, long_prompts=long_prompts,
     )  # fmt: skip
     return Images(Path(out), rows)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mapo.cli.shared import CLIP_SKIP, OUT, PRECISION, Verb, cli, say, shard_done
+from mapo.cli.shared import CLIP_SKIP, LONG_PROMPTS, OUT, PRECISION, Verb, cli, say, shard_done
 from mapo.errors import count
 
 
@@ -32,6 +32,7 @@ from mapo.errors import count
 @PRECISION
 @click.option("--images-per-batch", type=int, help="Pictures made at a time.")
 @CLIP_SKIP
+@LONG_PROMPTS
 def sample(model: str, prompts: str, seeds: str, out: Path, **how: Any) -> None:
     """Make pictures. Same prompts and seeds, same noise, whatever the model."""
     from mapo.sample.verb import sample

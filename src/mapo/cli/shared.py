@@ -19,6 +19,12 @@ CLIP_SKIP = click.option(
     help="Layers left out at the end of the text encoder, for Stable Diffusion 1 and 2; default: as a run was trained.",
 )  # fmt: skip
 
+LONG_PROMPTS = click.option(
+    "--long-prompts", type=click.Choice(["cut", "chunk"]),
+    help="Prompts longer than the text encoders read: cut, or read in chunks by SDXL and Stable Diffusion 1 and 2; "
+    "default: as a run was trained, else cut.",
+)  # fmt: skip
+
 
 PRECISION = click.option(
     "--precision", type=click.Choice(["float32", "bfloat16", "float16"]),

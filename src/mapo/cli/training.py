@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mapo.cli.shared import CLIP_SKIP, OUT, TRAINABLE, Verb, cli, say
+from mapo.cli.shared import CLIP_SKIP, LONG_PROMPTS, OUT, TRAINABLE, Verb, cli, say
 from mapo.errors import count
 
 
@@ -22,6 +22,7 @@ from mapo.errors import count
     help="How latents and text are kept (for data.cache_precision). The two others halve the cache.",
 )  # fmt: skip
 @CLIP_SKIP
+@LONG_PROMPTS
 @click.option(
     "--images-per-batch", type=int, default=8, show_default=True,
     help="Pictures that are encoded at a time. Fewer take less memory.",
@@ -50,6 +51,7 @@ def encode(pairs: Path, out: Path, **how: Any) -> None:
 )
 @click.option("--adapter", type=click.Choice(["full", "lora"]), help="What is trained; default: full.")
 @click.option("--allow-distilled", is_flag=True, default=None, help="Train a model that was distilled to few steps.")
+@LONG_PROMPTS
 @click.option("--config", "config_file", type=OUT, help="A TOML file of settings.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting, such as optim.lr=1e-5.")
 def train(out: Path, config_file: Path | None, assignments: tuple[str, ...], **flags: Any) -> None:

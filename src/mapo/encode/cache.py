@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -41,7 +41,7 @@ LATENTS = "latents"  # within a set: the cache of pictures that it does not keep
 WHERE = "Name another folder for the cache: --out of `mapo encode`, --cache of `mapo train`."
 Precision = Literal["float32", "bfloat16", "float16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-UNSAID = {"precision": "float32", "clip_skip": 0}  # in a key's JSON
+UNSAID = {"precision": "float32", "clip_skip": 0, "long_prompts": "cut"}  # in a key's JSON
 T = TypeVar("T")
 
 
@@ -54,7 +54,8 @@ class CacheKey:
     flip: bool
     precision: Precision = "float32"
     model: str = field(default="", compare=False)  # for people
-    clip_skip: int = field(default=0, compare=False)  # for people, as ``encoders`` tells it too
+    clip_skip: int = field(default=0, compare=False)  # for people, as ``encoders`` tells these two too
+    long_prompts: str = field(default="cut", compare=False)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -62,7 +63,7 @@ class CacheKey:
         return DTYPES[self.precision]
 
     def as_json(self) -> dict[str, Any]:
-        """As files hold it: float32 and no clip_skip go without saying, as they did in 0.1.0."""
+        """As files hold it: float32, no clip_skip and prompts that are cut go without saying, as they did in 0.1.0."""
         found = {name: value for name, value in vars(self).items() if name != "model"}
         return {name: value for name, value in found.items() if (name, value) not in UNSAID.items()}
 
@@ -73,7 +74,8 @@ def cache_key(
     """The key for a model at a resolution (None: the model's own)."""
     side = model.layout.checked(resolution)
     files = model.files
-    return CacheKey(files.fingerprint(model.encoder_parts), side, flip, precision, files.name, files.clip_skip)
+    encoders = files.fingerprint(model.encoder_parts)
+    return CacheKey(encoders, side, flip, precision, files.name, files.clip_skip, files.long_prompts)
 
 
 def latents_key(files: ModelFiles, resolution: int) -> CacheKey:
@@ -111,7 +113,7 @@ def check_head(folder: Path, key: CacheKey) -> None:
     theirs = {**UNSAID, **theirs}
     unlike = None
     if theirs.get("encoders") != key.encoders:
-        unlike = _other_encoders(info.get("model"), theirs["clip_skip"], key)
+        unlike = _other_encoders(info.get("model"), theirs, key)
     for name in ("resolution", "flip", "precision"):
         if not unlike and theirs.get(name) != getattr(key, name):
             unlike = f"with {name} {theirs.get(name)}, this run asks for {getattr(key, name)}"
@@ -122,12 +124,13 @@ def check_head(folder: Path, key: CacheKey) -> None:
         )
 
 
-def _other_encoders(model: Any, clip_skip: Any, key: CacheKey) -> str:
+def _other_encoders(model: Any, theirs: Mapping[str, Any], key: CacheKey) -> str:
     """How a cache of ``model`` was encoded, and what this run has instead."""
     if model != key.model:
         return f"for the model {model}, this run trains {key.model}, whose encoders are others"
-    if clip_skip != key.clip_skip:
-        return f"with clip_skip {clip_skip}, this run asks for {key.clip_skip}"
+    for name in ("clip_skip", "long_prompts"):
+        if theirs[name] != getattr(key, name):
+            return f"with {name} {theirs[name]}, this run asks for {getattr(key, name)}"
     return f"for the model {model} as it was then, whose encoders or tokenizers have changed since"
 
 

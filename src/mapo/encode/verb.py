@@ -16,13 +16,14 @@ from mapo.pairs import PairSet
 
 def encode(
     model: str, pairs: Path, out: Path, *, resolution: int | None = None, flip: bool = False,
-    precision: str = "float32", clip_skip: int | None = None, images_per_batch: int = IMAGES_PER_BATCH,
+    precision: str = "float32", clip_skip: int | None = None, long_prompts: str | None = None,
+    images_per_batch: int = IMAGES_PER_BATCH,
 ) -> tuple[Cache, PairSet, list[str]]:  # fmt: skip
     """Encode a set for a model; the cache, the set, and in words what training would not see of the set."""
     if precision not in DTYPES:
         raise MapoError(f"--precision {precision!r} is not known. {suggest(precision, DTYPES)}")
     opened = PairSet(pairs)
-    found = open_model(find_model(model, clip_skip=clip_skip))
+    found = open_model(find_model(model, clip_skip=clip_skip, long_prompts=long_prompts))
     with memory_told(images_per_batch, rest=""):
         cache = fill(
             found, opened, out, resolution=resolution, flip=flip, precision=precision,  # type: ignore[arg-type]

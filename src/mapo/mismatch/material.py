@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from PIL.Image import Image
 
@@ -64,14 +64,17 @@ def choose_pairs(pairs: PairSet, split: str, count: int, seed: int) -> tuple[lis
 
 
 def own_samples(
-    model: str, pairs: Sequence[Pair], seeds: Sequence[int], folder: Path, how: Sampling, clip_skip: int | None = None
+    model: str, pairs: Sequence[Pair], seeds: Sequence[int], folder: Path, how: Sampling, **reading: Any
 ) -> list[ImageRow]:
-    """A picture of every prompt and seed in ``folder``. Of prompts that differ in case the first stands for all."""
+    """A picture of every prompt and seed in ``folder``. Of prompts that differ in case the first stands for all.
+
+    ``reading`` is how the model reads prompts, as of a :class:`mapo.sample.sample.Sampler`.
+    """
     prompts: dict[str, str] = {}
     for pair in pairs:
         prompts.setdefault(prompt_id(pair.prompt), pair.prompt)
     jobs = [(prompt, seed) for prompt in prompts.values() for seed in seeds]
-    return Sampler(model, how.precision, clip_skip=clip_skip).fill(folder, jobs, how, desc="own samples")
+    return Sampler(model, how.precision, **reading).fill(folder, jobs, how, desc="own samples")
 
 
 def gather(pairs: PairSet, members: Sequence[Pair], folder: Path, rows: Sequence[ImageRow]) -> Material:

@@ -76,6 +76,18 @@ def together(texts: Sequence[Cond]) -> Cond:
     return found
 
 
+def filled_up(text: Cond, empty: Cond, chunks: int) -> Cond:
+    """A prompt's tensors with those of the ``empty`` prompt behind them, until they are ``chunks`` chunks long.
+
+    The empty prompt is one chunk: "l d" becomes "(chunks l) d". What has but one axis, as pooled text, stays.
+    """
+    found: Cond = {}
+    for name, value in text.items():
+        lacking = chunks * len(empty[name]) - len(value) if value.ndim > 1 else 0
+        found[name] = torch.cat([value, *[empty[name]] * (lacking // len(empty[name]))]) if lacking else value
+    return found
+
+
 class Opened(Protocol):
     """A model of a family. b images or n prompts; c h w a latent. Weights are read by the methods that need them."""
 
@@ -104,6 +116,10 @@ class Opened(Protocol):
         """How many numbers the cache keeps of a prompt."""
 
     @property
+    def zero_without_prompt(self) -> bool:
+        """Whether its pipeline gives zeros where there is no negative prompt, and not the text encoders' states."""
+
+    @property
     def lora_targets(self) -> tuple[str, ...]:
         """The layers of the denoiser beside which a LoRA is laid, by the ends of their names."""
 
@@ -120,7 +136,7 @@ class Opened(Protocol):
         """The shape of its latents."""
 
     def check_values(self) -> None:
-        """MapoError where a JSON file lacks a value or has one of another kind, or ``clip_skip`` is not possible."""
+        """MapoError where a JSON file lacks a value or has one of another kind, or prompts cannot be read as asked."""
 
     def check(self) -> None:
         """MapoError where the folder says that it is not what this family trains. Weights are not read."""
@@ -133,6 +149,10 @@ class Opened(Protocol):
 
     def text_encoder(self, device: Any, dtype: Any = ...) -> TextEncoder:
         """Its text encoders as one function: those of CLIP in float32, large language models in ``dtype``."""
+
+    def pipeline_texts(self, pipeline: Any, prompts: Sequence[str], negative_prompt: str) -> list[Cond]:
+        """For a model that reads prompts in chunks: what its pipeline is given in place of each prompt and of the
+        negative one, both of one length, "1 …"."""
 
     def image_encoder(self, device: Any) -> ImageEncoder:
         """Its VAE's encoder in float32. The latents are not scaled yet."""

@@ -31,6 +31,7 @@ CONFIGS = {  # others have a config.json
 MOST_TOKENS = "max_sequence_length"
 SAMPLING = "sampling.json"  # ours: how a model is best sampled, and of how many tokens of T5 it is told
 DISTILLED = re.compile(r"(?i)(?<![a-z])(turbo|schnell|lightning|hyper|lcm|klein|dmd2?|flash|distill(ed)?)(?![a-z])")
+LONG_PROMPTS = ("cut", "chunk")  # what becomes of prompts that are longer than the text encoders read
 LIBRARIES = ("diffusers", "transformers", "huggingface_hub")
 
 
@@ -44,6 +45,8 @@ class ModelFiles:
     loras: tuple[Path, ...] = ()
     sensitive: bool = False  # trained on a sensitive set, so pages blur its pictures
     clip_skip: int = 0  # layers left out at the end of the text encoder
+    long_prompts: str = "cut"  # at what the text encoders read, or "chunk": read in several chunks
+    chunks: int = 1  # that every prompt has at least, where long ones are read in chunks
     guidance: float = 1.0  # what a model with a guidance embedding is told in training
 
     @property
@@ -135,6 +138,8 @@ class ModelFiles:
         found = fingerprint(self.base, parts)
         if self.clip_skip and any(part.startswith("text_encoder") for part in parts):
             found = hashlib.sha256(f"{found} clip_skip {self.clip_skip}".encode()).hexdigest()[:16]
+        if self.long_prompts != "cut" and any(part.startswith("text_encoder") for part in parts):
+            found = hashlib.sha256(f"{found} long_prompts {self.long_prompts}".encode()).hexdigest()[:16]
         if self.text_tokens is not None and any(part.startswith("text_encoder") for part in parts):
             found = hashlib.sha256(f"{found} tokens {self.text_tokens}".encode()).hexdigest()[:16]
         return found

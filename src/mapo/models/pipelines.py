@@ -78,6 +78,11 @@ def open_pipeline(model: ModelFiles, device: Any, dtype: Any) -> Any:
             f"clip_skip is {model.clip_skip}, but {model.name} is a {name}; only Stable Diffusion 1 and 2 leave out "
             "layers of their text encoder. Leave it out."
         )
+    if model.long_prompts == "chunk":
+        raise MapoError(
+            f"long_prompts is chunk, but {model.name} is a {name}; only Stable Diffusion 1 and 2 and SDXL read long "
+            "prompts in chunks. Take cut."
+        )
     parts = tuple(config.parent.name for config in sorted(model.base.glob("*/config.json")))
     for part in parts:
         refuse_pickles(model.base, part)

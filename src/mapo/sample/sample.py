@@ -174,9 +174,10 @@ class Sampler:
     """A loaded pipeline that makes pictures, and fills images folders."""
 
     def __init__(
-        self, model: str, precision: str = "float32", device: Any = None, clip_skip: int | None = None
-    ) -> None:
-        self.model = find_model(model, clip_skip=clip_skip)
+        self, model: str, precision: str = "float32", device: Any = None, clip_skip: int | None = None,
+        long_prompts: str | None = None,
+    ) -> None:  # fmt: skip
+        self.model = find_model(model, clip_skip=clip_skip, long_prompts=long_prompts)
         self.revisions = self.model.revisions()
         self.revision = self.revisions[0]
         self.device = device or best_device()
@@ -196,16 +197,15 @@ class Sampler:
         taken = accepts(type(self.pipeline))
         if how.negative_prompt and "negative_prompt" not in taken:
             raise MapoError(f"{self.model.name} is a {type(self.pipeline).__name__}, which takes no negative prompt.")
-        wanted = {
-            "prompt": [full_prompt(prompt, how.prefix) for prompt, _ in jobs],
-            "negative_prompt": [how.negative_prompt] * len(jobs) if how.negative_prompt else None,
+        given = {
             "num_inference_steps": how.steps,
             "guidance_scale": how.guidance,
             "width": how.width,
             "height": how.height,
             "max_sequence_length": self.model.text_tokens,
-            "generator": [torch.Generator("cpu").manual_seed(noise_seed(prompt, seed)) for prompt, seed in jobs],
         }
+        seeds = [noise_seed(prompt, seed) for prompt, seed in jobs]
+        found: list[Any] = [None] * len(jobs)
         with (
             memory_told(len(jobs), rest=self.smaller),
             torch.inference_mode(),
@@ -214,7 +214,13 @@ class Sampler:
             cuts_untold(self.pipeline),
         ):
             try:
-                return list(self.pipeline(**{k: v for k, v in wanted.items() if k in taken and v is not None}).images)
+                for places, texts in self._texts([prompt for prompt, _ in jobs], how):
+                    generators = [torch.Generator("cpu").manual_seed(seeds[place]) for place in places]
+                    wanted = {**given, **texts, "generator": generators}
+                    made = self.pipeline(**{k: v for k, v in wanted.items() if k in taken and v is not None})
+                    for place, picture in zip(places, made.images, strict=True):
+                        found[place] = picture
+                return found
             except Exception as error:
                 if is_out_of_memory(error):
                     raise
@@ -222,6 +228,20 @@ class Sampler:
                     f"The model {self.model.name} was loaded but makes no pictures ({reason(error)}). One of the files "
                     f"in {self.model.base} may be of another model; download the folder again."
                 ) from error
+
+    def _texts(self, prompts: Sequence[str], how: Sampling) -> Iterator[tuple[list[int], dict[str, Any]]]:
+        """What the pipeline is given of the prompts at some places of a batch: all at once, or where they are read in
+        chunks those of one length at once."""
+        full = [full_prompt(prompt, how.prefix) for prompt in prompts]
+        if self.model.long_prompts == "cut":
+            negative = [how.negative_prompt] * len(full) if how.negative_prompt else None
+            yield list(range(len(full))), {"prompt": full, "negative_prompt": negative}
+            return
+        opened = open_model(self.model, to_train=False)
+        texts = opened.pipeline_texts(self.pipeline, full, how.negative_prompt)
+        for length in sorted({text["prompt_embeds"].shape[1] for text in texts}):
+            places = [k for k, text in enumerate(texts) if text["prompt_embeds"].shape[1] == length]
+            yield places, {name: torch.cat([texts[k][name] for k in places]) for name in texts[0]}
 
     def fill(
         self, folder: Path, jobs: Sequence[tuple[str, int]], how: Sampling, desc: str = "sample"
@@ -244,7 +264,7 @@ class Sampler:
         open_folder(folder, self.settings(how), self.model.sensitive, self.revisions)
         manifest = folder / "manifest.jsonl"
         have = {(r.prompt, r.seed): r for r in keep_whole(folder)} if manifest.exists() else {}
-        if any(job not in have for job in jobs):
+        if any(job not in have for job in jobs) and self.model.long_prompts == "cut":
             for text in cuts_told(self.pipeline, {p: full_prompt(p, how.prefix) for p, _ in jobs}, how.negative_prompt):
                 LOG.info(text)
         bar = progress.bar(total=len(jobs), initial=sum(j in have for j in jobs), desc=desc, unit="image")
@@ -330,12 +350,14 @@ def open_folder(folder: Path, settings: dict[str, Any], sensitive: bool = False,
 
 def sample(
     model: str, prompts: str | Sequence[str], seeds: int | Sequence[int], out: Path, clip_skip: int | None = None,
-    **how: Any,
+    long_prompts: str | None = None, **how: Any,
 ) -> list[ImageRow]:  # fmt: skip
     """Make a picture of every prompt at every seed in ``out``, going on where an earlier call stopped.
 
-    ``clip_skip`` is for Stable Diffusion 1 and 2; where it is left out it is what a run was trained with.
+    ``clip_skip`` is for Stable Diffusion 1 and 2, ``long_prompts`` ("cut" or "chunk") for SDXL too; where they are left
+    out they are what a run was trained with.
     """
     sampling = default_sampling(find_model(model), **how)
     jobs = [(p, s) for p in several(prompts) for s in ([seeds] if isinstance(seeds, int) else seeds)]
-    return Sampler(model, sampling.precision, clip_skip=clip_skip).fill(Path(out), jobs, sampling)
+    sampler = Sampler(model, sampling.precision, clip_skip=clip_skip, long_prompts=long_prompts)
+    return sampler.fill(Path(out), jobs, sampling)

@@ -108,6 +108,17 @@ class DataConfig(Section):
         "Diffusion 1 and 2; others refuse anything but 0. What other programs call clip skip 2 is 1 here. Left out, "
         "that of the run that is trained further, else 0.",
     )
+    long_prompts: Literal["cut", "chunk"] | None = told(
+        None,
+        "Prompts that are longer than the text encoders read: cut there (`cut`), or read in several chunks (`chunk`) "
+        "by SDXL and Stable Diffusion 1 and 2, in training and when the run is sampled from. docs/training.md says "
+        "how. Left out, that of the run that is trained further, else `cut`.",
+    )
+    caption_dropout: Annotated[Number, Field(ge=0, le=1)] = told(
+        0.0,
+        "In this share of the times that a pair is seen both of its pictures are without their prompt, as the model "
+        "is in guidance. 0: never.",
+    )
     images_per_batch: Positive = told(
         8, "Pictures encoded at a time. Changes memory only. No effect where the cache lacks nothing."
     )

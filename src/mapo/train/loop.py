@@ -52,7 +52,11 @@ class Loop:
         """The pairs at some positions of the run."""
         model, seed = self.trained.model, self.config.train.seed
         shape = model.layout.latent(self.cache.resolution)
-        drawn = draws(list(positions), len(self.members), self.process, shape, seed=seed, flip=self.config.data.flip)
+        data = self.config.data
+        drawn = draws(
+            list(positions), len(self.members), self.process, shape, seed=seed, flip=data.flip,
+            caption_dropout=data.caption_dropout,
+        )  # fmt: skip
         return assemble(self.members, drawn, self.cache, model, self.dtype)
 
     def micro_batches(self, step: int) -> list[range]:

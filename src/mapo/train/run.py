@@ -52,7 +52,13 @@ MAY_CHANGE = {
 }
 # Settings that came after 0.1.0, with what they mean in a run that does not name them.
 AS_IN_0_1_0: dict[str, Any] = {
-    "data": {"images_per_batch": 8, "cache_precision": "float32", "clip_skip": None},
+    "data": {
+        "images_per_batch": 8,
+        "cache_precision": "float32",
+        "clip_skip": None,
+        "long_prompts": None,
+        "caption_dropout": 0.0,
+    },
     "train": {"base_precision": "float32", "guidance": 1.0, "allow_distilled": False},
 }
 
@@ -211,8 +217,9 @@ class Run:
         }
         if config.adapter.kind == "lora":
             about["holds_loras_below"] = True  # one file for what was trained here and for the LoRAs that it stands on
-        if files.clip_skip:
-            about["clip_skip"] = files.clip_skip
+        about |= {"clip_skip": files.clip_skip, "long_prompts": files.long_prompts}
+        if files.long_prompts == "chunk":
+            about["chunks"] = files.chunks
         if files.is_local:
             about["base_from_here"] = os.path.relpath(files.name, self.folder)
             about["base_revision"] = files.revision()

@@ -20,8 +20,8 @@ from torch import nn
 
 from mapo import progress
 from mapo.encode.cache import Cache, cache_key, hold
-from mapo.encode.fill import encode, holds_all
-from mapo.encode.seen import equal_once_cropped, what_training_sees
+from mapo.encode.fill import Holding, encode, holds_all
+from mapo.encode.seen import equal_once_cropped, what_training_sees, with_chunks
 from mapo.errors import DivergedError, MapoError, ObjectiveFailed, SaidElsewhere, count, memory_told
 from mapo.models import Opened, find_model, open_model
 from mapo.pairs import PairSet
@@ -65,15 +65,14 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
     for doubt in processes.each(lambda: doubts(name, objective, settings)):
         _say(processes, doubt)
     pairs = PairSet(Path(config.pairs))
-    files = find_model(config.model, clip_skip=config.data.clip_skip)
-    model = open_model(replace(files, guidance=config.train.guidance))
+    data = config.data
+    files = find_model(config.model, clip_skip=data.clip_skip, long_prompts=data.long_prompts)
+    model = with_chunks(open_model(replace(files, guidance=config.train.guidance)), pairs)
     _check_trainable(config, model)
-    side = model.layout.checked(config.data.resolution)
+    side = model.layout.checked(data.resolution)
     model.files.check_weights(model.denoiser_part)  # before anything is encoded
     model.check_loras(on_top=config.adapter.kind == "lora")
-    seen = what_training_sees(
-        pairs, model, split=config.data.split, ties=config.data.ties, resolution=config.data.resolution
-    )
+    seen = what_training_sees(pairs, model, split=data.split, ties=data.ties, resolution=data.resolution)
     members = Members(pairs, seen.rows)
     identity: Identity = {"pairs": (pairs.fingerprint(),), "model": model.files.revisions()}
     identity |= file_identity(config.objective.name)
@@ -84,6 +83,8 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
         _say(processes, f"{run.folder} is finished, after {after}. Ask for more with --set train.steps=N.")
         return
     _say(processes, f"{seen.line()} {_passes(config, len(seen.rows))}")
+    if (chunks := model.files.chunks) > 1:
+        _say(processes, f"Every prompt is given {chunks} chunks of the text encoders, as the longest one needs.")
     cache = _open_cache(config, model, pairs, processes)
     if processes.main and not done and (equal := equal_once_cropped(cache, pairs, seen.rows, side)):
         LOG.info(
@@ -166,16 +167,17 @@ def _open_cache(config: Config, model: Opened, pairs: PairSet, processes: Proces
     """The cache of the pairs. What it lacks is encoded first, by each process its share."""
     folder = Path(config.cache) if config.cache else pairs.folder.resolve().parent / "cache"
     data = config.data
+    holding: Holding = "and the empty prompt" if data.caption_dropout else "all"
     key = cache_key(model, data.resolution, data.flip, data.cache_precision)
     fill = partial(
         encode, model, pairs, folder,
         resolution=data.resolution, flip=data.flip, precision=data.cache_precision, device=processes.device,
-        images_per_batch=data.images_per_batch, wait=True,
+        images_per_batch=data.images_per_batch, wait=True, holding=holding,
     )  # fmt: skip
     if processes.world == 1:
         return fill()
     with contextlib.ExitStack() as stack:
-        if not processes.first(lambda: holds_all(pairs, folder, key)):
+        if not processes.first(lambda: holds_all(pairs, folder, key, holding)):
             processes.first(lambda: stack.enter_context(hold(folder, wait=True)) and None)
             processes.each(lambda: fill(shard=(processes.rank, processes.world), locked=False) and None)
     return processes.each(lambda: Cache(folder, key))

@@ -11,14 +11,15 @@ from mapo.settings import merge
 from mapo.train.config import make_config
 
 SECTIONS = {
-    "objective": ("objective", "name"), "adapter": ("adapter", "kind"), "allow_distilled": ("train", "allow_distilled")
+    "objective": ("objective", "name"), "adapter": ("adapter", "kind"), "allow_distilled": ("train", "allow_distilled"),
+    "long_prompts": ("data", "long_prompts"),
 }  # fmt: skip
 
 
 def train(out: Path, settings: Mapping[str, Any], **named: str | bool | None) -> bool:
     """Train into ``out``, or go on there; whether this process is the one that writes.
 
-    What is ``named`` (model, pairs, cache, objective, adapter, allow_distilled) comes before ``settings``, and these
+    What is ``named`` (model, pairs, cache, and the keys of ``SECTIONS``) comes before ``settings``, and these
     before what the run says that is there.
     """
     values = merge({}, settings)
