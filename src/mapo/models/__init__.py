@@ -4,8 +4,9 @@
 """
 
 from mapo.models.family import Cond, Frames, Layout, Opened, together
-from mapo.models.files import ModelFiles, fingerprint, read_config
+from mapo.models.files import ModelFiles, read_config
 from mapo.models.find import find_model
+from mapo.models.fingerprints import fingerprint
 from mapo.models.open import is_of_a_family, open_model
 
 __all__ = [

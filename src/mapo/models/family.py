@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mapo.errors import MapoError
 from mapo.models.files import ModelFiles
+from mapo.models.loras.layers import Layer
 from mapo.models.noise import Process
 
 Cond = dict[str, Tensor]  # what the denoiser is given besides x_t and t, by name: "n …", each in a dtype of its own
@@ -141,8 +142,11 @@ class Opened(Protocol):
     def check(self) -> None:
         """MapoError where the folder says that it is not what this family trains. Weights are not read."""
 
-    def check_loras(self, on_top: bool) -> None:
-        """MapoError where a LoRA of the model does not fit it, or could not be one file with another ``on_top``."""
+    def lora_layers(self, heads_only: bool = ...) -> list[list[Layer]]:
+        """The layers of each LoRA that lies on the model, at its strength; MapoError where one is not of this model.
+
+        With ``heads_only`` they have no numbers, and nothing but the heads of files is read.
+        """
 
     def tokenizers(self) -> tuple[Any, ...]:
         """What turns prompts into tokens, one for each text encoder; no weights are read."""
@@ -163,8 +167,11 @@ class Opened(Protocol):
     def condition(self, text: Cond, frames: Frames) -> Cond:
         """All that the denoiser is given for b images: their prompts' ``text`` "b …" and what it is told of frames."""
 
-    def denoiser(self, device: Any, dtype: Any) -> nn.Module:
-        """The network that is trained, with its LoRAs merged in."""
+    def outline(self) -> nn.Module:
+        """The network that is trained, without its weights."""
+
+    def denoiser(self, device: Any, dtype: Any, loras: bool = ...) -> nn.Module:
+        """The network that is trained, with its LoRAs merged in but for where ``loras`` is false."""
 
     def predict(self, denoiser: nn.Module, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """The denoiser's output, "b c h w"."""
@@ -175,8 +182,12 @@ class Opened(Protocol):
     def save(self, denoiser: nn.Module, folder: Path) -> None:
         """Write a fully trained denoiser into a run folder, in diffusers' format."""
 
-    def save_lora(self, denoiser: nn.Module, folder: Path) -> None:
-        """Write a trained LoRA, and those that it stands on, as one ``pytorch_lora_weights.safetensors``."""
+    def save_lora(self, networks: Mapping[str, nn.Module], folder: Path, continued: bool = ...) -> None:
+        """Write the LoRA that was trained beside ``networks`` (parts by name), and those that it stands on, as one
+        ``pytorch_lora_weights.safetensors``. One that was ``continued`` is in what was trained."""
+
+    def save_text_loras(self, folder: Path) -> None:
+        """Write what LoRAs changed in the text encoders, for a denoiser that has the rest in its weights."""
 
 
 Families = Mapping[str, Callable[[ModelFiles], Opened]]

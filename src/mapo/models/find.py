@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,23 @@ from typing import Any
 from mapo.errors import MapoError, suggest
 from mapo.files import inside, read_object
 from mapo.models.files import LONG_PROMPTS, ModelFiles, quietly, reason
+from mapo.models.loras.sources import LORA_FILE, Lora, find_loras
 from mapo.worlds import MODELS
 
 
 def find_model(
-    name: str, weights: bool = True, clip_skip: int | None = None, long_prompts: str | None = None
+    name: str, weights: bool = True, clip_skip: int | None = None, long_prompts: str | None = None,
+    loras: Sequence[str] = (),
 ) -> ModelFiles:  # fmt: skip
     """``mini``, a run folder, a diffusers folder or a hub id → where its parts lie.
 
     Without ``weights`` only configurations and tokenizers of a hub id are fetched. Where ``clip_skip`` or
-    ``long_prompts`` ("cut" or "chunk") is left out it is what a run was trained with.
+    ``long_prompts`` ("cut" or "chunk") is left out it is what a run was trained with. ``loras`` lie on top of the
+    model, each a text ``FILE[:WEIGHT]``.
     """
+    if loras:
+        found = find_model(name, weights, clip_skip, long_prompts)
+        return replace(found, loras=(*found.loras, *find_loras(loras)))
     if clip_skip is not None and clip_skip < 0:
         raise MapoError(f"--clip-skip is {clip_skip}; it must not be negative.")
     if long_prompts not in (None, *LONG_PROMPTS):
@@ -68,8 +74,9 @@ def _find_run(name: str, path: Path, weights: bool, clip_skip: int | None, long_
     )  # fmt: skip
     if run["adapter"] == "lora":
         below = () if run.get("holds_loras_below") else base.loras  # a LoRA of 0.1.0 is the last difference alone
-        return replace(found, loras=(*below, denoiser))
-    return replace(found, denoiser=denoiser, loras=())
+        return replace(found, loras=(*below, Lora(denoiser / LORA_FILE)))
+    of_text = denoiser.parent / LORA_FILE  # what LoRAs below changed in the text encoders
+    return replace(found, denoiser=denoiser, loras=(Lora(of_text),) if of_text.is_file() else ())
 
 
 def _find_base(name: str, path: Path, run: Mapping[str, Any], weights: bool) -> ModelFiles:

@@ -44,9 +44,39 @@ class AdapterConfig(Section):
         "What is trained: every weight of the denoiser (`full`), or a LoRA on its attention layers, beside its frozen "
         "weights (`lora`).",
     )
-    rank: Positive = told(
-        8, "The rank of the LoRA. Its alpha is the same, so it is never scaled. No effect with `full`."
+    rank: Positive = told(8, "The rank of the LoRA. No effect with `full`, nor where a LoRA is `continued`.")
+    alpha: Annotated[Number, Field(gt=0)] | None = told(
+        None,
+        "What the LoRA adds is multiplied by alpha / rank. Left out, alpha is the rank, so that nothing is scaled. No "
+        "effect with `full`.",
     )
+    dropout: Annotated[Number, Field(ge=0, lt=1)] = told(
+        0.0,
+        "The share of the numbers before the LoRA that each step leaves out, at random. Which ones depends on "
+        "`train.seed`, `train.pairs_per_device` and the number of processes. No effect with `full`.",
+    )
+    targets: list[str] | None = told(
+        None,
+        "The layers of the denoiser beside which the LoRA lies, by their names or the ends of them, such as "
+        '`["to_q", "attn2.*", "mid_block.*"]`; `*` stands for anything. Left out, those of attention (docs/models.md). '
+        "No effect with `full`.",
+    )
+    start: Literal["fused", "continued", "frozen"] = told(
+        "fused",
+        "What becomes of the LoRAs that lie on the model before training, those of `loras` and of a run that is the "
+        "model: merged into the frozen weights (`fused`); trained further, where it is one (`continued`); or left as "
+        "they are beside the new one (`frozen`). No effect without such LoRAs. With `full` they are always merged.",
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.start != "fused" and self.kind == "full":
+            raise ValueError(f"start = {self.start!r} is for a LoRA (adapter.kind = 'lora')")
+        if self.start == "continued" and (self.alpha is not None or self.targets is not None):
+            raise ValueError("a LoRA that is continued keeps its own alpha and targets; leave them out")
+        if self.targets is not None and not self.targets:
+            raise ValueError("targets names no layer")
+        return self
 
 
 class OptimConfig(Section):
@@ -182,6 +212,12 @@ class Config(Section):
         None,
         "The folder for what the encoders make of the pairs. What it lacks is encoded first. Left out, the folder "
         "`cache` beside the pairs.",
+    )
+    loras: list[str] = told(
+        [],
+        "LoRAs that lie on the model before training, each `FILE` or `FILE:WEIGHT`: a .safetensors file of any common "
+        "trainer, a folder with pytorch_lora_weights.safetensors in it, or a run folder. `adapter.start` says what "
+        "becomes of them.",
     )
     objective: ObjectiveConfig = Field(default_factory=lambda: ObjectiveConfig.model_validate({}))
     adapter: AdapterConfig = AdapterConfig()

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mapo.errors import MapoError
 from mapo.models import Opened
-from mapo.train.adapters import add_adapter, trainable, without_adapter
+from mapo.train.adapters import add_adapter, loras_before, trainable, without_adapter
 from mapo.train.checkpoint import REMEDY, load_checkpoint
 from mapo.train.config import Config
 from mapo.train.objectives import Objective
@@ -42,6 +42,7 @@ class Trained:
     lora: bool
     autocast: bool  # arithmetic in bfloat16 on weights in float32
     dtype: torch.dtype  # of what the denoiser is given
+    continued: bool = False  # whether training starts with a LoRA that was there before
 
     def predictor(self, network: nn.Module) -> Predict:
         """The family's call of a denoiser, in this run's precision."""
@@ -53,7 +54,7 @@ class Trained:
         return predict
 
     def reference_predictor(self) -> Predict:
-        """The prediction of what training began with: of a copy, or of the denoiser without its adapter."""
+        """The prediction of what training began with: of a copy, or of the denoiser without its new adapter."""
         if self.reference is not None:
             return self.predictor(self.reference)
         adapted = self.predictor(self.denoiser)
@@ -67,9 +68,10 @@ class Trained:
     def save(self, folder: Path) -> None:
         """Write what was trained in diffusers' format."""
         if self.lora:
-            self.model.save_lora(self.denoiser, folder)
+            self.model.save_lora({self.model.denoiser_part: self.denoiser}, folder, self.continued)
         else:
             self.model.save(self.denoiser.float() if self.dtype is torch.float64 else self.denoiser, folder)
+            self.model.save_text_loras(folder)
 
 
 def working_dtype(config: Config) -> torch.dtype:
@@ -89,11 +91,13 @@ def open_trained(
 ) -> Trained:
     """What is trained, in every process, with the state of ``checkpoint``."""
     dtype = base_dtype(config)
-    denoiser = processes.each(lambda: model.denoiser(processes.device, dtype))
+    fused = config.adapter.start == "fused"
+    denoiser = processes.each(lambda: model.denoiser(processes.device, dtype, loras=fused))
     reference = None
     if objective.needs_reference and config.adapter.kind == "full":
         reference = copy.deepcopy(denoiser).requires_grad_(False).eval()
-    add_adapter(denoiser, model, config.adapter, config.train.seed)
+    before = [] if fused else processes.each(lambda: loras_before(model, config.adapter))
+    processes.each(lambda: add_adapter(denoiser, model, config.adapter, config.train.seed, before))
     if config.train.gradient_checkpointing:
         denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
     denoiser.train()
@@ -106,6 +110,7 @@ def open_trained(
     trained = Trained(
         model, denoiser, wrapped, reference, parameters, updater,
         lora=config.adapter.kind == "lora", autocast=config.train.precision == "bfloat16", dtype=dtype,
+        continued=config.adapter.start == "continued",
     )  # fmt: skip
     if checkpoint:
         processes.each(lambda: restore(checkpoint, trained))

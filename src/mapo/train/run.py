@@ -43,6 +43,7 @@ MAY_CHANGE = {
     "cache",
     "pairs",
     "model",
+    "loras",
     "train.steps",
     "train.save_every_steps",
     "train.pairs_per_device",
@@ -52,15 +53,14 @@ MAY_CHANGE = {
 }
 # Settings that came after 0.1.0, with what they mean in a run that does not name them.
 AS_IN_0_1_0: dict[str, Any] = {
+    "loras": [],
+    "adapter": {"alpha": None, "dropout": 0.0, "targets": None, "start": "fused"},
     "data": {
-        "images_per_batch": 8,
-        "cache_precision": "float32",
-        "clip_skip": None,
-        "long_prompts": None,
+        "images_per_batch": 8, "cache_precision": "float32", "clip_skip": None, "long_prompts": None,
         "caption_dropout": 0.0,
     },
     "train": {"base_precision": "float32", "guidance": 1.0, "allow_distilled": False},
-}
+}  # fmt: skip
 
 Identity = dict[str, tuple[str, ...]]  # of what is trained: its hash, and the forms that it had in older versions
 
@@ -217,12 +217,15 @@ class Run:
         }
         if config.adapter.kind == "lora":
             about["holds_loras_below"] = True  # one file for what was trained here and for the LoRAs that it stands on
+        if named := [lora.told() for lora in files.loras if lora.named]:  # they are in the weights
+            about["loras"] = named
+            about["start"] = config.adapter.start
         about |= {"clip_skip": files.clip_skip, "long_prompts": files.long_prompts}
         if files.long_prompts == "chunk":
             about["chunks"] = files.chunks
         if files.is_local:
             about["base_from_here"] = os.path.relpath(files.name, self.folder)
-            about["base_revision"] = files.revision()
+            about["base_revision"] = files.without_named_loras().revision()
         write_json(self.folder / "run.json", about, sync=True)
 
 

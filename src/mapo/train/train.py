@@ -25,6 +25,7 @@ from mapo.encode.seen import equal_once_cropped, what_training_sees, with_chunks
 from mapo.errors import DivergedError, MapoError, ObjectiveFailed, SaidElsewhere, count, memory_told
 from mapo.models import Opened, find_model, open_model
 from mapo.pairs import PairSet
+from mapo.train.adapters import check_adapter, told
 from mapo.train.batches import Members
 from mapo.train.checkpoint import save_checkpoint
 from mapo.train.config import Config
@@ -66,12 +67,12 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
         _say(processes, doubt)
     pairs = PairSet(Path(config.pairs))
     data = config.data
-    files = find_model(config.model, clip_skip=data.clip_skip, long_prompts=data.long_prompts)
+    files = find_model(config.model, clip_skip=data.clip_skip, long_prompts=data.long_prompts, loras=config.loras)
     model = with_chunks(open_model(replace(files, guidance=config.train.guidance)), pairs)
     _check_trainable(config, model)
     side = model.layout.checked(data.resolution)
     model.files.check_weights(model.denoiser_part)  # before anything is encoded
-    model.check_loras(on_top=config.adapter.kind == "lora")
+    check_adapter(model, config.adapter)
     seen = what_training_sees(pairs, model, split=data.split, ties=data.ties, resolution=data.resolution)
     members = Members(pairs, seen.rows)
     identity: Identity = {"pairs": (pairs.fingerprint(),), "model": model.files.revisions()}
@@ -93,6 +94,7 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
         )
     processes.first(lambda: run.bind(config, done))
     trained = open_trained(config, model, objective, processes, checkpoint)
+    _say(processes, told(trained.denoiser, model.denoiser_part))
 
     def save(step: int) -> None:
         processes.first(lambda: _save(run, step, trained, identity))

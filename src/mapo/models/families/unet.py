@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.utils import convert_state_dict_to_diffusers
-from torch import Tensor, nn
 
 from mapo.errors import MapoError
 from mapo.models.families.clip import tokenize, tokenize_in_chunks
@@ -142,10 +140,6 @@ class UNetModel(LatentModel):
                 "model that it was made from."
             )
         self.check_unet(config, path)
-
-    def lora_layers(self, denoiser: nn.Module) -> dict[str, Tensor]:
-        """By diffusers' own names, ``….lora.down.weight``."""
-        return dict(convert_state_dict_to_diffusers(super().lora_layers(denoiser)))
 
 
 def _rows(prompts: Sequence[Cond], device: Any) -> Cond:

@@ -1,0 +1,1 @@
+"""Names of layers and tensors as other programs write them."""

@@ -1,0 +1,1 @@
+"""Models that lie in one safetensors file."""
