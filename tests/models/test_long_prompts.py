@@ -15,7 +15,7 @@ from mapo.encode.fill import encode
 from mapo.encode.seen import chunks_needed, excess_tokens, view_of, with_chunks
 from mapo.errors import MapoError
 from mapo.models import find_model, open_model
-from mapo.pairs import PairSet, PairWriter
+from mapo.pairs import PairSet
 from mapo.sample.sample import Sampler, default_sampling
 from mapo.train.batches import assemble, draws
 from tiny import MAKERS, make_pairs, make_sd
@@ -37,19 +37,8 @@ def folder(request) -> Path:
 @pytest.fixture(scope="module")
 def long_pairs(tmp_path_factory) -> Path:
     """Eight pairs whose prompts are one, two and three chunks long."""
-    place = tmp_path_factory.mktemp("sets")
-    short = PairSet(make_pairs(place / "short", 8))
-    with PairWriter(place / "long", {"made": "by a test"}) as writer:
-        for k, pair in enumerate(short):
-            pictures = (png(short.image(name)) for name in (pair.chosen, pair.rejected))
-            writer.add_pair(f"{(SHORT, LONG, LONGEST, SHORT)[k % 4]} {k}", *pictures, split="train")
-    return place / "long"
-
-
-def png(picture) -> bytes:
-    from mapo.sample.folder import png_bytes
-
-    return png_bytes(picture)
+    prompts = [f"{text} {k}" for k, text in enumerate((SHORT, LONG, LONGEST, SHORT) * 2)]
+    return make_pairs(tmp_path_factory.mktemp("sets") / "long", 8, prompts=prompts)
 
 
 def opened(folder, long_prompts="chunk"):
@@ -68,7 +57,7 @@ def mapo(*words, exit_code=0):
 def by_hand(model, prompt, chunks):
     """States and pooled output of a prompt, chunk by chunk, each as a text of its own."""
     states, pooled = [], None
-    for tokenizer, encoder in zip(model.tokenizers(), model.load_text_encoders("cpu"), strict=True):
+    for tokenizer, encoder in zip(model.tokenizers(), model.load_text_encoders("cpu").values(), strict=True):
         ids = tokenizer(prompt, add_special_tokens=False).input_ids
         rows = []
         for k in range(chunks):

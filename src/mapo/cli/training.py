@@ -50,6 +50,9 @@ def encode(pairs: Path, out: Path, **how: Any) -> None:
     "own, as file.py:name.",
 )
 @click.option("--adapter", type=click.Choice(["full", "lora"]), help="What is trained; default: full.")
+@click.option(
+    "--text-encoders", is_flag=True, default=None, help="A LoRA beside the text encoders too, with --adapter lora."
+)
 @click.option("--allow-distilled", is_flag=True, default=None, help="Train a model that was distilled to few steps.")
 @LONG_PROMPTS
 @click.option("--config", "config_file", type=OUT, help="A TOML file of settings.")

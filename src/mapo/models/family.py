@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -154,10 +154,6 @@ class Opened(Protocol):
     def text_encoder(self, device: Any, dtype: Any = ...) -> TextEncoder:
         """Its text encoders as one function: those of CLIP in float32, large language models in ``dtype``."""
 
-    def pipeline_texts(self, pipeline: Any, prompts: Sequence[str], negative_prompt: str) -> list[Cond]:
-        """For a model that reads prompts in chunks: what its pipeline is given in place of each prompt and of the
-        negative one, both of one length, "1 …"."""
-
     def image_encoder(self, device: Any) -> ImageEncoder:
         """Its VAE's encoder in float32. The latents are not scaled yet."""
 
@@ -188,6 +184,31 @@ class Opened(Protocol):
 
     def save_text_loras(self, folder: Path) -> None:
         """Write what LoRAs changed in the text encoders, for a denoiser that has the rest in its weights."""
+
+
+@runtime_checkable
+class TokenModel(Protocol):
+    """A model of which tokenizing and encoding are two functions: its prompts can be read in chunks, and its text
+    encoders can be trained. n prompts of k chunks, each of l tokens."""
+
+    def tokens(self, prompts: Sequence[str]) -> list[Cond]:
+        """What each text encoder reads of each prompt, by names that begin with ``tokens``, "k l"."""
+
+    def load_text_encoders(self, device: Any, dtype: Any = ..., loras: bool = ...) -> dict[str, nn.Module]:
+        """Its text encoders by their parts, with their LoRAs merged in but for where ``loras`` is false."""
+
+    def encode_tokens(self, encoders: Sequence[Any], tokens: Cond) -> Cond:
+        """What the encoders make of tokens "n k l", with gradients: "n …"."""
+
+    @property
+    def text_lora_targets(self) -> tuple[str, ...]:
+        """The layers of text encoders beside which a LoRA is laid, by the ends of their names."""
+
+    def unread_text_layers(self, part: str, encoder: nn.Module) -> tuple[str, ...]:
+        """How the names of layers begin of which the denoiser reads nothing; training does not reach them."""
+
+    def pipeline_texts(self, pipeline: Any, prompts: Sequence[str], negative_prompt: str) -> list[Cond]:
+        """What the pipeline is given in place of each prompt and of the negative one, both of one length, "1 …"."""
 
 
 Families = Mapping[str, Callable[[ModelFiles], Opened]]

@@ -19,7 +19,7 @@ from mapo import progress
 from mapo.devices import best_device
 from mapo.errors import MapoError, is_out_of_memory, memory_told, several, suggest
 from mapo.files import prepare_out, read_object, sha256, sweep, write_json
-from mapo.models import ModelFiles, find_model, is_of_a_family, open_model
+from mapo.models import ModelFiles, TokenModel, find_model, is_of_a_family, open_model
 from mapo.models.files import reason
 from mapo.models.pipelines import accepts, advice, cuts_told, cuts_untold, open_pipeline, pipeline_class
 from mapo.pairs.splits import prompt_id
@@ -238,6 +238,7 @@ class Sampler:
             yield list(range(len(full))), {"prompt": full, "negative_prompt": negative}
             return
         opened = open_model(self.model, to_train=False)
+        assert isinstance(opened, TokenModel)  # others refuse to read chunks
         texts = opened.pipeline_texts(self.pipeline, full, how.negative_prompt)
         for length in sorted({text["prompt_embeds"].shape[1] for text in texts}):
             places = [k for k, text in enumerate(texts) if text["prompt_embeds"].shape[1] == length]

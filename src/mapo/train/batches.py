@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mapo.encode.cache import Cache
 from mapo.errors import MapoError
-from mapo.models import Cond, Frames, Opened, together
+from mapo.models import Cond, Frames, Opened, TokenModel, together
 from mapo.models.family import filled_up
 from mapo.models.noise import Process
 from mapo.pairs.pairs import Pair, PairSet
@@ -102,9 +102,13 @@ def draws(
 
 
 def assemble(
-    pairs: Sequence[Pair], drawn: Sequence[Draw], cache: Cache, model: Opened, dtype: torch.dtype = torch.float32
-) -> Batch:
-    """The batch of some draws: chosen images first, then the rejected ones in the same order."""
+    pairs: Sequence[Pair], drawn: Sequence[Draw], cache: Cache, model: Opened, dtype: torch.dtype = torch.float32,
+    *, as_tokens: bool = False,
+) -> Batch:  # fmt: skip
+    """The batch of some draws: chosen images first, then the rejected ones in the same order.
+
+    With ``as_tokens`` prompts are tokens, which the text encoders still have to read (``opening.WithText``).
+    """
     members = [pairs[draw.row] for draw in drawn]
     images = [(pair.chosen, draw, 0) for pair, draw in zip(members, drawn, strict=True)]
     images += [(pair.rejected, draw, 1) for pair, draw in zip(members, drawn, strict=True)]
@@ -112,7 +116,11 @@ def assemble(
     for name, draw, side in images:
         mean, logvar = (values.float() for values in cache.latents(name, draw.flip))
         latents.append(mean + (0.5 * logvar.clamp(-30, 20)).exp() * draw.samples[side])
-    texts = [text_of(pair, draw, cache, model) for pair, draw in zip(members, drawn, strict=True)] * 2
+    if as_tokens:
+        assert isinstance(model, TokenModel)
+        texts = [tokens_of(pair, draw, model, model) for pair, draw in zip(members, drawn, strict=True)] * 2
+    else:
+        texts = [text_of(pair, draw, cache, model) for pair, draw in zip(members, drawn, strict=True)] * 2
     frames = Frames.square(torch.stack([cache.size(name) for name, _, _ in images]), cache.resolution)
     return Batch(
         model.scale(torch.stack(latents)).to(dtype),
@@ -136,6 +144,13 @@ def text_of(pair: Pair, draw: Draw, cache: Cache, model: Opened) -> Cond:
     if draw.without_prompt and model.zero_without_prompt:
         return {name: torch.zeros_like(value) for name, value in text.items()}
     return text
+
+
+def tokens_of(pair: Pair, draw: Draw, model: Opened, reader: TokenModel) -> Cond:
+    """The tokens of a pair's prompt; ``zero`` is 1 where the denoiser is to be told zeros in place of its states."""
+    zero = draw.without_prompt and model.zero_without_prompt
+    own, empty = reader.tokens(["" if draw.without_prompt else pair.prompt, ""])
+    return {**filled_up(own, empty, model.files.chunks), "zero": torch.tensor(zero)}
 
 
 def prefetched(jobs: Iterable[Callable[[], T]]) -> Iterator[T]:

@@ -68,8 +68,16 @@ class AdapterConfig(Section):
         "they are beside the new one (`frozen`). No effect without such LoRAs. With `full` they are always merged.",
     )
 
+    text_encoders: bool = told(
+        False,
+        "Lay the LoRA beside the attention layers of the text encoders too, with SDXL and Stable Diffusion 1 and 2. "
+        "Prompts are then encoded in every step. Only with `lora`.",
+    )
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if self.text_encoders and self.kind == "full":
+            raise ValueError("text_encoders is for a LoRA (adapter.kind = 'lora')")
         if self.start != "fused" and self.kind == "full":
             raise ValueError(f"start = {self.start!r} is for a LoRA (adapter.kind = 'lora')")
         if self.start == "continued" and (self.alpha is not None or self.targets is not None):
@@ -79,11 +87,19 @@ class AdapterConfig(Section):
         return self
 
 
+TEXT_SHARE = 0.1  # as in the paper's personalization: 5e-5 and 5e-6 (arXiv:2406.06424v2)
+
+
 class OptimConfig(Section):
     """AdamW and its rate."""
 
     lr: Annotated[Number, Field(gt=0)] | None = told(
         None, "The learning rate of AdamW. Left out, it is 1e-5 with `full` and 1e-4 with `lora`."
+    )
+    text_lr: Annotated[Number, Field(gt=0)] | None = told(
+        None,
+        "The learning rate of the text encoders, with the same schedule. Left out, a tenth of `optim.lr`. No effect "
+        "without `adapter.text_encoders`.",
     )
     beta1: Annotated[Number, Field(ge=0, lt=1)] = told(0.9, "How much of AdamW's mean gradient a step keeps.")
     beta2: Annotated[Number, Field(ge=0, lt=1)] = told(0.999, "How much of AdamW's mean squared gradient a step keeps.")
@@ -102,6 +118,11 @@ class OptimConfig(Section):
         "cannot be lengthened.",
     )
     warmup_steps: NotNegative = told(0, "Steps in which the rate rises from zero to `optim.lr`. 0: it begins there.")
+
+    @property
+    def text_share(self) -> float:
+        """The learning rate of the text encoders, as a share of that of the denoiser."""
+        return TEXT_SHARE if self.text_lr is None or self.lr is None else self.text_lr / self.lr
 
 
 class DataConfig(Section):

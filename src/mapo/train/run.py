@@ -54,7 +54,8 @@ MAY_CHANGE = {
 # Settings that came after 0.1.0, with what they mean in a run that does not name them.
 AS_IN_0_1_0: dict[str, Any] = {
     "loras": [],
-    "adapter": {"alpha": None, "dropout": 0.0, "targets": None, "start": "fused"},
+    "adapter": {"alpha": None, "dropout": 0.0, "targets": None, "start": "fused", "text_encoders": False},
+    "optim": {"text_lr": None},
     "data": {
         "images_per_batch": 8, "cache_precision": "float32", "clip_skip": None, "long_prompts": None,
         "caption_dropout": 0.0,

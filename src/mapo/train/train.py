@@ -23,7 +23,7 @@ from mapo.encode.cache import Cache, cache_key, hold
 from mapo.encode.fill import Holding, encode, holds_all
 from mapo.encode.seen import equal_once_cropped, what_training_sees, with_chunks
 from mapo.errors import DivergedError, MapoError, ObjectiveFailed, SaidElsewhere, count, memory_told
-from mapo.models import Opened, find_model, open_model
+from mapo.models import Opened, TokenModel, find_model, open_model
 from mapo.pairs import PairSet
 from mapo.train.adapters import check_adapter, told
 from mapo.train.batches import Members
@@ -72,6 +72,9 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
     _check_trainable(config, model)
     side = model.layout.checked(data.resolution)
     model.files.check_weights(model.denoiser_part)  # before anything is encoded
+    for part in model.encoder_parts if config.adapter.text_encoders else ():
+        if part.startswith("text_encoder"):
+            model.files.check_weights(part)
     check_adapter(model, config.adapter)
     seen = what_training_sees(pairs, model, split=data.split, ties=data.ties, resolution=data.resolution)
     members = Members(pairs, seen.rows)
@@ -94,7 +97,8 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
         )
     processes.first(lambda: run.bind(config, done))
     trained = open_trained(config, model, objective, processes, checkpoint)
-    _say(processes, told(trained.denoiser, model.denoiser_part))
+    for part, network in {model.denoiser_part: trained.denoiser, **trained.encoders}.items():
+        _say(processes, told(network, part))
 
     def save(step: int) -> None:
         processes.first(lambda: _save(run, step, trained, identity))
@@ -114,7 +118,7 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
             with memory_told(at_once, noun="pair", flag="--set train.pairs_per_device={}", rest=rest):
                 _take_steps(loop, run, done, save)
         finally:
-            trained.wrapped = trained.denoiser  # what joins the processes has to go before they part
+            trained.wrapped = trained.network  # what joins the processes has to go before they part
 
     def finish() -> None:
         with run.final_weights() as folder:
@@ -130,6 +134,11 @@ def _check_trainable(config: Config, model: Opened) -> None:
         raise MapoError(
             f"{model.files.name} is trained with a LoRA only: --adapter {config.adapter.kind} would need its weights "
             "several times in memory. Use --adapter lora."
+        )
+    if config.adapter.text_encoders and not isinstance(model, TokenModel):
+        raise MapoError(
+            f"adapter.text_encoders: {model.files.name} is a {model.files.pipeline_class}; only the text encoders of "
+            "SDXL and Stable Diffusion 1 and 2 are trained. Leave it out."
         )
     if (why := model.distilled) and not config.train.allow_distilled:
         raise MapoError(
@@ -170,6 +179,8 @@ def _open_cache(config: Config, model: Opened, pairs: PairSet, processes: Proces
     folder = Path(config.cache) if config.cache else pairs.folder.resolve().parent / "cache"
     data = config.data
     holding: Holding = "and the empty prompt" if data.caption_dropout else "all"
+    if config.adapter.text_encoders:
+        holding = "pictures alone"  # prompts are encoded in every step
     key = cache_key(model, data.resolution, data.flip, data.cache_precision)
     fill = partial(
         encode, model, pairs, folder,

@@ -12,7 +12,7 @@ from mapo.train.config import make_config
 
 SECTIONS = {
     "objective": ("objective", "name"), "adapter": ("adapter", "kind"), "allow_distilled": ("train", "allow_distilled"),
-    "long_prompts": ("data", "long_prompts"),
+    "long_prompts": ("data", "long_prompts"), "text_encoders": ("adapter", "text_encoders"),
 }  # fmt: skip
 
 

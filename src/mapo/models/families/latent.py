@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -53,7 +53,6 @@ class LatentModel(ABC):
     advised_sampling: ClassVar[Mapping[str, float]]
     lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
     adapters: ClassVar[tuple[str, ...]] = ("full", "lora")
-    reads_chunks: ClassVar[bool] = False  # long prompts, as several of what the text encoders read
 
     def __init__(self, files: ModelFiles) -> None:
         self.files = files
@@ -127,13 +126,9 @@ class LatentModel(ABC):
         """No pipeline does this but SDXL's."""
         return False
 
-    def pipeline_texts(self, pipeline: Any, prompts: Sequence[str], negative_prompt: str) -> list[Cond]:
-        """Of no use where prompts are not read in chunks: the pipeline encodes them."""
-        raise NotImplementedError
-
     def check_long_prompts(self) -> None:
         """MapoError where prompts are to be read in chunks and this model reads none."""
-        if self.files.long_prompts == "chunk" and not self.reads_chunks:
+        if self.files.long_prompts == "chunk":
             raise MapoError(
                 f"long_prompts is chunk, but {self.files.name} is a {self.pipeline_kind.__name__}; only Stable "
                 "Diffusion 1 and 2 and SDXL read long prompts in chunks. Take cut."

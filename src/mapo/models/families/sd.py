@@ -50,8 +50,8 @@ class StableDiffusion(UNetModel):
         """MapoError where the text encoder has not so many layers to leave out."""
         check_clip_skip(self.files, "text_encoder")
 
-    def _load_text_encoder(self, dtype: Any = torch.float32) -> Any:
-        encoder = self.files.load("text_encoder", CLIPTextModel, dtype)
+    def _load_text_encoder(self, dtype: Any = torch.float32, loras: bool = True) -> Any:
+        encoder = self.files.load("text_encoder", CLIPTextModel, dtype, loras)
         return leave_out_last_layers(encoder, self.files.clip_skip) if self.files.clip_skip else encoder
 
     @property
@@ -60,9 +60,9 @@ class StableDiffusion(UNetModel):
         config = self.files.config("text_encoder")
         return {"prompt_embeds": (config.get("max_position_embeddings") or 77, config.get("hidden_size", 512))}
 
-    def load_text_encoders(self, device: Any, dtype: Any = torch.float32) -> tuple[Any, ...]:
+    def load_text_encoders(self, device: Any, dtype: Any = torch.float32, loras: bool = True) -> dict[str, nn.Module]:
         """The one encoder, without the layers that are left out."""
-        return (self._load_text_encoder(dtype).to(device).eval(),)
+        return {"text_encoder": self._load_text_encoder(dtype, loras).to(device).eval()}
 
     def encode_tokens(self, encoders: Sequence[Any], tokens: Cond) -> Cond:
         """The encoder's last states, after the final norm, "n (k l) d"."""

@@ -27,6 +27,7 @@ class StableDiffusionXL(UNetModel):
     tokenizer_kinds = {"tokenizer": clip_tokenizer, "tokenizer_2": clip_tokenizer}  # noqa: RUF012
     advised_sampling = {"steps": 30, "guidance": 5.0}  # noqa: RUF012
     usual_scale = 0.13025
+    penultimate_of = ("text_encoder",)  # the last layer of the second encoder makes the pooled output
 
     def check_unet(self, config: Mapping[str, Any], path: Path) -> None:
         """MapoError where the UNet is not told of sizes."""

@@ -6,10 +6,11 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import UNet2DConditionModel
+from torch import nn
 
 from mapo.errors import MapoError
 from mapo.models.families.clip import tokenize, tokenize_in_chunks
@@ -27,7 +28,8 @@ class UNetModel(LatentModel):
     denoiser_values = UNET
     denoiser_needs = ("sample_size",)
     scheduler_values = SCHEDULER
-    reads_chunks = True
+    text_lora_targets = ("q_proj", "k_proj", "v_proj", "out_proj")  # of CLIP's attention
+    penultimate_of: ClassVar[tuple[str, ...]] = ()  # text encoders of whose last layer nothing is read
 
     @abstractmethod
     def check_unet(self, config: Mapping[str, Any], path: Path) -> None:
@@ -48,10 +50,18 @@ class UNetModel(LatentModel):
 
     # ------------------------------------------------------------------ prompts
 
-    def load_text_encoders(self, device: Any, dtype: Any = torch.float32) -> tuple[Any, ...]:
-        """Its text encoders, in their order."""
-        loaded = (self.files.load(part, kind, dtype) for part, kind in self.text_encoders.items())
-        return tuple(encoder.to(device).eval() for encoder in loaded)
+    def check_long_prompts(self) -> None:
+        """Chunks and cuts are both possible."""
+
+    def load_text_encoders(self, device: Any, dtype: Any = torch.float32, loras: bool = True) -> dict[str, nn.Module]:
+        """By their parts, in the order in which they are used."""
+        loaded = {part: self.files.load(part, kind, dtype, loras) for part, kind in self.text_encoders.items()}
+        return {part: encoder.to(device).eval() for part, encoder in loaded.items()}
+
+    def unread_text_layers(self, part: str, encoder: nn.Module) -> tuple[str, ...]:
+        """The last layer of an encoder of which only the penultimate states are read."""
+        stacks = [(name, m) for name, m in encoder.named_modules() if name.endswith("layers")]
+        return tuple(f"{name}.{len(m) - 1}." for name, m in stacks) if part in self.penultimate_of else ()
 
     @cached_property
     def _own_tokenizers(self) -> dict[str, Any]:
@@ -81,7 +91,7 @@ class UNetModel(LatentModel):
 
     def text_encoder(self, device: Any, dtype: Any = torch.float32) -> TextEncoder:
         """Its text encoders, in float32, as one function."""
-        encoders = self.load_text_encoders(device)
+        encoders = tuple(self.load_text_encoders(device).values())
 
         @torch.no_grad()
         def encode(prompts: Sequence[str]) -> Texts:
