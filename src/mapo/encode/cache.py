@@ -41,7 +41,7 @@ LATENTS = "latents"  # within a set: the cache of pictures that it does not keep
 WHERE = "Name another folder for the cache: --out of `mapo encode`, --cache of `mapo train`."
 Precision = Literal["float32", "bfloat16", "float16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-UNSAID = {"precision": "float32", "clip_skip": 0, "long_prompts": "cut"}  # in a key's JSON
+UNSAID = {"precision": "float32", "clip_skip": 0, "vae": "", "long_prompts": "cut"}  # in a key's JSON
 T = TypeVar("T")
 
 
@@ -54,8 +54,9 @@ class CacheKey:
     flip: bool
     precision: Precision = "float32"
     model: str = field(default="", compare=False)  # for people
-    clip_skip: int = field(default=0, compare=False)  # for people, as ``encoders`` tells these two too
-    long_prompts: str = field(default="cut", compare=False)
+    clip_skip: int = field(default=0, compare=False)  # for people, as ``encoders`` tells it too
+    vae: str = field(default="", compare=False)  # likewise, where it is not the model's own
+    long_prompts: str = field(default="cut", compare=False)  # likewise
 
     @property
     def dtype(self) -> torch.dtype:
@@ -74,8 +75,8 @@ def cache_key(
     """The key for a model at a resolution (None: the model's own)."""
     side = model.layout.checked(resolution)
     files = model.files
-    encoders = files.fingerprint(model.encoder_parts)
-    return CacheKey(encoders, side, flip, precision, files.name, files.clip_skip, files.long_prompts)
+    encoders, vae = files.fingerprint(model.encoder_parts), files.vae.name if files.vae else ""
+    return CacheKey(encoders, side, flip, precision, files.name, files.clip_skip, vae, files.long_prompts)
 
 
 def latents_key(files: ModelFiles, resolution: int) -> CacheKey:
@@ -131,6 +132,9 @@ def _other_encoders(model: Any, theirs: Mapping[str, Any], key: CacheKey) -> str
     for name in ("clip_skip", "long_prompts"):
         if theirs[name] != getattr(key, name):
             return f"with {name} {theirs[name]}, this run asks for {getattr(key, name)}"
+    if theirs["vae"] != key.vae:
+        own = "the model's own VAE"
+        return f"with {theirs['vae'] or own}, this run asks for {key.vae or own}"
     return f"for the model {model} as it was then, whose encoders or tokenizers have changed since"
 
 

@@ -163,8 +163,8 @@ class Opened(Protocol):
     def condition(self, text: Cond, frames: Frames) -> Cond:
         """All that the denoiser is given for b images: their prompts' ``text`` "b …" and what it is told of frames."""
 
-    def outline(self) -> nn.Module:
-        """The network that is trained, without its weights."""
+    def outline(self, part: str) -> nn.Module:
+        """The network of a part without its weights."""
 
     def denoiser(self, device: Any, dtype: Any, loras: bool = ...) -> nn.Module:
         """The network that is trained, with its LoRAs merged in but for where ``loras`` is false."""

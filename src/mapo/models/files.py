@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -38,12 +38,48 @@ LONG_PROMPTS = ("cut", "chunk")  # what becomes of prompts that are longer than 
 LIBRARIES = ("diffusers", "transformers", "huggingface_hub")
 
 
+class OneFile(Protocol):
+    """A model in one file (``single``)."""
+
+    def load(self, part: str, kind: Any, dtype: Any) -> Any:
+        """The network of a part."""
+
+    def fingerprint(self, part: str) -> str:
+        """A hash of a part."""
+
+    @property
+    def parts(self) -> Mapping[str, Any]:
+        """The parts that it holds."""
+
+
+class AnotherVae(Protocol):
+    """A VAE in place of a model's own (``vae``)."""
+
+    @property
+    def name(self) -> str:
+        """A hub id, or an absolute path."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Its configuration."""
+
+    @property
+    def config_path(self) -> Path:
+        """The file to be named where that is wrong."""
+
+    def load(self, kind: Any, dtype: Any) -> Any:
+        """The network."""
+
+    def fingerprint(self) -> str:
+        """A hash of it."""
+
+
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model on disk: a pipeline folder, and a run's denoiser or LoRAs on top of it."""
+    """A model on disk: a pipeline folder or one file, and a run's denoiser or LoRAs on top of it."""
 
     name: str  # as the user wrote it
-    base: Path  # a diffusers pipeline folder
+    base: Path  # a diffusers pipeline folder; of one file, the small files of such a folder
     denoiser: Path | None = None  # a run's own, whose folder bears the part's name
     loras: tuple[Lora, ...] = ()  # of the run that is the model, and those that were named beside it
     sensitive: bool = False  # trained on a sensitive set, so pages blur its pictures
@@ -51,16 +87,20 @@ class ModelFiles:
     long_prompts: str = "cut"  # at what the text encoders read, or "chunk": read in several chunks
     chunks: int = 1  # that every prompt has at least, where long ones are read in chunks
     guidance: float = 1.0  # what a model with a guidance embedding is told in training
+    single: OneFile | None = None  # that holds the weights in place of ``base``
+    vae: AnotherVae | None = None  # in place of the base's
+    prediction: str = ""  # "epsilon" or "v" where the user says what the denoiser predicts
+    variant: str | None = None  # of the weights, such as "fp16", where the user names one
 
     @property
     def stable_name(self) -> str:
-        """The name to write into files: a hub id and ``mini`` as they are, a folder as an absolute path."""
+        """The name to write into files: a hub id and ``mini`` as they are, a folder or file as an absolute path."""
         return str(Path(self.name).resolve()) if self.is_local else self.name
 
     @property
     def is_local(self) -> bool:
-        """Whether it is a folder of the user's, which may be moved."""
-        return self.name not in MODELS and Path(self.name).is_dir()
+        """Whether it is a folder or a file of the user's, which may be moved."""
+        return self.name not in MODELS and Path(self.name).exists()
 
     @property
     def pipeline_class(self) -> str:
@@ -109,13 +149,33 @@ class ModelFiles:
             return self.denoiser.parent, part
         return self.base, part
 
+    def _elsewhere(self, part: str) -> bool:
+        """Whether the weights of a part of the base do not lie in its folder."""
+        if part == "vae" and self.vae is not None:
+            return True
+        return self.single is not None and part in self.single.parts and self.place(part)[0] == self.base
+
+    def loaded_apart(self, parts: Sequence[str]) -> tuple[str, ...]:
+        """Those of ``parts`` that diffusers would not load by itself from the base folder."""
+        halves = variants(self.base, tuple(parts))
+        return tuple(part for part in parts if self._elsewhere(part) or part in halves or self.variant)
+
     def config(self, part: str) -> dict[str, Any]:
         """The configuration of a part."""
+        if part == "vae" and self.vae is not None:
+            return dict(self.vae.config)
         base, part = self.place(part)
-        return read_config(base, f"{part}/{CONFIGS.get(part, 'config.json')}")
+        found = read_config(base, f"{part}/{CONFIGS.get(part, 'config.json')}")
+        if part == "scheduler" and self.prediction == "v":
+            return {**found, "prediction_type": "v_prediction"}
+        if part == "scheduler" and self.prediction:
+            return {**found, "prediction_type": "epsilon", "rescale_betas_zero_snr": False}
+        return found
 
     def config_path(self, part: str) -> Path:
         """The file of :meth:`config`, to be named in a message."""
+        if part == "vae" and self.vae is not None:
+            return self.vae.config_path
         base, part = self.place(part)
         return base / part / CONFIGS.get(part, "config.json")
 
@@ -124,7 +184,7 @@ class ModelFiles:
 
         Its LoRAs are merged in, but for where ``loras`` is false.
         """
-        network = load_part(kind, *self.place(part), dtype)
+        network = self._load(part, kind, dtype)
         if loras and self.loras:
             for layers in self.lora_layers({part: network}):
                 fuse(network, layers)
@@ -139,6 +199,14 @@ class ModelFiles:
         """The parts that LoRAs change."""
         return {part for lora in self.loras for part in lora.parts(self.pipeline_class, self.name)}
 
+    def _load(self, part: str, kind: Any, dtype: Any) -> Any:
+        if part == "vae" and self.vae is not None:
+            return self.vae.load(kind, dtype)
+        if self.single is not None and self._elsewhere(part):
+            return self.single.load(part, kind, dtype)
+        base, part = self.place(part)
+        return load_part(kind, base, part, dtype, self.variant if base == self.base else None)
+
     def outline(self, part: str, kind: Any) -> Any:
         """The network of a part without its weights; MapoError where its configuration makes none."""
         config = self.config(part)
@@ -150,11 +218,12 @@ class ModelFiles:
 
     def check_weights(self, part: str) -> None:
         """MapoError where the weights of a part are not whole, as far as their names and heads tell."""
-        check_weights(*self.place(part))
+        if not self._elsewhere(part):  # else that was checked when it was found
+            check_weights(*self.place(part))
 
     def fingerprint(self, parts: Sequence[str]) -> str:
         """A hash of the base's ``parts``: see :func:`fingerprint`."""
-        found = fingerprint(self.base, parts)
+        found = self._fingerprint(parts)
         if self.clip_skip and any(part.startswith("text_encoder") for part in parts):
             found = hashlib.sha256(f"{found} clip_skip {self.clip_skip}".encode()).hexdigest()[:16]
         if self.long_prompts != "cut" and any(part.startswith("text_encoder") for part in parts):
@@ -165,6 +234,23 @@ class ModelFiles:
             if not lora.parts(self.pipeline_class, self.name).isdisjoint(parts):
                 found = hashlib.sha256(f"{found} lora {lora.fingerprint()}".encode()).hexdigest()[:16]
         return found
+
+    def _fingerprint(self, parts: Sequence[str]) -> str:
+        """The hash of what lies in the folder, with those of what lies elsewhere or is said to be otherwise."""
+        others = []
+        for part in parts:
+            if part == "vae" and self.vae is not None:
+                others.append(self.vae.fingerprint())
+            elif self.single is not None and part in self.single.parts:
+                others.append(self.single.fingerprint(part))
+            elif part == "scheduler" and self.prediction:
+                others.append(f"prediction {self.prediction}")
+        rest = [part for part in parts if part not in (self.single.parts if self.single else ())]
+        rest = [part for part in rest if part != "vae" or self.vae is None]
+        found = [fingerprint(self.base, rest)] if rest else []
+        if not others:
+            return found[0]
+        return hashlib.sha256(" ".join([*found, *others]).encode()).hexdigest()[:16]
 
     def revision(self) -> str:
         """A hash of everything that decides what pictures the model makes."""
@@ -225,10 +311,15 @@ def refuse_pickles(base: Path, part: str) -> None:
         )
 
 
-def load_part(kind: Any, base: Path, part: str, dtype: Any = torch.float32) -> Any:
-    """The network of a part with its weights, as the class ``kind`` loads them; MapoError where that fails."""
+def load_part(kind: Any, base: Path, part: str, dtype: Any = torch.float32, variant: str | None = None) -> Any:
+    """The network of a part with its weights, as the class ``kind`` loads them; MapoError where that fails.
+
+    Where the part has no such ``variant`` of them, it is the usual one.
+    """
     refuse_pickles(base, part)
-    how = {"torch_dtype": dtype, "use_safetensors": True, "variant": variant_of(base / part)}
+    if variant is None or not any((base / part).glob(f"*.{variant}*.safetensors")):
+        variant = variant_of(base / part)
+    how = {"torch_dtype": dtype, "use_safetensors": True, "variant": variant}
     try:
         with quietly():
             network, report = kind.from_pretrained(base, subfolder=part, output_loading_info=True, **how)

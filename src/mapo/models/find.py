@@ -10,60 +10,94 @@ from typing import Any
 
 from mapo.errors import MapoError, suggest
 from mapo.files import inside, read_object
-from mapo.models.files import LONG_PROMPTS, ModelFiles, quietly, reason
+from mapo.models.files import LONG_PROMPTS, ModelFiles
+from mapo.models.hub import fetch_model, hub_name
 from mapo.models.loras.sources import LORA_FILE, Lora, find_loras
 from mapo.worlds import MODELS
 
+UNETS = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")  # whose prediction may be told
+PREDICTIONS = ("epsilon", "v")
+
 
 def find_model(
-    name: str, weights: bool = True, clip_skip: int | None = None, long_prompts: str | None = None,
-    loras: Sequence[str] = (),
+    name: str, weights: bool = True, clip_skip: int | None = None, vae: str | None = None,
+    prediction: str | None = None, long_prompts: str | None = None, loras: Sequence[str] = (),
 ) -> ModelFiles:  # fmt: skip
-    """``mini``, a run folder, a diffusers folder or a hub id → where its parts lie.
+    """``mini``, a run folder, a diffusers folder, a safetensors file or a hub id → where its parts lie.
 
-    Without ``weights`` only configurations and tokenizers of a hub id are fetched. Where ``clip_skip`` or
-    ``long_prompts`` ("cut" or "chunk") is left out it is what a run was trained with. ``loras`` lie on top of the
-    model, each a text ``FILE[:WEIGHT]``.
+    Without ``weights`` only configurations and tokenizers of a hub id are fetched. ``vae`` names another VAE,
+    ``prediction`` says what a UNet predicts, "epsilon" or "v", and ``long_prompts`` what becomes of prompts that are
+    too long, "cut" or "chunk". Where these and ``clip_skip`` are left out they are what a run was trained with.
+    ``loras`` lie on top of the model, each a text ``FILE[:WEIGHT]``.
     """
     if loras:
-        found = find_model(name, weights, clip_skip, long_prompts)
+        found = find_model(name, weights, clip_skip, vae, prediction, long_prompts)
         return replace(found, loras=(*found.loras, *find_loras(loras)))
     if clip_skip is not None and clip_skip < 0:
         raise MapoError(f"--clip-skip is {clip_skip}; it must not be negative.")
+    if prediction is not None and prediction not in PREDICTIONS:
+        raise MapoError(f"--prediction is {prediction!r}; it is epsilon or v.")
     if long_prompts not in (None, *LONG_PROMPTS):
         raise MapoError(f"--long-prompts {long_prompts!r} is not known. {suggest(str(long_prompts), LONG_PROMPTS)}")
     path = MODELS.get(name, Path(name))
     reading: dict[str, Any] = {"clip_skip": clip_skip or 0, "long_prompts": long_prompts or "cut"}
     if (path / "run.json").is_file():
-        return _find_run(name, path, weights, clip_skip, long_prompts)
+        return _find_run(name, path, weights, clip_skip, vae, prediction, long_prompts)
+    if path.is_file():
+        from mapo.models.single.file import open_single
+
+        single = open_single(path, prediction, other_vae=vae is not None)
+        found = ModelFiles(name, single.base, single=single, **reading)
+    else:
+        base, variant = _find_folder(name, path, weights)
+        found = ModelFiles(name, base, variant=variant, **reading)
+    if prediction is not None:
+        if found.pipeline_class not in UNETS:
+            raise MapoError(
+                f"--prediction is for Stable Diffusion 1, 2 and XL; {name} is a {found.pipeline_class}. Leave it out."
+            )
+        found = replace(found, prediction=prediction)
+    return _with_vae(found, vae)
+
+
+def _find_folder(name: str, path: Path, weights: bool) -> tuple[Path, str | None]:
+    """The folder of a pipeline, here or on the hub, and the variant of its weights that is asked for."""
     if (path / "model_index.json").is_file():
-        return ModelFiles(name, path, **reading)
+        return path, None
     if path.is_dir():
         raise MapoError(
             f"--model: {name} is neither a diffusers pipeline (it has no model_index.json) nor a finished run of "
             "`mapo train` (it has no run.json)."
         )
-    if path.is_file():
+    if (asked := hub_name(name)) is None:
         raise MapoError(
-            f"--model: {name} is a single file; a model is a folder in diffusers' layout. Convert it once: "
-            f'StableDiffusionXLPipeline.from_single_file("{name}").save_pretrained("{path.stem}"), or with '
-            "StableDiffusionPipeline where it is a Stable Diffusion 1 or 2. Then give that "
-            "folder."
+            f"--model: there is no folder or file {name}. Give {' or '.join(f'`{world}`' for world in MODELS)}, a "
+            "diffusers folder, a run folder, a safetensors file, or a hub id (owner/name, owner/name@revision, "
+            "owner/name:fp16)."
         )
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise MapoError(
-            f"--model: there is no folder {name}. Give {' or '.join(f'`{world}`' for world in MODELS)}, a diffusers "
-            "folder, a run folder or a hub id."
-        )
-    return ModelFiles(name, _download(name, weights), **reading)
+    return fetch_model(asked, weights), asked.variant
 
 
-def _find_run(name: str, path: Path, weights: bool, clip_skip: int | None, long_prompts: str | None) -> ModelFiles:
+def _with_vae(found: ModelFiles, vae: str | None) -> ModelFiles:
+    if vae is None:
+        return found
+    from mapo.models.vae import find_vae
+
+    return replace(found, vae=find_vae(vae, found.name, found.config("vae")))
+
+
+def _find_run(
+    name: str, path: Path, weights: bool, clip_skip: int | None, vae: str | None, prediction: str | None,
+    long_prompts: str | None,
+) -> ModelFiles:  # fmt: skip
     about = path / "run.json"
     run = read_object(about, "a run folder", "Run the same `mapo train` command again: it writes the file anew.")
     if not all(isinstance(run.get(key), str) for key in ("base", "denoiser", "adapter")):
         raise MapoError(f"{about} is damaged. Run the same `mapo train` command again: it writes the file anew.")
     base, denoiser = _find_base(name, path, run, weights), inside(path, run["denoiser"], f"{path}/run.json")
+    if vae is not None or prediction is not None:  # other ones than it was trained with
+        told = vae or run.get("vae"), prediction or run.get("prediction")
+        base = find_model(base.name, weights, base.clip_skip, *told, base.long_prompts)
     if not denoiser.is_dir():
         raise MapoError(f"{path} has lost its {run['denoiser']}. Run the same `mapo train` command again.")
     found = replace(
@@ -82,41 +116,24 @@ def _find_run(name: str, path: Path, weights: bool, clip_skip: int | None, long_
 def _find_base(name: str, path: Path, run: Mapping[str, Any], weights: bool) -> ModelFiles:
     """What a run stands on: where it lies from here, if that is still the same, else where it lay."""
     base, from_here = run["base"], run.get("base_from_here")
-    reading = run.get("clip_skip"), run.get("long_prompts")
+    told: dict[str, Any] = {key: run.get(key) for key in ("clip_skip", "vae", "prediction", "long_prompts")}
     near = (path / from_here).resolve() if isinstance(from_here, str) else path.resolve()
-    if near.is_dir() and near != path.resolve():
+    if near.exists() and near != path.resolve():
         with contextlib.suppress(MapoError, RecursionError):  # it is another one that has its name now
-            found = find_model(str(near), weights, *reading)
+            found = find_model(str(near), weights, **told)
             if run.get("base_revision") in found.revisions():
                 return found
     if Path(base).is_absolute() and Path(base).resolve() == path.resolve():
         raise MapoError(f"{name} says that it stands on itself. Write its true base into {path / 'run.json'}.")
-    if Path(base).is_absolute() and not Path(base).is_dir():
+    if Path(base).is_absolute() and not Path(base).exists():
         raise MapoError(
             f"{name} was trained on the model {base}, which is not there any more. Put it back there, or write its "
             f"new place as base into {path / 'run.json'}."
         )
-    found = find_model(base, weights, *reading)
+    found = find_model(base, weights, **told)
     if found.is_local and run.get("base_revision") not in (None, *found.revisions()):
         raise MapoError(
             f"{name} was trained on the model {base} as it was then; that one has changed since. Train {name} again, "
             f"or take base_revision out of {path / 'run.json'} to use it all the same."
         )
     return found
-
-
-def _download(name: str, weights: bool) -> Path:
-    from diffusers import DiffusionPipeline
-    from huggingface_hub import snapshot_download
-
-    try:
-        with quietly():
-            if weights:
-                return Path(DiffusionPipeline.download(name, use_safetensors=True))  # never a pickle
-            small = ["model_index.json", "*/*config.json", "tokenizer*/*"]
-            return Path(snapshot_download(name, allow_patterns=small))
-    except Exception as error:
-        raise MapoError(
-            f"--model: {name} is not a local folder and could not be fetched from the hub ({reason(error)}). "
-            "Check the name, the connection, and `hf auth login` for models behind a licence."
-        ) from None

@@ -83,10 +83,12 @@ def open_pipeline(model: ModelFiles, device: Any, dtype: Any) -> Any:
             f"long_prompts is chunk, but {model.name} is a {name}; only Stable Diffusion 1 and 2 and SDXL read long "
             "prompts in chunks. Take cut."
         )
+    if model.vae or model.prediction:
+        raise MapoError(f"--vae and --prediction are for models that can be trained; {model.name} is a {name}.")
     parts = tuple(config.parent.name for config in sorted(model.base.glob("*/config.json")))
     for part in parts:
         refuse_pickles(model.base, part)
-    variant = next(iter(variants(model.base, parts).values()), None)
+    variant = model.variant or next(iter(variants(model.base, parts).values()), None)
     try:
         with quietly():
             made = kind.from_pretrained(model.base, torch_dtype=dtype, use_safetensors=True, variant=variant)

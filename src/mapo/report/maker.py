@@ -46,7 +46,8 @@ def _revisions(run: Path) -> tuple[str, ...]:
         base = str(
             read_object(Path(base) / "run.json", "a run", "Give a folder that `mapo train` made.").get("base", "")
         )
-    if not seen or (base not in MODELS and not (Path(base) / "model_index.json").is_file()):
+    is_here = base in MODELS or Path(base).is_file() or (Path(base) / "model_index.json").is_file()
+    if not seen or not is_here:
         return ()
     try:
         from mapo.models import find_model  # which loads torch

@@ -39,7 +39,7 @@ def check_adapter(model: Opened, config: AdapterConfig) -> None:
     if config.start != "fused":
         loras_before(model, config, heads_only=True)
     if config.kind == "lora" and config.targets is not None:
-        _matching(model.outline(), config.targets)
+        _matching(model.outline(model.denoiser_part), config.targets)
 
 
 def loras_before(model: Opened, config: AdapterConfig, heads_only: bool = False) -> list[list[Layer]]:

@@ -225,14 +225,24 @@ class Config(Section):
     """A training run."""
 
     model: str = Field(
-        description="The model to train: `mini`, a folder in diffusers' layout, a run folder, or a hub id; of the "
-        "layout of SDXL, Stable Diffusion 1, 2 and 3, FLUX.1 or Z-Image."
+        description="The model to train: `mini`, a folder in diffusers' layout, one safetensors file, a run folder, or "
+        "a hub id; of the layout of SDXL, Stable Diffusion 1, 2 and 3, FLUX.1 or Z-Image (which is no single file)."
     )
     pairs: str = Field(description="The folder of a pairs set.")
     cache: str | None = told(
         None,
         "The folder for what the encoders make of the pairs. What it lacks is encoded first. Left out, the folder "
         "`cache` beside the pairs.",
+    )
+    vae: str | None = told(
+        None,
+        "Another VAE than the model's own: a folder, a model folder, a safetensors file or a hub id. The run keeps it. "
+        "Left out, that of the run that is trained further, else the model's own.",
+    )
+    prediction: Literal["epsilon", "v"] | None = told(
+        None,
+        "What the denoiser predicts, where the model's file does not say it or contradicts itself. Only for Stable "
+        "Diffusion 1, 2 and XL. Left out, it is as the model says.",
     )
     loras: list[str] = told(
         [],

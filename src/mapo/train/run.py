@@ -44,6 +44,7 @@ MAY_CHANGE = {
     "pairs",
     "model",
     "loras",
+    "vae",
     "train.steps",
     "train.save_every_steps",
     "train.pairs_per_device",
@@ -53,6 +54,8 @@ MAY_CHANGE = {
 }
 # Settings that came after 0.1.0, with what they mean in a run that does not name them.
 AS_IN_0_1_0: dict[str, Any] = {
+    "vae": None,
+    "prediction": None,
     "loras": [],
     "adapter": {"alpha": None, "dropout": 0.0, "targets": None, "start": "fused", "text_encoders": False},
     "optim": {"text_lr": None},
@@ -224,6 +227,10 @@ class Run:
         about |= {"clip_skip": files.clip_skip, "long_prompts": files.long_prompts}
         if files.long_prompts == "chunk":
             about["chunks"] = files.chunks
+        if files.vae:
+            about["vae"] = files.vae.name
+        if files.prediction:
+            about["prediction"] = files.prediction
         if files.is_local:
             about["base_from_here"] = os.path.relpath(files.name, self.folder)
             about["base_revision"] = files.without_named_loras().revision()

@@ -67,7 +67,10 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
         _say(processes, doubt)
     pairs = PairSet(Path(config.pairs))
     data = config.data
-    files = find_model(config.model, clip_skip=data.clip_skip, long_prompts=data.long_prompts, loras=config.loras)
+    files = find_model(
+        config.model, clip_skip=data.clip_skip, vae=config.vae, prediction=config.prediction,
+        long_prompts=data.long_prompts, loras=config.loras,
+    )  # fmt: skip
     model = with_chunks(open_model(replace(files, guidance=config.train.guidance)), pairs)
     _check_trainable(config, model)
     side = model.layout.checked(data.resolution)

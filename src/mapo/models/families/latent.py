@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import diffusers
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from mapo.errors import MapoError
 from mapo.models.families.tokens import check_tokenizer_files
 from mapo.models.family import Cond, Frames, ImageEncoder, Layout, TextEncoder
-from mapo.models.files import ModelFiles, quietly, read_config, reason, refuse_pickles, variants
+from mapo.models.files import ModelFiles, quietly, read_config, reason, refuse_pickles
 from mapo.models.kinds import (
     INDEX_ENTRY,
     REMEDY,
@@ -185,7 +186,7 @@ class LatentModel(ABC):
         """
         if not self.files.loras:
             return []
-        outlines = {part: self.files.outline(part, kind) for part, kind in self.networks.items() if part != "vae"}
+        outlines = {part: self.outline(part) for part in self.networks if part != "vae"}
         return self.files.lora_layers(outlines, heads_only)
 
     def tokenizers(self) -> tuple[Any, ...]:
@@ -223,9 +224,9 @@ class LatentModel(ABC):
 
     # ------------------------------------------------------------------ the denoiser
 
-    def outline(self) -> nn.Module:
-        """The denoiser without its weights."""
-        return self.files.outline(self.denoiser_part, self.denoiser_kind)  # type: ignore[no-any-return]
+    def outline(self, part: str) -> nn.Module:
+        """A part without its weights."""
+        return self.files.outline(part, self.networks[part])  # type: ignore[no-any-return]
 
     def denoiser(self, device: Any, dtype: Any = torch.float32, loras: bool = True) -> nn.Module:
         """The denoiser with a run's weights, and its LoRAs merged in but for where ``loras`` is false."""
@@ -235,6 +236,9 @@ class LatentModel(ABC):
     def _assembled(self, dtype: Any, **parts: Any) -> Any:
         """The folder's pipeline with these parts in place of its own."""
         how = {"torch_dtype": dtype, "use_safetensors": True, **self.pipeline_settings, **parts}
+        if self.files.prediction:  # else the scheduler is as the folder says
+            config = self.files.config("scheduler")
+            how["scheduler"] = getattr(diffusers, config["_class_name"]).from_config(config)
         try:
             with quietly():
                 return self.pipeline_kind.from_pretrained(self.files.base, **how)
@@ -251,8 +255,8 @@ class LatentModel(ABC):
         base, own = self.files.base, self.own_parts(dtype)
         for part in self.networks:
             refuse_pickles(base, part)
-        halves = variants(base, tuple(part for part in self.networks if part not in own))
-        parts = {part: self.files.load(part, self.networks[part], dtype) for part in halves} | own
+        apart = self.files.loaded_apart([part for part in self.networks if part not in own])
+        parts = {part: self.files.load(part, self.networks[part], dtype) for part in apart} | own
         parts |= dict(zip(self.tokenizer_parts, self.tokenizers(), strict=True)) | dict.fromkeys(self.lacking)
         made = self._assembled(dtype, **parts)
         made.set_progress_bar_config(disable=True)

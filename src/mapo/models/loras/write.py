@@ -59,14 +59,15 @@ def peft_settings(layers: Sequence[Layer]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for part in dict.fromkeys(layer.part for layer in layers):
         own = [layer for layer in layers if layer.part == part]
+        patterns = _patterns(own)
         rank = Counter(layer.rank for layer in own).most_common(1)[0][0]
         alpha = Counter(layer.alpha for layer in own).most_common(1)[0][0]
         values = {
             "r": rank,
             "lora_alpha": _number(alpha),
-            "rank_pattern": {_ending(layer): layer.rank for layer in own if layer.rank != rank},
-            "alpha_pattern": {_ending(layer): _number(layer.alpha) for layer in own if layer.alpha != alpha},
-            "target_modules": [_ending(layer) for layer in own],
+            "rank_pattern": {patterns[layer.module]: layer.rank for layer in own if layer.rank != rank},
+            "alpha_pattern": {patterns[layer.module]: _number(layer.alpha) for layer in own if layer.alpha != alpha},
+            "target_modules": [_path(layer) for layer in own],
         }
         found |= {f"{part}.{key}": value for key, value in values.items()}
     return found
@@ -76,6 +77,13 @@ def _number(alpha: float) -> float:
     return int(alpha) if alpha == int(alpha) else alpha
 
 
-def _ending(layer: Layer) -> str:
+def _patterns(layers: Sequence[Layer]) -> dict[str, str]:
+    """By module, what peft finds it by. It looks for ends of names, so a layer that is the end of another is marked."""
+    paths = {layer.module: _path(layer) for layer in layers}
+    ends = {path[place + 1 :] for path in paths.values() for place in range(len(path)) if path[place] == "."}
+    return {module: f"^{path}" if path in ends else path for module, path in paths.items()}
+
+
+def _path(layer: Layer) -> str:
     """The layer's path as peft finds it, in text encoders of transformers 4 and 5, which differ in its beginning."""
     return layer.module.removeprefix("text_model.") if layer.part.startswith("text_encoder") else layer.module

@@ -1,0 +1,114 @@
+"""Models on the Hugging Face hub: their names, fetching them, and what to say where that fails."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mapo.errors import MapoError
+from mapo.models.files import quietly, reason
+
+NAME = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[^\s:@]+))?(:(?P<variant>\w+))?")
+SMALL = ("model_index.json", "*/*config.json", "tokenizer*/*", "sampling.json")
+VAE_FILES = ("config.json", "diffusion_pytorch_model*.safetensors", "vae/config.json", "vae/diffusion_*.safetensors")
+
+
+@dataclass(frozen=True)
+class HubName:
+    """``owner/name``, perhaps with ``@`` a branch, tag or commit, perhaps with ``:`` a variant of the weights."""
+
+    id: str
+    revision: str | None
+    variant: str | None
+
+
+def hub_name(name: str) -> HubName | None:
+    """The parts of a name such as ``owner/name@v1.0:fp16``; None where it is not one of the hub."""
+    match = None if name.startswith((".", "/", "~")) else NAME.fullmatch(name)
+    return HubName(match["id"], match["revision"], match["variant"]) if match else None
+
+
+def fetch_model(name: HubName, weights: bool) -> Path:
+    """The folder of a pipeline, fetched where it is not on this machine yet; never a pickle."""
+    from diffusers import DiffusionPipeline
+    from huggingface_hub import snapshot_download
+
+    try:
+        with quietly():
+            if weights:
+                how = {"revision": name.revision, "variant": name.variant}
+                return Path(DiffusionPipeline.download(name.id, use_safetensors=True, **how))
+            return Path(snapshot_download(name.id, revision=name.revision, allow_patterns=list(SMALL)))
+    except Exception as error:
+        raise not_fetched("--model", name, error) from None
+
+
+def fetch_vae(name: HubName) -> Path:
+    """The folder of a VAE alone, or of a pipeline of which only its VAE is fetched."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        with quietly():
+            return Path(snapshot_download(name.id, revision=name.revision, allow_patterns=list(VAE_FILES)))
+    except Exception as error:
+        raise not_fetched("--vae", name, error) from None
+
+
+def not_fetched(flag: str, name: HubName, error: BaseException) -> MapoError:
+    """What to say where the hub gave no files: by the exception, or by those that stand behind it."""
+    from huggingface_hub import errors
+
+    def is_any(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(one, kinds) for one in _behind(error))
+
+    start = f"{flag}: {name.id} is not a local folder or file, and "
+    if is_any(errors.GatedRepoError):
+        page = f"https://huggingface.co/{name.id}"
+        return MapoError(
+            f"{flag}: {name.id} is gated on the hub. Accept its licence at {page}, then log in on this machine with "
+            "`hf auth login`."
+        )
+    if is_any(errors.RevisionNotFoundError):
+        return MapoError(f"{flag}: {name.id} is on the hub, but has no branch, tag or commit {name.revision}.")
+    if is_any(errors.RepositoryNotFoundError):
+        return MapoError(
+            f"{start}the hub has no such model, or only for those who may see it. Check the name. If it is private, "
+            "log in with `hf auth login`."
+        )
+    if is_any(errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError, TimeoutError, *_network()):
+        return MapoError(
+            f"{start}the hub cannot be reached ({reason(_first(error))}). Connect this machine and try again, or give "
+            "a folder or a file that is on it. Variables such as HF_HUB_OFFLINE switch the hub off."
+        )
+    variant = f" in the variant {name.variant}" if name.variant else ""
+    return MapoError(f"{start}could not be fetched from the hub{variant} ({reason(_first(error))}).")
+
+
+def _behind(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception, and those that it was raised from."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _first(error: BaseException) -> Exception:
+    return next(one for one in _behind(error) if isinstance(one, Exception))
+
+
+def _network() -> tuple[type[BaseException], ...]:
+    """What the library under huggingface_hub raises without a connection: httpx, or requests in older versions."""
+    found: list[type[BaseException]] = []
+    for library, names in (
+        ("httpx", ("NetworkError", "TimeoutException")),
+        ("requests", ("ConnectionError", "Timeout")),
+    ):
+        try:
+            module = __import__(library)
+        except ImportError:
+            continue
+        found += [getattr(module, name) for name in names if hasattr(module, name)]
+    return tuple(found)

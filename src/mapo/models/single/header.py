@@ -1,0 +1,111 @@
+"""The head of a safetensors file: names, shapes and kinds of its tensors, and its metadata. No tensor is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mapo.errors import MapoError
+
+PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+MOST_HEAD = 10**8  # bytes; the library allows no more
+OTHERS = {  # how files of another kind begin
+    b"PK\x03\x04": "pickle", b"\x80\x02": "pickle", b"\x80\x04": "pickle", b"GGUF": "gguf",
+    b"version https://git-lfs": "pointer", b"<!DOCTYPE": "page", b"<html": "page", b"<!doctype": "page",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Held:
+    """A tensor in a file: its kind such as "F16", its shape, and where its bytes begin and end."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, eq=False)
+class Header:
+    """What the head of a file says."""
+
+    path: Path
+    tensors: Mapping[str, Held]
+    metadata: Mapping[str, str]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor; empty where there is no such tensor."""
+        return self.tensors[name].shape if name in self.tensors else ()
+
+    def any(self, *beginnings: str) -> bool:
+        """Whether a name begins with one of these."""
+        return any(name.startswith(beginnings) for name in self.tensors)
+
+    def any_with(self, *words: str) -> bool:
+        """Whether one of these words is in a name."""
+        return any(word in name for name in self.tensors for word in words)
+
+
+def read_header(path: Path) -> Header:
+    """The head of a file; MapoError where it is not a whole safetensors file."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            begin = file.read(32)
+            length = int.from_bytes(begin[:8], "little")
+            _refuse_others(path, begin, size)
+            if not 2 <= length <= MOST_HEAD or 8 + length > size:
+                raise MapoError(
+                    f"{path} is cut off, or is not a safetensors file: it has {size:,} bytes. Download it again."
+                )
+            file.seek(8)
+            head = json.loads(file.read(length))
+        metadata = head.pop("__metadata__", {})
+        tensors = {name: _held(entry, 8 + length) for name, entry in head.items()}
+    except OSError as error:
+        raise MapoError(f"{path} cannot be read ({error.strerror or error}).") from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise MapoError(f"{path} is damaged: its head cannot be read. Download it again.") from None
+    whole = max((held.end for held in tensors.values()), default=8 + length)
+    if whole > size:
+        raise MapoError(f"{path} is cut off: it has {size:,} of {whole:,} bytes. Download it again.")
+    return Header(path, tensors, {str(k): str(v) for k, v in dict(metadata).items()})
+
+
+def _held(entry: Mapping[str, Any], start: int) -> Held:
+    begin, end = entry["data_offsets"]
+    return Held(str(entry["dtype"]), tuple(int(side) for side in entry["shape"]), start + int(begin), start + int(end))
+
+
+def _refuse_others(path: Path, begin: bytes, size: int) -> None:
+    """MapoError where a file is of another kind, by its name or by how it begins."""
+    kind = next((kind for start, kind in OTHERS.items() if begin.startswith(start)), "")
+    if not size:
+        raise MapoError(f"{path} is empty. Download it again.")
+    if kind == "pickle" or path.suffix.lower() in PICKLES:
+        raise MapoError(
+            f"{path} is a pickle. Such a file can run code when it is opened, so it is not read. If you trust it, "
+            f"write it anew as safetensors: {as_safetensors(path)}"
+        )
+    if kind == "gguf" or path.suffix.lower() == ".gguf":
+        raise MapoError(f"{path} is a GGUF file of quantized weights, which cannot be trained. {TAKE_WHOLE}")
+    if kind == "pointer":
+        raise MapoError(f"{path} is only the pointer that Git LFS leaves. Fetch the file itself: git lfs pull.")
+    if kind == "page":
+        raise MapoError(f"{path} is a web page, not a model. Download the file again, perhaps after logging in there.")
+
+
+TAKE_WHOLE = "Take the file in float16, bfloat16 or float32."
+
+
+def as_safetensors(path: Path) -> str:
+    """A command that writes a pickled checkpoint anew."""
+    return (
+        "python -c \"import torch, safetensors.torch as s; d = torch.load('"
+        f"{path}', weights_only=True, map_location='cpu'); d = d.get('state_dict', d); "
+        "s.save_file({k: v.clone() for k, v in d.items() if torch.is_tensor(v)}, '"
+        f"{path.with_suffix('.safetensors')}')\""
+    )
