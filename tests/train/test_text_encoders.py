@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,9 +10,14 @@ from safetensors.torch import load_file
 from test_train import assert_same, metrics
 
 from apart import ended, started
+from mapo.encode.fill import encode
+from mapo.encode.seen import with_chunks
 from mapo.errors import MapoError
 from mapo.models import find_model, open_model
+from mapo.pairs import PairSet
+from mapo.train.batches import assemble, draws
 from mapo.train.config import OptimConfig, make_config
+from mapo.train.opening import WithText
 from mapo.train.train import train
 from mapo.train.updater import AdamW
 from tiny import MAKERS, make_pairs, make_sd
@@ -81,18 +85,20 @@ def test_two_processes_train_as_one(whole, work, tmp_path):
     assert_same(metrics(tmp_path / "r"), wanted, tolerance=1e-6)
 
 
-def test_pictures_alone_are_in_the_cache_and_the_first_step_is_that_of_the_denoiser_alone(whole, work, tmp_path):
-    _, folder, wanted = whole
-    assert not list((work / f"c-{folder.name}").glob("text-*"))
-    alone = again(whole, work, tmp_path / "alone", adapter={"text_encoders": False})
-    for key in ("loss", "error_chosen", "error_rejected", "margin"):  # a new LoRA adds nothing yet
-        assert alone[0][key] == pytest.approx(wanted[0][key], rel=1e-6)
-    assert alone[0]["grad_norm"] < wanted[0]["grad_norm"] and alone[2]["loss"] != pytest.approx(
-        wanted[2]["loss"], rel=1e-6
-    )
-    shutil.rmtree(tmp_path / "alone")
-    for path in (work / f"c-{folder.name}").glob("text-*"):
-        path.unlink()
+def test_tokens_in_the_step_become_what_the_cache_would_have_held(whole, work, tmp_path):
+    base, folder, _ = whole
+    assert not list((work / f"c-{folder.name}").glob("text-*"))  # pictures alone
+    pairs = PairSet(work / "pairs")
+    model = with_chunks(open_model(find_model(str(base), long_prompts="chunk")), pairs)
+    cache = encode(model, pairs, tmp_path / "cache", holding="and the empty prompt")
+    drawn = draws(range(8), 8, model.process, (4, 8, 8), seed=0, caption_dropout=0.4)
+    assert 0 < sum(draw.without_prompt for draw in drawn) < 8
+    wanted, given = (assemble(pairs, drawn, cache, model, as_tokens=tokens).cond for tokens in (False, True))
+    with torch.no_grad():
+        found = WithText(model, torch.nn.Identity(), model.load_text_encoders("cpu")).told(given)
+    assert found.keys() == wanted.keys() and given["tokens"].shape == (16, 2, 32)
+    for name, value in wanted.items():
+        assert torch.allclose(found[name], value, atol=1e-6), name
 
 
 def states(encoders_of, model):

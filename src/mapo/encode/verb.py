@@ -8,7 +8,7 @@ from mapo.devices import best_device
 from mapo.encode.cache import DTYPES, Cache
 from mapo.encode.fill import IMAGES_PER_BATCH
 from mapo.encode.fill import encode as fill
-from mapo.encode.seen import what_training_sees
+from mapo.encode.seen import what_training_sees, with_chunks
 from mapo.errors import MapoError, memory_told, suggest
 from mapo.models import find_model, open_model
 from mapo.pairs import PairSet
@@ -23,7 +23,7 @@ def encode(
     if precision not in DTYPES:
         raise MapoError(f"--precision {precision!r} is not known. {suggest(precision, DTYPES)}")
     opened = PairSet(pairs)
-    found = open_model(find_model(model, clip_skip=clip_skip, long_prompts=long_prompts))
+    found = with_chunks(open_model(find_model(model, clip_skip=clip_skip, long_prompts=long_prompts)), opened)
     with memory_told(images_per_batch, rest=""):
         cache = fill(
             found, opened, out, resolution=resolution, flip=flip, precision=precision,  # type: ignore[arg-type]
@@ -31,4 +31,5 @@ def encode(
             images_per_batch=images_per_batch,
         )  # fmt: skip
     seen = what_training_sees(opened, found, split="all", ties="keep", resolution=resolution)
-    return cache, opened, seen.losses()
+    chunks = found.files.chunks
+    return cache, opened, [*seen.losses(), *([f"prompts are up to {chunks} chunks long"] if chunks > 1 else [])]

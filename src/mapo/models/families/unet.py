@@ -63,6 +63,11 @@ class UNetModel(LatentModel):
         stacks = [(name, m) for name, m in encoder.named_modules() if name.endswith("layers")]
         return tuple(f"{name}.{len(m) - 1}." for name, m in stacks) if part in self.penultimate_of else ()
 
+    @property
+    def prompt_numbers(self) -> int:
+        """Of the longest prompt, where long ones are read in chunks."""
+        return super().prompt_numbers * self.files.chunks
+
     @cached_property
     def _own_tokenizers(self) -> dict[str, Any]:
         return dict(zip(self.tokenizer_parts, self.tokenizers(), strict=True))
