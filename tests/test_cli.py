@@ -74,7 +74,7 @@ def test_every_example_in_the_help_is_a_command_that_parses(verb):
         (["train", "--model", "m", "--pairs", "p", "--out", "x", "--set", "optim.lr"], "does not look like"),
         (["train", "--model", "m", "--pairs", "p", "--out", "x", "--objective", "mappo"], "Did you mean 'mapo'"),
         (["train", "--config", "no.toml", "--out", "x"], "there is no file no.toml"),
-        (["sample", "--model", "./nowhere", "--prompts", "mini:test", "--out", "x"], "there is no folder ./nowhere"),
+        (["sample", "--model", "./nowhere", "--prompts", "mini:test", "--out", "x"], "there is no folder or file ./nowhere"),
         (["sample", "--model", "mini", "--prompts", "no.txt", "--out", "x"], "there is no file no.txt"),
         (["sample", "--model", "mini", "--prompts", "mini:tset", "--out", "x"], "no built-in list 'mini:tset'"),
         (["sample", "--model", "mini", "--prompts", "mini:test", "--seeds", "a", "--out", "x"], "not a list of seeds"),

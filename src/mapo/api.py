@@ -157,6 +157,11 @@ def _described(annotation: Any) -> list[Argument]:
     return [one for one in getattr(annotation, "__metadata__", ()) if isinstance(one, Argument)]
 
 
+def _text(given: str | os.PathLike[str] | None) -> str | None:
+    """A place as it was written; None stays."""
+    return None if given is None else os.fspath(given)
+
+
 def _paths(given: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
     return [Path(given)] if isinstance(given, str | os.PathLike) else [Path(one) for one in given]
 
@@ -272,7 +277,7 @@ def import_pairs(
 @_verb
 def check(
     pairs: Place, *, out: Place = "check.html", model: Place | None = None, json_file: Place | None = None,
-    long_prompts: Text | None = None,
+    vae: Place | None = None, prediction: Text | None = None, long_prompts: Text | None = None,
 ) -> Page:  # fmt: skip
     """Look for what is wrong in a set. The page; what is wrong is in its numbers, and not an exception."""
     from mapo.check import verb
@@ -280,8 +285,8 @@ def check(
     return Page(
         Path(out),
         verb.check(
-            Path(pairs), Path(out), model=None if model is None else os.fspath(model),
-            json_file=None if json_file is None else Path(json_file), long_prompts=long_prompts,
+            Path(pairs), Path(out), model=_text(model), json_file=None if json_file is None else Path(json_file),
+            vae=_text(vae), prediction=prediction, long_prompts=long_prompts,
         ),
     )  # fmt: skip
 
@@ -291,7 +296,8 @@ def mismatch(
     *, model: Place, pairs: Place, out: Place = "mismatch.json", encoder: Text | None = None, split: Text = "train",
     num_pairs: Whole = 128, seeds: Seeds = "1000-1001", seed: Whole = 0, steps: Whole | None = None,
     guidance: Number | None = None, precision: Text | None = None, images_per_batch: Whole | None = None,
-    clip_skip: Whole | None = None, long_prompts: Text | None = None,
+    clip_skip: Whole | None = None, vae: Place | None = None, prediction: Text | None = None,
+    loras: Texts = (), long_prompts: Text | None = None,
 ) -> "Mismatch":  # fmt: skip
     """Measure how far a set is from a model. The numbers; MapoError where the split has no pairs."""
     from mapo.mismatch import verb
@@ -299,7 +305,7 @@ def mismatch(
     found, _ = verb.mismatch(
         os.fspath(model), Path(pairs), Path(out), seeds, encoder=encoder, split=split, num_pairs=num_pairs, seed=seed,
         steps=steps, guidance=guidance, precision=precision, images_per_batch=images_per_batch, clip_skip=clip_skip,
-        long_prompts=long_prompts,
+        vae=_text(vae), prediction=prediction, loras=several(loras), long_prompts=long_prompts,
     )  # fmt: skip
     return found
 
@@ -307,15 +313,17 @@ def mismatch(
 @_verb
 def encode(
     *, model: Place, pairs: Place, out: Place, resolution: Whole | None = None, flip: Switch = False,
-    precision: Text = "float32", clip_skip: Whole | None = None, long_prompts: Text | None = None,
-    images_per_batch: Whole = 8,
+    precision: Text = "float32", clip_skip: Whole | None = None, images_per_batch: Whole = 8,
+    vae: Place | None = None, prediction: Text | None = None,
+    loras: Texts = (), long_prompts: Text | None = None,
 ) -> "Cache":  # fmt: skip
     """Encode pictures and prompts once. The cache; MapoError where it was encoded in another way before."""
     from mapo.encode import verb
 
     cache, _, losses = verb.encode(
         os.fspath(model), Path(pairs), Path(out), resolution=resolution, flip=flip, precision=precision,
-        clip_skip=clip_skip, long_prompts=long_prompts, images_per_batch=images_per_batch,
+        clip_skip=clip_skip, images_per_batch=images_per_batch, vae=_text(vae), prediction=prediction,
+        loras=several(loras), long_prompts=long_prompts,
     )  # fmt: skip
     if losses:
         LOG.info(", ".join(losses))
@@ -325,15 +333,18 @@ def encode(
 @_verb
 def train(
     *, out: Place, model: Place | None = None, pairs: Place | None = None, cache: Place | None = None,
-    objective: Text | None = None, adapter: Text | None = None, settings: Settings | None = None,
+    objective: Text | None = None, adapter: Text | None = None, vae: Place | None = None,
+    prediction: Text | None = None, loras: Texts = (), targets: Texts = (), settings: Settings | None = None,
 ) -> "Run":  # fmt: skip
     """Train, or go on with the run that is in ``out``. The run; MapoError, KeyboardInterrupt where it was stopped."""
     from mapo.train import verb
     from mapo.train.run import Run
 
-    folders = {"model": model, "pairs": pairs, "cache": cache}
-    named = {name: None if given is None else os.fspath(given) for name, given in folders.items()}
-    verb.train(Path(out), nested(settings or {}), **named, objective=objective, adapter=adapter)
+    folders = {"model": model, "pairs": pairs, "cache": cache, "vae": vae}
+    named = {name: _text(given) for name, given in folders.items()}
+    named |= {"objective": objective, "adapter": adapter, "prediction": prediction}
+    lists = {"loras": several(loras) or None, "targets": several(targets) or None}
+    verb.train(Path(out), nested(settings or {}), **named, **lists)
     return Run(out)
 
 
@@ -353,7 +364,8 @@ def sample(
     *, model: Place, prompts: Texts, out: Place, seeds: Seeds = 0, steps: Whole | None = None,
     guidance: Number | None = None, width: Whole | None = None, height: Whole | None = None, prefix: Text = "",
     negative_prompt: Text = "", precision: Text | None = None, images_per_batch: Whole | None = None,
-    clip_skip: Whole | None = None, long_prompts: Text | None = None,
+    clip_skip: Whole | None = None, vae: Place | None = None, prediction: Text | None = None,
+    loras: Texts = (), long_prompts: Text | None = None,
 ) -> Images:  # fmt: skip
     """Make pictures. Their folder and rows; MapoError where the folder holds pictures of other settings."""
     from mapo.sample import verb
@@ -361,7 +373,7 @@ def sample(
     rows = verb.sample(
         os.fspath(model), prompts, seeds, Path(out), steps=steps, guidance=guidance, width=width, height=height,
         prefix=prefix, negative_prompt=negative_prompt, precision=precision, images_per_batch=images_per_batch,
-        clip_skip=clip_skip, long_prompts=long_prompts,
+        clip_skip=clip_skip, vae=_text(vae), prediction=prediction, loras=several(loras), long_prompts=long_prompts,
     )  # fmt: skip
     return Images(Path(out), rows)
 

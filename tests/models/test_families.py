@@ -362,10 +362,3 @@ def test_a_run_that_points_out_of_its_folder_is_refused(any_model, tmp_path):
     (tmp_path / "run.json").write_text(json.dumps(run))
     with pytest.raises(MapoError, match="leaves its folder"):
         find_model(str(tmp_path))
-
-
-def test_a_single_file_is_called_one_with_the_way_to_make_a_folder_of_it(tmp_path, monkeypatch):
-    (tmp_path / "juggernautXL.safetensors").write_bytes(b"")
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(MapoError, match=r"juggernautXL.safetensors is a single file; .*from_single_file\("):
-        find_model("juggernautXL.safetensors")

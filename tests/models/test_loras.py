@@ -415,6 +415,16 @@ def test_a_lora_put_together_of_three_is_three_of_a_third_of_its_rank(tmp_path):
         assert (one.rank, one.alpha) == (2, 1) and torch.equal(one.up, up) and torch.equal(one.down, part)
 
 
+def test_layers_of_t5_in_kohyas_files_are_read(tmp_path):
+    make_sd3(tmp_path / "m")
+    name = "lora_te3_encoder_block_0_layer_0_SelfAttention_q"
+    (found,) = layers_of(tmp_path / "m", tmp_path / "a.safetensors", kohya(name, 16, 48))
+    assert found.key == ("text_encoder_3", "encoder.block.0.layer.0.SelfAttention.q")
+    make_sd3(tmp_path / "n", t5=False)
+    with pytest.raises(MapoError, match="a.safetensors has layers of text_encoder_3, without which .*n was opened"):
+        opened(tmp_path / "n", tmp_path / "a.safetensors").lora_layers()
+
+
 def test_there_is_a_small_model_for_every_pipeline_with_names_of_kohya():
     from mapo.models.names.kohya import PREFIXES
 

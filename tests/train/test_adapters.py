@@ -67,8 +67,7 @@ def test_alpha_is_kept_by_training_saving_loading_fusing_and_training_further(mo
     assert {(one.rank, one.alpha) for one in both.lora_layers()[0]} == {(6, 6)}
     with torch.no_grad():
         moved = model.predict(both.denoiser("cpu"), x, torch.tensor([500]), cond)
-    assert 1e-5 < (moved - outputs[1]).abs().max() < (outputs[1] - model.predict(
-        model.denoiser("cpu"), x, torch.tensor([500]), cond)).abs().max()  # fmt: skip
+    assert not torch.allclose(moved, outputs[1], atol=1e-3)
 
 
 def test_alpha_scales_what_is_trained(sdxl, pairs, cache, tmp_path):
@@ -172,4 +171,4 @@ def test_the_settings_of_the_command_line(sdxl, pairs, cache, tmp_path):
     kept = json.loads((tmp_path / "i" / "images.json").read_text())["settings"]
     assert [(one["weight"], len(one["sha256"])) for one in kept["loras"]] == [(0.7, 64)]
     done = CliRunner().invoke(cli, [*map(str, more), "--lora", str(tmp_path / "r")])
-    assert isinstance(done.exception, MapoError) and "made with other settings (loras, revision)" in str(done.exception)
+    assert isinstance(done.exception, MapoError) and "made with other settings (revision, loras)" in str(done.exception)

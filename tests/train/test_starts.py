@@ -117,11 +117,33 @@ def test_the_run_is_a_model_without_the_file_of_the_lora(work, sdxl, runs, tmp_p
     assert [lora.path for lora in model.files.loras] == [work / "fused" / "weights" / LORA_FILE]
 
 
-@pytest.mark.parametrize("start", STARTS)
-def test_a_run_that_goes_on_is_the_uninterrupted_run(work, sdxl, runs, start, tmp_path):
-    train(settings(work, sdxl, start, steps=1), tmp_path / "r")
-    train(settings(work, sdxl, start, steps=2), tmp_path / "r")
+def test_train_says_what_becomes_of_the_lora(work, sdxl, runs, tmp_path, heard):
+    train(settings(work, sdxl, "continued", steps=1), tmp_path / "r")
+    said = heard()
+    assert (
+        f"{work}/a.safetensors at 0.5: 3 layers of ranks 2 to 3 in text_encoder and unet, trained further. Those of text "
+        "encoders are merged." in said
+    )
+    assert "A LoRA of ranks 2 to 3 beside 2 layers of the unet is trained: 320 numbers." in said  # 5 · (32 + 32)
+
+
+@pytest.mark.parametrize("start", ["frozen", "continued"])
+def test_saving_memory_changes_nothing_nor_does_stopping_and_going_on(work, sdxl, runs, start, tmp_path):
+    for steps in (1, 2):
+        config = settings(work, sdxl, start, steps=steps)
+        less = {"gradient_checkpointing": True, "pairs_per_device": 3}
+        train(config.model_copy(update={"train": config.train.model_copy(update=less)}), tmp_path / "r")
     assert_same(metrics(tmp_path / "r"), runs[start])
+
+
+@pytest.mark.parametrize("start", ["frozen", "continued"])
+def test_beside_a_base_in_half_precision_the_lora_stays_in_float32(work, sdxl, start, tmp_path):
+    config = settings(work, sdxl, start, steps=1)
+    halved = {"precision": "float32", "base_precision": "bfloat16"}
+    train(config.model_copy(update={"train": config.train.model_copy(update=halved)}), tmp_path / "r")
+    assert metrics(tmp_path / "r")[0]["margin_over_reference"] == 0
+    layers = open_model(find_model(str(tmp_path / "r"))).lora_layers()[0]
+    assert {layer.down.dtype for layer in layers} == {torch.float32}
 
 
 def test_frozen_loras_are_unchanged_to_the_bit_and_only_the_new_one_is_trained(work, sdxl, runs):

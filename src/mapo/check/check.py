@@ -45,20 +45,15 @@ ASPECTS = (
 
 
 def check_pairs(
-    pairs: PairSet,
-    out: Path,
-    *,
-    model: str | None = None,
-    json_file: Path | None = None,
-    long_prompts: str | None = None,
+    pairs: PairSet, out: Path, *, model: str | None = None, json_file: Path | None = None, **told: Any
 ) -> dict[str, Any]:
     """Look at every row and picture of a set; write the page ``out`` and return its numbers.
 
-    ``model`` (mini, a folder, a hub id) adds the length of prompts in its tokens and its size in pixels;
-    ``long_prompts`` ("cut" or "chunk") is how it reads long ones (default: as a run was trained). In the result
+    ``model`` (mini, a folder, a hub id) adds the length of prompts in its tokens and its size in pixels; it is ``told``
+    of another ``vae``, what it predicts (``prediction``) and how it reads ``long_prompts``. In the result
     ``errors``, ``warnings`` and ``notes`` count the findings; ``findings`` and ``leaks`` list them.
     """
-    if long_prompts and not model:
+    if told.get("long_prompts") and not model:
         raise MapoError("--long-prompts is of a model. Name it with --model.")
     if json_file and json_file.resolve() == out.resolve():
         raise MapoError(f"--json names the page {out} itself. Give it a file of its own.")
@@ -67,7 +62,7 @@ def check_pairs(
     if json_file:
         _refuse(json_file, pairs)
         prepare_file(json_file, "a file of `mapo check --json`", JSON_START, "check.json", "--json")
-    view = open_view(model, long_prompts) if model else None
+    view = open_view(model, **told) if model else None
     choice = what_is_trained_on(pairs, view)
     pictures = look_at_pictures(pairs, view.resolution if view else None)
     rows = read_rows(pairs, pictures, choice.rows)

@@ -8,7 +8,19 @@ from typing import Any
 
 import click
 
-from mapo.cli.shared import CLIP_SKIP, LONG_PROMPTS, OUT, PRECISION, TRAINABLE, Verb, cli, say, shard_done
+from mapo.cli.shared import (
+    CLIP_SKIP,
+    LONG_PROMPTS,
+    LORA,
+    OUT,
+    PRECISION,
+    TRAINABLE,
+    Verb,
+    cli,
+    model_options,
+    say,
+    shard_done,
+)
 from mapo.errors import MapoError, count
 
 
@@ -139,7 +151,8 @@ def import_(source: str, out: Path, **how: Any) -> None:
 @cli.command(cls=Verb, example="mapo check work/pairs --model mini --out work/check.html")
 @click.argument("pairs", type=OUT)
 @click.option("--out", type=OUT, default=Path("check.html"), show_default=True, help="The HTML page to write.")
-@click.option("--model", help="mini, a folder or a hub id: its tokenizers measure prompts, its resolution pictures.")
+@click.option("--model", help="mini, a folder, a file or a hub id: its tokenizers measure prompts, its side pictures.")
+@model_options
 @LONG_PROMPTS
 @click.option("--json", "json_file", type=OUT, help="Write the numbers into this file too.")
 @click.option("--strict", is_flag=True, help="Warnings count as errors.")
@@ -170,6 +183,8 @@ def check(pairs: Path, strict: bool, **how: Any) -> None:
 @click.option("--guidance", type=float, help="Classifier-free guidance; default: the model's own advice.")
 @PRECISION
 @click.option("--images-per-batch", type=int, help="Pictures at a time.")
+@model_options
+@LORA
 @CLIP_SKIP
 @LONG_PROMPTS
 def mismatch(model: str, pairs: Path, out: Path, seeds: str, **how: Any) -> None:

@@ -7,12 +7,14 @@ from typing import Any
 
 import click
 
-from mapo.cli.shared import CLIP_SKIP, LONG_PROMPTS, OUT, PRECISION, Verb, cli, say, shard_done
+from mapo.cli.shared import CLIP_SKIP, LONG_PROMPTS, LORA, OUT, PRECISION, Verb, cli, model_options, say, shard_done
 from mapo.errors import count
 
 
 @cli.command(cls=Verb, example="mapo sample --model mini --prompts mini:test --seeds 0-1 --out work/before")
-@click.option("--model", required=True, help="mini, a folder or hub id of a text-to-image pipeline, or a run folder.")
+@click.option(
+    "--model", required=True, help="mini, a folder, safetensors file or hub id of a text-to-image model, or a run."
+)
 @click.option(
     "--prompts",
     required=True,
@@ -31,6 +33,8 @@ from mapo.errors import count
 @click.option("--negative-prompt", default="", help="What pictures should not show. No effect without guidance.")
 @PRECISION
 @click.option("--images-per-batch", type=int, help="Pictures made at a time.")
+@model_options
+@LORA
 @CLIP_SKIP
 @LONG_PROMPTS
 def sample(model: str, prompts: str, seeds: str, out: Path, **how: Any) -> None:

@@ -13,7 +13,7 @@ from mapo.errors import printable
 from mapo.progress import on_terminal
 
 OUT = click.Path(path_type=Path)
-TRAINABLE = "mini, a diffusers folder, a run folder, or a hub id; SDXL or Stable Diffusion 1 or 2."
+TRAINABLE = "mini, a diffusers folder, a safetensors file, a run folder, or a hub id."
 CLIP_SKIP = click.option(
     "--clip-skip", type=click.IntRange(min=0),
     help="Layers left out at the end of the text encoder, for Stable Diffusion 1 and 2; default: as a run was trained.",
@@ -29,6 +29,31 @@ LONG_PROMPTS = click.option(
 PRECISION = click.option(
     "--precision", type=click.Choice(["float32", "bfloat16", "float16"]),
     help="Of the model while it makes pictures; default: the model's own advice, else float32.",
+)  # fmt: skip
+
+
+MODEL_OPTIONS = (
+    click.option(
+        "--vae", metavar="NAME",
+        help="Another VAE: a folder, a safetensors file, or a hub id; default: the model's own.",
+    ),
+    click.option(
+        "--prediction", type=click.Choice(["epsilon", "v"]),
+        help="What the denoiser predicts, where the model's file does not say it or contradicts itself.",
+    ),
+)  # fmt: skip
+
+
+def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say more of the model than its name."""
+    for option in reversed(MODEL_OPTIONS):
+        command = option(command)
+    return command
+
+
+LORA = click.option(
+    "--lora", "loras", multiple=True, metavar="FILE[:WEIGHT]",
+    help="A LoRA on top of the model: a .safetensors file of any common trainer, a folder of diffusers, or a run.",
 )  # fmt: skip
 
 

@@ -160,11 +160,14 @@ def view_of(model: Opened, resolution: int | None = None) -> View:
     return View(model.files.name, model.layout.checked(resolution), tokenizers, most, model.files.long_prompts)
 
 
-def open_view(model: str, long_prompts: str | None = None) -> View:
-    """The view of ``mini``, a folder, a run or a hub id, of which only small files are fetched."""
+def open_view(model: str, **told: Any) -> View:
+    """The view of ``mini``, a folder, a file, a run or a hub id, of which only small files are fetched.
+
+    It is ``told`` of what :func:`mapo.models.find_model` may be told.
+    """
     from mapo.models import find_model, open_model
 
-    return view_of(open_model(find_model(model, weights=False, long_prompts=long_prompts)))
+    return view_of(open_model(find_model(model, weights=False, **told)))
 
 
 def excess_tokens(view: View, prompts: Sequence[str] | pa.Array) -> NDArray[np.int64]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mapo.devices import best_device
 from mapo.encode.cache import DTYPES, Cache
@@ -16,14 +18,17 @@ from mapo.pairs import PairSet
 
 def encode(
     model: str, pairs: Path, out: Path, *, resolution: int | None = None, flip: bool = False,
-    precision: str = "float32", clip_skip: int | None = None, long_prompts: str | None = None,
+    precision: str = "float32", clip_skip: int | None = None, vae: str | None = None, prediction: str | None = None,
+    loras: Sequence[str] = (), long_prompts: str | None = None,
     images_per_batch: int = IMAGES_PER_BATCH,
 ) -> tuple[Cache, PairSet, list[str]]:  # fmt: skip
     """Encode a set for a model; the cache, the set, and in words what training would not see of the set."""
     if precision not in DTYPES:
         raise MapoError(f"--precision {precision!r} is not known. {suggest(precision, DTYPES)}")
     opened = PairSet(pairs)
-    found = with_chunks(open_model(find_model(model, clip_skip=clip_skip, long_prompts=long_prompts)), opened)
+    told: dict[str, Any] = {"vae": vae, "prediction": prediction, "loras": loras, "long_prompts": long_prompts}
+    found = with_chunks(open_model(find_model(model, clip_skip=clip_skip, **told)), opened)
+    found.lora_layers(heads_only=True)
     with memory_told(images_per_batch, rest=""):
         cache = fill(
             found, opened, out, resolution=resolution, flip=flip, precision=precision,  # type: ignore[arg-type]

@@ -64,17 +64,17 @@ def choose_pairs(pairs: PairSet, split: str, count: int, seed: int) -> tuple[lis
 
 
 def own_samples(
-    model: str, pairs: Sequence[Pair], seeds: Sequence[int], folder: Path, how: Sampling, **reading: Any
+    model: str, pairs: Sequence[Pair], seeds: Sequence[int], folder: Path, how: Sampling, **told: Any
 ) -> list[ImageRow]:
     """A picture of every prompt and seed in ``folder``. Of prompts that differ in case the first stands for all.
 
-    ``reading`` is how the model reads prompts, as of a :class:`mapo.sample.sample.Sampler`.
+    The model is ``told`` of what a :class:`mapo.sample.sample.Sampler` may be told.
     """
     prompts: dict[str, str] = {}
     for pair in pairs:
         prompts.setdefault(prompt_id(pair.prompt), pair.prompt)
     jobs = [(prompt, seed) for prompt in prompts.values() for seed in seeds]
-    return Sampler(model, how.precision, **reading).fill(folder, jobs, how, desc="own samples")
+    return Sampler(model, how.precision, **told).fill(folder, jobs, how, desc="own samples")
 
 
 def gather(pairs: PairSet, members: Sequence[Pair], folder: Path, rows: Sequence[ImageRow]) -> Material:

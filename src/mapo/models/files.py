@@ -7,7 +7,7 @@ import hashlib
 import logging
 import re
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -195,9 +195,17 @@ class ModelFiles:
         kind = self.pipeline_class
         return [lora.layers(kind, self.name, networks, heads_only) for lora in self.loras]
 
-    def lora_parts(self) -> set[str]:
-        """The parts that LoRAs change."""
-        return {part for lora in self.loras for part in lora.parts(self.pipeline_class, self.name)}
+    def lora_parts(self, networks: Collection[str]) -> set[str]:
+        """The parts that LoRAs change; MapoError where one is not among the model's ``networks``."""
+        found = set()
+        for lora in self.loras:
+            parts = lora.parts(self.pipeline_class, self.name)
+            if lacking := sorted(parts.difference(networks)):
+                raise MapoError(
+                    f"{lora.path} has layers of {lacking[0]}, without which {self.name} was opened. {lora.remedy}"
+                )
+            found |= parts
+        return found
 
     def _load(self, part: str, kind: Any, dtype: Any) -> Any:
         if part == "vae" and self.vae is not None:
@@ -255,6 +263,10 @@ class ModelFiles:
     def revision(self) -> str:
         """A hash of everything that decides what pictures the model makes."""
         return self.revisions()[0]
+
+    def named_loras_told(self) -> list[dict[str, Any]]:
+        """What is written down of the LoRAs that were named beside the model: file, weight and hash."""
+        return [lora.told() for lora in self.loras if lora.named]
 
     def without_named_loras(self) -> ModelFiles:
         """The model by its name alone, without the LoRAs that were named beside it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,15 +101,8 @@ def _first(error: BaseException) -> Exception:
 
 
 def _network() -> tuple[type[BaseException], ...]:
-    """What the library under huggingface_hub raises without a connection: httpx, or requests in older versions."""
-    found: list[type[BaseException]] = []
-    for library, names in (
-        ("httpx", ("NetworkError", "TimeoutException")),
-        ("requests", ("ConnectionError", "Timeout")),
-    ):
-        try:
-            module = __import__(library)
-        except ImportError:
-            continue
-        found += [getattr(module, name) for name in names if hasattr(module, name)]
-    return tuple(found)
+    """What the libraries under huggingface_hub and diffusers raise without a connection, of those that are loaded."""
+    of_httpx = ("NetworkError", "TimeoutException")
+    names = {"httpx2": of_httpx, "httpx": of_httpx, "requests": ("ConnectionError", "Timeout")}
+    loaded = [(sys.modules[library], kinds) for library, kinds in names.items() if library in sys.modules]
+    return tuple(getattr(module, kind) for module, kinds in loaded for kind in kinds if hasattr(module, kind))

@@ -174,10 +174,9 @@ class Sampler:
     """A loaded pipeline that makes pictures, and fills images folders."""
 
     def __init__(
-        self, model: str, precision: str = "float32", device: Any = None, clip_skip: int | None = None,
-        long_prompts: str | None = None,
-    ) -> None:  # fmt: skip
-        self.model = find_model(model, clip_skip=clip_skip, long_prompts=long_prompts)
+        self, model: str, precision: str = "float32", device: Any = None, clip_skip: int | None = None, **told: Any
+    ) -> None:
+        self.model = find_model(model, clip_skip=clip_skip, **told)
         self.revisions = self.model.revisions()
         self.revision = self.revisions[0]
         self.device = device or best_device()
@@ -190,7 +189,10 @@ class Sampler:
 
     def settings(self, how: Sampling) -> dict[str, Any]:
         """What all pictures of an images folder share."""
-        return {"model": self.model.stable_name, "revision": self.revision, "sampler": self.sampler, **asdict(how)}
+        named: dict[str, Any] = {"model": self.model.stable_name, "revision": self.revision}
+        if loras := self.model.named_loras_told():
+            named["loras"] = loras
+        return {**named, "sampler": self.sampler, **asdict(how)}
 
     def batch(self, jobs: Sequence[tuple[str, int]], how: Sampling) -> list[Any]:
         """The pictures of ``jobs`` (prompt, seed), each from its own generator."""
@@ -351,14 +353,15 @@ def open_folder(folder: Path, settings: dict[str, Any], sensitive: bool = False,
 
 def sample(
     model: str, prompts: str | Sequence[str], seeds: int | Sequence[int], out: Path, clip_skip: int | None = None,
-    long_prompts: str | None = None, **how: Any,
+    vae: str | None = None, prediction: str | None = None, loras: Sequence[str] = (), long_prompts: str | None = None,
+    **how: Any,
 ) -> list[ImageRow]:  # fmt: skip
     """Make a picture of every prompt at every seed in ``out``, going on where an earlier call stopped.
 
-    ``clip_skip`` is for Stable Diffusion 1 and 2, ``long_prompts`` ("cut" or "chunk") for SDXL too; where they are left
-    out they are what a run was trained with.
+    ``clip_skip`` is for Stable Diffusion 1 and 2, ``long_prompts`` ("cut" or "chunk") for SDXL too. ``vae`` is another
+    VAE, ``prediction`` what the denoiser predicts. Where they are left out they are what a run was trained with.
     """
-    sampling = default_sampling(find_model(model), **how)
+    told: dict[str, Any] = {"vae": vae, "prediction": prediction, "loras": loras, "long_prompts": long_prompts}
+    sampling = default_sampling(find_model(model, **told), **how)
     jobs = [(p, s) for p in several(prompts) for s in ([seeds] if isinstance(seeds, int) else seeds)]
-    sampler = Sampler(model, sampling.precision, clip_skip=clip_skip, long_prompts=long_prompts)
-    return sampler.fill(Path(out), jobs, sampling)
+    return Sampler(model, sampling.precision, clip_skip=clip_skip, **told).fill(Path(out), jobs, sampling)

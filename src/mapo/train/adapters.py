@@ -22,6 +22,7 @@ from torch import nn
 from mapo.errors import MapoError, count
 from mapo.models import Opened, TokenModel
 from mapo.models.loras.layers import Layer, as_one
+from mapo.models.loras.layers import told as layers_told
 from mapo.models.loras.write import TRAINED
 from mapo.models.names.kohya import layer_shapes
 from mapo.train.config import AdapterConfig
@@ -30,16 +31,26 @@ START = "start"  # the adapters of what was there before: start0, start1 …
 HALVES = (torch.float16, torch.bfloat16)
 
 
-def check_adapter(model: Opened, config: AdapterConfig) -> None:
+def check_adapter(model: Opened, config: AdapterConfig) -> list[str]:
     """MapoError where a LoRA that lies on the model is not one of it, or the settings do not fit model and LoRAs.
 
-    Weights are not read.
+    What becomes of each LoRA that was named, a sentence each. Weights are not read.
     """
-    model.lora_layers(heads_only=True)
+    before = model.lora_layers(heads_only=True)
     if config.start != "fused":
         loras_before(model, config, heads_only=True)
     if config.kind == "lora" and config.targets is not None:
         _matching(model.outline(model.denoiser_part), config.targets)
+    becomes = {"fused": "merged into the model", "frozen": "left as they are", "continued": "trained further"}
+    said = []
+    for lora, layers in zip(model.files.loras, before, strict=True):
+        if lora.named:
+            parts = dict.fromkeys(layer.part for layer in layers)
+            own = [layer for layer in layers if layer.part == model.denoiser_part]
+            what = f"{lora.path} at {lora.weight:g}: {layers_told(layers)} in {' and '.join(parts)}"
+            merged = " Those of text encoders are merged." if len(own) < len(layers) and config.start != "fused" else ""
+            said.append(f"{what}, {becomes[config.start]}.{merged}")
+    return said
 
 
 def loras_before(model: Opened, config: AdapterConfig, heads_only: bool = False) -> list[list[Layer]]:

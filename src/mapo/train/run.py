@@ -221,7 +221,7 @@ class Run:
         }
         if config.adapter.kind == "lora":
             about["holds_loras_below"] = True  # one file for what was trained here and for the LoRAs that it stands on
-        if named := [lora.told() for lora in files.loras if lora.named]:  # they are in the weights
+        if named := files.named_loras_told():  # they are in the weights
             about["loras"] = named
             about["start"] = config.adapter.start
         about |= {"clip_skip": files.clip_skip, "long_prompts": files.long_prompts}

@@ -78,7 +78,8 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
     for part in model.encoder_parts if config.adapter.text_encoders else ():
         if part.startswith("text_encoder"):
             model.files.check_weights(part)
-    check_adapter(model, config.adapter)
+    for line in processes.each(lambda: check_adapter(model, config.adapter)):
+        _say(processes, line)
     seen = what_training_sees(pairs, model, split=data.split, ties=data.ties, resolution=data.resolution)
     members = Members(pairs, seen.rows)
     identity: Identity = {"pairs": (pairs.fingerprint(),), "model": model.files.revisions()}

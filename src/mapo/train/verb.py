@@ -13,13 +13,14 @@ from mapo.train.config import make_config
 SECTIONS = {
     "objective": ("objective", "name"), "adapter": ("adapter", "kind"), "allow_distilled": ("train", "allow_distilled"),
     "long_prompts": ("data", "long_prompts"), "text_encoders": ("adapter", "text_encoders"),
+    "targets": ("adapter", "targets"),
 }  # fmt: skip
 
 
-def train(out: Path, settings: Mapping[str, Any], **named: str | bool | None) -> bool:
+def train(out: Path, settings: Mapping[str, Any], **named: str | bool | list[str] | None) -> bool:
     """Train into ``out``, or go on there; whether this process is the one that writes.
 
-    What is ``named`` (model, pairs, cache, and the keys of ``SECTIONS``) comes before ``settings``, and these
+    What is ``named`` (model, pairs, cache, loras, and the keys of ``SECTIONS``) comes before ``settings``, and these
     before what the run says that is there.
     """
     values = merge({}, settings)

@@ -184,7 +184,7 @@ class LatentModel(ABC):
 
         With ``heads_only`` they have no numbers, and nothing but the heads of files is read.
         """
-        if not self.files.loras:
+        if not self.files.lora_parts(self.networks):
             return []
         outlines = {part: self.outline(part) for part in self.networks if part != "vae"}
         return self.files.lora_layers(outlines, heads_only)
@@ -247,7 +247,7 @@ class LatentModel(ABC):
 
     def own_parts(self, dtype: Any) -> dict[str, Any]:
         """The networks of :meth:`pipeline` that are not those of the base folder."""
-        changed = self.files.lora_parts() | ({self.denoiser_part} if self.files.denoiser else set())
+        changed = self.files.lora_parts(self.networks) | ({self.denoiser_part} if self.files.denoiser else set())
         return {part: self.files.load(part, self.networks[part], dtype) for part in self.networks if part in changed}
 
     def pipeline(self, device: Any, dtype: Any = torch.float32) -> Any:

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mapo.errors import count
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -86,7 +88,7 @@ def _stacked(layers: Sequence[Layer]) -> Layer:
 
 
 def told(layers: Sequence[Layer]) -> str:
-    """Rank and alpha in words, such as "rank 8, alpha 4"."""
-    ranks, alphas = sorted({layer.rank for layer in layers}), sorted({layer.alpha for layer in layers})
+    """How many layers, of which rank, in words."""
+    ranks = sorted({layer.rank for layer in layers})
     several = f"ranks {ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else f"rank {ranks[0]}"
-    return several if len(alphas) > 1 else f"{several}, alpha {alphas[0]:g}"
+    return f"{count(len(layers), 'layer')} of {several}"

@@ -194,7 +194,10 @@ def _check_others(header: Header, title: str, found: Mapping[str, Mapping[str, O
             f"is a model of another kind. {FOLDER}"
         )
     if others:
-        LOG.info(f"{header.path}: {count(len(others), 'tensor')} of no part of the model are left out ({others[0]} …).")
+        belong = (
+            "belongs to no part of the model and is" if len(others) == 1 else "belong to no part of the model and are"
+        )
+        LOG.info(f"{header.path}: {count(len(others), 'tensor')} {belong} left out ({others[0]} …).")
 
 
 # ---------------------------------------------------------------------- tensors
