@@ -48,7 +48,8 @@ def check_adapter(model: Opened, config: AdapterConfig) -> list[str]:
             parts = dict.fromkeys(layer.part for layer in layers)
             own = [layer for layer in layers if layer.part == model.denoiser_part]
             what = f"{lora.path} at {lora.weight:g}: {layers_told(layers)} in {' and '.join(parts)}"
-            merged = " Those of text encoders are merged." if len(own) < len(layers) and config.start != "fused" else ""
+            still = config.start == "fused" or config.text_encoders
+            merged = "" if still or len(own) == len(layers) else " Those of text encoders are merged."
             said.append(f"{what}, {becomes[config.start]}.{merged}")
     return said
 
@@ -56,7 +57,7 @@ def check_adapter(model: Opened, config: AdapterConfig) -> list[str]:
 def loras_before(model: Opened, config: AdapterConfig, heads_only: bool = False) -> list[list[Layer]]:
     """The denoiser's layers of each LoRA that lies on the model; MapoError where there is none, or not one to continue.
 
-    What LoRAs change in text encoders is always merged into these.
+    What LoRAs change in text encoders is merged into these, unless these are trained too (:func:`text_loras_before`).
     """
     found = [[layer for layer in one if layer.part == model.denoiser_part] for one in model.lora_layers(heads_only)]
     found = [layers for layers in found if layers]
