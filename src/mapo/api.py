@@ -333,7 +333,7 @@ def encode(
 @_verb
 def train(
     *, out: Place, model: Place | None = None, pairs: Place | None = None, cache: Place | None = None,
-    objective: Text | None = None, adapter: Text | None = None, vae: Place | None = None,
+    objective: Text | None = None, adapter: Text | None = None, recipe: Text | None = None, vae: Place | None = None,
     prediction: Text | None = None, loras: Texts = (), targets: Texts = (), settings: Settings | None = None,
 ) -> "Run":  # fmt: skip
     """Train, or go on with the run that is in ``out``. The run; MapoError, KeyboardInterrupt where it was stopped."""
@@ -344,7 +344,7 @@ def train(
     named = {name: _text(given) for name, given in folders.items()}
     named |= {"objective": objective, "adapter": adapter, "prediction": prediction}
     lists = {"loras": several(loras) or None, "targets": several(targets) or None}
-    verb.train(Path(out), nested(settings or {}), **named, **lists)
+    verb.train(Path(out), nested(settings or {}), recipe, **named, **lists)
     return Run(out)
 
 

@@ -184,7 +184,7 @@ class ModelFiles:
 
         Its LoRAs are merged in, but for where ``loras`` is false.
         """
-        network = self._load(part, kind, dtype)
+        network = self._loaded(part, kind, dtype)
         if loras and self.loras:
             for layers in self.lora_layers({part: network}):
                 fuse(network, layers)
@@ -207,7 +207,8 @@ class ModelFiles:
             found |= parts
         return found
 
-    def _load(self, part: str, kind: Any, dtype: Any) -> Any:
+    def _loaded(self, part: str, kind: Any, dtype: Any) -> Any:
+        """The network from where its weights lie: another VAE, one file, a run's folder or the base's."""
         if part == "vae" and self.vae is not None:
             return self.vae.load(kind, dtype)
         if self.single is not None and self._elsewhere(part):

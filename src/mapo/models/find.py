@@ -57,7 +57,7 @@ def find_model(
                 f"--prediction is for Stable Diffusion 1, 2 and XL; {name} is a {found.pipeline_class}. Leave it out."
             )
         found = replace(found, prediction=prediction)
-    return _with_vae(found, vae)
+    return _with_vae(found, vae, weights)
 
 
 def _find_folder(name: str, path: Path, weights: bool) -> tuple[Path, str | None]:
@@ -78,12 +78,12 @@ def _find_folder(name: str, path: Path, weights: bool) -> tuple[Path, str | None
     return fetch_model(asked, weights), asked.variant
 
 
-def _with_vae(found: ModelFiles, vae: str | None) -> ModelFiles:
+def _with_vae(found: ModelFiles, vae: str | None, weights: bool) -> ModelFiles:
     if vae is None:
         return found
     from mapo.models.vae import find_vae
 
-    return replace(found, vae=find_vae(vae, found.name, found.config("vae")))
+    return replace(found, vae=find_vae(vae, found.name, found.config("vae"), weights))
 
 
 def _find_run(
