@@ -203,7 +203,7 @@ def test_a_run_can_be_the_start_of_another_run(tmp_path, sdxl, pairs, cache):
     run(tmp_path / "c", tmp_path / "b", pairs, cache, kind="lora", steps=1)
     model = find_model(str(tmp_path / "c"))
     assert model.base == sdxl and model.denoiser == tmp_path / "b" / "weights" / "unet"
-    assert model.loras == (tmp_path / "c" / "weights",)
+    assert [lora.path.parent for lora in model.loras] == [tmp_path / "c" / "weights"]
     revisions = {find_model(str(p)).revision() for p in (sdxl, tmp_path / "a", tmp_path / "b", tmp_path / "c")}
     assert len(revisions) == 4
 

@@ -58,10 +58,10 @@ def values_of(kind: Any, metadata: Sequence[Any] = ()) -> str:
         return values_of(next(inner for inner in get_args(kind) if inner is not NoneType), metadata)
     if get_origin(kind) is Literal:
         return ", ".join(f"`{value}`" for value in get_args(kind))
-    if kind in (bool, str):
-        return {bool: "`true`, `false`", str: "text"}[kind]
+    if kind in (bool, str, list[str]):
+        return {bool: "`true`, `false`", str: "text", list[str]: "list of texts"}[kind]
     parts = [part for item in metadata for part in getattr(item, "metadata", [item])]  # a Field holds its limits
-    wordings = (("gt", "above {:g}"), ("ge", "{:g} or more"), ("lt", "below {:g}"))
+    wordings = (("gt", "above {:g}"), ("ge", "{:g} or more"), ("lt", "below {:g}"), ("le", "at most {:g}"))
     limits = [w.format(getattr(part, name)) for name, w in wordings for part in parts if hasattr(part, name)]
     return ", ".join([{int: "whole number", float: "number"}[kind], *limits])
 
@@ -89,6 +89,7 @@ def settings_reference() -> str:
                 continue
             value = None if field.is_required() else field.get_default(call_default_factory=True)
             default = "has to be said" if field.is_required() else "" if value is None else str(value)
+            default = "none" if value == [] else default
             default = default.lower() if isinstance(value, bool) else default
             assert field.description, name
             values = values_of(kind, field.metadata)

@@ -8,7 +8,19 @@ from typing import Any
 
 import click
 
-from mapo.cli.shared import CLIP_SKIP, OUT, PRECISION, TRAINABLE, Verb, cli, model_options, say, shard_done
+from mapo.cli.shared import (
+    CLIP_SKIP,
+    LONG_PROMPTS,
+    LORA,
+    OUT,
+    PRECISION,
+    TRAINABLE,
+    Verb,
+    cli,
+    model_options,
+    say,
+    shard_done,
+)
 from mapo.errors import MapoError, count
 
 
@@ -141,6 +153,7 @@ def import_(source: str, out: Path, **how: Any) -> None:
 @click.option("--out", type=OUT, default=Path("check.html"), show_default=True, help="The HTML page to write.")
 @click.option("--model", help="mini, a folder, a file or a hub id: its tokenizers measure prompts, its side pictures.")
 @model_options
+@LONG_PROMPTS
 @click.option("--json", "json_file", type=OUT, help="Write the numbers into this file too.")
 @click.option("--strict", is_flag=True, help="Warnings count as errors.")
 def check(pairs: Path, strict: bool, **how: Any) -> None:
@@ -171,7 +184,9 @@ def check(pairs: Path, strict: bool, **how: Any) -> None:
 @PRECISION
 @click.option("--images-per-batch", type=int, help="Pictures at a time.")
 @model_options
+@LORA
 @CLIP_SKIP
+@LONG_PROMPTS
 def mismatch(model: str, pairs: Path, out: Path, seeds: str, **how: Any) -> None:
     """Measure how far the pairs are from the model before anything is trained.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mapo.cli.shared import CLIP_SKIP, OUT, PRECISION, Verb, cli, model_options, say, shard_done
+from mapo.cli.shared import CLIP_SKIP, LONG_PROMPTS, LORA, OUT, PRECISION, Verb, cli, model_options, say, shard_done
 from mapo.errors import count
 
 
@@ -34,7 +34,9 @@ from mapo.errors import count
 @PRECISION
 @click.option("--images-per-batch", type=int, help="Pictures made at a time.")
 @model_options
+@LORA
 @CLIP_SKIP
+@LONG_PROMPTS
 def sample(model: str, prompts: str, seeds: str, out: Path, **how: Any) -> None:
     """Make pictures. Same prompts and seeds, same noise, whatever the model."""
     from mapo.sample.verb import sample

@@ -19,6 +19,12 @@ CLIP_SKIP = click.option(
     help="Layers left out at the end of the text encoder, for Stable Diffusion 1 and 2; default: as a run was trained.",
 )  # fmt: skip
 
+LONG_PROMPTS = click.option(
+    "--long-prompts", type=click.Choice(["cut", "chunk"]),
+    help="Prompts longer than the text encoders read: cut, or read in chunks by SDXL and Stable Diffusion 1 and 2; "
+    "default: as a run was trained, else cut.",
+)  # fmt: skip
+
 
 PRECISION = click.option(
     "--precision", type=click.Choice(["float32", "bfloat16", "float16"]),
@@ -43,6 +49,12 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(MODEL_OPTIONS):
         command = option(command)
     return command
+
+
+LORA = click.option(
+    "--lora", "loras", multiple=True, metavar="FILE[:WEIGHT]",
+    help="A LoRA on top of the model: a .safetensors file of any common trainer, a folder of diffusers, or a run.",
+)  # fmt: skip
 
 
 class Verb(click.Command):

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mapo.cli.shared import CLIP_SKIP, OUT, TRAINABLE, Verb, cli, model_options, say
+from mapo.cli.shared import CLIP_SKIP, LONG_PROMPTS, LORA, OUT, TRAINABLE, Verb, cli, model_options, say
 from mapo.errors import count
 
 
@@ -22,7 +22,9 @@ from mapo.errors import count
     help="How latents and text are kept (for data.cache_precision). The two others halve the cache.",
 )  # fmt: skip
 @model_options
+@LORA
 @CLIP_SKIP
+@LONG_PROMPTS
 @click.option(
     "--images-per-batch", type=int, default=8, show_default=True,
     help="Pictures that are encoded at a time. Fewer take less memory.",
@@ -58,12 +60,25 @@ def _recipes() -> tuple[str, list[str]]:
     "own, as file.py:name.",
 )
 @click.option("--adapter", type=click.Choice(["full", "lora"]), help="What is trained; default: full.")
+@click.option(
+    "--targets", multiple=True, metavar="PATTERN",
+    help="Layers to lay the LoRA beside, by their names or the ends of them, such as to_q or 'mid_block.*'; default: "
+    "those of attention.",
+)  # fmt: skip
+@click.option(
+    "--text-encoders", is_flag=True, default=None, help="A LoRA beside the text encoders too, with --adapter lora."
+)
 @model_options
+@LORA
 @click.option("--allow-distilled", is_flag=True, default=None, help="Train a model that was distilled to few steps.")
+@LONG_PROMPTS
 @click.option("--recipe", metavar="NAME", help="Settings that belong together, by a name of the list below.")
 @click.option("--config", "config_file", type=OUT, help="A TOML file of settings.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting, such as optim.lr=1e-5.")
-def train(out: Path, config_file: Path | None, assignments: tuple[str, ...], **flags: Any) -> None:
+def train(
+    out: Path, config_file: Path | None, assignments: tuple[str, ...], loras: tuple[str, ...],
+    targets: tuple[str, ...], **flags: Any,
+) -> None:  # fmt: skip
     """Train on a pairs set.
 
     Settings come from --recipe, then --config, then --set, then the other flags. The later one wins.
@@ -72,5 +87,5 @@ def train(out: Path, config_file: Path | None, assignments: tuple[str, ...], **f
     from mapo.train.verb import train
 
     settings = merge(read_toml(config_file) if config_file else {}, parse_set(assignments))
-    if train(out, settings, **flags):
+    if train(out, settings, loras=list(loras) or None, targets=list(targets) or None, **flags):
         say(f"the run is in {out}; look at it with: mapo sample --model {out} --prompts FILE --out IMAGES")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mapo.encode.cache import cache_key
-from mapo.encode.seen import what_training_sees
+from mapo.encode.seen import what_training_sees, with_chunks
 from mapo.errors import MapoError, memory_told
 from mapo.mismatch.denoising import BINS, Errors, compare_errors, denoise, encode
 from mapo.mismatch.distance import Distances, compare_embeddings, default_encoder, embed, load_encoder
@@ -74,14 +74,16 @@ def measure(
     clip_skip: int | None = None,
     vae: str | None = None,
     prediction: str | None = None,
+    loras: Sequence[str] = (),
+    long_prompts: str | None = None,
     **how: Any,
 ) -> Mismatch:
     """Measure at most ``num_pairs`` pairs of ``split``, chosen at random, against the model's own samples.
 
     Own samples, one of each prompt and seed, go to the images folder ``images``; what is there is not made again.
     ``encoder`` is a scorer that embeds, or "none" (default: mini-learned for the built-in model, dinov2 for others).
-    ``draws`` is a multiple of 4. ``clip_skip`` is for Stable Diffusion 1 and 2; ``vae`` is another VAE, ``prediction``
-    what the denoiser predicts (default: as a run was trained).
+    ``draws`` is a multiple of 4. ``clip_skip`` is for Stable Diffusion 1 and 2, ``long_prompts`` ("cut" or "chunk")
+    for SDXL too; ``vae`` is another VAE, ``prediction`` what the denoiser predicts (default: as a run was trained).
     ``how`` is a :class:`mapo.sample.sample.Sampling`; the denoiser runs in its precision too, errors are float32 in any
     case. Pictures are seen at the model's own resolution.
 
@@ -94,9 +96,10 @@ def measure(
         raise MapoError(f"--seed is {seed}; it must not be negative.")
     if not seeds or draws < BINS or draws % BINS:
         raise ValueError(f"it takes a seed, and draws in a multiple of {BINS}")
-    told: dict[str, Any] = {"clip_skip": clip_skip, "vae": vae, "prediction": prediction}
+    told: dict[str, Any] = {"clip_skip": clip_skip, "vae": vae, "prediction": prediction, "loras": loras}
+    told["long_prompts"] = long_prompts
     opened, found = PairSet(pairs), find_model(model, **told)
-    trainee = open_model(found)
+    trainee = with_chunks(open_model(found), opened)
     key, sampling = cache_key(trainee), default_sampling(found, **how)
     pace = {"precision": sampling.precision, "images_per_batch": sampling.images_per_batch}  # change them by rounding
     usual = sampling == default_sampling(found, **pace)
@@ -111,11 +114,14 @@ def measure(
         encoded = encode(trainee, opened, key, material, sampling.images_per_batch)
         errors = denoise(trainee, encoded, material, seed, draws, sampling.precision, sampling.images_per_batch)
     losses = what_training_sees(opened, trainee, split=split).losses()
+    notes = [
+        f"On top of the model lies the LoRA {lora['file']} at {lora['weight']:g}." for lora in found.named_loras_told()
+    ]
     lost = [f"Of the split: {', '.join(losses)}."] if losses else []
     bins = compare_errors(errors, material.clusters, trainee.process.num_timesteps)
     return Mismatch(
         found.stable_name, found.revision(), world_of(found.base) is not None, str(pairs), opened.fingerprint(), split,
         of_pairs,
         len(members), len(set(material.clusters)), tuple(seeds), seed, draws, asdict(sampling), usual, distances,
-        bins[0], tuple(bins[1:]), tuple(material.notes(encoded.latents.keys()) + lost),
+        bins[0], tuple(bins[1:]), tuple(material.notes(encoded.latents.keys()) + notes + lost),
     )  # fmt: skip

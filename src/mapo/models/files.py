@@ -7,8 +7,8 @@ import hashlib
 import logging
 import re
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +17,9 @@ from safetensors import SafetensorError, safe_open
 
 from mapo.errors import MapoError
 from mapo.files import parse_json, read_object
+from mapo.models.fingerprints import contents, fingerprint
+from mapo.models.loras.layers import Layer, fuse
+from mapo.models.loras.sources import Lora, without_named
 from mapo.worlds import MODELS
 
 # name.safetensors, name.fp16.safetensors, name-00001-of-00002.safetensors, and both spellings of a variant in shards
@@ -31,6 +34,7 @@ CONFIGS = {  # others have a config.json
 MOST_TOKENS = "max_sequence_length"
 SAMPLING = "sampling.json"  # ours: how a model is best sampled, and of how many tokens of T5 it is told
 DISTILLED = re.compile(r"(?i)(?<![a-z])(turbo|schnell|lightning|hyper|lcm|klein|dmd2?|flash|distill(ed)?)(?![a-z])")
+LONG_PROMPTS = ("cut", "chunk")  # what becomes of prompts that are longer than the text encoders read
 LIBRARIES = ("diffusers", "transformers", "huggingface_hub")
 
 
@@ -77,9 +81,11 @@ class ModelFiles:
     name: str  # as the user wrote it
     base: Path  # a diffusers pipeline folder; of one file, the small files of such a folder
     denoiser: Path | None = None  # a run's own, whose folder bears the part's name
-    loras: tuple[Path, ...] = ()
+    loras: tuple[Lora, ...] = ()  # of the run that is the model, and those that were named beside it
     sensitive: bool = False  # trained on a sensitive set, so pages blur its pictures
     clip_skip: int = 0  # layers left out at the end of the text encoder
+    long_prompts: str = "cut"  # at what the text encoders read, or "chunk": read in several chunks
+    chunks: int = 1  # that every prompt has at least, where long ones are read in chunks
     guidance: float = 1.0  # what a model with a guidance embedding is told in training
     single: OneFile | None = None  # that holds the weights in place of ``base``
     vae: AnotherVae | None = None  # in place of the base's
@@ -173,9 +179,33 @@ class ModelFiles:
         base, part = self.place(part)
         return base / part / CONFIGS.get(part, "config.json")
 
-    def load(self, part: str, kind: Any, dtype: Any = torch.float32) -> Any:
-        """The network of a part with its weights, as the class ``kind`` loads them; MapoError where that fails."""
-        return self._loaded(part, kind, dtype)
+    def load(self, part: str, kind: Any, dtype: Any = torch.float32, loras: bool = True) -> Any:
+        """The network of a part with its weights, as the class ``kind`` loads them; MapoError where that fails.
+
+        Its LoRAs are merged in, but for where ``loras`` is false.
+        """
+        network = self._loaded(part, kind, dtype)
+        if loras and self.loras:
+            for layers in self.lora_layers({part: network}):
+                fuse(network, layers)
+        return network
+
+    def lora_layers(self, networks: Mapping[str, Any], heads_only: bool = False) -> list[list[Layer]]:
+        """The layers of each LoRA in some parts; MapoError where one does not fit. ``networks`` may be outlines."""
+        kind = self.pipeline_class
+        return [lora.layers(kind, self.name, networks, heads_only) for lora in self.loras]
+
+    def lora_parts(self, networks: Collection[str]) -> set[str]:
+        """The parts that LoRAs change; MapoError where one is not among the model's ``networks``."""
+        found = set()
+        for lora in self.loras:
+            parts = lora.parts(self.pipeline_class, self.name)
+            if lacking := sorted(parts.difference(networks)):
+                raise MapoError(
+                    f"{lora.path} has layers of {lacking[0]}, without which {self.name} was opened. {lora.remedy}"
+                )
+            found |= parts
+        return found
 
     def _loaded(self, part: str, kind: Any, dtype: Any) -> Any:
         """The network from where its weights lie: another VAE, one file, a run's folder or the base's."""
@@ -205,8 +235,13 @@ class ModelFiles:
         found = self._fingerprint(parts)
         if self.clip_skip and any(part.startswith("text_encoder") for part in parts):
             found = hashlib.sha256(f"{found} clip_skip {self.clip_skip}".encode()).hexdigest()[:16]
+        if self.long_prompts != "cut" and any(part.startswith("text_encoder") for part in parts):
+            found = hashlib.sha256(f"{found} long_prompts {self.long_prompts}".encode()).hexdigest()[:16]
         if self.text_tokens is not None and any(part.startswith("text_encoder") for part in parts):
             found = hashlib.sha256(f"{found} tokens {self.text_tokens}".encode()).hexdigest()[:16]
+        for lora in self.loras:  # those that change what the cache holds
+            if not lora.parts(self.pipeline_class, self.name).isdisjoint(parts):
+                found = hashlib.sha256(f"{found} lora {lora.fingerprint()}".encode()).hexdigest()[:16]
         return found
 
     def _fingerprint(self, parts: Sequence[str]) -> str:
@@ -230,14 +265,23 @@ class ModelFiles:
         """A hash of everything that decides what pictures the model makes."""
         return self.revisions()[0]
 
+    def named_loras_told(self) -> list[dict[str, Any]]:
+        """What is written down of the LoRAs that were named beside the model: file, weight and hash."""
+        return [lora.told() for lora in self.loras if lora.named]
+
+    def without_named_loras(self) -> ModelFiles:
+        """The model by its name alone, without the LoRAs that were named beside it."""
+        return replace(self, loras=without_named(self.loras))
+
     def revisions(self) -> tuple[str, ...]:
         """:meth:`revision`, and what 0.1.0 wrote in its place, which knows nothing of tokenizers.
 
         What lies on disk is of this model if it names one of them.
         """
         parts = [p.parent.name for p in sorted(self.base.glob("*/config.json"))] + ["scheduler"]
-        hashes = [self.fingerprint(parts)]
-        hashes += [fingerprint(path.parent, [path.name]) for path in (self.denoiser, *self.loras) if path]
+        hashes = [replace(self, loras=()).fingerprint(parts)]
+        hashes += [fingerprint(path.parent, [path.name]) for path in (self.denoiser,) if path]
+        hashes += [lora.fingerprint() for lora in self.loras]
         named = read_config(self.base, "model_index.json")
         others = sorted({name for name in named if (self.base / name).is_dir()}.difference(parts))
         forms = [[*hashes, contents(self.base, others)], hashes] if others else [hashes]
@@ -253,31 +297,6 @@ def read_config(base: Path, name: str) -> dict[str, Any]:
         return found
     except (OSError, ValueError) as error:
         raise MapoError(f"The model folder {base} is not whole: {name} cannot be read ({error}).") from None
-
-
-def fingerprint(base: Path, parts: Sequence[str]) -> str:
-    """A hash of the configurations of ``parts`` and of samples of their weights: cheap for gigabytes, stable."""
-    digest = hashlib.sha256()
-    for part in parts:
-        files = sorted(f for f in (base / part).glob("*") if f.suffix in (".json", ".safetensors", ".txt", ".bin"))
-        if not files:
-            raise MapoError(f"The model folder {base} is not whole: {part} is missing.")
-        for file in files:
-            size = file.stat().st_size
-            digest.update(f"{part}/{file.name}:{size}\n".encode())
-            with file.open("rb") as stream:
-                for place in range(0, size, max(4096, size // 64)):
-                    stream.seek(place)
-                    digest.update(stream.read(4096))
-    return digest.hexdigest()[:16]
-
-
-def contents(base: Path, parts: Sequence[str]) -> str:
-    """A hash of all files of ``parts``, such as tokenizers, to the byte: two words may have changed places."""
-    digest = hashlib.sha256()
-    for file in (file for part in parts for file in sorted((base / part).glob("[!.]*")) if file.is_file()):
-        digest.update(f"{file.parent.name}/{file.name}:{file.stat().st_size}\n".encode() + file.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def variant_of(folder: Path) -> str | None:

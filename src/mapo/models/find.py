@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mapo.errors import MapoError
+from mapo.errors import MapoError, suggest
 from mapo.files import inside, read_object
-from mapo.models.files import ModelFiles
+from mapo.models.files import LONG_PROMPTS, ModelFiles
 from mapo.models.hub import fetch_model, hub_name
+from mapo.models.loras.sources import LORA_FILE, Lora, find_loras
 from mapo.worlds import MODELS
 
 UNETS = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")  # whose prediction may be told
@@ -19,29 +20,37 @@ PREDICTIONS = ("epsilon", "v")
 
 
 def find_model(
-    name: str, weights: bool = True, clip_skip: int | None = None, vae: str | None = None, prediction: str | None = None
-) -> ModelFiles:
+    name: str, weights: bool = True, clip_skip: int | None = None, vae: str | None = None,
+    prediction: str | None = None, long_prompts: str | None = None, loras: Sequence[str] = (),
+) -> ModelFiles:  # fmt: skip
     """``mini``, a run folder, a diffusers folder, a safetensors file or a hub id → where its parts lie.
 
-    Without ``weights`` only configurations and tokenizers of a hub id are fetched. ``vae`` names another VAE, and
-    ``prediction`` says what a UNet predicts, "epsilon" or "v". Where these and ``clip_skip`` are left out they are what
-    a run was trained with.
+    Without ``weights`` only configurations and tokenizers of a hub id are fetched. ``vae`` names another VAE,
+    ``prediction`` says what a UNet predicts, "epsilon" or "v", and ``long_prompts`` what becomes of prompts that are
+    too long, "cut" or "chunk". Where these and ``clip_skip`` are left out they are what a run was trained with.
+    ``loras`` lie on top of the model, each a text ``FILE[:WEIGHT]``.
     """
+    if loras:
+        found = find_model(name, weights, clip_skip, vae, prediction, long_prompts)
+        return replace(found, loras=(*found.loras, *find_loras(loras)))
     if clip_skip is not None and clip_skip < 0:
         raise MapoError(f"--clip-skip is {clip_skip}; it must not be negative.")
     if prediction is not None and prediction not in PREDICTIONS:
         raise MapoError(f"--prediction is {prediction!r}; it is epsilon or v.")
+    if long_prompts not in (None, *LONG_PROMPTS):
+        raise MapoError(f"--long-prompts {long_prompts!r} is not known. {suggest(str(long_prompts), LONG_PROMPTS)}")
     path = MODELS.get(name, Path(name))
+    reading: dict[str, Any] = {"clip_skip": clip_skip or 0, "long_prompts": long_prompts or "cut"}
     if (path / "run.json").is_file():
-        return _find_run(name, path, weights, clip_skip, vae, prediction)
+        return _find_run(name, path, weights, clip_skip, vae, prediction, long_prompts)
     if path.is_file():
         from mapo.models.single.file import open_single
 
         single = open_single(path, prediction, other_vae=vae is not None)
-        found = ModelFiles(name, single.base, clip_skip=clip_skip or 0, single=single)
+        found = ModelFiles(name, single.base, single=single, **reading)
     else:
         base, variant = _find_folder(name, path, weights)
-        found = ModelFiles(name, base, clip_skip=clip_skip or 0, variant=variant)
+        found = ModelFiles(name, base, variant=variant, **reading)
     if prediction is not None:
         if found.pipeline_class not in UNETS:
             raise MapoError(
@@ -78,37 +87,40 @@ def _with_vae(found: ModelFiles, vae: str | None, weights: bool) -> ModelFiles:
 
 
 def _find_run(
-    name: str, path: Path, weights: bool, clip_skip: int | None, vae: str | None, prediction: str | None
-) -> ModelFiles:
+    name: str, path: Path, weights: bool, clip_skip: int | None, vae: str | None, prediction: str | None,
+    long_prompts: str | None,
+) -> ModelFiles:  # fmt: skip
     about = path / "run.json"
     run = read_object(about, "a run folder", "Run the same `mapo train` command again: it writes the file anew.")
     if not all(isinstance(run.get(key), str) for key in ("base", "denoiser", "adapter")):
         raise MapoError(f"{about} is damaged. Run the same `mapo train` command again: it writes the file anew.")
     base, denoiser = _find_base(name, path, run, weights), inside(path, run["denoiser"], f"{path}/run.json")
     if vae is not None or prediction is not None:  # other ones than it was trained with
-        base = find_model(
-            base.name, weights, base.clip_skip, vae or run.get("vae"), prediction or run.get("prediction")
-        )
+        told = vae or run.get("vae"), prediction or run.get("prediction")
+        base = find_model(base.name, weights, base.clip_skip, *told, base.long_prompts)
     if not denoiser.is_dir():
         raise MapoError(f"{path} has lost its {run['denoiser']}. Run the same `mapo train` command again.")
     found = replace(
         base, name=name, sensitive=base.sensitive or bool(run.get("sensitive")),
         clip_skip=base.clip_skip if clip_skip is None else clip_skip,
+        long_prompts=long_prompts or base.long_prompts,
+        chunks=1 if long_prompts == "cut" else max(base.chunks, run.get("chunks", 1)),
     )  # fmt: skip
     if run["adapter"] == "lora":
         below = () if run.get("holds_loras_below") else base.loras  # a LoRA of 0.1.0 is the last difference alone
-        return replace(found, loras=(*below, denoiser))
-    return replace(found, denoiser=denoiser, loras=())
+        return replace(found, loras=(*below, Lora(denoiser / LORA_FILE)))
+    of_text = denoiser.parent / LORA_FILE  # what LoRAs below changed in the text encoders
+    return replace(found, denoiser=denoiser, loras=(Lora(of_text),) if of_text.is_file() else ())
 
 
 def _find_base(name: str, path: Path, run: Mapping[str, Any], weights: bool) -> ModelFiles:
     """What a run stands on: where it lies from here, if that is still the same, else where it lay."""
     base, from_here = run["base"], run.get("base_from_here")
-    told = (weights, run.get("clip_skip"), run.get("vae"), run.get("prediction"))
+    told: dict[str, Any] = {key: run.get(key) for key in ("clip_skip", "vae", "prediction", "long_prompts")}
     near = (path / from_here).resolve() if isinstance(from_here, str) else path.resolve()
     if near.exists() and near != path.resolve():
         with contextlib.suppress(MapoError, RecursionError):  # it is another one that has its name now
-            found = find_model(str(near), *told)
+            found = find_model(str(near), weights, **told)
             if run.get("base_revision") in found.revisions():
                 return found
     if Path(base).is_absolute() and Path(base).resolve() == path.resolve():
@@ -118,7 +130,7 @@ def _find_base(name: str, path: Path, run: Mapping[str, Any], weights: bool) -> 
             f"{name} was trained on the model {base}, which is not there any more. Put it back there, or write its "
             f"new place as base into {path / 'run.json'}."
         )
-    found = find_model(base, *told)
+    found = find_model(base, weights, **told)
     if found.is_local and run.get("base_revision") not in (None, *found.revisions()):
         raise MapoError(
             f"{name} was trained on the model {base} as it was then; that one has changed since. Train {name} again, "

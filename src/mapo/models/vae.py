@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mapo.errors import MapoError
-from mapo.models.files import fingerprint, load_part, read_config
+from mapo.models.files import load_part, read_config
+from mapo.models.fingerprints import fingerprint
 from mapo.models.hub import fetch_vae, hub_name
 from mapo.models.names.original import Original, Place
 from mapo.models.single.file import check_tensors, fingerprint_of, load_from

@@ -19,7 +19,7 @@ from mapo import progress
 from mapo.devices import best_device
 from mapo.errors import MapoError, is_out_of_memory, memory_told, several, suggest
 from mapo.files import prepare_out, read_object, sha256, sweep, write_json
-from mapo.models import ModelFiles, find_model, is_of_a_family, open_model
+from mapo.models import ModelFiles, TokenModel, find_model, is_of_a_family, open_model
 from mapo.models.files import reason
 from mapo.models.pipelines import accepts, advice, cuts_told, cuts_untold, open_pipeline, pipeline_class
 from mapo.pairs.splits import prompt_id
@@ -189,23 +189,25 @@ class Sampler:
 
     def settings(self, how: Sampling) -> dict[str, Any]:
         """What all pictures of an images folder share."""
-        return {"model": self.model.stable_name, "revision": self.revision, "sampler": self.sampler, **asdict(how)}
+        named: dict[str, Any] = {"model": self.model.stable_name, "revision": self.revision}
+        if loras := self.model.named_loras_told():
+            named["loras"] = loras
+        return {**named, "sampler": self.sampler, **asdict(how)}
 
     def batch(self, jobs: Sequence[tuple[str, int]], how: Sampling) -> list[Any]:
         """The pictures of ``jobs`` (prompt, seed), each from its own generator."""
         taken = accepts(type(self.pipeline))
         if how.negative_prompt and "negative_prompt" not in taken:
             raise MapoError(f"{self.model.name} is a {type(self.pipeline).__name__}, which takes no negative prompt.")
-        wanted = {
-            "prompt": [full_prompt(prompt, how.prefix) for prompt, _ in jobs],
-            "negative_prompt": [how.negative_prompt] * len(jobs) if how.negative_prompt else None,
+        given = {
             "num_inference_steps": how.steps,
             "guidance_scale": how.guidance,
             "width": how.width,
             "height": how.height,
             "max_sequence_length": self.model.text_tokens,
-            "generator": [torch.Generator("cpu").manual_seed(noise_seed(prompt, seed)) for prompt, seed in jobs],
         }
+        seeds = [noise_seed(prompt, seed) for prompt, seed in jobs]
+        found: list[Any] = [None] * len(jobs)
         with (
             memory_told(len(jobs), rest=self.smaller),
             torch.inference_mode(),
@@ -214,7 +216,13 @@ class Sampler:
             cuts_untold(self.pipeline),
         ):
             try:
-                return list(self.pipeline(**{k: v for k, v in wanted.items() if k in taken and v is not None}).images)
+                for places, texts in self._texts([prompt for prompt, _ in jobs], how):
+                    generators = [torch.Generator("cpu").manual_seed(seeds[place]) for place in places]
+                    wanted = {**given, **texts, "generator": generators}
+                    made = self.pipeline(**{k: v for k, v in wanted.items() if k in taken and v is not None})
+                    for place, picture in zip(places, made.images, strict=True):
+                        found[place] = picture
+                return found
             except Exception as error:
                 if is_out_of_memory(error):
                     raise
@@ -222,6 +230,21 @@ class Sampler:
                     f"The model {self.model.name} was loaded but makes no pictures ({reason(error)}). One of the files "
                     f"in {self.model.base} may be of another model; download the folder again."
                 ) from error
+
+    def _texts(self, prompts: Sequence[str], how: Sampling) -> Iterator[tuple[list[int], dict[str, Any]]]:
+        """What the pipeline is given of the prompts at some places of a batch: all at once, or where they are read in
+        chunks those of one length at once."""
+        full = [full_prompt(prompt, how.prefix) for prompt in prompts]
+        if self.model.long_prompts == "cut":
+            negative = [how.negative_prompt] * len(full) if how.negative_prompt else None
+            yield list(range(len(full))), {"prompt": full, "negative_prompt": negative}
+            return
+        opened = open_model(self.model, to_train=False)
+        assert isinstance(opened, TokenModel)  # others refuse to read chunks
+        texts = opened.pipeline_texts(self.pipeline, full, how.negative_prompt)
+        for length in sorted({text["prompt_embeds"].shape[1] for text in texts}):
+            places = [k for k, text in enumerate(texts) if text["prompt_embeds"].shape[1] == length]
+            yield places, {name: torch.cat([texts[k][name] for k in places]) for name in texts[0]}
 
     def fill(
         self, folder: Path, jobs: Sequence[tuple[str, int]], how: Sampling, desc: str = "sample"
@@ -244,7 +267,7 @@ class Sampler:
         open_folder(folder, self.settings(how), self.model.sensitive, self.revisions)
         manifest = folder / "manifest.jsonl"
         have = {(r.prompt, r.seed): r for r in keep_whole(folder)} if manifest.exists() else {}
-        if any(job not in have for job in jobs):
+        if any(job not in have for job in jobs) and self.model.long_prompts == "cut":
             for text in cuts_told(self.pipeline, {p: full_prompt(p, how.prefix) for p, _ in jobs}, how.negative_prompt):
                 LOG.info(text)
         bar = progress.bar(total=len(jobs), initial=sum(j in have for j in jobs), desc=desc, unit="image")
@@ -330,14 +353,15 @@ def open_folder(folder: Path, settings: dict[str, Any], sensitive: bool = False,
 
 def sample(
     model: str, prompts: str | Sequence[str], seeds: int | Sequence[int], out: Path, clip_skip: int | None = None,
-    vae: str | None = None, prediction: str | None = None, **how: Any,
+    vae: str | None = None, prediction: str | None = None, loras: Sequence[str] = (), long_prompts: str | None = None,
+    **how: Any,
 ) -> list[ImageRow]:  # fmt: skip
     """Make a picture of every prompt at every seed in ``out``, going on where an earlier call stopped.
 
-    ``clip_skip`` is for Stable Diffusion 1 and 2. ``vae`` is another VAE, ``prediction`` what the denoiser predicts.
-    Where they are left out they are what a run was trained with.
+    ``clip_skip`` is for Stable Diffusion 1 and 2, ``long_prompts`` ("cut" or "chunk") for SDXL too. ``vae`` is another
+    VAE, ``prediction`` what the denoiser predicts. Where they are left out they are what a run was trained with.
     """
-    told: dict[str, Any] = {"vae": vae, "prediction": prediction}
+    told: dict[str, Any] = {"vae": vae, "prediction": prediction, "loras": loras, "long_prompts": long_prompts}
     sampling = default_sampling(find_model(model, **told), **how)
     jobs = [(p, s) for p in several(prompts) for s in ([seeds] if isinstance(seeds, int) else seeds)]
     return Sampler(model, sampling.precision, clip_skip=clip_skip, **told).fill(Path(out), jobs, sampling)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mapo.encode.cache import Cache
 from mapo.errors import DivergedError, MapoError, SaidElsewhere, count
+from mapo.train.adapters import dropout_of
 from mapo.train.batches import Members, assemble, draws, prefetched, rows_at
 from mapo.train.config import Config
 from mapo.train.objectives import Objective
@@ -52,8 +53,13 @@ class Loop:
         """The pairs at some positions of the run."""
         model, seed = self.trained.model, self.config.train.seed
         shape = model.layout.latent(self.cache.resolution)
-        drawn = draws(list(positions), len(self.members), self.process, shape, seed=seed, flip=self.config.data.flip)
-        return assemble(self.members, drawn, self.cache, model, self.dtype)
+        data = self.config.data
+        drawn = draws(
+            list(positions), len(self.members), self.process, shape, seed=seed, flip=data.flip,
+            caption_dropout=data.caption_dropout,
+        )  # fmt: skip
+        as_tokens = self.config.adapter.text_encoders
+        return assemble(self.members, drawn, self.cache, model, self.dtype, as_tokens=as_tokens)
 
     def micro_batches(self, step: int) -> list[range]:
         """The positions of this process's pairs of a step, in portions that fit the device."""
@@ -101,13 +107,15 @@ class Loop:
         prepare, constants = self.objective.prepare is not None, dict[str, float]()
         if prepare and number_of_portions > 1:
             portions = list(portions)
-            constants = self._constants([self._look_at(batch, reference) for batch in portions])
+            looked = zip(portions, self.micro_batches(step), strict=True)
+            constants = self._constants([self._look_at(batch, positions, reference) for batch, positions in looked])
         predict = self.trained.predictor(self.trained.wrapped)
         sums: dict[str, Tensor] = {}
         bad: list[str] = []  # pairs whose loss is not finite
-        for number, batch in enumerate(portions):
+        for number, (batch, positions) in enumerate(zip(portions, self.micro_batches(step), strict=True)):
             with self._synchronised(number == number_of_portions - 1):
-                errors = pair_errors(predict, batch, self.process, reference, self.objective.extras)
+                with self._dropout(positions):
+                    errors = pair_errors(predict, batch, self.process, reference, self.objective.extras)
                 if prepare and number_of_portions == 1:
                     constants = self._constants([errors])
                 losses = pair_losses(self.objective, errors, {**settings, **constants}, batch.preference)
@@ -140,10 +148,15 @@ class Loop:
         return {**dict(zip(sums, means, strict=True)), **constants, **told, "lr": updater.rate}
 
     @torch.no_grad()
-    def _look_at(self, batch: Batch, reference: Predict | None) -> PairErrors:
+    def _look_at(self, batch: Batch, positions: range, reference: Predict | None) -> PairErrors:
         """The errors of a portion, without a graph, for what an objective prepares of a whole step."""
-        predict = self.trained.predictor(self.trained.denoiser)
-        return pair_errors(predict, batch, self.process, reference, self.objective.extras)
+        predict = self.trained.predictor(self.trained.network)
+        with self._dropout(positions):
+            return pair_errors(predict, batch, self.process, reference, self.objective.extras)
+
+    def _dropout(self, positions: range) -> contextlib.AbstractContextManager[None]:
+        config = self.config
+        return dropout_of(config.adapter, config.train.seed, positions.start, self.processes.device)
 
     def _constants(self, portions: list[PairErrors]) -> dict[str, float]:
         """What the objective prepares from the errors of all pairs of the step, over all processes in their order."""
@@ -171,7 +184,7 @@ class Loop:
 
     def _synchronised(self, last: bool) -> contextlib.AbstractContextManager[None]:
         """Gradients travel between processes with the last portion of a step only."""
-        if last or self.trained.wrapped is self.trained.denoiser:
+        if last or self.trained.wrapped is self.trained.network:
             return contextlib.nullcontext()
         return self.trained.wrapped.no_sync()  # type: ignore[operator, no-any-return]
 

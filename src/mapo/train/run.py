@@ -43,6 +43,7 @@ MAY_CHANGE = {
     "cache",
     "pairs",
     "model",
+    "loras",
     "vae",
     "train.steps",
     "train.save_every_steps",
@@ -55,9 +56,15 @@ MAY_CHANGE = {
 AS_IN_0_1_0: dict[str, Any] = {
     "vae": None,
     "prediction": None,
-    "data": {"images_per_batch": 8, "cache_precision": "float32", "clip_skip": None},
+    "loras": [],
+    "adapter": {"alpha": None, "dropout": 0.0, "targets": None, "start": "fused", "text_encoders": False},
+    "optim": {"text_lr": None},
+    "data": {
+        "images_per_batch": 8, "cache_precision": "float32", "clip_skip": None, "long_prompts": None,
+        "caption_dropout": 0.0,
+    },
     "train": {"base_precision": "float32", "guidance": 1.0, "allow_distilled": False},
-}
+}  # fmt: skip
 
 Identity = dict[str, tuple[str, ...]]  # of what is trained: its hash, and the forms that it had in older versions
 
@@ -214,15 +221,19 @@ class Run:
         }
         if config.adapter.kind == "lora":
             about["holds_loras_below"] = True  # one file for what was trained here and for the LoRAs that it stands on
-        if files.clip_skip:
-            about["clip_skip"] = files.clip_skip
+        if named := files.named_loras_told():  # they are in the weights
+            about["loras"] = named
+            about["start"] = config.adapter.start
+        about |= {"clip_skip": files.clip_skip, "long_prompts": files.long_prompts}
+        if files.long_prompts == "chunk":
+            about["chunks"] = files.chunks
         if files.vae:
             about["vae"] = files.vae.name
         if files.prediction:
             about["prediction"] = files.prediction
         if files.is_local:
             about["base_from_here"] = os.path.relpath(files.name, self.folder)
-            about["base_revision"] = files.revision()
+            about["base_revision"] = files.without_named_loras().revision()
         write_json(self.folder / "run.json", about, sync=True)
 
 

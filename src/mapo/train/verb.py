@@ -12,14 +12,18 @@ from mapo.train.config import make_config
 from mapo.train.recipe import read_recipe
 
 SECTIONS = {
-    "objective": ("objective", "name"), "adapter": ("adapter", "kind"), "allow_distilled": ("train", "allow_distilled")
+    "objective": ("objective", "name"), "adapter": ("adapter", "kind"), "allow_distilled": ("train", "allow_distilled"),
+    "long_prompts": ("data", "long_prompts"), "text_encoders": ("adapter", "text_encoders"),
+    "targets": ("adapter", "targets"),
 }  # fmt: skip
 
 
-def train(out: Path, settings: Mapping[str, Any], recipe: str | None = None, **named: str | bool | None) -> bool:
+def train(
+    out: Path, settings: Mapping[str, Any], recipe: str | None = None, **named: str | bool | list[str] | None
+) -> bool:  # fmt: skip
     """Train into ``out``, or go on there; whether this process is the one that writes.
 
-    What is ``named`` (model, pairs, cache, objective, adapter, allow_distilled) comes before ``settings``, these before
+    What is ``named`` (model, pairs, cache, loras, and the keys of ``SECTIONS``) comes before ``settings``, these before
     those of the ``recipe``, and these before what the run says that is there.
     """
     values = _without_other_knobs(read_recipe(recipe), settings, named.get("objective")) if recipe else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -13,7 +12,6 @@ from typing import Any, ClassVar
 import diffusers
 import torch
 from diffusers import AutoencoderKL
-from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from mapo.errors import MapoError
@@ -30,7 +28,9 @@ from mapo.models.kinds import (
     check_kinds,
     check_lengths,
 )
-from mapo.models.lora import LORA_FILE, check_lora, check_on_top_of, on_top_of
+from mapo.models.loras.layers import Layer, as_one
+from mapo.models.loras.sources import LORA_FILE
+from mapo.models.loras.write import trained_layers, write_layers
 from mapo.models.noise import ELSEWHERE, Process
 
 TokenizerLoader = Callable[[ModelFiles, str, str], Any]  # files, its part, its encoder's part → the tokenizer
@@ -122,6 +122,19 @@ class LatentModel(ABC):
         """Why the model is one for few steps, which training makes worse; empty where nothing says so."""
         return self.files.called_distilled()
 
+    @property
+    def zero_without_prompt(self) -> bool:
+        """No pipeline does this but SDXL's."""
+        return False
+
+    def check_long_prompts(self) -> None:
+        """MapoError where prompts are to be read in chunks and this model reads none."""
+        if self.files.long_prompts == "chunk":
+            raise MapoError(
+                f"long_prompts is chunk, but {self.files.name} is a {self.pipeline_kind.__name__}; only Stable "
+                "Diffusion 1 and 2 and SDXL read long prompts in chunks. Take cut."
+            )
+
     def check_clip_skip(self) -> None:
         """MapoError where ``clip_skip`` is asked for, or is more than this model can leave out."""
         if self.files.clip_skip:
@@ -131,7 +144,7 @@ class LatentModel(ABC):
             )
 
     def check_values(self) -> None:
-        """MapoError where a JSON file lacks a value or has one of another kind, or ``clip_skip`` is not possible."""
+        """MapoError where a JSON file lacks a value or has one of another kind, or prompts cannot be read as asked."""
         files, denoiser = self.files, self.denoiser_part
         entries = dict.fromkeys((*self.networks, *self.tokenizer_parts, "scheduler"), INDEX_ENTRY)
         check_kinds(files.base / "model_index.json", read_config(files.base, "model_index.json"), entries, entries)
@@ -148,6 +161,7 @@ class LatentModel(ABC):
             check_lengths(path, config, "block_out_channels", ("down_block_types", "up_block_types"))
         check_statistics(files.config_path("vae"), self.vae_config, self.channels)
         self.check_clip_skip()
+        self.check_long_prompts()
 
     def check(self) -> None:
         """MapoError where the folder is not of this kind, though its pipeline's class says so; weights are not read."""
@@ -165,15 +179,15 @@ class LatentModel(ABC):
         """MapoError where the VAE is of another class or does not say how its latents are scaled."""
         check_vae(self.files.base, self.vae_config, self.usual_scale, self.scale_may_lack)
 
-    def check_loras(self, on_top: bool) -> None:
-        """MapoError where a LoRA is not one of the denoiser, or could not be one file with another ``on_top``."""
-        if not self.files.loras:
-            return
-        denoiser = self.files.outline(self.denoiser_part, self.denoiser_kind)
-        for lora in self.files.loras:
-            check_lora(lora, denoiser, self.denoiser_part)
-            if on_top:
-                check_on_top_of(lora, denoiser, self.lora_targets, self.denoiser_part)
+    def lora_layers(self, heads_only: bool = False) -> list[list[Layer]]:
+        """The layers of each LoRA that lies on the model, at its strength; MapoError where one does not fit.
+
+        With ``heads_only`` they have no numbers, and nothing but the heads of files is read.
+        """
+        if not self.files.lora_parts(self.networks):
+            return []
+        outlines = {part: self.outline(part) for part in self.networks if part != "vae"}
+        return self.files.lora_layers(outlines, heads_only)
 
     def tokenizers(self) -> tuple[Any, ...]:
         """Those of the text encoders, in their order."""
@@ -210,23 +224,14 @@ class LatentModel(ABC):
 
     # ------------------------------------------------------------------ the denoiser
 
-    def denoiser(self, device: Any, dtype: Any = torch.float32) -> nn.Module:
-        """The denoiser with a run's weights, its LoRAs merged in."""
-        network = self.files.load(self.denoiser_part, self.denoiser_kind, dtype)
-        for lora in self.files.loras:
-            check_lora(lora, network, self.denoiser_part)
-        if self.files.loras:
-            pipeline = self._pipeline_around(network, dtype)
-            _fuse(pipeline, self.denoiser_part, self.files.loras)
-            network = getattr(pipeline, self.denoiser_part)
-        return network.to(device)  # type: ignore[no-any-return]
+    def outline(self, part: str) -> nn.Module:
+        """A part without its weights."""
+        return self.files.outline(part, self.networks[part])  # type: ignore[no-any-return]
 
-    def _pipeline_around(self, network: nn.Module, dtype: Any) -> Any:
-        """A pipeline of the denoiser and nothing else: it knows how its LoRAs are named."""
-        index = read_config(self.files.base, "model_index.json")
-        kept = (self.denoiser_part, "scheduler")
-        absent = {part: None for part, made in index.items() if isinstance(made, list) and part not in kept}
-        return self._assembled(dtype, **{**absent, self.denoiser_part: network})
+    def denoiser(self, device: Any, dtype: Any = torch.float32, loras: bool = True) -> nn.Module:
+        """The denoiser with a run's weights, and its LoRAs merged in but for where ``loras`` is false."""
+        network = self.files.load(self.denoiser_part, self.denoiser_kind, dtype, loras)
+        return network.to(device)  # type: ignore[no-any-return]
 
     def _assembled(self, dtype: Any, **parts: Any) -> Any:
         """The folder's pipeline with these parts in place of its own."""
@@ -242,7 +247,8 @@ class LatentModel(ABC):
 
     def own_parts(self, dtype: Any) -> dict[str, Any]:
         """The networks of :meth:`pipeline` that are not those of the base folder."""
-        return {self.denoiser_part: self.denoiser("cpu", dtype)} if self.files.denoiser or self.files.loras else {}
+        changed = self.files.lora_parts(self.networks) | ({self.denoiser_part} if self.files.denoiser else set())
+        return {part: self.files.load(part, self.networks[part], dtype) for part in self.networks if part in changed}
 
     def pipeline(self, device: Any, dtype: Any = torch.float32) -> Any:
         """The whole pipeline with the run's denoiser or LoRA in place."""
@@ -260,35 +266,25 @@ class LatentModel(ABC):
         """Write the denoiser into its folder within ``folder``."""
         denoiser.save_pretrained(folder / self.denoiser_part, safe_serialization=True)  # type: ignore[operator]
 
-    def lora_layers(self, denoiser: nn.Module) -> dict[str, Tensor]:
-        """The tensors of a trained LoRA by the names that diffusers writes for this kind of denoiser."""
-        return dict(get_peft_model_state_dict(denoiser))
-
-    def save_lora(self, denoiser: nn.Module, folder: Path) -> None:
+    def save_lora(self, networks: Mapping[str, nn.Module], folder: Path, continued: bool = False) -> None:
         """Write ``folder/pytorch_lora_weights.safetensors``, which ``pipeline.load_lora_weights(folder)`` opens.
 
-        With the LoRAs that the model stands on it is one LoRA whose rank is the sum of theirs.
+        It holds what was trained beside ``networks`` (parts by name) and the LoRAs that the model stands on, as one
+        LoRA. Where the one below was ``continued`` it is in what was trained, and only its other parts are added.
         """
-        layers = self.lora_layers(denoiser)
-        for lora in reversed(self.files.loras):
-            layers = on_top_of(lora, layers, self.denoiser_part)
-        self.pipeline_kind.save_lora_weights(
-            folder, safe_serialization=True, **{f"{self.denoiser_part}_lora_layers": layers}
-        )
+        trained = [layer for part, network in networks.items() for layer in trained_layers(part, network)]
+        below = [layer for layers in self.lora_layers() for layer in layers]
+        below = [layer for layer in below if not (continued and layer.part in networks)]
+        write_layers(folder / LORA_FILE, as_one([*below, *trained]))
 
+    def save_text_loras(self, folder: Path) -> None:
+        """Write what LoRAs changed in the text encoders, beside a denoiser that has their other layers in its weights.
 
-def _fuse(pipeline: Any, part: str, loras: tuple[Path, ...]) -> None:
-    logging.getLogger("diffusers.loaders.lora_base").addFilter(_is_news)
-    for number, lora in enumerate(loras):
-        name = f"run{number}"
-        pipeline.load_lora_weights(lora, weight_name=LORA_FILE, adapter_name=name)
-        pipeline.fuse_lora(components=[part], adapter_names=[name])
-        pipeline.unload_lora_weights()
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """False for the library's surprise that a LoRA of the denoiser has no layers of text encoders."""
-    return "No LoRA keys associated" not in record.getMessage()
+        Nothing is written where that is nothing.
+        """
+        below = [layer for layers in self.lora_layers() for layer in layers if layer.part != self.denoiser_part]
+        if below:
+            write_layers(folder / LORA_FILE, as_one(below))
 
 
 def check_vae(base: Path, config: dict[str, Any], usual: float, may_lack: bool = False) -> None:
