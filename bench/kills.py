@@ -231,6 +231,7 @@ def main() -> None:
     found["machine"] = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     print(json.dumps(found, indent=1))
     if asked.out:
+        asked.out.mkdir(parents=True, exist_ok=True)
         (asked.out / "kills.json").write_text(json.dumps(found, indent=1) + "\n")
     sys.exit(bool(found["unlike"]))
 

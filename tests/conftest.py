@@ -1,6 +1,7 @@
 """Small models of SDXL's real classes and layout, and pairs for them: made once per test session."""
 
 import os
+import signal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -12,6 +13,8 @@ from jaxtyping import install_import_hook
 
 from real import ABSENT
 from tiny import MAKERS, make_pairs, make_sdxl
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it starts in the background
 
 SHAPED = ["mapo.train.types", "mapo.train.step", "mapo.train.objectives"]
 install_import_hook(SHAPED, "shapes.checked")  # the shapes that their functions name are checked at every call

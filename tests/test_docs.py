@@ -61,7 +61,7 @@ def values_of(kind: Any, metadata: Sequence[Any] = ()) -> str:
     if kind in (bool, str, list[str]):
         return {bool: "`true`, `false`", str: "text", list[str]: "list of texts"}[kind]
     parts = [part for item in metadata for part in getattr(item, "metadata", [item])]  # a Field holds its limits
-    wordings = (("gt", "above {:g}"), ("ge", "{:g} or more"), ("lt", "below {:g}"))
+    wordings = (("gt", "above {:g}"), ("ge", "{:g} or more"), ("lt", "below {:g}"), ("le", "at most {:g}"))
     limits = [w.format(getattr(part, name)) for name, w in wordings for part in parts if hasattr(part, name)]
     return ", ".join([{int: "whole number", float: "number"}[kind], *limits])
 

@@ -1,6 +1,7 @@
 """Makes small models of the real classes, and sets of pairs."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 from mapo.pairs import PairWriter
@@ -243,8 +244,10 @@ MAKERS = {  # one for each family
 }  # fmt: skip
 
 
-def make_pairs(folder: Path, count: int = 12, seed: int = 0, size: tuple[int, int] = (20, 16), **rest) -> Path:
-    """A set of ``count`` pairs of noise pictures; every third prompt is used twice."""
+def make_pairs(
+    folder: Path, count: int = 12, seed: int = 0, size: tuple[int, int] = (20, 16), prompts: Sequence[str] = (), **rest
+) -> Path:  # fmt: skip
+    """A set of ``count`` pairs of noise pictures, of ``prompts`` in turn; else every third prompt is used twice."""
     from PIL import Image
 
     rng = random.Random(seed)
@@ -254,7 +257,6 @@ def make_pairs(folder: Path, count: int = 12, seed: int = 0, size: tuple[int, in
 
     with PairWriter(folder, {"made": "by a test"}) as writer:
         for k in range(count):
-            writer.add_pair(
-                f"a small red circle number {k - (k % 3 == 2)}", picture(), picture(), split="train", **rest
-            )
+            prompt = prompts[k % len(prompts)] if prompts else f"a small red circle number {k - (k % 3 == 2)}"
+            writer.add_pair(prompt, picture(), picture(), split="train", **rest)
     return folder

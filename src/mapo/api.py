@@ -277,7 +277,7 @@ def import_pairs(
 @_verb
 def check(
     pairs: Place, *, out: Place = "check.html", model: Place | None = None, json_file: Place | None = None,
-    vae: Place | None = None, prediction: Text | None = None,
+    vae: Place | None = None, prediction: Text | None = None, long_prompts: Text | None = None,
 ) -> Page:  # fmt: skip
     """Look for what is wrong in a set. The page; what is wrong is in its numbers, and not an exception."""
     from mapo.check import verb
@@ -286,7 +286,7 @@ def check(
         Path(out),
         verb.check(
             Path(pairs), Path(out), model=_text(model), json_file=None if json_file is None else Path(json_file),
-            vae=_text(vae), prediction=prediction,
+            vae=_text(vae), prediction=prediction, long_prompts=long_prompts,
         ),
     )  # fmt: skip
 
@@ -297,7 +297,7 @@ def mismatch(
     num_pairs: Whole = 128, seeds: Seeds = "1000-1001", seed: Whole = 0, steps: Whole | None = None,
     guidance: Number | None = None, precision: Text | None = None, images_per_batch: Whole | None = None,
     clip_skip: Whole | None = None, vae: Place | None = None, prediction: Text | None = None,
-    loras: Texts = (),
+    loras: Texts = (), long_prompts: Text | None = None,
 ) -> "Mismatch":  # fmt: skip
     """Measure how far a set is from a model. The numbers; MapoError where the split has no pairs."""
     from mapo.mismatch import verb
@@ -305,7 +305,7 @@ def mismatch(
     found, _ = verb.mismatch(
         os.fspath(model), Path(pairs), Path(out), seeds, encoder=encoder, split=split, num_pairs=num_pairs, seed=seed,
         steps=steps, guidance=guidance, precision=precision, images_per_batch=images_per_batch, clip_skip=clip_skip,
-        vae=_text(vae), prediction=prediction, loras=several(loras),
+        vae=_text(vae), prediction=prediction, loras=several(loras), long_prompts=long_prompts,
     )  # fmt: skip
     return found
 
@@ -315,7 +315,7 @@ def encode(
     *, model: Place, pairs: Place, out: Place, resolution: Whole | None = None, flip: Switch = False,
     precision: Text = "float32", clip_skip: Whole | None = None, images_per_batch: Whole = 8,
     vae: Place | None = None, prediction: Text | None = None,
-    loras: Texts = (),
+    loras: Texts = (), long_prompts: Text | None = None,
 ) -> "Cache":  # fmt: skip
     """Encode pictures and prompts once. The cache; MapoError where it was encoded in another way before."""
     from mapo.encode import verb
@@ -323,7 +323,7 @@ def encode(
     cache, _, losses = verb.encode(
         os.fspath(model), Path(pairs), Path(out), resolution=resolution, flip=flip, precision=precision,
         clip_skip=clip_skip, images_per_batch=images_per_batch, vae=_text(vae), prediction=prediction,
-        loras=several(loras),
+        loras=several(loras), long_prompts=long_prompts,
     )  # fmt: skip
     if losses:
         LOG.info(", ".join(losses))
@@ -333,7 +333,7 @@ def encode(
 @_verb
 def train(
     *, out: Place, model: Place | None = None, pairs: Place | None = None, cache: Place | None = None,
-    objective: Text | None = None, adapter: Text | None = None, vae: Place | None = None,
+    objective: Text | None = None, adapter: Text | None = None, recipe: Text | None = None, vae: Place | None = None,
     prediction: Text | None = None, loras: Texts = (), targets: Texts = (), settings: Settings | None = None,
 ) -> "Run":  # fmt: skip
     """Train, or go on with the run that is in ``out``. The run; MapoError, KeyboardInterrupt where it was stopped."""
@@ -344,7 +344,7 @@ def train(
     named = {name: _text(given) for name, given in folders.items()}
     named |= {"objective": objective, "adapter": adapter, "prediction": prediction}
     lists = {"loras": several(loras) or None, "targets": several(targets) or None}
-    verb.train(Path(out), nested(settings or {}), **named, **lists)
+    verb.train(Path(out), nested(settings or {}), recipe, **named, **lists)
     return Run(out)
 
 
@@ -365,7 +365,8 @@ def sample(
     guidance: Number | None = None, sampler: Text | None = None, width: Whole | None = None,
     height: Whole | None = None, prefix: Text = "", negative_prompt: Text = "", precision: Text | None = None,
     images_per_batch: Whole | None = None, clip_skip: Whole | None = None, vae: Place | None = None,
-    prediction: Text | None = None, loras: Texts = (), grid: Switch = False, compare: Places = (),
+    prediction: Text | None = None, loras: Texts = (), long_prompts: Text | None = None, grid: Switch = False,
+    compare: Places = (),
 ) -> Images:  # fmt: skip
     """Make pictures. Their folder and rows; MapoError where the folder holds pictures of other settings."""
     from mapo.sample import verb
@@ -374,7 +375,7 @@ def sample(
         os.fspath(model), prompts, seeds, Path(out), steps=steps, guidance=guidance, sampler=sampler,
         width=width, height=height, prefix=prefix, negative_prompt=negative_prompt, precision=precision,
         images_per_batch=images_per_batch, clip_skip=clip_skip, vae=_text(vae), prediction=prediction,
-        loras=several(loras), grid=grid, compare=_paths(compare),
+        loras=several(loras), long_prompts=long_prompts, grid=grid, compare=_paths(compare),
     )  # fmt: skip
     return Images(Path(out), rows)
 

@@ -170,6 +170,8 @@ def test_some_of_the_layers_that_are_one_there_are_enough(tmp_path, ranks):
     layers[1] = Layer(*layers[1].key, layers[1].down, layers[1].up, 7.0)
     write_layers(tmp_path / "own.safetensors", layers)
     write_kohya(opened(tmp_path / "m", tmp_path / "own.safetensors"), tmp_path / "k.safetensors")
+    found = opened(tmp_path / "m", tmp_path / "k.safetensors").lora_layers()[0]
+    assert {one.key: one.rank for one in found} == {one.key: one.rank for one in layers}
     again = opened(tmp_path / "m", tmp_path / "k.safetensors").denoiser("cpu").state_dict()
     wanted = opened(tmp_path / "m", tmp_path / "own.safetensors").denoiser("cpu").state_dict()
     assert all(torch.allclose(again[name], wanted[name], atol=1e-5) for name in wanted)

@@ -1,14 +1,17 @@
 """Models by their name on the hub, and what is said where it gives no files: the exceptions are the library's own."""
 
 import importlib
+import shutil
 
 import diffusers
 import huggingface_hub
 import pytest
+import torch
 from huggingface_hub import errors
+from safetensors.torch import load_file, save_file
 
 from mapo.errors import MapoError
-from mapo.models import find_model
+from mapo.models import find_model, open_model
 from mapo.models.hub import HubName, hub_name
 
 HTTP = importlib.import_module(errors.HfHubHTTPError.__mro__[1].__module__.split(".")[0])  # what the library stands on
@@ -34,6 +37,20 @@ def test_revision_and_variant_are_asked_of_the_hub_and_kept(monkeypatch, sdxl):
     model = find_model("owner/name@abc:fp16")
     assert asked == {"name": "owner/name", "revision": "abc", "variant": "fp16", "use_safetensors": True}
     assert model.stable_name == "owner/name@abc:fp16" and model.variant == "fp16" and not model.is_local
+
+
+def test_a_variant_is_taken_where_a_part_has_it_beside_its_usual_weights(monkeypatch, sdxl, tmp_path):
+    folder = tmp_path / "snapshot"
+    shutil.copytree(sdxl, folder)
+    usual = next((folder / "unet").glob("*.safetensors"))
+    halves = {name: tensor.half() + 1 for name, tensor in load_file(usual).items()}
+    save_file(halves, usual.with_name("diffusion_pytorch_model.fp16.safetensors"), {"format": "pt"})
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "download", lambda name, **how: str(folder))
+    plain, variant = open_model(find_model("owner/name")), open_model(find_model("owner/name:fp16"))
+    wanted = halves["conv_in.bias"].float()
+    assert torch.equal(variant.denoiser("cpu").conv_in.bias, wanted)
+    assert torch.equal(variant.pipeline("cpu").unet.conv_in.bias, wanted)
+    assert torch.equal(plain.denoiser("cpu").conv_in.bias, load_file(usual)["conv_in.bias"])
 
 
 def response(status):

@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 from mapo.cli import cli
 from mapo.encode.cache import cache_key
 from mapo.errors import MapoError
-from mapo.export.single_file import write_single_file
+from mapo.export.single_file import planned, write_single_file
 from mapo.models import Frames, find_model, open_model, together
 from mapo.models.single.file import beside_of
 from mapo.models.single.layout import LAYOUTS
+from sparse import published
 
 PROMPTS = ["a small red circle", "zebra, ünïcode " * 30]
 
@@ -92,6 +93,20 @@ def test_the_cache_is_bound_to_the_tensors_of_a_files_encoders(both, tmp_path):
         assert (cache_key(after, 16) != key) == changes_cache
 
 
+def test_weights_of_8_bits_are_read_and_said_to_have_lost_digits(both, tmp_path, heard):
+    path = tmp_path / "eight.safetensors"
+    shutil.copytree(beside_of(both[1]), beside_of(path))
+    tensors = load_file(both[1])
+    save_file(
+        {name: tensor.to(torch.float8_e4m3fn) if tensor.ndim > 1 else tensor for name, tensor in tensors.items()}, path
+    )
+    model = opened(path)
+    assert "holds weights in 8 bits" in heard()
+    whole, read = opened(both[1]).denoiser("cpu"), model.denoiser("cpu")
+    for (name, left), right in zip(whole.state_dict().items(), read.state_dict().values(), strict=True):
+        assert torch.equal(left.to(torch.float8_e4m3fn).float() if left.ndim > 1 else left, right), name
+
+
 # ---------------------------------------------------------------------- every verb
 
 
@@ -160,6 +175,16 @@ def test_a_run_on_a_file_that_has_changed_or_is_gone_says_so(sdxl, pairs, tmp_pa
 # ---------------------------------------------------------------------- what is written
 
 
+def test_a_mapped_file_does_not_change_when_its_weights_do(sdxl, tmp_path):
+    path = tmp_path / "m.safetensors"
+    write_single_file(opened(sdxl), path, "float32")
+    before, network = path.read_bytes(), opened(path).denoiser("cpu")
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(1.0)
+    assert path.read_bytes() == before
+
+
 def test_a_file_in_float16_is_the_model_rounded_once(sdxl, tmp_path):
     write_single_file(opened(sdxl), tmp_path / "m.safetensors", "float16")
     read, whole = opened(tmp_path / "m.safetensors").denoiser("cpu"), opened(sdxl).denoiser("cpu")
@@ -199,6 +224,24 @@ def test_diffusers_opens_the_file_with_the_same_denoiser(name, sdxl, tmp_path):
     ours = model.pipeline("cpu")
     for part in model.networks:
         assert_same(getattr(theirs, part), getattr(ours, part))
+
+
+@pytest.mark.parametrize(
+    ("name", "table"), [("sdxl", "sdxl"), ("sd15", "sd15"), ("sd3", "sd3-medium"), ("flux", "flux-dev")]
+)
+def test_at_real_size_what_is_written_has_the_names_and_shapes_of_published_files(tmp_path, name, table):
+    """Of Stable Diffusion 3 and FLUX without a few single numbers that no network has."""
+    from mapo.models.single.tables import write_folder
+
+    write_folder(tmp_path, table)
+    files = find_model(str(tmp_path))
+    found = {
+        key: entry.shape for _, part in planned(files, files.pipeline_class).values() for key, entry in part.items()
+    }
+    wanted = published(name)
+    assert found.items() <= wanted.items()
+    lacking = published(name, optional=False).keys() - found.keys()
+    assert all(key.endswith((".logit_scale", ".sigmas")) for key in lacking)
 
 
 def test_what_cannot_be_written_is_said_and_nothing_is_left_behind(sdxl, tmp_path):

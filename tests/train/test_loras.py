@@ -57,9 +57,10 @@ def two_ranks(tensors):
 
 OTHERS = {
     "fewer layers": (only_queries, None),
-    "more layers": (more_layers, None),
-    "two ranks": (two_ranks, None),
-    "an alpha": (dict, {"lora_adapter_metadata": '{"unet.lora_alpha": 1}'}),
+    "more layers, two ranks, an alpha": (
+        lambda tensors: two_ranks(more_layers(tensors)),
+        {"lora_adapter_metadata": '{"unet.lora_alpha": 1}'},
+    ),
 }
 
 

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from mapo.models import Frames, find_model, open_model, together
-from mapo.train.adapters import add_adapter, trainable, without_adapter
+from mapo.models import Frames, TokenModel, find_model, open_model, together
+from mapo.train.adapters import add_adapter, add_text_adapters, trainable, without_adapter
 from mapo.train.config import AdapterConfig
 from mapo.train.objectives import OBJECTIVES
+from mapo.train.opening import WithText
 from mapo.train.own_objectives import constants_of
 from mapo.train.step import pair_errors, pair_losses
 from mapo.train.types import Batch
@@ -15,14 +16,17 @@ PAIRS, STEPS = 2, 20
 RATES = {"ipo": 1e-6}  # which asks for a margin of 1 / (2 beta): greater steps go beyond it
 
 
-def small_batch(model):
+def small_batch(model, as_tokens=False):
     """Two pairs of latents that are easily told apart."""
     generator = torch.Generator().manual_seed(0)
     shape = model.layout.latent(16)
     latents = torch.randn(2 * PAIRS, *shape, generator=generator)
     prompts = ["a red circle", "a large blue square"] * 2
-    found = model.text_encoder("cpu")(prompts)
-    texts = [{name: values[k] for name, values in found.items()} for k in range(2 * PAIRS)]
+    if as_tokens:
+        texts = [{**tokens, "zero": torch.tensor(False)} for tokens in model.tokens(prompts)]
+    else:
+        found = model.text_encoder("cpu")(prompts)
+        texts = [{name: values[k] for name, values in found.items()} for k in range(2 * PAIRS)]
     cond = model.condition(together(texts), Frames.square(torch.tensor([[16, 16, 0, 0]] * 2 * PAIRS), 16))
     noise = torch.randn(PAIRS, *shape, generator=generator)
     t = model.process.draw_time(PAIRS, generator, shape)
@@ -43,28 +47,12 @@ def fresh(family, adapter):
     return model, batch, network
 
 
-@pytest.mark.parametrize("adapter", ["full", "lora"])
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_twenty_steps_lower_the_loss(family, name, adapter):
-    if adapter not in family[0].adapters:
-        pytest.skip("this family is trained with a LoRA only")
+def descend(name, model, batch, predict, reference, parameters, steps=STEPS):
+    """Take some steps; the loss is lower afterwards."""
     objective = OBJECTIVES[name]
-    model, batch, network = fresh(family, adapter)
-    frozen = fresh(family, "full")[2] if adapter == "full" else network
-
-    def predict(x_t, t, cond):
-        return model.predict(network, x_t, t, cond)
-
-    def reference(x_t, t, cond):
-        if adapter == "full":
-            return model.predict(frozen, x_t, t, cond)
-        with without_adapter(network):
-            return model.predict(network, x_t, t, cond)
-
-    parameters = trainable(network)
     optimizer = torch.optim.AdamW(parameters.values(), lr=RATES.get(name, 1e-3))
     losses = []
-    for _ in range(STEPS + 1):
+    for _ in range(steps + 1):
         errors = pair_errors(
             predict, batch, model.process, reference if objective.needs_reference else None, objective.extras
         )
@@ -77,6 +65,53 @@ def test_twenty_steps_lower_the_loss(family, name, adapter):
     assert losses[-1] < losses[0] and torch.isfinite(torch.tensor(losses)).all()
     if objective.needs_reference and name not in ("sdpo", "kto"):
         assert errors.ref_chosen is not None and not torch.equal(errors.ref_chosen, errors.chosen)
+
+
+@pytest.mark.parametrize("adapter", ["full", "lora"])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_twenty_steps_lower_the_loss(family, name, adapter):
+    if adapter not in family[0].adapters:
+        pytest.skip("this family is trained with a LoRA only")
+    model, batch, network = fresh(family, adapter)
+    frozen = fresh(family, "full")[2] if adapter == "full" else network
+
+    def predict(x_t, t, cond):
+        return model.predict(network, x_t, t, cond)
+
+    def reference(x_t, t, cond):
+        if adapter == "full":
+            return model.predict(frozen, x_t, t, cond)
+        with without_adapter(network):
+            return model.predict(network, x_t, t, cond)
+
+    descend(name, model, batch, predict, reference, trainable(network))
+
+
+@pytest.fixture(scope="module")
+def with_text(family):
+    """The text encoders of a family with a LoRA beside a denoiser that stands still, and their first weights."""
+    model = family[0]
+    if not isinstance(model, TokenModel):
+        pytest.skip("the text encoders of this family are not trained")
+    denoiser, encoders = fresh(family, "lora")[2], model.load_text_encoders("cpu")
+    config = AdapterConfig(kind="lora", rank=4, text_encoders=True)
+    add_text_adapters(encoders, model, config, 0, dict.fromkeys(encoders, ()))
+    network = WithText(model, denoiser.requires_grad_(False), encoders)
+    weights = {name: parameter.detach().clone() for name, parameter in trainable(network).items()}
+    return model, small_batch(model, as_tokens=True), network, weights
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_steps_of_the_text_encoders_alone_lower_the_loss(with_text, name):
+    """What is learned comes through the prompts."""
+    model, batch, network, weights = with_text
+    network.load_state_dict(weights, strict=False)
+
+    def reference(x_t, t, cond):
+        with without_adapter(network):
+            return network(x_t, t, cond)
+
+    descend(name, model, batch, network, reference, trainable(network), steps=3)
 
 
 def test_both_pictures_of_a_pair_share_noise_and_time(family):

@@ -16,6 +16,7 @@ from mapo.models import find_model, open_model
 from mapo.train.checkpoint import save_checkpoint
 from mapo.train.config import make_config
 from mapo.train.run import Run
+from mapo.train.train import train
 from tiny import make_sd3
 
 
@@ -64,6 +65,18 @@ def test_a_run_that_stands_on_a_checkpoint_may_be_moved_with_it_and_holds_its_lo
     shutil.copytree(runs / "on-top", tmp_path / "on-top")
     assert are_equal(weights_of(tmp_path / "on-top"), before)
     assert find_model(str(tmp_path / "on-top")).stable_name == str(tmp_path / "on-top")
+
+
+def test_a_checkpoint_has_what_was_trained_of_the_text_encoders(tmp_path, sdxl, pairs):
+    adapter = {"kind": "lora", "text_encoders": True}
+    values = {"model": str(sdxl), "pairs": str(pairs), "adapter": adapter, "optim": {"lr": 1e-2, "text_lr": 1e-2}}
+    train(make_config({**values, "train": {"steps": 1, "pairs_per_step": 2}}), tmp_path / "r")
+
+    def states(model: Path | str) -> torch.Tensor:
+        return open_model(find_model(str(model))).text_encoder("cpu")(["a red circle"])["prompt_embeds"]
+
+    assert torch.equal(states(f"{tmp_path}/r@1"), states(tmp_path / "r"))
+    assert not torch.equal(states(f"{tmp_path}/r@1"), states(sdxl))
 
 
 def test_what_no_gradient_reaches_comes_from_the_base(tmp_path):

@@ -12,6 +12,7 @@ from mapo.cli.shared import (
     CLIP_SKIP,
     DRAWS,
     GUIDANCE,
+    LONG_PROMPTS,
     LORA,
     OUT,
     PRECISION,
@@ -154,6 +155,7 @@ def import_(source: str, out: Path, **how: Any) -> None:
 @click.option("--out", type=OUT, default=Path("check.html"), show_default=True, help="The HTML page to write.")
 @click.option("--model", help="mini, a folder, a file or a hub id: its tokenizers measure prompts, its side pictures.")
 @model_options
+@LONG_PROMPTS
 @click.option("--json", "json_file", type=OUT, help="Write the numbers into this file too.")
 @click.option("--strict", is_flag=True, help="Warnings count as errors.")
 def check(pairs: Path, strict: bool, **how: Any) -> None:
@@ -186,6 +188,7 @@ def check(pairs: Path, strict: bool, **how: Any) -> None:
 @model_options
 @LORA
 @CLIP_SKIP
+@LONG_PROMPTS
 def mismatch(model: str, pairs: Path, out: Path, seeds: str, **how: Any) -> None:
     """Measure how far the pairs are from the model before anything is trained.
 

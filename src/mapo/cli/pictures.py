@@ -7,7 +7,20 @@ from typing import Any
 
 import click
 
-from mapo.cli.shared import CLIP_SKIP, DRAWS, GUIDANCE, LORA, OUT, PRECISION, Verb, cli, model_options, say, shard_done
+from mapo.cli.shared import (
+    CLIP_SKIP,
+    DRAWS,
+    GUIDANCE,
+    LONG_PROMPTS,
+    LORA,
+    OUT,
+    PRECISION,
+    Verb,
+    cli,
+    model_options,
+    say,
+    shard_done,
+)
 from mapo.errors import count
 
 
@@ -39,6 +52,7 @@ from mapo.errors import count
 @model_options
 @LORA
 @CLIP_SKIP
+@LONG_PROMPTS
 @click.option("--grid", is_flag=True, help="Write OUT/grid.png as well: a row for each prompt, a column for each seed.")
 @click.option(
     "--compare",

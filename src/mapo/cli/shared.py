@@ -20,6 +20,12 @@ CLIP_SKIP = click.option(
     help="Layers left out at the end of the text encoder, for Stable Diffusion 1 and 2; default: as a run was trained.",
 )  # fmt: skip
 
+LONG_PROMPTS = click.option(
+    "--long-prompts", type=click.Choice(["cut", "chunk"]),
+    help="Prompts longer than the text encoders read: cut, or read in chunks by SDXL and Stable Diffusion 1 and 2; "
+    "default: as a run was trained, else cut.",
+)  # fmt: skip
+
 
 GUIDANCE = click.option(
     "--guidance", "--cfg", type=float, help="Classifier-free guidance; default: the model's own advice."

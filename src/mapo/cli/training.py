@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mapo.cli.shared import CLIP_SKIP, LORA, OUT, TRAINABLE, Verb, cli, model_options, say
+from mapo.cli.shared import CLIP_SKIP, LONG_PROMPTS, LORA, OUT, TRAINABLE, Verb, cli, model_options, say
 from mapo.errors import count
 
 
@@ -24,6 +24,7 @@ from mapo.errors import count
 @model_options
 @LORA
 @CLIP_SKIP
+@LONG_PROMPTS
 @click.option(
     "--images-per-batch", type=int, default=8, show_default=True,
     help="Pictures that are encoded at a time. Fewer take less memory.",
@@ -37,9 +38,17 @@ def encode(pairs: Path, out: Path, **how: Any) -> None:
     say("; ".join([said, ", ".join(losses)] if losses else [said]))
 
 
+def _recipes() -> tuple[str, list[str]]:
+    from mapo.train.recipe import recipe_list
+
+    return "Recipes", recipe_list()
+
+
 @cli.command(
     cls=Verb,
-    example="mapo train --model mini --pairs work/pairs --out work/run --set optim.lr=1e-4 --set train.steps=100",
+    more=_recipes,
+    example="mapo train --model mini --pairs work/pairs --out work/run --set optim.lr=1e-4 --set train.steps=100\n"
+    "mapo train --recipe mini-cartoon --pairs work/pairs --out work/run",
 )
 @click.option("--model", help=TRAINABLE)
 @click.option("--pairs", help="A pairs set.")
@@ -56,16 +65,24 @@ def encode(pairs: Path, out: Path, **how: Any) -> None:
     help="Layers to lay the LoRA beside, by their names or the ends of them, such as to_q or 'mid_block.*'; default: "
     "those of attention.",
 )  # fmt: skip
+@click.option(
+    "--text-encoders", is_flag=True, default=None, help="A LoRA beside the text encoders too, with --adapter lora."
+)
 @model_options
 @LORA
 @click.option("--allow-distilled", is_flag=True, default=None, help="Train a model that was distilled to few steps.")
+@LONG_PROMPTS
+@click.option("--recipe", metavar="NAME", help="Settings that belong together, by a name of the list below.")
 @click.option("--config", "config_file", type=OUT, help="A TOML file of settings.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting, such as optim.lr=1e-5.")
 def train(
     out: Path, config_file: Path | None, assignments: tuple[str, ...], loras: tuple[str, ...],
     targets: tuple[str, ...], **flags: Any,
 ) -> None:  # fmt: skip
-    """Train on a pairs set. Settings come from --config, then --set, then the other flags."""
+    """Train on a pairs set.
+
+    Settings come from --recipe, then --config, then --set, then the other flags. The later one wins.
+    """
     from mapo.settings import merge, parse_set, read_toml
     from mapo.train.verb import train
 

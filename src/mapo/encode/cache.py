@@ -41,7 +41,7 @@ LATENTS = "latents"  # within a set: the cache of pictures that it does not keep
 WHERE = "Name another folder for the cache: --out of `mapo encode`, --cache of `mapo train`."
 Precision = Literal["float32", "bfloat16", "float16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-UNSAID = {"precision": "float32", "clip_skip": 0, "vae": ""}  # in a key's JSON
+UNSAID = {"precision": "float32", "clip_skip": 0, "vae": "", "long_prompts": "cut"}  # in a key's JSON
 T = TypeVar("T")
 
 
@@ -56,6 +56,7 @@ class CacheKey:
     model: str = field(default="", compare=False)  # for people
     clip_skip: int = field(default=0, compare=False)  # for people, as ``encoders`` tells it too
     vae: str = field(default="", compare=False)  # likewise, where it is not the model's own
+    long_prompts: str = field(default="cut", compare=False)  # likewise
 
     @property
     def dtype(self) -> torch.dtype:
@@ -63,7 +64,7 @@ class CacheKey:
         return DTYPES[self.precision]
 
     def as_json(self) -> dict[str, Any]:
-        """As files hold it: float32 and no clip_skip go without saying, as they did in 0.1.0."""
+        """As files hold it: float32, no clip_skip and prompts that are cut go without saying, as they did in 0.1.0."""
         found = {name: value for name, value in vars(self).items() if name != "model"}
         return {name: value for name, value in found.items() if (name, value) not in UNSAID.items()}
 
@@ -74,8 +75,8 @@ def cache_key(
     """The key for a model at a resolution (None: the model's own)."""
     side = model.layout.checked(resolution)
     files = model.files
-    vae = files.vae.name if files.vae else ""
-    return CacheKey(files.fingerprint(model.encoder_parts), side, flip, precision, files.name, files.clip_skip, vae)
+    encoders, vae = files.fingerprint(model.encoder_parts), files.vae.name if files.vae else ""
+    return CacheKey(encoders, side, flip, precision, files.name, files.clip_skip, vae, files.long_prompts)
 
 
 def latents_key(files: ModelFiles, resolution: int) -> CacheKey:
@@ -128,8 +129,9 @@ def _other_encoders(model: Any, theirs: Mapping[str, Any], key: CacheKey) -> str
     """How a cache of ``model`` was encoded, and what this run has instead."""
     if model != key.model:
         return f"for the model {model}, this run trains {key.model}, whose encoders are others"
-    if theirs["clip_skip"] != key.clip_skip:
-        return f"with clip_skip {theirs['clip_skip']}, this run asks for {key.clip_skip}"
+    for name in ("clip_skip", "long_prompts"):
+        if theirs[name] != getattr(key, name):
+            return f"with {name} {theirs[name]}, this run asks for {getattr(key, name)}"
     if theirs["vae"] != key.vae:
         own = "the model's own VAE"
         return f"with {theirs['vae'] or own}, this run asks for {key.vae or own}"

@@ -7,7 +7,7 @@ import gc
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ from mapo.pairs import PairSet
 LOG = logging.getLogger(__name__)
 IMAGES_PER_BATCH = 8
 PROMPTS_PER_IMAGE = 4  # prompts are encoded so many times as many at a time
+Holding = Literal["all", "and the empty prompt", "pictures alone"]  # what a cache is to hold of a set
 
 
 def to_pixels(picture: Image.Image, side: int) -> tuple[Tensor, tuple[int, int, int, int]]:
@@ -70,9 +71,11 @@ def encode(
     wait: bool = False,
     shard: tuple[int, int] = (0, 1),
     locked: bool = True,
+    holding: Holding = "all",
 ) -> Cache:
     """Encode every picture and prompt of ``pairs`` that the cache ``folder`` lacks, and open it.
 
+    What ``holding`` says besides is encoded too, or left out. Prompts that are read in chunks need the empty prompt.
     Only one process fills a cache: where another does, ``wait`` for it, or MapoError. The processes of one job share
     the work: each takes ``shard`` (which, of how many), one of them stands in ``with hold(folder):`` before the others
     begin and until all have ended, and all are called with ``locked=False``.
@@ -80,50 +83,62 @@ def encode(
     if images_per_batch < 1:
         raise MapoError(f"--images-per-batch is {images_per_batch}; it must be at least 1.")
     key = cache_key(model, resolution, flip, precision)
+    holding = _really(holding, key)
     if is_cache(folder):
         check_head(folder, key)
         index = open_index(folder)
-        if _name(pairs) in index.complete and not index.stale:
+        if _name(pairs, holding) in index.complete and not index.stale:
             return Cache(folder, key, index)
-        if not any(lacking(pairs, index, shard)):
+        if not any(lacking(pairs, index, shard, holding)):
             if shard[0] == 0:  # it spares the next process this look
                 with contextlib.suppress(MapoError, OSError), hold(folder) if locked else contextlib.nullcontext():
-                    _keep_index(pairs, folder)
+                    _keep_index(pairs, folder, holding)
             return Cache(folder, key, index)
     with hold(folder, wait) if locked else contextlib.nullcontext():
-        _write(model, pairs, folder, key, device, images_per_batch, shard)
+        _write(model, pairs, folder, key, device, images_per_batch, shard, holding)
         if shard[0] == 0:
-            _keep_index(pairs, folder)
+            _keep_index(pairs, folder, holding)
     return Cache(folder, key)
 
 
-def holds_all(pairs: PairSet, folder: Path, key: CacheKey) -> bool:
+def _really(holding: Holding, key: CacheKey) -> Holding:
+    return "and the empty prompt" if holding == "all" and key.long_prompts == "chunk" else holding
+
+
+def holds_all(pairs: PairSet, folder: Path, key: CacheKey, holding: Holding = "all") -> bool:
     """Whether the cache lacks nothing of the set."""
     if not is_cache(folder):
         return False
     check_head(folder, key)
+    holding = _really(holding, key)
     index = open_index(folder)
-    return (_name(pairs) in index.complete and not index.stale) or not any(lacking(pairs, index))
+    known = _name(pairs, holding) in index.complete and not index.stale
+    return known or not any(lacking(pairs, index, holding=holding))
 
 
-def _name(pairs: PairSet) -> str:
-    return f"{pairs.fingerprint()} {pairs.number_of_images()}"
+def _name(pairs: PairSet, holding: Holding) -> str:
+    name = f"{pairs.fingerprint()} {pairs.number_of_images()}"
+    return name if holding == "all" else f"{name} {holding}"
 
 
-def _keep_index(pairs: PairSet, folder: Path) -> None:
+def _keep_index(pairs: PairSet, folder: Path, holding: Holding) -> None:
     index = open_index(folder)
-    if not any(lacking(pairs, index)):
-        index.complete.add(_name(pairs))
+    if not any(lacking(pairs, index, holding=holding)):
+        index.complete.add(_name(pairs, holding))
     index.write()
 
 
-def lacking(pairs: PairSet, index: Index, shard: tuple[int, int] = (0, 1)) -> tuple[list[str], list[str]]:
+def lacking(
+    pairs: PairSet, index: Index, shard: tuple[int, int] = (0, 1), holding: Holding = "all"
+) -> tuple[list[str], list[str]]:  # fmt: skip
     """The pictures and the prompts of a shard of the set that the cache lacks.
 
     Which shard something belongs to is decided by its hash, so it does not matter what other processes have done.
     """
     number, of = shard
-    prompts = pairs.table["prompt"].unique().to_pylist()
+    prompts = [] if holding == "pictures alone" else pairs.table["prompt"].unique().to_pylist()
+    if holding == "and the empty prompt" and "" not in prompts:
+        prompts.append("")
     pictures, keys = pairs.image_digests(), digests_of(map(prompt_key, prompts))
     absent = [~index.holds(d) & (d[:, -2:].astype(int) @ (256, 1) % of == number) for d in (pictures, keys)]
     names = [row.tobytes().hex() for row in pictures[absent[0]]]
@@ -132,11 +147,11 @@ def lacking(pairs: PairSet, index: Index, shard: tuple[int, int] = (0, 1)) -> tu
 
 def _write(
     model: Opened, pairs: PairSet, folder: Path, key: CacheKey, device: Any, images_per_batch: int,
-    shard: tuple[int, int],
+    shard: tuple[int, int], holding: Holding,
 ) -> None:  # fmt: skip
     if is_cache(folder):
         check_head(folder, key)
-    pictures, prompts = lacking(pairs, open_index(folder), shard)
+    pictures, prompts = lacking(pairs, open_index(folder), shard, holding)
     taken: list[str] = []
     if (pairs.folder / LATENTS).exists():
         taken = [name for name in pictures if not pairs.keeps(name)]

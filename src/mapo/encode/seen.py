@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,6 +38,7 @@ class View:
     resolution: int
     tokenizers: tuple[Any, ...]
     most_tokens: int
+    long_prompts: str = "cut"  # or "chunk": then nothing is cut off
 
 
 @dataclass(frozen=True)
@@ -139,11 +140,24 @@ def choose_any(pairs: PairSet, split: str, ties: str = "drop") -> Choice:
     )  # fmt: skip
 
 
+def with_chunks(model: Opened, pairs: PairSet) -> Opened:
+    """The model as it reads the prompts of a set: each as many chunks long as the longest of all splits.
+
+    So what becomes of a pair does not depend on the others of its batch. Without chunks it is the model itself.
+    """
+    if model.files.long_prompts == "cut":
+        return model
+    from mapo.models import open_model
+
+    chunks = chunks_needed(view_of(model), pairs.table["prompt"].unique())
+    return open_model(replace(model.files, chunks=max(model.files.chunks, chunks)), to_train=False)
+
+
 def view_of(model: Opened, resolution: int | None = None) -> View:
     """How a model looks at a set. Only small files of it are read."""
     tokenizers = model.tokenizers()
     most = max(int(t.model_max_length) for t in tokenizers)  # T5 reads on where CLIP has ended
-    return View(model.files.name, model.layout.checked(resolution), tokenizers, most)
+    return View(model.files.name, model.layout.checked(resolution), tokenizers, most, model.files.long_prompts)
 
 
 def open_view(model: str, **told: Any) -> View:
@@ -157,21 +171,31 @@ def open_view(model: str, **told: Any) -> View:
 
 
 def excess_tokens(view: View, prompts: Sequence[str] | pa.Array) -> NDArray[np.int64]:
-    """How many tokens of each prompt, begin and end counted, are more than every encoder reads; 0 where none is.
+    """How many tokens of each prompt, begin and end counted, are more than every encoder reads; 0 where none is."""
+    texts = prompts if isinstance(prompts, pa.Array) else pa.array(prompts, pa.string())
+    if view.long_prompts == "chunk" or not len(texts):
+        return np.zeros(len(texts), np.int64)
+    return np.asarray(np.min([np.maximum(n - most, 0) for n, most in _own_tokens(view, texts)], axis=0))
+
+
+def chunks_needed(view: View, prompts: pa.Array) -> int:
+    """The chunks of the longest prompt: each holds as many tokens as an encoder reads, but for begin and end."""
+    return max((int(-(-n.max() // most)) for n, most in _own_tokens(view, prompts) if len(n)), default=1) or 1
+
+
+def _own_tokens(view: View, texts: pa.Array) -> Iterator[tuple[NDArray[np.int64], int]]:
+    """For each tokenizer that cuts words in its own way: the number of each prompt's tokens without begin and end, and
+    how many its encoder reads. Where a prompt surely has no more than that, the number is only an upper bound.
 
     No token reaches over a space, so a word is counted once, however many prompts have it, and the rare words only of
     prompts that may be too long at all: 10⁵ prompts take a second.
     """
-    texts = prompts if isinstance(prompts, pa.Array) else pa.array(prompts, pa.string())
-    if not len(texts):
-        return np.zeros(0, np.int64)
     lists = pc.split_pattern(texts, " ")
     coded = lists.flatten().dictionary_encode()
     words, places, ends = coded.dictionary, coded.indices.to_numpy(), lists.offsets.to_numpy()
     ascii_only = np.asarray(pc.string_is_ascii(words))
     bounds = np.asarray(pc.binary_length(words)).astype(np.int64) * np.where(ascii_only, 1, GROWTH)
     often = np.argsort(-np.bincount(places, minlength=len(words)), kind="stable")[:OFTEN]
-    excess = np.full(len(texts), np.iinfo(np.int64).max)
     for tokenizer in _different(view.tokenizers):
         most = int(tokenizer.model_max_length) - len(tokenizer("").input_ids)
         lengths = bounds.copy()
@@ -179,8 +203,7 @@ def excess_tokens(view: View, prompts: Sequence[str] | pa.Array) -> NDArray[np.i
         doubtful = np.repeat(_sums(lengths, places, ends) > most, np.diff(ends))
         rare = np.setdiff1d(places[doubtful], often)
         lengths[rare] = _lengths(tokenizer, words.take(rare))
-        excess = np.minimum(excess, np.maximum(_sums(lengths, places, ends) - most, 0))
-    return excess
+        yield _sums(lengths, places, ends), most
 
 
 def _different(tokenizers: Sequence[Any]) -> list[Any]:

@@ -183,6 +183,8 @@ def _training(facts: RunFacts) -> list[tuple[str, str]]:
     lora = f"a LoRA of rank {adapter['rank']}, alpha {alpha:g}"
     if adapter.get("start") == "continued":
         lora = "a LoRA that was there before, trained further"
+    if adapter.get("text_encoders"):
+        lora += ", beside the denoiser and the text encoders"
     seen = facts.steps * train["pairs_per_step"]
     loras = [f"{Path(one['file']).name} at {one['weight']:g} (sha256 {one['sha256']})" for one in _loras(facts)]
     start = {"fused": "merged", "frozen": "left as they were", "continued": "trained further"}

@@ -50,7 +50,7 @@ def write_single_file(opened: Opened, path: Path, precision: str = "float16") ->
             f"{files.name} is a Stable Diffusion 2. Its file has a last layer of the text encoder that folders in "
             "diffusers' layout lack. Export it to diffusers."
         )
-    plan = _plan(files, kind)
+    plan = planned(files, kind)
     marks = _marks(files) if "unet" in plan else {}
     beside = beside_of(path)
     if (beside / "model_index.json").is_file():
@@ -65,13 +65,13 @@ def write_single_file(opened: Opened, path: Path, precision: str = "float16") ->
         _describe(files, beside)
 
 
-def _plan(files: ModelFiles, kind: str) -> Plan:
+def planned(files: ModelFiles, kind: str) -> Plan:
+    """The tensors of each part as a file has them, worked out from the configurations alone."""
     index, plan = read_config(files.base, "model_index.json"), {}
     for part, places in LAYOUTS[kind].items():
         made = index.get(part)
         if made and made[0] is not None:
-            network_class = class_of(made)
-            plan[part] = network_class, placed(places, files.outline(part, network_class))
+            plan[part] = class_of(made), placed(places, made, files.config(part))
     return plan
 
 
@@ -87,9 +87,9 @@ def _marks(files: ModelFiles) -> Mapping[str, tuple[int, ...]]:
 def _tensors(
     opened: Opened, part: str, kind: Any, entries: Mapping[str, Original], dtype: torch.dtype, path: Path
 ) -> Iterator[Tensor]:
-    """A part's tensors in the order of ``entries``; merged in float32, cast once."""
-    is_denoiser = part == opened.denoiser_part
-    network = opened.denoiser("cpu", torch.float32) if is_denoiser else opened.files.load(part, kind, torch.float32)
+    """A part's tensors in the order of ``entries``; LoRAs are merged in float32, and what comes out is cast once."""
+    loaded = torch.float32 if opened.files.loras else dtype
+    network = opened.denoiser("cpu", loaded) if part == opened.denoiser_part else opened.files.load(part, kind, loaded)
     tensors = network.state_dict()
     for name, entry in entries.items():
         whole = entry.join([tensors[ours].detach() for ours, _ in entry.parts])

@@ -18,6 +18,7 @@ from mapo.errors import MapoError
 from mapo.files import read_json
 from mapo.mismatch.material import CHOSEN, OWN, REJECTED, Material, portions
 from mapo.models import Cond, Frames, Opened, together
+from mapo.models.family import filled_up
 from mapo.pairs.pairs import Pair, PairSet
 from mapo.sample.sample import PRECISIONS
 from mapo.statistics import Floats, Interval, mean, mean_difference, ratio
@@ -64,10 +65,15 @@ class Encoded:
 
 def encode(model: Opened, pairs: PairSet, key: CacheKey, material: Material, images_per_batch: int) -> Encoded:
     """Encode the pictures (the mean of the VAE's posterior, not a sample of it) and prompts of ``material``."""
+    in_chunks = model.files.long_prompts == "chunk"
     names, prompts = list(material.pictures), list(dict.fromkeys(pair.prompt for pair in material.pairs))
+    if in_chunks and "" not in prompts:
+        prompts.append("")
     entries, texts = _kept_latents(pairs, material, model, key), dict[str, dict[str, Tensor]]()
     for found in encode_prompts(model, best_device(), prompts, images_per_batch, len(prompts)):
         texts |= found
+    if in_chunks:
+        texts = {prompt: filled_up(text, texts[""], model.files.chunks) for prompt, text in texts.items()}
     encoder = model.image_encoder(best_device())
     with progress.bar(total=len(names), desc="encode pictures", unit="picture") as bar:
         for portion in portions(names, images_per_batch):

@@ -66,7 +66,10 @@ def choose_pairs(pairs: PairSet, split: str, count: int, seed: int) -> tuple[lis
 def own_samples(
     model: str, pairs: Sequence[Pair], seeds: Sequence[int], folder: Path, how: Sampling, **told: Any
 ) -> list[ImageRow]:
-    """A picture of every prompt and seed in ``folder``. Of prompts that differ in case the first stands for all."""
+    """A picture of every prompt and seed in ``folder``. Of prompts that differ in case the first stands for all.
+
+    The model is ``told`` of what a :class:`mapo.sample.sample.Sampler` may be told.
+    """
     prompts: dict[str, str] = {}
     for pair in pairs:
         prompts.setdefault(prompt_id(pair.prompt), pair.prompt)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mapo.encode.cache import cache_key
-from mapo.encode.seen import what_training_sees
+from mapo.encode.seen import what_training_sees, with_chunks
 from mapo.errors import MapoError, memory_told
 from mapo.mismatch.denoising import BINS, Errors, compare_errors, denoise, encode
 from mapo.mismatch.distance import Distances, compare_embeddings, default_encoder, embed, load_encoder
@@ -75,14 +75,15 @@ def measure(
     vae: str | None = None,
     prediction: str | None = None,
     loras: Sequence[str] = (),
+    long_prompts: str | None = None,
     **how: Any,
 ) -> Mismatch:
     """Measure at most ``num_pairs`` pairs of ``split``, chosen at random, against the model's own samples.
 
     Own samples, one of each prompt and seed, go to the images folder ``images``; what is there is not made again.
     ``encoder`` is a scorer that embeds, or "none" (default: mini-learned for the built-in model, dinov2 for others).
-    ``draws`` is a multiple of 4. ``clip_skip`` is for Stable Diffusion 1 and 2; ``vae`` is another VAE, ``prediction``
-    what the denoiser predicts (default: as a run was trained).
+    ``draws`` is a multiple of 4. ``clip_skip`` is for Stable Diffusion 1 and 2, ``long_prompts`` ("cut" or "chunk")
+    for SDXL too; ``vae`` is another VAE, ``prediction`` what the denoiser predicts (default: as a run was trained).
     ``how`` is a :class:`mapo.sample.sample.Sampling`; the denoiser runs in its precision too, errors are float32 in any
     case. Pictures are seen at the model's own resolution.
 
@@ -96,8 +97,9 @@ def measure(
     if not seeds or draws < BINS or draws % BINS:
         raise ValueError(f"it takes a seed, and draws in a multiple of {BINS}")
     told: dict[str, Any] = {"clip_skip": clip_skip, "vae": vae, "prediction": prediction, "loras": loras}
+    told["long_prompts"] = long_prompts
     opened, found = PairSet(pairs), find_model(model, **told)
-    trainee = open_model(found)
+    trainee = with_chunks(open_model(found), opened)
     key, sampling = cache_key(trainee), default_sampling(found, **how)
     pace = {"precision": sampling.precision, "images_per_batch": sampling.images_per_batch}  # change them by rounding
     usual = sampling == default_sampling(found, **pace)

@@ -3,7 +3,7 @@
 ``open_model(find_model(name))`` is the way from a name to all that training, encoding and sampling ask of a model.
 """
 
-from mapo.models.family import Cond, Frames, Layout, Opened, together
+from mapo.models.family import Cond, Frames, Layout, Opened, TokenModel, together
 from mapo.models.files import ModelFiles, read_config
 from mapo.models.find import find_model
 from mapo.models.fingerprints import fingerprint
@@ -15,6 +15,7 @@ __all__ = [
     "Layout",
     "ModelFiles",
     "Opened",
+    "TokenModel",
     "find_model",
     "fingerprint",
     "is_of_a_family",

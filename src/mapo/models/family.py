@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +77,18 @@ def together(texts: Sequence[Cond]) -> Cond:
     return found
 
 
+def filled_up(text: Cond, empty: Cond, chunks: int) -> Cond:
+    """A prompt's tensors with those of the ``empty`` prompt behind them, until they are ``chunks`` chunks long.
+
+    The empty prompt is one chunk: "l d" becomes "(chunks l) d". What has but one axis, as pooled text, stays.
+    """
+    found: Cond = {}
+    for name, value in text.items():
+        lacking = chunks * len(empty[name]) - len(value) if value.ndim > 1 else 0
+        found[name] = torch.cat([value, *[empty[name]] * (lacking // len(empty[name]))]) if lacking else value
+    return found
+
+
 class Opened(Protocol):
     """A model of a family. b images or n prompts; c h w a latent. Weights are read by the methods that need them."""
 
@@ -105,6 +117,10 @@ class Opened(Protocol):
         """How many numbers the cache keeps of a prompt."""
 
     @property
+    def zero_without_prompt(self) -> bool:
+        """Whether its pipeline gives zeros where there is no negative prompt, and not the text encoders' states."""
+
+    @property
     def lora_targets(self) -> tuple[str, ...]:
         """The layers of the denoiser beside which a LoRA is laid, by the ends of their names."""
 
@@ -121,7 +137,7 @@ class Opened(Protocol):
         """The shape of its latents."""
 
     def check_values(self) -> None:
-        """MapoError where a JSON file lacks a value or has one of another kind, or ``clip_skip`` is not possible."""
+        """MapoError where a JSON file lacks a value or has one of another kind, or prompts cannot be read as asked."""
 
     def check(self) -> None:
         """MapoError where the folder says that it is not what this family trains. Weights are not read."""
@@ -168,6 +184,31 @@ class Opened(Protocol):
 
     def save_text_loras(self, folder: Path) -> None:
         """Write what LoRAs changed in the text encoders, for a denoiser that has the rest in its weights."""
+
+
+@runtime_checkable
+class TokenModel(Protocol):
+    """A model of which tokenizing and encoding are two functions: its prompts can be read in chunks, and its text
+    encoders can be trained. n prompts of k chunks, each of l tokens."""
+
+    def tokens(self, prompts: Sequence[str]) -> list[Cond]:
+        """What each text encoder reads of each prompt, by names that begin with ``tokens``, "k l"."""
+
+    def load_text_encoders(self, device: Any, dtype: Any = ..., loras: bool = ...) -> dict[str, nn.Module]:
+        """Its text encoders by their parts, with their LoRAs merged in but for where ``loras`` is false."""
+
+    def encode_tokens(self, encoders: Sequence[Any], tokens: Cond) -> Cond:
+        """What the encoders make of tokens "n k l", with gradients: "n …"."""
+
+    @property
+    def text_lora_targets(self) -> tuple[str, ...]:
+        """The layers of text encoders beside which a LoRA is laid, by the ends of their names."""
+
+    def unread_text_layers(self, part: str, encoder: nn.Module) -> tuple[str, ...]:
+        """How the names of layers begin of which the denoiser reads nothing; training does not reach them."""
+
+    def pipeline_texts(self, pipeline: Any, prompts: Sequence[str], negative_prompt: str) -> list[Cond]:
+        """What the pipeline is given in place of each prompt and of the negative one, both of one length, "1 …"."""
 
 
 Families = Mapping[str, Callable[[ModelFiles], Opened]]

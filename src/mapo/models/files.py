@@ -35,6 +35,7 @@ MOST_TOKENS = "max_sequence_length"
 SAMPLING = "sampling.json"  # ours: how a model is best sampled, and of how many tokens of T5 it is told
 DISTILLED = re.compile(r"(?i)(?<![a-z])(turbo|schnell|lightning|hyper|lcm|klein|dmd2?|flash|distill(ed)?)(?![a-z])")
 AT_STEP = re.compile(r"(?P<run>.+)@(?P<step>\d+)")  # a checkpoint of a run
+LONG_PROMPTS = ("cut", "chunk")  # what becomes of prompts that are longer than the text encoders read
 LIBRARIES = ("diffusers", "transformers", "huggingface_hub")
 
 
@@ -84,6 +85,8 @@ class ModelFiles:
     loras: tuple[Lora, ...] = ()  # of the run that is the model, and those that were named beside it
     sensitive: bool = False  # trained on a sensitive set, so pages blur its pictures
     clip_skip: int = 0  # layers left out at the end of the text encoder
+    long_prompts: str = "cut"  # at what the text encoders read, or "chunk": read in several chunks
+    chunks: int = 1  # that every prompt has at least, where long ones are read in chunks
     guidance: float = 1.0  # what a model with a guidance embedding is told in training
     single: OneFile | None = None  # that holds the weights in place of ``base``
     vae: AnotherVae | None = None  # in place of the base's
@@ -182,7 +185,7 @@ class ModelFiles:
 
         Its LoRAs are merged in, but for where ``loras`` is false.
         """
-        network = self._load(part, kind, dtype)
+        network = self._loaded(part, kind, dtype)
         if loras and self.loras:
             for layers in self.lora_layers({part: network}):
                 fuse(network, layers)
@@ -205,7 +208,8 @@ class ModelFiles:
             found |= parts
         return found
 
-    def _load(self, part: str, kind: Any, dtype: Any) -> Any:
+    def _loaded(self, part: str, kind: Any, dtype: Any) -> Any:
+        """The network from where its weights lie: another VAE, one file, a run's folder or the base's."""
         if part == "vae" and self.vae is not None:
             return self.vae.load(kind, dtype)
         if self.single is not None and self._elsewhere(part):
@@ -232,6 +236,8 @@ class ModelFiles:
         found = self._fingerprint(parts)
         if self.clip_skip and any(part.startswith("text_encoder") for part in parts):
             found = hashlib.sha256(f"{found} clip_skip {self.clip_skip}".encode()).hexdigest()[:16]
+        if self.long_prompts != "cut" and any(part.startswith("text_encoder") for part in parts):
+            found = hashlib.sha256(f"{found} long_prompts {self.long_prompts}".encode()).hexdigest()[:16]
         if self.text_tokens is not None and any(part.startswith("text_encoder") for part in parts):
             found = hashlib.sha256(f"{found} tokens {self.text_tokens}".encode()).hexdigest()[:16]
         for lora in self.loras:  # those that change what the cache holds

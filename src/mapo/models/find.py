@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mapo.errors import MapoError
+from mapo.errors import MapoError, suggest
 from mapo.files import inside, read_object
-from mapo.models.files import ModelFiles, at_step, is_there
+from mapo.models.files import LONG_PROMPTS, ModelFiles, at_step, is_there
 from mapo.models.hub import fetch_model, hub_name
 from mapo.models.loras.sources import LORA_FILE, Lora, find_loras
 from mapo.models.steps import checkpoint_of, checkpoints, on_base, steps_told
@@ -22,41 +22,45 @@ PREDICTIONS = ("epsilon", "v")
 
 def find_model(
     name: str, weights: bool = True, clip_skip: int | None = None, vae: str | None = None,
-    prediction: str | None = None, loras: Sequence[str] = (),
+    prediction: str | None = None, long_prompts: str | None = None, loras: Sequence[str] = (),
 ) -> ModelFiles:  # fmt: skip
     """``mini``, a run folder, ``RUN@STEP``, a diffusers folder, a safetensors file or a hub id → where its parts lie.
 
-    Without ``weights`` only configurations and tokenizers of a hub id are fetched. ``vae`` names another VAE, and
-    ``prediction`` says what a UNet predicts, "epsilon" or "v". Where these and ``clip_skip`` are left out they are what
-    a run was trained with. ``loras`` lie on top of the model, each a text ``FILE[:WEIGHT]``.
+    Without ``weights`` only configurations and tokenizers of a hub id are fetched. ``vae`` names another VAE,
+    ``prediction`` says what a UNet predicts, "epsilon" or "v", and ``long_prompts`` what becomes of prompts that are
+    too long, "cut" or "chunk". Where these and ``clip_skip`` are left out they are what a run was trained with.
+    ``loras`` lie on top of the model, each a text ``FILE[:WEIGHT]``.
     """
     if loras:
-        found = find_model(name, weights, clip_skip, vae, prediction)
+        found = find_model(name, weights, clip_skip, vae, prediction, long_prompts)
         return replace(found, loras=(*found.loras, *find_loras(loras)))
     if clip_skip is not None and clip_skip < 0:
         raise MapoError(f"--clip-skip is {clip_skip}; it must not be negative.")
     if prediction is not None and prediction not in PREDICTIONS:
         raise MapoError(f"--prediction is {prediction!r}; it is epsilon or v.")
+    if long_prompts not in (None, *LONG_PROMPTS):
+        raise MapoError(f"--long-prompts {long_prompts!r} is not known. {suggest(str(long_prompts), LONG_PROMPTS)}")
     path = MODELS.get(name, Path(name))
+    reading: dict[str, Any] = {"clip_skip": clip_skip or 0, "long_prompts": long_prompts or "cut"}
     if place := at_step(name):
-        return _find_checkpoint(name, *place, weights, clip_skip, vae, prediction)
+        return _find_checkpoint(name, *place, weights, clip_skip, vae, prediction, long_prompts)
     if (path / "run.json").is_file():
-        return _find_run(name, path, weights, clip_skip, vae, prediction)
+        return _find_run(name, path, weights, clip_skip, vae, prediction, long_prompts)
     if path.is_file():
         from mapo.models.single.file import open_single
 
         single = open_single(path, prediction, other_vae=vae is not None)
-        found = ModelFiles(name, single.base, clip_skip=clip_skip or 0, single=single)
+        found = ModelFiles(name, single.base, single=single, **reading)
     else:
         base, variant = _find_folder(name, path, weights)
-        found = ModelFiles(name, base, clip_skip=clip_skip or 0, variant=variant)
+        found = ModelFiles(name, base, variant=variant, **reading)
     if prediction is not None:
         if found.pipeline_class not in UNETS:
             raise MapoError(
                 f"--prediction is for Stable Diffusion 1, 2 and XL; {name} is a {found.pipeline_class}. Leave it out."
             )
         found = replace(found, prediction=prediction)
-    return _with_vae(found, vae)
+    return _with_vae(found, vae, weights)
 
 
 def _find_folder(name: str, path: Path, weights: bool) -> tuple[Path, str | None]:
@@ -81,17 +85,18 @@ def _find_folder(name: str, path: Path, weights: bool) -> tuple[Path, str | None
     return fetch_model(asked, weights), asked.variant
 
 
-def _with_vae(found: ModelFiles, vae: str | None) -> ModelFiles:
+def _with_vae(found: ModelFiles, vae: str | None, weights: bool) -> ModelFiles:
     if vae is None:
         return found
     from mapo.models.vae import find_vae
 
-    return replace(found, vae=find_vae(vae, found.name, found.config("vae")))
+    return replace(found, vae=find_vae(vae, found.name, found.config("vae"), weights))
 
 
 def _find_run(
-    name: str, path: Path, weights: bool, clip_skip: int | None, vae: str | None, prediction: str | None
-) -> ModelFiles:
+    name: str, path: Path, weights: bool, clip_skip: int | None, vae: str | None, prediction: str | None,
+    long_prompts: str | None,
+) -> ModelFiles:  # fmt: skip
     about = path / "run.json"
     run = read_object(about, "a run folder", "Run the same `mapo train` command again: it writes the file anew.")
     if not all(isinstance(run.get(key), str) for key in ("base", "denoiser", "adapter")):
@@ -100,7 +105,7 @@ def _find_run(
     denoiser = inside(path, run["denoiser"], f"{path}/run.json")
     if not denoiser.is_dir():
         raise MapoError(f"{path} has lost its {run['denoiser']}. Run the same `mapo train` command again.")
-    found = _on_top(base, name, run, clip_skip)
+    found = _on_top(base, name, run, clip_skip, long_prompts)
     if run["adapter"] == "lora":
         below = () if run.get("holds_loras_below") else base.loras  # a LoRA of 0.1.0 is the last difference alone
         return replace(found, loras=(*below, Lora(denoiser / LORA_FILE)))
@@ -109,11 +114,12 @@ def _find_run(
 
 
 def _find_checkpoint(
-    name: str, path: Path, step: int, weights: bool, clip_skip: int | None, vae: str | None, prediction: str | None
-) -> ModelFiles:
+    name: str, path: Path, step: int, weights: bool, clip_skip: int | None, vae: str | None, prediction: str | None,
+    long_prompts: str | None,
+) -> ModelFiles:  # fmt: skip
     checkpoint, run = checkpoint_of(path, step)
     base = _as_trained(_find_base(name, path, run, weights), run, weights, vae, prediction)
-    return replace(_on_top(base, name, run, clip_skip), **on_base(base, checkpoint, run))
+    return replace(_on_top(base, name, run, clip_skip, long_prompts), **on_base(base, checkpoint, run))
 
 
 def _as_trained(
@@ -122,24 +128,30 @@ def _as_trained(
     """The base of a run with another VAE or prediction than it was trained with, where the user names one."""
     if vae is None and prediction is None:
         return base
-    return find_model(base.name, weights, base.clip_skip, vae or run.get("vae"), prediction or run.get("prediction"))
+    told = vae or run.get("vae"), prediction or run.get("prediction")
+    return find_model(base.name, weights, base.clip_skip, *told, base.long_prompts)
 
 
-def _on_top(base: ModelFiles, name: str, run: Mapping[str, Any], clip_skip: int | None) -> ModelFiles:
+def _on_top(
+    base: ModelFiles, name: str, run: Mapping[str, Any], clip_skip: int | None, long_prompts: str | None
+) -> ModelFiles:
+    """The base by the name of a run, reading prompts as that was trained if nothing else is said."""
     return replace(
         base, name=name, sensitive=base.sensitive or bool(run.get("sensitive")),
         clip_skip=base.clip_skip if clip_skip is None else clip_skip,
+        long_prompts=long_prompts or base.long_prompts,
+        chunks=1 if long_prompts == "cut" else max(base.chunks, run.get("chunks", 1)),
     )  # fmt: skip
 
 
 def _find_base(name: str, path: Path, run: Mapping[str, Any], weights: bool) -> ModelFiles:
     """What a run stands on: where it lies from here, if that is still the same, else where it lay."""
     base, from_here = run["base"], run.get("base_from_here")
-    told = (weights, run.get("clip_skip"), run.get("vae"), run.get("prediction"))
+    told: dict[str, Any] = {key: run.get(key) for key in ("clip_skip", "vae", "prediction", "long_prompts")}
     near = (path / from_here).resolve() if isinstance(from_here, str) else path.resolve()
     if is_there(str(near)) and near != path.resolve():
         with contextlib.suppress(MapoError, RecursionError):  # it is another one that has its name now
-            found = find_model(str(near), *told)
+            found = find_model(str(near), weights, **told)
             if run.get("base_revision") in found.revisions():
                 return found
     if Path(base).is_absolute() and Path(base).resolve() == path.resolve():
@@ -149,7 +161,7 @@ def _find_base(name: str, path: Path, run: Mapping[str, Any], weights: bool) -> 
             f"{name} was trained on the model {base}, which is not there any more. Put it back there, or write its "
             f"new place as base into {path / 'run.json'}."
         )
-    found = find_model(base, *told)
+    found = find_model(base, weights, **told)
     if found.is_local and run.get("base_revision") not in (None, *found.revisions()):
         raise MapoError(
             f"{name} was trained on the model {base} as it was then; that one has changed since. Train {name} again, "

@@ -13,7 +13,8 @@ from mapo.models.files import quietly, reason
 
 NAME = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[^\s:@]+))?(:(?P<variant>\w+))?")
 SMALL = ("model_index.json", "*/*config.json", "tokenizer*/*", "sampling.json")
-VAE_FILES = ("config.json", "diffusion_pytorch_model*.safetensors", "vae/config.json", "vae/diffusion_*.safetensors")
+VAE_CONFIGS = ("config.json", "vae/config.json")
+VAE_WEIGHTS = ("diffusion_pytorch_model*.safetensors", "vae/diffusion_pytorch_model*.safetensors")
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,14 @@ def fetch_model(name: HubName, weights: bool) -> Path:
         raise not_fetched("--model", name, error) from None
 
 
-def fetch_vae(name: HubName) -> Path:
+def fetch_vae(name: HubName, weights: bool) -> Path:
     """The folder of a VAE alone, or of a pipeline of which only its VAE is fetched."""
     from huggingface_hub import snapshot_download
 
     try:
         with quietly():
-            return Path(snapshot_download(name.id, revision=name.revision, allow_patterns=list(VAE_FILES)))
+            files = [*VAE_CONFIGS, *(VAE_WEIGHTS if weights else ())]
+            return Path(snapshot_download(name.id, revision=name.revision, allow_patterns=files))
     except Exception as error:
         raise not_fetched("--vae", name, error) from None
 

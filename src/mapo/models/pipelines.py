@@ -17,6 +17,10 @@ from mapo.models.families.tokens import check_tokenizer_files
 from mapo.models.files import MOST_TOKENS, quietly, reason, refuse_pickles, variants
 from mapo.models.kinds import SIDES, SIZES, check_kinds
 
+GUIDED_ABOVE = {  # from where on a pipeline looks at the negative prompt
+    "StableDiffusionXLPipeline": 1.0, "StableDiffusionPipeline": 1.0, "StableDiffusion3Pipeline": 1.0,
+    "ZImagePipeline": 0.0,
+}  # fmt: skip
 PARTS = ("unet", "transformer", "vae")
 
 
@@ -37,6 +41,29 @@ def pipeline_class(model: ModelFiles) -> tuple[str, Any]:
 def accepts(kind: Any) -> dict[str, inspect.Parameter]:
     """The parameters of a pipeline's call."""
     return dict(inspect.signature(kind.__call__).parameters)
+
+
+def check_negative_prompt(model: str, name: str, kind: Any, words: str) -> None:
+    """MapoError where the pipeline would pass over a negative prompt without a word."""
+    taken = accepts(kind)
+    if not words:
+        return
+    if "negative_prompt" not in taken:
+        raise MapoError(f"{model} is a {name}, which takes no negative prompt. Leave --negative-prompt out.")
+    true_scale = taken.get("true_cfg_scale")
+    if true_scale is not None and isinstance(true_scale.default, int | float) and true_scale.default <= 1:
+        raise MapoError(
+            f"{model} is a {name}. Its guidance is built into the model and knows no negative prompt, so it would be "
+            "passed over. Leave --negative-prompt out."
+        )
+
+
+def no_effect_told(pipeline: Any, guidance: float, negative_prompt: str) -> list[str]:
+    """A sentence where the pipeline does not look at the negative prompt, as there is too little guidance."""
+    least = GUIDED_ABOVE.get(type(pipeline).__name__, -1.0)
+    if not negative_prompt or guidance > least:
+        return []
+    return [f"With guidance {guidance:g} the negative prompt has no effect; it needs one above {least:g} (--cfg)."]
 
 
 def _side(model: ModelFiles) -> int:
@@ -79,6 +106,11 @@ def open_pipeline(model: ModelFiles, device: Any, dtype: Any) -> Any:
         raise MapoError(
             f"clip_skip is {model.clip_skip}, but {model.name} is a {name}; only Stable Diffusion 1 and 2 leave out "
             "layers of their text encoder. Leave it out."
+        )
+    if model.long_prompts == "chunk":
+        raise MapoError(
+            f"long_prompts is chunk, but {model.name} is a {name}; only Stable Diffusion 1 and 2 and SDXL read long "
+            "prompts in chunks. Take cut."
         )
     if model.vae or model.prediction:
         raise MapoError(f"--vae and --prediction are for models that can be trained; {model.name} is a {name}.")

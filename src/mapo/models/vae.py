@@ -16,7 +16,7 @@ from mapo.models.hub import fetch_vae, hub_name
 from mapo.models.names.original import Original, Place
 from mapo.models.single.file import check_tensors, fingerprint_of, load_from
 from mapo.models.single.header import Header, read_header
-from mapo.models.single.layout import VAE_ALONE, Places, class_of, outline, placed
+from mapo.models.single.layout import VAE_ALONE, Places, placed
 from mapo.worlds import MODELS
 
 BY_OUR_NAMES: Places = (("", lambda config: Place), ("vae.", lambda config: Place))
@@ -51,8 +51,10 @@ class OtherVae:
         return hashlib.sha256(f"{found} {json.dumps(self.config, sort_keys=True)}".encode()).hexdigest()[:16]
 
 
-def find_vae(name: str, model: str, own: Mapping[str, Any]) -> OtherVae:
+def find_vae(name: str, model: str, own: Mapping[str, Any], weights: bool = True) -> OtherVae:
     """The VAE called ``name`` in place of the one of ``model``, whose configuration is ``own``.
+
+    Without ``weights`` only configurations are fetched from the hub.
 
     Nothing in a file tells the VAE of SDXL from that of Stable Diffusion 1, so the scale of latents is the model's. A
     folder that says another one is refused, and so is a VAE whose latents are of another shape.
@@ -68,16 +70,16 @@ def find_vae(name: str, model: str, own: Mapping[str, Any]) -> OtherVae:
             f"--vae: there is no file or folder {name}. Give a folder with a VAE, a model folder, a safetensors file, "
             "or a hub id."
         )
-    return _in_folder(name, fetch_vae(asked), model, own)
+    return _in_folder(name, fetch_vae(asked, weights), model, own)
 
 
 def _in_file(path: Path, model: str, own: Mapping[str, Any]) -> OtherVae:
     header = read_header(path)
     places = BY_OUR_NAMES if header.any_with("coder.mid_block.") else VAE_ALONE
-    entries = placed(places, outline(class_of(["diffusers", "AutoencoderKL"]), own), header.tensors.keys())
+    entries = placed(places, ("diffusers", "AutoencoderKL"), own, header.tensors.keys())
     if not entries:
         raise MapoError(f"--vae: {path} holds no VAE.")
-    check_tensors(header, f"the VAE of {model}", entries)
+    check_tensors(header, f"the VAE of {model}", entries, "Give one of its kind.")
     return OtherVae(str(path.resolve()), path.resolve(), dict(own), header, entries)
 
 

@@ -19,9 +19,18 @@ from mapo import progress
 from mapo.devices import best_device
 from mapo.errors import MapoError, is_out_of_memory, memory_told, several, suggest
 from mapo.files import prepare_out, read_object, sha256, sweep, write_json
-from mapo.models import ModelFiles, find_model, is_of_a_family, open_model
+from mapo.models import ModelFiles, TokenModel, find_model, is_of_a_family, open_model
 from mapo.models.files import reason
-from mapo.models.pipelines import accepts, advice, cuts_told, cuts_untold, open_pipeline, pipeline_class
+from mapo.models.pipelines import (
+    accepts,
+    advice,
+    check_negative_prompt,
+    cuts_told,
+    cuts_untold,
+    no_effect_told,
+    open_pipeline,
+    pipeline_class,
+)
 from mapo.pairs.splits import prompt_id
 from mapo.sample.folder import ImageRow, append_images, keep_whole, png_bytes
 from mapo.sample.samplers import SAMPLERS, check_sampler, scheduler_named
@@ -33,10 +42,6 @@ FORMAT, VERSION = "mapo-images", 1
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 MOST_SEEDS = 1_000_000
 PACE = ("images_per_batch",)  # changes pictures by rounding alone, and each row has its batch_layout
-GUIDED_ABOVE = {  # from where on a pipeline looks at the negative prompt
-    "StableDiffusionXLPipeline": 1.0, "StableDiffusionPipeline": 1.0, "StableDiffusion3Pipeline": 1.0,
-    "ZImagePipeline": 0.0,
-}  # fmt: skip
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -65,7 +70,7 @@ def default_sampling(model: ModelFiles, **changes: Any) -> Sampling:
     changes = {key: value for key, value in changes.items() if value is not None}
     if changes.get("guidance") and "guidance_scale" not in accepts(kind):
         raise MapoError(f"--guidance: {model.name} is a {name}, which takes no guidance. Leave it out.")
-    _check_negative_prompt(model.name, name, kind, changes.get("negative_prompt", ""))
+    check_negative_prompt(model.name, name, kind, changes.get("negative_prompt", ""))
     advised, path = advice(model, name, kind), model.base / "sampling.json"
     _refuse_nonsense(advised, lambda key: f"{path}: {key}")
     _refuse_nonsense(changes, lambda key: f"--{key.replace('_', '-')}")
@@ -80,21 +85,6 @@ def default_sampling(model: ModelFiles, **changes: Any) -> Sampling:
                     f"--{key} is {getattr(sampling, key)}; it has to be a multiple of {step} for this model."
                 )
     return sampling
-
-
-def _check_negative_prompt(model: str, name: str, kind: Any, words: str) -> None:
-    """MapoError where the pipeline would pass over a negative prompt without a word."""
-    taken = accepts(kind)
-    if not words:
-        return
-    if "negative_prompt" not in taken:
-        raise MapoError(f"{model} is a {name}, which takes no negative prompt. Leave --negative-prompt out.")
-    true_scale = taken.get("true_cfg_scale")
-    if true_scale is not None and isinstance(true_scale.default, int | float) and true_scale.default <= 1:
-        raise MapoError(
-            f"{model} is a {name}. Its guidance is built into the model and knows no negative prompt, so it would be "
-            "passed over. Leave --negative-prompt out."
-        )
 
 
 def _refuse_nonsense(values: dict[str, Any], name: Callable[[str], str]) -> None:
@@ -238,18 +228,17 @@ class Sampler:
         """The pictures of ``jobs`` (prompt, seed), each from its own generator."""
         kind = type(self.pipeline)
         taken = accepts(kind)
-        _check_negative_prompt(self.model.name, kind.__name__, kind, how.negative_prompt)
+        check_negative_prompt(self.model.name, kind.__name__, kind, how.negative_prompt)
         self._take_sampler(how)
-        wanted = {
-            "prompt": [full_prompt(prompt, how.prefix) for prompt, _ in jobs],
-            "negative_prompt": [how.negative_prompt] * len(jobs) if how.negative_prompt else None,
+        given = {
             "num_inference_steps": how.steps,
             "guidance_scale": how.guidance,
             "width": how.width,
             "height": how.height,
             "max_sequence_length": self.model.text_tokens,
-            "generator": [torch.Generator("cpu").manual_seed(noise_seed(prompt, seed)) for prompt, seed in jobs],
         }
+        seeds = [noise_seed(prompt, seed) for prompt, seed in jobs]
+        found: list[Any] = [None] * len(jobs)
         with (
             memory_told(len(jobs), rest=self.smaller),
             torch.inference_mode(),
@@ -258,7 +247,13 @@ class Sampler:
             cuts_untold(self.pipeline),
         ):
             try:
-                return list(self.pipeline(**{k: v for k, v in wanted.items() if k in taken and v is not None}).images)
+                for places, texts in self._texts([prompt for prompt, _ in jobs], how):
+                    generators = [torch.Generator("cpu").manual_seed(seeds[place]) for place in places]
+                    wanted = {**given, **texts, "generator": generators}
+                    made = self.pipeline(**{k: v for k, v in wanted.items() if k in taken and v is not None})
+                    for place, picture in zip(places, made.images, strict=True):
+                        found[place] = picture
+                return found
             except Exception as error:
                 if is_out_of_memory(error):
                     raise
@@ -266,6 +261,21 @@ class Sampler:
                     f"The model {self.model.name} was loaded but makes no pictures ({reason(error)}). One of the files "
                     f"in {self.model.base} may be of another model; download the folder again."
                 ) from error
+
+    def _texts(self, prompts: Sequence[str], how: Sampling) -> Iterator[tuple[list[int], dict[str, Any]]]:
+        """What the pipeline is given of the prompts at some places of a batch: all at once, or where they are read in
+        chunks those of one length at once."""
+        full = [full_prompt(prompt, how.prefix) for prompt in prompts]
+        if self.model.long_prompts == "cut":
+            negative = [how.negative_prompt] * len(full) if how.negative_prompt else None
+            yield list(range(len(full))), {"prompt": full, "negative_prompt": negative}
+            return
+        opened = open_model(self.model, to_train=False)
+        assert isinstance(opened, TokenModel)  # others refuse to read chunks
+        texts = opened.pipeline_texts(self.pipeline, full, how.negative_prompt)
+        for length in sorted({text["prompt_embeds"].shape[1] for text in texts}):
+            places = [k for k, text in enumerate(texts) if text["prompt_embeds"].shape[1] == length]
+            yield places, {name: torch.cat([texts[k][name] for k in places]) for name in texts[0]}
 
     def fill(
         self, folder: Path, jobs: Sequence[tuple[str, int]], how: Sampling, desc: str = "sample"
@@ -289,7 +299,9 @@ class Sampler:
         manifest = folder / "manifest.jsonl"
         have = {(r.prompt, r.seed): r for r in keep_whole(folder)} if manifest.exists() else {}
         if any(job not in have for job in jobs):
-            self._say_what_has_no_effect(how)
+            for text in no_effect_told(self.pipeline, how.guidance, how.negative_prompt):
+                LOG.info(text)
+        if any(job not in have for job in jobs) and self.model.long_prompts == "cut":
             for text in cuts_told(self.pipeline, {p: full_prompt(p, how.prefix) for p, _ in jobs}, how.negative_prompt):
                 LOG.info(text)
         bar = progress.bar(total=len(jobs), initial=sum(j in have for j in jobs), desc=desc, unit="image")
@@ -321,14 +333,6 @@ class Sampler:
             if kept:
                 kept.result()
         return [have[job] for job in jobs]
-
-    def _say_what_has_no_effect(self, how: Sampling) -> None:
-        name = type(self.pipeline).__name__
-        if how.negative_prompt and how.guidance <= GUIDED_ABOVE.get(name, -1.0):
-            LOG.info(
-                f"With guidance {how.guidance:g} the negative prompt has no effect; it needs one above "
-                f"{GUIDED_ABOVE[name]:g} (--cfg)."
-            )
 
     def row(self, job: tuple[str, int], how: Sampling, png: bytes, layout: str, file: str | None = None) -> ImageRow:
         """The manifest's row of a picture."""
@@ -383,14 +387,15 @@ def open_folder(folder: Path, settings: dict[str, Any], sensitive: bool = False,
 
 def sample(
     model: str, prompts: str | Sequence[str], seeds: int | Sequence[int], out: Path, clip_skip: int | None = None,
-    vae: str | None = None, prediction: str | None = None, loras: Sequence[str] = (), **how: Any,
+    vae: str | None = None, prediction: str | None = None, loras: Sequence[str] = (), long_prompts: str | None = None,
+    **how: Any,
 ) -> list[ImageRow]:  # fmt: skip
     """Make a picture of every prompt at every seed in ``out``, going on where an earlier call stopped.
 
-    ``clip_skip`` is for Stable Diffusion 1 and 2. ``vae`` is another VAE, ``prediction`` what the denoiser predicts.
-    Where they are left out they are what a run was trained with.
+    ``clip_skip`` is for Stable Diffusion 1 and 2, ``long_prompts`` ("cut" or "chunk") for SDXL too. ``vae`` is another
+    VAE, ``prediction`` what the denoiser predicts. Where they are left out they are what a run was trained with.
     """
-    told: dict[str, Any] = {"vae": vae, "prediction": prediction, "loras": loras}
+    told: dict[str, Any] = {"vae": vae, "prediction": prediction, "loras": loras, "long_prompts": long_prompts}
     sampling = default_sampling(find_model(model, **told), **how)
     jobs = [(p, s) for p in several(prompts) for s in ([seeds] if isinstance(seeds, int) else seeds)]
     return Sampler(model, sampling.precision, clip_skip=clip_skip, **told).fill(Path(out), jobs, sampling)

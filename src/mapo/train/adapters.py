@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -19,8 +20,8 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from mapo.errors import MapoError, count
-from mapo.models import Opened
-from mapo.models.loras.layers import Layer
+from mapo.models import Opened, TokenModel
+from mapo.models.loras.layers import Layer, as_one
 from mapo.models.loras.layers import told as layers_told
 from mapo.models.loras.write import TRAINED
 from mapo.models.names.kohya import layer_shapes
@@ -47,7 +48,8 @@ def check_adapter(model: Opened, config: AdapterConfig) -> list[str]:
             parts = dict.fromkeys(layer.part for layer in layers)
             own = [layer for layer in layers if layer.part == model.denoiser_part]
             what = f"{lora.path} at {lora.weight:g}: {layers_told(layers)} in {' and '.join(parts)}"
-            merged = " Those of text encoders are merged." if len(own) < len(layers) and config.start != "fused" else ""
+            still = config.start == "fused" or config.text_encoders
+            merged = "" if still or len(own) == len(layers) else " Those of text encoders are merged."
             said.append(f"{what}, {becomes[config.start]}.{merged}")
     return said
 
@@ -55,7 +57,7 @@ def check_adapter(model: Opened, config: AdapterConfig) -> list[str]:
 def loras_before(model: Opened, config: AdapterConfig, heads_only: bool = False) -> list[list[Layer]]:
     """The denoiser's layers of each LoRA that lies on the model; MapoError where there is none, or not one to continue.
 
-    What LoRAs change in text encoders is always merged into these.
+    What LoRAs change in text encoders is merged into these, unless these are trained too (:func:`text_loras_before`).
     """
     found = [[layer for layer in one if layer.part == model.denoiser_part] for one in model.lora_layers(heads_only)]
     found = [layers for layers in found if layers]
@@ -85,22 +87,58 @@ def add_adapter(
     targets: list[str] | str = (
         list(model.lora_targets) if config.targets is None else _matching(denoiser, config.targets)
     )
-    denoiser.requires_grad_(False)
-    for number, layers in enumerate(loras):
-        _lay_beside(denoiser, f"{START}{number}", layers)
+    _adapt(denoiser, targets, config, seed, loras)
+
+
+def add_text_adapters(
+    encoders: Mapping[str, nn.Module], model: TokenModel, config: AdapterConfig, seed: int,
+    loras: Mapping[str, Sequence[Sequence[Layer]]],
+) -> None:  # fmt: skip
+    """The same for text encoders, by their parts. Layers of which the denoiser reads nothing are not trained.
+
+    ``loras`` are those that were there before, by part. One that is ``continued`` may have none in a text encoder;
+    then its LoRA is new.
+    """
+    for number, (part, encoder) in enumerate(encoders.items(), 1):
+        ends, unread = tuple(f".{end}" for end in model.text_lora_targets), model.unread_text_layers(part, encoder)
+        names = [n for n, _ in encoder.named_modules() if n.endswith(ends) and not n.startswith(unread)]
+        _adapt(encoder, _exactly(names), config, seed + number, loras[part])
+        for name, parameter in encoder.named_parameters():
+            if name.startswith(unread):
+                parameter.requires_grad_(False)
+        for module in encoder.modules():
+            if isinstance(getattr(module, "dropout", None), float):  # of attention; the LoRA has its own
+                module.dropout = 0.0  # type: ignore[assignment]
+
+
+def text_loras_before(model: Opened, config: AdapterConfig, parts: Iterable[str]) -> dict[str, list[list[Layer]]]:
+    """The layers of each LoRA that lies on the model in its text encoders, by part; empty where they are merged."""
+    loras = [] if config.start == "fused" else model.lora_layers()
     if config.start == "continued":
+        loras = [as_one(layer for layers in loras for layer in layers)]
+    own = {part: [[layer for layer in layers if layer.part == part] for layers in loras] for part in parts}
+    return {part: [layers for layers in found if layers] for part, found in own.items()}
+
+
+def _adapt(
+    network: nn.Module, targets: list[str] | str, config: AdapterConfig, seed: int, loras: Sequence[Sequence[Layer]]
+) -> None:  # fmt: skip
+    network.requires_grad_(False)
+    for number, layers in enumerate(loras):
+        _lay_beside(network, f"{START}{number}", layers)
+    if config.start == "continued" and loras:
         (layers,) = loras
-        _lay_beside(denoiser, TRAINED, layers, config.dropout)
+        _lay_beside(network, TRAINED, layers, config.dropout)
     else:
         alpha = config.rank if config.alpha is None else config.alpha
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            _add(denoiser, TRAINED, targets, r=config.rank, lora_alpha=alpha, lora_dropout=config.dropout)
+            _add(network, TRAINED, targets, r=config.rank, lora_alpha=alpha, lora_dropout=config.dropout)
     active = [TRAINED]
     if config.start == "frozen":
         active += [f"{START}{number}" for number in range(len(loras))]
-    _activate(denoiser, active)
-    for name, parameter in denoiser.named_parameters():
+    _activate(network, active)
+    for name, parameter in network.named_parameters():
         is_lora = ".lora_A." in name or ".lora_B." in name
         if is_lora and parameter.dtype in HALVES:
             parameter.data = parameter.data.float()
@@ -109,7 +147,9 @@ def add_adapter(
 
 def _add(denoiser: nn.Module, name: str, targets: list[str] | str, **settings: Any) -> None:
     found = LoraConfig(init_lora_weights="gaussian", target_modules=targets, **settings)
-    denoiser.add_adapter(found, adapter_name=name)  # type: ignore[operator]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are meant
+        denoiser.add_adapter(found, adapter_name=name)  # type: ignore[operator]
 
 
 def _lay_beside(denoiser: nn.Module, name: str, layers: Sequence[Layer], dropout: float = 0.0) -> None:

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from mapo.encode.cache import Cache
 from mapo.errors import MapoError
-from mapo.models import Frames, Opened, together
+from mapo.models import Cond, Frames, Opened, TokenModel, together
+from mapo.models.family import filled_up
 from mapo.models.noise import Process
 from mapo.pairs.pairs import Pair, PairSet
 from mapo.train.types import Batch
@@ -77,14 +78,17 @@ class Draw:
     flip: bool
     noise: Tensor
     samples: tuple[Tensor, Tensor]  # for the chosen and the rejected image
+    without_prompt: bool = False
 
 
 def draws(
-    positions: Iterable[int], count: int, process: Process, shape: tuple[int, ...], *, seed: int, flip: bool = False
-) -> list[Draw]:
+    positions: Iterable[int], count: int, process: Process, shape: tuple[int, ...], *, seed: int, flip: bool = False,
+    caption_dropout: float = 0.0,
+) -> list[Draw]:  # fmt: skip
     """What the pairs at ``positions`` of a run over ``count`` pairs are given; ``shape`` is that of a latent, "c h w".
 
-    One timestep, one noise and one flip for both images of a pair.
+    One timestep, one noise and one flip for both images of a pair. In the share ``caption_dropout`` of all draws both
+    are without their prompt.
     """
     found = []
     for position, row in zip(positions, rows_at(positions, count, seed), strict=True):
@@ -92,14 +96,19 @@ def draws(
         time = process.draw_time(1, generator, shape)[0]
         mirrored = bool(torch.rand((), generator=generator) < 0.5) and flip
         noise, *samples = (torch.randn(shape, generator=generator) for _ in range(3))
-        found.append(Draw(row, time, mirrored, noise, (samples[0], samples[1])))
+        dropped = caption_dropout > 0 and bool(torch.rand((), generator=generator) < caption_dropout)
+        found.append(Draw(row, time, mirrored, noise, (samples[0], samples[1]), dropped))
     return found
 
 
 def assemble(
-    pairs: Sequence[Pair], drawn: Sequence[Draw], cache: Cache, model: Opened, dtype: torch.dtype = torch.float32
-) -> Batch:
-    """The batch of some draws: chosen images first, then the rejected ones in the same order."""
+    pairs: Sequence[Pair], drawn: Sequence[Draw], cache: Cache, model: Opened, dtype: torch.dtype = torch.float32,
+    *, as_tokens: bool = False,
+) -> Batch:  # fmt: skip
+    """The batch of some draws: chosen images first, then the rejected ones in the same order.
+
+    With ``as_tokens`` prompts are tokens, which the text encoders still have to read (``opening.WithText``).
+    """
     members = [pairs[draw.row] for draw in drawn]
     images = [(pair.chosen, draw, 0) for pair, draw in zip(members, drawn, strict=True)]
     images += [(pair.rejected, draw, 1) for pair, draw in zip(members, drawn, strict=True)]
@@ -107,7 +116,11 @@ def assemble(
     for name, draw, side in images:
         mean, logvar = (values.float() for values in cache.latents(name, draw.flip))
         latents.append(mean + (0.5 * logvar.clamp(-30, 20)).exp() * draw.samples[side])
-    texts = [cache.text(pair.prompt) for pair in members] * 2
+    if as_tokens:
+        assert isinstance(model, TokenModel)
+        texts = [tokens_of(pair, draw, model, model) for pair, draw in zip(members, drawn, strict=True)] * 2
+    else:
+        texts = [text_of(pair, draw, cache, model) for pair, draw in zip(members, drawn, strict=True)] * 2
     frames = Frames.square(torch.stack([cache.size(name) for name, _, _ in images]), cache.resolution)
     return Batch(
         model.scale(torch.stack(latents)).to(dtype),
@@ -118,6 +131,26 @@ def assemble(
         torch.stack([draw.time for draw in drawn]),
         tuple(pair.id for pair in members),
     )
+
+
+def text_of(pair: Pair, draw: Draw, cache: Cache, model: Opened) -> Cond:
+    """What the denoiser is told of a pair's prompt; without prompt it is what the pipeline gives in guidance for none.
+
+    Where prompts are read in chunks it is as long as that of the longest prompt of the run.
+    """
+    text = cache.text("" if draw.without_prompt and not model.zero_without_prompt else pair.prompt)
+    if model.files.long_prompts == "chunk":
+        text = filled_up(text, cache.text(""), model.files.chunks)
+    if draw.without_prompt and model.zero_without_prompt:
+        return {name: torch.zeros_like(value) for name, value in text.items()}
+    return text
+
+
+def tokens_of(pair: Pair, draw: Draw, model: Opened, reader: TokenModel) -> Cond:
+    """The tokens of a pair's prompt; ``zero`` is 1 where the denoiser is to be told zeros in place of its states."""
+    zero = draw.without_prompt and model.zero_without_prompt
+    own, empty = reader.tokens(["" if draw.without_prompt else pair.prompt, ""])
+    return {**filled_up(own, empty, model.files.chunks), "zero": torch.tensor(zero)}
 
 
 def prefetched(jobs: Iterable[Callable[[], T]]) -> Iterator[T]:

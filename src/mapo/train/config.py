@@ -77,8 +77,16 @@ class AdapterConfig(Section):
         "they are beside the new one (`frozen`). No effect without such LoRAs. With `full` they are always merged.",
     )
 
+    text_encoders: bool = told(
+        False,
+        "Lay the LoRA beside the attention layers of the text encoders too, with SDXL and Stable Diffusion 1 and 2. "
+        "Prompts are then encoded in every step. Only with `lora`.",
+    )
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if self.text_encoders and self.kind == "full":
+            raise ValueError("text_encoders is for a LoRA (adapter.kind = 'lora')")
         if self.start != "fused" and self.kind == "full":
             raise ValueError(f"start = {self.start!r} is for a LoRA (adapter.kind = 'lora')")
         if self.start == "continued" and (self.alpha is not None or self.targets is not None):
@@ -88,11 +96,19 @@ class AdapterConfig(Section):
         return self
 
 
+TEXT_SHARE = 0.1  # as in the paper's personalization: 5e-5 and 5e-6 (arXiv:2406.06424v2)
+
+
 class OptimConfig(Section):
     """AdamW and its rate."""
 
     lr: Annotated[Number, Field(gt=0)] | None = told(
         None, "The learning rate of AdamW. Left out, it is 1e-5 with `full` and 1e-4 with `lora`."
+    )
+    text_lr: Annotated[Number, Field(gt=0)] | None = told(
+        None,
+        "The learning rate of the text encoders, with the same schedule. Left out, a tenth of `optim.lr`. No effect "
+        "without `adapter.text_encoders`.",
     )
     beta1: Annotated[Number, Field(ge=0, lt=1)] = told(0.9, "How much of AdamW's mean gradient a step keeps.")
     beta2: Annotated[Number, Field(ge=0, lt=1)] = told(0.999, "How much of AdamW's mean squared gradient a step keeps.")
@@ -111,6 +127,11 @@ class OptimConfig(Section):
         "cannot be lengthened.",
     )
     warmup_steps: NotNegative = told(0, "Steps in which the rate rises from zero to `optim.lr`. 0: it begins there.")
+
+    @property
+    def text_share(self) -> float:
+        """The learning rate of the text encoders, as a share of that of the denoiser."""
+        return TEXT_SHARE if self.text_lr is None or self.lr is None else self.text_lr / self.lr
 
 
 class DataConfig(Section):
@@ -146,6 +167,17 @@ class DataConfig(Section):
         "Layers left out at the end of the text encoder, in training and when the run is sampled from. Only for Stable "
         "Diffusion 1 and 2; others refuse anything but 0. What other programs call clip skip 2 is 1 here. Left out, "
         "that of the run that is trained further, else 0.",
+    )
+    long_prompts: Literal["cut", "chunk"] | None = told(
+        None,
+        "Prompts that are longer than the text encoders read: cut there (`cut`), or read in several chunks (`chunk`) "
+        "by SDXL and Stable Diffusion 1 and 2, in training and when the run is sampled from. docs/training.md says "
+        "how. Left out, that of the run that is trained further, else `cut`.",
+    )
+    caption_dropout: Annotated[Number, Field(ge=0, le=1)] = told(
+        0.0,
+        "In this share of the times that a pair is seen both of its pictures are without their prompt, as the model "
+        "is in guidance. 0: never.",
     )
     images_per_batch: Positive = told(
         8, "Pictures encoded at a time. Changes memory only. No effect where the cache lacks nothing."

@@ -53,8 +53,13 @@ class Loop:
         """The pairs at some positions of the run."""
         model, seed = self.trained.model, self.config.train.seed
         shape = model.layout.latent(self.cache.resolution)
-        drawn = draws(list(positions), len(self.members), self.process, shape, seed=seed, flip=self.config.data.flip)
-        return assemble(self.members, drawn, self.cache, model, self.dtype)
+        data = self.config.data
+        drawn = draws(
+            list(positions), len(self.members), self.process, shape, seed=seed, flip=data.flip,
+            caption_dropout=data.caption_dropout,
+        )  # fmt: skip
+        as_tokens = self.config.adapter.text_encoders
+        return assemble(self.members, drawn, self.cache, model, self.dtype, as_tokens=as_tokens)
 
     def micro_batches(self, step: int) -> list[range]:
         """The positions of this process's pairs of a step, in portions that fit the device."""
@@ -145,7 +150,7 @@ class Loop:
     @torch.no_grad()
     def _look_at(self, batch: Batch, positions: range, reference: Predict | None) -> PairErrors:
         """The errors of a portion, without a graph, for what an objective prepares of a whole step."""
-        predict = self.trained.predictor(self.trained.denoiser)
+        predict = self.trained.predictor(self.trained.network)
         with self._dropout(positions):
             return pair_errors(predict, batch, self.process, reference, self.objective.extras)
 
@@ -179,7 +184,7 @@ class Loop:
 
     def _synchronised(self, last: bool) -> contextlib.AbstractContextManager[None]:
         """Gradients travel between processes with the last portion of a step only."""
-        if last or self.trained.wrapped is self.trained.denoiser:
+        if last or self.trained.wrapped is self.trained.network:
             return contextlib.nullcontext()
         return self.trained.wrapped.no_sync()  # type: ignore[operator, no-any-return]
 

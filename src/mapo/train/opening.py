@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mapo.errors import MapoError
-from mapo.models import Opened
-from mapo.train.adapters import add_adapter, loras_before, trainable, without_adapter
+from mapo.models import Opened, TokenModel
+from mapo.train.adapters import (
+    add_adapter,
+    add_text_adapters,
+    loras_before,
+    text_loras_before,
+    trainable,
+    without_adapter,
+)
 from mapo.train.checkpoint import REMEDY, load_checkpoint
 from mapo.train.config import Config
 from mapo.train.objectives import Objective
@@ -26,15 +34,41 @@ DTYPES = {
 HALF_SCALE = 1024.0  # of the loss where the frozen weights are in float16, whose smallest number is 6e-8
 
 
+class WithText(nn.Module):
+    """A denoiser and the text encoders that are trained with it, as one network: x_t, t and tokens → its output."""
+
+    def __init__(self, model: Opened, denoiser: nn.Module, encoders: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.model, self.denoiser, self.encoders = model, denoiser, nn.ModuleDict(encoders)
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        """The output "b c h w". The prompts of the chosen images are read; those of the rejected ones are the same."""
+        return self.model.predict(self.denoiser, x_t, t, self.told(cond))
+
+    def told(self, cond: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the denoiser is told, with the states of prompts in place of their tokens."""
+        assert isinstance(self.model, TokenModel)
+        tokens = {name: value.chunk(2)[0] for name, value in cond.items() if name.startswith("tokens")}
+        zero = cond["zero"].chunk(2)[0]
+        found = {name: value for name, value in cond.items() if name not in tokens and name != "zero"}
+        for name, value in self.model.encode_tokens(tuple(self.encoders.values()), tokens).items():
+            kept = value.masked_fill(zero.view(-1, *[1] * (value.ndim - 1)), 0)
+            found[name] = torch.cat([kept, kept])
+        return found
+
+
 @dataclass
 class Trained:
-    """A denoiser in training.
+    """A denoiser in training, and its text encoders where they are trained too.
 
-    ``wrapped`` is the same network as the processes share it; ``reference`` is DPO's copy, where there is one.
+    ``network`` is all of it as one, and ``wrapped`` the same as the processes share it. ``reference`` is DPO's copy,
+    where there is one.
     """
 
     model: Opened
     denoiser: nn.Module
+    encoders: Mapping[str, nn.Module]  # by their parts
+    network: nn.Module
     wrapped: nn.Module
     reference: nn.Module | None
     parameters: dict[str, nn.Parameter]
@@ -49,6 +83,8 @@ class Trained:
 
         def predict(x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
             with torch.autocast(x_t.device.type, torch.bfloat16, enabled=self.autocast):
+                if self.encoders:
+                    return network(x_t.to(self.dtype), t, cond)  # type: ignore[no-any-return]
                 return self.model.predict(network, x_t.to(self.dtype), t, cond)
 
         return predict
@@ -57,10 +93,10 @@ class Trained:
         """The prediction of what training began with: of a copy, or of the denoiser without its new adapter."""
         if self.reference is not None:
             return self.predictor(self.reference)
-        adapted = self.predictor(self.denoiser)
+        adapted = self.predictor(self.network)
 
         def predict(x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
-            with without_adapter(self.denoiser):
+            with without_adapter(self.network):
                 return adapted(x_t, t, cond)
 
         return predict
@@ -74,7 +110,8 @@ class Trained:
     def save_loras(self, folder: Path) -> None:
         """Write the LoRA that was trained, or what LoRAs below changed beside the weights that were trained."""
         if self.lora:
-            self.model.save_lora({self.model.denoiser_part: self.denoiser}, folder, self.continued)
+            networks = {self.model.denoiser_part: self.denoiser, **self.encoders}
+            self.model.save_lora(networks, folder, self.continued)
         else:
             self.model.save_text_loras(folder)
 
@@ -103,23 +140,38 @@ def open_trained(
         reference = copy.deepcopy(denoiser).requires_grad_(False).eval()
     before = [] if fused else processes.each(lambda: loras_before(model, config.adapter))
     processes.each(lambda: add_adapter(denoiser, model, config.adapter, config.train.seed, before))
+    encoders = processes.each(lambda: _text_encoders(config, model, processes, dtype))
     if config.train.gradient_checkpointing:
         denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
-    denoiser.train()
-    wrapped: nn.Module = denoiser
+        for encoder in encoders.values():
+            encoder.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    network = WithText(model, denoiser, encoders) if encoders else denoiser
+    wrapped = network.train()
     if processes.world > 1:
-        wrapped = DistributedDataParallel(denoiser, broadcast_buffers=False)
-    parameters = trainable(denoiser)
+        wrapped = DistributedDataParallel(network, broadcast_buffers=False)
+    of_text = {f"{part}.{name}": p for part, encoder in encoders.items() for name, p in trainable(encoder).items()}
+    parameters = trainable(denoiser) | of_text
     scale = HALF_SCALE if dtype is torch.float16 else 1.0
-    updater = AdamW(parameters, config.optim, config.train.steps, scale)
+    updater = AdamW(parameters, config.optim, config.train.steps, scale, tuple(of_text))
     trained = Trained(
-        model, denoiser, wrapped, reference, parameters, updater,
+        model, denoiser, encoders, network, wrapped, reference, parameters, updater,
         lora=config.adapter.kind == "lora", autocast=config.train.precision == "bfloat16", dtype=dtype,
         continued=config.adapter.start == "continued",
     )  # fmt: skip
     if checkpoint:
         processes.each(lambda: restore(checkpoint, trained))
     return trained
+
+
+def _text_encoders(config: Config, model: Opened, processes: Processes, dtype: torch.dtype) -> dict[str, nn.Module]:
+    """Those that are trained, by their parts, each with its LoRA; none where the denoiser is trained alone."""
+    adapter = config.adapter
+    if not adapter.text_encoders:
+        return {}
+    assert isinstance(model, TokenModel)
+    encoders = model.load_text_encoders(processes.device, dtype, loras=adapter.start == "fused")
+    add_text_adapters(encoders, model, adapter, config.train.seed, text_loras_before(model, adapter, encoders))
+    return encoders
 
 
 def restore(checkpoint: Path, trained: Trained) -> None:

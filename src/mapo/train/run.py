@@ -58,10 +58,14 @@ AS_IN_0_1_0: dict[str, Any] = {
     "vae": None,
     "prediction": None,
     "loras": [],
-    "adapter": {"alpha": None, "dropout": 0.0, "targets": None, "start": "fused"},
-    "data": {"images_per_batch": 8, "cache_precision": "float32", "clip_skip": None},
+    "adapter": {"alpha": None, "dropout": 0.0, "targets": None, "start": "fused", "text_encoders": False},
+    "optim": {"text_lr": None},
+    "data": {
+        "images_per_batch": 8, "cache_precision": "float32", "clip_skip": None, "long_prompts": None,
+        "caption_dropout": 0.0,
+    },
     "train": {"base_precision": "float32", "guidance": 1.0, "allow_distilled": False, "keep_checkpoints": 1},
-}
+}  # fmt: skip
 
 Identity = dict[str, tuple[str, ...]]  # of what is trained: its hash, and the forms that it had in older versions
 
@@ -215,8 +219,9 @@ class Run:
         if named := files.named_loras_told():  # they are in the weights
             about["loras"] = named
             about["start"] = config.adapter.start
-        if files.clip_skip:
-            about["clip_skip"] = files.clip_skip
+        about |= {"clip_skip": files.clip_skip, "long_prompts": files.long_prompts}
+        if files.long_prompts == "chunk":
+            about["chunks"] = files.chunks
         if files.vae:
             about["vae"] = files.vae.name
         if files.prediction:

@@ -21,10 +21,10 @@ from torch import nn
 
 from mapo import progress
 from mapo.encode.cache import Cache, cache_key, hold
-from mapo.encode.fill import encode, holds_all
-from mapo.encode.seen import equal_once_cropped, what_training_sees
+from mapo.encode.fill import Holding, encode, holds_all
+from mapo.encode.seen import equal_once_cropped, what_training_sees, with_chunks
 from mapo.errors import DivergedError, MapoError, ObjectiveFailed, SaidElsewhere, count, memory_told
-from mapo.models import Opened, find_model, open_model
+from mapo.models import Opened, TokenModel, find_model, open_model
 from mapo.pairs import PairSet
 from mapo.train.adapters import check_adapter, told
 from mapo.train.batches import Members
@@ -67,18 +67,21 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
     for doubt in processes.each(lambda: doubts(name, objective, settings)):
         _say(processes, doubt)
     pairs = PairSet(Path(config.pairs))
+    data = config.data
     files = find_model(
-        config.model, clip_skip=config.data.clip_skip, vae=config.vae, prediction=config.prediction, loras=config.loras
-    )
-    model = open_model(replace(files, guidance=config.train.guidance))
+        config.model, clip_skip=data.clip_skip, vae=config.vae, prediction=config.prediction,
+        long_prompts=data.long_prompts, loras=config.loras,
+    )  # fmt: skip
+    model = with_chunks(open_model(replace(files, guidance=config.train.guidance)), pairs)
     _check_trainable(config, model)
-    side = model.layout.checked(config.data.resolution)
+    side = model.layout.checked(data.resolution)
     model.files.check_weights(model.denoiser_part)  # before anything is encoded
+    for part in model.encoder_parts if config.adapter.text_encoders else ():
+        if part.startswith("text_encoder"):
+            model.files.check_weights(part)
     for line in processes.each(lambda: check_adapter(model, config.adapter)):
         _say(processes, line)
-    seen = what_training_sees(
-        pairs, model, split=config.data.split, ties=config.data.ties, resolution=config.data.resolution
-    )
+    seen = what_training_sees(pairs, model, split=data.split, ties=data.ties, resolution=data.resolution)
     members = Members(pairs, seen.rows)
     identity: Identity = {"pairs": (pairs.fingerprint(),), "model": model.files.revisions()}
     identity |= file_identity(config.objective.name)
@@ -89,6 +92,8 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
         _say(processes, f"{run.folder} is finished, after {after}. Ask for more with --set train.steps=N.")
         return
     _say(processes, f"{seen.line()} {_passes(config, len(seen.rows))}")
+    if (chunks := model.files.chunks) > 1:
+        _say(processes, f"Every prompt is given {chunks} chunks of the text encoders, as the longest one needs.")
     cache = _open_cache(config, model, pairs, processes)
     if processes.main and not done and (equal := equal_once_cropped(cache, pairs, seen.rows, side)):
         LOG.info(
@@ -97,7 +102,8 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
         )
     processes.first(lambda: run.bind(config, done))
     trained = open_trained(config, model, objective, processes, checkpoint)
-    _say(processes, told(trained.denoiser, model.denoiser_part))
+    for part, network in {model.denoiser_part: trained.denoiser, **trained.encoders}.items():
+        _say(processes, told(network, part))
 
     sensitive = bool(pairs.info.get("sensitive"))
     state: dict[str, Any] = {key: forms[0] for key, forms in identity.items()}
@@ -121,7 +127,7 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
             with memory_told(at_once, noun="pair", flag="--set train.pairs_per_device={}", rest=rest):
                 _take_steps(loop, run, done, save)
         finally:
-            trained.wrapped = trained.denoiser  # what joins the processes has to go before they part
+            trained.wrapped = trained.network  # what joins the processes has to go before they part
 
     def finish() -> None:
         with run.final_weights() as folder:
@@ -137,6 +143,11 @@ def _check_trainable(config: Config, model: Opened) -> None:
         raise MapoError(
             f"{model.files.name} is trained with a LoRA only: --adapter {config.adapter.kind} would need its weights "
             "several times in memory. Use --adapter lora."
+        )
+    if config.adapter.text_encoders and not isinstance(model, TokenModel):
+        raise MapoError(
+            f"adapter.text_encoders: {model.files.name} is a {model.files.pipeline_class}; only the text encoders of "
+            "SDXL and Stable Diffusion 1 and 2 are trained. Leave it out."
         )
     if (why := model.distilled) and not config.train.allow_distilled:
         raise MapoError(
@@ -176,16 +187,19 @@ def _open_cache(config: Config, model: Opened, pairs: PairSet, processes: Proces
     """The cache of the pairs. What it lacks is encoded first, by each process its share."""
     folder = Path(config.cache) if config.cache else pairs.folder.resolve().parent / "cache"
     data = config.data
+    holding: Holding = "and the empty prompt" if data.caption_dropout else "all"
+    if config.adapter.text_encoders:
+        holding = "pictures alone"  # prompts are encoded in every step
     key = cache_key(model, data.resolution, data.flip, data.cache_precision)
     fill = partial(
         encode, model, pairs, folder,
         resolution=data.resolution, flip=data.flip, precision=data.cache_precision, device=processes.device,
-        images_per_batch=data.images_per_batch, wait=True,
+        images_per_batch=data.images_per_batch, wait=True, holding=holding,
     )  # fmt: skip
     if processes.world == 1:
         return fill()
     with contextlib.ExitStack() as stack:
-        if not processes.first(lambda: holds_all(pairs, folder, key)):
+        if not processes.first(lambda: holds_all(pairs, folder, key, holding)):
             processes.first(lambda: stack.enter_context(hold(folder, wait=True)) and None)
             processes.each(lambda: fill(shard=(processes.rank, processes.world), locked=False) and None)
     return processes.each(lambda: Cache(folder, key))

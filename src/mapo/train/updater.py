@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 import torch
@@ -37,16 +37,21 @@ class AdamW:
     """torch's AdamW, with a clip by the norm of the whole gradient.
 
     A half-precision base lets small gradients of activations vanish, so the loss is taken times ``scale``, a power of
-    two, and the gradient is divided by it again, which is exact.
+    two, and the gradient is divided by it again, which is exact. The parameters that ``of_text`` names have a rate of
+    their own.
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], config: OptimConfig, steps: int, scale: float = 1.0
-    ) -> None:
+        self, parameters: Mapping[str, nn.Parameter], config: OptimConfig, steps: int, scale: float = 1.0,
+        of_text: Collection[str] = (),
+    ) -> None:  # fmt: skip
         self.parameters, self.config, self.steps, self.scale = parameters, config, steps, scale
         self.rate = 0.0
+        groups = [{"params": [p for name, p in parameters.items() if name not in of_text], "share": 1.0}]
+        if of_text:
+            groups.append({"params": [parameters[name] for name in of_text], "share": config.text_share})
         self.optimizer = torch.optim.AdamW(
-            parameters.values(), lr=config.lr or RATES["full"], betas=(config.beta1, config.beta2), eps=config.eps,
+            groups, lr=config.lr or RATES["full"], betas=(config.beta1, config.beta2), eps=config.eps,
             weight_decay=config.weight_decay,
         )  # fmt: skip
 
@@ -54,7 +59,7 @@ class AdamW:
         """Set the learning rate."""
         self.rate = learning_rate(step, self.steps, self.config)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate
+            group["lr"] = self.rate * group["share"]
 
     def backward(self, loss: Tensor) -> None:
         """Add to the gradients."""

@@ -9,20 +9,25 @@ from typing import Any
 from mapo.errors import MapoError
 from mapo.settings import merge
 from mapo.train.config import make_config
+from mapo.train.recipe import read_recipe
 
 SECTIONS = {
     "objective": ("objective", "name"), "adapter": ("adapter", "kind"), "allow_distilled": ("train", "allow_distilled"),
+    "long_prompts": ("data", "long_prompts"), "text_encoders": ("adapter", "text_encoders"),
     "targets": ("adapter", "targets"),
 }  # fmt: skip
 
 
-def train(out: Path, settings: Mapping[str, Any], **named: str | bool | list[str] | None) -> bool:
+def train(
+    out: Path, settings: Mapping[str, Any], recipe: str | None = None, **named: str | bool | list[str] | None
+) -> bool:  # fmt: skip
     """Train into ``out``, or go on there; whether this process is the one that writes.
 
-    What is ``named`` (model, pairs, cache, loras, objective, adapter, targets, allow_distilled …) comes before
-    ``settings``, and these before what the run says that is there.
+    What is ``named`` (model, pairs, cache, loras, and the keys of ``SECTIONS``) comes before ``settings``, these before
+    those of the ``recipe``, and these before what the run says that is there.
     """
-    values = merge({}, settings)
+    values = _without_other_knobs(read_recipe(recipe), settings, named.get("objective")) if recipe else {}
+    merge(values, settings)
     for key, value in named.items():
         if value is not None:
             section, name = SECTIONS.get(key, (key, ""))
@@ -34,3 +39,12 @@ def train(out: Path, settings: Mapping[str, Any], **named: str | bool | list[str
         if not (values.get(key) or before.get(key)):
             raise MapoError(f"Give --{key}, or {key} in the --config file.")
     return train(make_config({key: before[key] for key in ("model", "pairs") if key in before} | values), out)
+
+
+def _without_other_knobs(recipe: dict[str, Any], settings: Mapping[str, Any], named: Any) -> dict[str, Any]:
+    """The recipe without the settings of its objective, where another objective is asked for."""
+    section = settings.get("objective")
+    asked = named or (section.get("name") if isinstance(section, Mapping) else None)
+    if asked and asked != recipe["objective"]["name"]:
+        recipe["objective"] = {"name": asked}
+    return recipe

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import CLIPTokenizer
 
@@ -31,6 +32,32 @@ def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> tuple[Tensor, 
         list(prompts), padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
     )
     return found.input_ids, found.attention_mask
+
+
+def tokenize_in_chunks(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
+    """What :func:`tokenize` gives of each prompt, "1 l", and what it cuts off as further rows like it: "k l" twice.
+
+    Every row begins, ends and is filled up as a prompt of its own, and holds 75 tokens of the text where l is 77, as in
+    AUTOMATIC1111's web UI (modules/sd_hijack_clip.py) and ComfyUI (comfy/sd1_clip.py). The first one moves a cut back
+    to the last comma, which is not done here.
+    """
+    ids, mask = tokenize(tokenizer, prompts)
+    length = ids.shape[1]
+    texts = tokenizer(list(prompts), add_special_tokens=False, truncation=False, verbose=False).input_ids
+    found = []
+    for row, text in enumerate(texts):
+        rows, masks = [ids[row]], [mask[row]]
+        for start in range(length - 2, len(text), length - 2):
+            own = [tokenizer.bos_token_id, *text[start : start + length - 2], tokenizer.eos_token_id]
+            rows.append(torch.tensor(own + [tokenizer.pad_token_id] * (length - len(own))))
+            masks.append((torch.arange(length) < len(own)).to(mask.dtype))
+        found.append((torch.stack(rows), torch.stack(masks)))
+    return found
+
+
+def in_one_row(states: Tensor, tokens: Tensor) -> Tensor:
+    """The states of each chunk "(n k) l d" behind each other, "n (k l) d"; ``tokens`` are theirs, "n k l"."""
+    return states.reshape(len(tokens), -1, states.shape[-1])
 
 
 def leave_out_last_layers(encoder: Any, number: int) -> Any:

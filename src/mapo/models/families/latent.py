@@ -122,6 +122,19 @@ class LatentModel(ABC):
         """Why the model is one for few steps, which training makes worse; empty where nothing says so."""
         return self.files.called_distilled()
 
+    @property
+    def zero_without_prompt(self) -> bool:
+        """No pipeline does this but SDXL's."""
+        return False
+
+    def check_long_prompts(self) -> None:
+        """MapoError where prompts are to be read in chunks and this model reads none."""
+        if self.files.long_prompts == "chunk":
+            raise MapoError(
+                f"long_prompts is chunk, but {self.files.name} is a {self.pipeline_kind.__name__}; only Stable "
+                "Diffusion 1 and 2 and SDXL read long prompts in chunks. Take cut."
+            )
+
     def check_clip_skip(self) -> None:
         """MapoError where ``clip_skip`` is asked for, or is more than this model can leave out."""
         if self.files.clip_skip:
@@ -131,7 +144,7 @@ class LatentModel(ABC):
             )
 
     def check_values(self) -> None:
-        """MapoError where a JSON file lacks a value or has one of another kind, or ``clip_skip`` is not possible."""
+        """MapoError where a JSON file lacks a value or has one of another kind, or prompts cannot be read as asked."""
         files, denoiser = self.files, self.denoiser_part
         entries = dict.fromkeys((*self.networks, *self.tokenizer_parts, "scheduler"), INDEX_ENTRY)
         check_kinds(files.base / "model_index.json", read_config(files.base, "model_index.json"), entries, entries)
@@ -148,6 +161,7 @@ class LatentModel(ABC):
             check_lengths(path, config, "block_out_channels", ("down_block_types", "up_block_types"))
         check_statistics(files.config_path("vae"), self.vae_config, self.channels)
         self.check_clip_skip()
+        self.check_long_prompts()
 
     def check(self) -> None:
         """MapoError where the folder is not of this kind, though its pipeline's class says so; weights are not read."""

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from mapo.errors import MapoError
-from mapo.models.families.clip import check_clip_skip, clip_tokenizer, leave_out_last_layers, tokenize
+from mapo.models.families.clip import check_clip_skip, clip_tokenizer, in_one_row, leave_out_last_layers
 from mapo.models.families.unet import UNetModel
-from mapo.models.family import Cond, Frames, TextEncoder
+from mapo.models.family import Cond, Frames
 
 
 class StableDiffusion(UNetModel):
@@ -50,8 +50,8 @@ class StableDiffusion(UNetModel):
         """MapoError where the text encoder has not so many layers to leave out."""
         check_clip_skip(self.files, "text_encoder")
 
-    def _load_text_encoder(self, dtype: Any = torch.float32) -> Any:
-        encoder = self.files.load("text_encoder", CLIPTextModel, dtype)
+    def _load_text_encoder(self, dtype: Any = torch.float32, loras: bool = True) -> Any:
+        encoder = self.files.load("text_encoder", CLIPTextModel, dtype, loras)
         return leave_out_last_layers(encoder, self.files.clip_skip) if self.files.clip_skip else encoder
 
     @property
@@ -60,17 +60,16 @@ class StableDiffusion(UNetModel):
         config = self.files.config("text_encoder")
         return {"prompt_embeds": (config.get("max_position_embeddings") or 77, config.get("hidden_size", 512))}
 
-    def text_encoder(self, device: Any, dtype: Any = torch.float32) -> TextEncoder:
-        """The encoder's last states, after the final norm, "n l d"."""
-        (tokenizer,), encoder = self.tokenizers(), self._load_text_encoder().to(device).eval()
+    def load_text_encoders(self, device: Any, dtype: Any = torch.float32, loras: bool = True) -> dict[str, nn.Module]:
+        """The one encoder, without the layers that are left out."""
+        return {"text_encoder": self._load_text_encoder(dtype, loras).to(device).eval()}
+
+    def encode_tokens(self, encoders: Sequence[Any], tokens: Cond) -> Cond:
+        """The encoder's last states, after the final norm, "n (k l) d"."""
+        (encoder,), ids = encoders, tokens["tokens"]
         masked = getattr(encoder.config, "use_attention_mask", False)  # then the pipeline gives a mask too
-
-        @torch.no_grad()
-        def encode(prompts: Sequence[str]) -> Cond:
-            ids, mask = (tensor.to(encoder.device) for tensor in tokenize(tokenizer, prompts))
-            return {"prompt_embeds": encoder(ids, attention_mask=mask if masked else None)[0]}
-
-        return encode
+        mask = tokens["tokens_mask"].flatten(0, 1) if masked else None
+        return {"prompt_embeds": in_one_row(encoder(ids.flatten(0, 1), attention_mask=mask)[0], ids)}
 
     def condition(self, text: Cond, frames: Frames) -> Cond:
         """The prompt's states as they are."""

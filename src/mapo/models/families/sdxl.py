@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from mapo.errors import MapoError
-from mapo.models.families.clip import clip_tokenizer, tokenize
+from mapo.models.families.clip import clip_tokenizer, in_one_row
 from mapo.models.families.unet import UNetModel
-from mapo.models.family import Cond, Frames, TextEncoder
+from mapo.models.family import Cond, Frames
+from mapo.models.files import read_config
 
 
 class StableDiffusionXL(UNetModel):
@@ -26,6 +27,7 @@ class StableDiffusionXL(UNetModel):
     tokenizer_kinds = {"tokenizer": clip_tokenizer, "tokenizer_2": clip_tokenizer}  # noqa: RUF012
     advised_sampling = {"steps": 30, "guidance": 5.0}  # noqa: RUF012
     usual_scale = 0.13025
+    penultimate_of = ("text_encoder",)  # the last layer of the second encoder makes the pooled output
 
     def check_unet(self, config: Mapping[str, Any], path: Path) -> None:
         """MapoError where the UNet is not told of sizes."""
@@ -52,22 +54,18 @@ class StableDiffusionXL(UNetModel):
         )
         return {"prompt_embeds": (tokens, width), "text_embeds": (second.get("projection_dim", 512),)}
 
-    def text_encoder(self, device: Any, dtype: Any = torch.float32) -> TextEncoder:
-        """Penultimate states of both encoders side by side "n l d", and the second one's pooled projection "n d"."""
-        tokenizers = self.tokenizers()
-        encoders = [self.files.load(part, kind).to(device).eval() for part, kind in self.text_encoders.items()]
+    @property
+    def zero_without_prompt(self) -> bool:
+        """As ``model_index.json`` says; the pipeline's class takes it for granted."""
+        return bool(read_config(self.files.base, "model_index.json").get("force_zeros_for_empty_prompt", True))
 
-        @torch.no_grad()
-        def encode(prompts: Sequence[str]) -> Cond:
-            states, pooled = [], None
-            for tokenizer, encoder in zip(tokenizers, encoders, strict=True):
-                output = encoder(tokenize(tokenizer, prompts)[0].to(encoder.device), output_hidden_states=True)
-                states.append(output.hidden_states[-2])
-                pooled = output[0]
-            assert pooled is not None
-            return {"prompt_embeds": torch.cat(states, -1), "text_embeds": pooled}
-
-        return encode
+    def encode_tokens(self, encoders: Sequence[Any], tokens: Cond) -> Cond:
+        """Penultimate states of both encoders side by side "n (k l) d", and the second one's pooled projection of the
+        first chunk "n d"."""
+        ids = tokens["tokens"], tokens["tokens_2"]
+        outputs = [e(i.flatten(0, 1), output_hidden_states=True) for e, i in zip(encoders, ids, strict=True)]
+        states = torch.cat([output.hidden_states[-2] for output in outputs], -1)
+        return {"prompt_embeds": in_one_row(states, ids[0]), "text_embeds": outputs[1][0][:: ids[0].shape[1]]}
 
     def condition(self, text: Cond, frames: Frames) -> Cond:
         """Adds the time ids: original height and width, crop top and left, target height and width, "b 6"."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
-from transformers import T5EncoderModel, T5Tokenizer
+from transformers import T5EncoderModel, T5TokenizerFast
 
 from mapo.models.families.tokens import open_tokenizer
 from mapo.models.files import ModelFiles
@@ -16,7 +16,7 @@ def t5_tokenizer(tokens: int) -> Callable[[ModelFiles, str, str], Any]:
     """A loader of T5's tokenizer, which reads ``tokens``, or as many as the model folder says."""
 
     def load(files: ModelFiles, part: str, encoder_part: str) -> Any:
-        tokenizer = open_tokenizer(T5Tokenizer, files, part, encoder_part)
+        tokenizer = open_tokenizer(T5TokenizerFast, files, part, encoder_part)
         tokenizer.model_max_length = tokens if files.text_tokens is None else files.text_tokens
         return tokenizer
 

@@ -88,8 +88,6 @@ def read_layers(path: Path, tensors: Tensors, networks: Mapping[str, nn.Module],
         part, rest, scheme = _part_of(name, path, kind, found)
         if part not in networks:
             continue
-        if (part, scheme) not in tables:
-            tables[part, scheme] = _table(networks[part], part, scheme)
         layer, scheme = _look_up(tables, part, rest, scheme, networks[part])
         if layer is None:
             raise _lacking(path, name, kind, found)
@@ -145,12 +143,11 @@ def _table(network: nn.Module, part: str, scheme: str) -> Table:
 def _look_up(
     tables: dict[tuple[str, str], Table], part: str, path: str, scheme: str, network: nn.Module
 ) -> tuple[Original | None, str]:
-    """The layer at a path, and the way in which that is written: Kohya's files have diffusers' paths too."""
+    """The layer at a path, and the way in which that is written: files of others have diffusers' paths too."""
     is_text = part.startswith("text_encoder")
     mark = "text_model_" if scheme == "kohya" else "text_model."
     forms = [path, path.removeprefix(mark), f"{mark}{path}"] if is_text else [path]
-    others = [scheme, "kohya, diffusers"] if scheme == "kohya" else [scheme]
-    for way in others:
+    for way in {"kohya": ("kohya", "kohya, diffusers"), "original": ("original", "diffusers")}.get(scheme, (scheme,)):
         if (part, way) not in tables:
             tables[part, way] = _table(network, part, way)
         for form in forms:
@@ -190,7 +187,7 @@ def _alpha(settings: Mapping[str, Any], part: str, module: str, rank: int) -> fl
     alpha = _of_pattern(settings.get(f"{part}.alpha_pattern"), module, settings.get(f"{part}.lora_alpha"))
     if alpha is None:
         return float(rank)
-    return float(alpha) * (math.sqrt(rank) if settings.get(f"{part}.use_rslora") else 1.0)
+    return float(alpha) * (math.sqrt(rank) if settings.get(f"{part}.use_rslora") else 1.0)  # peft: alpha / √rank
 
 
 def _of_pattern(patterns: Any, module: str, otherwise: Any) -> Any:
@@ -211,16 +208,17 @@ def _records(
 ) -> list[Layer]:  # fmt: skip
     """A layer of a file as one record, or as several where it is one there that diffusers has in pieces."""
     down, up = _in_shape(tensors.get(entry.down), tensors.get(entry.up), layer.shape)
-    rank = len(down)
-    if (down.shape[1:], up.shape[:1], up.shape[1:2]) != (layer.shape[1:], layer.shape[:1], down.shape[:1]):
+    rank = len(down) if down.ndim else 0
+    is_odd = not rank or up.ndim != len(layer.shape) or any(side != 1 for side in up.shape[2:])
+    if is_odd or (down.shape[1:], up.shape[:1], up.shape[1:2]) != (layer.shape[1:], layer.shape[:1], down.shape[:1]):
         family = family_of([name])
         raise MapoError(
             f"{path} does not fit {kind.model}: {name} has another size ({' × '.join(map(str, up.shape[:1]))} by "
             f"{' × '.join(map(str, down.shape[1:]))}, not {' × '.join(map(str, layer.shape))}). "
             f"{f'It may be a LoRA of {family}. ' if family else ''}{kind.remedy}"
         )
-    said = float(tensors.get(entry.alpha)) if entry.alpha else None
-    if said is not None and not math.isfinite(said):
+    said = tensors.get(entry.alpha) if entry.alpha else torch.zeros(())
+    if said.numel() != 1 or not math.isfinite(alpha := float(said)):
         raise MapoError(f"{path}: the alpha of {name} is not a finite number. {kind.remedy}")
     if layer.change is Change.SWAPPED:
         up = torch.cat(up.chunk(2)[::-1])
@@ -228,9 +226,14 @@ def _records(
     pieces = _in_pieces(down, up, sizes)
     found = []
     for (weight, _), (own_down, own_up) in zip(layer.parts, pieces, strict=True):
+        if not len(own_down):
+            continue  # a LoRA of q and v alone
         module = weight.removesuffix(".weight")
-        alpha = (said or float(rank)) if settings == {} else _alpha(settings, part, module, rank)
-        found.append(Layer(part, module, own_down, own_up, alpha * len(own_down) / rank))
+        try:
+            whole = _alpha(settings, part, module, rank) if settings else alpha or float(rank)
+        except (TypeError, ValueError, re.error) as error:
+            raise MapoError(f"{path} has {METADATA} that cannot be read ({error}). {kind.remedy}") from None
+        found.append(Layer(part, module, own_down, own_up, whole * len(own_down) / rank))
     return found
 
 
@@ -246,12 +249,16 @@ def _in_shape(down: Tensor, up: Tensor, weight: Shape) -> tuple[Tensor, Tensor]:
 def _in_pieces(down: Tensor, up: Tensor, sizes: list[int]) -> list[tuple[Tensor, Tensor]]:
     """The matrices of several layers that are one in the file, one behind the other.
 
-    Each has the whole ``down``; where each uses a share of its own of the rank, as in LoRAs that were put together of
-    several, it has that share alone.
+    Each has the whole ``down``. Where each uses rows of it that no other uses, as in LoRAs that were put together of
+    several, it has these alone, which may be none.
     """
-    ups, share = list(torch.split(up, sizes)), len(down) // len(sizes)
-    if len(sizes) > 1 and len(down) == share * len(sizes) and not up.is_meta:
-        blocks = [torch.split(piece, share, 1) for piece in ups]
-        if all(not block.any() for k, row in enumerate(blocks) for j, block in enumerate(row) if j != k):
-            return [(own, row[k]) for k, (own, row) in enumerate(zip(torch.split(down, share), blocks, strict=True))]
-    return [(down, piece) for piece in ups]
+    ups = list(torch.split(up, sizes))
+    if len(sizes) == 1 or up.is_meta:
+        return [(down, piece) for piece in ups]
+    used = torch.stack([piece.any(0) for piece in ups])  # "pieces r"
+    shares = torch.eye(len(sizes), dtype=torch.bool).repeat_interleave(len(down) // len(sizes), 1)
+    if len(shares[0]) == len(down) and not (used & ~shares).any():
+        used = shares  # of equal ranks, whatever is still zero in them
+    elif (used.sum(0) != 1).any():
+        return [(down, piece) for piece in ups]
+    return [(down[rows], piece[:, rows]) for rows, piece in zip(used, ups, strict=True)]

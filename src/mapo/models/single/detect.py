@@ -45,7 +45,9 @@ def refuse_what_is_no_model(header: Header) -> None:
             f"{path} is a list of tensors without names, so nothing says where they belong. Save it again with names."
         )
     if any(LORA.search(name) for name in names):
-        raise MapoError(f"{path} is a LoRA, not a model. Give --model the model that it was trained on.")
+        raise MapoError(
+            f"{path} is a LoRA, not a model. Give --model the model that it belongs to, and this with --lora."
+        )
     if set(names) <= set(EMBEDDING) or (len(names) == 1 and len(header.shape(next(iter(names)))) <= 2):
         raise MapoError(f"{path} is an embedding (textual inversion), not a model.")
     if header.any("control_model.", "controlnet_", "input_hint_block.") or header.any_with("controlnet_cond_embedding"):

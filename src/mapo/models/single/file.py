@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import logging
 import re
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,9 +21,9 @@ from safetensors import safe_open
 from mapo.errors import MapoError, count
 from mapo.models.files import CONFIGS, quietly, read_config, reason
 from mapo.models.names.original import Original
-from mapo.models.single.detect import FOLDER, inside, refuse_what_is_no_model, table_of
+from mapo.models.single.detect import EIGHT_BITS, FOLDER, inside, refuse_what_is_no_model, table_of
 from mapo.models.single.header import Header, read_header
-from mapo.models.single.layout import LAYOUTS, class_of, outline, placed
+from mapo.models.single.layout import LAYOUTS, placed
 from mapo.models.single.prediction import BIAS_OF_SD2, PREDICTIONS, prediction_of
 from mapo.models.single.tables import copy_small_files, table, write_config, write_folder
 
@@ -42,7 +44,6 @@ PARTS = {  # as people call them
 }
 MAY_LACK = {"StableDiffusion3Pipeline": ("text_encoder_3", "tokenizer_3")}
 SCHEDULER = "scheduler/scheduler_config.json"
-KEPT: list[tempfile.TemporaryDirectory[str]] = []  # the folders of configurations, until this process ends
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,8 +98,8 @@ def _mark(path: Path) -> tuple[str, int, int]:
 def _open(path: Path, marks: object, prediction: str | None, other_vae: bool) -> SingleFile:
     header = read_header(path)
     refuse_what_is_no_model(header)
-    KEPT.append(tempfile.TemporaryDirectory(prefix="mapo-"))
-    base, beside = Path(KEPT[-1].name), beside_of(path)
+    base, beside = Path(tempfile.mkdtemp(prefix="mapo-")), beside_of(path)
+    atexit.register(shutil.rmtree, base, ignore_errors=True)  # until then parts are loaded by what it says
     if (beside / "model_index.json").is_file():
         title = f"the model that {beside} describes"
         copy_small_files(beside, base)
@@ -108,6 +109,10 @@ def _open(path: Path, marks: object, prediction: str | None, other_vae: bool) ->
         title = table(name)["title"]
         write_folder(base, name)
     _note_prediction(header, base, prediction)
+    if any(held.dtype in EIGHT_BITS for held in header.tensors.values()):
+        LOG.info(
+            f"{header.path} holds weights in 8 bits, which have lost digits. Train the file in 16 bits if you can."
+        )
     return SingleFile(header, title, base, _parts(header, title, base, other_vae))
 
 
@@ -144,7 +149,7 @@ def _parts(header: Header, title: str, base: Path, other_vae: bool) -> dict[str,
         made = index.get(part)
         if not made or made[0] is None:
             continue
-        here = placed(places, outline(class_of(made), read_config(base, f"{part}/config.json")), names)
+        here = placed(places, made, read_config(base, f"{part}/config.json"), names)
         if here:
             found[part] = here
         else:
@@ -164,19 +169,29 @@ def _parts(header: Header, title: str, base: Path, other_vae: bool) -> dict[str,
     return found
 
 
-def check_tensors(header: Header, title: str, entries: Mapping[str, Original]) -> None:
-    """MapoError where tensors of a part lack or are of another shape than that of ``title``."""
+def check_tensors(header: Header, title: str, entries: Mapping[str, Original], instead: str = FOLDER) -> None:
+    """MapoError where tensors of a part are of another shape than that of ``title``, or lack.
+
+    ``instead`` says what to do where they are of another kind.
+    """
+    for name, entry in entries.items():
+        if name in header.tensors and _core(shape := header.shape(name)) != _core(entry.shape):
+            raise MapoError(
+                f"{header.path} is not a file of {title}: {name} has the shape {_sides(shape)}, there it has "
+                f"{_sides(entry.shape)}. {instead}"
+            )
     if lacking := sorted(name for name in entries if name not in header.tensors):
         raise MapoError(
             f"{header.path} is not whole: it is {title}, but lacks {count(len(lacking), 'tensor')}, such as "
             f"{lacking[0]}. Download it again."
         )
-    for name, entry in entries.items():
-        if (shape := header.shape(name)) != entry.shape:
-            raise MapoError(
-                f"{header.path} is not a file of {title}: {name} has the shape {_sides(shape)}, there it has "
-                f"{_sides(entry.shape)}. {FOLDER}"
-            )
+
+
+def _core(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape without ones at its end: some programs write a 1 × 1 convolution as the matrix that it is."""
+    while shape and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
 
 
 def _sides(shape: tuple[int, ...]) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 
 from mapo.models.names import original
-from mapo.models.names.original import Original, Placing, originals, shapes_of
+from mapo.models.names.original import Original, Placing, Shape, originals, shapes_of
 from mapo.models.single.detect import INSIDE
 
 Placer = Callable[[Mapping[str, Any]], Placing]  # a part's configuration, with all values → its placing
@@ -65,7 +67,7 @@ LAYOUTS: dict[str, dict[str, Places]] = {
 }  # fmt: skip
 
 
-def class_of(made: tuple[str, str] | list[str]) -> Any:
+def class_of(made: Sequence[str]) -> Any:
     """The class of a part, as ``model_index.json`` names its library and its class."""
     import diffusers
     import transformers
@@ -79,12 +81,14 @@ def outline(kind: Any, config: Mapping[str, Any]) -> Any:
         return kind.from_config(dict(config)) if hasattr(kind, "from_config") else kind(kind.config_class(**config))
 
 
-def placed(places: Places, network: Any, names: Collection[str] | None = None) -> dict[str, Original]:
-    """The tensors of a network in a file that has these ``names``; empty where the file has none of them.
+def placed(
+    places: Places, made: Sequence[str], config: Mapping[str, Any], names: Collection[str] | None = None
+) -> dict[str, Original]:
+    """The tensors of a part in a file that has these ``names``; empty where the file has none of them.
 
-    Without names: as they are written.
+    ``made`` is its library and class. Without names: as they are written.
     """
-    shapes, config = shapes_of(network.state_dict().items()), _plain(network.config)
+    shapes, config = _shapes(tuple(made), json.dumps(config, sort_keys=True))
     for prefix, placer in places:
         found = originals(placer(config), shapes, prefix)
         if names is None or any(name in names for name in found):
@@ -92,5 +96,9 @@ def placed(places: Places, network: Any, names: Collection[str] | None = None) -
     return {}
 
 
-def _plain(config: Any) -> Mapping[str, Any]:
-    return config if isinstance(config, Mapping) else config.to_dict()
+@lru_cache(maxsize=32)
+def _shapes(made: tuple[str, ...], config: str) -> tuple[dict[str, Shape], Mapping[str, Any]]:
+    """The shapes of a network's tensors, and its configuration with all values."""
+    network = outline(class_of(made), json.loads(config))
+    whole = network.config if isinstance(network.config, Mapping) else network.config.to_dict()
+    return shapes_of(network.state_dict().items()), whole

@@ -55,7 +55,7 @@ def write_tokenizer(folder: Path, kind: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if kind == "t5":
         settings = {
-            "tokenizer_class": "T5Tokenizer", "model_max_length": 512, "pad_token": "<pad>", "eos_token": "</s>",
+            "tokenizer_class": "T5TokenizerFast", "model_max_length": 512, "pad_token": "<pad>", "eos_token": "</s>",
             "unk_token": "<unk>", "extra_ids": 100,
         }  # fmt: skip
         (folder / "tokenizer.json").write_bytes(gzip.decompress((HERE / "t5-tokenizer.json.gz").read_bytes()))
@@ -65,10 +65,16 @@ def write_tokenizer(folder: Path, kind: str) -> None:
             "do_lower_case": True, "bos_token": CLIP_START, "eos_token": CLIP_END, "unk_token": CLIP_END,
             "pad_token": "!" if kind == "clip-g" else CLIP_END,
         }  # fmt: skip
-        merges = gzip.decompress((HERE / "clip-merges.txt.gz").read_bytes()).decode()
-        (folder / "merges.txt").write_text(merges, "utf-8")
-        write_config(folder / "vocab.json", clip_vocabulary(merges))
+        for file, content in _clip_files().items():
+            (folder / file).write_bytes(content)
     write_config(folder / TOKENIZER_CONFIG, settings)
+
+
+@cache
+def _clip_files() -> dict[str, bytes]:
+    merges = gzip.decompress((HERE / "clip-merges.txt.gz").read_bytes())
+    words = json.dumps(clip_vocabulary(merges.decode()), ensure_ascii=False)
+    return {"merges.txt": merges, "vocab.json": words.encode()}
 
 
 def clip_vocabulary(merges: str) -> dict[str, int]:

@@ -1,0 +1,37 @@
+"""Recipes of training: settings that belong together, as TOML that people read, with what is published beside them."""
+
+from __future__ import annotations
+
+import importlib.resources
+import tomllib
+from typing import Any
+
+from mapo.errors import MapoError, suggest
+
+FOLDER = importlib.resources.files("mapo.train") / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """The recipes that the package carries."""
+    return sorted(file.name.removesuffix(".toml") for file in FOLDER.iterdir() if file.name.endswith(".toml"))
+
+
+def recipe_text(name: str) -> str:
+    """A recipe as it stands, with its remarks; MapoError where there is none of that name."""
+    if name not in recipe_names():
+        raise MapoError(
+            f"There is no recipe {name!r}. {suggest(name, recipe_names())} A file of your own is given as --config."
+        )
+    return (FOLDER / f"{name}.toml").read_text("utf-8")
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """The settings of a recipe."""
+    return {key: value for key, value in tomllib.loads(recipe_text(name)).items() if key != "about"}
+
+
+def recipe_list() -> list[str]:
+    """A line for each recipe: its name, and what it is."""
+    abouts = {name: str(tomllib.loads(recipe_text(name))["about"]) for name in recipe_names()}
+    width = max(map(len, abouts))
+    return [f"{name:{width}}  {about}" for name, about in abouts.items()]
