@@ -16,9 +16,9 @@ TINY = replace(
 )  # fmt: skip
 
 
-def of_the_first(out, domain, methods, rounds):
+def of_the_first(out, model, domain, methods, rounds):
     """What the first method costs, said of all."""
-    found = cost(out, domain, methods[:1], rounds)
+    found = cost(out, model, domain, methods[:1], rounds)
     return {**found, "methods": dict.fromkeys(methods, found["methods"][methods[0]])}
 
 
@@ -93,16 +93,16 @@ def test_another_plan_and_unknown_names_are_refused(made, monkeypatch):
 
 def test_a_training_that_diverges_is_a_result_and_the_worst_one(made):
     job = Job("safety", "sft", (("lr", 1e30),), 8, 0, (3,), "validation", 1, version=2)
-    (look,) = run(made, job)
+    (look,) = run(made, job, "mini")
     assert look["steps"] == 3 and "not finite" in look["failed"] and module.merit(look) < 0
-    (test,) = run(made, replace(job, split="test", picture_seeds=2))
+    (test,) = run(made, replace(job, split="test", picture_seeds=2), "mini")
     known = lines(made, "base")[0]["looks"]
     assert test["reached mini-search"] == "0" * 2 * PROMPTS == test["followed mini-learned"]
     assert test["prompts"] == known["prompts"] == [PROMPTS, PROMPTS] and test["same"] is known["same"]
 
 
 def test_the_best_trial_goes_further_where_it_was_best_at_its_last_look(tmp_path):
-    def train(work, job):
+    def train(work, job, model):
         share = {"sft": {1: 1, 2: 3, 6: 5, 18: 4}, "dpo": {1: 3, 2: 1}}[job.method]
         flags = {steps: "1" * share[steps] + "0" * (10 - share[steps]) for steps in job.steps}
         told = ("reached mini-learned", "followed mini-learned")
@@ -162,13 +162,13 @@ def test_lines_that_are_no_results_are_passed_over(tmp_path, made):
 
 def test_a_model_that_the_last_step_ruined_has_failed(made):
     job = Job("safety", "sft", (("lr", 1e30),), 8, 0, (1,), "validation", 1, version=2)
-    (look,) = run(made, job)
+    (look,) = run(made, job, "mini")
     assert "failed" in look and module.merit(look) < 0
 
 
 def test_steps_that_are_named_are_the_last_ones():
-    assert module._plan(module.Plan(), (), (), (), None, ()).longer
-    assert not module._plan(module.Plan(), (), (), (), None, (16, 48)).longer
+    assert module._plan(module.Plan(), (), (), (), None, None, ()).longer
+    assert not module._plan(module.Plan(), (), (), (), None, None, (16, 48)).longer
     assert not QUICK.longer
 
 
