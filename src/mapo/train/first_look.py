@@ -96,10 +96,10 @@ def _margin(seen: Look, name: str, objective: Objective, settings: Mapping[str, 
         return []
     told = f"{name} with beta {settings['beta']:g}" if "beta" in settings else name
     strength = (
-        f"{told}: where both errors are {_number(error)}, the margin pushes the rejected picture away {_number(here.push)} times "
-        "as hard as SFT learns the chosen one."
+        f"{told}: where both errors are {_number(error)}, the margin pushes the rejected picture away "
+        f"{_number(here.push)} times as hard as SFT learns the chosen one."
     )
-    if here.push < HARDLY:
+    if here.push < HARDLY and not objective.needs_reference:
         return [f"{strength} So this is all but SFT."]
     return [f"{strength} {_end(here, seen, objective.needs_reference)}"]
 
@@ -110,8 +110,8 @@ def _end(here: Reach, seen: Look, over_reference: bool) -> str:
         return "The push does not end, however far the rejected error rises."
     over = "above where it began" if over_reference else "above the chosen one"
     end = (
-        f"The push has fallen to a tenth once the rejected error is {_number(here.margin)} ({here.margin / here.error:.0%}) "
-        f"{over}."
+        f"The push has fallen to a tenth once the rejected error is {_number(here.margin)} "
+        f"({here.margin / here.error:.0%}) {over}."
     )
     if over_reference:
         return end

@@ -89,6 +89,10 @@ def test_another_plan_and_unknown_names_are_refused(made, monkeypatch):
         study(made, domains=["saftey"])
     with pytest.raises(MapoError, match="There is no method 'ddpo'"):
         study(made, methods=["ddpo"])
+    with pytest.raises(MapoError, match="made on a built-in model, and 'mini-flo' is not one.*mini-flow"):
+        study(made, model="mini-flo")
+    with pytest.raises(MapoError, match="is a study with another model"):
+        study(made, quick=True, model="mini-flow")
 
 
 def test_a_training_that_diverges_is_a_result_and_the_worst_one(made):
@@ -120,6 +124,37 @@ def test_the_best_trial_goes_further_where_it_was_best_at_its_last_look(tmp_path
         assert bar.total == 2  # 6 and 18 steps
         found = module._tune(crew, "safety", TINY, base, bar)
         assert {method: best.result["steps"] for method, best in found.items()} == {"sft": 2, "dpo": 1}
+
+
+def test_a_folder_of_before_there_was_another_model_is_one_of_mini(tmp_path):
+    module._open(tmp_path / "s", TINY)
+    told = json.loads((tmp_path / "s" / "study.json").read_text())
+    assert told.pop("model") == "mini"
+    (tmp_path / "s" / "study.json").write_text(json.dumps(told))
+    assert module._open(tmp_path / "s", TINY) == TINY
+    with pytest.raises(MapoError, match="is a study with another model"):
+        module._open(tmp_path / "s", replace(TINY, model="mini-flow"))
+
+
+def test_the_search_begins_elsewhere_on_a_flow_model(tmp_path):
+    class Here(module.Crew):
+        def do(self, ledger, job, work, out, training, model):
+            tried.setdefault(job.method, dict(job.settings))
+            models.add(model)
+            told = ("reached mini-learned", "followed mini-learned")
+            return {"looks": [{"steps": steps, "same": True, **dict.fromkeys(told, "1")} for steps in job.steps]}
+
+    base = {"same": True, "reached mini-learned": "0", "followed mini-learned": "0"}
+    plan = replace(TINY, methods=("sft", "dpo", "mapo_aaai"))
+    for model, begins in (
+        ("mini", {"sft": {"lr": 1e-4}, "dpo": {"lr": 3e-5, "beta": 10}, "mapo_aaai": {"lr": 1e-4, "beta": 8}}),
+        ("mini-flow", {"sft": {"lr": 3e-4}, "dpo": {"lr": 3e-5, "beta": 3}, "mapo_aaai": {"lr": 3e-4, "beta": 2}}),
+    ):
+        tried, models = {}, set()
+        with Here(tmp_path, 1) as crew:
+            bar = SimpleNamespace(total=0, update=lambda: None)
+            module._tune(crew, "safety", replace(plan, model=model), base, bar)
+        assert tried == begins and models == {model}
 
 
 def test_a_folder_with_larger_pools_goes_on_with_them(tmp_path):
