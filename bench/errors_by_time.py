@@ -5,8 +5,8 @@
 Pairs of the study's safety, cartoon and culture, made by each model for itself. Every pair is looked at once in each
 tenth of the timesteps, and once at times as training draws them, without training; both of its images share timestep
 and noise. For the objectives with a β: how hard the margin pushes the rejected image at equal errors (SFT pulls on the
-chosen one with 1), and the margin at which the push has fallen to a tenth, at the median error as training meets it.
-The same command goes on where it stopped.
+chosen one with 1), and the margin at which the push has fallen to a tenth, at the median error of the model's own
+pictures. The same command goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 MODELS, DOMAINS = ("mini", "mini-flow"), ("safety", "cartoon", "culture")
 PAIRS, BINS, AT_ONCE = 256, 10, 32
 BETAS: dict[str, tuple[float, ...]] = {
-    "mapo": (0.025, 0.1, 0.4), "mapo_aaai": (1.0, 2.0, 4.0, 8.0, 32.0, 64.0), "mapo_relative": (0.5, 2.0, 8.0),
+    "mapo": (0.025, 0.1, 0.4), "mapo_aaai": (1.0, 2.0, 4.0, 8.0, 32.0, 64.0), "mapo_relative": (2.0,),
     "orpo": (0.1,), "dpo": (1.0, 3.0, 10.0, 100.0, 500.0, 2000.0), "kto": (1000.0,),
 }  # fmt: skip
 
@@ -76,18 +76,18 @@ def told(rows: list[list[float]]) -> dict[str, float]:
 
 
 def reaches(rows: list[list[float]]) -> list[dict[str, Any]]:
-    """Each objective and β at the median error of chosen as training meets it."""
+    """Each objective and β at the median of the smaller error of a pair, which is that of the model's own picture."""
     from mapo.train.objectives import OBJECTIVES
     from mapo.train.reach import reach
 
     _, chosen, rejected = np.array(rows).T
-    found = []
+    error, found = float(np.median(np.minimum(chosen, rejected))), []
     for name, betas in BETAS.items():
         for beta in betas:
-            here = reach(OBJECTIVES[name], {**OBJECTIVES[name].settings, "beta": beta}, float(np.median(chosen)))
+            here = reach(OBJECTIVES[name], {**OBJECTIVES[name].settings, "beta": beta}, error)
             beyond = None if here.margin is None else float((rejected - chosen > here.margin).mean())
             found.append({
-                "objective": name, "beta": beta, "push": here.push, "reach": here.margin,
+                "objective": name, "beta": beta, "error": error, "push": here.push, "reach": here.margin,
                 "reach / error": None if here.margin is None else here.margin / here.error, "pairs beyond": beyond,
             })  # fmt: skip
     return found
@@ -123,7 +123,8 @@ def draw(errors: dict[str, Any], path: Path) -> None:
                 axes.set_xlim(0, 1000)
                 if column == 0:
                     axes.set_ylabel("error ℓ")
-                    axes.legend(frameon=False, loc="lower left" if model == "mini-flow" else "upper right")
+                if line == column == 0:
+                    axes.legend(frameon=False, loc="upper right")
                 if line == len(MODELS) - 1:
                     axes.set_xlabel("timestep (1000 is noise)")
         figure.tight_layout()
