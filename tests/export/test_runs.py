@@ -126,14 +126,17 @@ def test_a_number_that_half_precision_cannot_hold_is_told_and_nothing_is_left(wo
 def test_layers_that_are_left_out_of_a_text_encoder_are_left_out_of_the_folder(tmp_path):
     base, work = make_sd(tmp_path / "base"), tmp_path / "run"
     shutil.copytree(base / "unet", work / "weights" / "unet")
-    about = {"base": str(base), "adapter": "full", "denoiser": "weights/unet", "objective": "sft", "clip_skip": 1}
+    about = {"base": str(base), "adapter": "full", "denoiser": "weights/unet", "objective": "sft", "clip_skip": 1,
+             "long_prompts": "chunk", "chunks": 2}  # fmt: skip
     (work / "run.json").write_text(json.dumps(about))
-    (work / "config.toml").write_text(to_toml(make_config({"model": str(base), "pairs": str(tmp_path / "pairs")})))
+    settings = {"model": str(base), "pairs": str(tmp_path / "pairs"), "data": {"caption_dropout": 0.1}}
+    (work / "config.toml").write_text(to_toml(make_config(settings)))
     export(str(work), "diffusers", tmp_path / "out")
     found = DiffusionPipeline.from_pretrained(tmp_path / "out")
     assert found.text_encoder.config.num_hidden_layers == 2
     assert torch.equal(latents(found), of_run(work))
     card = card_of(tmp_path / "out").text
+    assert "| long prompts | read in chunks, 2 of them" in card and "| pairs without their prompt | 10% |" in card
     assert "| clip skip | 1 |" in card and "The set pairs was not there when this card was written" in card
 
 
