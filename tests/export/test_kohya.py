@@ -8,8 +8,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from mapo.errors import MapoError
-from mapo.export.kohya import write_kohya
-from mapo.export.lora import write_lora
+from mapo.export.runs.kohya import write_kohya
+from mapo.export.runs.lora import write_lora
 from mapo.models import Frames, find_model, open_model, together
 from mapo.models.loras.layers import Layer
 from mapo.models.loras.write import write_layers
