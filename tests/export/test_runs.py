@@ -19,7 +19,7 @@ from safetensors import safe_open
 
 from mapo.cli import cli
 from mapo.errors import MapoError
-from mapo.export.runs import Asked, export_run
+from mapo.export.runs.runs import Asked, export_run
 from mapo.export.verb import export
 from mapo.models import find_model, open_model
 from mapo.score.table import write_scores
@@ -243,7 +243,7 @@ def with_card(folder: Path, head: str) -> Path:
     ],
 )
 def test_the_licence_of_a_known_base_is_passed_on_and_cannot_be_changed(base, name, own_name):
-    from mapo.export.licences import inherited
+    from mapo.export.runs.licences import inherited
 
     found = inherited(base, None, None)
     assert found is not None and (found.name, found.own_name) == (name, own_name) and found.restricts
@@ -256,7 +256,7 @@ def test_the_licence_of_a_known_base_is_passed_on_and_cannot_be_changed(base, na
 
 
 def test_a_base_s_own_card_names_its_licence_and_else_the_hub_is_asked(tmp_path):
-    from mapo.export.licences import inherited
+    from mapo.export.runs.licences import inherited
 
     def ask(base: str) -> dict[str, str]:
         return {"license": "other", "license_name": "faipl-1.0-sd", "license_link": "https://freedevproject.org"}
@@ -380,7 +380,7 @@ def test_what_does_not_go_together_is_one_sentence(work, monkeypatch, source, wo
 
 def test_a_disk_that_is_too_small_is_told_before_anything_is_written(work, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=10_000)
-    monkeypatch.setattr("mapo.export.runs.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("mapo.export.runs.runs.shutil.disk_usage", lambda path: usage)
     with pytest.raises(MapoError, match=r"out takes about \d+ MB, and .* has 0 MB free"):
         export_run(str(work / "full"), "diffusers", tmp_path / "out", Asked())
     assert not (tmp_path / "out").exists()

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from mapo import __version__
 from mapo.errors import count
-from mapo.export.facts import Base, Evaluation, RunFacts
 from mapo.export.hub import FACTS, NO_REPO, cell
-from mapo.export.licences import Licence
+from mapo.export.runs.facts import Base, Evaluation, RunFacts
+from mapo.export.runs.licences import Licence
 from mapo.files import read_object, write_json, write_text
 from mapo.pairs.provenance import without_folders
 from mapo.settings import merge
@@ -63,7 +63,7 @@ def write_card(
 
     settings = _settings(facts)
     write_json(folder / FACTS, _for_programs(what, opened, facts, licence, settings))
-    template = (importlib.resources.files("mapo.export") / "model.md.j2").read_text("utf-8")
+    template = (importlib.resources.files("mapo.export.runs") / "model.md.j2").read_text("utf-8")
     place = FILE_PLACES[what.form].format(file=what.file, base=_shown(facts.base))
     body = (
         Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
