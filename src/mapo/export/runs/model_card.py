@@ -221,22 +221,25 @@ def _snippets(what: Exporting, opened: Opened, base: Base, sampling: Sampling) -
     if what.form == "single-file":
         return [("sh", f"mapo sample --model {what.file} --prompts my-prompts.txt --out pictures")]
     kind = opened.files.pipeline_class
-    lines = ["from diffusers import DiffusionPipeline", ""]
+    lines = ["import torch", "from diffusers import DiffusionPipeline", ""]
+    dtype = "torch_dtype=torch.float32"  # else the libraries read half precision each in another way
     if what.form == "diffusers":
-        lines += [f'pipeline = DiffusionPipeline.from_pretrained("{what.source}")']
+        lines += [f'pipeline = DiffusionPipeline.from_pretrained("{what.source}", {dtype})']
     elif base.is_world:
-        lines = ["from diffusers import DiffusionPipeline", "from mapo.worlds import MODELS", ""]
-        lines += [f'pipeline = DiffusionPipeline.from_pretrained(MODELS["{base.called}"])']
+        lines = [*lines[:-1], "from mapo.worlds import MODELS", ""]
+        lines += [f'pipeline = DiffusionPipeline.from_pretrained(MODELS["{base.called}"], {dtype})']
     elif base.is_file:
-        lines = [f"from diffusers import {kind}", "", f'pipeline = {kind}.from_single_file("{base.called}")']
+        lines = ["import torch", f"from diffusers import {kind}", ""]
+        lines += [f'pipeline = {kind}.from_single_file("{base.called}", {dtype})']
     else:
-        lines += [f'pipeline = DiffusionPipeline.from_pretrained("{base.called}")']
+        lines += [f'pipeline = DiffusionPipeline.from_pretrained("{base.called}", {dtype})']
     if what.form in ("lora", "kohya"):
         named = f', weight_name="{what.file}"' if what.form == "kohya" else ""
         lines += [f'pipeline.load_lora_weights("{what.source}"{named})']
     guided = f", guidance_scale={sampling.guidance:g}"
     size = f", width={sampling.width}, height={sampling.height}"
     lines += [
+        '# on a GPU: pipeline.to("cuda"), and torch.float16 or torch.bfloat16 above for half the memory',
         f'picture = pipeline("{PROMPT}", num_inference_steps={sampling.steps}{guided}{size}).images[0]',
         'picture.save("picture.png")',
     ]

@@ -182,7 +182,7 @@ def _check_space(out: Path, needed: int) -> None:
     free = shutil.disk_usage(out.parent).free
     if free < needed:
         raise MapoError(
-            f"{out} takes about {needed / 1e6:,.0f} MB, and {out.parent} has {free / 1e6:,.0f} MB free. Make room, or "
+            f"{out} takes about {needed / 1e6:,.1f} MB, and {out.parent} has {free / 1e6:,.1f} MB free. Make room, or "
             "choose another --out."
         )
-    LOG.info(f"{out} takes about {needed / 1e6:,.0f} MB.")
+    LOG.info(f"{out} takes about {needed / 1e6:,.1f} MB.")
