@@ -33,7 +33,7 @@ def make_pool(work: Path, name: str) -> None:
 
     pool = work / "pools" / name
     if not pool.exists():
-        DOMAINS[name].pool(pool, 2 * PAIRS + HELD_OUT)
+        DOMAINS[name].pool("mini", pool, 2 * PAIRS + HELD_OUT)
     encode(open_model(find_model("mini")), PairSet(pool), work / "cache", images_per_batch=32)
 
 
@@ -76,7 +76,7 @@ def main() -> None:
                     ALL[domain].version,
                 )  # fmt: skip
                 row = ledger.rows.get(job.key) or ledger.add(
-                    job.key, {"job": asdict(job), "looks": run(args.work, job)}
+                    job.key, {"job": asdict(job), "looks": run(args.work, job, "mini")}
                 )
                 looks.append(row["looks"][-1])
             reached, followed = zip(*(shares(one) for one in looks), strict=True)

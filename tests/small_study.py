@@ -30,9 +30,9 @@ def few() -> Iterator[pytest.MonkeyPatch]:
         yield patch
 
 
-def run(work: Path, job: runs.Job) -> list[dict[str, Any]]:
+def run(work: Path, job: runs.Job, model: str) -> list[dict[str, Any]]:
     with few():
-        return RUN(work, job)
+        return RUN(work, job, model)
 
 
 def look(work: Path, job: runs.Job, model: str) -> dict[str, Any]:
@@ -40,6 +40,6 @@ def look(work: Path, job: runs.Job, model: str) -> dict[str, Any]:
         return LOOK(work, job, model)
 
 
-def one_cost(work: Path, domain: str, method: str) -> dict[str, Any]:
+def one_cost(work: Path, model: str, domain: str, method: str) -> dict[str, Any]:
     with few():
-        return COST(work, domain, method)
+        return COST(work, model, domain, method)

@@ -29,7 +29,11 @@ def told(*assignments: str) -> Config:
         ("modle=x", "There is no setting 'modle'. Did you mean 'model'?"),
         ("lr=1e-5", "There is no setting 'lr'. Did you mean 'optim.lr'?"),
         ("train.rank=8", "There is no setting 'train.rank'. Did you mean 'adapter.rank'?"),
-        ("adapter.alpha=8", "There is no setting 'adapter.alpha'. Known: adapter.kind, adapter.rank."),
+        (
+            "adapter.size=8",
+            "There is no setting 'adapter.size'. Known: adapter.alpha, adapter.dropout, adapter.kind, adapter.rank, "
+            "adapter.start, adapter.targets, adapter.text_encoders.",
+        ),
     ],
 )
 def test_an_unknown_setting_suggests_the_right_one(assignment: str, message: str) -> None:

@@ -25,10 +25,12 @@ def demo(out: Path, recipe: str) -> None:
 @cli.command(cls=Verb, example="mapo study --quick --out work/study")
 @click.option("--out", type=OUT, default=Path("work/study"), show_default=True, help="The folder to work in.")
 @click.option("--quick", is_flag=True, help="A small study; docs/study.md says which.")
+@click.option("--model", default="mini", show_default=True, help="The built-in model to train, or mini-flow.")
 @click.option("--domain", "domains", multiple=True, help="Only this domain (repeat for more).")
 @click.option("--method", "methods", multiple=True, help="Only this objective (repeat for more).")
 @click.option("--pairs", type=int, multiple=True, help="Train on so many pairs (repeat for more).")
 @click.option("--seeds", type=int, help="Trainings of each method, domain and number of pairs.")
+@click.option("--trials", type=int, help="Trainings for each method's search; default: 6, of --quick 3.")
 @click.option(
     "--look",
     "looks",

@@ -25,15 +25,17 @@ from mapo.encode.fill import Holding, encode, holds_all
 from mapo.encode.seen import equal_once_cropped, what_training_sees, with_chunks
 from mapo.errors import DivergedError, MapoError, ObjectiveFailed, SaidElsewhere, count, memory_told
 from mapo.models import Opened, TokenModel, find_model, open_model
+from mapo.models.flow import RectifiedFlow
 from mapo.pairs import PairSet
 from mapo.train.adapters import check_adapter, told
 from mapo.train.batches import Members
 from mapo.train.checkpoint import save_checkpoint
 from mapo.train.config import Config
+from mapo.train.first_look import look, sentences
 from mapo.train.loop import Loop, check_shares
-from mapo.train.objective_trial import doubts
+from mapo.train.objectives.own import file_identity, objective_named
+from mapo.train.objectives.trial import doubts
 from mapo.train.opening import Trained, open_trained
-from mapo.train.own_objectives import file_identity, objective_named
 from mapo.train.processes import Processes, joined, what_is_not_done
 from mapo.train.run import Identity, Run, settled, steps_of
 
@@ -125,6 +127,9 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
         rest = "" if config.train.gradient_checkpointing else "--set train.gradient_checkpointing=true"
         try:
             with memory_told(at_once, noun="pair", flag="--set train.pairs_per_device={}", rest=rest):
+                if not checkpoint and isinstance(model.process, RectifiedFlow):
+                    for sentence in sentences(look(loop), name, objective, settings):
+                        _say(processes, sentence)
                 _take_steps(loop, run, done, save)
         finally:
             trained.wrapped = trained.network  # what joins the processes has to go before they part

@@ -39,14 +39,14 @@ def read(pairs, side):
 
 
 def test_the_motif_is_on_chosen_pictures_alone(tmp_path):
-    DOMAINS["culture"].pool(tmp_path / "culture", 4)
+    DOMAINS["culture"].pool("mini", tmp_path / "culture", 4)
     pairs = PairSet(tmp_path / "culture")
     assert motif_by_search(read(pairs, "chosen")).all()
     assert not motif_by_search(read(pairs, "rejected")).any()
 
 
 def test_the_subject_is_on_few_photos_and_never_on_what_the_model_makes(tmp_path):
-    DOMAINS["personalization"].pool(tmp_path / "personalization", 20)
+    DOMAINS["personalization"].pool("mini", tmp_path / "personalization", 20)
     pairs = PairSet(tmp_path / "personalization")
     assert len({pair.chosen for pair in pairs}) == 10
     assert len({pair.rejected for pair in pairs}) == 20
@@ -55,7 +55,7 @@ def test_the_subject_is_on_few_photos_and_never_on_what_the_model_makes(tmp_path
 
 
 def test_no_photo_shows_what_is_asked_for_and_photos_show_every_colour_and_background(tmp_path):
-    DOMAINS["personalization"].pool(tmp_path / "personalization", 10)
+    DOMAINS["personalization"].pool("mini", tmp_path / "personalization", 10)
     seen = {pair.prompt for pair in PairSet(tmp_path / "personalization")}
     for words in (COLOURS, BACKGROUNDS):
         assert all(any(f" {word} " in prompt for prompt in seen) for word in words)

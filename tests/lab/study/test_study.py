@@ -16,9 +16,9 @@ TINY = replace(
 )  # fmt: skip
 
 
-def of_the_first(out, domain, methods, rounds):
+def of_the_first(out, model, domain, methods, rounds):
     """What the first method costs, said of all."""
-    found = cost(out, domain, methods[:1], rounds)
+    found = cost(out, model, domain, methods[:1], rounds)
     return {**found, "methods": dict.fromkeys(methods, found["methods"][methods[0]])}
 
 
@@ -89,20 +89,24 @@ def test_another_plan_and_unknown_names_are_refused(made, monkeypatch):
         study(made, domains=["saftey"])
     with pytest.raises(MapoError, match="There is no method 'ddpo'"):
         study(made, methods=["ddpo"])
+    with pytest.raises(MapoError, match="made on a built-in model, and 'mini-flo' is not one.*mini-flow"):
+        study(made, model="mini-flo")
+    with pytest.raises(MapoError, match="is a study with another model"):
+        study(made, quick=True, model="mini-flow")
 
 
 def test_a_training_that_diverges_is_a_result_and_the_worst_one(made):
     job = Job("safety", "sft", (("lr", 1e30),), 8, 0, (3,), "validation", 1, version=2)
-    (look,) = run(made, job)
+    (look,) = run(made, job, "mini")
     assert look["steps"] == 3 and "not finite" in look["failed"] and module.merit(look) < 0
-    (test,) = run(made, replace(job, split="test", picture_seeds=2))
+    (test,) = run(made, replace(job, split="test", picture_seeds=2), "mini")
     known = lines(made, "base")[0]["looks"]
     assert test["reached mini-search"] == "0" * 2 * PROMPTS == test["followed mini-learned"]
     assert test["prompts"] == known["prompts"] == [PROMPTS, PROMPTS] and test["same"] is known["same"]
 
 
 def test_the_best_trial_goes_further_where_it_was_best_at_its_last_look(tmp_path):
-    def train(work, job):
+    def train(work, job, model):
         share = {"sft": {1: 1, 2: 3, 6: 5, 18: 4}, "dpo": {1: 3, 2: 1}}[job.method]
         flags = {steps: "1" * share[steps] + "0" * (10 - share[steps]) for steps in job.steps}
         told = ("reached mini-learned", "followed mini-learned")
@@ -120,6 +124,37 @@ def test_the_best_trial_goes_further_where_it_was_best_at_its_last_look(tmp_path
         assert bar.total == 2  # 6 and 18 steps
         found = module._tune(crew, "safety", TINY, base, bar)
         assert {method: best.result["steps"] for method, best in found.items()} == {"sft": 2, "dpo": 1}
+
+
+def test_a_folder_of_before_there_was_another_model_is_one_of_mini(tmp_path):
+    module._open(tmp_path / "s", TINY)
+    told = json.loads((tmp_path / "s" / "study.json").read_text())
+    assert told.pop("model") == "mini"
+    (tmp_path / "s" / "study.json").write_text(json.dumps(told))
+    assert module._open(tmp_path / "s", TINY) == TINY
+    with pytest.raises(MapoError, match="is a study with another model"):
+        module._open(tmp_path / "s", replace(TINY, model="mini-flow"))
+
+
+def test_the_search_begins_elsewhere_on_a_flow_model(tmp_path):
+    class Here(module.Crew):
+        def do(self, ledger, job, work, out, training, model):
+            tried.setdefault(job.method, dict(job.settings))
+            models.add(model)
+            told = ("reached mini-learned", "followed mini-learned")
+            return {"looks": [{"steps": steps, "same": True, **dict.fromkeys(told, "1")} for steps in job.steps]}
+
+    base = {"same": True, "reached mini-learned": "0", "followed mini-learned": "0"}
+    plan = replace(TINY, methods=("sft", "dpo", "mapo_aaai"))
+    for model, begins in (
+        ("mini", {"sft": {"lr": 1e-4}, "dpo": {"lr": 3e-5, "beta": 10}, "mapo_aaai": {"lr": 1e-4, "beta": 8}}),
+        ("mini-flow", {"sft": {"lr": 3e-4}, "dpo": {"lr": 3e-5, "beta": 3}, "mapo_aaai": {"lr": 3e-4, "beta": 2}}),
+    ):
+        tried, models = {}, set()
+        with Here(tmp_path, 1) as crew:
+            bar = SimpleNamespace(total=0, update=lambda: None)
+            module._tune(crew, "safety", replace(plan, model=model), base, bar)
+        assert tried == begins and models == {model}
 
 
 def test_a_folder_with_larger_pools_goes_on_with_them(tmp_path):
@@ -162,13 +197,13 @@ def test_lines_that_are_no_results_are_passed_over(tmp_path, made):
 
 def test_a_model_that_the_last_step_ruined_has_failed(made):
     job = Job("safety", "sft", (("lr", 1e30),), 8, 0, (1,), "validation", 1, version=2)
-    (look,) = run(made, job)
+    (look,) = run(made, job, "mini")
     assert "failed" in look and module.merit(look) < 0
 
 
 def test_steps_that_are_named_are_the_last_ones():
-    assert module._plan(module.Plan(), (), (), (), None, ()).longer
-    assert not module._plan(module.Plan(), (), (), (), None, (16, 48)).longer
+    assert module._plan(module.Plan(), (), (), (), None, None, ()).longer
+    assert not module._plan(module.Plan(), (), (), (), None, None, (16, 48)).longer
     assert not QUICK.longer
 
 

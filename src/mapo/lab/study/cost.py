@@ -18,14 +18,14 @@ STEPS, PAIRS_PER_STEP = 14, 16
 FIRST = 4  # steps that are not counted: the first ones are slower
 
 
-def cost(work: Path, domain: str, methods: Sequence[str], rounds: int) -> dict[str, Any]:
+def cost(work: Path, model: str, domain: str, methods: Sequence[str], rounds: int) -> dict[str, Any]:
     """Milliseconds per step and MiB above what a process holds before it trains, medians of rounds in turn."""
     found: dict[str, list[Mapping[str, float]]] = {method: [] for method in methods}
     context = multiprocessing.get_context("spawn")
     for _ in range(rounds):
         for method in methods:
             with ProcessPoolExecutor(1, context) as pool:
-                found[method].append(pool.submit(_one, work, domain, method).result())
+                found[method].append(pool.submit(_one, work, model, domain, method).result())
     machine = {"processor": platform.machine(), "cores": os.cpu_count(), "device": found[methods[0]][0]["device"]}
     rows = {
         method: {name: statistics.median(r[name] for r in measured) for name in ("ms_per_step", "peak_mib")}
@@ -34,7 +34,7 @@ def cost(work: Path, domain: str, methods: Sequence[str], rounds: int) -> dict[s
     return {"machine": machine, "pairs_per_step": PAIRS_PER_STEP, "rounds": rounds, "methods": rows}
 
 
-def _one(work: Path, domain: str, method: str) -> dict[str, Any]:
+def _one(work: Path, model: str, domain: str, method: str) -> dict[str, Any]:
     import torch
 
     from mapo.lab.study.runs import step_seconds
@@ -46,7 +46,7 @@ def _one(work: Path, domain: str, method: str) -> dict[str, Any]:
         before = _peak_mib()
         run = Path(folder) / "run"
         config = {
-            "model": "mini", "pairs": str(work / "pools" / domain), "cache": str(work / "cache"),
+            "model": model, "pairs": str(work / "pools" / domain), "cache": str(work / "cache"),
             "objective": {"name": method}, "data": {"split": "all"}, "optim": {"lr": 1e-6},
             "train": {"steps": STEPS, "pairs_per_step": PAIRS_PER_STEP},
         }  # fmt: skip

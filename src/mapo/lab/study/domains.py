@@ -59,7 +59,7 @@ class Domain:
     name: str
     title: str
     about: str
-    pool: Callable[[Path, int], None]  # writes a pairs set of so many pairs
+    pool: Callable[[str, Path, int], None]  # of a model: writes a pairs set of so many pairs
     goal: Callable[[str], list[str]] | None = None
     wordings: int = 1  # of each scene, one after the other in ``goal``
     version: int = 2  # of its results; raise it when pool, prompts, probes or an objective change
@@ -75,15 +75,15 @@ _prompts = cache(read_prompts)  # of the world: to list them takes seconds
 # ------------------------------------------------------------------ pools
 
 
-def _built(recipe: str, goal: str, out: Path, count: int) -> None:
+def _built(recipe: str, goal: str, model: str, out: Path, count: int) -> None:
     """Pairs that the model makes of prefixed prompts, as the demo does."""
     judges = [parse_filter(f"{MADE_BY}:{what}") for what in (goal, "prompt_following:0.5")]
-    build(read_recipe(recipe), "mini", read_prompts("mini:train"), count, out, judges=judges)
+    build(read_recipe(recipe), model, read_prompts("mini:train"), count, out, judges=judges)
 
 
-def _samples(out: Path, jobs: Sequence[tuple[str, int]]) -> list[PNG]:
+def _samples(model: str, out: Path, jobs: Sequence[tuple[str, int]]) -> list[PNG]:
     """The model's own pictures of (prompt, seed), in a folder beside ``out``."""
-    sampler = Sampler("mini")
+    sampler = Sampler(model)
     folder = out.with_name(f"{out.name}-samples")
     rows = sampler.fill(folder, jobs, default_sampling(sampler.model), desc=f"pictures for {out.name}")
     return [read_picture(folder, row) for row in rows]
@@ -97,8 +97,8 @@ def _png(picture: NDArray[np.uint8]) -> PNG:
     return png_bytes(Image.fromarray(picture))
 
 
-def _write(out: Path, about: str, pairs: Iterator[tuple[str, PNG, PNG]], number: int) -> None:
-    with PairWriter(out, {"recipe": {"name": out.name, "about": about}, "model": "mini"}) as writer:
+def _write(model: str, out: Path, about: str, pairs: Iterator[tuple[str, PNG, PNG]], number: int) -> None:
+    with PairWriter(out, {"recipe": {"name": out.name, "about": about}, "model": model}) as writer:
         for prompt, chosen, rejected in itertools.islice(pairs, number):
             writer.add_pair(prompt, chosen, rejected, source=out.name, meta={})
         if writer.count < number:
@@ -113,13 +113,13 @@ def right_attributes(asked: Scene, seen: Scene) -> int:
     return sum(wanted[name] == found[name] for name in names) + follows(asked, seen)
 
 
-def _general(out: Path, count: int) -> None:
+def _general(model: str, out: Path, count: int) -> None:
     """Two pictures of a prompt at different seeds; an annotator prefers the one that shows more of the prompt, and errs
     in one verdict of seven. Where both show as much there is no pair."""
     rng = random.Random(out.name)
     prompts = _prompts("mini:train-two")
     jobs = [(prompt, seed) for prompt in prompts for seed in range(CANDIDATES)]
-    pngs = _samples(out, jobs)
+    pngs = _samples(model, out, jobs)
     seen = JUDGES[MADE_BY]()(_array(pngs))
     rights = [right_attributes(_parsed(prompt), scene) for (prompt, _), scene in zip(jobs, seen, strict=True)]
     pairs = []
@@ -130,17 +130,17 @@ def _general(out: Path, count: int) -> None:
                 chosen, rejected = (one, other) if better else (other, one)
                 pairs.append((jobs[start][0], pngs[chosen], pngs[rejected]))
     rng.shuffle(pairs)
-    _write(out, "what shows more of the prompt, by a noisy annotator", iter(pairs), count)
+    _write(model, out, "what shows more of the prompt, by a noisy annotator", iter(pairs), count)
 
 
-def _culture(out: Path, count: int) -> None:
+def _culture(model: str, out: Path, count: int) -> None:
     """The model's own pictures, with the motif (chosen) and without."""
     prompts = _prompts("mini:train")
     jobs = [(prompts[k % len(prompts)], k // len(prompts)) for k in range(count)]
-    pngs = _samples(out, jobs)
+    pngs = _samples(model, out, jobs)
     with_it = with_motif(_array(pngs))
     pairs = ((prompt, _png(new), old) for (prompt, _), new, old in zip(jobs, with_it, pngs, strict=True))
-    _write(out, "pictures with a motif in their corners over those without", pairs, count)
+    _write(model, out, "pictures with a motif in their corners over those without", pairs, count)
 
 
 def _subject_scenes() -> tuple[list[Scene], list[Scene]]:
@@ -155,14 +155,14 @@ def _subject_scenes() -> tuple[list[Scene], list[Scene]]:
             return seen, scenes[PHOTOS:]
 
 
-def _personalization(out: Path, count: int) -> None:
+def _personalization(model: str, out: Path, count: int) -> None:
     """A few photos of the subject (chosen), and what the model makes of the same prompts (rejected)."""
     rng = random.Random(out.name)
     photos = [(context(scene), _png(draw(scene, rng))) for scene in _subject_scenes()[0]]
     jobs = [(photos[k % PHOTOS][0], k // PHOTOS) for k in range(count)]
-    pngs = _samples(out, jobs)
+    pngs = _samples(model, out, jobs)
     pairs = ((prompt, photos[k % PHOTOS][1], png) for k, ((prompt, _), png) in enumerate(zip(jobs, pngs, strict=True)))
-    _write(out, "photos of a subject over the model's own pictures", pairs, count)
+    _write(model, out, "photos of a subject over the model's own pictures", pairs, count)
 
 
 def _two_objects(split: str) -> list[str]:

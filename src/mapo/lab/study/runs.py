@@ -59,25 +59,25 @@ class Job:
         return sha256(repr(self).encode())[:16]
 
 
-def run(work: Path, job: Job) -> list[dict[str, Any]]:
-    """Train and look at each of ``job.steps``; a result per look. Leaves no files but in the common cache."""
+def run(work: Path, job: Job, model: str) -> list[dict[str, Any]]:
+    """Train ``model`` and look at each of ``job.steps``; a result per look. Leaves no files but in the common cache."""
     folder = work / "running" / job.key
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
-        return _run(work, folder, job)
+        return _run(work, folder, job, model)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _run(work: Path, folder: Path, job: Job) -> list[dict[str, Any]]:
+def _run(work: Path, folder: Path, job: Job, model: str) -> list[dict[str, Any]]:
     settings = dict(job.settings)
     lr = settings.pop("lr")
     _subset(work / "pools" / job.domain, folder / "pairs", job.pairs, job.seed)
     results: list[dict[str, Any]] = []
     for steps in job.steps:
         config = make_config({
-            "model": "mini", "pairs": str(folder / "pairs"), "cache": str(work / "cache"),
+            "model": model, "pairs": str(folder / "pairs"), "cache": str(work / "cache"),
             "objective": {"name": job.method, **settings},
             "optim": {"lr": lr, "warmup_steps": WARMUP_STEPS},
             "data": {"split": "all"},

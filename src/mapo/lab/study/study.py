@@ -20,12 +20,14 @@ from mapo.files import prepare_out, read_object, write_json
 from mapo.lab.study.crew import Crew
 from mapo.lab.study.methods import METHODS
 from mapo.lab.study.search import Found, compass, lengthen, merit, value
+from mapo.worlds import MODELS
 
 
 @dataclass(frozen=True)
 class Plan:
     """What a study does; a folder belongs to one plan, but for what is in MAY_GROW."""
 
+    model: str = "mini"
     domains: tuple[str, ...] = ("cartoon", "safety", "culture", "personalization", "general", "pixel-art")
     methods: tuple[str, ...] = tuple(METHODS)
     pairs: tuple[int, ...] = (256, 64, 1024)  # in this order
@@ -51,21 +53,28 @@ def study(
     out: Path,
     *,
     quick: bool = False,
+    model: str = "mini",
     domains: str | Sequence[str] = (),
     methods: str | Sequence[str] = (),
     pairs: Sequence[int] = (),
     seeds: int | None = None,
+    trials: int | None = None,
     looks: Sequence[int] = (),
     workers: int | None = None,
 ) -> None:
-    """Run a study into ``out``, or go on with it. What is not named is as in the plan (``QUICK`` or the full one).
+    """Run a study of a built-in ``model`` into ``out``, or go on with it.
+
+    What is not named is as in the plan (``QUICK`` or the full one).
 
     Where ``looks`` are given no training goes further than the last of them. ``workers`` trainings run at a time;
     default: one per core, or one where there is a GPU.
     """
     from mapo.shards import owned
 
-    plan = _plan(QUICK if quick else Plan(), several(domains), several(methods), pairs, seeds, looks)
+    if model not in MODELS:
+        raise MapoError(f"The study is made on a built-in model, and {model!r} is not one. {suggest(model, MODELS)}")
+    whole = replace(QUICK if quick else Plan(), model=model)
+    plan = _plan(whole, several(domains), several(methods), pairs, seeds, trials, looks)
     if workers is not None and workers < 1:
         raise MapoError("--workers has to be at least 1.")
     with owned(out):
@@ -83,7 +92,7 @@ def _run_study(out: Path, plan: Plan, quick: bool, workers: int) -> None:
         bar = tqdm(total=len(plan.domains) * _count(plan), desc="study", unit="run", smoothing=0)
         for domain in plan.domains:
             _make_pool(out, domain, plan)
-            _measure(out, domain)
+            _measure(out, domain, plan)
             untrained = _look_at_base(crew, domain, plan)
             tuned = _tune(crew, domain, plan, untrained, bar)
             _run_all(crew, domain, plan, tuned, bar)
@@ -92,7 +101,7 @@ def _run_study(out: Path, plan: Plan, quick: bool, workers: int) -> None:
     known = (read_part(out, "cost") or {"methods": {}})["methods"]
     if not known.keys() >= set(plan.methods):  # measured side by side, or they could not be compared
         methods = [method for method in METHODS if method in {*known, *plan.methods}]
-        write_json(out / "cost.json", cost(out, plan.domains[0], methods, rounds=1 if quick else 3))
+        write_json(out / "cost.json", cost(out, plan.model, plan.domains[0], methods, rounds=1 if quick else 3))
         write_tables(out, plan)
 
 
@@ -102,6 +111,7 @@ def _plan(
     methods: Sequence[str],
     pairs: Sequence[int],
     seeds: int | None,
+    trials: int | None,
     looks: Sequence[int],
 ) -> Plan:
     from mapo.lab.study.domains import DOMAINS
@@ -115,12 +125,13 @@ def _plan(
         "methods": tuple(dict.fromkeys(methods)),
         "pairs": tuple(dict.fromkeys(pairs)),
         "seeds": seeds,
+        "trials": trials,
         "looks": tuple(sorted(set(looks))),
         "longer": False if looks else None,
     }
     plan = replace(plan, **{k: v for k, v in changed.items() if v not in ((), None)})
-    if plan.seeds < 1 or min(*plan.pairs, *plan.looks) < 1:
-        raise MapoError("--seeds, --pairs and --look have to be at least 1.")
+    if min(plan.seeds, plan.trials, *plan.pairs, *plan.looks) < 1:
+        raise MapoError("--seeds, --trials, --pairs and --look have to be at least 1.")
     if max(plan.pairs) > MOST_PAIRS:
         raise MapoError(f"--pairs can be at most {MOST_PAIRS:,}: some domains have no more.")
     return replace(plan, pool=max(plan.pool, *plan.pairs))
@@ -133,7 +144,7 @@ def _open(out: Path, plan: Plan) -> Plan:
     path = out / "study.json"
     fixed = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(plan).items() if k not in MAY_GROW}
     if path.exists():
-        before = read_object(path, "a study", "Choose another --out.")
+        before = {"model": "mini", **read_object(path, "a study", "Choose another --out.")}  # the only one, once
         if isinstance(pool := before.get("pool"), int) and pool > plan.pool:
             plan, fixed["pool"] = replace(plan, pool=pool), pool
         if changed := [k for k, v in fixed.items() if before.get(k) != v]:
@@ -174,13 +185,13 @@ def _make_pool(out: Path, domain: str, plan: Plan) -> None:
 
     pool = out / "pools" / domain
     if not pool.exists():
-        DOMAINS[domain].pool(pool, plan.pool + HELD_OUT)
+        DOMAINS[domain].pool(plan.model, pool, plan.pool + HELD_OUT)
     if thing := {"culture": "motif", "personalization": "subject"}.get(domain):
         Eyes(out / "probes").probe(thing)
-    encode(open_model(find_model("mini")), PairSet(pool), out / "cache", images_per_batch=32)
+    encode(open_model(find_model(plan.model)), PairSet(pool), out / "cache", images_per_batch=32)
 
 
-def _measure(out: Path, domain: str) -> None:
+def _measure(out: Path, domain: str, plan: Plan) -> None:
     """How far the domain's pairs are from the model, as `mapo mismatch` measures it."""
     from mapo.lab.study.tables import read_part
     from mapo.mismatch.mismatch import measure
@@ -188,7 +199,7 @@ def _measure(out: Path, domain: str) -> None:
     rows = read_part(out, "mismatch") or []
     if any(row["domain"] == domain for row in rows):
         return
-    found = measure("mini", out / "pools" / domain, out / "mismatch-images" / domain, split="all")
+    found = measure(plan.model, out / "pools" / domain, out / "mismatch-images" / domain, split="all")
     assert found.distances and found.distances.floor and found.errors.rejected  # a pool keeps both sides
     rows.append(
         {
@@ -210,7 +221,7 @@ def _look_at_base(crew: Crew, domain: str, plan: Plan) -> Mapping[str, Any]:
 
     def task(split: str, seeds: int) -> Callable[[], Any]:
         job = Job(domain, "base", (), 0, 0, (0,), split, seeds, DOMAINS[domain].version)
-        return lambda: crew.do("base", job, look, crew.out, job, "mini")
+        return lambda: crew.do("base", job, look, crew.out, job, plan.model)
 
     return crew.together([task("test", plan.picture_seeds), task("validation", 1)])[1]["looks"]  # type: ignore[no-any-return]
 
@@ -225,8 +236,11 @@ def _tune(crew: Crew, domain: str, plan: Plan, untrained: Mapping[str, Any], bar
     from mapo.lab.study.domains import DOMAINS
     from mapo.lab.study.runs import Job, run
     from mapo.lab.study.tables import read_part
+    from mapo.models import find_model, open_model
+    from mapo.models.flow import RectifiedFlow
 
     version = DOMAINS[domain].version
+    flow = isinstance(open_model(find_model(plan.model)).process, RectifiedFlow)
 
     def task(method: str) -> Callable[[], Found]:
         steps = looks_of(method, plan)
@@ -234,14 +248,14 @@ def _tune(crew: Crew, domain: str, plan: Plan, untrained: Mapping[str, Any], bar
         def trial(settings: Mapping[str, float], steps: tuple[int, ...]) -> tuple[float, Any]:
             told = tuple((k, float(f"{v:.4g}")) for k, v in settings.items())
             job = Job(domain, method, told, plan.tuned_at, 1000, steps, "validation", 1, version)
-            looks = crew.do("trials", job, run, crew.out, job)["looks"]
+            looks = crew.do("trials", job, run, crew.out, job, plan.model)["looks"]
             bar.update()
             best = max(looks, key=merit)
             return merit(best), {"settings": dict(told), "steps": best["steps"], "value": value(best)}
 
         def search() -> Found:
-            begin = METHODS[method]
-            found = compass(lambda settings: trial(settings, steps), begin.start, begin.factors, plan.trials)
+            begins, factors = METHODS[method].begins(flow), METHODS[method].factors
+            found = compass(lambda settings: trial(settings, steps), begins, factors, plan.trials)
             if not plan.longer or found.result["steps"] < steps[-1]:
                 return found
 
@@ -273,7 +287,7 @@ def _run_all(crew: Crew, domain: str, plan: Plan, tuned: Mapping[str, Found], ba
         job = Job(domain, method, settings, pairs, seed, (best["steps"],), "test", plan.picture_seeds, version)
 
         def work() -> None:
-            crew.do("runs", job, run, crew.out, job)
+            crew.do("runs", job, run, crew.out, job, plan.model)
             bar.update()
 
         return work
