@@ -29,7 +29,11 @@ def told(*assignments: str) -> Config:
         ("modle=x", "There is no setting 'modle'. Did you mean 'model'?"),
         ("lr=1e-5", "There is no setting 'lr'. Did you mean 'optim.lr'?"),
         ("train.rank=8", "There is no setting 'train.rank'. Did you mean 'adapter.rank'?"),
-        ("adapter.alpha=8", "There is no setting 'adapter.alpha'. Known: adapter.kind, adapter.rank."),
+        (
+            "adapter.zzz=8",
+            "There is no setting 'adapter.zzz'. Known: adapter.alpha, adapter.dropout, adapter.kind, "
+            "adapter.rank, adapter.start, adapter.targets, adapter.text_encoders.",
+        ),
     ],
 )
 def test_an_unknown_setting_suggests_the_right_one(assignment: str, message: str) -> None:
@@ -55,6 +59,11 @@ def test_an_unknown_setting_suggests_the_right_one(assignment: str, message: str
         ("data.flip=maybe", "The setting data.flip = 'maybe' does not fit: Input should be a valid boolean"),
         ("train=5", "train is a section of settings; set one of them, such as train.steps"),
         ("model=5", "The setting model = 5 does not fit: Input should be a valid string"),
+        (
+            "adapter.targets=to_q",
+            "The setting adapter.targets = 'to_q' does not fit: it is a list, such as [\"NAME\"].",
+        ),
+        ("adapter.start=continued", "The section adapter does not fit: start = 'continued' is for a LoRA"),
         ("objective.beta=inf", "does not fit: beta should be a finite number."),
     ],
 )
