@@ -78,7 +78,7 @@ def told(rows: list[list[float]]) -> dict[str, float]:
 def reaches(rows: list[list[float]]) -> list[dict[str, Any]]:
     """Each objective and β at the median of the smaller error of a pair, which is that of the model's own picture."""
     from mapo.train.objectives import OBJECTIVES
-    from mapo.train.reach import reach
+    from mapo.train.objectives.reach import reach
 
     _, chosen, rejected = np.array(rows).T
     error, found = float(np.median(np.minimum(chosen, rejected))), []

@@ -30,7 +30,7 @@ def make(work: Path) -> tuple[Path, Path]:
     """The folder and the file; what is there already stays."""
     import torch
 
-    from mapo.export.single_file import write_single_file
+    from mapo.export.runs.single_file import write_single_file
     from mapo.models import find_model, open_model
     from mapo.models.single.layout import LAYOUTS, class_of, outline
     from mapo.models.single.tables import table, write_folder

@@ -57,9 +57,10 @@ def test_help_answers_without_loading_torch():
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_example_in_the_help_is_a_command_that_parses(verb):
     command = cli.commands[verb]
-    words = command.example.split()
-    assert words[:2] == ["mapo", verb]
-    command.make_context(verb, words[2:], **cli.context_settings)
+    for line in command.example.splitlines():
+        words = line.split()
+        assert words[:2] == ["mapo", verb]
+        command.make_context(verb, words[2:], **cli.context_settings)
 
 
 @pytest.mark.parametrize(

@@ -226,7 +226,7 @@ def test_the_layers_of_the_architecture_page_are_those_that_are_enforced():
 
 
 def test_objectives_of_ones_own_are_as_the_page_writes_them(tmp_path, monkeypatch, capsys):
-    from mapo.train.own_objectives import all_settings, objective_named
+    from mapo.train.objectives.own import all_settings, objective_named
 
     page = (ROOT / "docs" / "objectives.md").read_text()
     plain, wrapped, tried = re.findall(r"```python\n(.*?)```", page, re.S)

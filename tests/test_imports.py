@@ -26,7 +26,7 @@ LIGHT = (
     "mapo.sample.folder",
     "mapo.score.table",
     "mapo.train.config",
-    "mapo.export.export",
+    "mapo.export.pairs",
     "mapo.label.votes",
     "mapo.label.blind",
     "mapo.label.ballot",

@@ -354,7 +354,7 @@ def try_objective(objective: Text, *, settings: Numbers | None = None) -> list[s
 
     What is doubtful about it, a sentence each; MapoError where it cannot be trained with.
     """
-    from mapo.train.objective_trial import try_objective
+    from mapo.train.objectives.trial import try_objective
 
     return try_objective(objective, settings or {})
 

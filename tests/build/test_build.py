@@ -586,7 +586,7 @@ import mapo.build.build
 from mapo.build.build import build
 from mapo.encode.fill import encode
 from mapo.check.check import check_pairs
-from mapo.export.export import export_pairs
+from mapo.export.pairs import export_pairs
 from mapo.models import find_model, open_model
 from mapo.pairs import PairSet
 from mapo.build.recipe import read_recipe

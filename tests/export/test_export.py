@@ -14,7 +14,7 @@ from PIL import Image
 
 from data_fixtures import BLUE, GREEN, PICTURES, RED, encoded, files_below, make_set, noise
 from mapo.errors import MapoError
-from mapo.export.export import FORMATS, describe, export_pairs
+from mapo.export.pairs import FORMATS, describe, export_pairs
 from mapo.importers import import_pairs
 from mapo.pairs.pairs import PairSet, PairWriter, decode_picture
 
@@ -118,9 +118,9 @@ def test_the_pickapic_export_comes_back_as_the_same_pairs_without_ties(pairs: Pa
 def test_an_export_goes_into_files_of_its_splits_in_order(
     pairs: PairSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
 ) -> None:
-    monkeypatch.setattr("mapo.export.export.ROWS_PER_FILE", 20)
-    monkeypatch.setattr("mapo.export.export.ROWS_PER_GROUP", 10)
-    monkeypatch.setattr("mapo.export.export.PAIRS_AT_ONCE", 7)
+    monkeypatch.setattr("mapo.export.pairs.ROWS_PER_FILE", 20)
+    monkeypatch.setattr("mapo.export.pairs.ROWS_PER_GROUP", 10)
+    monkeypatch.setattr("mapo.export.pairs.PAIRS_AT_ONCE", 7)
     out = exported(pairs, format, tmp_path / "out")
     train = [p.prompt for p in pairs if p.split == "train"]
     count = -(-len(train) // 20)
@@ -176,8 +176,8 @@ def test_files_and_row_groups_stay_small_where_pictures_are_large(
         for k in range(30):
             writer.add_pair(f"p {k}", encoded(noise(2 * k)), encoded(noise(2 * k + 1)), split="train")
     pair = len(encoded(noise(0))) + len(encoded(noise(1)))  # the others are as large but for a few bytes
-    monkeypatch.setattr("mapo.export.export.BYTES_PER_GROUP", int(2.5 * pair))
-    monkeypatch.setattr("mapo.export.export.BYTES_PER_FILE", int(8.5 * pair))
+    monkeypatch.setattr("mapo.export.pairs.BYTES_PER_GROUP", int(2.5 * pair))
+    monkeypatch.setattr("mapo.export.pairs.BYTES_PER_FILE", int(8.5 * pair))
     out = exported(PairSet(tmp_path / "set"), "preference", tmp_path / "out")
     names = [f"train-{k:05d}-of-00004.parquet" for k in range(4)]
     assert sorted(path.name for path in (out / "data").iterdir()) == names

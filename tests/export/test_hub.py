@@ -17,7 +17,7 @@ from data_fixtures import BLUE, GREEN, PICTURES, RED, files_below, make_set
 from mapo import __version__
 from mapo.cli import cli
 from mapo.errors import MapoError
-from mapo.export.export import export_pairs, export_to_hub, parse_licences
+from mapo.export.pairs import export_pairs, export_to_hub, parse_licences
 from mapo.pairs import PairSet, PairWriter
 
 PROVENANCE = {

@@ -8,8 +8,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from mapo.errors import MapoError
-from mapo.export.kohya import write_kohya
-from mapo.export.lora import write_lora
+from mapo.export.runs.kohya import write_kohya
+from mapo.export.runs.lora import write_lora
 from mapo.models import Frames, find_model, open_model, together
 from mapo.models.loras.layers import Layer
 from mapo.models.loras.write import write_layers
@@ -196,6 +196,17 @@ def test_diffusers_opens_kohyas_file_of_sdxl(made):
     pipeline.unload_lora_weights()
     ours, theirs = model.denoiser("cpu").state_dict(), pipeline.unet.state_dict()
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in ours)
+
+
+def test_what_diffusers_would_pass_over_is_said(tmp_path, heard):
+    model = opened(make_sd3(tmp_path / "m"))
+    write_layers(
+        tmp_path / "own.safetensors", random_layers(model, lambda part, name: name.endswith((".q", "attn.to_q")))
+    )
+    write_lora(opened(tmp_path / "m", tmp_path / "own.safetensors"), tmp_path / "l.safetensors")
+    said = heard()
+    assert said.count("Note: diffusers lays no LoRA on the text_encoder_3 of a StableDiffusion3Pipeline") == 1
+    assert said.count("Note:") == 1
 
 
 def test_a_model_without_known_names_or_without_a_lora_is_refused_and_nothing_is_written(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from data_fixtures import BLUE, GREEN, RED, make_set, write_parquet
 from mapo.errors import MapoError
-from mapo.export.export import export_pairs
+from mapo.export.pairs import export_pairs
 from mapo.files import sha256
 from mapo.importers import BadRow, Options, RawPair, import_pairs
 from mapo.importers.formats.preference import detects, read

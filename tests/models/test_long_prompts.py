@@ -183,6 +183,15 @@ def test_a_run_keeps_how_it_reads_prompts_in_every_later_verb(trained, sdxl, lon
     assert "Prompts longer than the 32 tokens" in plain and "longer than" not in chunked
 
 
+def test_the_mismatch_of_long_prompts_is_measured_with_their_chunks(sd, long_pairs, tmp_path):
+    words = ["--num-pairs", 3, "--encoder", "none", "--steps", 1, "--seeds", "5"]
+    errors = {}
+    for how in ("cut", "chunk"):
+        mapo("mismatch", "--model", sd, "--pairs", long_pairs, "--long-prompts", how, *words, "--out", tmp_path / how)
+        errors[how] = json.loads((tmp_path / how).read_text())["errors"]["chosen"]["error"]["value"]
+    assert 0 < errors["cut"] != errors["chunk"] > 0
+
+
 def test_a_cache_of_prompts_that_were_cut_is_refused(trained, sdxl, long_pairs):
     key = json.loads((trained / "cache" / "cache.json").read_text())["key"]
     assert key["long_prompts"] == "chunk" and "long_prompts" not in cache_key(opened(sdxl, "cut")).as_json()

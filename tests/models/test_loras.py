@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 import mapo.models.single
@@ -204,6 +205,19 @@ def test_a_lora_of_every_layer_is_written_and_read_again(any_model, tmp_path):
     assert_same(opened(any_model, tmp_path / "a.safetensors").lora_layers()[0], layers)
     half = opened(any_model, f"{tmp_path / 'a.safetensors'}:0.5").lora_layers()[0]
     assert {one.key: one.alpha for one in half} == {one.key: one.alpha / 2 for one in layers}
+
+
+@pytest.mark.parametrize("ranks", [(4, 4), (4, 2)])
+def test_ranks_that_differ_are_said_in_the_head_as_older_diffusers_takes_one_alpha_for_all(tmp_path, ranks):
+    layers = [layer(6, 5, rank, float(rank), module=f"m{k}") for k, rank in enumerate(ranks)]
+    write_layers(tmp_path / "a.safetensors", layers)
+    with safe_open(tmp_path / "a.safetensors", "pt") as file:
+        head = file.metadata()
+    assert ("lora_adapter_metadata" in head) == (ranks[0] != ranks[1])
+    if ranks[0] != ranks[1]:
+        told = json.loads(head["lora_adapter_metadata"])
+        assert (told["unet.r"], told["unet.lora_alpha"]) == (4, 4)
+        assert told["unet.rank_pattern"] == told["unet.alpha_pattern"] == {"m1": 2}
 
 
 def test_diffusers_opens_what_we_write_at_the_same_strength_text_encoders_too(tmp_path):

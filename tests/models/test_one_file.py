@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from mapo.cli import cli
 from mapo.encode.cache import cache_key
 from mapo.errors import MapoError
-from mapo.export.single_file import planned, write_single_file
+from mapo.export.runs.single_file import planned, write_single_file
 from mapo.models import Frames, find_model, open_model, together
 from mapo.models.single.file import beside_of
 from mapo.models.single.layout import LAYOUTS

@@ -30,9 +30,9 @@ def told(*assignments: str) -> Config:
         ("lr=1e-5", "There is no setting 'lr'. Did you mean 'optim.lr'?"),
         ("train.rank=8", "There is no setting 'train.rank'. Did you mean 'adapter.rank'?"),
         (
-            "adapter.zzz=8",
-            "There is no setting 'adapter.zzz'. Known: adapter.alpha, adapter.dropout, adapter.kind, "
-            "adapter.rank, adapter.start, adapter.targets, adapter.text_encoders.",
+            "adapter.size=8",
+            "There is no setting 'adapter.size'. Known: adapter.alpha, adapter.dropout, adapter.kind, adapter.rank, "
+            "adapter.start, adapter.targets, adapter.text_encoders.",
         ),
     ],
 )

@@ -7,8 +7,8 @@ from mapo.models import Frames, TokenModel, find_model, open_model, together
 from mapo.train.adapters import add_adapter, add_text_adapters, trainable, without_adapter
 from mapo.train.config import AdapterConfig
 from mapo.train.objectives import OBJECTIVES
+from mapo.train.objectives.own import constants_of
 from mapo.train.opening import WithText
-from mapo.train.own_objectives import constants_of
 from mapo.train.step import pair_errors, pair_losses
 from mapo.train.types import Batch
 

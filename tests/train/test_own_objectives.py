@@ -16,7 +16,7 @@ from mapo.errors import MapoError
 from mapo.files import sha256
 from mapo.models.noise import Ddpm
 from mapo.train.objectives import OBJECTIVES, agreement, kto_baseline
-from mapo.train.own_objectives import file_identity, objective_named
+from mapo.train.objectives.own import file_identity, objective_named
 from mapo.train.step import pair_errors
 from mapo.train.types import Batch, PairErrors, Residuals
 

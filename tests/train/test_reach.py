@@ -3,7 +3,7 @@ import math
 import pytest
 
 from mapo.train.objectives import OBJECTIVES
-from mapo.train.reach import reach
+from mapo.train.objectives.reach import reach
 
 STEP = 10 ** (6 / 600)  # from one margin that is looked at to the next
 

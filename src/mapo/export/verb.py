@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mapo.errors import MapoError, count, suggest
-from mapo.export.export import describe as of_pairs
-from mapo.export.export import export_pairs, export_to_hub, parse_licences
+from mapo.export.pairs import describe as of_pairs
+from mapo.export.pairs import export_pairs, export_to_hub, parse_licences
 from mapo.pairs import PairSet
 
 OF_PAIRS = ("preference", "pickapic", "hub")
@@ -64,7 +64,7 @@ def export(
         return Exported(out, *export_to_hub(opened, out, repo, private=private, api=api, **card))
     missing = None if on_missing_picture == "stop" else on_missing_picture
     _refuse("a pairs set", False, on_missing_picture=missing, source_licences=source_licences or None)
-    from mapo.export.runs import Asked, export_run
+    from mapo.export.runs.runs import Asked, export_run
 
     out = out or _beside(Path(source)) if to == "hub" else _needed(out)
     asked = Asked(precision, licence, base_model, scores, repo, private)

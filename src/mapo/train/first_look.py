@@ -21,7 +21,7 @@ from mapo.statistics import Floats
 from mapo.train.batches import assemble, draws, rows_at
 from mapo.train.loop import Loop
 from mapo.train.objectives import Objective
-from mapo.train.reach import Reach, reach
+from mapo.train.objectives.reach import Reach, reach
 from mapo.train.step import pair_errors
 
 PAIRS, QUARTERS = 64, 4

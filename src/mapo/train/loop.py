@@ -18,8 +18,8 @@ from mapo.train.adapters import dropout_of
 from mapo.train.batches import Members, assemble, draws, prefetched, rows_at
 from mapo.train.config import Config
 from mapo.train.objectives import Objective
+from mapo.train.objectives.own import constants_of
 from mapo.train.opening import Trained, working_dtype
-from mapo.train.own_objectives import constants_of
 from mapo.train.processes import Processes
 from mapo.train.step import Predict, pair_errors, pair_losses, pair_metrics
 from mapo.train.types import Batch, PairErrors

@@ -34,7 +34,7 @@ from mapo.settings import differences, merge
 from mapo.shards import owned
 from mapo.train.checkpoint import REMEDY, read_state
 from mapo.train.config import Config, make_config, to_toml
-from mapo.train.own_objectives import all_settings, stable_name
+from mapo.train.objectives.own import all_settings, stable_name
 
 LOG = logging.getLogger(__name__)
 

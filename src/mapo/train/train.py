@@ -33,9 +33,9 @@ from mapo.train.checkpoint import save_checkpoint
 from mapo.train.config import Config
 from mapo.train.first_look import look, sentences
 from mapo.train.loop import Loop, check_shares
-from mapo.train.objective_trial import doubts
+from mapo.train.objectives.own import file_identity, objective_named
+from mapo.train.objectives.trial import doubts
 from mapo.train.opening import Trained, open_trained
-from mapo.train.own_objectives import file_identity, objective_named
 from mapo.train.processes import Processes, joined, what_is_not_done
 from mapo.train.run import Identity, Run, settled, steps_of
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mapo.errors import MapoError
-from mapo.export.lora import layers_to_write
+from mapo.export.runs.lora import layers_to_write
 from mapo.files import replacing
 
 if TYPE_CHECKING:

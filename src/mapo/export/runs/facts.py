@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mapo.errors import MapoError
-from mapo.export.licences import Licence
+from mapo.export.runs.licences import Licence
 from mapo.files import read_object
 from mapo.models import Opened
 from mapo.models.files import at_step, is_there

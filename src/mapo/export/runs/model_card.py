@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from mapo import __version__
 from mapo.errors import count
-from mapo.export.facts import Base, Evaluation, RunFacts
 from mapo.export.hub import FACTS, NO_REPO, cell
-from mapo.export.licences import Licence
+from mapo.export.runs.facts import Base, Evaluation, RunFacts
+from mapo.export.runs.licences import Licence
 from mapo.files import read_object, write_json, write_text
 from mapo.pairs.provenance import without_folders
 from mapo.settings import merge
-from mapo.train.config import make_config, to_toml
+from mapo.train.config import TEXT_SHARE, make_config, to_toml
 
 if TYPE_CHECKING:
     from mapo.models import Opened
@@ -63,7 +63,7 @@ def write_card(
 
     settings = _settings(facts)
     write_json(folder / FACTS, _for_programs(what, opened, facts, licence, settings))
-    template = (importlib.resources.files("mapo.export") / "model.md.j2").read_text("utf-8")
+    template = (importlib.resources.files("mapo.export.runs") / "model.md.j2").read_text("utf-8")
     place = FILE_PLACES[what.form].format(file=what.file, base=_shown(facts.base))
     body = (
         Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -191,16 +191,22 @@ def _training(facts: RunFacts) -> list[tuple[str, str]]:
     before = f"{'; '.join(loras)}, {start.get(str(facts.about.get('start')), '')}" if loras else ""
     warm_up = count(optim["warmup_steps"], "step")
     frozen = f"; frozen weights in {train['base_precision']}" if facts.is_lora else ""
+    chunks, dropped = facts.about.get("chunks"), config["data"].get("caption_dropout")
+    rate = f"{optim.get('lr', 0):g}"
+    if adapter.get("text_encoders"):
+        rate += f" ({optim.get('text_lr') or TEXT_SHARE * optim.get('lr', 0):g} for the text encoders)"
     rows = [
         ("base", facts.base.called),
         ("trained", lora if facts.is_lora else "every weight of the denoiser"),
         ("LoRAs that lay on it", before),
         ("objective", f"{shown} ({knobs})" if knobs else shown),
         ("steps", f"{facts.steps:,} of {count(train['pairs_per_step'], 'pair')}: {count(seen, 'pair')} seen"),
-        ("learning rate", f"{optim.get('lr', 0):g}, {optim['schedule']}, {warm_up} of warm-up"),
+        ("learning rate", f"{rate}, {optim['schedule']}, {warm_up} of warm-up"),
         ("precision", f"{train['precision']}{frozen}"),
         ("resolution", str(config["data"].get("resolution") or "the model's own")),
         ("clip skip", str(facts.about.get("clip_skip") or "")),
+        ("long prompts", f"read in chunks, {chunks} of them for every prompt" if chunks else ""),
+        ("pairs without their prompt", f"{dropped:.0%}" if dropped else ""),
         ("seed", str(train["seed"])),
     ]  # fmt: skip
     return [(key, value) for key, value in rows if value]
@@ -215,22 +221,25 @@ def _snippets(what: Exporting, opened: Opened, base: Base, sampling: Sampling) -
     if what.form == "single-file":
         return [("sh", f"mapo sample --model {what.file} --prompts my-prompts.txt --out pictures")]
     kind = opened.files.pipeline_class
-    lines = ["from diffusers import DiffusionPipeline", ""]
+    lines = ["import torch", "from diffusers import DiffusionPipeline", ""]
+    dtype = "torch_dtype=torch.float32"  # else the libraries read half precision each in another way
     if what.form == "diffusers":
-        lines += [f'pipeline = DiffusionPipeline.from_pretrained("{what.source}")']
+        lines += [f'pipeline = DiffusionPipeline.from_pretrained("{what.source}", {dtype})']
     elif base.is_world:
-        lines = ["from diffusers import DiffusionPipeline", "from mapo.worlds import MODELS", ""]
-        lines += [f'pipeline = DiffusionPipeline.from_pretrained(MODELS["{base.called}"])']
+        lines = [*lines[:-1], "from mapo.worlds import MODELS", ""]
+        lines += [f'pipeline = DiffusionPipeline.from_pretrained(MODELS["{base.called}"], {dtype})']
     elif base.is_file:
-        lines = [f"from diffusers import {kind}", "", f'pipeline = {kind}.from_single_file("{base.called}")']
+        lines = ["import torch", f"from diffusers import {kind}", ""]
+        lines += [f'pipeline = {kind}.from_single_file("{base.called}", {dtype})']
     else:
-        lines += [f'pipeline = DiffusionPipeline.from_pretrained("{base.called}")']
+        lines += [f'pipeline = DiffusionPipeline.from_pretrained("{base.called}", {dtype})']
     if what.form in ("lora", "kohya"):
         named = f', weight_name="{what.file}"' if what.form == "kohya" else ""
         lines += [f'pipeline.load_lora_weights("{what.source}"{named})']
     guided = f", guidance_scale={sampling.guidance:g}"
     size = f", width={sampling.width}, height={sampling.height}"
     lines += [
+        '# on a GPU: pipeline.to("cuda"), and torch.float16 or torch.bfloat16 above for half the memory',
         f'picture = pipeline("{PROMPT}", num_inference_steps={sampling.steps}{guided}{size}).images[0]',
         'picture.save("picture.png")',
     ]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mapo.errors import MapoError
 from mapo.train.objectives import Objective, logit_and_scale
-from mapo.train.own_objectives import all_settings, constants_of, objective_named
+from mapo.train.objectives.own import all_settings, constants_of, objective_named
 from mapo.train.types import PairErrors, Residuals, mean_squares
 
 Levels = Sequence[tuple[float, ...]]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mapo.errors import MapoError
 from mapo.files import replacing
+
+LOG = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from mapo.models import Opened
@@ -19,9 +22,16 @@ def write_lora(opened: Opened, path: Path) -> None:
     ``pipeline.load_lora_weights(FOLDER, weight_name=NAME)`` opens it, and without ``weight_name`` where its name is
     pytorch_lora_weights.safetensors. MapoError where no LoRA lies on the model.
     """
+    import diffusers
+
     from mapo.models.loras.write import write_layers
 
     layers = layers_to_write(opened)
+    pipeline = getattr(diffusers, opened.files.pipeline_class)
+    for part in sorted({layer.part for layer in layers}.difference(pipeline._lora_loadable_modules)):
+        LOG.info(
+            f"Note: diffusers lays no LoRA on the {part} of a {pipeline.__name__}, so it passes over these layers."
+        )
     with replacing(path) as temporary:
         write_layers(temporary, layers)
 

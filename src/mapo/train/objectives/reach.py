@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mapo.train.objectives import Objective
-from mapo.train.own_objectives import constants_of
+from mapo.train.objectives.own import constants_of
 from mapo.train.types import PairErrors, PerPair, Residuals
 
 ENDED = 0.1  # of the push at equal errors: below this share it is called gone

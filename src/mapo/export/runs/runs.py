@@ -14,10 +14,10 @@ import torch
 
 from mapo.errors import MapoError, suggest
 from mapo.export import hub
-from mapo.export.facts import RunFacts, read_evaluation, read_facts
-from mapo.export.licences import HOW, Licence, inherited
-from mapo.export.model_card import Exporting, is_export_of, write_card
-from mapo.export.pipeline_folder import PRECISIONS, write_diffusers
+from mapo.export.runs.facts import RunFacts, read_evaluation, read_facts
+from mapo.export.runs.licences import HOW, Licence, inherited
+from mapo.export.runs.model_card import Exporting, is_export_of, write_card
+from mapo.export.runs.pipeline_folder import PRECISIONS, write_diffusers
 from mapo.files import prepare_out, replacing, sweep
 from mapo.models import Opened, find_model, open_model
 from mapo.models.loras.sources import LORA_FILE
@@ -41,19 +41,19 @@ class Form:
 
 
 def _lora(opened: Opened, path: Path, precision: str) -> None:
-    from mapo.export.lora import write_lora
+    from mapo.export.runs.lora import write_lora
 
     write_lora(opened, path)
 
 
 def _kohya(opened: Opened, path: Path, precision: str) -> None:
-    from mapo.export.kohya import write_kohya
+    from mapo.export.runs.kohya import write_kohya
 
     write_kohya(opened, path)
 
 
 def _single_file(opened: Opened, path: Path, precision: str) -> None:
-    from mapo.export.single_file import write_single_file
+    from mapo.export.runs.single_file import write_single_file
 
     write_single_file(opened, path, precision)
 
@@ -182,7 +182,7 @@ def _check_space(out: Path, needed: int) -> None:
     free = shutil.disk_usage(out.parent).free
     if free < needed:
         raise MapoError(
-            f"{out} takes about {needed / 1e6:,.0f} MB, and {out.parent} has {free / 1e6:,.0f} MB free. Make room, or "
+            f"{out} takes about {needed / 1e6:,.1f} MB, and {out.parent} has {free / 1e6:,.1f} MB free. Make room, or "
             "choose another --out."
         )
-    LOG.info(f"{out} takes about {needed / 1e6:,.0f} MB.")
+    LOG.info(f"{out} takes about {needed / 1e6:,.1f} MB.")
