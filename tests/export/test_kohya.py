@@ -177,6 +177,15 @@ def test_some_of_the_layers_that_are_one_there_are_enough(tmp_path, ranks):
     assert all(torch.allclose(again[name], wanted[name], atol=1e-5) for name in wanted)
 
 
+def test_what_lies_at_no_strength_has_none_in_the_file_although_an_alpha_of_0_means_the_rank(tmp_path):
+    layers = random_layers(opened(make_sd3(tmp_path / "m")), lambda _, name: name.endswith((".to_q", "ff.net.2")))
+    write_layers(tmp_path / "own.safetensors", layers)
+    write_kohya(opened(tmp_path / "m", f"{tmp_path}/own.safetensors:0"), tmp_path / "k.safetensors")
+    again = opened(tmp_path / "m", tmp_path / "k.safetensors").denoiser("cpu").state_dict()
+    plain = opened(tmp_path / "m").denoiser("cpu").state_dict()
+    assert all(torch.equal(again[name], plain[name]) for name in plain)
+
+
 def test_diffusers_opens_kohyas_file_of_sdxl(made):
     family, folder, model = made
     if family != "sdxl":

@@ -17,6 +17,7 @@ from mapo.models.loras.layers import Layer, as_one, fuse
 from mapo.models.loras.read import Kind, Tensors, read_layers
 from mapo.models.loras.write import write_layers
 from mapo.models.names.kohya import kohya_layers, layer_shapes
+from mapo.models.single.header import read_header
 from tiny import MAKERS, make_sd3, make_sdxl
 
 TABLES = Path(mapo.models.single.__file__).parent / "tables"
@@ -350,6 +351,9 @@ REFUSED = {
     "other widths": (kohya(QUERY, 320, 320), None, "to_q has another size .320 by 320, not 32 × 32"),
     "two ranks": ({**kohya(QUERY), f"{QUERY}.lora_up.weight": torch.ones(32, 3)}, None, "has another size"),
     "not finite": (kohya(QUERY, alpha=torch.tensor(float("nan"))), None, "alpha of .* is not a finite number"),
+    "not a number": (kohya(QUERY, **{"lora_up.weight": torch.full((32, 4), float("nan"))}), None, "lora_up.* not finite"),
+    "infinite": (kohya(QUERY, **{"lora_down.weight": torch.full((4, 32), float("inf"))}), None, "lora_down.* not finite"),
+    "whole numbers": (kohya(QUERY, **{"lora_up.weight": torch.ones(32, 4, dtype=torch.int32)}), None, "in whole numbers"),
     "no rank": (kohya(QUERY, rank=0), None, "has another size"),
     "a number for a matrix": ({**kohya(QUERY), f"{QUERY}.lora_down.weight": torch.tensor(1.0)}, None, "has another size"),
     "alpha is a word": (PEFT, {"lora_adapter_metadata": '{"unet.lora_alpha": "much"}'}, "metadata that cannot be read"),
@@ -358,6 +362,8 @@ REFUSED = {
     "an embedding": ({"clip_l": torch.ones(2, 16), "clip_g": torch.ones(2, 24)}, None, "is an embedding"),
     "an old embedding": ({"emb_params": torch.ones(2, 16)}, None, "is an embedding"),
     "a VAE": ({"decoder.conv_in.weight": torch.ones(4, 4, 3, 3)}, None, "is a VAE and not a LoRA"),
+    "a whole VAE": ({"decoder.conv_in.bias": torch.ones(4), "encoder.down_blocks.0.resnets.0.conv1.weight": torch.ones(4)},
+                    None, "is a VAE and not a LoRA"),
     "a model": ({"model.diffusion_model.out.2.weight": torch.ones(4)}, None, "is a whole model"),
     "diffusers' denoiser": ({"down_blocks.0.resnets.0.conv1.weight": torch.ones(4)}, None, "is a whole model or its"),
     "no part": ({name.removeprefix("unet."): value for name, value in PEFT.items()}, None, "does not say of which part"),
@@ -375,19 +381,30 @@ def test_a_file_of_which_not_everything_could_be_used_is_refused_by_name(model, 
 def test_files_that_are_no_safetensors_are_refused(model, tmp_path):
     (tmp_path / "half.safetensors").write_bytes(save_bytes(kohya(QUERY))[:-100])
     (tmp_path / "a.pt").write_bytes(b"PK")
+    torch.save(kohya(QUERY), tmp_path / "saved.safetensors")
     (tmp_path / "folder").mkdir()
     for name, says in {
         "half.safetensors": "is damaged or not a safetensors file", "a.pt": "is a pickle, which can run code",
+        "saved.safetensors": "is a pickle, which can run code",
         "folder": "neither a run of `mapo train` nor a folder with pytorch_lora_weights", "none.safetensors": "there is no file",
     }.items():  # fmt: skip
         with pytest.raises(MapoError, match=says):
             opened(model, tmp_path / name).lora_layers()
 
 
-def save_bytes(tensors):
+def test_a_head_whose_length_begins_with_the_bytes_of_a_pickle_is_read(model, tmp_path):
+    path, wanted = tmp_path / "a.safetensors", 0x280
+    without = int.from_bytes(save_bytes(kohya(QUERY), {"a": ""})[:8], "little")
+    save_file(kohya(QUERY), path, {"a": "x" * (wanted - without)})
+    assert path.read_bytes()[:2] == b"\x80\x02"
+    assert opened(model, path).lora_layers()[0]
+    assert read_header(path).tensors
+
+
+def save_bytes(tensors, metadata=None):
     from safetensors.torch import save
 
-    return save(tensors)
+    return save(tensors, metadata)
 
 
 def test_a_weight_stands_behind_a_colon_unless_the_file_is_called_so(model, tmp_path):

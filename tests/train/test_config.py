@@ -59,6 +59,11 @@ def test_an_unknown_setting_suggests_the_right_one(assignment: str, message: str
         ("data.flip=maybe", "The setting data.flip = 'maybe' does not fit: Input should be a valid boolean"),
         ("train=5", "train is a section of settings; set one of them, such as train.steps"),
         ("model=5", "The setting model = 5 does not fit: Input should be a valid string"),
+        (
+            "adapter.targets=to_q",
+            "The setting adapter.targets = 'to_q' does not fit: it is a list, such as [\"NAME\"].",
+        ),
+        ("adapter.start=continued", "The section adapter does not fit: start = 'continued' is for a LoRA"),
         ("objective.beta=inf", "does not fit: beta should be a finite number."),
     ],
 )

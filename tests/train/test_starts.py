@@ -202,6 +202,8 @@ REFUSED = {
     "two to continue": ({"start": "continued", "loras": ("a.safetensors", "b.safetensors")}, "takes one LoRA, and 2 lie"),
     "all weights": ({"start": "frozen", "kind": "full"}, "start = 'frozen' is for a LoRA"),
     "targets of its own": ({"start": "continued", "targets": ["to_q"]}, "keeps its own alpha and targets"),
+    "targets of all weights": ({"start": "fused", "kind": "full", "targets": ["to_q"]}, "targets is for a LoRA"),
+    "at no strength": ({"start": "continued", "loras": ("a.safetensors:0",)}, "at weight 0, so nothing .* could be trained"),
     "another model's": ({"start": "fused", "loras": ("c.safetensors",)}, "seems to be a LoRA of FLUX.1"),
 }  # fmt: skip
 

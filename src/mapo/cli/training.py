@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -88,4 +89,5 @@ def train(
 
     settings = merge(read_toml(config_file) if config_file else {}, parse_set(assignments))
     if train(out, settings, loras=list(loras) or None, targets=list(targets) or None, **flags):
-        say(f"the run is in {out}; look at it with: mapo sample --model {out} --prompts FILE --out IMAGES")
+        name = shlex.quote(str(out))
+        say(f"the run is in {out}; look at it with: mapo sample --model {name} --prompts FILE --out IMAGES")

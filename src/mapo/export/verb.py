@@ -39,6 +39,11 @@ def export(
     is_set = (Path(source) / "set.json").is_file() or not _is_run(source)
     forms, others = (OF_PAIRS, OF_RUNS) if is_set else (OF_RUNS, OF_PAIRS)
     what = "a pairs set" if is_set else "a run"
+    if is_set and to in OF_RUNS and to not in OF_PAIRS and not (Path(source) / "set.json").is_file():
+        raise MapoError(
+            f"{source} is not a run of `mapo train`, and --to {to} is for runs. Give a run folder, or RUN@STEP "
+            "for one of its checkpoints."
+        )
     if is_set:
         opened = PairSet(source)  # or what it is instead
     if to not in forms:

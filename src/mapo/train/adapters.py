@@ -70,6 +70,11 @@ def loras_before(model: Opened, config: AdapterConfig, heads_only: bool = False)
         raise MapoError(
             f"adapter.start=continued takes one LoRA, and {len(found)} lie on the model. Use fused or frozen."
         )
+    if config.start == "continued" and not any(layer.alpha for layer in found[0]):
+        raise MapoError(
+            "adapter.start=continued: the LoRA lies on the model at weight 0, so nothing of it could be trained. Give "
+            "it another weight, such as FILE:1."
+        )
     return found
 
 

@@ -68,7 +68,7 @@ class AdapterConfig(Section):
         None,
         "The layers of the denoiser beside which the LoRA lies, by their names or the ends of them, such as "
         '`["to_q", "attn2.*", "mid_block.*"]`; `*` stands for anything. Left out, those of attention (docs/models.md). '
-        "No effect with `full`.",
+        "Only with `lora`.",
     )
     start: Literal["fused", "continued", "frozen"] = told(
         "fused",
@@ -89,6 +89,8 @@ class AdapterConfig(Section):
             raise ValueError("text_encoders is for a LoRA (adapter.kind = 'lora')")
         if self.start != "fused" and self.kind == "full":
             raise ValueError(f"start = {self.start!r} is for a LoRA (adapter.kind = 'lora')")
+        if self.targets is not None and self.kind == "full":
+            raise ValueError("targets is for a LoRA (adapter.kind = 'lora')")
         if self.start == "continued" and (self.alpha is not None or self.targets is not None):
             raise ValueError("a LoRA that is continued keeps its own alpha and targets; leave them out")
         if self.targets is not None and not self.targets:
@@ -306,6 +308,10 @@ def make_config(values: Mapping[str, Any]) -> Config:
             example = f"{where}.{_known_keys(Config, (where,))[0]}"
             raise MapoError(f"{where} is a section of settings; set one of them, such as {example}.") from None
         why = error["msg"].removeprefix("Value error, ")
+        if isinstance(error["input"], Mapping) and where:  # what a section holds, together
+            raise MapoError(f"The section {where} does not fit: {why}.") from None
+        if error["type"] == "list_type":
+            why = 'it is a list, such as ["NAME"]'
         raise MapoError(f"The setting {where} = {error['input']!r} does not fit: {why}.") from None
 
 

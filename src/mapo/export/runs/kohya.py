@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +81,9 @@ def _as_in_the_file(original: Original, layers: Mapping[str, Layer]) -> tuple[Te
     from mapo.models.names.original import Change
 
     own = list(layers.values())
+    if not any(layer.alpha for layer in own):  # readers take an alpha of 0 for the rank
+        layers = {name: replace(layer, up=layer.up * 0, alpha=float(layer.rank)) for name, layer in layers.items()}
+        own = list(layers.values())
     scales = {layer.scale for layer in own}
     ups = {name: layer.up if len(scales) == 1 else layer.up * layer.scale for name, layer in layers.items()}
     if len(original.parts) == 1:

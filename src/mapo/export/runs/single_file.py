@@ -44,7 +44,9 @@ def write_single_file(opened: Opened, path: Path, precision: str = "float16") ->
     if precision not in DTYPES:
         raise MapoError(f"A single file is written in float16 or float32. {suggest(precision, DTYPES)}")
     if kind not in LAYOUTS:
-        raise MapoError(f"{files.name} is a {kind}, which other programs do not read from one file.")
+        raise MapoError(
+            f"{files.name} is a {kind}, which other programs do not read from one file. Export it to diffusers."
+        )
     if kind == "StableDiffusionPipeline" and files.config("text_encoder").get("hidden_size") == WIDTH_OF_SD2:
         raise MapoError(
             f"{files.name} is a Stable Diffusion 2. Its file has a last layer of the text encoder that folders in "

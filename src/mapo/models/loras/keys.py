@@ -95,10 +95,10 @@ def _why_not(unread: list[str], has_layers: bool) -> str:
             return f"holds {name}: it is {kind}, of which only a part could be used."
     if has_layers:
         return f"holds {first}, which is not a tensor of a LoRA, so it could be used only in part."
-    if any(name.startswith(WHOLE_MODELS) or (".weight" in name and "blocks" in name) for name in unread):
-        return f"holds {first}: it is a whole model or its denoiser and not a LoRA."
     if any(name.startswith(VAES) for name in unread):
         return f"holds {first}: it is a VAE and not a LoRA."
+    if any(name.startswith(WHOLE_MODELS) or (".weight" in name and "blocks" in name) for name in unread):
+        return f"holds {first}: it is a whole model or its denoiser and not a LoRA."
     if any(name.split(".")[0] in EMBEDDINGS or name.startswith("<") for name in unread) or (
         len(unread) <= 2 and not any("." in name for name in unread) and not any(name.isdigit() for name in unread)
     ):

@@ -25,6 +25,7 @@ from mapo.models.loras.keys import Names, family_of, layers_named
 from mapo.models.loras.layers import Layer
 from mapo.models.names.kohya import PREFIXES, original_layers, own_layers, underscored
 from mapo.models.names.original import Change, Original, Shape
+from mapo.models.tensors import kind_of_other
 
 METADATA = "lora_adapter_metadata"  # diffusers' settings of peft, as JSON, where alpha is not the rank
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
@@ -53,7 +54,7 @@ class Tensors:
 @contextmanager
 def opened(path: Path, remedy: str, heads_only: bool = False) -> Iterator[Tensors]:
     """The tensors of a file; with ``heads_only`` their shapes, on the meta device, but for alphas."""
-    if path.suffix.lower() in PICKLES:
+    if path.suffix.lower() in PICKLES or _begins_as_pickle(path):
         raise MapoError(
             f"{path} is a pickle, which can run code when it is opened, so it is not read. If you trust it, write it "
             "anew as safetensors: safetensors.torch.save_file(torch.load(FILE, weights_only=True), NEW)."
@@ -72,6 +73,15 @@ def opened(path: Path, remedy: str, heads_only: bool = False) -> Iterator[Tensor
         raise MapoError(f"There is no file {path}. {remedy}") from None
     except (OSError, SafetensorError) as error:
         raise MapoError(f"{path} is damaged or not a safetensors file ({error}). {remedy}") from None
+
+
+def _begins_as_pickle(path: Path) -> bool:
+    """Whether it is a file of `torch.save` under whatever name."""
+    try:
+        with path.open("rb") as file:
+            return kind_of_other(file.read(32)) == "pickle"
+    except OSError:
+        return False  # the library says why it cannot be read
 
 
 def read_layers(path: Path, tensors: Tensors, networks: Mapping[str, nn.Module], kind: Kind) -> list[Layer]:
@@ -207,7 +217,9 @@ def _records(
     settings: Mapping[str, Any], kind: Kind,
 ) -> list[Layer]:  # fmt: skip
     """A layer of a file as one record, or as several where it is one there that diffusers has in pieces."""
-    down, up = _in_shape(tensors.get(entry.down), tensors.get(entry.up), layer.shape)
+    down, up = _in_shape(
+        _numbers(path, entry.down, tensors, kind), _numbers(path, entry.up, tensors, kind), layer.shape
+    )
     rank = len(down) if down.ndim else 0
     is_odd = not rank or up.ndim != len(layer.shape) or any(side != 1 for side in up.shape[2:])
     if is_odd or (down.shape[1:], up.shape[:1], up.shape[1:2]) != (layer.shape[1:], layer.shape[:1], down.shape[:1]):
@@ -234,6 +246,16 @@ def _records(
         except (TypeError, ValueError, re.error) as error:
             raise MapoError(f"{path} has {METADATA} that cannot be read ({error}). {kind.remedy}") from None
         found.append(Layer(part, module, own_down, own_up, whole * len(own_down) / rank))
+    return found
+
+
+def _numbers(path: Path, name: str, tensors: Tensors, kind: Kind) -> Tensor:
+    """A matrix of a layer; MapoError where its numbers are whole ones, or not all finite."""
+    found = tensors.get(name)
+    if not found.is_floating_point():
+        raise MapoError(f"{path} holds {name} in whole numbers ({found.dtype}), as no LoRA has them. {kind.remedy}")
+    if not found.is_meta and not bool(found.float().isfinite().all()):
+        raise MapoError(f"{path} is damaged: {name} has numbers that are not finite. {kind.remedy}")
     return found
 
 

@@ -9,13 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from mapo.errors import MapoError
+from mapo.models.tensors import kind_of_other
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 MOST_HEAD = 10**8  # bytes; the library allows no more
-OTHERS = {  # how files of another kind begin
-    b"PK\x03\x04": "pickle", b"\x80\x02": "pickle", b"\x80\x04": "pickle", b"GGUF": "gguf",
-    b"version https://git-lfs": "pointer", b"<!DOCTYPE": "page", b"<html": "page", b"<!doctype": "page",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,7 @@ def _held(entry: Mapping[str, Any], start: int) -> Held:
 
 def _refuse_others(path: Path, begin: bytes, size: int) -> None:
     """MapoError where a file is of another kind, by its name or by how it begins."""
-    kind = next((kind for start, kind in OTHERS.items() if begin.startswith(start)), "")
+    kind = kind_of_other(begin)
     if not size:
         raise MapoError(f"{path} is empty. Download it again.")
     if kind == "pickle" or path.suffix.lower() in PICKLES:
