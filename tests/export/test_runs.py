@@ -384,3 +384,9 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(work, tmp_p
     with pytest.raises(MapoError, match=r"out takes about [\d.]+ MB, and .* has 0.0 MB free"):
         export_run(str(work / "full"), "diffusers", tmp_path / "out", Asked())
     assert not (tmp_path / "out").exists()
+
+
+def test_who_may_see_an_upload_is_asked_for_uploads_alone(work):
+    with pytest.raises(MapoError, match="--public are for an upload.*--repo OWNER/NAME"):
+        export_run(str(work / "lora"), "hub", work / "never", Asked(licence="mit", private=False))
+    assert not (work / "never").exists()

@@ -67,8 +67,10 @@ def test_it_is_said_at_the_start_and_not_where_a_run_goes_on(tmp_path, flow, hea
 
 
 def test_the_run_is_the_same_with_it_and_without(tmp_path, flow, monkeypatch):
-    def dropping(denoiser, model, config, seed, add=opening.add_adapter):
-        add(denoiser, model, config, seed)
+    add = opening.add_adapter
+
+    def dropping(denoiser, *rest):
+        add(denoiser, *rest)
         parts = [part for part in denoiser.modules() if isinstance(part, torch.nn.Dropout)]
         assert parts
         for part in parts:

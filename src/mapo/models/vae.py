@@ -78,7 +78,7 @@ def _in_file(path: Path, model: str, own: Mapping[str, Any]) -> OtherVae:
     places = BY_OUR_NAMES if header.any_with("coder.mid_block.") else VAE_ALONE
     entries = placed(places, ("diffusers", "AutoencoderKL"), own, header.tensors.keys())
     if not entries:
-        raise MapoError(f"--vae: {path} holds no VAE.")
+        raise MapoError(f"--vae: {path} holds no VAE. Give the file of a VAE, a whole model, or a folder.")
     check_tensors(header, f"the VAE of {model}", entries, "Give one of its kind.")
     return OtherVae(str(path.resolve()), path.resolve(), dict(own), header, entries)
 
@@ -86,7 +86,9 @@ def _in_file(path: Path, model: str, own: Mapping[str, Any]) -> OtherVae:
 def _in_folder(name: str, folder: Path, model: str, own: Mapping[str, Any]) -> OtherVae:
     place = folder / "vae" if (folder / "vae" / "config.json").is_file() else folder
     if not (place / "config.json").is_file():
-        raise MapoError(f"--vae: {name} holds no VAE: neither config.json nor vae/config.json is there.")
+        raise MapoError(
+            f"--vae: {name} holds no VAE: neither config.json nor vae/config.json is there. Give another folder."
+        )
     place = place.resolve()
     config = read_config(place.parent, f"{place.name}/config.json")
     kind = config.get("_class_name")

@@ -71,8 +71,10 @@ def opened(path: Path, remedy: str, heads_only: bool = False) -> Iterator[Tensor
             yield Tensors(tuple(file.keys()), get, file.metadata() or {})
     except FileNotFoundError:
         raise MapoError(f"There is no file {path}. {remedy}") from None
-    except (OSError, SafetensorError) as error:
-        raise MapoError(f"{path} is damaged or not a safetensors file ({error}). {remedy}") from None
+    except OSError as error:
+        raise MapoError(f"{path} cannot be read ({error.strerror or error}). {remedy}") from None
+    except SafetensorError:
+        raise MapoError(f"{path} is damaged or not a safetensors file. {remedy}") from None
 
 
 def _begins_as_pickle(path: Path) -> bool:
