@@ -106,8 +106,8 @@ def export_run(name: str, to: str, out: Path, asked: Asked, api: Any = None) -> 
         raise MapoError("--private and --public are for an upload. Name the repository too, with --repo OWNER/NAME.")
     if opened.files.chunks > 1:
         LOG.info(
-            f"{name} was trained with prompts of {opened.files.chunks} chunks. diffusers cuts prompts and gives it one. "
-            "So its pictures differ from those of `mapo sample`."
+            f"{name} was trained with prompts of {opened.files.chunks} chunks. diffusers cuts them and gives it one, "
+            "so its pictures differ from those of `mapo sample`."
         )
     counts: dict[str, int] = {}
     if to == "hub" and asked.repo and is_export_of(out, opened.files.revision()):
