@@ -73,6 +73,13 @@ def test_what_is_said_on_the_command_wins_over_the_recipe(tmp_path):
     assert kept["objective"] == {"name": "mapo_aaai", "beta": 8.0}  # the recipe's beta is of another objective
 
 
+def test_a_recipe_for_another_kind_of_model_is_refused_before_anything_is_written(material, tmp_path):
+    pairs = material[1]
+    with pytest.raises(MapoError, match="recipe sd15-mapo-lora is for a StableDiffusionPipeline, but mini is a"):
+        train(tmp_path / "run", {}, "sd15-mapo-lora", model="mini", pairs=str(pairs))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_recipe_that_is_not_there_is_refused_with_those_that_are(tmp_path):
     with pytest.raises(MapoError, match=r"no recipe 'sdxl-mapo'.*sdxl-mapo-full, sdxl-mapo-lora.*--config"):
         train(tmp_path / "run", {}, "sdxl-mapo")

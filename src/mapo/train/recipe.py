@@ -28,7 +28,21 @@ def recipe_text(name: str) -> str:
 
 def read_recipe(name: str) -> dict[str, Any]:
     """The settings of a recipe."""
-    return {key: value for key, value in tomllib.loads(recipe_text(name)).items() if key != "about"}
+    return {key: value for key, value in tomllib.loads(recipe_text(name)).items() if key not in ("about", "for")}
+
+
+def check_recipe(name: str, model: str) -> None:
+    """MapoError where ``model`` is of another kind than the one that the recipe is for."""
+    recipe = tomllib.loads(recipe_text(name))
+    if model == recipe["model"]:
+        return
+    from mapo.models import find_model
+
+    if (kind := find_model(model, weights=False).pipeline_class) != recipe["for"]:
+        raise MapoError(
+            f"The recipe {name} is for a {recipe['for']}, but {model} is a {kind}, for which its rate, size and beta "
+            "were not chosen. Take another recipe, or leave --recipe out."
+        )
 
 
 def recipe_list() -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 from mapo.errors import MapoError
 from mapo.settings import merge
 from mapo.train.config import make_config
-from mapo.train.recipe import read_recipe
+from mapo.train.recipe import check_recipe, read_recipe
 
 SECTIONS = {
     "objective": ("objective", "name"), "adapter": ("adapter", "kind"), "allow_distilled": ("train", "allow_distilled"),
@@ -38,7 +38,10 @@ def train(
     for key in ("model", "pairs"):
         if not (values.get(key) or before.get(key)):
             raise MapoError(f"Give --{key}, or {key} in the --config file.")
-    return train(make_config({key: before[key] for key in ("model", "pairs") if key in before} | values), out)
+    config = make_config({key: before[key] for key in ("model", "pairs") if key in before} | values)
+    if recipe:
+        check_recipe(recipe, config.model)
+    return train(config, out)
 
 
 def _without_other_knobs(recipe: dict[str, Any], settings: Mapping[str, Any], named: Any) -> dict[str, Any]:
