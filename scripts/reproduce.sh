@@ -2,7 +2,7 @@
 # The commands of docs/reproduce.md, one after the other, on the built-in world: from prompts to the table of verdicts.
 # With MODEL, PROMPTS, TEST and SCORERS of your own they run on a real model. A run that was stopped goes on.
 #
-#   scripts/reproduce.sh work/reproduce                  # about 20 minutes on two cores
+#   scripts/reproduce.sh work/reproduce
 #   DOMAINS=cartoon METHODS="sft mapo" scripts/reproduce.sh work/reproduce
 set -euo pipefail
 

@@ -171,6 +171,14 @@ def test_every_command_in_the_documents_parses(page):
             parse(line)
 
 
+def test_every_command_of_the_script_that_reproduces_the_paper_parses():
+    text = re.sub(r"\\\n\s*", " ", (ROOT / "scripts" / "reproduce.sh").read_text())
+    lines = [line.strip() for line in text.splitlines() if line.strip().startswith("mapo ")]
+    values = {"PAIRS": "8", "STEPS": "2", "recipe": "best-of-k"}
+    filled = [re.sub(r"\$\{?(\w+)\}?", lambda name: values.get(name[1], "x"), line.split(" | ")[0]) for line in lines]
+    assert {parse(line) for line in filled} == {"sample", "score", "build", "mismatch", "encode", "train", "report"}
+
+
 def test_the_page_of_wishes_has_every_verb_and_commands_that_parse():
     page = (ROOT / "docs" / "which-command.md").read_text()
     shown = {parse(line) for line in re.findall(r"\| `(mapo [^`]+)` \|$", page, re.M)}
