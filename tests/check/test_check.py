@@ -167,7 +167,7 @@ def test_what_cannot_be_checked_is_refused_and_leaves_no_page(tmp_path: Path) ->
     from mapo.errors import MapoError
 
     folder = write_set(tmp_path / "set", random_rows(2))
-    with pytest.raises(MapoError, match="there is no folder ./nowhere"):
+    with pytest.raises(MapoError, match="there is no folder or file ./nowhere"):
         check(folder, model="./nowhere")
     for where, why in (
         ({"out": tmp_path / "set"}, "set is a folder. Name the file to write, such as .*/set/check.html"),
