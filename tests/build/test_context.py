@@ -59,7 +59,7 @@ def test_an_answer_is_its_first_line_after_thinking_aloud(answer, context):
     [
         ("rule", None, "Write rules, local:MODEL, endpoint:URL or none"),
         ("local:", None, "Write rules"),
-        ("local:./nowhere", None, "there is no folder or file ./nowhere"),
+        ("local:./nowhere", None, "there is no folder ./nowhere"),
         ("rules", "m", "--context-model goes with"),
         ("endpoint:http://localhost/v1", None, "needs --context-model"),
         ("endpoint:localhost:80", "m", "has no address such as http"),

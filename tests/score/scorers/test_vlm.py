@@ -207,7 +207,7 @@ def test_a_wrong_key_or_address_is_told_at_once_and_the_key_is_not(monkeypatch, 
         ("endpoint:http://localhost/v1", "name the model at that address: vlm@endpoint:URL#MODEL"),
         ("endpoint:localhost#m", "has no address such as"),
         ("endpoint:http://me:pass@localhost/v1#m", "the key belongs in MAPO_ENDPOINT_KEY"),
-        ("./nowhere", "there is no folder or file ./nowhere"),
+        ("./nowhere", "there is no folder ./nowhere"),
     ],
 )
 def test_sources_that_lead_nowhere_are_told(source, sentence):
