@@ -103,3 +103,8 @@ def test_the_reason_is_told_where_a_library_wraps_it(monkeypatch):
 def test_a_name_that_nothing_has_is_answered_with_what_may_be_given():
     with pytest.raises(MapoError, match=r"no folder or file nothing.safetensors.*safetensors file, or a hub id"):
         find_model("nothing.safetensors")
+
+
+def test_a_file_that_is_not_there_is_not_taken_for_a_name_on_the_hub():
+    with pytest.raises(MapoError, match="there is no folder or file models/fox.safetensors"):
+        find_model("models/fox.safetensors")

@@ -76,7 +76,7 @@ def _find_folder(name: str, path: Path, weights: bool) -> tuple[Path, str | None
             f"--model: {name} is neither a diffusers pipeline (it has no model_index.json) nor a finished run of "
             "`mapo train` (it has no run.json)."
         )
-    if (asked := hub_name(name)) is None:
+    if name.endswith((".safetensors", ".ckpt")) or (asked := hub_name(name)) is None:
         raise MapoError(
             f"--model: there is no folder or file {name}. Give {' or '.join(f'`{world}`' for world in MODELS)}, a "
             "diffusers folder, a run folder, a safetensors file, or a hub id (owner/name, owner/name@revision, "
