@@ -118,7 +118,7 @@ class Opened(Protocol):
 
     @property
     def zero_without_prompt(self) -> bool:
-        """Whether its pipeline gives zeros where there is no negative prompt, and not the text encoders' states."""
+        """Whether its pipeline stands zeros in for a missing negative prompt, or else the states of an empty one."""
 
     @property
     def lora_targets(self) -> tuple[str, ...]:

@@ -242,7 +242,7 @@ class Config(Section):
 
     model: str = Field(
         description="The model to train: `mini`, a folder in diffusers' layout, one safetensors file, a run folder, or "
-        "a hub id; of the layout of SDXL, Stable Diffusion 1, 2 and 3, FLUX.1 or Z-Image (which is no single file)."
+        "a hub id; of the layout of SDXL, Stable Diffusion 1, 2 and 3, FLUX.1 or Z-Image (Z-Image not as one file)."
     )
     pairs: str = Field(description="The folder of a pairs set.")
     cache: str | None = told(

@@ -37,8 +37,8 @@ def write_single_file(opened: Opened, path: Path, precision: str = "float16") ->
 
     Weights are merged in float32 and rounded once, to "float16" or "float32"; one part at a time is in memory. A model
     that predicts v carries the marks of one. Where it is of none of the published sizes, its configurations and
-    tokenizers are written beside it, into ``NAME.config/``, without which nothing could open it. MapoError where there
-    is no such file of this kind of model, or a weight is too large for float16.
+    tokenizers are written beside it, into ``NAME.config/``, without which nothing could open it. MapoError where this
+    kind of model has no such file, or a weight is too large for float16.
     """
     files, kind = opened.files, opened.files.pipeline_class
     if precision not in DTYPES:
