@@ -2,21 +2,25 @@
 
 ``python tests/golden/recorded.py`` (with ``src`` on the path) records all of it again. Do that only where a change is
 meant to move a record, in a commit that says why. ``python tests/golden/recorded.py machine`` adds the runs of a kind of
-machine that has none yet; do that with code of which another machine says that it moved nothing. Every setting is
-spelled out here, so a changed default moves nothing.
+machine that has none yet, and ``… portable`` those that every kind of machine meets in float64; do that with code of
+which another machine says that it moved nothing. Every setting is spelled out here, so a changed default moves nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -33,6 +37,7 @@ OBJECTIVES: dict[str, dict[str, float]] = {
     "dpo": {"beta": 50.0},
 }
 RUNS = [(p, o, a) for p in ("float32", "float64") for o in OBJECTIVES for a in ("full", "lora")]
+PORTABLE = [run for run in RUNS if run[0] == "float64"]
 PROMPTS = (
     "a small red circle on a blue background", "a large green star on a white background",
     "a yellow square on a black background", "a blue triangle on a yellow background",
@@ -80,17 +85,71 @@ def mapo(*words: str) -> None:
     cli.main(list(words), standalone_mode=False)
 
 
-def trajectory(precision: str, objective: str, adapter: str, work: Path) -> dict[str, Any]:
+def trajectory(precision: str, objective: str, adapter: str, work: Path, encoded: Path = CACHE) -> dict[str, Any]:
     """Twenty steps: what is logged, and the weights they end with."""
     import tomli_w
 
     folder = work / f"{precision}-{objective}-{adapter}"
     config = work / f"{folder.name}.toml"
-    shutil.copytree(CACHE, work / "cache", dirs_exist_ok=True)  # encoded once: another machine rounds it otherwise
+    shutil.copytree(encoded, work / "cache", dirs_exist_ok=True)  # encoded once: another machine rounds it otherwise
     config.write_text(tomli_w.dumps(settings(precision, objective, adapter, work / "cache")))
     mapo("train", "--config", str(config), "--out", str(folder))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return {"steps": [[line[name] for name in LOGGED] for line in lines], **weights_of(folder)}
+
+
+@contextmanager
+def exact_draws() -> Iterator[None]:
+    """Noise, the noise schedule and the embedding of timesteps made in float64.
+
+    In float32 each kind of processor rounds their logarithms, sines and steps in its own way.
+    """
+    from diffusers.models import embeddings
+
+    randn, linspace, normal_ = torch.randn, torch.linspace, torch.Tensor.normal_
+
+    def drawn(*size: Any, generator: torch.Generator | None = None) -> torch.Tensor:
+        return randn(*size, generator=generator, dtype=torch.float64).float()
+
+    def filled(tensor: torch.Tensor, mean: float = 0.0, std: float = 1.0, **how: Any) -> torch.Tensor:
+        return tensor.copy_(normal_(torch.empty_like(tensor, dtype=torch.float64), mean, std, **how))
+
+    def even(start: float, end: float, steps: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return linspace(start, end, steps, dtype=torch.float64).to(dtype)
+
+    def embedded(
+        timesteps: torch.Tensor, size: int, flip_sin_to_cos: bool, downscale_freq_shift: float, scale: float
+    ) -> torch.Tensor:
+        half = size // 2
+        exponent = -math.log(10000) * torch.arange(half, dtype=torch.float64) / (half - downscale_freq_shift)
+        angle = scale * timesteps[:, None].double() * exponent.exp()
+        return torch.cat((angle.cos(), angle.sin()) if flip_sin_to_cos else (angle.sin(), angle.cos()), -1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "randn", drawn)
+        patch.setattr(torch, "linspace", even)
+        patch.setattr(torch.Tensor, "normal_", filled)
+        patch.setattr(embeddings, "get_timestep_embedding", embedded)
+        yield
+
+
+def portable(run: tuple[str, str, str], work: Path) -> dict[str, Any]:
+    """Twenty steps that machines of all makers agree on to the rounding of float64.
+
+    Latents are without spread, whose exponential is taken in float32.
+    """
+    from safetensors.torch import load_file, save_file
+
+    work = work / "portable"
+    still = work / "still"
+    shutil.copytree(CACHE, still, dirs_exist_ok=True)
+    for shard in still.glob("latents-*.safetensors"):
+        tensors = load_file(shard)
+        for moments in (values for values in tensors.values() if values.ndim == 4):
+            moments[1] = -30.0
+        save_file(tensors, shard)
+    with exact_draws():
+        return trajectory(*run, work, still)
 
 
 def encoded(out: Path) -> dict[str, np.ndarray]:
@@ -200,6 +259,7 @@ def record() -> None:
         shutil.copytree(work / "images", IMAGES)
         found = {"logged": LOGGED, "scores": scores(work / "scores.parquet"), "machines": [of_this_machine(work)]}
     write(found)
+    add_portable()
 
 
 def of_this_machine(work: Path) -> dict[str, Any]:
@@ -215,10 +275,18 @@ def add_machine() -> None:
         write(found | {"machines": [*others, of_this_machine(Path(temporary))]})
 
 
+def add_portable() -> None:
+    """Write the runs that are drawn in float64."""
+    found = json.loads(RECORDS.read_text())
+    with tempfile.TemporaryDirectory() as temporary:
+        runs = {"/".join(run): portable(run, Path(temporary)) for run in PORTABLE}
+    write(found | {"portable": {"environment": environment(), "runs": runs}})
+
+
 def write(found: dict[str, Any]) -> None:
     RECORDS.write_text(json.dumps(found, indent=None, separators=(",", ":")).replace('],"', '],\n"') + "\n")
     print(f"recorded: {environment()}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    add_machine() if sys.argv[1:] == ["machine"] else record()
+    {"": record, "machine": add_machine, "portable": add_portable}["".join(sys.argv[1:])]()
