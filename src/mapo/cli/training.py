@@ -86,8 +86,9 @@ def train(
     """
     from mapo.settings import merge, parse_set, read_toml
     from mapo.train.verb import train
+    from mapo.watch.verb import hands
 
     settings = merge(read_toml(config_file) if config_file else {}, parse_set(assignments))
-    if train(out, settings, loras=list(loras) or None, targets=list(targets) or None, **flags):
+    if train(out, settings, loras=list(loras) or None, targets=list(targets) or None, hands=hands, **flags):
         name = shlex.quote(str(out))
         say(f"the run is in {out}; look at it with: mapo sample --model {name} --prompts FILE --out IMAGES")
