@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mapo.errors import MapoError
 
 if TYPE_CHECKING:
     from mapo.train.monitor.monitor import Hands
@@ -13,3 +16,12 @@ def hands() -> Hands:
     from mapo.watch.hands import hands
 
     return hands()
+
+
+def watch(run: Path, **how: Any) -> None:
+    """Show a run on a local page until Ctrl-C; ``how`` is as :func:`mapo.watch.server.serve` takes it."""
+    try:
+        from mapo.watch.server import serve
+    except ModuleNotFoundError as error:
+        raise MapoError(f'The page needs {error.name}. Install it with: pip install "mapo[watch]"') from None
+    serve(run, **how)
