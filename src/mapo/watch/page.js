@@ -17,7 +17,8 @@
 
   const minus = (text) => text.replace("-", "−");
   const plain = (value) => value === 0 ? "0" : minus(Math.abs(value) < 1e-3 ? value.toExponential(1).replace("e-", "e−") : String(Number(value.toPrecision(3))));
-  const percent = (value) => minus(String(Number((100 * value).toPrecision(3)))) + " %";
+  const percent = (value) => minus(String(Number((100 * value).toPrecision(3)))) + "\u202f%";
+  const signed = (value) => (value > 0 ? "+" : "") + percent(value);
   const thousands = (value) => value >= 10000 && value % 100 === 0 ? value / 1000 + "k" : String(value);
   function duration(seconds) {
     if (seconds < 60) return Math.max(0, Math.round(seconds)) + " s";
@@ -48,7 +49,7 @@
     high += room;
     const x = (value) => LEFT + (last > first ? (value - first) / (last - first) : 0.5) * (WIDTH - LEFT - RIGHT);
     const y = (value) => TOP + (high - value) / (high - low) * (HEIGHT - TOP - BOTTOM);
-    const told = curve.share ? percent : plain;
+    const told = curve.signed ? signed : curve.share ? percent : plain;
     const svg = make("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": curve.title + ": " + said(curve, told) });
     for (const tick of ticks(low, high, 4)) {
       svg.append(make("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: y(tick), y2: y(tick) }));
@@ -68,7 +69,8 @@
   }
 
   function said(curve, told) {
-    const ends = curve.lines.filter((line) => line.points.length).map((line) => (line.label ? line.label + " " : "") + told(line.points.at(-1)[1]));
+    if (curve.lines.length > 2) return ""; // the lines themselves are easier to read
+    const ends = curve.lines.filter((line) => line.points.length).map((line) => (line.label ? line.label + "\u00a0" : "") + told(line.points.at(-1)[1]));
     return ends.length ? "Now " + ends.join(", ") + "." : "";
   }
 

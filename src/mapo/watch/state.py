@@ -183,6 +183,6 @@ def held_out(rows: Sequence[Line]) -> list[Line]:
     drawn: dict[str, Any] = {"marked": True, "held": True}
     return [
         _curve("Accuracy", f"Of {pairs} pairs at four timesteps each.", accuracy, even=0.5, share=True, **drawn),
-        _curve("Errors against the base's", "With the same noise each time.", changes, even=0, share=True, **drawn),
+        _curve("Errors against the base's", "With the same noise each time.", changes, even=0, signed=True, **drawn),
         _curve("Margin by timestep", "Error of rejected minus error of chosen.", quarters, even=0, **drawn),
     ]
