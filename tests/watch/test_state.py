@@ -35,7 +35,8 @@ def test_curves_hold_the_numbers_of_the_files(tmp_path):
     curves = {curve["title"]: curve for curve in Watched(make_run(tmp_path / "run").folder).state()["curves"]}
     chosen, rejected = curves["Errors in training"]["lines"]
     assert [p[0] for p in chosen["points"]] == list(range(1, 121))
-    assert chosen["points"][-1][1] == pytest.approx(line(120)["error_chosen"])
+    last = [line(step)["error_chosen"] for step in range(116, 121)]  # a 25th of the run to either side
+    assert chosen["points"][-1][1] == pytest.approx(np.mean(last))
     assert (chosen["label"], rejected["label"]) == ("chosen", "rejected")
     assert curves["Accuracy"]["lines"][0]["points"] == [(0, 0.5), (50, 0.55), (100, 0.6)]
     by_time = curves["Margin by timestep"]["lines"]

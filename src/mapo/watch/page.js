@@ -16,7 +16,7 @@
   // ---------------------------------------------------------------- numbers as people read them
 
   const minus = (text) => text.replace("-", "−");
-  const plain = (value) => value === 0 ? "0" : minus(Math.abs(value) < 1e-3 ? value.toExponential(1).replace("e-", "e−") : String(Number(value.toPrecision(3))));
+  const plain = (value) => value === 0 ? "0" : minus(Math.abs(value) < 1e-3 ? value.toExponential(1).replace(".0e", "e").replace("e-", "e−") : String(Number(value.toPrecision(3))));
   const percent = (value) => minus(String(Number((100 * value).toPrecision(3)))) + "\u202f%";
   const signed = (value) => (value > 0 ? "+" : "") + percent(value);
   const thousands = (value) => value >= 10000 && value % 100 === 0 ? value / 1000 + "k" : String(value);

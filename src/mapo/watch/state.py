@@ -13,10 +13,12 @@ from mapo.errors import MapoError
 from mapo.models.checkpoints import best_of
 from mapo.sample.folder import ImageRow, is_sensitive, read_manifest
 from mapo.shards import is_owned
+from mapo.statistics import smooth
 from mapo.texts import lines_after
 from mapo.train.run.folder import Run
 
 POINTS = 240  # of a curve, each the mean of so many steps as it takes
+SMOOTH = 25  # a training curve is smoothed over a part of the run to either side: one in so many
 RECENT = 20  # steps that tell the speed
 TRAINED = ("error_chosen", "error_rejected", "margin", "margin_over_reference", "accuracy", "lr")
 SIDES = ("chosen", "rejected")
@@ -131,15 +133,17 @@ def _objective(values: Mapping[str, Any]) -> str:
 
 def _curve(title: str, note: str, lines: Sequence[tuple[str, str, Sequence[Any], Sequence[Any]]], **rest: Any) -> Line:
     """A curve of the page; each line has a label, a colour's name and its points."""
-    drawn = [{"label": label, "tone": tone, "points": points(x, y)} for label, tone, x, y in lines]
+    reach = 0 if rest.get("held") else len(lines[0][2]) // SMOOTH if lines else 0
+    drawn = [{"label": label, "tone": tone, "points": points(x, y, reach)} for label, tone, x, y in lines]
     return {"title": title, "note": note, "lines": drawn, **rest}
 
 
-def points(steps: Sequence[float], values: Sequence[Any]) -> list[tuple[float, float]]:
+def points(steps: Sequence[float], values: Sequence[Any], reach: int = 0) -> list[tuple[float, float]]:
     """At most so many points as a curve has: the means of equal portions, at their last step; no point where there is
-    no number."""
+    no number. Before that each value is the mean of so many to either ``reach``."""
     x, y = np.array(steps, np.float64), np.array([np.nan if v is None else v for v in values], np.float64)
     x, y = x[np.isfinite(y)], y[np.isfinite(y)]
+    y = smooth(y, reach)
     portions = min(POINTS, len(x))
     parts = zip(np.array_split(x, portions), np.array_split(y, portions), strict=True) if portions else ()
     return [(float(a[-1]), float(b.mean())) for a, b in parts]
