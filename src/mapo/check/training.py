@@ -70,7 +70,7 @@ def _crop(rows: Rows, pictures: Pictures, view: View | None) -> list[Finding]:
         findings += find(
             name, severity, fits, "More than {share} of a picture is cut away by the crop: {n}{assumed}.",
             "Training never sees what stands there. Where it matters, crop the pictures yourself before importing "
-            "them.",
+            "them, or train with data.buckets=true.",
             tell, trained=rows.trained, share=share, assumed=assumed,
         )  # fmt: skip
     equal: Any = found["seen"][rows.chosen] == found["seen"][rows.rejected]
