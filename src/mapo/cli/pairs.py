@@ -156,6 +156,7 @@ def import_(source: str, out: Path, **how: Any) -> None:
 @click.option("--model", help="mini, a folder, a file or a hub id: its tokenizers measure prompts, its side pictures.")
 @model_options
 @LONG_PROMPTS
+@click.option("--buckets", is_flag=True, help="Look as a training with data.buckets does.")
 @click.option("--json", "json_file", type=OUT, help="Write the numbers into this file too.")
 @click.option("--strict", is_flag=True, help="Warnings count as errors.")
 def check(pairs: Path, strict: bool, **how: Any) -> None:
