@@ -20,6 +20,7 @@ from mapo.files import parse_json, read_object
 from mapo.models.fingerprints import contents, fingerprint
 from mapo.models.loras.layers import Layer, fuse
 from mapo.models.loras.sources import Lora, without_named
+from mapo.models.tensors import check_finite
 from mapo.worlds import MODELS
 
 # name.safetensors, name.fp16.safetensors, name-00001-of-00002.safetensors, and both spellings of a variant in shards
@@ -181,11 +182,13 @@ class ModelFiles:
         return base / part / CONFIGS.get(part, "config.json")
 
     def load(self, part: str, kind: Any, dtype: Any = torch.float32, loras: bool = True) -> Any:
-        """The network of a part with its weights, as the class ``kind`` loads them; MapoError where that fails.
+        """The network of a part with its weights, as the class ``kind`` loads them; MapoError where that fails or
+        a number is not finite.
 
         Its LoRAs are merged in, but for where ``loras`` is false.
         """
         network = self._loaded(part, kind, dtype)
+        check_finite(network, part, self.name)
         if loras and self.loras:
             for layers in self.lora_layers({part: network}):
                 fuse(network, layers)

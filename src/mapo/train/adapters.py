@@ -25,7 +25,7 @@ from mapo.models.loras.layers import Layer, as_one
 from mapo.models.loras.layers import told as layers_told
 from mapo.models.loras.write import TRAINED
 from mapo.models.names.kohya import layer_shapes
-from mapo.train.config import AdapterConfig
+from mapo.train.config import RANK, AdapterConfig
 
 START = "start"  # the adapters of what was there before: start0, start1 …
 HALVES = (torch.float16, torch.bfloat16)
@@ -34,11 +34,11 @@ HALVES = (torch.float16, torch.bfloat16)
 def check_adapter(model: Opened, config: AdapterConfig) -> list[str]:
     """MapoError where a LoRA that lies on the model is not one of it, or the settings do not fit model and LoRAs.
 
-    What becomes of each LoRA that was named, a sentence each. Weights are not read.
+    What becomes of each LoRA that was named, a sentence each. The weights of LoRAs are read, those of the model not.
     """
-    before = model.lora_layers(heads_only=True)
+    before = model.lora_layers()
     if config.start != "fused":
-        loras_before(model, config, heads_only=True)
+        loras_before(model, config)
     if config.kind == "lora" and config.targets is not None:
         _matching(model.outline(model.denoiser_part), config.targets)
     becomes = {"fused": "merged into the model", "frozen": "left as they are", "continued": "trained further"}
@@ -54,12 +54,12 @@ def check_adapter(model: Opened, config: AdapterConfig) -> list[str]:
     return said
 
 
-def loras_before(model: Opened, config: AdapterConfig, heads_only: bool = False) -> list[list[Layer]]:
+def loras_before(model: Opened, config: AdapterConfig) -> list[list[Layer]]:
     """The denoiser's layers of each LoRA that lies on the model; MapoError where there is none, or not one to continue.
 
     What LoRAs change in text encoders is merged into these, unless these are trained too (:func:`text_loras_before`).
     """
-    found = [[layer for layer in one if layer.part == model.denoiser_part] for one in model.lora_layers(heads_only)]
+    found = [[layer for layer in one if layer.part == model.denoiser_part] for one in model.lora_layers()]
     found = [layers for layers in found if layers]
     if not found:
         raise MapoError(
@@ -74,6 +74,11 @@ def loras_before(model: Opened, config: AdapterConfig, heads_only: bool = False)
         raise MapoError(
             "adapter.start=continued: the LoRA lies on the model at weight 0, so nothing of it could be trained. Give "
             "it another weight, such as FILE:1."
+        )
+    if config.start == "continued" and config.rank and any(layer.rank != config.rank for layer in found[0]):
+        raise MapoError(
+            f"adapter.rank is {config.rank}, but the LoRA that is continued has {layers_told(found[0])} and keeps them. "
+            "Leave adapter.rank out."
         )
     return found
 
@@ -135,10 +140,11 @@ def _adapt(
         (layers,) = loras
         _lay_beside(network, TRAINED, layers, config.dropout)
     else:
-        alpha = config.rank if config.alpha is None else config.alpha
+        rank = config.rank or RANK
+        alpha = rank if config.alpha is None else config.alpha
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            _add(network, TRAINED, targets, r=config.rank, lora_alpha=alpha, lora_dropout=config.dropout)
+            _add(network, TRAINED, targets, r=rank, lora_alpha=alpha, lora_dropout=config.dropout)
     active = [TRAINED]
     if config.start == "frozen":
         active += [f"{START}{number}" for number in range(len(loras))]

@@ -53,7 +53,11 @@ class AdapterConfig(Section):
         "What is trained: every weight of the denoiser (`full`), or a LoRA on its attention layers, beside its frozen "
         "weights (`lora`).",
     )
-    rank: Positive = told(8, "The rank of the LoRA. No effect with `full`, nor where a LoRA is `continued`.")
+    rank: Positive | None = told(
+        None,
+        "The rank of the LoRA. Left out it is 8, or where a LoRA is `continued` that one's own, and another is refused "
+        "there. No effect with `full`.",
+    )
     alpha: Annotated[Number, Field(gt=0)] | None = told(
         None,
         "What the LoRA adds is multiplied by alpha / rank. Left out, alpha is the rank, so that nothing is scaled. No "
@@ -234,6 +238,7 @@ class TrainConfig(Section):
     )
 
 
+RANK = 8  # of adapter.rank where it is left out
 RATES = {"full": 1e-5, "lora": 1e-4}  # of optim.lr where it is left out
 
 

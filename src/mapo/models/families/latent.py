@@ -32,6 +32,7 @@ from mapo.models.loras.layers import Layer, as_one
 from mapo.models.loras.sources import LORA_FILE
 from mapo.models.loras.write import trained_layers, write_layers
 from mapo.models.noise import ELSEWHERE, Process
+from mapo.models.tensors import check_finite
 
 TokenizerLoader = Callable[[ModelFiles, str, str], Any]  # files, its part, its encoder's part → the tokenizer
 
@@ -259,6 +260,8 @@ class LatentModel(ABC):
         parts = {part: self.files.load(part, self.networks[part], dtype) for part in apart} | own
         parts |= dict(zip(self.tokenizer_parts, self.tokenizers(), strict=True)) | dict.fromkeys(self.lacking)
         made = self._assembled(dtype, **parts)
+        for part in set(self.networks) - set(parts):
+            check_finite(getattr(made, part), part, self.files.name)
         made.set_progress_bar_config(disable=True)
         return made.to(device)
 
