@@ -11,8 +11,8 @@ from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 from torch.utils.flop_counter import FlopCounterMode
 
-from mapo.files import write_json
 from mapo.models.families.unet import UNetModel
+from mapo.texts import write_json
 
 TOKENS, RANK, STRIDE, CHANNELS = 77, 8, 8, 4
 SDXL: dict[str, Any] = {

@@ -81,8 +81,8 @@ def make_loop(model_name: str, folder: Path, objective: str, size: int) -> Any:
     from mapo.train.config import make_config
     from mapo.train.loop import Loop
     from mapo.train.objectives import OBJECTIVES
-    from mapo.train.opening import open_trained
     from mapo.train.processes import Place, Processes
+    from mapo.train.weights.opening import open_trained
 
     pairs = PairSet(folder / "pairs")
     model = open_model(find_model(model_name))

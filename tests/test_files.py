@@ -12,23 +12,18 @@ from safetensors.torch import save_file
 
 from data_fixtures import files_below
 from mapo.errors import MapoError, printable, suggest
-from mapo.files import (
+from mapo.files import inside, prepare_file, prepare_out, replacing, sha256, write_text
+from mapo.shards import owned, refuse_existing
+from mapo.texts import (
     append_lines,
     encoding_of,
-    inside,
     numbered_lines,
     parse_json,
     parse_row,
-    prepare_file,
-    prepare_out,
     read_json,
     read_text,
-    replacing,
-    sha256,
     write_json,
-    write_text,
 )
-from mapo.shards import owned, refuse_existing
 
 
 def test_a_file_appears_whole_and_nothing_is_left_beside_it(tmp_path: Path) -> None:

@@ -5,17 +5,30 @@ another kind than the one asked for is a MapoError of one sentence. What one fun
 in place of its folder.
 """
 
-import functools
-import inspect
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar, get_args
+from typing import TYPE_CHECKING, Any
 
-from mapo.errors import MapoError, count, foreseen, several, suggest
+from mapo.arguments import (
+    Names,
+    Number,
+    Numbers,
+    Place,
+    Places,
+    Seeds,
+    Settings,
+    Switch,
+    Text,
+    Texts,
+    Whole,
+    as_paths,
+    as_text,
+    checked,
+)
+from mapo.errors import MapoError, several
 from mapo.pairs import PairSet
 from mapo.sample.folder import ImageRow
 from mapo.settings import nested
@@ -26,7 +39,7 @@ if TYPE_CHECKING:
     from mapo.encode.cache import Cache
     from mapo.export.verb import Exported
     from mapo.mismatch.mismatch import Mismatch
-    from mapo.train.run import Run
+    from mapo.train.run.folder import Run
 
 __all__ = [
     "Images", "MapoError", "Page", "PairSet", "Run", "Scores",
@@ -35,135 +48,6 @@ __all__ = [
 ]  # fmt: skip
 
 LOG = logging.getLogger(__name__)
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-@dataclass(frozen=True)
-class Argument:
-    """What an argument may be, in words and as a question."""
-
-    words: str
-    fits: Callable[[Any], bool]
-
-
-def _is_path(value: Any) -> bool:
-    return isinstance(value, str | os.PathLike)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _are(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, Sequence) and not isinstance(value, str | bytes) and all(map(fits, value))
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-Place = Annotated[str | os.PathLike[str], Argument("a path, as text or as a Path", _is_path)]
-Places = Annotated[
-    str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-    Argument("a path or a list of paths", lambda v: _is_path(v) or _are(_is_path)(v)),
-]
-Text = Annotated[str, Argument("text", _is_text)]
-Texts = Annotated[str | Sequence[str], Argument("text or a list of texts", lambda v: _is_text(v) or _are(_is_text)(v))]
-Whole = Annotated[int, Argument("a whole number", _is_whole)]
-Number = Annotated[float, Argument("a number", _is_number)]
-Switch = Annotated[bool, Argument("True or False", lambda v: isinstance(v, bool))]
-Seeds = Annotated[
-    str | int | Sequence[int],
-    Argument(
-        'a seed, a list of seeds, or text such as "0-3"', lambda v: _is_text(v) or _is_whole(v) or _are(_is_whole)(v)
-    ),
-]
-Settings = Annotated[
-    Mapping[str, Any],
-    Argument(
-        'a mapping of names to values, such as {"train.steps": 100}',
-        lambda v: isinstance(v, Mapping) and all(map(_is_text, v)),
-    ),
-]
-Numbers = Annotated[
-    Mapping[str, float],
-    Argument('a mapping of names to numbers, such as {"beta": 0.5}', lambda v: isinstance(v, Mapping)),
-]
-Names = Annotated[
-    str | Mapping[str, str],
-    Argument('a mapping such as {"prompt": "text"}', lambda v: _is_text(v) or isinstance(v, Mapping)),
-]
-
-
-def _verb(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, with arguments that do not fit and errors that can be foreseen as MapoError."""
-    signature = inspect.signature(function)
-
-    @functools.wraps(function)
-    def call(*args: P.args, **named: P.kwargs) -> R:
-        try:
-            bound = signature.bind(*args, **named)
-        except TypeError:
-            raise MapoError(_misfit(function.__name__, signature, args, named)) from None
-        for name, value in bound.arguments.items():
-            bound.arguments[name] = _checked(function.__name__, signature.parameters[name], value)
-        try:
-            return function(*bound.args, **bound.kwargs)
-        except MapoError:
-            raise
-        except Exception as error:
-            if said := foreseen(error):
-                raise MapoError(said) from error
-            raise
-
-    return call
-
-
-def _misfit(verb: str, signature: inspect.Signature, args: Sequence[Any], named: Mapping[str, Any]) -> str:
-    """Why arguments cannot be given to a function."""
-    known = signature.parameters
-    if unknown := [name for name in named if name not in known]:
-        return f"{verb}() has no argument {unknown[0]!r}. {suggest(unknown[0], known)}"
-    in_order = [name for name, one in known.items() if one.kind is one.POSITIONAL_OR_KEYWORD]
-    if len(args) > len(in_order):
-        first = f"Only {in_order[0]} may stand without one" if in_order else "Give each by its name"
-        example = ", ".join([*in_order, "out=…"])
-        return f"{verb}() was given {count(len(args), 'argument')} without a name. {first}, as in {verb}({example})."
-    if twice := [name for name in in_order[: len(args)] if name in named]:
-        return f"{verb}() was given {twice[0]} twice."
-    needed = [name for name, one in known.items() if one.default is one.empty]
-    lacking = [name for name in needed if name not in named and name not in in_order[: len(args)]]
-    return f"{verb}() needs {lacking[0]}."
-
-
-def _checked(verb: str, parameter: inspect.Parameter, value: Any) -> Any:
-    """The value, where it is of the kind that the argument asks for; numbers of other libraries as Python's own."""
-    if value is None and parameter.default is None:
-        return None
-    asked = next(one for part in (parameter.annotation, *get_args(parameter.annotation)) for one in _described(part))
-    if not asked.fits(value):
-        shown = repr(value)
-        shown = shown if len(shown) <= 60 else f"{shown[:59]}…"
-        raise MapoError(f"{verb}(): {parameter.name} is {shown}; it must be {asked.words}.")
-    return int(value) if _is_whole(value) else float(value) if _is_number(value) else value
-
-
-def _described(annotation: Any) -> list[Argument]:
-    return [one for one in getattr(annotation, "__metadata__", ()) if isinstance(one, Argument)]
-
-
-def _text(given: str | os.PathLike[str] | None) -> str | None:
-    """A place as it was written; None stays."""
-    return None if given is None else os.fspath(given)
-
-
-def _paths(given: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
-    return [Path(given)] if isinstance(given, str | os.PathLike) else [Path(one) for one in given]
 
 
 # ------------------------------------------------------------------ what is returned
@@ -227,7 +111,7 @@ if not TYPE_CHECKING:  # Run comes with torch, so it is loaded when it is named
 
     def __getattr__(name: str) -> Any:
         if name == "Run":
-            from mapo.train.run import Run
+            from mapo.train.run.folder import Run
 
             return Run
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -236,7 +120,7 @@ if not TYPE_CHECKING:  # Run comes with torch, so it is loaded when it is named
 # ------------------------------------------------------------------ the verbs
 
 
-@_verb
+@checked
 def build(
     recipe: Place, *, model: Place, prompts: Texts, num_pairs: Whole, out: Place, judges: Texts = (),
     prefixes: Texts = (), candidates: Whole | None = None, seeds: Text | None = None, context: Text | None = None,
@@ -256,7 +140,7 @@ def build(
     return PairSet(out)
 
 
-@_verb
+@checked
 def import_pairs(
     source: Place, *, out: Place, format: Text | None = None, columns: Names | None = None,
     captions: Text | None = None, on_bad_row: Text = "stop", ties: Text = "drop", rankings: Text = "all",
@@ -274,7 +158,7 @@ def import_pairs(
     return PairSet(out)
 
 
-@_verb
+@checked
 def check(
     pairs: Place, *, out: Place = "check.html", model: Place | None = None, json_file: Place | None = None,
     vae: Place | None = None, prediction: Text | None = None, long_prompts: Text | None = None,
@@ -285,13 +169,13 @@ def check(
     return Page(
         Path(out),
         verb.check(
-            Path(pairs), Path(out), model=_text(model), json_file=None if json_file is None else Path(json_file),
-            vae=_text(vae), prediction=prediction, long_prompts=long_prompts,
+            Path(pairs), Path(out), model=as_text(model), json_file=None if json_file is None else Path(json_file),
+            vae=as_text(vae), prediction=prediction, long_prompts=long_prompts,
         ),
     )  # fmt: skip
 
 
-@_verb
+@checked
 def mismatch(
     *, model: Place, pairs: Place, out: Place = "mismatch.json", encoder: Text | None = None, split: Text = "train",
     num_pairs: Whole = 128, seeds: Seeds = "1000-1001", seed: Whole = 0, steps: Whole | None = None,
@@ -305,12 +189,12 @@ def mismatch(
     found, _ = verb.mismatch(
         os.fspath(model), Path(pairs), Path(out), seeds, encoder=encoder, split=split, num_pairs=num_pairs, seed=seed,
         steps=steps, guidance=guidance, precision=precision, images_per_batch=images_per_batch, clip_skip=clip_skip,
-        vae=_text(vae), prediction=prediction, loras=several(loras), long_prompts=long_prompts,
+        vae=as_text(vae), prediction=prediction, loras=several(loras), long_prompts=long_prompts,
     )  # fmt: skip
     return found
 
 
-@_verb
+@checked
 def encode(
     *, model: Place, pairs: Place, out: Place, resolution: Whole | None = None, flip: Switch = False,
     precision: Text = "float32", clip_skip: Whole | None = None, images_per_batch: Whole = 8,
@@ -322,7 +206,7 @@ def encode(
 
     cache, _, losses = verb.encode(
         os.fspath(model), Path(pairs), Path(out), resolution=resolution, flip=flip, precision=precision,
-        clip_skip=clip_skip, images_per_batch=images_per_batch, vae=_text(vae), prediction=prediction,
+        clip_skip=clip_skip, images_per_batch=images_per_batch, vae=as_text(vae), prediction=prediction,
         loras=several(loras), long_prompts=long_prompts,
     )  # fmt: skip
     if losses:
@@ -330,7 +214,7 @@ def encode(
     return cache
 
 
-@_verb
+@checked
 def train(
     *, out: Place, model: Place | None = None, pairs: Place | None = None, cache: Place | None = None,
     objective: Text | None = None, adapter: Text | None = None, recipe: Text | None = None, vae: Place | None = None,
@@ -338,17 +222,17 @@ def train(
 ) -> "Run":  # fmt: skip
     """Train, or go on with the run that is in ``out``. The run; MapoError, KeyboardInterrupt where it was stopped."""
     from mapo.train import verb
-    from mapo.train.run import Run
+    from mapo.train.run.folder import Run
 
     folders = {"model": model, "pairs": pairs, "cache": cache, "vae": vae}
-    named = {name: _text(given) for name, given in folders.items()}
+    named = {name: as_text(given) for name, given in folders.items()}
     named |= {"objective": objective, "adapter": adapter, "prediction": prediction}
     lists = {"loras": several(loras) or None, "targets": several(targets) or None}
     verb.train(Path(out), nested(settings or {}), recipe, **named, **lists)
     return Run(out)
 
 
-@_verb
+@checked
 def try_objective(objective: Text, *, settings: Numbers | None = None) -> list[str]:
     """Try an objective of your own on made-up errors, as ``train`` does before it loads anything.
 
@@ -359,7 +243,7 @@ def try_objective(objective: Text, *, settings: Numbers | None = None) -> list[s
     return try_objective(objective, settings or {})
 
 
-@_verb
+@checked
 def sample(
     *, model: Place, prompts: Texts, out: Place, seeds: Seeds = 0, steps: Whole | None = None,
     guidance: Number | None = None, sampler: Text | None = None, width: Whole | None = None,
@@ -374,13 +258,13 @@ def sample(
     rows = verb.sample(
         os.fspath(model), prompts, seeds, Path(out), steps=steps, guidance=guidance, sampler=sampler,
         width=width, height=height, prefix=prefix, negative_prompt=negative_prompt, precision=precision,
-        images_per_batch=images_per_batch, clip_skip=clip_skip, vae=_text(vae), prediction=prediction,
-        loras=several(loras), long_prompts=long_prompts, grid=grid, compare=_paths(compare),
+        images_per_batch=images_per_batch, clip_skip=clip_skip, vae=as_text(vae), prediction=prediction,
+        loras=several(loras), long_prompts=long_prompts, grid=grid, compare=as_paths(compare),
     )  # fmt: skip
     return Images(Path(out), rows)
 
 
-@_verb
+@checked
 def score(
     images: Place, *, out: Place, scorer: Texts | None = None, references: Place | None = None,
     images_per_batch: Whole = 64,
@@ -396,7 +280,7 @@ def score(
     return Scores(Path(out), **counts)
 
 
-@_verb
+@checked
 def report(
     *, before: Place, after: Place, out: Place, scores: Places = (), scorer: Texts | None = None, votes: Places = (),
     goal: Text | None = None, run: Place | None = None, judges_of_pairs: Texts = (), blur: Switch = False,
@@ -405,14 +289,14 @@ def report(
     from mapo.report import verb
 
     numbers = verb.report(
-        Path(before), Path(after), Path(out), scores=_paths(scores),
-        scorer=None if scorer is None else ",".join(several(scorer)), votes=_paths(votes), goal=goal,
+        Path(before), Path(after), Path(out), scores=as_paths(scores),
+        scorer=None if scorer is None else ",".join(several(scorer)), votes=as_paths(votes), goal=goal,
         run=None if run is None else Path(run), judges_of_pairs=several(judges_of_pairs), blur=blur,
     )  # fmt: skip
     return Page(Path(out), numbers)
 
 
-@_verb
+@checked
 def export(
     source: Place, *, to: Text, out: Place | None = None, repo: Text | None = None, private: Switch | None = None,
     licence: Text | None = None, precision: Text | None = None, scores: Places = (), base_model: Text | None = None,
@@ -426,6 +310,6 @@ def export(
 
     return verb.export(
         os.fspath(source), to, None if out is None else Path(out), repo=repo, private=private, licence=licence,
-        precision=precision, scores=_paths(scores), base_model=base_model, on_missing_picture=on_missing_picture,
+        precision=precision, scores=as_paths(scores), base_model=base_model, on_missing_picture=on_missing_picture,
         source_licences=several(source_licences),
     )  # fmt: skip

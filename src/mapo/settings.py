@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from mapo.errors import MapoError
-from mapo.files import read_text
+from mapo.texts import read_text
 
 
 def _no_truth(value: Any) -> Any:

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from data_fixtures import BLUE, GREEN, PICTURES, RED, make_set
 from mapo.errors import MapoError
-from mapo.files import sha256, write_json
+from mapo.files import sha256
 from mapo.label.blind import BLOCK, Task, of_folders, of_pairs, order, pair_key, sides
 from mapo.pairs.pairs import PairSet, PairWriter, pair_id
 from mapo.pairs.splits import prompt_id
 from mapo.sample.folder import ImageRow, append_images
+from mapo.texts import write_json
 
 PAIRS = [pair_key(f"prompt {k}", "a", "b") for k in range(400)]
 

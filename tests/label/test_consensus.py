@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from data_fixtures import BLUE, GREEN, RED, make_picture
 from mapo.errors import MapoError
-from mapo.files import read_json
 from mapo.label.blind import of_pairs, pair_key
 from mapo.label.consensus import agreement, apply_votes, spoken, summarise, value_counts, verdict
 from mapo.label.votes import CHOICES, Vote, VoteLog, read_votes
 from mapo.pairs.pairs import PairSet, PairWriter, pair_id
+from mapo.texts import read_json
 
 A, B = "a" * 64, "b" * 64
 

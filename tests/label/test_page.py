@@ -13,12 +13,12 @@ import pytest
 from browser import CHROMIUM, Browser, Page, serving, until
 
 from data_fixtures import encoded, noise
-from mapo.files import read_json, write_json
 from mapo.label.blind import pair_key
 from mapo.label.votes import read_votes
 from mapo.pairs import PairSet, PairWriter
 from mapo.pairs.splits import prompt_id
 from mapo.sample.folder import ImageRow, append_images
+from mapo.texts import read_json, write_json
 from pages import WHOLE, begin, done, look, press_and_wait
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")

@@ -15,7 +15,7 @@ from mapo.errors import MapoError
 from mapo.models import Frames, find_model, fingerprint, open_model, together
 from mapo.models.families import FAMILIES
 from mapo.models.families.flux import unpack
-from mapo.models.noise import Ddpm
+from mapo.models.noise.process import Ddpm
 from tiny import MAKERS, make_pairs
 
 PROMPTS = ["a small red circle on a gray background", "", "zebra, ünïcode " * 30]

@@ -11,7 +11,7 @@ from data_fixtures import files_below
 from mapo.build.verb import build
 from mapo.encode.verb import encode
 from mapo.errors import MapoError
-from mapo.models.tensors import is_finite
+from mapo.models.parts.tensors import is_finite
 from mapo.sample.sample import Sampler, Sampling, sample
 from tiny import make_pairs, make_sd
 

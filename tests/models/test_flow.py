@@ -15,7 +15,7 @@ from mapo.encode.seen import excess_tokens, open_view
 from mapo.errors import MapoError
 from mapo.models import Frames, find_model, open_model, together
 from mapo.models.families.flux import pack, places, unpack
-from mapo.models.flow import RectifiedFlow
+from mapo.models.noise.flow import RectifiedFlow
 from tiny import make_flux, make_pairs, make_sd3, make_sdxl, make_z_image
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from mapo.errors import MapoError
 from mapo.models import find_model, open_model
-from mapo.models.hub import HubName, hub_name
+from mapo.models.sources.hub import HubName, hub_name
 
 HTTP = importlib.import_module(errors.HfHubHTTPError.__mro__[1].__module__.split(".")[0])  # what the library stands on
 

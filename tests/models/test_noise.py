@@ -3,7 +3,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from mapo.errors import MapoError
-from mapo.models.noise import Ddpm
+from mapo.models.noise.process import Ddpm
 from mapo.train.types import mean_squares
 
 SETTINGS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig
 
 from mapo.models import Frames, find_model, open_model
-from mapo.models.flow import ByResolution
+from mapo.models.noise.flow import ByResolution
 from real import REAL, needs_real
 from tiny import make_flux, make_sd3
 

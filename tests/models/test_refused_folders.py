@@ -16,8 +16,8 @@ from mapo.encode.seen import open_view
 from mapo.errors import MapoError
 from mapo.models import find_model, open_model
 from mapo.models.families.latent import check_vae
-from mapo.models.files import variant_of
-from mapo.models.noise import DDPM_LIKE, check_scheduler
+from mapo.models.noise.process import DDPM_LIKE, check_scheduler
+from mapo.models.parts.weights import variant_of
 from mapo.worlds import MODELS
 
 MINI = MODELS["mini"]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from mapo.errors import MapoError
 from mapo.models import find_model, open_model
 from mapo.models.names.original import open_clip_placing, originals, shapes_of, unet_placing
-from mapo.models.noise import Ddpm
+from mapo.models.noise.process import Ddpm
 from mapo.models.single.header import as_safetensors, read_header
 from mapo.models.single.layout import class_of, outline
 from mapo.models.single.prediction import prediction_of

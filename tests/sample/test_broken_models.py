@@ -156,7 +156,7 @@ def test_of_a_model_that_cannot_be_fetched_only_our_sentence_is_printed_and_cut_
 
 
 def test_what_a_library_said_is_cut_at_a_word():
-    from mapo.models.files import reason
+    from mapo.models.parts.weights import reason
 
     assert reason(ValueError("word " * 100 + "\nmore")) == "word " * 39 + "…"
     assert reason(KeyError("unet")) == "KeyError: 'unet'" and reason(TypeError()) == "TypeError"

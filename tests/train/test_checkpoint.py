@@ -5,12 +5,12 @@ import torch
 from test_train import run
 
 from mapo.errors import MapoError
-from mapo.train.checkpoint import (
+from mapo.train.run.checkpoint import (
     load_checkpoint,
     read_state,
     save_checkpoint,
 )
-from mapo.train.updater import load_optimizer_tensors, optimizer_tensors
+from mapo.train.weights.updater import load_optimizer_tensors, optimizer_tensors
 
 
 def stepped(seed):

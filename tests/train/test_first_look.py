@@ -11,11 +11,11 @@ import mapo.train.train as module
 from mapo.encode.cache import Cache, cache_key
 from mapo.models import find_model, open_model
 from mapo.pairs import PairSet
-from mapo.train import opening
 from mapo.train.batches import assemble, draws, rows_at
 from mapo.train.first_look import SEED, Look, look, sentences
 from mapo.train.objectives import OBJECTIVES
 from mapo.train.step import pair_errors
+from mapo.train.weights import opening
 from tiny import make_pairs, make_sd3
 
 PAIRS = 6

@@ -128,8 +128,8 @@ def test_a_lora_with_the_names_of_peft_becomes_the_same_file(work):
             change(work, lambda t: renamed(".lora.up.", ".lora_B.")(renamed(".lora.down.", ".lora_A.")(t)))
         model = open_model(find_model(str(work / "a")))
         denoiser = open_model(find_model("mini")).denoiser("cpu", torch.float32)
-        from mapo.train.adapters import add_adapter
         from mapo.train.config import AdapterConfig
+        from mapo.train.weights.adapters import add_adapter
 
         add_adapter(denoiser, model, AdapterConfig(kind="lora", rank=2), 0)
         model.save_lora({"unet": denoiser}, work / names)

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from mapo.models import Frames, TokenModel, find_model, open_model, together
-from mapo.train.adapters import add_adapter, add_text_adapters, trainable, without_adapter
 from mapo.train.config import AdapterConfig
 from mapo.train.objectives import OBJECTIVES
 from mapo.train.objectives.own import constants_of
-from mapo.train.opening import WithText
 from mapo.train.step import pair_errors, pair_losses
 from mapo.train.types import Batch
+from mapo.train.weights.adapters import add_adapter, add_text_adapters, trainable, without_adapter
+from mapo.train.weights.opening import WithText
 
 PAIRS, STEPS = 2, 20
 RATES = {"ipo": 1e-6}  # which asks for a margin of 1 / (2 beta): greater steps go beyond it

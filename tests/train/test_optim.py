@@ -1,7 +1,7 @@
 import pytest
 
 from mapo.train.config import OptimConfig
-from mapo.train.updater import learning_rate
+from mapo.train.weights.updater import learning_rate
 
 
 def rates(steps, **settings):

@@ -14,7 +14,7 @@ from mapo.api import try_objective
 from mapo.cli import cli
 from mapo.errors import MapoError
 from mapo.files import sha256
-from mapo.models.noise import Ddpm
+from mapo.models.noise.process import Ddpm
 from mapo.train.objectives import OBJECTIVES, agreement, kto_baseline
 from mapo.train.objectives.own import file_identity, objective_named
 from mapo.train.step import pair_errors

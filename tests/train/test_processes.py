@@ -228,7 +228,7 @@ def test_a_macs_gpu_is_given_no_number_of_64_bits(monkeypatch):
 
 
 def test_the_reference_runs_before_the_graph_of_the_policy_exists(sdxl):
-    from mapo.models.noise import Ddpm
+    from mapo.models.noise.process import Ddpm
     from mapo.train.step import pair_errors
     from mapo.train.types import Batch
 

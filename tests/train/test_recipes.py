@@ -7,7 +7,7 @@ import pytest
 
 from mapo.errors import MapoError
 from mapo.train.config import make_config
-from mapo.train.recipe import read_recipe, recipe_list, recipe_names, recipe_text
+from mapo.train.recipes.recipe import read_recipe, recipe_list, recipe_names, recipe_text
 from mapo.train.verb import train
 from tiny import MAKERS, make_pairs
 

@@ -200,7 +200,7 @@ def _name(number: int) -> str:
 
 
 def test_resuming_reads_the_weights_once(tmp_path, sdxl, pairs, cache, monkeypatch):
-    from mapo.train import checkpoint
+    from mapo.train.run import checkpoint
 
     run(tmp_path / "r", sdxl, pairs, cache, steps=1)
     read = []
@@ -262,7 +262,7 @@ def test_what_0_1_0_wrote_knows_no_tokenizers_and_is_taken_up(tmp_path, sdxl, pa
 
 
 def test_a_setting_that_came_later_has_its_old_meaning_in_an_old_run(tmp_path, sdxl, pairs, cache, monkeypatch):
-    import mapo.train.run as module
+    import mapo.train.run.folder as module
 
     run(tmp_path / "r", sdxl, pairs, cache, steps=1)
     path = tmp_path / "r" / "config.toml"
@@ -274,7 +274,7 @@ def test_a_setting_that_came_later_has_its_old_meaning_in_an_old_run(tmp_path, s
 
 
 def test_every_setting_that_came_after_0_1_0_says_what_it_means_in_older_runs():
-    import mapo.train.run as module
+    import mapo.train.run.folder as module
     from mapo.settings import merge
     from mapo.train.config import Config
 
@@ -360,8 +360,8 @@ def with_own_adapter(denoiser: torch.nn.Module, run_folder: Path) -> torch.nn.Mo
     from safetensors.torch import load_file
 
     from mapo.models.families.sdxl import StableDiffusionXL
-    from mapo.train.adapters import add_adapter, trainable
     from mapo.train.config import AdapterConfig
+    from mapo.train.weights.adapters import add_adapter, trainable
 
     add_adapter(denoiser, StableDiffusionXL, AdapterConfig(kind="lora", rank=4), 0)
     (checkpoint,) = (run_folder / "checkpoints").iterdir()

@@ -17,10 +17,10 @@ from mapo.train.batches import Members
 from mapo.train.config import make_config
 from mapo.train.loop import Loop
 from mapo.train.objectives import OBJECTIVES
-from mapo.train.opening import open_trained
 from mapo.train.processes import joined
 from mapo.train.train import train
 from mapo.train.verb import train as of_recipe
+from mapo.train.weights.opening import open_trained
 from tiny import make_pairs
 
 ATTENTION = "lora_unet_input_blocks_3_1_transformer_blocks_0_attn1_to_{}"

@@ -5,7 +5,7 @@ import torch
 from diffusers import DDPMScheduler
 from jaxtyping import TypeCheckError
 
-from mapo.models.noise import Ddpm
+from mapo.models.noise.process import Ddpm
 from mapo.train.objectives import OBJECTIVES
 from mapo.train.step import pair_errors, pair_losses, pair_metrics
 from mapo.train.types import Batch, PairErrors

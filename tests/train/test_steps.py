@@ -13,9 +13,9 @@ from test_train import run
 
 from mapo.errors import MapoError
 from mapo.models import find_model, open_model
-from mapo.train.checkpoint import save_checkpoint
 from mapo.train.config import make_config
-from mapo.train.run import Run
+from mapo.train.run.checkpoint import save_checkpoint
+from mapo.train.run.folder import Run
 from mapo.train.train import train
 from tiny import make_sd3
 

@@ -17,9 +17,9 @@ from mapo.models import find_model, open_model
 from mapo.pairs import PairSet
 from mapo.train.batches import assemble, draws
 from mapo.train.config import OptimConfig, make_config
-from mapo.train.opening import WithText
 from mapo.train.train import train
-from mapo.train.updater import AdamW
+from mapo.train.weights.opening import WithText
+from mapo.train.weights.updater import AdamW
 from tiny import MAKERS, make_pairs, make_sd
 
 FILE = "weights/pytorch_lora_weights.safetensors"

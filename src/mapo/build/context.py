@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 from mapo.devices import best_device
 from mapo.errors import MapoError
-from mapo.files import append_lines, read_lines
 from mapo.score.scorers.endpoint import ASKED_AT_ONCE, Endpoint, NoAnswer
+from mapo.texts import append_lines, read_lines
 
 MOST_WORDS, MOST_TOKENS = 100, 200
 INSTRUCTION = (

@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from mapo.errors import MapoError, several, suggest
-from mapo.files import read_text
 from mapo.settings import Section
+from mapo.texts import read_text
 
 SIDES = ("chosen", "rejected")
 

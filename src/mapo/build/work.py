@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from mapo.errors import MapoError
-from mapo.files import PARTIAL, prepare_out, read_json, write_json
+from mapo.files import PARTIAL, prepare_out
 from mapo.sample.folder import ImageRow, append_images, read_manifest
 from mapo.score.table import read_scores, write_scores
 from mapo.settings import differences
 from mapo.shards import Shard, mark
+from mapo.texts import read_json, write_json
 
 PACE = ("sampling.images_per_batch",)  # changes pictures by rounding alone, and each row has its batch_layout
 

@@ -31,9 +31,10 @@ from mapo.check.rows import SEVERITIES, Finding, Rows, read_rows
 from mapo.check.training import check_training, what_is_trained_on
 from mapo.encode.seen import Choice, View, open_view
 from mapo.errors import MapoError, count
-from mapo.files import prepare_file, write_json, write_text
+from mapo.files import prepare_file, write_text
 from mapo.pages.templates import environment
 from mapo.pairs import PairSet
+from mapo.texts import write_json
 
 OWN_FILES = ("set.json", "pairs.parquet", "pictures.npy", "votes.jsonl")
 JSON_START = b'{\n "version": 1,\n "set": '  # how the numbers begin, see :func:`_summary`

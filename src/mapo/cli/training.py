@@ -40,7 +40,7 @@ def encode(pairs: Path, out: Path, **how: Any) -> None:
 
 
 def _recipes() -> tuple[str, list[str]]:
-    from mapo.train.recipe import recipe_list
+    from mapo.train.recipes.recipe import recipe_list
 
     return "Recipes", recipe_list()
 

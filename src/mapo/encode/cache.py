@@ -27,10 +27,11 @@ from torch import Tensor
 
 from mapo.encode.index import Entry, Index, digests_of, open_index
 from mapo.errors import MapoError
-from mapo.files import read_object, replacing, sweep, write_json
+from mapo.files import replacing, sweep
 from mapo.models import ModelFiles, Opened
-from mapo.models.tensors import save_tensors
+from mapo.models.parts.tensors import save_tensors
 from mapo.shards import owned
+from mapo.texts import read_object, write_json
 
 FORMAT, VERSION = "mapo-cache", 1
 HEAD = "cache.json"

@@ -36,10 +36,10 @@ from mapo.encode.cache import (
 from mapo.encode.frame import crop
 from mapo.encode.index import Index, digests_of, open_index
 from mapo.errors import MapoError, count, is_out_of_memory
-from mapo.files import read_object
 from mapo.models import Cond, Opened
 from mapo.models.family import ImageEncoder
 from mapo.pairs import PairSet
+from mapo.texts import read_object
 
 LOG = logging.getLogger(__name__)
 IMAGES_PER_BATCH = 8

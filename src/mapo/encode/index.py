@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mapo.errors import MapoError
 from mapo.files import replacing
-from mapo.models.tensors import save_tensors
+from mapo.models.parts.tensors import save_tensors
 
 NAME = "index.safetensors"
 VERSION = "1"

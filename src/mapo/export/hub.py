@@ -16,9 +16,10 @@ import pyarrow.compute as pc
 
 from mapo import __version__
 from mapo.errors import MapoError, count
-from mapo.files import read_json, write_json, write_text
+from mapo.files import write_text
 from mapo.pairs.pairs import ROWS_AT_ONCE, PairSet
 from mapo.pairs.provenance import UNKNOWN, flat, without_folders
+from mapo.texts import read_json, write_json
 
 FACTS, NO_REPO = "mapo.json", "OWNER/NAME"
 LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")  # how the hub names licences

@@ -16,8 +16,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mapo.files import as_on_disk, delimiter_of, encoding_of
+from mapo.files import as_on_disk
 from mapo.pairs.splits import SPLITS
+from mapo.texts import delimiter_of, encoding_of
 
 TEXTS = re.compile(r'"(?:[^"\\]|\\.)*"')  # the strings of JSON, a line or a whole file of it
 JSON_ENDS, CSV_ENDS = (".jsonl", ".ndjson", ".json"), (".csv", ".tsv")

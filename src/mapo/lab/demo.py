@@ -13,7 +13,7 @@ from mapo.build.judge import parse_filter
 from mapo.build.recipe import read_recipe
 from mapo.encode.fill import encode
 from mapo.errors import MapoError, suggest
-from mapo.files import prepare_out, read_json, write_json
+from mapo.files import prepare_out
 from mapo.models import find_model, open_model
 from mapo.pairs import PairSet
 from mapo.report.report import write_report
@@ -23,6 +23,7 @@ from mapo.score.score import score_images
 from mapo.score.table import read_scores
 from mapo.shards import owned
 from mapo.statistics import mean_difference, paired
+from mapo.texts import read_json, write_json
 from mapo.train.config import make_config
 from mapo.train.train import Run, train
 

@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 
 from mapo import __version__
 from mapo.errors import MapoError, count
-from mapo.files import prepare_out, read_json, replacing, write_json
+from mapo.files import prepare_out, replacing
 from mapo.label.blind import pair_key
 from mapo.label.votes import Vote, read_votes
 from mapo.pairs.pairs import PAIR_SCHEMA, TIE, PairSet, pair_id
 from mapo.pairs.places import NAME as PLACES
 from mapo.shards import refuse_existing
+from mapo.texts import read_json, write_json
 
 VALUES = ("first", "second", "tie", "bad")  # first, second: the pictures of a pair, by the order of their hashes
 RESAMPLES = 1_000

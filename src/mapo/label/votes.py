@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from mapo.errors import MapoError
-from mapo.files import parse_json
+from mapo.texts import parse_json
 
 CHOICES = ("left", "right", "tie", "bad", "skip")
 UNDO = "undo"

@@ -15,13 +15,13 @@ from mapo.devices import best_device
 from mapo.encode.cache import LATENTS, CacheKey, latents_key, read_latents
 from mapo.encode.fill import encode_pictures, encode_prompts, release
 from mapo.errors import MapoError
-from mapo.files import read_json
 from mapo.mismatch.material import CHOSEN, OWN, REJECTED, Material, portions
 from mapo.models import Cond, Frames, Opened, together
 from mapo.models.family import filled_up
 from mapo.pairs.pairs import Pair, PairSet
 from mapo.sample.sample import PRECISIONS
 from mapo.statistics import Floats, Interval, mean, mean_difference, ratio
+from mapo.texts import read_json
 from mapo.train.step import residuals
 from mapo.train.types import mean_squares
 

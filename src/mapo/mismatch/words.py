@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from mapo.errors import count
-from mapo.files import write_json
 from mapo.mismatch.denoising import Errors, Gap
 from mapo.mismatch.mismatch import Mismatch
 from mapo.statistics import MIN_PAIRS, MIN_PROMPTS, Interval
+from mapo.texts import write_json
 
 FORMAT, VERSION = "mapo-mismatch", 1
 SCALE = Path(__file__).with_name("scale.toml")

@@ -3,11 +3,12 @@
 ``open_model(find_model(name))`` is the way from a name to all that training, encoding and sampling ask of a model.
 """
 
+from mapo.models.families.opening import is_of_a_family, open_model
 from mapo.models.family import Cond, Frames, Layout, Opened, TokenModel, together
-from mapo.models.files import ModelFiles, read_config
-from mapo.models.find import find_model
-from mapo.models.fingerprints import fingerprint
-from mapo.models.open import is_of_a_family, open_model
+from mapo.models.files import ModelFiles
+from mapo.models.parts.config import read_config
+from mapo.models.parts.fingerprints import fingerprint
+from mapo.models.sources.find import find_model
 
 __all__ = [
     "Cond",

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from mapo.errors import MapoError
 from mapo.models.files import ModelFiles
 from mapo.models.loras.layers import Layer
-from mapo.models.noise import Process
+from mapo.models.noise.process import Process
 
 Cond = dict[str, Tensor]  # what the denoiser is given besides x_t and t, by name: "n …", each in a dtype of its own
 Texts = Mapping[str, Tensor | Sequence[Tensor]]  # of n prompts, by name: "n …", or one tensor for each prompt

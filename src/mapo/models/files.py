@@ -1,43 +1,37 @@
-"""Where a model's parts lie, and reading them: configurations, weights, fingerprints."""
+"""Where the parts of a model lie, and what they are together: a folder or one file, with the LoRAs on top of it."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import logging
 import re
-import textwrap
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from mapo.errors import MapoError
-from mapo.files import parse_json, read_object
-from mapo.models.fingerprints import contents, fingerprint
 from mapo.models.loras.layers import Layer, fuse
 from mapo.models.loras.sources import Lora, without_named
-from mapo.models.tensors import check_finite
+<<<<<<< HEAD
+from mapo.models.parts.tensors import check_finite
+=======
+from mapo.models.parts.config import CONFIGS, read_config
+from mapo.models.parts.fingerprints import contents, fingerprint
+from mapo.models.parts.weights import check_weights, load_part, not_whole, quietly, variants
+from mapo.texts import read_object
+>>>>>>> main
 from mapo.worlds import MODELS
 
 # name.safetensors, name.fp16.safetensors, name-00001-of-00002.safetensors, and both spellings of a variant in shards
-WEIGHTS = re.compile(
-    r"(?P<name>model|diffusion_pytorch_model)(-\d{5}-of-\d{5})?(\.(?P<variant>\w+?))?(-\d{5}-of-\d{5})?\.safetensors"
-)
-TOKENIZER_CONFIG = "tokenizer_config.json"
-CONFIGS = {  # others have a config.json
-    "scheduler": "scheduler_config.json", "tokenizer": TOKENIZER_CONFIG, "tokenizer_2": TOKENIZER_CONFIG,
-    "tokenizer_3": TOKENIZER_CONFIG,
-}  # fmt: skip
+
+
 MOST_TOKENS = "max_sequence_length"
 SAMPLING = "sampling.json"  # ours: how a model is best sampled, and of how many tokens of T5 it is told
 DISTILLED = re.compile(r"(?i)(?<![a-z])(turbo|schnell|lightning|hyper|lcm|klein|dmd2?|flash|distill(ed)?)(?![a-z])")
 AT_STEP = re.compile(r"(?P<run>.+)@(?P<step>\d+)")  # a checkpoint of a run
 LONG_PROMPTS = ("cut", "chunk")  # what becomes of prompts that are longer than the text encoders read
-LIBRARIES = ("diffusers", "transformers", "huggingface_hub")
 
 
 class OneFile(Protocol):
@@ -303,105 +297,3 @@ def at_step(name: str) -> tuple[Path, int] | None:
 def is_there(name: str) -> bool:
     """Whether a model's name is that of a folder or file on this machine, or of a checkpoint in a folder."""
     return Path(name).exists() or at_step(name) is not None
-
-
-def read_config(base: Path, name: str) -> dict[str, Any]:
-    """A JSON file of a pipeline folder."""
-    try:
-        found = parse_json((base / name).read_text("utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("it is not an object")
-        return found
-    except (OSError, ValueError) as error:
-        raise MapoError(f"The model folder {base} is not whole: {name} cannot be read ({error}).") from None
-
-
-def variant_of(folder: Path) -> str | None:
-    """The variant of a part's weights, such as "fp16", where there are no others; else None."""
-    found = {match["variant"] for file in folder.glob("*.safetensors") if (match := WEIGHTS.fullmatch(file.name))}
-    if None in found or not found:
-        return None
-    return "fp16" if "fp16" in found else min(v for v in found if v)
-
-
-def variants(base: Path, parts: tuple[str, ...]) -> dict[str, str]:
-    """The parts of which there is only a variant, with its name."""
-    return {part: variant for part in parts if (variant := variant_of(base / part))}
-
-
-def refuse_pickles(base: Path, part: str) -> None:
-    """MapoError where the weights of a part are there only as pickles, which can run code when they are opened."""
-    folder = base / part
-    pickles = sorted(f.name for f in folder.glob("*") if f.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-    if pickles and not any(folder.glob("*.safetensors")):
-        raise MapoError(
-            f"{folder} has its weights only as {pickles[0]}. Such a file can run code when it is opened, so it is not "
-            "read. If you trust it, write the model anew as safetensors: "
-            f'DiffusionPipeline.from_pretrained("{base}", use_safetensors=False).save_pretrained("NEW FOLDER").'
-        )
-
-
-def load_part(kind: Any, base: Path, part: str, dtype: Any = torch.float32, variant: str | None = None) -> Any:
-    """The network of a part with its weights, as the class ``kind`` loads them; MapoError where that fails.
-
-    Where the part has no such ``variant`` of them, it is the usual one.
-    """
-    refuse_pickles(base, part)
-    if variant is None or not any((base / part).glob(f"*.{variant}*.safetensors")):
-        variant = variant_of(base / part)
-    how = {"torch_dtype": dtype, "use_safetensors": True, "variant": variant}
-    try:
-        with quietly():
-            network, report = kind.from_pretrained(base, subfolder=part, output_loading_info=True, **how)
-    except Exception as error:
-        raise not_whole(base, part, error) from None
-    if lacking := sorted(report["missing_keys"]):
-        are = "tensor is" if len(lacking) == 1 else "tensors are"
-        raise MapoError(
-            f"The model folder {base} is not whole: the weights of {part} lack {lacking[0]} "
-            f"({len(lacking)} {are} missing). Download the folder again."
-        )
-    return network
-
-
-def check_weights(base: Path, part: str) -> None:
-    """MapoError where files of a part's weights lack or are cut off. Only their heads are read."""
-    refuse_pickles(base, part)
-    files = [file for file in sorted((base / part).glob("*.safetensors")) if WEIGHTS.fullmatch(file.name)]
-    try:
-        for index in (base / part).glob("*.safetensors.index.json"):
-            named = parse_json(index.read_text("utf-8"))["weight_map"].values()
-            files += [base / part / name for name in sorted(set(named))]
-        for file in files:
-            with safe_open(file, "pt"):
-                pass
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        raise not_whole(base, part, error) from None
-    if not files:
-        raise MapoError(f"The model folder {base} is not whole: {part}/ has no weights. Download the folder again.")
-
-
-def not_whole(base: Path, part: str, error: Exception) -> MapoError:
-    """What to say where a library could not load a part."""
-    return MapoError(f"The model folder {base} is not whole: {part} cannot be loaded ({reason(error)}).")
-
-
-def reason(error: Exception) -> str:
-    """The first line of what a library said, cut at a word; with the kind of error where it is but one word."""
-    line = str(error).strip().split("\n")[0]
-    said = textwrap.shorten(line, 200, placeholder=" …")
-    return said if " " in line else f"{type(error).__name__}: {said}".removesuffix(": ")
-
-
-@contextlib.contextmanager
-def quietly() -> Iterator[None]:
-    """Inside, the libraries log nothing: where a part cannot be loaded, our sentence stands alone."""
-    loggers = [logging.getLogger(name) for name in LIBRARIES]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL + 1)
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

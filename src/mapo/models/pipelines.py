@@ -16,9 +16,15 @@ from torch import nn
 from mapo.errors import MapoError, count
 from mapo.models import ModelFiles, is_of_a_family, open_model, read_config
 from mapo.models.families.tokens import check_tokenizer_files
+<<<<<<< HEAD
 from mapo.models.files import MOST_TOKENS, quietly, reason, refuse_pickles, variants
 from mapo.models.kinds import SIDES, SIZES, check_kinds
-from mapo.models.tensors import check_finite, is_finite
+from mapo.models.parts.tensors import check_finite, is_finite
+=======
+from mapo.models.files import MOST_TOKENS
+from mapo.models.parts.kinds import SIDES, SIZES, check_kinds
+from mapo.models.parts.weights import quietly, reason, refuse_pickles, variants
+>>>>>>> main
 
 GUIDED_ABOVE = {  # from where on a pipeline looks at the negative prompt
     "StableDiffusionXLPipeline": 1.0, "StableDiffusionPipeline": 1.0, "StableDiffusion3Pipeline": 1.0,

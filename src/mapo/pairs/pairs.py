@@ -29,13 +29,14 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from mapo.errors import MapoError, count
-from mapo.files import read_json, replacing, sha256, write_json
+from mapo.files import replacing, sha256
 from mapo.pairs.pictures import decode_picture
 from mapo.pairs.places import NAME as PLACES
 from mapo.pairs.places import Places
 from mapo.pairs.schema import FORMAT, IMAGE_SCHEMA, PAIR_SCHEMA, TIE, VERSION, Pair, check_values, make_pair, pair_id
 from mapo.pairs.splits import SPLITS
 from mapo.pairs.writer import PairWriter
+from mapo.texts import read_json, write_json
 
 __all__ = [
     "IMAGE_SCHEMA", "PAIR_SCHEMA", "TIE", "Pair", "PairSet", "PairWriter",

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mapo.errors import MapoError
-from mapo.files import PARTIAL, prepare_out, sha256, write_json
+from mapo.files import PARTIAL, prepare_out, sha256
 from mapo.pairs.ledger import Ledger, number_of
 from mapo.pairs.pictures import Picture, check_picture
 from mapo.pairs.places import NAME as PLACES
@@ -34,6 +34,7 @@ from mapo.pairs.places import write_places
 from mapo.pairs.schema import FORMAT, IMAGE_SCHEMA, PAIR_SCHEMA, TIE, VERSION, Pair, make_pair, pair_id, to_row
 from mapo.pairs.splits import SPLITS, joined, prompt_id
 from mapo.shards import owned, refuse_existing
+from mapo.texts import write_json
 
 LOG = logging.getLogger(__name__)
 

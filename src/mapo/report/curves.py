@@ -13,8 +13,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from mapo.errors import MapoError
-from mapo.files import read_lines
 from mapo.pages.svg import CHOSEN, INK, REJECTED, SIZE, TEXT, Plot, new_figure, to_svg
+from mapo.texts import read_lines
 
 FIRST = 20  # steps that later errors are measured against, at most
 POINTS = 300  # per curve, at most

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from mapo.errors import MapoError
-from mapo.files import read_object
 from mapo.sample.folder import Rows
+from mapo.texts import read_object
 from mapo.worlds import MODELS
 
 

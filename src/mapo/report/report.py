@@ -12,7 +12,7 @@ import jinja2
 from markupsafe import Markup
 
 from mapo.errors import MapoError, count
-from mapo.files import prepare_file, read_object, write_text
+from mapo.files import prepare_file, write_text
 from mapo.pages.templates import environment
 from mapo.pages.thumbs import spread
 from mapo.pairs.splits import prompt_id
@@ -37,6 +37,7 @@ from mapo.report.training import Training, read_config, read_training
 from mapo.report.verdict import Verdict, based_on, followed, judge, number, percent, places, signed, span, told_by
 from mapo.sample.folder import Rows, check_pictures, is_sensitive, read_pictures
 from mapo.statistics import MIN_PAIRS, MIN_PROMPTS
+from mapo.texts import read_object
 
 SHOWN_PAIRS = 250
 UNKNOWN = "not known"

@@ -21,10 +21,11 @@ from types import UnionType
 from PIL import Image
 
 from mapo.errors import MapoError, count, printable
-from mapo.files import append_lines, inside, numbered_lines, read_object, replacing, sha256, write_text
+from mapo.files import inside, replacing, sha256, write_text
 from mapo.pairs.pictures import check_picture, decode_picture
 from mapo.pairs.splits import prompt_id
 from mapo.sample.foreign import MANIFEST, NAMED, Found, find_pictures, is_ours
+from mapo.texts import append_lines, numbered_lines, read_object
 
 LOG = logging.getLogger(__name__)
 

@@ -24,10 +24,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mapo.errors import MapoError
-from mapo.files import delimiter_in, inside, parse_json, parse_row, read_text, refuse_twice
+from mapo.files import inside
 from mapo.pairs.pictures import CAPTION_ENDS, ENDS
 from mapo.pairs.schema import check_text
 from mapo.pairs.splits import prompt_id
+from mapo.texts import delimiter_in, parse_json, parse_row, read_text, refuse_twice
 
 JSON_LINES = (".jsonl", ".ndjson")
 LISTS = (*JSON_LINES, ".csv", ".tsv")

@@ -11,11 +11,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mapo.errors import MapoError
-from mapo.files import decode_text, delimiter_in, parse_row, refuse_twice
 from mapo.importers import sources
 from mapo.importers.sources import Source, find_source, is_hub_id
 from mapo.pairs.schema import check_text
 from mapo.pairs.splits import prompt_id
+from mapo.texts import decode_text, delimiter_in, parse_row, refuse_twice
 from mapo.worlds import WORLDS, find
 
 LOG = logging.getLogger(__name__)

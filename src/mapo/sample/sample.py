@@ -18,9 +18,9 @@ import torch
 from mapo import progress
 from mapo.devices import best_device
 from mapo.errors import MapoError, is_out_of_memory, memory_told, several, suggest
-from mapo.files import prepare_out, read_object, sha256, sweep, write_json
+from mapo.files import prepare_out, sha256, sweep
 from mapo.models import ModelFiles, TokenModel, find_model, is_of_a_family, open_model
-from mapo.models.files import reason
+from mapo.models.parts.weights import reason
 from mapo.models.pipelines import (
     accepts,
     advice,
@@ -35,6 +35,7 @@ from mapo.pairs.splits import prompt_id
 from mapo.sample.folder import ImageRow, append_images, keep_whole, png_bytes
 from mapo.sample.samplers import SAMPLERS, check_sampler, scheduler_named
 from mapo.shards import owned
+from mapo.texts import read_object, write_json
 
 LOG = logging.getLogger(__name__)
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mapo.errors import MapoError, suggest
-from mapo.models.files import ModelFiles, quietly
-from mapo.models.flow import FLOW_LIKE
-from mapo.models.noise import DDPM_LIKE
+from mapo.models.files import ModelFiles
+from mapo.models.noise.flow import FLOW_LIKE
+from mapo.models.noise.process import DDPM_LIKE
+from mapo.models.parts.weights import quietly
 
 DPMPP = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}
 NOT_KARRAS = dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"), False)

@@ -24,13 +24,13 @@ from typing import Any
 from mapo import progress
 from mapo.devices import use_own_device
 from mapo.errors import MapoError, count
-from mapo.files import append_lines
 from mapo.sample.folder import ImageRow, check_pictures, open_picture, read_images
 from mapo.score.scorers import Unfinished, scorer_names
 from mapo.score.scorers.choice import NEUTRAL, choose_scorers
 from mapo.score.table import check_value, write_scores
 from mapo.score.task import Asked, Key, Task, line_of, note, open_task, read_table
 from mapo.shards import WHOLE, Shard, locked, mark, owned
+from mapo.texts import append_lines
 
 LOG = logging.getLogger(__name__)
 

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mapo.errors import MapoError, count, printable
-from mapo.files import PARTIAL, prepare_out, read_lines, sha256
+from mapo.files import PARTIAL, prepare_out, sha256
 from mapo.sample.folder import ImageRow, read_images
 from mapo.score.references import References
 from mapo.score.scorers import Scorer, load_scorer, scorer_names
 from mapo.score.scorers.choice import choose_scorers, warn_of_toys
 from mapo.score.table import SCHEMA, read_scores
 from mapo.shards import WHOLE, Shard
+from mapo.texts import read_lines
 
 LOG = logging.getLogger(__name__)
 

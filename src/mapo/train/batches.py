@@ -22,7 +22,7 @@ from mapo.encode.cache import Cache
 from mapo.errors import MapoError
 from mapo.models import Cond, Frames, Opened, TokenModel, together
 from mapo.models.family import filled_up
-from mapo.models.noise import Process
+from mapo.models.noise.process import Process
 from mapo.pairs.pairs import Pair, PairSet
 from mapo.train.types import Batch
 

@@ -14,15 +14,15 @@ from torch import Tensor
 
 from mapo.encode.cache import Cache
 from mapo.errors import DivergedError, MapoError, SaidElsewhere, count
-from mapo.train.adapters import dropout_of
 from mapo.train.batches import Members, assemble, draws, prefetched, rows_at
 from mapo.train.config import Config
 from mapo.train.objectives import Objective
 from mapo.train.objectives.own import constants_of
-from mapo.train.opening import Trained, working_dtype
 from mapo.train.processes import Processes
 from mapo.train.step import Predict, pair_errors, pair_losses, pair_metrics
 from mapo.train.types import Batch, PairErrors
+from mapo.train.weights.adapters import dropout_of
+from mapo.train.weights.opening import Trained, working_dtype
 
 
 class Loop:

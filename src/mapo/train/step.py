@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from mapo.models.noise import Process
+from mapo.models.noise.process import Process
 from mapo.train.objectives import Objective, logit_and_scale, soft
 from mapo.train.types import Batch, Cond, Images, PairErrors, PerImage, PerPair, Residuals, mean_squares
 

@@ -25,19 +25,19 @@ from mapo.encode.fill import Holding, encode, holds_all
 from mapo.encode.seen import equal_once_cropped, what_training_sees, with_chunks
 from mapo.errors import DivergedError, MapoError, ObjectiveFailed, SaidElsewhere, count, memory_told
 from mapo.models import Opened, TokenModel, find_model, open_model
-from mapo.models.flow import RectifiedFlow
+from mapo.models.noise.flow import RectifiedFlow
 from mapo.pairs import PairSet
-from mapo.train.adapters import check_adapter, told
 from mapo.train.batches import Members
-from mapo.train.checkpoint import save_checkpoint
 from mapo.train.config import Config
 from mapo.train.first_look import look, sentences
 from mapo.train.loop import Loop, check_shares
 from mapo.train.objectives.own import file_identity, objective_named
 from mapo.train.objectives.trial import doubts
-from mapo.train.opening import Trained, open_trained
 from mapo.train.processes import Processes, joined, what_is_not_done
-from mapo.train.run import Identity, Run, settled, steps_of
+from mapo.train.run.checkpoint import save_checkpoint
+from mapo.train.run.folder import Identity, Run, settled, steps_of
+from mapo.train.weights.adapters import check_adapter, told
+from mapo.train.weights.opening import Trained, open_trained
 
 LOG = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Any
 from mapo.errors import MapoError
 from mapo.settings import merge
 from mapo.train.config import make_config
-from mapo.train.recipe import check_recipe, read_recipe
+from mapo.train.recipes.recipe import check_recipe, read_recipe
 
 SECTIONS = {
     "objective": ("objective", "name"), "adapter": ("adapter", "kind"), "allow_distilled": ("train", "allow_distilled"),

@@ -10,13 +10,13 @@ from typing import Any
 
 from mapo.errors import MapoError
 from mapo.export.runs.licences import Licence
-from mapo.files import read_object
 from mapo.models import Opened
 from mapo.models.files import at_step, is_there
-from mapo.models.steps import checkpoint_of
+from mapo.models.sources.steps import checkpoint_of
 from mapo.report.training import Training, read_training
 from mapo.score.table import read_scores
-from mapo.train.run import Run
+from mapo.texts import read_object
+from mapo.train.run.folder import Run
 from mapo.worlds import MODELS
 
 HUB_FOLDER = "models--"  # how the hub's cache begins the name of a model's folder

@@ -13,9 +13,10 @@ from mapo.errors import count
 from mapo.export.hub import FACTS, NO_REPO, cell
 from mapo.export.runs.facts import Base, Evaluation, RunFacts
 from mapo.export.runs.licences import Licence
-from mapo.files import read_object, write_json, write_text
+from mapo.files import write_text
 from mapo.pairs.provenance import without_folders
 from mapo.settings import merge
+from mapo.texts import read_object, write_json
 from mapo.train.config import TEXT_SHARE, make_config, to_toml
 
 if TYPE_CHECKING:

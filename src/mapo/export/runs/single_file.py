@@ -15,8 +15,9 @@ from torch import Tensor
 from mapo.errors import MapoError, suggest
 from mapo.files import replacing
 from mapo.models.family import Opened
-from mapo.models.files import CONFIGS, ModelFiles, read_config
+from mapo.models.files import ModelFiles
 from mapo.models.names.original import Original
+from mapo.models.parts.config import CONFIGS, read_config
 from mapo.models.single.file import beside_of, open_single
 from mapo.models.single.layout import LAYOUTS, class_of, placed
 from mapo.models.single.tables import copy_small_files, write_config

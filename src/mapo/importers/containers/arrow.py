@@ -9,13 +9,14 @@ from pathlib import Path
 import pyarrow as pa
 
 from mapo.errors import MapoError
-from mapo.files import inside, read_object
+from mapo.files import inside
 from mapo.importers.containers.shape import Cursor, File, Row, Shape, Where
 from mapo.importers.containers.tables import ROWS_AT_ONCE, guarded, pick, values
 from mapo.importers.named import ARROW_ENDS, opened
 from mapo.importers.sources import Source
 from mapo.importers.splits import splits_of
 from mapo.importers.types import BadRow
+from mapo.texts import read_object
 
 STATE, SPLITS = "state.json", "dataset_dict.json"
 REMEDY = "Save the dataset again with save_to_disk."

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from mapo.errors import MapoError, count
-from mapo.files import delimiter_of, encoding_of, json_told, parse_row
 from mapo.importers.containers.cells import from_text, short
 from mapo.importers.containers.shape import Cursor, File, Row, Shape, Where, refuse_twice_in
 from mapo.importers.named import CSV_ENDS, JSON_ENDS, texts_in
 from mapo.importers.sources import NO_ROWS, Source, lies_in
 from mapo.importers.splits import are_parts, split_named, splits_of
 from mapo.importers.types import BadRow
+from mapo.texts import delimiter_of, encoding_of, json_told, parse_row
 
 ENDS = (*JSON_ENDS, *CSV_ENDS)
 LINES_TO_LOOK_AT = 100

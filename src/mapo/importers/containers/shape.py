@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mapo.errors import MapoError
-from mapo.files import refuse_twice
 from mapo.importers.types import BadRow
+from mapo.texts import refuse_twice
 
 Row = dict[str, Any]
 SPLIT = "split"

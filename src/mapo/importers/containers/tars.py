@@ -17,7 +17,6 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
 from mapo.errors import MapoError
-from mapo.files import decode_text, parse_row
 from mapo.importers import sources
 from mapo.importers.containers import cells
 from mapo.importers.containers.shape import Cursor, File, Row, Shape, Where
@@ -26,6 +25,7 @@ from mapo.importers.splits import splits_of
 from mapo.importers.types import BadRow
 from mapo.pairs.pictures import CAPTION_ENDS
 from mapo.pairs.pictures import ENDS as PICTURES
+from mapo.texts import decode_text, parse_row
 
 ENDS = (".tar", ".tar.gz", ".tgz")
 TEXTS = (*CAPTION_ENDS, ".cls")

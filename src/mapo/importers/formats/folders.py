@@ -19,13 +19,14 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from mapo.errors import MapoError
-from mapo.files import locate, read_text
+from mapo.files import locate
 from mapo.importers.containers import captions as several_captions
 from mapo.importers.sources import Source, picture_at
 from mapo.importers.splits import NAMES as SPLIT_NAMES
 from mapo.importers.splits import split_named
 from mapo.importers.types import BadRow, Options, RawPair
 from mapo.pairs.pictures import CAPTION_ENDS, ENDS
+from mapo.texts import read_text
 
 NAMES = (("chosen", "rejected"), ("w", "l"))
 MASKS = ("-masklabel", "-condlabel")  # NAME-masklabel.png, which trainers keep beside NAME.png

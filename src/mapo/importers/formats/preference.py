@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mapo.files import parse_row
 from mapo.importers.containers import cells, rows
 from mapo.importers.containers.shape import Row, Shape, Where
 from mapo.importers.sources import Source
 from mapo.importers.types import BadRow, LeftOut, Options, RawPair
+from mapo.texts import parse_row
 
 SIDES = ("chosen", "rejected")
 FILES = ("chosen_file_name", "rejected_file_name")

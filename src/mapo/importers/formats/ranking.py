@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from mapo.files import parse_row
 from mapo.importers.containers import cells, rows
 from mapo.importers.containers.shape import Row, Shape, Where
 from mapo.importers.sources import Source
 from mapo.importers.types import BadRow, LeftOut, Options, RawPair
+from mapo.texts import parse_row
 
 SHAPE = Shape((("prompt", "images", "rank"),))
 

@@ -27,16 +27,17 @@ from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from mapo.errors import MapoError, suggest
-from mapo.files import replacing, write_json
+from mapo.files import replacing
 from mapo.lab.mini import scenes
 from mapo.lab.mini.draw import SIDE, draw
 from mapo.shards import owned
-from mapo.train.checkpoint import (
+from mapo.texts import write_json
+from mapo.train.run.checkpoint import (
     load_checkpoint,
     read_state,
     save_checkpoint,
 )
-from mapo.train.updater import load_optimizer_tensors, optimizer_tensors
+from mapo.train.weights.updater import load_optimizer_tensors, optimizer_tensors
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

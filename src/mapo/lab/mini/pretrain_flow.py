@@ -22,10 +22,10 @@ from diffusers import (
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from mapo.files import write_json
 from mapo.lab.mini.pretrain import LATENT_SIDE, TOKENS, Loop, encode_pool, save_pipeline
 from mapo.lab.mini.pretrain import Settings as PictureSettings
 from mapo.shards import owned
+from mapo.texts import write_json
 from mapo.worlds import MODELS
 
 

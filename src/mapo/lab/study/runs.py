@@ -18,11 +18,12 @@ from PIL import Image
 
 from mapo.encode.cache import Cache, cache_key
 from mapo.errors import DivergedError
-from mapo.files import append_lines, read_lines, sha256
+from mapo.files import sha256
 from mapo.lab.study.domains import DOMAINS, Eyes, diversity
 from mapo.models import find_model, open_model
 from mapo.pairs import PairSet, PairWriter
 from mapo.sample.sample import Sampler, default_sampling
+from mapo.texts import append_lines, read_lines
 from mapo.train.batches import assemble, draws
 from mapo.train.config import make_config
 from mapo.train.step import pair_errors

@@ -16,10 +16,11 @@ from typing import Any
 from tqdm import tqdm
 
 from mapo.errors import MapoError, several, suggest
-from mapo.files import prepare_out, read_object, write_json
+from mapo.files import prepare_out
 from mapo.lab.study.crew import Crew
 from mapo.lab.study.methods import METHODS
 from mapo.lab.study.search import Found, compass, lengthen, merit, value
+from mapo.texts import read_object, write_json
 from mapo.worlds import MODELS
 
 
@@ -237,7 +238,7 @@ def _tune(crew: Crew, domain: str, plan: Plan, untrained: Mapping[str, Any], bar
     from mapo.lab.study.runs import Job, run
     from mapo.lab.study.tables import read_part
     from mapo.models import find_model, open_model
-    from mapo.models.flow import RectifiedFlow
+    from mapo.models.noise.flow import RectifiedFlow
 
     version = DOMAINS[domain].version
     flow = isinstance(open_model(find_model(plan.model)).process, RectifiedFlow)

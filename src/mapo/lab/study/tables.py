@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mapo.errors import MapoError
-from mapo.files import read_json, write_json, write_text
+from mapo.files import write_text
 from mapo.lab.study.domains import DOMAINS, MADE_BY
 from mapo.lab.study.estimates import Cell, Cells, Estimate, Key, around, estimate, variance_of
 from mapo.lab.study.figures import draw_figures
@@ -21,6 +21,7 @@ from mapo.lab.study.methods import METHODS
 from mapo.lab.study.runs import Ledger
 from mapo.lab.study.scale import scale_toml
 from mapo.statistics import MIN_PROMPTS
+from mapo.texts import read_json, write_json
 
 MIN_SEEDS = 3  # with fewer nothing is called sure
 

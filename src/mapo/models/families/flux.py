@@ -17,7 +17,7 @@ from mapo.models.families.clip import clip_tokenizer, tokenize
 from mapo.models.families.t5 import t5_states, t5_tokenizer
 from mapo.models.families.transformer import FlowModel
 from mapo.models.family import Cond, Frames, Layout, TextEncoder, Texts
-from mapo.models.kinds import FLUX_TRANSFORMER
+from mapo.models.parts.kinds import FLUX_TRANSFORMER
 
 T5_TOKENS = 512
 SIDE = 1024  # in pixels; none of the published files says it

@@ -17,8 +17,13 @@ from torch import Tensor, nn
 from mapo.errors import MapoError
 from mapo.models.families.tokens import check_tokenizer_files
 from mapo.models.family import Cond, Frames, ImageEncoder, Layout, TextEncoder
-from mapo.models.files import ModelFiles, quietly, read_config, reason, refuse_pickles
-from mapo.models.kinds import (
+from mapo.models.files import ModelFiles
+from mapo.models.loras.layers import Layer, as_one
+from mapo.models.loras.sources import LORA_FILE
+from mapo.models.loras.write import trained_layers, write_layers
+from mapo.models.noise.process import ELSEWHERE, Process
+from mapo.models.parts.config import read_config
+from mapo.models.parts.kinds import (
     INDEX_ENTRY,
     REMEDY,
     TEXT_ENCODER,
@@ -28,11 +33,15 @@ from mapo.models.kinds import (
     check_kinds,
     check_lengths,
 )
+<<<<<<< HEAD
 from mapo.models.loras.layers import Layer, as_one
 from mapo.models.loras.sources import LORA_FILE
 from mapo.models.loras.write import trained_layers, write_layers
 from mapo.models.noise import ELSEWHERE, Process
-from mapo.models.tensors import check_finite
+from mapo.models.parts.tensors import check_finite
+=======
+from mapo.models.parts.weights import quietly, reason, refuse_pickles
+>>>>>>> main
 
 TokenizerLoader = Callable[[ModelFiles, str, str], Any]  # files, its part, its encoder's part → the tokenizer
 

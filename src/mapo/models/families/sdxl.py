@@ -15,7 +15,7 @@ from mapo.errors import MapoError
 from mapo.models.families.clip import clip_tokenizer, in_one_row
 from mapo.models.families.unet import UNetModel
 from mapo.models.family import Cond, Frames
-from mapo.models.files import read_config
+from mapo.models.parts.config import read_config
 
 
 class StableDiffusionXL(UNetModel):

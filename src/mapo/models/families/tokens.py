@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mapo.errors import MapoError
-from mapo.models.files import TOKENIZER_CONFIG, ModelFiles, not_whole, quietly
+from mapo.models.files import ModelFiles
+from mapo.models.parts.config import TOKENIZER_CONFIG
+from mapo.models.parts.weights import not_whole, quietly
 
 SPARE = 1024  # rows that an encoder's table of words may have beyond its tokenizer's, as tables are padded
 VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))  # each is enough

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from mapo.errors import MapoError
 from mapo.models.families.latent import LatentModel
-from mapo.models.flow import RectifiedFlow
-from mapo.models.kinds import FLOW_SCHEDULER
-from mapo.models.noise import Process
+from mapo.models.noise.flow import RectifiedFlow
+from mapo.models.noise.process import Process
+from mapo.models.parts.kinds import FLOW_SCHEDULER
 
 
 class FlowModel(LatentModel):

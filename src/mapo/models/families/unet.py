@@ -16,8 +16,8 @@ from mapo.errors import MapoError
 from mapo.models.families.clip import tokenize, tokenize_in_chunks
 from mapo.models.families.latent import LatentModel
 from mapo.models.family import Cond, Layout, TextEncoder, Texts, filled_up
-from mapo.models.kinds import REMEDY, SCHEDULER, UNET
-from mapo.models.noise import Ddpm, Process
+from mapo.models.noise.process import Ddpm, Process
+from mapo.models.parts.kinds import REMEDY, SCHEDULER, UNET
 
 
 class UNetModel(LatentModel):

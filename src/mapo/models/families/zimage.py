@@ -16,7 +16,7 @@ from mapo.models.families.tokens import open_tokenizer
 from mapo.models.families.transformer import FlowModel
 from mapo.models.family import Cond, Frames, Layout, TextEncoder, Texts
 from mapo.models.files import ModelFiles
-from mapo.models.kinds import Z_IMAGE_TRANSFORMER
+from mapo.models.parts.kinds import Z_IMAGE_TRANSFORMER
 
 TOKENS = 512
 SIDE = 1024  # in pixels; none of the published files says it

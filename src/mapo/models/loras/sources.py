@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from mapo.errors import MapoError
-from mapo.files import read_object
-from mapo.models.fingerprints import add_samples, fingerprint
+from mapo.models.parts.fingerprints import add_samples, fingerprint
+from mapo.texts import read_object
 
 if TYPE_CHECKING:
     from mapo.models.loras.layers import Layer

@@ -19,8 +19,9 @@ import torch
 from safetensors import safe_open
 
 from mapo.errors import MapoError, count
-from mapo.models.files import CONFIGS, quietly, read_config, reason
 from mapo.models.names.original import Original
+from mapo.models.parts.config import CONFIGS, read_config
+from mapo.models.parts.weights import quietly, reason
 from mapo.models.single.detect import EIGHT_BITS, FOLDER, inside, refuse_what_is_no_model, table_of
 from mapo.models.single.header import Header, read_header
 from mapo.models.single.layout import LAYOUTS, placed

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mapo.errors import MapoError
-from mapo.models.tensors import kind_of_other
+from mapo.models.parts.tensors import kind_of_other
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 MOST_HEAD = 10**8  # bytes; the library allows no more

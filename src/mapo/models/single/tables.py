@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mapo.models.files import CONFIGS, TOKENIZER_CONFIG
+from mapo.models.parts.config import CONFIGS, TOKENIZER_CONFIG
 
 HERE = Path(__file__).parent / "tables"
 SMALL = (".json", ".txt", ".model", ".jinja")  # files of a model folder that are not weights

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from mapo.errors import MapoError
-from mapo.files import parse_json
 from mapo.score.scorers.similarity import load_part, reason
+from mapo.texts import parse_json
 
 
 def load_processor(kind: str, folder: Path) -> Any:

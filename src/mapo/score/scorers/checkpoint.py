@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from mapo.errors import MapoError
-from mapo.files import read_json, sha256, write_json
+from mapo.files import sha256
 from mapo.score.scorers.weights import Repository, find_files, repository
+from mapo.texts import read_json, write_json
 
 PICKLES = (".pt", ".pth")
 SUFFIXES = (*PICKLES, ".safetensors")

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mapo.errors import MapoError
-from mapo.files import read_object
 from mapo.sample.folder import ImageRow
 from mapo.score.scorers import SCORERS, scorer_class
 from mapo.score.scorers.weights import at_hand
+from mapo.texts import read_object
 from mapo.worlds import WORLDS, World, find, world_of
 
 TOYS = frozenset(name for world in WORLDS.values() for name in world.scorers)

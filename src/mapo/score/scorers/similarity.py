@@ -19,9 +19,9 @@ from torch import Tensor
 
 from mapo.devices import best_device
 from mapo.errors import MapoError, count
-from mapo.files import parse_json
 from mapo.score.scorers import check_inputs, check_pictures
 from mapo.score.scorers.weights import quiet
+from mapo.texts import parse_json
 
 NAMED = 5
 

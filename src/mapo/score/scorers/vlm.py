@@ -24,11 +24,12 @@ from PIL.Image import Image
 
 from mapo.devices import best_device
 from mapo.errors import MapoError, count
-from mapo.files import read_text, sha256
+from mapo.files import sha256
 from mapo.sample.folder import png_bytes
 from mapo.score.scorers import Unfinished, check_inputs
 from mapo.score.scorers.endpoint import ASKED_AT_ONCE, Endpoint, NoAnswer
 from mapo.score.scorers.weights import CHAT, MODEL, Repository
+from mapo.texts import read_text
 
 TEMPLATE = "MAPO_VLM_TEMPLATE"  # the environment variable with the path of a question of the user's own
 QWEN = Repository("Qwen/Qwen2-VL-7B-Instruct", "eed13092ef92e448dd6875b2a00151bd3f7db0ac")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mapo.errors import MapoError
-from mapo.files import parse_json
+from mapo.texts import parse_json
 
 MODEL = ("config.json", "model*.safetensors", "model.safetensors.index.json")
 PICTURES = ("preprocessor_config.json",)

@@ -18,10 +18,11 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from mapo.errors import MapoError
-from mapo.files import read_object
-from mapo.models.files import ModelFiles, read_config
+from mapo.models.files import ModelFiles
 from mapo.models.loras.sources import LORA_FILE, Lora
-from mapo.models.tensors import save_tensors
+from mapo.models.parts.config import read_config
+from mapo.models.parts.tensors import save_tensors
+from mapo.texts import read_object
 
 REMEDY = "Take another step of the run, or go on with its training, which writes checkpoints anew."
 WEIGHTS = "diffusion_pytorch_model"

@@ -13,7 +13,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mapo.errors import MapoError
 from mapo.models import Opened, TokenModel
-from mapo.train.adapters import (
+from mapo.train.config import Config
+from mapo.train.objectives import Objective
+from mapo.train.processes import Processes
+from mapo.train.run.checkpoint import REMEDY, load_checkpoint
+from mapo.train.step import Predict
+from mapo.train.weights.adapters import (
     add_adapter,
     add_text_adapters,
     loras_before,
@@ -21,12 +26,7 @@ from mapo.train.adapters import (
     trainable,
     without_adapter,
 )
-from mapo.train.checkpoint import REMEDY, load_checkpoint
-from mapo.train.config import Config
-from mapo.train.objectives import Objective
-from mapo.train.processes import Processes
-from mapo.train.step import Predict
-from mapo.train.updater import AdamW, Updater
+from mapo.train.weights.updater import AdamW, Updater
 
 DTYPES = {
     "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64

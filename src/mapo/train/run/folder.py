@@ -27,14 +27,20 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from mapo.errors import MapoError, count
-from mapo.files import append_lines, prepare_out, read_lines, read_object, replacing, sweep, write_json, write_text
+from mapo.files import prepare_out, replacing, sweep, write_text
 from mapo.models import Opened
-from mapo.models.steps import checkpoints
+from mapo.models.sources.steps import checkpoints
 from mapo.settings import differences, merge
 from mapo.shards import owned
+<<<<<<< HEAD:src/mapo/train/run.py
 from mapo.train.checkpoint import REMEDY, read_state
 from mapo.train.config import RANK, Config, make_config, to_toml
+=======
+from mapo.texts import append_lines, read_lines, read_object, write_json
+from mapo.train.config import Config, make_config, to_toml
+>>>>>>> main:src/mapo/train/run/folder.py
 from mapo.train.objectives.own import all_settings, stable_name
+from mapo.train.run.checkpoint import REMEDY, read_state
 
 LOG = logging.getLogger(__name__)
 

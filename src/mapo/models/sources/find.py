@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from mapo.errors import MapoError, suggest
-from mapo.files import inside, read_object
+from mapo.files import inside
 from mapo.models.files import LONG_PROMPTS, ModelFiles, at_step, is_there
-from mapo.models.hub import fetch_model, hub_name
 from mapo.models.loras.sources import LORA_FILE, Lora, find_loras
-from mapo.models.steps import checkpoint_of, checkpoints, on_base, steps_told
+from mapo.models.sources.hub import fetch_model, hub_name
+from mapo.models.sources.steps import checkpoint_of, checkpoints, on_base, steps_told
+from mapo.texts import read_object
 from mapo.worlds import MODELS
 
 UNETS = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")  # whose prediction may be told
@@ -88,7 +89,7 @@ def _find_folder(name: str, path: Path, weights: bool) -> tuple[Path, str | None
 def _with_vae(found: ModelFiles, vae: str | None, weights: bool) -> ModelFiles:
     if vae is None:
         return found
-    from mapo.models.vae import find_vae
+    from mapo.models.sources.vae import find_vae
 
     return replace(found, vae=find_vae(vae, found.name, found.config("vae"), weights))
 

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mapo.errors import MapoError
-from mapo.files import read_object, replacing, write_json
-from mapo.models.tensors import save_tensors
+from mapo.files import replacing
+from mapo.models.parts.tensors import save_tensors
+from mapo.texts import read_object, write_json
 
 REMEDY = "Delete it, or restore it from a copy, then run the same command again."
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from mapo.errors import MapoError
-from mapo.models.files import quietly, reason
-from mapo.models.kinds import REMEDY, SCHEDULER, check_kinds
+from mapo.models.parts.kinds import REMEDY, SCHEDULER, check_kinds
+from mapo.models.parts.weights import quietly, reason
 
 # All of these sample from one process: βs at whole timesteps, noise added by their product.
 DDPM_LIKE = (

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from mapo.errors import MapoError
-from mapo.models.kinds import FLOW_SCHEDULER, REMEDY, check_kinds
-from mapo.models.noise import ELSEWHERE
+from mapo.models.noise.process import ELSEWHERE
+from mapo.models.parts.kinds import FLOW_SCHEDULER, REMEDY, check_kinds
 
 FLOW_LIKE = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 POINTS = {"base_image_seq_len": 256, "base_shift": 0.5, "max_image_seq_len": 4096, "max_shift": 1.15}  # where unsaid

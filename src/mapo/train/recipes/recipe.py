@@ -8,7 +8,7 @@ from typing import Any
 
 from mapo.errors import MapoError
 
-FOLDER = importlib.resources.files("mapo.train") / "recipes"
+FOLDER = importlib.resources.files("mapo.train.recipes")
 
 
 def recipe_names() -> list[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mapo.errors import MapoError
-from mapo.models.files import quietly, reason
+from mapo.models.parts.weights import quietly, reason
 
 NAME = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[^\s:@]+))?(:(?P<variant>\w+))?")
 SMALL = ("model_index.json", "*/*config.json", "tokenizer*/*", "sampling.json")

@@ -1,0 +1,26 @@
+"""The JSON files in the folder of a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mapo.errors import MapoError
+from mapo.texts import parse_json
+
+TOKENIZER_CONFIG = "tokenizer_config.json"
+CONFIGS = {  # others have a config.json
+    "scheduler": "scheduler_config.json", "tokenizer": TOKENIZER_CONFIG, "tokenizer_2": TOKENIZER_CONFIG,
+    "tokenizer_3": TOKENIZER_CONFIG,
+}  # fmt: skip
+
+
+def read_config(base: Path, name: str) -> dict[str, Any]:
+    """A JSON file of a pipeline folder."""
+    try:
+        found = parse_json((base / name).read_text("utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is not an object")
+        return found
+    except (OSError, ValueError) as error:
+        raise MapoError(f"The model folder {base} is not whole: {name} cannot be read ({error}).") from None

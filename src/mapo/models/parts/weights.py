@@ -1,0 +1,113 @@
+"""The weights of a part of a model: which file holds them, reading them, and what to say where they cannot be read."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from mapo.errors import MapoError
+from mapo.texts import parse_json
+
+WEIGHTS = re.compile(
+    r"(?P<name>model|diffusion_pytorch_model)(-\d{5}-of-\d{5})?(\.(?P<variant>\w+?))?(-\d{5}-of-\d{5})?\.safetensors"
+)
+LIBRARIES = ("diffusers", "transformers", "huggingface_hub")
+
+
+def variant_of(folder: Path) -> str | None:
+    """The variant of a part's weights, such as "fp16", where there are no others; else None."""
+    found = {match["variant"] for file in folder.glob("*.safetensors") if (match := WEIGHTS.fullmatch(file.name))}
+    if None in found or not found:
+        return None
+    return "fp16" if "fp16" in found else min(v for v in found if v)
+
+
+def variants(base: Path, parts: tuple[str, ...]) -> dict[str, str]:
+    """The parts of which there is only a variant, with its name."""
+    return {part: variant for part in parts if (variant := variant_of(base / part))}
+
+
+def refuse_pickles(base: Path, part: str) -> None:
+    """MapoError where the weights of a part are there only as pickles, which can run code when they are opened."""
+    folder = base / part
+    pickles = sorted(f.name for f in folder.glob("*") if f.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+    if pickles and not any(folder.glob("*.safetensors")):
+        raise MapoError(
+            f"{folder} has its weights only as {pickles[0]}. Such a file can run code when it is opened, so it is not "
+            "read. If you trust it, write the model anew as safetensors: "
+            f'DiffusionPipeline.from_pretrained("{base}", use_safetensors=False).save_pretrained("NEW FOLDER").'
+        )
+
+
+def load_part(kind: Any, base: Path, part: str, dtype: Any = torch.float32, variant: str | None = None) -> Any:
+    """The network of a part with its weights, as the class ``kind`` loads them; MapoError where that fails.
+
+    Where the part has no such ``variant`` of them, it is the usual one.
+    """
+    refuse_pickles(base, part)
+    if variant is None or not any((base / part).glob(f"*.{variant}*.safetensors")):
+        variant = variant_of(base / part)
+    how = {"torch_dtype": dtype, "use_safetensors": True, "variant": variant}
+    try:
+        with quietly():
+            network, report = kind.from_pretrained(base, subfolder=part, output_loading_info=True, **how)
+    except Exception as error:
+        raise not_whole(base, part, error) from None
+    if lacking := sorted(report["missing_keys"]):
+        are = "tensor is" if len(lacking) == 1 else "tensors are"
+        raise MapoError(
+            f"The model folder {base} is not whole: the weights of {part} lack {lacking[0]} "
+            f"({len(lacking)} {are} missing). Download the folder again."
+        )
+    return network
+
+
+def check_weights(base: Path, part: str) -> None:
+    """MapoError where files of a part's weights lack or are cut off. Only their heads are read."""
+    refuse_pickles(base, part)
+    files = [file for file in sorted((base / part).glob("*.safetensors")) if WEIGHTS.fullmatch(file.name)]
+    try:
+        for index in (base / part).glob("*.safetensors.index.json"):
+            named = parse_json(index.read_text("utf-8"))["weight_map"].values()
+            files += [base / part / name for name in sorted(set(named))]
+        for file in files:
+            with safe_open(file, "pt"):
+                pass
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise not_whole(base, part, error) from None
+    if not files:
+        raise MapoError(f"The model folder {base} is not whole: {part}/ has no weights. Download the folder again.")
+
+
+def not_whole(base: Path, part: str, error: Exception) -> MapoError:
+    """What to say where a library could not load a part."""
+    return MapoError(f"The model folder {base} is not whole: {part} cannot be loaded ({reason(error)}).")
+
+
+def reason(error: Exception) -> str:
+    """The first line of what a library said, cut at a word; with the kind of error where it is but one word."""
+    line = str(error).strip().split("\n")[0]
+    said = textwrap.shorten(line, 200, placeholder=" …")
+    return said if " " in line else f"{type(error).__name__}: {said}".removesuffix(": ")
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Inside, the libraries log nothing: where a part cannot be loaded, our sentence stands alone."""
+    loggers = [logging.getLogger(name) for name in LIBRARIES]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

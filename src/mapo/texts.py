@@ -1,0 +1,204 @@
+"""Text on disk: JSON, files of lines that grow, encodings and delimiters."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import io
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from mapo.errors import MapoError
+from mapo.files import naming, write_text
+
+MOST_NESTED = 100  # lists and objects of JSON: what reads and writes them goes down by recursion
+TOO_NESTED = f"its lists and objects are nested more than {MOST_NESTED} deep"
+
+
+def write_json(path: Path, value: Any, sync: bool = False) -> None:
+    """Write ``value`` as indented JSON, atomically."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n", sync)
+
+
+def append_lines(path: Path, values: Iterable[Any]) -> None:
+    """Add a line of JSON for each value. A last line that a killed process left half written goes first."""
+    lines = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
+    with naming(path), path.open("a+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        if end and not _ends_a_line(file, end):
+            torn = _last_line(file, end)
+            if _is_json(torn):  # a file that was edited by hand
+                lines = "\n" + lines
+            else:
+                file.truncate(end - len(torn))
+        file.write(lines.encode())
+
+
+def read_lines(path: Path) -> Iterator[Any]:
+    """The values of a file of JSON lines, as :func:`numbered_lines` has them."""
+    return (value for _, value in numbered_lines(path))
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """The values of a file of JSON lines, each with the number of its line. Empty lines are passed over.
+
+    A last line that a killed process left half written is left out. Raises MapoError naming any other
+    line that is not JSON.
+    """
+    with path.open("rb") as file:  # bytes, as a killed process may have stopped inside a character
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                value = parse_json(line)
+            except ValueError as error:
+                if not line.endswith(b"\n"):
+                    return
+                raise MapoError(f"{path} line {number} is not JSON ({error}). Mend the line, or delete it.") from None
+            yield number, value
+
+
+def _ends_a_line(file: IO[bytes], end: int) -> bool:
+    file.seek(end - 1)
+    return file.read(1) == b"\n"
+
+
+def _last_line(file: IO[bytes], end: int) -> bytes:
+    """What stands behind the last line feed, read from the end."""
+    found, place = b"", end
+    while place and b"\n" not in found:
+        step = min(place, 65_536)
+        place -= step
+        file.seek(place)
+        found = file.read(step) + found
+    return found.rpartition(b"\n")[2]
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        parse_json(line)
+    except ValueError:
+        return False
+    return True
+
+
+def parse_json(text: str | bytes, **how: Any) -> Any:
+    """The value of a text of JSON; ValueError says why it cannot be read.
+
+    What is nested more than :data:`MOST_NESTED` deep, or has a number of thousands of digits, is refused too.
+    """
+    with json_told():
+        value = json.loads(text, **how)
+    opened = text.count(b"[") + text.count(b"{") if isinstance(text, bytes) else text.count("[") + text.count("{")
+    if opened > MOST_NESTED:
+        _refuse_nested(value)
+    return value
+
+
+def parse_row(text: str | bytes) -> Any:
+    """As :func:`parse_json`, for a row of a user's: no object in it may have two values under one name."""
+    return parse_json(text, object_pairs_hook=_object)
+
+
+@contextlib.contextmanager
+def json_told() -> Iterator[None]:
+    """Inside, what Python cannot read of JSON is a ValueError in our words."""
+    try:
+        yield
+    except RecursionError:
+        raise ValueError(TOO_NESTED) from None
+    except ValueError as error:
+        if "set_int_max_str_digits" in str(error):
+            raise ValueError("a number in it has too many digits") from None
+        raise
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        refuse_twice([key for key, _ in pairs])
+    return found
+
+
+def refuse_twice(names: Iterable[str]) -> None:
+    """ValueError where two columns have one name, as nobody can say which is meant; those without a name may."""
+    seen = set[str]()
+    for name in names:
+        if name and name in seen:
+            raise ValueError(f"it has two columns {name}; rename one of them")
+        seen.add(name)
+
+
+def _refuse_nested(value: Any) -> None:
+    level = [value]
+    for _ in range(MOST_NESTED + 1):
+        inner = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, list | dict))
+        level = [one for values in inner for one in values]
+        if not level:
+            return
+    raise ValueError(TOO_NESTED)
+
+
+def read_json(path: Path, what: str, remedy: str) -> Any:
+    """The JSON value of ``path``; ``what`` names the thing and ``remedy`` says what to do when it cannot be read."""
+    try:
+        return parse_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MapoError(f"{path.parent} is not {what}: it has no {path.name}. {remedy}") from None
+    except (ValueError, OSError) as error:
+        raise MapoError(f"{path} cannot be read ({error}). {remedy}") from None
+
+
+def encoding_of(path: Path) -> str:
+    """The encoding of a text file of the user's: UTF-8, or UTF-16 where a byte order mark says so."""
+    with path.open("rb") as file:
+        return _encoding(file.read(2))
+
+
+def _encoding(start: bytes) -> str:
+    return "utf-16" if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+
+
+def delimiter_of(path: Path) -> str:
+    """What stands between the cells of a CSV or TSV file."""
+    with path.open(encoding=encoding_of(path), errors="replace") as file:
+        first = file.readline(2**20)
+    try:
+        return delimiter_in(first, path.name)
+    except ValueError as error:
+        raise MapoError(f"{path} cannot be read: {error}.") from None
+
+
+def delimiter_in(line: str, name: str) -> str:
+    """What stands between the cells of a CSV or TSV file of this name that begins with this line.
+
+    ValueError for the line of Excel that names the sign.
+    """
+    if sign := re.match(r'[\ufeff"]*(sep=[^\n"]?)', line, re.IGNORECASE):
+        raise ValueError(f"it begins with the line {sign[1]!r}, which is meant for Excel alone; take that line out")
+    return "\t" if name.lower().endswith(".tsv") else max(",;\t", key=line.count)
+
+
+def read_text(path: Path) -> str:
+    """The text of a file of the user's, lines ending in a line feed; ValueError when it is not a text."""
+    return decode_text(path.read_bytes())
+
+
+def decode_text(data: bytes) -> str:
+    """The text in these bytes, as :func:`read_text` has it."""
+    text = io.TextIOWrapper(io.BytesIO(data), _encoding(data[:2])).read()
+    if "\0" in text:
+        raise ValueError("it holds NUL characters, so it is not UTF-8 text")
+    return text
+
+
+def read_object(path: Path, what: str, remedy: str) -> dict[str, Any]:
+    """The JSON object of ``path``, as :func:`read_json`; any other value is damage."""
+    value = read_json(path, what, remedy)
+    if not isinstance(value, dict):
+        raise MapoError(f"{path} is damaged. {remedy}")
+    return value

@@ -1,0 +1,1 @@
+"""Recipes of training: TOML files, and reading them."""

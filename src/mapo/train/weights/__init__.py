@@ -1,0 +1,1 @@
+"""The weights that are trained: adapters, one order of opening, the updater."""
