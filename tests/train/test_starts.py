@@ -197,12 +197,34 @@ def test_the_lora_of_a_run_is_continued_with_its_own_rank_and_lies_on_another_mo
     assert {(one.rank, one.alpha) for one in first} == {(one.rank, one.alpha) for one in second} == {(2, 1)}
     assert tomllib.loads((tmp_path / "b" / "config.toml").read_text())["adapter"].get("rank") is None
     again = {"recipe": "sdxl-mapo-lora", "model": str(tmp_path / "a"), "pairs": str(work / "pairs")}
+    again["cache"] = str(work / "plain")
     told = {"adapter": {"start": "continued"}, "data": {"cache_precision": "float32"}, "train": {"steps": 1}}
     told["data"]["resolution"], told["train"]["pairs_per_step"] = 16, 4
     assert of_recipe(tmp_path / "c", told, **again)  # whose rank of 8 is that of a new LoRA
     named = open_model(find_model(str(sdxl), loras=[str(tmp_path / "a")])).denoiser("cpu")
     as_model = open_model(find_model(str(tmp_path / "a"))).denoiser("cpu")
     assert all(torch.equal(value, as_model.state_dict()[name]) for name, value in named.state_dict().items())
+
+
+def test_a_checkpoint_of_a_run_is_a_lora_as_it_is_a_model(work, sdxl, tmp_path):
+    train(settings(work, sdxl, "fused", loras=(), cache="plain", steps=1), tmp_path / "a")
+    train(settings(work, sdxl, "fused", loras=(), cache="plain", steps=2), tmp_path / "a")  # the last one alone is kept
+    as_model = open_model(find_model(f"{tmp_path}/a@2")).lora_layers()[0]
+    (named,) = open_model(find_model(str(sdxl), loras=[f"{tmp_path}/a@2:0.5"])).lora_layers()
+    for one, half in zip(as_model, named, strict=True):
+        assert torch.equal(one.delta() / 2, half.delta())
+    train(settings(work, sdxl, "fused", (f"{tmp_path}/a@2",), cache="plain", steps=1), tmp_path / "b")
+    (told,) = json.loads((tmp_path / "b" / "run.json").read_text())["loras"]
+    assert told["file"] == str(tmp_path / "a" / "checkpoints" / "step-00000002" / LORA_FILE) and told["weight"] == 1
+    train(settings(work, sdxl, "fused", loras=(), kind="full", cache="plain", steps=1), tmp_path / "full")
+    for name, says in (
+        ("a@1", r"--lora: .*/a has no checkpoint of step 1. There is .*/a@2"),
+        ("full@1", "--lora: .*/full@1 is of a run in which every weight is trained. Give it as --model"),
+        ("b@7:0.5", "--lora: .*/b has no checkpoint of step 7"),
+        ("none@1", "--lora: there is no file .*none@1"),
+    ):
+        with pytest.raises(MapoError, match=says):
+            find_model(str(sdxl), loras=[f"{tmp_path}/{name}"])
 
 
 REFUSED = {

@@ -14,14 +14,11 @@ import torch
 from mapo.errors import MapoError
 from mapo.models.loras.layers import Layer, fuse
 from mapo.models.loras.sources import Lora, without_named
-<<<<<<< HEAD
-from mapo.models.parts.tensors import check_finite
-=======
 from mapo.models.parts.config import CONFIGS, read_config
 from mapo.models.parts.fingerprints import contents, fingerprint
+from mapo.models.parts.tensors import check_finite
 from mapo.models.parts.weights import check_weights, load_part, not_whole, quietly, variants
 from mapo.texts import read_object
->>>>>>> main
 from mapo.worlds import MODELS
 
 # name.safetensors, name.fp16.safetensors, name-00001-of-00002.safetensors, and both spellings of a variant in shards

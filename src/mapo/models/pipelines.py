@@ -16,15 +16,10 @@ from torch import nn
 from mapo.errors import MapoError, count
 from mapo.models import ModelFiles, is_of_a_family, open_model, read_config
 from mapo.models.families.tokens import check_tokenizer_files
-<<<<<<< HEAD
-from mapo.models.files import MOST_TOKENS, quietly, reason, refuse_pickles, variants
-from mapo.models.kinds import SIDES, SIZES, check_kinds
-from mapo.models.parts.tensors import check_finite, is_finite
-=======
 from mapo.models.files import MOST_TOKENS
 from mapo.models.parts.kinds import SIDES, SIZES, check_kinds
+from mapo.models.parts.tensors import check_finite, is_finite
 from mapo.models.parts.weights import quietly, reason, refuse_pickles, variants
->>>>>>> main
 
 GUIDED_ABOVE = {  # from where on a pipeline looks at the negative prompt
     "StableDiffusionXLPipeline": 1.0, "StableDiffusionPipeline": 1.0, "StableDiffusion3Pipeline": 1.0,
@@ -142,11 +137,11 @@ def open_pipeline(model: ModelFiles, device: Any, dtype: Any) -> Any:
 @contextlib.contextmanager
 def black_pictures_refused(pipeline: Any, model: str) -> Iterator[None]:
     """Inside, MapoError where latents or what the VAE makes of them are not finite: the pictures would be black."""
-    vae = getattr(pipeline, "vae", None)
-    real = getattr(vae, "decode", None)
+    vae: Any = getattr(pipeline, "vae", None)
+    real: Any = getattr(vae, "decode", None)
 
     def decode(latents: Any, *given: Any, **named: Any) -> Any:
-        found = real(latents, *given, **named)  # type: ignore[misc]
+        found = real(latents, *given, **named)
         made = next((n for n, v in (("denoiser", latents), ("VAE", found[0])) if not is_finite(v)), "")
         if made:
             dtype = str(latents.dtype).removeprefix("torch.")

@@ -24,6 +24,7 @@ from mapo.models.parts.weights import reason
 from mapo.models.pipelines import (
     accepts,
     advice,
+    black_pictures_refused,
     check_negative_prompt,
     cuts_told,
     cuts_untold,

@@ -268,8 +268,8 @@ class Config(Section):
     loras: list[str] = told(
         [],
         "LoRAs that lie on the model before training, each `FILE` or `FILE:WEIGHT`: a .safetensors file of any common "
-        "trainer, a folder with pytorch_lora_weights.safetensors in it, or a run folder. `adapter.start` says what "
-        "becomes of them.",
+        "trainer, a folder with pytorch_lora_weights.safetensors in it, a run folder or RUN@STEP. `adapter.start` says "
+        "what becomes of them.",
     )
     objective: ObjectiveConfig = Field(default_factory=lambda: ObjectiveConfig.model_validate({}))
     adapter: AdapterConfig = AdapterConfig()

@@ -33,15 +33,8 @@ from mapo.models.parts.kinds import (
     check_kinds,
     check_lengths,
 )
-<<<<<<< HEAD
-from mapo.models.loras.layers import Layer, as_one
-from mapo.models.loras.sources import LORA_FILE
-from mapo.models.loras.write import trained_layers, write_layers
-from mapo.models.noise import ELSEWHERE, Process
 from mapo.models.parts.tensors import check_finite
-=======
 from mapo.models.parts.weights import quietly, reason, refuse_pickles
->>>>>>> main
 
 TokenizerLoader = Callable[[ModelFiles, str, str], Any]  # files, its part, its encoder's part → the tokenizer
 

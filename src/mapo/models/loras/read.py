@@ -25,11 +25,7 @@ from mapo.models.loras.keys import Names, family_of, layers_named
 from mapo.models.loras.layers import Layer
 from mapo.models.names.kohya import PREFIXES, original_layers, own_layers, underscored
 from mapo.models.names.original import Change, Original, Shape
-<<<<<<< HEAD
 from mapo.models.parts.tensors import is_finite, kind_of_other
-=======
-from mapo.models.parts.tensors import kind_of_other
->>>>>>> main
 
 METADATA = "lora_adapter_metadata"  # diffusers' settings of peft, as JSON, where alpha is not the rank
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")

@@ -32,13 +32,8 @@ from mapo.models import Opened
 from mapo.models.sources.steps import checkpoints
 from mapo.settings import differences, merge
 from mapo.shards import owned
-<<<<<<< HEAD:src/mapo/train/run.py
-from mapo.train.checkpoint import REMEDY, read_state
-from mapo.train.config import RANK, Config, make_config, to_toml
-=======
 from mapo.texts import append_lines, read_lines, read_object, write_json
-from mapo.train.config import Config, make_config, to_toml
->>>>>>> main:src/mapo/train/run/folder.py
+from mapo.train.config import RANK, Config, make_config, to_toml
 from mapo.train.objectives.own import all_settings, stable_name
 from mapo.train.run.checkpoint import REMEDY, read_state
 

@@ -77,8 +77,8 @@ def loras_before(model: Opened, config: AdapterConfig) -> list[list[Layer]]:
         )
     if config.start == "continued" and config.rank and any(layer.rank != config.rank for layer in found[0]):
         raise MapoError(
-            f"adapter.rank is {config.rank}, but the LoRA that is continued has {layers_told(found[0])} and keeps them. "
-            "Leave adapter.rank out."
+            f"adapter.rank is {config.rank}, but the LoRA that is continued has {layers_told(found[0])}. It keeps "
+            "them: leave adapter.rank out."
         )
     return found
 
