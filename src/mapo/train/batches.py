@@ -29,7 +29,8 @@ from mapo.train.types import Batch
 T = TypeVar("T")
 
 
-def _seed(*parts: object) -> int:
+def seed_of(*parts: object) -> int:
+    """A seed that these decide, whatever the machine."""
     return int.from_bytes(hashlib.sha256(":".join(map(str, parts)).encode()).digest()[:8], "big") >> 1
 
 
@@ -61,7 +62,7 @@ class Members(Sequence[Pair]):
 
 @lru_cache(maxsize=4)
 def _order(count: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng(_seed("order", seed, epoch)).permutation(count)
+    return np.random.default_rng(seed_of("order", seed, epoch)).permutation(count)
 
 
 def rows_at(positions: Iterable[int], count: int, seed: int) -> list[int]:
@@ -92,7 +93,7 @@ def draws(
     """
     found = []
     for position, row in zip(positions, rows_at(positions, count, seed), strict=True):
-        generator = torch.Generator().manual_seed(_seed("pair", seed, position))
+        generator = torch.Generator().manual_seed(seed_of("pair", seed, position))
         time = process.draw_time(1, generator, shape)[0]
         mirrored = bool(torch.rand((), generator=generator) < 0.5) and flip
         noise, *samples = (torch.randn(shape, generator=generator) for _ in range(3))

@@ -66,7 +66,7 @@ class AdapterConfig(Section):
     dropout: Annotated[Number, Field(ge=0, lt=1)] = told(
         0.0,
         "The share of the numbers before the LoRA that each step leaves out, at random. Which ones depends on "
-        "`train.seed`, `train.pairs_per_device` and the number of processes. No effect with `full`.",
+        "`train.seed` and the pair's place in the run alone. No effect with `full`.",
     )
     targets: list[str] | None = told(
         None,

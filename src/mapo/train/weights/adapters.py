@@ -26,6 +26,7 @@ from mapo.models.loras.layers import told as layers_told
 from mapo.models.loras.write import TRAINED
 from mapo.models.names.kohya import layer_shapes
 from mapo.train.config import RANK, AdapterConfig
+from mapo.train.weights.dropout import lay_dropout
 
 START = "start"  # the adapters of what was there before: start0, start1 …
 HALVES = (torch.float16, torch.bfloat16)
@@ -98,6 +99,7 @@ def add_adapter(
         list(model.lora_targets) if config.targets is None else _matching(denoiser, config.targets)
     )
     _adapt(denoiser, targets, config, seed, loras)
+    lay_dropout(denoiser, TRAINED, config.dropout, model.denoiser_part, prompts=False)
 
 
 def add_text_adapters(
@@ -113,6 +115,7 @@ def add_text_adapters(
         ends, unread = tuple(f".{end}" for end in model.text_lora_targets), model.unread_text_layers(part, encoder)
         names = [n for n, _ in encoder.named_modules() if n.endswith(ends) and not n.startswith(unread)]
         _adapt(encoder, _exactly(names), config, seed + number, loras[part])
+        lay_dropout(encoder, TRAINED, config.dropout, part, prompts=True)
         for name, parameter in encoder.named_parameters():
             if name.startswith(unread):
                 parameter.requires_grad_(False)
@@ -138,13 +141,13 @@ def _adapt(
         _lay_beside(network, f"{START}{number}", layers)
     if config.start == "continued" and loras:
         (layers,) = loras
-        _lay_beside(network, TRAINED, layers, config.dropout)
+        _lay_beside(network, TRAINED, layers)
     else:
         rank = config.rank or RANK
         alpha = rank if config.alpha is None else config.alpha
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            _add(network, TRAINED, targets, r=rank, lora_alpha=alpha, lora_dropout=config.dropout)
+            _add(network, TRAINED, targets, r=rank, lora_alpha=alpha)
     active = [TRAINED]
     if config.start == "frozen":
         active += [f"{START}{number}" for number in range(len(loras))]
@@ -163,14 +166,14 @@ def _add(denoiser: nn.Module, name: str, targets: list[str] | str, **settings: A
         denoiser.add_adapter(found, adapter_name=name)  # type: ignore[operator]
 
 
-def _lay_beside(denoiser: nn.Module, name: str, layers: Sequence[Layer], dropout: float = 0.0) -> None:
+def _lay_beside(denoiser: nn.Module, name: str, layers: Sequence[Layer]) -> None:
     """Add an adapter with the weights of a LoRA that is there already, each layer with its own rank and alpha."""
     ranks = {f"^{re.escape(layer.module)}": layer.rank for layer in layers}
     alphas = {f"^{re.escape(layer.module)}": layer.alpha for layer in layers}
     with torch.random.fork_rng(devices=[]):
         _add(
             denoiser, name, _exactly([layer.module for layer in layers]), r=layers[0].rank, rank_pattern=ranks,
-            lora_alpha=layers[0].alpha, alpha_pattern=alphas, lora_dropout=dropout,
+            lora_alpha=layers[0].alpha, alpha_pattern=alphas,
         )  # fmt: skip
     for layer in layers:
         module: Any = denoiser.get_submodule(layer.module)
@@ -222,17 +225,6 @@ def without_adapter(denoiser: nn.Module) -> Iterator[None]:
     finally:
         for layer, names in zip(layers, before, strict=True):
             layer._active_adapter = names
-
-
-@contextlib.contextmanager
-def dropout_of(config: AdapterConfig, seed: int, position: int, device: torch.device) -> Iterator[None]:
-    """Inside, what is left out at random depends on the seed and the position in the run alone."""
-    if not config.dropout:
-        yield
-        return
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed((seed << 32 | position) % 2**63)
-        yield
 
 
 def told(denoiser: nn.Module, part: str) -> str:
