@@ -39,7 +39,7 @@ def check_finite(network: nn.Module, part: str, place: object) -> None:
             half = tensor.dtype is torch.float16
             raise MapoError(
                 f"The {part} of {place} has numbers that are not finite{' in float16' * half}, such as in {name}. "
-                f"{'Take bfloat16 or float32, or' if half else 'Take'} another copy of these weights."
+                f"Take {'float32, or ' * half}another copy of these weights."
             )
 
 
