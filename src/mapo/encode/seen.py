@@ -184,7 +184,9 @@ def open_view(model: str, buckets: bool = False, **told: Any) -> View:
     """
     from mapo.models import find_model, open_model
 
-    return view_of(open_model(find_model(model, weights=False, **told)), buckets=buckets)
+    opened = open_model(find_model(model, weights=False, **told))
+    opened.lora_layers()  # which refuses a LoRA of another model
+    return view_of(opened, buckets=buckets)
 
 
 def excess_tokens(view: View, prompts: Sequence[str] | pa.Array) -> NDArray[np.int64]:

@@ -28,7 +28,7 @@ def encode(
     opened = PairSet(pairs)
     told: dict[str, Any] = {"vae": vae, "prediction": prediction, "loras": loras, "long_prompts": long_prompts}
     found = with_chunks(open_model(find_model(model, clip_skip=clip_skip, **told)), opened)
-    found.lora_layers(heads_only=True)
+    found.lora_layers()
     with memory_told(images_per_batch, rest=""):
         cache = fill(
             found, opened, out, resolution=resolution, flip=flip, precision=precision,  # type: ignore[arg-type]

@@ -32,7 +32,8 @@ T = TypeVar("T")
 MOST_TOLD = 4  # frames that are told of
 
 
-def _seed(*parts: object) -> int:
+def seed_of(*parts: object) -> int:
+    """A seed that these decide, whatever the machine."""
     return int.from_bytes(hashlib.sha256(":".join(map(str, parts)).encode()).digest()[:8], "big") >> 1
 
 
@@ -76,7 +77,7 @@ class Members(Sequence[Pair]):
 
 @lru_cache(maxsize=4)
 def _order(number: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng(_seed("order", seed, epoch)).permutation(number)
+    return np.random.default_rng(seed_of("order", seed, epoch)).permutation(number)
 
 
 def rows_at(positions: Iterable[int], number: int, seed: int) -> list[int]:
@@ -107,7 +108,7 @@ def draws(
     """
     found = []
     for position, row in zip(positions, rows_at(positions, number, seed), strict=True):
-        generator = torch.Generator().manual_seed(_seed("pair", seed, position))
+        generator = torch.Generator().manual_seed(seed_of("pair", seed, position))
         time = process.draw_time(1, generator, shape)[0]
         mirrored = bool(torch.rand((), generator=generator) < 0.5) and flip
         noise, *samples = (torch.randn(shape, generator=generator) for _ in range(3))

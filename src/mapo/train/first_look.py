@@ -48,7 +48,7 @@ def look(loop: Loop) -> Look:
     mine = range(number)[processes.rank :: processes.world]
     at_once = min(loop.config.train.pairs_per_device or loop.last - loop.first, loop.last - loop.first)
     predict, found = loop.trained.predictor(loop.trained.denoiser), list[tuple[float, float, float]]()
-    loop.trained.denoiser.eval()  # dropout would draw from the run's randomness
+    loop.trained.denoiser.eval()  # without dropout
     try:
         with (
             torch.no_grad(),

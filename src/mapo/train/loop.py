@@ -22,7 +22,7 @@ from mapo.train.objectives.own import constants_of
 from mapo.train.processes import Processes
 from mapo.train.step import Predict, pair_errors, pair_losses, pair_metrics
 from mapo.train.types import Batch, PairErrors
-from mapo.train.weights.adapters import dropout_of
+from mapo.train.weights.dropout import drop_at
 from mapo.train.weights.opening import Trained, working_dtype
 
 
@@ -120,8 +120,8 @@ class Loop:
         bad: list[str] = []  # pairs whose loss is not finite
         for number, (batch, positions) in enumerate(zip(portions, self.micro_batches(step), strict=True)):
             with self._synchronised(number == number_of_portions - 1):
-                with self._dropout(positions):
-                    errors = pair_errors(predict, batch, self.process, reference, self.objective.extras)
+                drop_at(self.trained.network, self.config.train.seed, positions)
+                errors = pair_errors(predict, batch, self.process, reference, self.objective.extras)
                 if prepare and number_of_portions == 1:
                     constants = self._constants([errors])
                 losses = pair_losses(self.objective, errors, {**settings, **constants}, batch.preference)
@@ -157,12 +157,8 @@ class Loop:
     def _look_at(self, batch: Batch, positions: list[int], reference: Predict | None) -> PairErrors:
         """The errors of a portion, without a graph, for what an objective prepares of a whole step."""
         predict = self.trained.predictor(self.trained.network)
-        with self._dropout(positions):
-            return pair_errors(predict, batch, self.process, reference, self.objective.extras)
-
-    def _dropout(self, positions: list[int]) -> contextlib.AbstractContextManager[None]:
-        config = self.config
-        return dropout_of(config.adapter, config.train.seed, positions[0], self.processes.device)
+        drop_at(self.trained.network, self.config.train.seed, positions)
+        return pair_errors(predict, batch, self.process, reference, self.objective.extras)
 
     def _constants(self, portions: list[PairErrors]) -> dict[str, float]:
         """What the objective prepares from the errors of all pairs of the step, over all processes in their order."""

@@ -108,8 +108,8 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
             f"{count(equal, 'pair')} of these {'shows' if equal == 1 else 'show'} the same picture twice once cropped, "
             "so there is nothing to learn there. `mapo check` names them."
         )
-    processes.first(lambda: run.bind(config, done))
     trained = open_trained(config, model, objective, processes, checkpoint)
+    processes.first(lambda: run.bind(config, done))
     for part, network in {model.denoiser_part: trained.denoiser, **trained.encoders}.items():
         _say(processes, told(network, part))
 
