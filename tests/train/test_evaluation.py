@@ -16,12 +16,18 @@ from mapo.models import find_model, open_model
 from mapo.models.noise.flow import RectifiedFlow
 from mapo.pairs import PairSet
 from mapo.train.batches import assemble
-from mapo.train.monitor.evaluation import DRAWS, held_out_draws
+from mapo.train.monitor.evaluation import DRAWS, held_out_draw
 from mapo.train.step import pair_errors
 from mapo.train.train import Run
 from tiny import make_pairs
 
 HELD = 6
+
+
+def held_out_draws(row, pair, process, shape, seed):
+    return [held_out_draw(row, pair, number, process, shape, seed) for number in range(DRAWS)]
+
+
 TIMED = ("seconds",)
 
 
@@ -257,3 +263,15 @@ def test_a_base_of_other_pairs_is_refused(tmp_path, sdxl, held):
     path.write_text(path.read_text().replace('"pairs": [\n  "', '"pairs": [\n  "x'))
     with pytest.raises(MapoError, match=r"evaluation_base.json is damaged \(it is of other pairs\)"):
         run(tmp_path / "r", sdxl, held, steps=2, evaluate_every=1)
+
+
+def test_pairs_of_several_frames_are_measured_each_in_its_own(tmp_path, sdxl):
+    pairs = make_held_out(tmp_path / "pairs", wide=16)
+    data = {"buckets": True, "resolution": 16}
+    for name, at_once in (("together", None), ("alone", 1)):
+        run(tmp_path / name, sdxl, pairs, steps=1, evaluate_every=1, pairs_per_device=at_once, data=data)
+    one, two = evaluations(tmp_path / "together"), evaluations(tmp_path / "alone")
+    assert_equal_rows(one, two, 1e-9)
+    square = make_held_out(tmp_path / "other" / "pairs", wide=16)
+    run(tmp_path / "square", sdxl, square, steps=1, evaluate_every=1)
+    assert evaluations(tmp_path / "square")[0]["error_chosen"] != one[0]["error_chosen"]

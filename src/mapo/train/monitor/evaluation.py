@@ -8,20 +8,21 @@ them is measured once and kept in the run.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from mapo.encode.seen import choose_any
+from mapo.encode.frame import square
+from mapo.encode.seen import Rows, choose_any
 from mapo.errors import MapoError, count
 from mapo.models.noise.process import Process
 from mapo.pairs import PairSet
 from mapo.statistics import Floats
 from mapo.texts import read_object, write_json
-from mapo.train.batches import Draw, Members, assemble, seed_of
+from mapo.train.batches import Draw, Members, assemble, portions, seed_of
 from mapo.train.config import Config
 from mapo.train.loop import Loop
 from mapo.train.objectives import Objective
@@ -29,6 +30,7 @@ from mapo.train.objectives.reach import ENDED, pushes
 from mapo.train.run.checkpoint import REMEDY
 from mapo.train.run.folder import Run
 from mapo.train.step import Predict, pair_errors
+from mapo.train.types import Batch
 
 SPLIT = "validation"
 DRAWS = 4  # of each pair, one from each quarter of the times
@@ -49,8 +51,8 @@ class Measured:
         return self.rejected - self.chosen
 
 
-def held_out(pairs: PairSet, config: Config) -> Members:
-    """The pairs that are measured, drawn from the split ``validation`` by the seed; MapoError where it has none."""
+def held_out(pairs: PairSet, config: Config) -> Rows:
+    """The rows of the pairs that are measured, drawn by the seed from ``validation``; MapoError where it has none."""
     if config.data.split in (SPLIT, "all"):
         raise MapoError(
             f"train.evaluate_every: with data.split={config.data.split} the pairs of {SPLIT} are trained on, so none "
@@ -63,24 +65,20 @@ def held_out(pairs: PairSet, config: Config) -> Members:
             "out, or add prompts to the set."
         )
     order = np.random.default_rng(seed_of("held out", config.train.seed)).permutation(len(rows))
-    return Members(pairs, np.sort(rows[order[: config.train.evaluate_pairs]]))
+    return np.sort(rows[order[: config.train.evaluate_pairs]])
 
 
-def held_out_draws(
-    row: int, pair: str, process: Process, shape: tuple[int, ...], seed: int
-) -> list[Draw]:  # fmt: skip
-    """The draws of a pair, by its ``pair`` id and the seed alone; the times from early to late.
+def held_out_draw(row: int, pair: str, number: int, process: Process, shape: tuple[int, ...], seed: int) -> Draw:
+    """One of the draws of a pair, by its ``pair`` id, the ``number`` of the draw and the seed alone; of a later number
+    the time is later.
 
-    Each is a random one of 64 neighbours in 256 sorted times, so that together they are times as training draws them.
+    It is a random one of 64 neighbours in 256 sorted times, so all draws together are times as training draws them.
     """
-    found = []
-    for number in range(DRAWS):
-        generator = torch.Generator().manual_seed(seed_of("evaluation", seed, pair, number))
-        times = process.draw_time(DRAWS * CANDIDATES, generator, shape).sort().values
-        at = number * CANDIDATES + int(torch.randint(CANDIDATES, (), generator=generator))
-        noise, *samples = (torch.randn(shape, generator=generator) for _ in range(3))
-        found.append(Draw(row, times[at], False, noise, (samples[0], samples[1])))
-    return found
+    generator = torch.Generator().manual_seed(seed_of("evaluation", seed, pair, number))
+    times = process.draw_time(DRAWS * CANDIDATES, generator, shape).sort().values
+    at = number * CANDIDATES + int(torch.randint(CANDIDATES, (), generator=generator))
+    noise, *samples = (torch.randn(shape, generator=generator) for _ in range(3))
+    return Draw(row, times[at], False, noise, (samples[0], samples[1]))
 
 
 class Evaluation:
@@ -91,7 +89,7 @@ class Evaluation:
 
     def __init__(self, loop: Loop, run: Run, pairs: PairSet, done: int) -> None:
         self.loop, self.run = loop, run
-        self.members = held_out(pairs, loop.config)
+        self.members = Members(pairs, held_out(pairs, loop.config), loop.members.seen_in)
         self.base = self._base(done)
 
     def _base(self, done: int) -> Measured:
@@ -124,33 +122,37 @@ class Evaluation:
     def measure(self, predict: Predict) -> Measured:
         """The errors under a prediction, without gradients and dropout."""
         loop, processes, number = self.loop, self.loop.processes, len(self.members)
-        model, shape = loop.trained.model, loop.trained.model.layout.latent(loop.cache.resolution)
-        mine = range(processes.rank, number, processes.world)
-        drawn = [
-            draw
-            for k in mine
-            for draw in held_out_draws(k, self.members[k].id, loop.process, shape, loop.config.train.seed)
-        ]
+        mine = [(k, draw) for k in range(processes.rank, number, processes.world) for draw in range(DRAWS)]
         at_once = min(loop.config.train.pairs_per_device or loop.last - loop.first, loop.last - loop.first)
-        found = list[tuple[float, float, float]]()
+        found = list[tuple[float, ...]]()
         loop.trained.network.eval()
         try:
             with torch.no_grad():
-                for start in range(0, len(drawn), at_once):
-                    batch = assemble(
-                        self.members, drawn[start : start + at_once], loop.cache, model, loop.dtype,
-                        as_tokens=loop.config.adapter.text_encoders,
-                    ).to(processes.device)  # fmt: skip
+                for portion in portions(mine, at_once, lambda one: self.members.frame(one[0])):
+                    batch = self._batch(portion)
                     errors = pair_errors(predict, batch, loop.process)
                     sides = (side.double().tolist() for side in (errors.chosen, errors.rejected))
-                    found += zip(*sides, batch.timesteps.tolist(), strict=True)
+                    found += zip(*zip(*portion, strict=True), *sides, batch.timesteps.tolist(), strict=True)
         finally:
             loop.trained.network.train()
-        whole = np.empty((number, DRAWS, 3))
-        for rank, share in enumerate(processes.gather(found)):
-            if share:
-                whole[rank :: processes.world] = np.array(share).reshape(-1, DRAWS, 3)
+        whole = np.full((number, DRAWS, 3), np.nan)
+        for share in processes.gather(found):
+            for k, draw, *values in share:
+                whole[int(k), int(draw)] = values
         return Measured(whole[..., 0], whole[..., 1], whole[..., 2])
+
+    def _batch(self, portion: Sequence[tuple[int, int]]) -> Batch:
+        """Some pairs, each in one of its draws; all are seen in one frame."""
+        loop, config = self.loop, self.loop.config
+        model, frame = loop.trained.model, self.members.frame(portion[0][0])
+        shape = model.layout.latent(*(frame or square(loop.cache.resolution)))
+        drawn = [
+            held_out_draw(k, self.members[k].id, number, loop.process, shape, config.train.seed)
+            for k, number in portion
+        ]
+        return assemble(
+            self.members, drawn, loop.cache, model, loop.dtype, as_tokens=config.adapter.text_encoders, frame=frame
+        ).to(loop.processes.device)
 
     def row(self, step: int) -> dict[str, Any]:
         """The line of ``evaluations.jsonl`` for the model as it is."""
