@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 
 LONGEST = [
     "golden/test_recorded.py", "lab/study/test_study.py", "test_tutorial.py", "mismatch/test_mismatch.py",
-    "train/test_train.py", "test_kills.py", "build/test_build.py", "test_cli.py", "train/test_run.py",
+    "train/test_train.py", "train/test_pictures.py", "watch/test_page.py", "train/test_evaluation.py", "test_kills.py", "build/test_build.py", "test_cli.py", "train/test_run.py",
     "train/test_processes.py", "encode/test_cache.py", "models/test_families.py", "score/scorers/test_clip.py",
     "check/test_training.py", "lab/study/test_things.py", "lab/test_demo.py",
 ]  # fmt: skip

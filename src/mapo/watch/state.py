@@ -58,7 +58,6 @@ class Watched:
         self.run.before()  # a config.toml that cannot be read is said at once
         logs = (self.run.log, self.run.evaluation_log, self.run.alarm_log)
         self._metrics, self._evaluations, self._alarms = map(Growing, logs)
-        self._rows: dict[int, list[ImageRow]] = {}
 
     def state(self) -> dict[str, Any]:
         """Everything that the page shows."""
@@ -113,13 +112,11 @@ class Watched:
         return {"steps": steps, "prompts": [{"prompt": p, "pictures": s} for p, s in zip(prompts, shown, strict=True)]}
 
     def rows(self, step: int) -> list[ImageRow]:
-        """The pictures of a step that are whole; read again only until they are all there."""
-        folder = self.run.pictures_at(step)
+        """The pictures of a step; none while they are only being made."""
         try:
-            found = read_manifest(folder)
-        except (MapoError, OSError):  # it is only being made
+            return read_manifest(self.run.pictures_at(step))
+        except (MapoError, OSError):
             return []
-        return found
 
 
 def _shown(step: int, row: ImageRow | None) -> dict[str, Any] | None:

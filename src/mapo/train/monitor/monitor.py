@@ -148,8 +148,8 @@ class Monitor:
         self._warn(int(row["step"]), self.alarms.evaluation(row))
 
     def _warn(self, step: int, alarms: Sequence[Alarm]) -> None:
-        append_lines(self.run.alarm_log, [{"step": step, "name": name, "says": says} for name, says in alarms])
-        for _, says in alarms:
+        for name, says in alarms:
+            append_lines(self.run.alarm_log, [{"step": step, "name": name, "says": says}])
             LOG.warning(f"Alarm at step {step}: {says}")
 
     def _leak(self) -> str:
