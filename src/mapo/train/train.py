@@ -64,6 +64,7 @@ def train(config: Config, out: Path) -> bool:
 def _train(config: Config, run: Run, processes: Processes) -> None:
     processes.first(lambda: check_shares(config, processes))
     _check_precisions(config, processes)
+    _check_together(config)
     name, settings = config.objective.name, config.objective.settings
     objective = processes.each(lambda: objective_named(name))
     for doubt in processes.each(lambda: doubts(name, objective, settings)):
@@ -117,6 +118,9 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
     with interruptible() as interrupted:
         loop = Loop(config, objective, processes, members, cache, trained, interrupted)
         processes.first(lambda: _check_space(run, config, trained.parameters))
+        if not loop.whole:
+            what = f"Rejected pictures are not run: {config.objective.name} does not learn from them."
+            _say(processes, f"{what} train.measure_rejected=true measures their errors, in twice the time.")
         if objective.prepare and len(loop.micro_batches(0)) > 1:
             _say(
                 processes,
@@ -124,7 +128,8 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
                 "With train.pairs_per_device each pair goes through the model once more for that, without gradients.",
             )
         at_once = min(config.train.pairs_per_device or loop.last - loop.first, loop.last - loop.first)
-        rest = "" if config.train.gradient_checkpointing else "--set train.gradient_checkpointing=true"
+        less = {"gradient_checkpointing": config.train.gradient_checkpointing, "pair_by_pair": loop.apart}
+        rest = ", ".join(f"--set train.{name}=true" for name, used in less.items() if not used)
         try:
             with memory_told(at_once, noun="pair", flag="--set train.pairs_per_device={}", rest=rest):
                 if not checkpoint and isinstance(model.process, RectifiedFlow):
@@ -159,6 +164,15 @@ def _check_trainable(config: Config, model: Opened) -> None:
             f"{model.files.name} is a distilled model. {why} Training on the denoising error undoes that: pictures in "
             "few steps become blurred. Train the model that it was made from, or train it all the same with "
             "--allow-distilled."
+        )
+
+
+def _check_together(config: Config) -> None:
+    """MapoError where two settings do not go together."""
+    if config.train.pair_by_pair and getattr(config.optim, "in_backward", False):
+        raise MapoError(
+            "train.pair_by_pair=true does not go together with optim.in_backward=true, which moves the weights after "
+            "the chosen pictures, before the gradient of the rejected ones is known. Leave one of them out."
         )
 
 
@@ -217,14 +231,11 @@ def _take_steps(loop: Loop, run: Run, done: int, save: Callable[[int], None]) ->
     diverged = failed = ""
     with progress.bar(total=config.steps, initial=done, desc="train", unit="step", shown=main) as bar:
         try:
-            for values in loop.run(done):
+            for values in loop.run(done, pause=lambda number: number % config.save_every_steps == 0):
                 step = int(values["step"])
                 if main:
                     loop.guarded(partial(run.log_step, values))
-                bar.set_postfix(
-                    accuracy=f"{values['accuracy']:.2f}", margin=f"{values['margin']:.4f}",
-                    pairs_s=f"{values['pairs_per_second']:.1f}",
-                )  # fmt: skip
+                bar.set_postfix(**_shown(values))
                 bar.update()
                 if loop.stopping or step == config.steps or step % config.save_every_steps == 0:
                     save(step)
@@ -247,6 +258,12 @@ def _take_steps(loop: Loop, run: Run, done: int, save: Callable[[int], None]) ->
     loop.processes.each(loop.say_trouble)
     if loop.stopping and step < config.steps:
         raise KeyboardInterrupt
+
+
+def _shown(values: Mapping[str, float]) -> dict[str, str]:
+    """What stands behind the bar; errors where only chosen pictures were run."""
+    shown = {"accuracy": ".2f", "margin": ".4f"} if "margin" in values else {"error_chosen": ".4f"}
+    return {k: f"{values[k]:{how}}" for k, how in shown.items()} | {"pairs_s": f"{values['pairs_per_second']:.1f}"}
 
 
 def _how_to_go_on(run: Run, step: int) -> str:

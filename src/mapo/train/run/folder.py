@@ -52,6 +52,8 @@ MAY_CHANGE = {
     "train.pairs_per_device",
     "train.gradient_checkpointing",
     "train.allow_distilled",
+    "train.pair_by_pair",
+    "train.measure_rejected",
     "data.images_per_batch",
 }
 # Settings that came after 0.1.0, with what they mean in a run that does not name them.
@@ -65,7 +67,10 @@ AS_IN_0_1_0: dict[str, Any] = {
         "images_per_batch": 8, "cache_precision": "float32", "clip_skip": None, "long_prompts": None,
         "caption_dropout": 0.0,
     },
-    "train": {"base_precision": "float32", "guidance": 1.0, "allow_distilled": False, "keep_checkpoints": 1},
+    "train": {
+        "base_precision": "float32", "guidance": 1.0, "allow_distilled": False, "keep_checkpoints": 1,
+        "pair_by_pair": False, "measure_rejected": True,
+    },
 }  # fmt: skip
 
 Identity = dict[str, tuple[str, ...]]  # of what is trained: its hash, and the forms that it had in older versions

@@ -42,18 +42,18 @@ class WithText(nn.Module):
         self.model, self.denoiser, self.encoders = model, denoiser, nn.ModuleDict(encoders)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        """The output "b c h w". The prompts of the chosen images are read; those of the rejected ones are the same."""
-        return self.model.predict(self.denoiser, x_t, t, self.told(cond))
+        """The output "b c h w". The prompt of a pair is read once, also where both of its images are among the b."""
+        return self.model.predict(self.denoiser, x_t, t, self.told(cond, len(x_t)))
 
-    def told(self, cond: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What the denoiser is told, with the states of prompts in place of their tokens."""
+    def told(self, cond: dict[str, Tensor], images: int) -> dict[str, Tensor]:
+        """What the denoiser is told of b ``images``, with the states of prompts in place of their tokens."""
         assert isinstance(self.model, TokenModel)
-        tokens = {name: value.chunk(2)[0] for name, value in cond.items() if name.startswith("tokens")}
-        zero = cond["zero"].chunk(2)[0]
+        tokens = {name: value for name, value in cond.items() if name.startswith("tokens")}
+        zero = cond["zero"]
         found = {name: value for name, value in cond.items() if name not in tokens and name != "zero"}
         for name, value in self.model.encode_tokens(tuple(self.encoders.values()), tokens).items():
             kept = value.masked_fill(zero.view(-1, *[1] * (value.ndim - 1)), 0)
-            found[name] = torch.cat([kept, kept])
+            found[name] = torch.cat([kept] * (images // len(zero)))
         return found
 
 
