@@ -226,8 +226,15 @@ class TrainConfig(Section):
         False,
         "Let one picture of a pair go through the model at a time: the chosen one forward and back, then the rejected "
         "one, whose error is measured before. Takes the activations of one picture in place of two, with 7 units of "
-        "arithmetic in place of 6 (with a LoRA 5.2 in place of 4.2). The same result but for rounding, and but for "
+        "arithmetic in place of 6 (with a LoRA about 5 in place of 4). The same result but for rounding, and but for "
         "which numbers `adapter.dropout` leaves out. No effect where rejected pictures are not run.",
+    )
+    reference: Literal["together", "before"] = told(
+        "together",
+        "When the reference of `dpo` and its like is run: in every step (`together`), or once before training "
+        "(`before`). Its errors are then kept in the run folder, and training holds no second model. With `lora` "
+        "there is none anyway. Changes memory only; docs/training.md says when it pays. No effect with other "
+        "objectives.",
     )
     measure_rejected: bool = told(
         False,

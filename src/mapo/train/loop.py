@@ -47,7 +47,9 @@ class Loop:
         self.cache, self.trained, self.asked_to_stop, self.stopping = cache, trained, asked_to_stop, False
         self.trouble: Exception | None = None  # of this process, which all hear of in the next step
         self.process, self.dtype = trained.model.process, working_dtype(config)
-        self.reference = trained.reference_predictor() if objective.needs_reference else None
+        together = objective.needs_reference and config.train.reference == "together"
+        self.reference = trained.reference_predictor() if together else None
+        self.known: Tensor | None = None  # the reference's errors at every position, where they were computed before
         self.whole = needs_whole_pairs(config, objective, members)
         self.apart = config.train.pair_by_pair and self.whole
         self.good = torch.ones((), dtype=torch.bool, device=processes.device)  # whether all was finite so far
@@ -71,6 +73,9 @@ class Loop:
     def _ready(self, positions: Sequence[int]) -> Batch:
         """The pairs at some positions, where the device can take them from without waiting."""
         batch = self.batch_at(positions)
+        if self.known is not None:
+            chosen, rejected = self.known[:, list(positions)]
+            batch = replace(batch, ref_chosen=chosen, ref_rejected=rejected)
         return batch.pinned() if self.processes.device.type == "cuda" else batch
 
     def micro_batches(self, step: int) -> list[range]:

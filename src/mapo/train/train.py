@@ -34,10 +34,11 @@ from mapo.train.loop import Loop, check_shares
 from mapo.train.objectives.own import file_identity, objective_named
 from mapo.train.objectives.trial import doubts
 from mapo.train.processes import Processes, joined, what_is_not_done
+from mapo.train.reference import check_extras, errors_before
 from mapo.train.run.checkpoint import save_checkpoint
-from mapo.train.run.folder import Identity, Run, settled, steps_of
+from mapo.train.run.folder import REFERENCE, Identity, Run, settled, steps_of
 from mapo.train.weights.adapters import check_adapter, told
-from mapo.train.weights.opening import Trained, open_trained
+from mapo.train.weights.opening import Trained, open_trained, restore
 
 LOG = logging.getLogger(__name__)
 
@@ -67,6 +68,8 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
     _check_together(config)
     name, settings = config.objective.name, config.objective.settings
     objective = processes.each(lambda: objective_named(name))
+    if objective.needs_reference and config.train.reference == "before":
+        processes.each(lambda: check_extras(objective, name))
     for doubt in processes.each(lambda: doubts(name, objective, settings)):
         _say(processes, doubt)
     pairs = PairSet(Path(config.pairs))
@@ -104,7 +107,8 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
             "so there is nothing to learn there. `mapo check` names them."
         )
     processes.first(lambda: run.bind(config, done))
-    trained = open_trained(config, model, objective, processes, checkpoint)
+    first = objective.needs_reference and config.train.reference == "before"
+    trained = open_trained(config, model, objective, processes, None if first else checkpoint)
     for part, network in {model.denoiser_part: trained.denoiser, **trained.encoders}.items():
         _say(processes, told(network, part))
 
@@ -117,6 +121,10 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
 
     with interruptible() as interrupted:
         loop = Loop(config, objective, processes, members, cache, trained, interrupted)
+        if first:  # while the weights are those that training begins with
+            loop.known = errors_before(loop, run.folder / REFERENCE, identity)
+            if checkpoint:
+                processes.each(lambda: restore(checkpoint, trained))
         processes.first(lambda: _check_space(run, config, trained.parameters))
         if not loop.whole:
             what = f"Rejected pictures are not run: {config.objective.name} does not learn from them."

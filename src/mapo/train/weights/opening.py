@@ -90,7 +90,10 @@ class Trained:
         return predict
 
     def reference_predictor(self) -> Predict:
-        """The prediction of what training began with: of a copy, or of the denoiser without its new adapter."""
+        """The prediction of what training began with: of a copy, or of the denoiser without its new adapter.
+
+        With neither it is the denoiser as it is now.
+        """
         if self.reference is not None:
             return self.predictor(self.reference)
         adapted = self.predictor(self.network)
@@ -136,7 +139,7 @@ def open_trained(
     fused = config.adapter.start == "fused"
     denoiser = processes.each(lambda: model.denoiser(processes.device, dtype, loras=fused))
     reference = None
-    if objective.needs_reference and config.adapter.kind == "full":
+    if objective.needs_reference and config.adapter.kind == "full" and config.train.reference == "together":
         reference = copy.deepcopy(denoiser).requires_grad_(False).eval()
     before = [] if fused else processes.each(lambda: loras_before(model, config.adapter))
     processes.each(lambda: add_adapter(denoiser, model, config.adapter, config.train.seed, before))
