@@ -242,6 +242,21 @@ class TrainConfig(Section):
         "`metrics.jsonl` has their error, the margin and the accuracy. Takes twice the time. The weights are the same "
         "but for rounding. No effect with other objectives.",
     )
+    compile: bool = told(
+        False,
+        "Compile the denoiser's repeated blocks with torch.compile. The first step then takes longer. The same result "
+        "but for rounding. Needs triton on a GPU, a C++ compiler on a CPU.",
+    )
+    channels_last: bool = told(
+        False,
+        "Keep the weights of convolutions with their channels last, which some GPUs take faster. The same result but "
+        "for rounding. No effect on denoisers without convolutions of pictures.",
+    )
+    tf32: bool = told(
+        False,
+        "Let NVIDIA's GPUs round the factors of products in float32 to 10 bits, which is faster. Refused elsewhere. "
+        "No effect with `bfloat16`.",
+    )
     save_every_steps: Positive = told(
         250,
         "Steps between checkpoints. A run that is stopped saves first; one that is killed goes back to its last "

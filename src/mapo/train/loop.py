@@ -46,7 +46,7 @@ class Loop:
         self.config, self.objective, self.processes, self.members = config, objective, processes, members
         self.cache, self.trained, self.asked_to_stop, self.stopping = cache, trained, asked_to_stop, False
         self.trouble: Exception | None = None  # of this process, which all hear of in the next step
-        self.process, self.dtype = trained.model.process, working_dtype(config)
+        self.process, self.dtype = trained.model.process.on(processes.device), working_dtype(config)
         together = objective.needs_reference and config.train.reference == "together"
         self.reference = trained.reference_predictor() if together else None
         self.known: Tensor | None = None  # the reference's errors at every position, where they were computed before

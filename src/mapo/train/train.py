@@ -39,6 +39,7 @@ from mapo.train.run.checkpoint import save_checkpoint
 from mapo.train.run.folder import REFERENCE, Identity, Run, settled, steps_of
 from mapo.train.weights.adapters import check_adapter, told
 from mapo.train.weights.opening import Trained, open_trained, restore
+from mapo.train.weights.speed import check_speed
 
 LOG = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
     processes.first(lambda: check_shares(config, processes))
     _check_precisions(config, processes)
     _check_together(config)
+    processes.each(lambda: check_speed(config, processes.device))
     name, settings = config.objective.name, config.objective.settings
     objective = processes.each(lambda: objective_named(name))
     if objective.needs_reference and config.train.reference == "before":

@@ -57,6 +57,9 @@ MAY_CHANGE = {
     "train.pair_by_pair",
     "train.measure_rejected",
     "train.reference",
+    "train.compile",
+    "train.channels_last",
+    "train.tf32",
     "data.images_per_batch",
 }
 # Settings that came after 0.1.0, with what they mean in a run that does not name them.
@@ -72,7 +75,8 @@ AS_IN_0_1_0: dict[str, Any] = {
     },
     "train": {
         "base_precision": "float32", "guidance": 1.0, "allow_distilled": False, "keep_checkpoints": 1,
-        "pair_by_pair": False, "measure_rejected": True, "reference": "together",
+        "pair_by_pair": False, "measure_rejected": True, "reference": "together", "compile": False,
+        "channels_last": False, "tf32": False,
     },
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""One order of opening what is trained: load, adapt, checkpoint activations, share, updater, state."""
+"""One order of opening what is trained: load, adapt, checkpoint activations, compile, share, updater, state."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from mapo.train.weights.adapters import (
     trainable,
     without_adapter,
 )
+from mapo.train.weights.speed import speed_up
 from mapo.train.weights.updater import AdamW, Updater
 
 DTYPES = {
@@ -106,6 +107,7 @@ class Trained:
 
     def save(self, folder: Path) -> None:
         """Write what was trained in diffusers' format."""
+        self.denoiser.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         if not self.lora:
             self.model.save(self.denoiser.float() if self.dtype is torch.float64 else self.denoiser, folder)
         self.save_loras(folder)
@@ -148,6 +150,8 @@ def open_trained(
         denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
         for encoder in encoders.values():
             encoder.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    for one in filter(None, (denoiser, reference)):
+        speed_up(one, config)
     network = WithText(model, denoiser, encoders) if encoders else denoiser
     wrapped = network.train()
     if processes.world > 1:
