@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from mapo.encode.cache import Cache, cache_key
+from mapo.encode.fill import encode
 from mapo.errors import MapoError
-from mapo.models import find_model, open_model
+from mapo.models import Frames, find_model, open_model, together
 from mapo.pairs import PairSet
 from mapo.pairs.pairs import replace_pairs
 from mapo.train.batches import Members, assemble, draws, prefetched, rows_at
+from tiny import make_pairs
 
 
 def loaded(positions, sdxl, pairs, cache, **changes):
@@ -36,6 +38,24 @@ def test_a_batch_is_the_concatenation_of_its_positions(sdxl, pairs, cache):
     assert torch.equal(whole.timesteps, torch.cat([b.timesteps for b in single]))
     assert torch.equal(whole.latents[:3], torch.cat([b.latents[:1] for b in single]))
     assert torch.equal(whole.latents[3:], torch.cat([b.latents[1:] for b in single]))
+
+
+def test_a_prompt_moves_once_and_both_pictures_of_its_pair_are_told_the_same(tmp_path, any_model):
+    """To the bit what they were told when prompts were repeated before they moved."""
+    folder = make_pairs(tmp_path / "pairs", 3, prompts=["red", "a small red circle", "a large blue square"])
+    model, pairs = open_model(find_model(str(any_model))), PairSet(folder)
+    cache = encode(model, pairs, tmp_path / "cache", resolution=16)
+    drawn = draws(range(3), 3, model.process, model.layout.latent(16), seed=0)
+    batch = assemble(pairs, drawn, cache, model)
+    members = [pairs[draw.row] for draw in drawn]
+    texts = together([cache.text(pair.prompt) for pair in members] * 2)
+    names = [pair.chosen for pair in members] + [pair.rejected for pair in members]
+    wanted = model.condition(texts, Frames.square(torch.stack([cache.size(name) for name in names]), 16))
+    assert batch.told("both").keys() == wanted.keys()
+    for sides, rows in (("both", slice(6)), ("chosen", slice(3)), ("rejected", slice(3, 6))):
+        told = batch.to(torch.device("cpu")).told(sides)
+        assert all(torch.equal(told[name], value[rows]) for name, value in wanted.items())
+    assert len(batch.cond["prompt_embeds"]) == 3 and batch.certain and not batch.tokens
 
 
 def test_weights_of_an_old_set_whose_sum_is_infinite_are_refused(tmp_path, pairs):
