@@ -33,7 +33,7 @@ LOG = logging.getLogger(__name__)
 
 PAIRS = 256  # about so many between two looks at the clock
 SECONDS = 30.0  # of work that a killed process may have done in vain
-SEED_AND_KIND = ("seed", "precision", "base_precision", "guidance")
+SEED_AND_KIND = ("seed", "precision", "base_precision", "weights", "guidance")
 
 
 def fingerprint(config: Config, identity: Identity) -> str:

@@ -187,7 +187,7 @@ def kto_baseline(errors: PairErrors) -> dict[str, float]:
         _double(errors.ref_chosen) - _double(errors.chosen),
         _double(errors.ref_rejected) - _double(errors.rejected),
     ]
-    return {"baseline": max(0.0, float(torch.cat(gains).mean()))}
+    return {"baseline": max(0.0, float(torch.cat(gains).detach().mean()))}
 
 
 def kto(errors: PairErrors, *, baseline: float, beta: float = 1000.0) -> PerPair:
