@@ -83,9 +83,10 @@ def test_a_batch_does_not_walk_the_cache(sdxl, pairs, cache, monkeypatch):
 def test_chosen_pictures_come_first_and_conditions_are_doubled(sdxl, pairs, cache):
     batch = loaded(range(4), sdxl, pairs, cache)
     assert batch.latents.shape == (8, 4, 8, 8) and batch.noise.shape == (4, 4, 8, 8)
-    for values in batch.cond.values():
+    told = batch.told("both")
+    for values in told.values():
         assert len(values) == 8
-    assert torch.equal(batch.cond["prompt_embeds"][:4], batch.cond["prompt_embeds"][4:])
+    assert torch.equal(told["prompt_embeds"][:4], told["prompt_embeds"][4:])
     assert batch.cond["time_ids"][0].tolist() == [16, 20, 0, 2, 16, 16]
     opened = Cache(cache, cache_key(open_model(find_model(str(sdxl)))))
     by_id = {p.id: p for p in PairSet(pairs)}

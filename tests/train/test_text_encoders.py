@@ -166,7 +166,7 @@ def test_text_encoders_have_a_rate_of_their_own():
         before = {name: p.detach().clone() for name, p in weights.items()}
         updater.begin(0)
         updater.backward(sum(p.sum() for p in weights.values()))
-        updater.end()
+        updater.end(torch.tensor(True))
         moved = {name: float((before[name] - p.detach()).mean()) for name, p in weights.items()}
         assert moved["unet"] == pytest.approx(0.1, rel=1e-4) and updater.rate == 0.1
         assert moved["text_encoder.q"] == pytest.approx(0.1 * share, rel=1e-4)

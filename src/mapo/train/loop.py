@@ -117,7 +117,7 @@ class Loop:
             self.stopping = self._asked or (self.processes.world == 1 and self.asked_to_stop())
             if self.stopping or step + 1 == steps.stop or pause(step + 1) or not self.late:
                 values = self._values(replace(before, seconds=time.perf_counter() - began))
-                before = None
+                before, self.stopping = None, self.stopping or self._asked
                 yield values
             if self.stopping:
                 return
