@@ -236,8 +236,8 @@ class TrainConfig(Section):
         False,
         "Let one picture of a pair go through the model at a time: the chosen one forward and back, then the rejected "
         "one, whose error is measured before. Takes the activations of one picture in place of two, with 7 units of "
-        "arithmetic in place of 6 (with a LoRA about 5 in place of 4). The same result but for rounding, and but for "
-        "which numbers `adapter.dropout` leaves out. No effect where rejected pictures are not run.",
+        "arithmetic in place of 6 (with a LoRA about 5 in place of 4). The same result but for rounding. No effect "
+        "where rejected pictures are not run.",
     )
     reference: Literal["together", "before"] = told(
         "together",
