@@ -49,6 +49,11 @@ def test_both_errors_that_rise_in_training_are_warned_of_once():
     assert heard(alarms(), lines, ["both_errors_rise"]) == [(200, "both_errors_rise")]
 
 
+def test_a_training_of_chosen_pictures_alone_is_not_warned_of_margins():
+    lines = [{"step": line["step"], "error_chosen": line["error_chosen"]} for line in steps(200, chosen_rise=2.0)]
+    assert heard(alarms("sft"), lines) == []
+
+
 @pytest.mark.parametrize(
     "how",
     [

@@ -275,3 +275,32 @@ def test_pairs_of_several_frames_are_measured_each_in_its_own(tmp_path, sdxl):
     square = make_held_out(tmp_path / "other" / "pairs", wide=16)
     run(tmp_path / "square", sdxl, square, steps=1, evaluate_every=1)
     assert evaluations(tmp_path / "square")[0]["error_chosen"] != one[0]["error_chosen"]
+
+
+def test_training_on_chosen_pictures_alone_still_measures_whole_pairs(tmp_path, sdxl, held):
+    run(tmp_path / "r", sdxl, held, objective="sft", steps=1, evaluate_every=1, measure_rejected=False)
+    assert "margin" not in metrics(tmp_path / "r")[0]
+    assert all(row["margin"] != 0 and "push" not in row for row in evaluations(tmp_path / "r"))
+
+
+def test_with_a_reference_that_ran_before_they_are_the_same(tmp_path, sdxl, held):
+    for name in ("together", "before"):
+        run(tmp_path / name, sdxl, held, objective="dpo", steps=2, evaluate_every=1, reference=name)
+    assert_equal_rows(evaluations(tmp_path / "before"), evaluations(tmp_path / "together"), 1e-9)
+
+
+def test_where_numbers_are_read_late_weights_are_measured_as_their_step_left_them(
+    tmp_path, sdxl, held, whole, monkeypatch
+):
+    """As on a GPU, where the next step is under way when a step's numbers come."""
+    from mapo.train.loop import Loop
+
+    begin = Loop.__init__
+
+    def late(self, *args, **rest):
+        begin(self, *args, **rest)
+        self.late = True
+
+    monkeypatch.setattr(Loop, "__init__", late)
+    run(tmp_path / "r", sdxl, held, evaluate_every=2, seed=3)
+    assert_equal_rows(evaluations(tmp_path / "r"), evaluations(whole), 1e-9)

@@ -37,10 +37,12 @@ from mapo.train.monitor.monitor import NO_HANDS, Hands, Monitor, checked
 from mapo.train.objectives.own import file_identity, objective_named
 from mapo.train.objectives.trial import doubts
 from mapo.train.processes import Processes, joined, what_is_not_done
+from mapo.train.reference import check_extras, errors_before
 from mapo.train.run.checkpoint import save_checkpoint
-from mapo.train.run.folder import Identity, Run, settled, steps_of
+from mapo.train.run.folder import REFERENCE, Identity, Run, settled, steps_of
 from mapo.train.weights.adapters import check_adapter, told
-from mapo.train.weights.opening import Trained, open_trained
+from mapo.train.weights.opening import Trained, open_trained, restore
+from mapo.train.weights.speed import check_speed
 
 LOG = logging.getLogger(__name__)
 
@@ -67,8 +69,12 @@ def train(config: Config, out: Path, hands: Hands = NO_HANDS) -> bool:
 def _train(config: Config, run: Run, processes: Processes, hands: Hands) -> None:
     processes.first(lambda: check_shares(config, processes))
     _check_precisions(config, processes)
+    _check_together(config)
+    processes.each(lambda: check_speed(config, processes.device))
     name, settings = config.objective.name, config.objective.settings
     objective = processes.each(lambda: objective_named(name))
+    if objective.needs_reference and config.train.reference == "before":
+        processes.each(lambda: check_extras(objective, name))
     for doubt in processes.each(lambda: doubts(name, objective, settings)):
         _say(processes, doubt)
     pairs = PairSet(Path(config.pairs))
@@ -111,7 +117,8 @@ def _train(config: Config, run: Run, processes: Processes, hands: Hands) -> None
             f"{count(equal, 'pair')} of these {'shows' if equal == 1 else 'show'} the same picture twice once cropped, "
             "so there is nothing to learn there. `mapo check` names them."
         )
-    trained = open_trained(config, model, objective, processes, checkpoint)
+    first = objective.needs_reference and config.train.reference == "before"
+    trained = open_trained(config, model, objective, processes, None if first else checkpoint)
     processes.first(lambda: run.bind(config, done))
     for part, network in {model.denoiser_part: trained.denoiser, **trained.encoders}.items():
         _say(processes, told(network, part))
@@ -125,7 +132,14 @@ def _train(config: Config, run: Run, processes: Processes, hands: Hands) -> None
 
     with interruptible() as interrupted:
         loop = Loop(config, objective, processes, members, cache, trained, interrupted)
+        if first:  # while the weights are those that training begins with
+            loop.known = errors_before(loop, run.folder / REFERENCE, identity)
+            if checkpoint:
+                processes.each(lambda: restore(checkpoint, trained))
         processes.first(lambda: _check_space(run, config, trained.parameters))
+        if not loop.whole:
+            what = f"Rejected pictures are not run: {config.objective.name} does not learn from them."
+            _say(processes, f"{what} train.measure_rejected=true measures their errors, in twice the time.")
         if objective.prepare and len(loop.micro_batches(0)) > 1:
             _say(
                 processes,
@@ -133,7 +147,8 @@ def _train(config: Config, run: Run, processes: Processes, hands: Hands) -> None
                 "With train.pairs_per_device each pair goes through the model once more for that, without gradients.",
             )
         at_once = min(config.train.pairs_per_device or loop.last - loop.first, loop.last - loop.first)
-        rest = "" if config.train.gradient_checkpointing else "--set train.gradient_checkpointing=true"
+        less = {"gradient_checkpointing": config.train.gradient_checkpointing, "pair_by_pair": loop.apart}
+        rest = ", ".join(f"--set train.{name}=true" for name, used in less.items() if not used)
         try:
             with memory_told(at_once, noun="pair", flag="--set train.pairs_per_device={}", rest=rest):
                 if not checkpoint and isinstance(model.process, RectifiedFlow):
@@ -172,6 +187,15 @@ def _check_trainable(config: Config, model: Opened) -> None:
             f"{model.files.name} is a distilled model. {why} Training on the denoising error undoes that: pictures in "
             "few steps become blurred. Train the model that it was made from, or train it all the same with "
             "--allow-distilled."
+        )
+
+
+def _check_together(config: Config) -> None:
+    """MapoError where two settings do not go together."""
+    if config.train.pair_by_pair and getattr(config.optim, "in_backward", False):
+        raise MapoError(
+            "train.pair_by_pair=true does not go together with optim.in_backward=true, which moves the weights after "
+            "the chosen pictures, before the gradient of the rejected ones is known. Leave one of them out."
         )
 
 
@@ -231,7 +255,7 @@ def _take_steps(loop: Loop, monitor: Monitor, done: int, save: Callable[[int], N
     diverged = failed = ""
     with progress.bar(total=config.steps, initial=done, desc="train", unit="step", shown=main) as bar:
         try:
-            for values in loop.run(done):
+            for values in loop.run(done, pause=lambda n: n % config.save_every_steps == 0 or monitor.due(n)):
                 step = int(values["step"])
                 if main:
                     loop.guarded(partial(run.log_step, monitor.with_memory(values)))

@@ -48,6 +48,8 @@ class Alarms:
 
     def step(self, values: Metrics) -> list[Alarm]:
         """The new alarms after a step of training."""
+        if "margin" not in values:  # only chosen pictures were run
+            return []
         if len(self.first) < WINDOW:
             self.first.append(values)
         self.last.append(values)

@@ -24,6 +24,11 @@ from mapo.train.run.folder import Run
 
 LOG = logging.getLogger(__name__)
 
+LINE = {  # what of a step stands beside the bar, by which short name, in how many digits
+    "error_chosen": ("chosen", ".4f"), "error_rejected": ("rejected", ".4f"), "margin": ("margin", ".4f"),
+    "accuracy": ("accuracy", ".2f"), "pairs_per_second": ("pairs_s", ".1f"),
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Hands:
@@ -96,6 +101,11 @@ class Monitor:
         if self.pictures.due(0):
             self.pictures.take(0)
 
+    def due(self, step: int) -> bool:
+        """Whether the weights are wanted as this step leaves them."""
+        every = self.config.evaluate_every, self.rules.every
+        return any(k and step % k == 0 for k in every) or self.pictures.due(step)
+
     def after(self, values: Mapping[str, float]) -> bool:
         """What is done after a step; whether a checkpoint of it is to be kept for what was seen."""
         step, train = int(values["step"]), self.config
@@ -114,14 +124,8 @@ class Monitor:
 
     def line(self, values: Mapping[str, float]) -> dict[str, str]:
         """The numbers beside the bar: the errors, how well pairs are told apart, the speed and the most memory."""
-        return {
-            "chosen": f"{values['error_chosen']:.4f}",
-            "rejected": f"{values['error_rejected']:.4f}",
-            "margin": f"{values['margin']:.4f}",
-            "accuracy": f"{values['accuracy']:.2f}",
-            "pairs_s": f"{values['pairs_per_second']:.1f}",
-            "memory": f"{self.memory / 2**30:.1f}GiB",
-        }
+        shown = {short: f"{values[name]:{how}}" for name, (short, how) in LINE.items() if name in values}
+        return {**shown, "memory": f"{self.memory / 2**30:.1f}GiB"}
 
     def with_memory(self, values: Mapping[str, float]) -> dict[str, float]:
         """The line of a step with ``memory``, the most bytes that this process has held so far."""

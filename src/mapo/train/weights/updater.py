@@ -23,8 +23,12 @@ class Updater(Protocol):
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of one portion's loss."""
 
-    def end(self) -> float | None:
-        """Move the weights and return the norm of the gradient, where it is known; not if that is not finite."""
+    def end(self, good: Tensor) -> Tensor | None:
+        """Move the weights and return the norm of the gradient, where it is known, "".
+
+        They stay as they are, with all state, where ``good`` "" is false or the norm is not finite. That is decided on
+        the device, which is not waited for.
+        """
 
     def state(self) -> dict[str, Tensor]:
         """What the next step depends on, as ``parameter name/…`` → tensor on the CPU."""
@@ -65,15 +69,14 @@ class AdamW:
         """Add to the gradients."""
         (loss * self.scale if self.scale != 1 else loss).backward()  # type: ignore[no-untyped-call]
 
-    def end(self) -> float:
-        """Clip, update where the norm is finite, and forget the gradients."""
+    def end(self, good: Tensor) -> Tensor:
+        """Clip, update where all is finite, and forget the gradients."""
         if self.scale != 1:
             for parameter in self.parameters.values():
                 if parameter.grad is not None:
                     parameter.grad /= self.scale
-        norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip_norm))
-        if math.isfinite(norm):
-            self.optimizer.step()
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip_norm)
+        step_where(good.to(norm.device) & torch.isfinite(norm), self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
@@ -84,6 +87,15 @@ class AdamW:
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Put the moments back."""
         load_optimizer_tensors(self.optimizer, self.parameters, state)
+
+
+def step_where(good: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Take the step where ``good`` "" is true. A fused optimizer decides it on the device, others are waited for."""
+    if optimizer.defaults.get("fused"):
+        optimizer.found_inf, optimizer.grad_scale = (~good).float(), None  # type: ignore[attr-defined]
+        optimizer.step()
+    elif bool(good):
+        optimizer.step()
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
