@@ -140,7 +140,7 @@ def points(steps: Sequence[float], values: Sequence[Any], reach: int = 0) -> lis
     no number. Before that each value is the mean of so many to either ``reach``."""
     x, y = np.array(steps, np.float64), np.array([np.nan if v is None else v for v in values], np.float64)
     x, y = x[np.isfinite(y)], y[np.isfinite(y)]
-    y = smooth(y, reach)
+    y = smooth(y, reach) if reach else y
     portions = min(POINTS, len(x))
     parts = zip(np.array_split(x, portions), np.array_split(y, portions), strict=True) if portions else ()
     return [(float(a[-1]), float(b.mean())) for a, b in parts]
