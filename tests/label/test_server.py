@@ -342,7 +342,7 @@ def test_the_printed_address_opens_and_ctrl_c_ends_without_an_error(pairs: PairS
 
 def test_bound_elsewhere_a_token_is_made(pairs: PairSet, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(module, "_listen", lambda host, port: socket.create_server(("127.0.0.1", 0)))
+    monkeypatch.setattr(module, "listen", lambda host, port: socket.create_server(("127.0.0.1", 0)))
     monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: None)
     for _ in range(2):
         serve(of_pairs(pairs), pairs.folder / "votes.jsonl", host="0.0.0.0", say=said.append)
