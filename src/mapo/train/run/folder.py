@@ -52,6 +52,7 @@ MAY_CHANGE = {
     "train.pairs_per_device",
     "train.gradient_checkpointing",
     "train.allow_distilled",
+    "optim.in_backward",
     "data.images_per_batch",
 }
 # Settings that came after 0.1.0, with what they mean in a run that does not name them.
@@ -60,12 +61,15 @@ AS_IN_0_1_0: dict[str, Any] = {
     "prediction": None,
     "loras": [],
     "adapter": {"alpha": None, "dropout": 0.0, "targets": None, "start": "fused", "text_encoders": False},
-    "optim": {"text_lr": None},
+    "optim": {"name": "adamw", "text_lr": None, "in_backward": False},
     "data": {
         "images_per_batch": 8, "cache_precision": "float32", "clip_skip": None, "long_prompts": None,
         "caption_dropout": 0.0,
     },
-    "train": {"base_precision": "float32", "guidance": 1.0, "allow_distilled": False, "keep_checkpoints": 1},
+    "train": {
+        "base_precision": "float32", "guidance": 1.0, "allow_distilled": False, "keep_checkpoints": 1,
+        "weights": "float32", "ema": None,
+    },
 }  # fmt: skip
 
 Identity = dict[str, tuple[str, ...]]  # of what is trained: its hash, and the forms that it had in older versions
@@ -227,6 +231,8 @@ class Run:
             about["vae"] = files.vae.name
         if files.prediction:
             about["prediction"] = files.prediction
+        if config.train.ema is not None:
+            about["ema"] = config.train.ema  # the weights are a running mean of the trained ones
         if files.is_local:
             about["base_from_here"] = os.path.relpath(files.name, self.folder)
             about["base_revision"] = files.without_named_loras().revision()
