@@ -172,3 +172,14 @@ def test_the_settings_of_the_command_line(sdxl, pairs, cache, tmp_path):
     assert [(one["weight"], len(one["sha256"])) for one in kept["loras"]] == [(0.7, 64)]
     done = CliRunner().invoke(cli, [*map(str, more), "--lora", str(tmp_path / "r")])
     assert isinstance(done.exception, MapoError) and "made with other settings (revision, loras)" in str(done.exception)
+
+
+def test_what_dropout_leaves_out_depends_on_the_seed_and_on_the_position():
+    from mapo.train.weights.adapters import dropout_of
+
+    got = {}
+    for seed, position in ((0, 5), (1, 5), (0, 6), (0, 5)):
+        with dropout_of(AdapterConfig(kind="lora", dropout=0.5), seed, position, torch.device("cpu")):
+            left = torch.nn.functional.dropout(torch.ones(64), 0.5).tolist()
+        assert got.setdefault((seed, position), left) == left
+    assert len({tuple(left) for left in got.values()}) == 3

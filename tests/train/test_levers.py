@@ -352,7 +352,6 @@ def test_the_blocks_that_compute_twice_are_every_nth_one(sdxl):
         x = torch.randn(1, 4, 8, 8, requires_grad=True)
         network(x, torch.tensor([5]), torch.randn(1, 32, 40), added_cond_kwargs=cond).sample.sum().backward()
         counts[every] = len(calls) - len(set(calls))
-        blocks = len(set(calls))
     assert counts == {every: counts[1] // every for every in (1, 2, 3)} and counts[1] == len(set(calls)) - 1
 
 

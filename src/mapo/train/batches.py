@@ -7,7 +7,6 @@ the size of micro-batches changes what is trained on.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,13 +23,10 @@ from mapo.models import Cond, Frames, Opened, TokenModel, together
 from mapo.models.family import filled_up
 from mapo.models.noise.process import Process
 from mapo.pairs.pairs import Pair, PairSet
+from mapo.train.seeds import mixed_seed
 from mapo.train.types import Batch
 
 T = TypeVar("T")
-
-
-def _seed(*parts: object) -> int:
-    return int.from_bytes(hashlib.sha256(":".join(map(str, parts)).encode()).digest()[:8], "big") >> 1
 
 
 class Members(Sequence[Pair]):
@@ -61,7 +57,7 @@ class Members(Sequence[Pair]):
 
 @lru_cache(maxsize=4)
 def _order(count: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng(_seed("order", seed, epoch)).permutation(count)
+    return np.random.default_rng(mixed_seed("order", seed, epoch)).permutation(count)
 
 
 def rows_at(positions: Iterable[int], count: int, seed: int) -> list[int]:
@@ -92,7 +88,7 @@ def draws(
     """
     found = []
     for position, row in zip(positions, rows_at(positions, count, seed), strict=True):
-        generator = torch.Generator().manual_seed(_seed("pair", seed, position))
+        generator = torch.Generator().manual_seed(mixed_seed("pair", seed, position))
         time = process.draw_time(1, generator, shape)[0]
         mirrored = bool(torch.rand((), generator=generator) < 0.5) and flip
         noise, *samples = (torch.randn(shape, generator=generator) for _ in range(3))

@@ -26,6 +26,7 @@ from mapo.models.loras.layers import told as layers_told
 from mapo.models.loras.write import TRAINED
 from mapo.models.names.kohya import layer_shapes
 from mapo.train.config import AdapterConfig
+from mapo.train.seeds import mixed_seed
 
 START = "start"  # the adapters of what was there before: start0, start1 …
 HALVES = (torch.float16, torch.bfloat16)
@@ -225,7 +226,7 @@ def dropout_of(config: AdapterConfig, seed: int, position: int, device: torch.de
         yield
         return
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed((seed << 32 | position) % 2**63)
+        torch.manual_seed(mixed_seed("dropout", seed, position))
         yield
 
 

@@ -5,7 +5,6 @@ The optimizer always sees float32 (or float64), whatever the network computes wi
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from typing import Protocol
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mapo.train.config import OptimConfig
+from mapo.train.seeds import mixed_seed
 from mapo.train.weights.optimizers import as_optimizer_sees
 
 
@@ -220,9 +220,7 @@ def rounded(values: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _generator(device: torch.device, *parts: object) -> torch.Generator:
-    """One that depends on all of ``parts``. A CPU's has only 32 bits of its seed, so these have to be mixed."""
-    digest = hashlib.blake2b(":".join(map(str, parts)).encode(), digest_size=8).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
+    return torch.Generator(device).manual_seed(mixed_seed("rounding", *parts))
 
 
 Keep = Callable[[str, nn.Parameter], Kept]  # name and parameter → how it is kept
