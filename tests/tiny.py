@@ -244,6 +244,26 @@ MAKERS = {  # one for each family
 }  # fmt: skip
 
 
+def make_lora(model, file: Path, seed: int = 0, rank: int = 2) -> Path:
+    """A LoRA beside the attention of a model's denoiser (``find_model``), with random weights."""
+    import torch
+
+    from mapo.models import open_model
+    from mapo.models.loras.layers import Layer
+    from mapo.models.loras.write import write_layers
+    from mapo.models.names.kohya import layer_shapes
+
+    opened = open_model(model)
+    part, generator = opened.denoiser_part, torch.Generator().manual_seed(seed)
+    shapes = {name: s for name, s in layer_shapes(opened.outline(part)).items() if name.endswith(("to_q", "to_k"))}
+    layers = [
+        Layer(part, name, torch.randn(rank, shape[1], generator=generator), torch.randn(shape[0], rank, generator=generator), 1.0)
+        for name, shape in shapes.items()
+    ]  # fmt: skip
+    write_layers(file, layers)
+    return file
+
+
 def make_pairs(
     folder: Path, count: int = 12, seed: int = 0, size: tuple[int, int] = (20, 16), prompts: Sequence[str] = (), **rest
 ) -> Path:  # fmt: skip

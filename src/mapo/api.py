@@ -126,7 +126,8 @@ def build(
     prefixes: Texts = (), candidates: Whole | None = None, seeds: Text | None = None, context: Text | None = None,
     context_model: Text | None = None, keep: Text = "pictures", latents_for: Place | None = None,
     steps: Whole | None = None, guidance: Number | None = None, precision: Text | None = None,
-    images_per_batch: Whole | None = None, clip_skip: Whole | None = None,
+    images_per_batch: Whole | None = None, clip_skip: Whole | None = None, vae: Place | None = None,
+    prediction: Text | None = None, loras: Texts = (), long_prompts: Text | None = None,
 ) -> PairSet:  # fmt: skip
     """Let a model make pairs. The set; MapoError where too few pairs are kept, or what is asked for cannot be."""
     from mapo.build import verb
@@ -135,7 +136,8 @@ def build(
         os.fspath(recipe), os.fspath(model), prompts, num_pairs, Path(out), judges=several(judges), prefixes=prefixes,
         candidates=candidates, seeds=seeds, context=context, context_model=context_model, keep=keep,
         latents_for=None if latents_for is None else os.fspath(latents_for), steps=steps, guidance=guidance,
-        precision=precision, images_per_batch=images_per_batch, clip_skip=clip_skip,
+        precision=precision, images_per_batch=images_per_batch, clip_skip=clip_skip, vae=as_text(vae),
+        prediction=prediction, loras=several(loras), long_prompts=long_prompts,
     )  # fmt: skip
     return PairSet(out)
 
@@ -161,7 +163,8 @@ def import_pairs(
 @checked
 def check(
     pairs: Place, *, out: Place = "check.html", model: Place | None = None, json_file: Place | None = None,
-    vae: Place | None = None, prediction: Text | None = None, long_prompts: Text | None = None,
+    vae: Place | None = None, prediction: Text | None = None, loras: Texts = (), long_prompts: Text | None = None,
+    buckets: Switch = False,
 ) -> Page:  # fmt: skip
     """Look for what is wrong in a set. The page; what is wrong is in its numbers, and not an exception."""
     from mapo.check import verb
@@ -170,7 +173,7 @@ def check(
         Path(out),
         verb.check(
             Path(pairs), Path(out), model=as_text(model), json_file=None if json_file is None else Path(json_file),
-            vae=as_text(vae), prediction=prediction, long_prompts=long_prompts,
+            vae=as_text(vae), prediction=prediction, loras=several(loras), long_prompts=long_prompts, buckets=buckets,
         ),
     )  # fmt: skip
 
@@ -199,7 +202,7 @@ def encode(
     *, model: Place, pairs: Place, out: Place, resolution: Whole | None = None, flip: Switch = False,
     precision: Text = "float32", clip_skip: Whole | None = None, images_per_batch: Whole = 8,
     vae: Place | None = None, prediction: Text | None = None,
-    loras: Texts = (), long_prompts: Text | None = None,
+    loras: Texts = (), long_prompts: Text | None = None, buckets: Switch = False,
 ) -> "Cache":  # fmt: skip
     """Encode pictures and prompts once. The cache; MapoError where it was encoded in another way before."""
     from mapo.encode import verb
@@ -207,7 +210,7 @@ def encode(
     cache, _, losses = verb.encode(
         os.fspath(model), Path(pairs), Path(out), resolution=resolution, flip=flip, precision=precision,
         clip_skip=clip_skip, images_per_batch=images_per_batch, vae=as_text(vae), prediction=prediction,
-        loras=several(loras), long_prompts=long_prompts,
+        loras=several(loras), long_prompts=long_prompts, buckets=buckets,
     )  # fmt: skip
     if losses:
         LOG.info(", ".join(losses))

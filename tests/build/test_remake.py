@@ -14,7 +14,7 @@ from mapo.encode.cache import read_latents
 from mapo.errors import MapoError
 from mapo.models import find_model
 from mapo.pairs.pairs import PairSet, sha256
-from tiny import make_sd
+from tiny import make_lora, make_sd
 
 PROMPTS = ["a red square", "a blue heart", "a green star"]
 HOW = {"steps": 2, "images_per_batch": 4}
@@ -114,6 +114,81 @@ def test_a_build_leaves_out_layers_as_it_was_told_and_its_pairs_are_made_again_s
     assert PairSet(tmp_path / "one").info["provenance"]["clip_skip"] == 1
     with pytest.raises(MapoError, match="does not say how its pictures were made"):
         remake(replace(pair, meta={**pair.meta, "clip_skip": "one"}))
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """A model, two LoRAs of it and another VAE."""
+    folder = tmp_path_factory.mktemp("parts")
+    make_sd(folder / "sd")
+    make_sd(folder / "other", seed=1)
+    for number, name in enumerate("ab"):
+        make_lora(find_model(str(folder / "sd")), folder / f"{name}.safetensors", seed=number)
+    return folder
+
+
+def words_of(parts, out, *more):
+    (parts / "prompts.txt").write_text("\n".join([f"{PROMPTS[0]}, " + "very " * 40 + "small", *PROMPTS[1:]]))
+    words = ["build", "pick-style-pixel-art", "--model", parts / "sd", "--prompts", parts / "prompts.txt"]
+    return [
+        str(word) for word in (*words, "--num-pairs", 3, "--steps", 1, "--images-per-batch", 1, "--out", out, *more)
+    ]
+
+
+ASKED = {
+    "lora": ("--lora", "a.safetensors:0.5"),
+    "vae": ("--vae", "other"),
+    "prediction": ("--prediction", "v"),
+    "long_prompts": ("--long-prompts", "chunk"),
+}
+
+
+@pytest.mark.parametrize("kind", ASKED)
+def test_a_set_is_bound_to_all_that_its_model_was_made_of_and_its_pairs_are_made_again_so(parts, tmp_path, kind):
+    flag, name = ASKED[kind]
+    more = (flag, str(parts / name) if kind in ("lora", "vae") else name)
+    for out, words in (("plain", ()), ("asked", more)):
+        done = CliRunner().invoke(cli, words_of(parts, tmp_path / out, *words))
+        assert done.exit_code == 0, done.exception
+    plain, asked = (PairSet(tmp_path / name) for name in ("plain", "asked"))
+    assert [pair.chosen for pair in plain] != [pair.chosen for pair in asked]
+    for pair in asked:
+        assert tuple(sha256(png) for png in remake(pair)) == (pair.chosen, pair.rejected)
+    said = asked.info["provenance"]
+    assert asked.info["provenance"]["revision"] != plain.info["provenance"]["revision"]
+    if kind == "lora":
+        (told,) = said["loras"]
+        file = parts / "a.safetensors"
+        assert told == {"file": str(file), "weight": 0.5, "sha256": sha256(file.read_bytes())} == pair.meta["loras"][0]
+        with pytest.raises(MapoError, match="does not say how its pictures were made"):
+            remake(replace(pair, meta={**pair.meta, "loras": [{"file": 3}]}))
+    else:
+        assert said[kind] == pair.meta[kind] == more[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "other"), [("lora", "b.safetensors"), ("lora", None), ("vae", None), ("prediction", "epsilon")]
+)
+def test_an_unfinished_build_does_not_go_on_with_another_part(parts, tmp_path, kind, other):
+    flag, name = ASKED[kind]
+    in_parts = kind in ("lora", "vae")
+    first = (flag, str(parts / name) if in_parts else name)
+    judge = ("--judge", "mini:cartoon:2")  # which no picture reaches
+    begun = CliRunner().invoke(cli, words_of(parts, tmp_path / "p", *first, *judge))
+    assert "Of " in str(begun.exception) and (tmp_path / ".p.build.partial").is_dir()
+    then = (flag, str(parts / other) if in_parts else other) if other else ()
+    again = CliRunner().invoke(cli, words_of(parts, tmp_path / "p", *then))
+    assert "made with other settings" in str(again.exception)
+    assert {"lora": "loras", "vae": "vae", "prediction": "prediction"}[kind] in str(again.exception)
+    assert CliRunner().invoke(cli, words_of(parts, tmp_path / "p", *first)).exit_code == 0
+
+
+def test_a_lora_of_another_model_leaves_nothing_behind(parts, sdxl, tmp_path):
+    done = CliRunner().invoke(
+        cli, [*words_of(parts, tmp_path / "p", "--lora", parts / "a.safetensors"), "--model", str(sdxl)]
+    )
+    assert done.exit_code and "a.safetensors" in str(done.exception)
+    assert not list(tmp_path.iterdir())
 
 
 def test_latents_are_those_of_the_model_that_is_trained_whatever_layers_the_build_leaves_out(tmp_path):

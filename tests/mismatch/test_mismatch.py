@@ -403,21 +403,29 @@ def test_pictures_are_as_usual_whatever_the_batch_but_not_with_a_prefix(style_se
     assert not measure("mini", style_set, tmp_path / "2", **how, prefix="sketch image.").usual
 
 
-def test_only_the_same_encoder_and_the_same_kind_of_model_are_compared(style):
+def test_only_the_same_encoder_is_compared(style):
     found = replace(style[0], usual=True)
     scale = [domain("style", (0.5, 0.4, 0.6), (3.0, 2.0, 4.0), level=["sft"], worse=["dpo", "base"])]
-    foreign = replace(found, built_in=False)
-    text = "\n".join(sentences(foreign, scale))
-    assert "by its distance" in text and "relative gap" not in text
+    text = "\n".join(sentences(found, scale))
+    assert "by its distance" in text and "by its relative gap" in text
     assert (
         "in style, with 256 pairs, mapo had the highest score, and sft cannot be told from it; dpo did worse." in text
     )
     assert not style[0].usual  # it took other steps than the model advises
     unlike = "\n".join(sentences(style[0], scale))
     assert "Study:" not in unlike and "nothing is said about them" in unlike
-    other = replace(foreign, distances=replace(found.distances, encoder="clip"))
-    text = "\n".join(sentences(other, scale))
-    assert "in style" not in text and "measured none with this encoder and model" in text
+    other = "\n".join(sentences(replace(found, distances=replace(found.distances, encoder="clip")), scale))
+    assert "by its distance" not in other and "by its relative gap" in other
+    assert "there is no study yet" in "\n".join(sentences(found, []))
+
+
+def test_a_model_on_which_no_scale_was_measured_is_compared_with_none(style, style_set, tmp_path):
+    how = {"encoder": "none", "num_pairs": 2, "seeds": [5], "draws": 4}
+    flow = measure("mini-flow", style_set, tmp_path / "images", **how)
+    assert style[0].on_scale and flow.built_in and not flow.on_scale and flow.usual
+    scale = [domain("style", (0.5, 0.4, 0.6), (3.0, 2.0, 4.0))]
+    text = "\n".join(sentences(replace(style[0], usual=True, on_scale=False), scale))
+    assert "Study:" not in text and "no scale of this model is known" in text and "in style" not in text
 
 
 def test_the_scale_of_the_package_can_be_read_and_its_intervals_hold_their_values():

@@ -16,7 +16,8 @@ from mapo.models.families import FAMILIES
 from mapo.models.loras.layers import Layer, as_one, fuse
 from mapo.models.loras.read import Kind, Tensors, read_layers
 from mapo.models.loras.write import write_layers
-from mapo.models.names.kohya import kohya_layers, layer_shapes
+from mapo.models.names.kohya import PREFIXES, kohya_layers, layer_shapes
+from mapo.models.names.original import Change
 from mapo.models.single.header import read_header
 from tiny import MAKERS, make_sd3, make_sdxl
 
@@ -464,3 +465,33 @@ def test_there_is_a_small_model_for_every_pipeline_with_names_of_kohya():
     from mapo.models.names.kohya import PREFIXES
 
     assert PREFIXES.keys() == MAKERS.keys()
+
+
+def test_a_kohya_file_with_another_rank_and_alpha_in_every_layer_is_the_plain_arithmetic(any_model, tmp_path):
+    """W + α/r · up · down for each layer. Diffusers 0.42.1 gives attention layers the alpha that most layers have."""
+    model = opened(any_model)
+    part, pipeline = model.denoiser_part, model.files.pipeline_class
+    layers, generator = kohya_layers(pipeline, part, model.outline(part)), torch.Generator().manual_seed(0)
+    if not layers:
+        pytest.skip("Kohya has no names for this model")
+    tensors, wanted = {}, {}
+    for number, (name, layer) in enumerate(layers.items()):
+        rank, alpha, ones = 1 + 7 * number % 5, float(1 + 3 * number % 4), [1] * (len(layer.shape) - 2)
+        down = torch.randn(rank, *layer.shape[1:], generator=generator)
+        up = torch.randn(layer.shape[0], rank, *ones, generator=generator)
+        full = f"{PREFIXES[pipeline][part][0]}_{name}"
+        tensors |= {
+            f"{full}.lora_down.weight": down,
+            f"{full}.lora_up.weight": up,
+            f"{full}.alpha": torch.tensor(alpha),
+        }
+        delta = (up.flatten(1).double() @ down.flatten(1).double()).reshape(layer.shape) * alpha / rank
+        if layer.change is Change.SWAPPED:
+            delta = torch.cat(delta.chunk(2)[::-1])
+        pieces = delta.split([shape[0] for _, shape in layer.parts])
+        wanted |= {weight: piece for (weight, _), piece in zip(layer.parts, pieces, strict=True)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    before = model.denoiser("cpu").state_dict()
+    for name, after in opened(any_model, tmp_path / "a.safetensors").denoiser("cpu").state_dict().items():
+        assert torch.allclose(after.double(), before[name].double() + wanted.get(name, 0), atol=2e-5), name
+    assert len(wanted) > 20

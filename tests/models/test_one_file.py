@@ -253,7 +253,7 @@ def test_what_cannot_be_written_is_said_and_nothing_is_left_behind(sdxl, tmp_pat
     weights = next((folder / "unet").glob("*.safetensors"))
     tensors = load_file(weights)
     save_file({**tensors, "conv_in.bias": tensors["conv_in.bias"] + 1e6}, weights, {"format": "pt"})
-    with pytest.raises(MapoError, match=r"input_blocks.0.0.bias of .* has numbers that float16 cannot hold"):
+    with pytest.raises(MapoError, match=r"not finite in float16, such as in conv_in.bias. Take float32"):
         write_single_file(opened(folder), tmp_path / "m.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["large"]
 

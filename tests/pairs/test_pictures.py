@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -181,7 +182,10 @@ CONVERTED: dict[str, tuple[bytes, set[str]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CONVERTED)
+UNREAD = [] if int(version("pillow").split(".")[0]) >= 13 else ["YCbCr"]  # older ones say that it is cut off
+
+
+@pytest.mark.parametrize("name", [name for name in CONVERTED if name not in UNREAD])
 def test_what_reading_a_picture_changes_has_a_name(name: str) -> None:
     data, names = CONVERTED[name]
     found = check_picture(data)

@@ -13,6 +13,7 @@ from mapo.models import find_model, open_model
 from mapo.train.config import AdapterConfig, make_config
 from mapo.train.train import train
 from mapo.train.weights.adapters import add_adapter, told, trainable, without_adapter
+from mapo.train.weights.dropout import PairDropout
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +143,37 @@ def test_dropout_leaves_out_other_numbers_at_each_step_and_goes_on_as_uninterrup
     assert {one.scale for one in run.lora_layers()[0]} == {1}
 
 
+@pytest.mark.parametrize("text_encoders", [False, True])
+def test_dropout_does_not_depend_on_how_a_step_is_cut_into_portions(sdxl, pairs, cache, tmp_path, text_encoders):
+    made = []
+    adapter = {"dropout": 0.5, "text_encoders": text_encoders}
+    for each, checkpointing in ((4, False), (1, False), (3, True)):
+        how = {"pairs_per_device": each, "pairs_per_step": 4, "precision": "float64"}
+        config = settings(sdxl, pairs, cache, steps=2, adapter=adapter, gradient_checkpointing=checkpointing, **how)
+        train(config, tmp_path / str(each))
+        made.append(metrics(tmp_path / str(each)))
+    assert_same(made[1], made[0])
+    assert_same(made[2], made[0])
+
+
+def test_each_image_and_each_chunk_of_a_prompt_has_a_mask_that_its_pair_and_layer_decide():
+    def mask(positions, rows, layer="a", prompts=False, seed=0):
+        dropout = PairDropout(0.25, layer, prompts)
+        dropout.seed, dropout.positions = seed, positions
+        return dropout(torch.ones(rows, 40, 50))
+
+    whole = mask((7, 8, 9), 6)
+    assert whole.unique().tolist() == pytest.approx([0, 4 / 3])
+    assert whole.mean() == pytest.approx(1, abs=0.03)
+    for number, position in enumerate((7, 8, 9)):  # chosen images first
+        assert torch.equal(mask((position,), 2), whole[[number, number + 3]])
+    chunks = mask((7, 8), 4, prompts=True)  # the chunks of a prompt first
+    assert torch.equal(torch.cat([mask((7,), 2, prompts=True), mask((8,), 2, prompts=True)]), chunks)
+    rows = [*whole, *mask((7, 8, 9), 6, layer="b"), *mask((7, 8, 9), 6, seed=1)]
+    assert len({tuple(row.flatten().tolist()) for row in rows}) == 18
+    assert torch.equal(PairDropout(0.25, "a", False).eval()(torch.ones(2, 3)), torch.ones(2, 3))
+
+
 def test_dpos_reference_has_no_dropout_and_no_adapter(model):
     network = adapted(model, rank=4, dropout=0.5).train()
     for parameter in trainable(network).values():
@@ -172,14 +204,3 @@ def test_the_settings_of_the_command_line(sdxl, pairs, cache, tmp_path):
     assert [(one["weight"], len(one["sha256"])) for one in kept["loras"]] == [(0.7, 64)]
     done = CliRunner().invoke(cli, [*map(str, more), "--lora", str(tmp_path / "r")])
     assert isinstance(done.exception, MapoError) and "made with other settings (revision, loras)" in str(done.exception)
-
-
-def test_what_dropout_leaves_out_depends_on_the_seed_and_on_the_position():
-    from mapo.train.weights.adapters import dropout_of
-
-    got = {}
-    for seed, position in ((0, 5), (1, 5), (0, 6), (0, 5)):
-        with dropout_of(AdapterConfig(kind="lora", dropout=0.5), seed, position, torch.device("cpu")):
-            left = torch.nn.functional.dropout(torch.ones(64), 0.5).tolist()
-        assert got.setdefault((seed, position), left) == left
-    assert len({tuple(left) for left in got.values()}) == 3

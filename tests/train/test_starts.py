@@ -1,6 +1,7 @@
 """LoRAs that lie on the model before training: merged in, trained further, or left as they are beside the new one."""
 
 import json
+import tomllib
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from mapo.train.loop import Loop
 from mapo.train.objectives import OBJECTIVES
 from mapo.train.processes import joined
 from mapo.train.train import train
+from mapo.train.verb import train as of_recipe
 from mapo.train.weights.opening import open_trained
 from tiny import make_pairs
 
@@ -52,7 +54,8 @@ def settings(
     return make_config({
         "model": str(sdxl), "pairs": str(work / "pairs"), "cache": str(work / cache),
         "loras": [str(work / lora) for lora in loras], "objective": {"name": objective},
-        "adapter": {"kind": kind, "rank": 2, "start": start, **more}, "optim": {"lr": 1e-2},
+        "adapter": {"kind": kind, "rank": None if start == "continued" else 2, "start": start, **more},
+        "optim": {"lr": 1e-2},
         "train": {"steps": steps, "pairs_per_step": 4, "precision": "float64"},
     })  # fmt: skip
 
@@ -192,9 +195,36 @@ def test_the_lora_of_a_run_is_continued_with_its_own_rank_and_lies_on_another_mo
     train(settings(work, tmp_path / "a", "continued", loras=(), cache="plain", steps=1), tmp_path / "b")
     first, second = (open_model(find_model(str(tmp_path / name))).lora_layers()[0] for name in "ab")
     assert {(one.rank, one.alpha) for one in first} == {(one.rank, one.alpha) for one in second} == {(2, 1)}
+    assert tomllib.loads((tmp_path / "b" / "config.toml").read_text())["adapter"].get("rank") is None
+    again = {"recipe": "sdxl-mapo-lora", "model": str(tmp_path / "a"), "pairs": str(work / "pairs")}
+    again["cache"] = str(work / "plain")
+    told = {"adapter": {"start": "continued"}, "data": {"cache_precision": "float32"}, "train": {"steps": 1}}
+    told["data"]["resolution"], told["train"]["pairs_per_step"] = 16, 4
+    assert of_recipe(tmp_path / "c", told, **again)  # whose rank of 8 is that of a new LoRA
     named = open_model(find_model(str(sdxl), loras=[str(tmp_path / "a")])).denoiser("cpu")
     as_model = open_model(find_model(str(tmp_path / "a"))).denoiser("cpu")
     assert all(torch.equal(value, as_model.state_dict()[name]) for name, value in named.state_dict().items())
+
+
+def test_a_checkpoint_of_a_run_is_a_lora_as_it_is_a_model(work, sdxl, tmp_path):
+    train(settings(work, sdxl, "fused", loras=(), cache="plain", steps=1), tmp_path / "a")
+    train(settings(work, sdxl, "fused", loras=(), cache="plain", steps=2), tmp_path / "a")  # the last one alone is kept
+    as_model = open_model(find_model(f"{tmp_path}/a@2")).lora_layers()[0]
+    (named,) = open_model(find_model(str(sdxl), loras=[f"{tmp_path}/a@2:0.5"])).lora_layers()
+    for one, half in zip(as_model, named, strict=True):
+        assert torch.equal(one.delta() / 2, half.delta())
+    train(settings(work, sdxl, "fused", (f"{tmp_path}/a@2",), cache="plain", steps=1), tmp_path / "b")
+    (told,) = json.loads((tmp_path / "b" / "run.json").read_text())["loras"]
+    assert told["file"] == str(tmp_path / "a" / "checkpoints" / "step-00000002" / LORA_FILE) and told["weight"] == 1
+    train(settings(work, sdxl, "fused", loras=(), kind="full", cache="plain", steps=1), tmp_path / "full")
+    for name, says in (
+        ("a@1", r"--lora: .*/a has no checkpoint of step 1. There is .*/a@2"),
+        ("full@1", "--lora: .*/full@1 is of a run in which every weight is trained. Give it as --model"),
+        ("b@7:0.5", "--lora: .*/b has no checkpoint of step 7"),
+        ("none@1", "--lora: there is no file .*none@1"),
+    ):
+        with pytest.raises(MapoError, match=says):
+            find_model(str(sdxl), loras=[f"{tmp_path}/{name}"])
 
 
 REFUSED = {
@@ -202,8 +232,10 @@ REFUSED = {
     "two to continue": ({"start": "continued", "loras": ("a.safetensors", "b.safetensors")}, "takes one LoRA, and 2 lie"),
     "all weights": ({"start": "frozen", "kind": "full"}, "start = 'frozen' is for a LoRA"),
     "targets of its own": ({"start": "continued", "targets": ["to_q"]}, "keeps its own alpha and targets"),
+    "a rank of its own": ({"start": "continued", "rank": 2}, r"rank is 2, but the LoRA .* has 2 layers of ranks 2 to 3"),
     "targets of all weights": ({"start": "fused", "kind": "full", "targets": ["to_q"]}, "targets is for a LoRA"),
     "at no strength": ({"start": "continued", "loras": ("a.safetensors:0",)}, "at weight 0, so nothing .* could be trained"),
+    "not finite": ({"start": "fused", "loras": ("d.safetensors",)}, "d.safetensors is damaged: .*k.lora_up.weight has"),
     "another model's": ({"start": "fused", "loras": ("c.safetensors",)}, "seems to be a LoRA of FLUX.1"),
 }  # fmt: skip
 
@@ -212,6 +244,9 @@ REFUSED = {
 def test_what_cannot_be_is_said_before_anything_is_written(work, sdxl, tmp_path, kind):
     how, says = REFUSED[kind]
     save_file(kohya("lora_unet_double_blocks_0_img_attn_proj", 4, 4, 1, 1.0, 0), work / "c.safetensors")
+    bad = load_file(work / "a.safetensors")
+    bad[f"{ATTENTION.format('k')}.lora_up.weight"][3, 1] = float("nan")
+    save_file(bad, work / "d.safetensors")
     with pytest.raises(MapoError, match=says):
         train(settings(work, sdxl, **{"cache": "never", **how}), tmp_path / "r")
     assert not (tmp_path / "r").exists() and not (work / "never").exists()

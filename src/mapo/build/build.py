@@ -19,11 +19,11 @@ from typing import Any
 
 from mapo import progress
 from mapo.build import minors
-from mapo.build.candidates import Found, Latents, Maker, Portion
+from mapo.build.candidates import DrawnBy, Found, Latents, Maker, Portion
 from mapo.build.context import Contexts, Rewriter, open_rewriter
 from mapo.build.judge import Filter, judges_of
 from mapo.build.recipe import Recipe, changed_recipe
-from mapo.build.work import Work, open_work
+from mapo.build.work import Work, forgotten_if_nothing_is_made, open_work
 from mapo.devices import use_own_device
 from mapo.encode.cache import LATENTS, read_latents, write_head, write_shard
 from mapo.errors import MapoError, count, memory_told, several
@@ -55,6 +55,10 @@ def build(
     shard: Shard = WHOLE,
     prompts_from: str | None = None,
     clip_skip: int | None = None,
+    vae: str | None = None,
+    prediction: str | None = None,
+    long_prompts: str | None = None,
+    loras: Sequence[str] = (),
     **how: Any,
 ) -> dict[str, int] | None:
     """Make ``num_pairs`` pairs into the set ``out``; its counts, or None where other shards are not done yet.
@@ -62,7 +66,8 @@ def build(
     Prompts are used in turn, with the next seed when all have been used. ``context``: see ``context.py``. ``keep``
     is ``pictures``, or ``rejected-as-latents``: then no rejected picture ever lies on disk, only what the VAE of
     ``latents_for`` (default: the model) makes of it. ``prompts_from`` is the name of the prompts that the set keeps.
-    ``clip_skip`` is for Stable Diffusion 1 and 2 (default: as a run was trained); ``latents_for`` keeps its own.
+    ``clip_skip``, ``vae``, ``prediction``, ``long_prompts`` and ``loras`` are of the model that draws, as
+    :func:`mapo.models.find_model` takes them; ``latents_for`` keeps its own.
     ``how`` changes the sampling (steps, guidance, …).
     """
     refuse_existing(out)
@@ -76,7 +81,8 @@ def build(
     recipe = changed_recipe(recipe)  # refuses two sides that are the same
     safe = _safe_prompts(recipe, prompts)
     judges, rewriter = judges_of(recipe, judges), _rewriter(recipe, context, context_model)
-    found = find_model(model, clip_skip=clip_skip)
+    asked = {"clip_skip": clip_skip, "vae": vae, "prediction": prediction, "long_prompts": long_prompts}
+    found = find_model(model, **asked, loras=loras)  # type: ignore[arg-type]
     sampling = default_sampling(found, **(recipe.advice(model) | {k: v for k, v in how.items() if v is not None}))
     latents = Latents(find_model(latents_for) if latents_for else found) if keep != "pictures" else None
     provenance: dict[str, Any] = {
@@ -90,8 +96,9 @@ def build(
     settings = {**provenance, "prompts": sha256("\n".join(safe).encode())}
     provenance["prompts"], provenance["prompts_sha256"] = prompts_from, sha256("\n".join(prompts).encode())
     provenance["judges"] = [str(judge) for judge in judges]
-    if clip_skip is not None:  # the revision above knows of it too
-        provenance["clip_skip"] = clip_skip
+    drawn_by = DrawnBy(found, {**asked, "loras": loras})
+    provenance |= (told := drawn_by.told())
+    settings |= {key: value for key, value in told.items() if key != "clip_skip"}  # the revision knows of that one
     if recipe.sensitive:
         provenance["minors_list"] = minors.VERSION
     if latents:  # what is not kept cannot be judged again
@@ -99,14 +106,15 @@ def build(
     folder = open_work(out, settings, found.revisions())
 
     def open_maker(shard: Shard) -> Maker:
-        return _open_maker(folder, shard, rewriter, recipe, safe, found, sampling, judges, latents, clip_skip)
+        return _open_maker(folder, shard, rewriter, recipe, safe, drawn_by, sampling, judges, latents)
 
     plan = Plan(recipe, num_pairs, out, folder, open_maker, sampling.images_per_batch, provenance)
     plan.counts = {"minors": len(prompts) - len(safe)}
     use_own_device()
-    if shard[1] > 1 and not _share(plan, shard):
-        return None
-    counts = _collect(plan, wait=shard[1] > 1)
+    with forgotten_if_nothing_is_made(folder):
+        if shard[1] > 1 and not _share(plan, shard):
+            return None
+        counts = _collect(plan, wait=shard[1] > 1)
     for note in dict.fromkeys(note for judge in judges for note in judge.scorer.notes()):
         LOG.info(note)
     return counts
@@ -158,14 +166,14 @@ def _rewriter(recipe: Recipe, context: str | None, context_model: str | None) ->
 
 
 def _open_maker(
-    folder: Path, shard: Shard, rewriter: Rewriter | None, recipe: Recipe, prompts: Sequence[str], model: Any,
-    sampling: Sampling, judges: Sequence[Filter], latents: Latents | None, clip_skip: int | None,
+    folder: Path, shard: Shard, rewriter: Rewriter | None, recipe: Recipe, prompts: Sequence[str],
+    model: DrawnBy, sampling: Sampling, judges: Sequence[Filter], latents: Latents | None,
 ) -> Maker:  # fmt: skip
     unkept = ["rejected"] if latents else []
     work = Work(folder, shard, list(recipe.prefixes), unkept, sampling.images_per_batch)
     known = [path for part in work.parts if (path := part / "contexts.jsonl").exists()]
     contexts = Contexts(rewriter, known, work.own / "contexts.jsonl")
-    return Maker(recipe, prompts, model, sampling, judges, contexts, work, latents, clip_skip)
+    return Maker(recipe, prompts, model, sampling, judges, contexts, work, latents)
 
 
 def _share(plan: Plan, shard: Shard) -> bool:

@@ -7,7 +7,7 @@ bit. What the work folder has already is not made again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -60,6 +60,25 @@ class Portion:
     made: bool = False  # or found
 
 
+@dataclass(frozen=True)
+class DrawnBy:
+    """The model that draws, and what was asked of it besides its name, as :func:`mapo.models.find_model` takes it."""
+
+    files: ModelFiles
+    asked: Mapping[str, Any] = field(default_factory=dict)
+
+    def told(self) -> dict[str, Any]:
+        """What set and pairs say of it: what was asked, a VAE by a name that stays, LoRAs with file, weight and hash.
+
+        A row has all of it, so that its pictures can be made again from it alone.
+        """
+        found = {key: value for key, value in self.asked.items() if value is not None and key != "loras"}
+        if self.files.vae and "vae" in found:
+            found["vae"] = self.files.vae.name
+        loras = self.files.named_loras_told()
+        return {**found, "loras": loras} if loras else found
+
+
 @dataclass
 class Latents:
     """Encodes pictures that shall not be kept, with the VAE of the model that will be trained on them."""
@@ -95,18 +114,22 @@ class Maker:
 
     recipe: Recipe
     prompts: Sequence[str]
-    model: ModelFiles
+    model: DrawnBy
     sampling: Sampling
     judges: Sequence[Filter]
     contexts: Contexts
     work: Work
     latents: Latents | None = None
-    clip_skip: int | None = None  # as it was asked for; ``model`` has what holds
 
     @cached_property
     def sampler(self) -> Sampler:
         """The pipeline, loaded when the first picture is made."""
-        return Sampler(self.model.name, self.sampling.precision, clip_skip=self.clip_skip)
+        return Sampler(self.model.files.name, self.sampling.precision, **self.model.asked)
+
+    @cached_property
+    def model_told(self) -> dict[str, Any]:
+        """Told once, as a LoRA's file is hashed for it."""
+        return self.model.told()
 
     def __post_init__(self) -> None:
         self._prepared: dict[str, bool] = {}  # prompts, and whether their length is known to fit or was told
@@ -257,14 +280,15 @@ class Maker:
         meta["judges"] = [j.verdict(*(v[s] for s in sides)) for j, v in zip(self.judges, at, strict=True)]
         if self.contexts.rewriter is not None:
             meta |= {"given_prompt": given, "context_by": self.contexts.rewriter.name}
-        if self.clip_skip is not None:
-            meta["clip_skip"] = self.clip_skip
+        meta |= self.model_told
         if self.recipe.ranks:
             meta["candidates"] = self.recipe.candidates
         return meta
 
     def _warn(self) -> None:
         """Say which of the prepared prompts the text encoders will cut, once."""
+        if self.model.files.long_prompts != "cut":
+            return
         prompts = [self.contexts[prompt] for prompt, measured in self._prepared.items() if not measured]
         self._prepared = dict.fromkeys(self._prepared, True)
         longest = max(self.recipe.prefixes.values(), key=len)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,8 +21,18 @@ HOW = ("steps", "guidance", "width", "height", "prefix", "negative_prompt", "pre
 
 
 @lru_cache(maxsize=1)
-def _sampler(model: str, precision: str, clip_skip: int | None) -> Sampler:
-    return Sampler(model, precision, clip_skip=clip_skip)
+def _sampler(model: str, precision: str, **asked: Any) -> Sampler:
+    return Sampler(model, precision, **asked)
+
+
+def _asked(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked of the model that drew a pair; ValueError or KeyError where the row does not say it."""
+    found = {key: meta[key] for key in ("clip_skip", "vae", "prediction", "long_prompts") if meta.get(key) is not None}
+    if not all(isinstance(value, int if key == "clip_skip" else str) for key, value in found.items()):
+        raise ValueError
+    if "loras" in meta:
+        found["loras"] = tuple(f"{lora['file']}:{float(lora['weight'])}" for lora in meta["loras"])
+    return found
 
 
 def remake(pair: Pair) -> tuple[bytes, bytes]:
@@ -42,16 +52,14 @@ def _picture(pair: Pair, row: Any) -> bytes:
         sampler = row.get("sampler", "")  # the class of the model's own scheduler, where none was asked for
         told = {name: row[name] for name in HOW} | ({"sampler": sampler} if sampler in SAMPLERS else {})
         how = Sampling(**told, images_per_batch=size)
-        skip = pair.meta.get("clip_skip")
-        if not (skip is None or isinstance(skip, int)):
-            raise ValueError
+        asked = _asked(pair.meta)
         if not (0 <= place < size and how.precision in PRECISIONS and isinstance(seed, int) and isinstance(model, str)):
             raise ValueError
     except (TypeError, KeyError, ValueError, AttributeError):
         raise MapoError(
             f"The pair {pair.id} does not say how its pictures were made: no model of ours made it."
         ) from None
-    sampler = _sampler(model, how.precision, skip)
+    sampler = _sampler(model, how.precision, **asked)
     if revision not in sampler.revisions:
         raise MapoError(
             f"The pair {pair.id} was made with revision {revision} of {model}, which is now {sampler.revision}. "

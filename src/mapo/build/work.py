@@ -11,7 +11,9 @@ build.json                  what decides the pictures; another build does not go
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from mapo.settings import differences
 from mapo.shards import Shard, mark
 from mapo.texts import read_json, write_json
 
+HEAD = "build.json"
 PACE = ("sampling.images_per_batch",)  # changes pictures by rounding alone, and each row has its batch_layout
 
 
@@ -33,7 +36,7 @@ def open_work(out: Path, settings: Mapping[str, Any], revisions: Sequence[str] =
     """
     prepare_out(out)
     folder = out.with_name(f".{out.name}.build{PARTIAL}")
-    head = folder / "build.json"
+    head = folder / HEAD
     settings = json.loads(json.dumps(settings))
     if not head.exists():
         folder.mkdir(exist_ok=True)
@@ -51,6 +54,17 @@ def open_work(out: Path, settings: Mapping[str, Any], revisions: Sequence[str] =
             f"Go on with the old settings, delete {folder}, or choose another --out."
         )
     return folder
+
+
+@contextmanager
+def forgotten_if_nothing_is_made(folder: Path) -> Iterator[None]:
+    """Inside, a failure before anything is made, as of a model that cannot be loaded, leaves no work folder behind."""
+    try:
+        yield
+    except Exception:
+        if {path.name for path in folder.glob("*")} <= {HEAD, "whole.lock"}:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _at(values: Any, key: str) -> str:

@@ -60,7 +60,10 @@ from mapo.errors import MapoError, count
 @GUIDANCE
 @PRECISION
 @click.option("--images-per-batch", type=int, help="Pictures made at a time.")
+@model_options
+@LORA
 @CLIP_SKIP
+@LONG_PROMPTS
 def build(recipe: str, model: str, prompts: str, num_pairs: int, out: Path, shard: str | None, **how: Any) -> None:
     """Let a model make pairs by RECIPE: a name such as pick-style-cartoon, or a TOML file."""
     from mapo.build.verb import build
@@ -155,7 +158,9 @@ def import_(source: str, out: Path, **how: Any) -> None:
 @click.option("--out", type=OUT, default=Path("check.html"), show_default=True, help="The HTML page to write.")
 @click.option("--model", help="mini, a folder, a file or a hub id: its tokenizers measure prompts, its side pictures.")
 @model_options
+@LORA
 @LONG_PROMPTS
+@click.option("--buckets", is_flag=True, help="Look as a training with data.buckets does.")
 @click.option("--json", "json_file", type=OUT, help="Write the numbers into this file too.")
 @click.option("--strict", is_flag=True, help="Warnings count as errors.")
 def check(pairs: Path, strict: bool, **how: Any) -> None:

@@ -57,7 +57,8 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 LORA = click.option(
     "--lora", "loras", multiple=True, metavar="FILE[:WEIGHT]",
-    help="A LoRA on top of the model: a .safetensors file of any common trainer, a folder of diffusers, or a run.",
+    help="A LoRA on top of the model: a .safetensors file of any common trainer, a folder of diffusers, a run, "
+    "or RUN@STEP.",
 )  # fmt: skip
 
 

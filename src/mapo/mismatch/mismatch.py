@@ -38,6 +38,7 @@ class Mismatch:
     model: str
     revision: str
     built_in: bool  # a model that the package brings along, or a run of it
+    on_scale: bool  # the one on which the study measured its scale, or a run of it
     pairs: str
     fingerprint: str
     split: str
@@ -119,9 +120,10 @@ def measure(
     ]
     lost = [f"Of the split: {', '.join(losses)}."] if losses else []
     bins = compare_errors(errors, material.clusters, trainee.process.num_timesteps)
+    world = world_of(found.base)
+    on_scale = world is not None and found.base.resolve() == world.models[world.name].resolve()
     return Mismatch(
-        found.stable_name, found.revision(), world_of(found.base) is not None, str(pairs), opened.fingerprint(), split,
-        of_pairs,
-        len(members), len(set(material.clusters)), tuple(seeds), seed, draws, sampling.told(), usual, distances,
-        bins[0], tuple(bins[1:]), tuple(material.notes(encoded.latents.keys()) + notes + lost),
+        found.stable_name, found.revision(), world is not None, on_scale, str(pairs), opened.fingerprint(), split,
+        of_pairs, len(members), len(set(material.clusters)), tuple(seeds), seed, draws, sampling.told(), usual,
+        distances, bins[0], tuple(bins[1:]), tuple(material.notes(encoded.latents.keys()) + notes + lost),
     )  # fmt: skip

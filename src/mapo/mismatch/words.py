@@ -163,14 +163,16 @@ def _on_choice(found: Mismatch, scale: Sequence[Domain]) -> list[str]:
     if not found.usual:
         why = "the own samples were made otherwise than the model advises, and the study's scale as it advises"
         return [f"Objective and β: {why}, so nothing is said about them."]
+    if scale and not found.on_scale:
+        why = "no scale of this model is known, and that of the study is of the built-in mini"
+        return [f"Objective and β: {why}, so nothing is said about them."]
     d = found.distances
     places: list[tuple[str, Interval, list[tuple[Domain, Estimate]]]] = []
     if d is not None:
         key = (d.encoder, d.version, d.revision)
         same = [(x, x.distance) for x in scale if (x.encoder, x.version, x.revision) == key]
         places.append(("distance", d.chosen, same))
-    if found.built_in:
-        places.append(("relative gap", found.errors.chosen.relative, [(x, x.relative_gap) for x in scale]))
+    places.append(("relative gap", found.errors.chosen.relative, [(x, x.relative_gap) for x in scale]))
     told, named = [], dict[str, Domain]()
     for what, value, domains in places:
         if domains:
@@ -178,8 +180,7 @@ def _on_choice(found: Mismatch, scale: Sequence[Domain]) -> list[str]:
             told.append(f"Study: by its {what} the set lies {words}.")
             named |= {domain.name: domain for domain in near}
     if not told:
-        why = "there is no study yet" if not scale else "the study measured none with this encoder and model"
-        return [f"Objective and β: {why} to compare this mismatch with, so nothing is said about them."]
+        return ["Objective and β: there is no study yet to compare this mismatch with, so nothing is said about them."]
     told += [f"Study: {_winner(domain)}." for domain in named.values()]
     return [
         *told,

@@ -16,6 +16,7 @@ from mapo.models.loras.layers import Layer, fuse
 from mapo.models.loras.sources import Lora, without_named
 from mapo.models.parts.config import CONFIGS, read_config
 from mapo.models.parts.fingerprints import contents, fingerprint
+from mapo.models.parts.tensors import check_finite
 from mapo.models.parts.weights import check_weights, load_part, not_whole, quietly, variants
 from mapo.texts import read_object
 from mapo.worlds import MODELS
@@ -172,11 +173,13 @@ class ModelFiles:
         return base / part / CONFIGS.get(part, "config.json")
 
     def load(self, part: str, kind: Any, dtype: Any = torch.float32, loras: bool = True) -> Any:
-        """The network of a part with its weights, as the class ``kind`` loads them; MapoError where that fails.
+        """The network of a part with its weights, as the class ``kind`` loads them; MapoError where that fails or
+        a number is not finite.
 
         Its LoRAs are merged in, but for where ``loras`` is false.
         """
         network = self._loaded(part, kind, dtype)
+        check_finite(network, part, self.name)
         if loras and self.loras:
             for layers in self.lora_layers({part: network}):
                 fuse(network, layers)

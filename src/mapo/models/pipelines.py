@@ -11,11 +11,14 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from torch import nn
+
 from mapo.errors import MapoError, count
 from mapo.models import ModelFiles, is_of_a_family, open_model, read_config
 from mapo.models.families.tokens import check_tokenizer_files
 from mapo.models.files import MOST_TOKENS
 from mapo.models.parts.kinds import SIDES, SIZES, check_kinds
+from mapo.models.parts.tensors import check_finite, is_finite
 from mapo.models.parts.weights import quietly, reason, refuse_pickles, variants
 
 GUIDED_ABOVE = {  # from where on a pipeline looks at the negative prompt
@@ -124,8 +127,35 @@ def open_pipeline(model: ModelFiles, device: Any, dtype: Any) -> Any:
             made = kind.from_pretrained(model.base, torch_dtype=dtype, use_safetensors=True, variant=variant)
     except Exception as error:
         raise MapoError(f"The model folder {model.base} cannot be loaded ({reason(error)}).") from None
+    for part, network in made.components.items():
+        if isinstance(network, nn.Module):
+            check_finite(network, part, model.name)
     made.set_progress_bar_config(disable=True)
     return made.to(device)
+
+
+@contextlib.contextmanager
+def black_pictures_refused(pipeline: Any, model: str) -> Iterator[None]:
+    """Inside, MapoError where latents or what the VAE makes of them are not finite: the pictures would be black."""
+    vae: Any = getattr(pipeline, "vae", None)
+    real: Any = getattr(vae, "decode", None)
+
+    def decode(latents: Any, *given: Any, **named: Any) -> Any:
+        found = real(latents, *given, **named)
+        made = next((n for n, v in (("denoiser", latents), ("VAE", found[0])) if not is_finite(v)), "")
+        if made:
+            dtype = str(latents.dtype).removeprefix("torch.")
+            wider = " Try --precision float32." if dtype != "float32" else " Its weights may be damaged."
+            raise MapoError(f"The {made} of {model} gave numbers that are not finite in {dtype}.{wider}")
+        return found
+
+    if real is not None:
+        vae.decode = decode
+    try:
+        yield
+    finally:
+        if real is not None:
+            del vae.decode
 
 
 def _tokenizers(pipeline: Any) -> list[tuple[Any, int]]:

@@ -24,6 +24,7 @@ from mapo.models.parts.weights import reason
 from mapo.models.pipelines import (
     accepts,
     advice,
+    black_pictures_refused,
     check_negative_prompt,
     cuts_told,
     cuts_untold,
@@ -246,6 +247,7 @@ class Sampler:
             equal_prompts_encoded_once(self.pipeline, self.encoded),
             prompts_projected_once(self.pipeline),
             cuts_untold(self.pipeline),
+            black_pictures_refused(self.pipeline, self.model.name),
         ):
             try:
                 for places, texts in self._texts([prompt for prompt, _ in jobs], how):
@@ -255,6 +257,8 @@ class Sampler:
                     for place, picture in zip(places, made.images, strict=True):
                         found[place] = picture
                 return found
+            except MapoError:
+                raise
             except Exception as error:
                 if is_out_of_memory(error):
                     raise

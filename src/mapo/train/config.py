@@ -60,7 +60,11 @@ class AdapterConfig(Section):
         "What is trained: every weight of the denoiser (`full`), or a LoRA on its attention layers, beside its frozen "
         "weights (`lora`).",
     )
-    rank: Positive = told(8, "The rank of the LoRA. No effect with `full`, nor where a LoRA is `continued`.")
+    rank: Positive | None = told(
+        None,
+        "The rank of the LoRA. Left out it is 8, or where a LoRA is `continued` that one's own, and another is refused "
+        "there. No effect with `full`.",
+    )
     alpha: Annotated[Number, Field(gt=0)] | None = told(
         None,
         "What the LoRA adds is multiplied by alpha / rank. Left out, alpha is the rank, so that nothing is scaled. No "
@@ -69,7 +73,7 @@ class AdapterConfig(Section):
     dropout: Annotated[Number, Field(ge=0, lt=1)] = told(
         0.0,
         "The share of the numbers before the LoRA that each step leaves out, at random. Which ones depends on "
-        "`train.seed`, `train.pairs_per_device` and the number of processes. No effect with `full`.",
+        "`train.seed` and the pair's place in the run alone. No effect with `full`.",
     )
     targets: list[str] | None = told(
         None,
@@ -173,6 +177,12 @@ class DataConfig(Section):
         None,
         "The side, in pixels, of the square to which pictures are resized and cropped. A multiple of 32 for SDXL, of "
         "64 for Stable Diffusion 1 and 2, of 16 for Stable Diffusion 3, FLUX.1 and Z-Image. Left out, the model's own.",
+    )
+    buckets: bool = told(
+        False,
+        "See wide and tall pictures in frames of their shape, with about as many pixels as the square of "
+        "`data.resolution` has; both pictures of a pair in the same. The cache keeps a picture once for each frame. No "
+        "effect on square pictures.",
     )
     flip: bool = told(
         False,
@@ -279,6 +289,7 @@ class TrainConfig(Section):
     )
 
 
+RANK = 8  # of adapter.rank where it is left out
 RATES = {"full": 1e-5, "lora": 1e-4}  # of optim.lr where it is left out
 
 
@@ -308,8 +319,8 @@ class Config(Section):
     loras: list[str] = told(
         [],
         "LoRAs that lie on the model before training, each `FILE` or `FILE:WEIGHT`: a .safetensors file of any common "
-        "trainer, a folder with pytorch_lora_weights.safetensors in it, or a run folder. `adapter.start` says what "
-        "becomes of them.",
+        "trainer, a folder with pytorch_lora_weights.safetensors in it, a run folder or RUN@STEP. `adapter.start` says "
+        "what becomes of them.",
     )
     objective: ObjectiveConfig = Field(default_factory=lambda: ObjectiveConfig.model_validate({}))
     adapter: AdapterConfig = AdapterConfig()

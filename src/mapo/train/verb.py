@@ -27,6 +27,8 @@ def train(
     those of the ``recipe``, and these before what the run says that is there.
     """
     values = _without_other_knobs(read_recipe(recipe), settings, named.get("objective")) if recipe else {}
+    if isinstance(asked := settings.get("adapter"), Mapping) and asked.get("start") == "continued":
+        values.get("adapter", {}).pop("rank", None)  # the recipe's is that of a new LoRA
     merge(values, settings)
     for key, value in named.items():
         if value is not None:

@@ -17,7 +17,7 @@ from mapo.files import write_text
 from mapo.pairs.provenance import without_folders
 from mapo.settings import merge
 from mapo.texts import read_object, write_json
-from mapo.train.config import TEXT_SHARE, make_config, to_toml
+from mapo.train.config import RANK, TEXT_SHARE, make_config, to_toml
 
 if TYPE_CHECKING:
     from mapo.models import Opened
@@ -180,8 +180,8 @@ def _training(facts: RunFacts) -> list[tuple[str, str]]:
     knobs = ", ".join(f"{key} {value:g}" for key, value in objective.items() if key != "name")
     name = str(objective["name"])
     shown = f"{Path(name.rpartition(':')[0]).name}:{name.rpartition(':')[2]}" if ":" in name else name
-    alpha = adapter.get("alpha") or adapter["rank"]
-    lora = f"a LoRA of rank {adapter['rank']}, alpha {alpha:g}"
+    rank = adapter.get("rank") or RANK
+    lora = f"a LoRA of rank {rank}, alpha {adapter.get('alpha') or rank:g}"
     if adapter.get("start") == "continued":
         lora = "a LoRA that was there before, trained further"
     if adapter.get("text_encoders"):

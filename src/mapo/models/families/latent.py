@@ -33,6 +33,7 @@ from mapo.models.parts.kinds import (
     check_kinds,
     check_lengths,
 )
+from mapo.models.parts.tensors import check_finite
 from mapo.models.parts.weights import quietly, reason, refuse_pickles
 
 TokenizerLoader = Callable[[ModelFiles, str, str], Any]  # files, its part, its encoder's part → the tokenizer
@@ -261,6 +262,8 @@ class LatentModel(ABC):
         parts = {part: self.files.load(part, self.networks[part], dtype) for part in apart} | own
         parts |= dict(zip(self.tokenizer_parts, self.tokenizers(), strict=True)) | dict.fromkeys(self.lacking)
         made = self._assembled(dtype, **parts)
+        for part in set(self.networks) - set(parts):
+            check_finite(getattr(made, part), part, self.files.name)
         made.set_progress_bar_config(disable=True)
         return made.to(device)
 

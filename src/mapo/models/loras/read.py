@@ -25,7 +25,7 @@ from mapo.models.loras.keys import Names, family_of, layers_named
 from mapo.models.loras.layers import Layer
 from mapo.models.names.kohya import PREFIXES, original_layers, own_layers, underscored
 from mapo.models.names.original import Change, Original, Shape
-from mapo.models.parts.tensors import kind_of_other
+from mapo.models.parts.tensors import is_finite, kind_of_other
 
 METADATA = "lora_adapter_metadata"  # diffusers' settings of peft, as JSON, where alpha is not the rank
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
@@ -256,7 +256,7 @@ def _numbers(path: Path, name: str, tensors: Tensors, kind: Kind) -> Tensor:
     found = tensors.get(name)
     if not found.is_floating_point():
         raise MapoError(f"{path} holds {name} in whole numbers ({found.dtype}), as no LoRA has them. {kind.remedy}")
-    if not found.is_meta and not bool(found.float().isfinite().all()):
+    if not found.is_meta and not is_finite(found):
         raise MapoError(f"{path} is damaged: {name} has numbers that are not finite. {kind.remedy}")
     return found
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from mapo.errors import MapoError
 from mapo.models.parts.fingerprints import add_samples, fingerprint
-from mapo.texts import read_object
 
 if TYPE_CHECKING:
     from mapo.models.loras.layers import Layer
@@ -23,7 +19,6 @@ if TYPE_CHECKING:
 LORA_FILE = "pytorch_lora_weights.safetensors"
 OF_A_RUN = "Put the file that `mapo train` wrote back there, or train that run again."
 OF_OTHERS = "Give another --lora, or leave it out."
-WEIGHT = re.compile(r"(?P<file>.+):(?P<weight>[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -78,43 +73,6 @@ class Lora:
             while block := stream.read(1 << 20):
                 digest.update(block)
         return {"file": str(self.path.resolve()), "weight": self.weight, "sha256": digest.hexdigest()}
-
-
-def find_loras(texts: Sequence[str]) -> tuple[Lora, ...]:
-    """The LoRAs that ``FILE[:WEIGHT]`` name. FILE is a safetensors file, a folder with LORA_FILE, or a run."""
-    return tuple(lora for text in texts for lora in _find(text))
-
-
-def _find(text: str) -> list[Lora]:
-    match = None if Path(text).exists() else WEIGHT.fullmatch(text)
-    name, weight = (match["file"], float(match["weight"])) if match else (text, 1.0)
-    if not math.isfinite(weight):
-        raise MapoError(f"--lora {text}: the weight has to be a finite number.")
-    path = Path(name)
-    if (path / "run.json").is_file():
-        return [Lora(_file_of_run(path, name), weight, named=True)]
-    if path.is_dir():
-        if (path / LORA_FILE).is_file():
-            return [Lora(path / LORA_FILE, weight, named=True)]
-        raise MapoError(
-            f"--lora: {name} is neither a run of `mapo train` nor a folder with {LORA_FILE}. Name the LoRA's file."
-        )
-    if not path.is_file():
-        raise MapoError(
-            f"--lora: there is no file {name}. Give a .safetensors file, a folder with {LORA_FILE}, or a run folder; "
-            "a weight stands behind a colon, as in FILE:0.8."
-        )
-    return [Lora(path, weight, named=True)]
-
-
-def _file_of_run(path: Path, name: str) -> Path:
-    run = read_object(path / "run.json", "a run folder", "Run the same `mapo train` command again.")
-    if run.get("adapter") != "lora":
-        raise MapoError(f"--lora: {name} is a run in which every weight was trained. Give it as --model.")
-    file = path / str(run.get("denoiser", "weights")) / LORA_FILE
-    if not file.is_file():
-        raise MapoError(f"--lora: {name} has lost its {file.name}. Run the same `mapo train` command again.")
-    return file
 
 
 def without_named(loras: Sequence[Lora]) -> tuple[Lora, ...]:

@@ -11,8 +11,9 @@ from typing import Any
 from mapo.errors import MapoError, suggest
 from mapo.files import inside
 from mapo.models.files import LONG_PROMPTS, ModelFiles, at_step, is_there
-from mapo.models.loras.sources import LORA_FILE, Lora, find_loras
+from mapo.models.loras.sources import LORA_FILE, Lora
 from mapo.models.sources.hub import fetch_model, hub_name
+from mapo.models.sources.loras import find_loras
 from mapo.models.sources.steps import checkpoint_of, checkpoints, on_base, steps_told
 from mapo.texts import read_object
 from mapo.worlds import MODELS

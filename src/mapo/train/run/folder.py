@@ -33,7 +33,7 @@ from mapo.models.sources.steps import checkpoints
 from mapo.settings import differences, merge
 from mapo.shards import owned
 from mapo.texts import append_lines, read_lines, read_object, write_json
-from mapo.train.config import Config, make_config, to_toml
+from mapo.train.config import RANK, Config, make_config, to_toml
 from mapo.train.objectives.own import all_settings, stable_name
 from mapo.train.run.checkpoint import REMEDY, read_state
 
@@ -283,6 +283,9 @@ def settled(config: Config, out: Path) -> Config:
     settings = {k: v for k, v in merged.get("objective", {}).items() if k != "name"}
     merged["objective"] = {"name": name, **all_settings(name, settings)}
     found = make_config(merged)
+    if found.adapter.rank is None and found.adapter.start != "continued":
+        merged = merge(merged, {"adapter": {"rank": RANK}})
+        found = make_config(merged)
     if found.optim.lr is None:
         found = make_config(merge(merged, {"optim": {"lr": found.rate}}))
     return found

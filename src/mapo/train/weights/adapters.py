@@ -25,8 +25,8 @@ from mapo.models.loras.layers import Layer, as_one
 from mapo.models.loras.layers import told as layers_told
 from mapo.models.loras.write import TRAINED
 from mapo.models.names.kohya import layer_shapes
-from mapo.train.config import AdapterConfig
-from mapo.train.seeds import mixed_seed
+from mapo.train.config import RANK, AdapterConfig
+from mapo.train.weights.dropout import lay_dropout
 
 START = "start"  # the adapters of what was there before: start0, start1 …
 HALVES = (torch.float16, torch.bfloat16)
@@ -35,11 +35,11 @@ HALVES = (torch.float16, torch.bfloat16)
 def check_adapter(model: Opened, config: AdapterConfig) -> list[str]:
     """MapoError where a LoRA that lies on the model is not one of it, or the settings do not fit model and LoRAs.
 
-    What becomes of each LoRA that was named, a sentence each. Weights are not read.
+    What becomes of each LoRA that was named, a sentence each. The weights of LoRAs are read, those of the model not.
     """
-    before = model.lora_layers(heads_only=True)
+    before = model.lora_layers()
     if config.start != "fused":
-        loras_before(model, config, heads_only=True)
+        loras_before(model, config)
     if config.kind == "lora" and config.targets is not None:
         _matching(model.outline(model.denoiser_part), config.targets)
     becomes = {"fused": "merged into the model", "frozen": "left as they are", "continued": "trained further"}
@@ -55,12 +55,12 @@ def check_adapter(model: Opened, config: AdapterConfig) -> list[str]:
     return said
 
 
-def loras_before(model: Opened, config: AdapterConfig, heads_only: bool = False) -> list[list[Layer]]:
+def loras_before(model: Opened, config: AdapterConfig) -> list[list[Layer]]:
     """The denoiser's layers of each LoRA that lies on the model; MapoError where there is none, or not one to continue.
 
     What LoRAs change in text encoders is merged into these, unless these are trained too (:func:`text_loras_before`).
     """
-    found = [[layer for layer in one if layer.part == model.denoiser_part] for one in model.lora_layers(heads_only)]
+    found = [[layer for layer in one if layer.part == model.denoiser_part] for one in model.lora_layers()]
     found = [layers for layers in found if layers]
     if not found:
         raise MapoError(
@@ -75,6 +75,11 @@ def loras_before(model: Opened, config: AdapterConfig, heads_only: bool = False)
         raise MapoError(
             "adapter.start=continued: the LoRA lies on the model at weight 0, so nothing of it could be trained. Give "
             "it another weight, such as FILE:1."
+        )
+    if config.start == "continued" and config.rank and any(layer.rank != config.rank for layer in found[0]):
+        raise MapoError(
+            f"adapter.rank is {config.rank}, but the LoRA that is continued has {layers_told(found[0])}. It keeps "
+            "them: leave adapter.rank out."
         )
     return found
 
@@ -94,6 +99,7 @@ def add_adapter(
         list(model.lora_targets) if config.targets is None else _matching(denoiser, config.targets)
     )
     _adapt(denoiser, targets, config, seed, loras)
+    lay_dropout(denoiser, TRAINED, config.dropout, model.denoiser_part, prompts=False)
 
 
 def add_text_adapters(
@@ -109,6 +115,7 @@ def add_text_adapters(
         ends, unread = tuple(f".{end}" for end in model.text_lora_targets), model.unread_text_layers(part, encoder)
         names = [n for n, _ in encoder.named_modules() if n.endswith(ends) and not n.startswith(unread)]
         _adapt(encoder, _exactly(names), config, seed + number, loras[part])
+        lay_dropout(encoder, TRAINED, config.dropout, part, prompts=True)
         for name, parameter in encoder.named_parameters():
             if name.startswith(unread):
                 parameter.requires_grad_(False)
@@ -134,12 +141,13 @@ def _adapt(
         _lay_beside(network, f"{START}{number}", layers)
     if config.start == "continued" and loras:
         (layers,) = loras
-        _lay_beside(network, TRAINED, layers, config.dropout)
+        _lay_beside(network, TRAINED, layers)
     else:
-        alpha = config.rank if config.alpha is None else config.alpha
+        rank = config.rank or RANK
+        alpha = rank if config.alpha is None else config.alpha
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            _add(network, TRAINED, targets, r=config.rank, lora_alpha=alpha, lora_dropout=config.dropout)
+            _add(network, TRAINED, targets, r=rank, lora_alpha=alpha)
     active = [TRAINED]
     if config.start == "frozen":
         active += [f"{START}{number}" for number in range(len(loras))]
@@ -158,14 +166,14 @@ def _add(denoiser: nn.Module, name: str, targets: list[str] | str, **settings: A
         denoiser.add_adapter(found, adapter_name=name)  # type: ignore[operator]
 
 
-def _lay_beside(denoiser: nn.Module, name: str, layers: Sequence[Layer], dropout: float = 0.0) -> None:
+def _lay_beside(denoiser: nn.Module, name: str, layers: Sequence[Layer]) -> None:
     """Add an adapter with the weights of a LoRA that is there already, each layer with its own rank and alpha."""
     ranks = {f"^{re.escape(layer.module)}": layer.rank for layer in layers}
     alphas = {f"^{re.escape(layer.module)}": layer.alpha for layer in layers}
     with torch.random.fork_rng(devices=[]):
         _add(
             denoiser, name, _exactly([layer.module for layer in layers]), r=layers[0].rank, rank_pattern=ranks,
-            lora_alpha=layers[0].alpha, alpha_pattern=alphas, lora_dropout=dropout,
+            lora_alpha=layers[0].alpha, alpha_pattern=alphas,
         )  # fmt: skip
     for layer in layers:
         module: Any = denoiser.get_submodule(layer.module)
@@ -217,17 +225,6 @@ def without_adapter(denoiser: nn.Module) -> Iterator[None]:
     finally:
         for layer, names in zip(layers, before, strict=True):
             layer._active_adapter = names
-
-
-@contextlib.contextmanager
-def dropout_of(config: AdapterConfig, seed: int, position: int, device: torch.device) -> Iterator[None]:
-    """Inside, what is left out at random depends on the seed and the position in the run alone."""
-    if not config.dropout:
-        yield
-        return
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(mixed_seed("dropout", seed, position))
-        yield
 
 
 def told(denoiser: nn.Module, part: str) -> str:
