@@ -5,8 +5,10 @@
 (1) our step (batch from the cache to updated weights) against forward, backward and optimizer of the same UNet on the
 same batch; (2) MaPO against Diffusion-DPO, time and peak anonymous memory, each in a process of its own, with the
 number of forwards and the seconds of a step's parts beside it; (3) our step against the public way, which runs the VAE
-and both text encoders in every step. Rounds of the variants alternate; a ratio is of one round, and its median, least
-and most over the rounds are shown. ``wide`` is the built-in model with a random UNet of 77 million parameters.
+and both text encoders in every step; (4) MaPO with one picture of a pair in memory at a time, SFT without its rejected
+pictures, and DPO whose reference was run before: time and memory against the same without. Rounds of the variants
+alternate; a ratio is of one round, and its median, least and most over the rounds are shown. ``wide`` is the built-in
+model with a random UNet of 77 million parameters.
 """
 
 from __future__ import annotations
@@ -26,6 +28,19 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve()
+
+
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {  # objective and settings of train
+    "mapo": ("mapo", {}),
+    "dpo": ("dpo", {}),
+    "mapo, pair by pair": ("mapo", {"pair_by_pair": True}),
+    "sft": ("sft", {}),
+    "sft, rejected measured": ("sft", {"measure_rejected": True}),
+    "dpo, reference before": ("dpo", {"reference": "before"}),
+}
+AGAINST = {
+    "mapo, pair by pair": "mapo", "sft": "sft, rejected measured", "dpo, reference before": "dpo",
+}  # fmt: skip
 
 
 def make_set(folder: Path, count: int) -> Path:
@@ -68,8 +83,11 @@ def make_wide(folder: Path) -> Path:
     return folder
 
 
-def make_loop(model_name: str, folder: Path, objective: str, size: int) -> Any:
-    """The training loop exactly as `mapo train` builds it, and its parts."""
+def make_loop(model_name: str, folder: Path, kind: str, size: int) -> Any:
+    """The training loop exactly as `mapo train` builds it, and its parts.
+
+    Errors of a reference that was run before are made up: they are read from a table in any case.
+    """
     import numpy as np
     import torch
 
@@ -84,6 +102,7 @@ def make_loop(model_name: str, folder: Path, objective: str, size: int) -> Any:
     from mapo.train.processes import Place, Processes
     from mapo.train.weights.opening import open_trained
 
+    objective, settings = KINDS[kind]
     pairs = PairSet(folder / "pairs")
     model = open_model(find_model(model_name))
     config = make_config(
@@ -91,7 +110,7 @@ def make_loop(model_name: str, folder: Path, objective: str, size: int) -> Any:
             "model": model_name,
             "pairs": str(folder / "pairs"),
             "objective": {"name": objective, **OBJECTIVES[objective].settings},
-            "train": {"pairs_per_step": size, "steps": 10_000},
+            "train": {"pairs_per_step": size, "steps": 10_000, **settings},
         }
     )
     processes = Processes(Place(), torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -99,7 +118,10 @@ def make_loop(model_name: str, folder: Path, objective: str, size: int) -> Any:
     cache = Cache(folder / "cache", cache_key(model))
     trained = open_trained(config, model, OBJECTIVES[objective], processes, None)
     members = Members(pairs, np.arange(len(pairs)))
-    return Loop(config, OBJECTIVES[objective], processes, members, cache, trained)
+    loop = Loop(config, OBJECTIVES[objective], processes, members, cache, trained)
+    if settings.get("reference") == "before":
+        loop.known = torch.full((2, 10_000 * size), 0.1)
+    return loop
 
 
 def our_steps(loop: Any) -> Callable[[], None]:
@@ -121,7 +143,7 @@ def bare_steps(loop: Any) -> Callable[[], None]:
     x_t = loop.process.add_noise(batch.latents, noise, t)
 
     def step() -> None:
-        error = (loop.trained.model.predict(unet, x_t, t, batch.cond) - noise).pow(2).mean()
+        error = (loop.trained.model.predict(unet, x_t, t, batch.told("both")) - noise).pow(2).mean()
         error.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
@@ -165,7 +187,7 @@ def public_steps(loop: Any, folder: Path, model_name: str) -> Callable[[], None]
         batch = Batch(latents, cond, one, one, torch.randn_like(latents[:size]), t).to(latents.device)
         updater.begin(done - 1)
         updater.backward(pair_losses(loop.objective, pair_errors(predict, batch, loop.process), settings).mean())
-        updater.end()
+        updater.end(loop.good)
 
     return step
 
@@ -225,14 +247,14 @@ def parts_of(loop: Any, rounds: int) -> dict[str, Any]:
         trained.updater.begin(number)
         began = time.perf_counter()
         with torch.no_grad():
-            theirs = errors(reference(x_t, t, batch.cond))
+            theirs = errors(reference(x_t, t, batch.told("both")))
         began = took("reference", began)
-        ours = errors(predict(x_t, t, batch.cond))
+        ours = errors(predict(x_t, t, batch.told("both")))
         began = took("forward", began)
         losses = pair_losses(OBJECTIVES["dpo"], PairErrors(*ours, *theirs), OBJECTIVES["dpo"].settings)
         trained.updater.backward(losses.mean())
         began = took("backward", began)
-        trained.updater.end()
+        trained.updater.end(loop.good)
         took("update", began)
     seconds = {name: statistics.median(values[1:]) for name, values in times.items()}
     whole = sum(seconds.values())
@@ -269,11 +291,11 @@ def anonymous_memory() -> float:
     return int(next(line for line in status.read_text().splitlines() if line.startswith("RssAnon")).split()[1]) / 1024
 
 
-def memory_of(model: str, folder: Path, objective: str, size: int) -> dict[str, float]:
+def memory_of(model: str, folder: Path, kind: str, size: int) -> dict[str, float]:
     """Peak memory over a few steps, above the state with the model loaded, sampled while they run."""
     import threading
 
-    loop = make_loop(model, folder, objective, size)
+    loop = make_loop(model, folder, kind, size)
     loaded, peak, stop = anonymous_memory(), 0.0, threading.Event()
 
     def watch() -> None:
@@ -325,9 +347,10 @@ def main() -> None:
         seconds = alternate(variants, args.rounds)
         parts = parts_of(dpo, args.rounds)
         del loop, dpo, variants
+        ways = alternate({kind: our_steps(make_loop(name_of_model, folder, kind, size)) for kind in KINDS}, args.rounds)
         run = partial(subprocess.run, capture_output=True, text=True, check=True)
         memory = {}
-        for name in ("mapo", "dpo"):
+        for name in KINDS:
             command = [sys.executable, str(HERE), "--model", name_of_model, "--pairs-per-step", str(size)]
             done = run([*command, "--memory-of", name, "--folder", str(folder)])
             memory[name] = json.loads(done.stdout.strip().splitlines()[-1])
@@ -335,6 +358,10 @@ def main() -> None:
         f"mapo / {name}": spread([ours / other for ours, other in zip(seconds["mapo"], seconds[key], strict=True)])
         for name, key in (("bare", "bare"), ("dpo", "dpo"), ("public way", "public_way"))
     }
+    for kind, other in AGAINST.items():
+        ratios[f"{kind} / {other}"] = spread([a / b for a, b in zip(ways[kind], ways[other], strict=True)])
+        mine, its = (memory[name]["peak_mib"] - memory[name]["loaded_mib"] for name in (kind, other))
+        ratios[f"peak memory above the model, {kind} / {other}"] = spread([mine / its])
     one = memory["mapo"]["peak_mib"] / memory["dpo"]["peak_mib"]
     above = [memory[name]["peak_mib"] - memory[name]["loaded_mib"] for name in ("mapo", "dpo")]
     ratios["peak memory mapo / dpo"] = spread([one])
@@ -351,15 +378,16 @@ def main() -> None:
         "parameters": parameters,
         "rounds": args.rounds,
         "seconds": {name: spread(values) for name, values in seconds.items()},
+        "seconds of other ways": {name: spread(values) for name, values in ways.items()},
         "ratios": ratios,
         "forwards of a step, in pictures": forwards,
         "parts of a step of DPO": parts,
         "memory": memory,
     }
     for name, ratio in ratios.items():
-        print(f"{name:48} {ratio['median']:.3f} [{ratio['least']:.3f}, {ratio['most']:.3f}]")
-    print(f"{'expected from the parts, mapo / dpo':48} {parts['expected mapo / dpo']:.3f}")
-    print(f"{'forwards of a step, in pictures':48} {forwards['mapo']} and {forwards['dpo']}")
+        print(f"{name:72} {ratio['median']:.3f} [{ratio['least']:.3f}, {ratio['most']:.3f}]")
+    print(f"{'expected from the parts, mapo / dpo':72} {parts['expected mapo / dpo']:.3f}")
+    print(f"{'forwards of a step, in pictures':72} {forwards['mapo']} and {forwards['dpo']}")
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / ("step.json" if args.model == "mini" else f"step-{args.model}.json")).write_text(

@@ -18,6 +18,7 @@ from pathlib import Path
 PRELOADED = [
     "mapo.build.build", "mapo.check.check", "mapo.cli", "mapo.encode.fill", "mapo.importers", "mapo.lab.mini.scorer",
     "mapo.lab.study.runs", "mapo.models.families", "mapo.sample.sample", "mapo.score.score", "mapo.train.train", "pyarrow.parquet",
+    "frozen",
 ]  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Small models of SDXL's real classes and layout, and pairs for them: made once per test session."""
 
+import importlib
 import os
 import signal
 
@@ -23,10 +24,13 @@ HERE = Path(__file__).parent
 
 
 LONGEST = [
-    "golden/test_recorded.py", "lab/study/test_study.py", "test_tutorial.py", "mismatch/test_mismatch.py",
-    "train/test_train.py", "test_kills.py", "build/test_build.py", "test_cli.py", "train/test_run.py",
-    "train/test_processes.py", "encode/test_cache.py", "models/test_families.py", "score/scorers/test_clip.py",
-    "check/test_training.py", "lab/study/test_things.py", "lab/test_demo.py",
+    "golden/test_recorded.py", "test_tutorial.py", "build/test_build.py", "lab/study/test_study.py", "test_kills.py",
+    "models/test_families.py", "label/test_page.py", "train/test_train.py", "train/test_run.py",
+    "mismatch/test_mismatch.py", "models/test_one_file.py", "test_cli.py", "train/test_matrix.py",
+    "train/test_starts.py", "encode/test_cache.py", "models/test_long_prompts.py", "train/test_recipes.py",
+    "train/test_own_objectives.py", "train/test_processes.py", "importers/test_interrupted.py",
+    "check/test_training.py", "lab/mini/test_model.py", "test_api.py", "score/scorers/test_vlm.py",
+    "lab/study/test_things.py", "train/test_text_encoders.py", "score/scorers/test_clip.py", "lab/test_demo.py",
 ]  # fmt: skip
 
 
@@ -34,6 +38,11 @@ def pytest_collection_modifyitems(items) -> None:
     """The longest files come first, so that no process is left alone with one of them at the end."""
     places = {HERE / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+def pytest_collection_finish() -> None:
+    """All test modules, and with them the libraries, are loaded."""
+    importlib.import_module("frozen")
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

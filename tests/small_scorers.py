@@ -1,21 +1,16 @@
 """Small models of the classes behind scorers, and what their tests share."""
 
 import json
-import os
 import random
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 from PIL import Image
-from transformers.utils import is_torchvision_available
-
-from mapo.score.scorers import load_scorer
 
 MEAN, STD = (0.4814, 0.4578, 0.4082), (0.2686, 0.2613, 0.2757)
 SIZES = [(32, 32), (70, 41), (41, 70), (33, 96), (20, 11), (1, 1), (3, 3), (5, 1), (3, 64), (64, 3)]
+SIGLIP_WORDS = ["</s>", "<unk>", "a", "red", "circle", "zebra", "two", "of", "them"]
 PROMPTS = ["a small red circle", "Zebra, two of them!", "a blue heart on a gray background", "Bär 🐻"]
 
 
@@ -48,6 +43,39 @@ def save_clip(folder, side=32, tokens=24, width=12):
         projection_dim=width,
     )
     lively(CLIPModel(config)).save_pretrained(folder)
+    return folder
+
+
+def save_siglip(folder):
+    """A whole model of SigLIP's class, of side 32, eight tokens and the words below."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipModel
+
+    layers = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = layers | {"vocab_size": len(SIGLIP_WORDS), "max_position_embeddings": 8, "projection_size": 16}
+    text |= {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}
+    config = SiglipConfig(text_config=text, vision_config=layers | {"image_size": 32, "patch_size": 8})
+    lively(SiglipModel(config)).save_pretrained(folder)
+    words = Tokenizer(models.WordLevel({word: k for k, word in enumerate(SIGLIP_WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 0)])
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=words, eos_token="</s>", pad_token="</s>", unk_token="<unk>", model_max_length=64
+    )
+    wrapped.save_pretrained(folder)
+    save_processor(folder, "SiglipImageProcessor", (32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    return folder
+
+
+def save_dinov2(folder):
+    """A whole model of DINOv2's class, which sees 28 of 36 pixels; it was made for more, as the published are."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    config = Dinov2Config(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, image_size=42, patch_size=7
+    )
+    lively(Dinov2Model(config), std=1).save_pretrained(folder)
+    save_processor(folder, "BitImageProcessor", 36, 28)
     return folder
 
 
@@ -102,50 +130,3 @@ def place_in_hub(home, repository, folder, *names):
         shutil.copy(folder / name, place / name)
     (cache / "refs").mkdir()
     (cache / "refs" / "main").write_text(repository.commit)
-
-
-RAISES = (
-    "def __getattr__(name):\n"
-    "    def asked(*given, **named):\n"
-    "        raise RuntimeError('torchvision was asked')\n"
-    "    return asked\n"
-)
-FAKE_TORCHVISION = {
-    "torchvision/__init__.py": "__version__ = '0.99.0'\n",
-    "torchvision/io/__init__.py": "",
-    "torchvision/transforms/__init__.py": "from enum import Enum\n"
-    "InterpolationMode = Enum('InterpolationMode', {n: n.lower() for n in "
-    "'NEAREST NEAREST_EXACT BILINEAR BICUBIC BOX HAMMING LANCZOS'.split()})\n",
-    "torchvision/transforms/functional.py": "from . import InterpolationMode\n" + RAISES,
-    "torchvision/transforms/v2/__init__.py": "",
-    "torchvision/transforms/v2/functional.py": RAISES,
-    "torchvision-0.99.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: torchvision\nVersion: 0.99.0\n",
-}
-
-TELL_VALUE = """
-import sys
-from small_scorers import is_torchvision_available, tell_value
-print(is_torchvision_available(), tell_value(sys.argv[1]))
-"""
-
-
-def tell_value(name):
-    picture = Image.linear_gradient("L").resize((50, 40)).convert("RGB")
-    scorer = load_scorer(name)
-    value = scorer([picture], ["zebra"], [picture.rotate(90)] if scorer.needs_reference else None)
-    return value[scorer.metrics[0]][0]
-
-
-def values_without_and_with_torchvision(name, folder):
-    """One picture's value here and in a fresh process, where a torchvision is installed that fails when it is used."""
-    for file, text in FAKE_TORCHVISION.items():
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        (folder / file).write_text(text)
-    path = os.pathsep.join(p for p in (str(folder), *sys.path) if p)
-    done = subprocess.run(
-        [sys.executable, "-c", TELL_VALUE, name], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
-    )
-    assert done.returncode == 0, done.stderr
-    there, beside = done.stdout.split()
-    assert (is_torchvision_available(), there) == (False, "True")
-    return str(tell_value(name)), beside

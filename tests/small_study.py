@@ -1,4 +1,4 @@
-"""The study with few prompts and held-out pairs, in this process and in those that it starts for its trainings."""
+"""The study with few prompts, held-out pairs and sampling steps, in this process and in those of its trainings."""
 
 import multiprocessing
 from collections.abc import Iterator
@@ -12,8 +12,9 @@ from apart import forkserver
 from mapo.lab.study import cost, domains, runs
 from mapo.statistics import MIN_PROMPTS
 
-PROMPTS, HELD_OUT, STEPS = MIN_PROMPTS, 8, 6
+PROMPTS, HELD_OUT, STEPS, SAMPLING_STEPS = MIN_PROMPTS, 8, 6, 4
 RUN, LOOK, COST, ASKED = runs.run, runs.look, cost._one, domains.Domain.prompts
+SAMPLING = runs.default_sampling
 
 
 @contextmanager
@@ -22,6 +23,7 @@ def few() -> Iterator[pytest.MonkeyPatch]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(domains.Domain, "prompts", lambda *asked: tuple(found[:PROMPTS] for found in ASKED(*asked)))
         patch.setattr(runs, "HELD_OUT", HELD_OUT)
+        patch.setattr(runs, "default_sampling", lambda model: SAMPLING(model, steps=SAMPLING_STEPS))
         patch.setattr(cost, "STEPS", STEPS)
         patch.setattr(cost, "_one", one_cost)
         patch.setattr(runs, "run", run)

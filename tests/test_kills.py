@@ -7,6 +7,7 @@ from pathlib import Path
 def test_verbs_that_are_killed_end_as_if_they_had_never_been(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parent.parent / "bench")
     kills = importlib.import_module("kills")
+    monkeypatch.setattr(kills, "PRELOADED", [*kills.PRELOADED, "frozen"])
     found = kills.measure(kills=8, seed=11)
     assert found["unlike"] == []
     assert found["kills"] == 8 and len(found["trials"]) == 8

@@ -58,7 +58,10 @@ def environment() -> dict[str, Any]:
 
 
 def settings(precision: str, objective: str, adapter: str, cache: Path) -> dict[str, Any]:
-    """Those of a recorded run, every one of 0.1.0. A tie and weights are among the pairs; two of four are held at once."""
+    """Those of a recorded run: every one of 0.1.0, and what has another default since.
+
+    A tie and weights are among the pairs; two of four are held at once.
+    """
     return {
         "model": "mini",
         "pairs": str(PAIRS),
@@ -72,7 +75,7 @@ def settings(precision: str, objective: str, adapter: str, cache: Path) -> dict[
         "data": {"resolution": 48, "flip": True, "split": "train", "ties": "keep"},
         "train": {
             "steps": STEPS, "pairs_per_step": 4, "pairs_per_device": 2, "seed": 7, "precision": precision,
-            "gradient_checkpointing": False, "save_every_steps": 20,
+            "gradient_checkpointing": False, "save_every_steps": 20, "measure_rejected": True,
         },
     }  # fmt: skip
 

@@ -133,7 +133,7 @@ def test_a_pair_is_told_the_same_whatever_else_is_in_its_batch(folder, long_pair
         return assemble(pairs, draws(positions, 8, model.process, (4, 8, 8), seed=0), cache, model)
 
     whole, alone = batch(range(8)), [batch([k]) for k in range(8)]
-    assert whole.cond["prompt_embeds"].shape[:2] == (16, 3 * READ)
+    assert whole.cond["prompt_embeds"].shape[:2] == (8, 3 * READ)
     for name in ("prompt_embeds", "text_embeds"):
         if name in whole.cond:
             assert torch.equal(whole.cond[name][:8], torch.cat([one.cond[name][:1] for one in alone]))
@@ -294,7 +294,7 @@ def test_both_pictures_are_without_their_prompt_as_the_pipeline_is_in_guidance(a
     model, opened_pairs = opened(tmp_path / "m", "cut"), PairSet(make_pairs(tmp_path / "pairs", 3))
     cache = encode(model, opened_pairs, tmp_path / "cache", holding="and the empty prompt")
     drawn = draws(range(3), 3, model.process, (4, 8, 8), seed=0, caption_dropout=1.0)
-    cond = assemble(opened_pairs, drawn, cache, model).cond
+    cond = assemble(opened_pairs, drawn, cache, model).told("both")
     pipeline = model.pipeline("cpu", torch.float32)
     given = {"prompt": "a red circle", "device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": True}
     known = pipeline.encode_prompt.__code__.co_varnames

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def test_a_published_model_is_opened_without_its_weights(tmp_path, name):
     assert model.process.shift_for(shape) == pytest.approx(shift)
     assert isinstance(model.process.shift, ByResolution) == (name == "FLUX.1-dev")
     assert bool(model.distilled) == (name == "FLUX.1-schnell")
-    network = model.files.outline(model.denoiser_part, model.denoiser_kind)
+    network = deepcopy(model.files.outline(model.denoiser_part, model.denoiser_kind))
     assert sum(p.numel() for p in network.parameters()) == parameters
     index = REAL / "configs" / name / "transformer" / "diffusion_pytorch_model.safetensors.index.json"
     if index.exists():

@@ -242,24 +242,25 @@ def xmp(orientation: int) -> PngInfo:
 
 
 LONG = {
-    "a zipped workflow": with_text(noise(), ("workflow", "x" * 2**21, True)),
-    "behind the pixels": with_text(noise(), ("workflow", "x" * 2**21, True), behind=True),
-    "many texts": with_text(noise(), *[(f"t{k}", "x" * 2**20, True) for k in range(70)]),
-    "a zipped text bomb": with_text(noise(), ("workflow", "x" * 2**28, True)),
-    "a large colour profile": encoded(noise(), "PNG", icc_profile=bytes(2**21)),
+    "a zipped workflow": lambda: with_text(noise(), ("workflow", "x" * 2**21, True)),
+    "behind the pixels": lambda: with_text(noise(), ("workflow", "x" * 2**21, True), behind=True),
+    "many texts": lambda: with_text(noise(), *[(f"t{k}", "x" * 2**20, True) for k in range(70)]),
+    "a zipped text bomb": lambda: with_text(noise(), ("workflow", "x" * 2**28, True)),
+    "a large colour profile": lambda: encoded(noise(), "PNG", icc_profile=bytes(2**21)),
 }
 
 
 @pytest.mark.parametrize("name", LONG)
 def test_a_picture_with_much_zipped_text_is_read_and_its_bytes_are_kept(name: str) -> None:
-    assert decode_picture(LONG[name]).tobytes() == noise().tobytes()
-    found = check_picture(LONG[name])
-    assert (found.sha256, found.data, found.conversions) == (sha256(LONG[name]), LONG[name], ())
+    data = LONG[name]()
+    assert decode_picture(data).tobytes() == noise().tobytes()
+    found = check_picture(data)
+    assert (found.sha256, found.data, found.conversions) == (sha256(data), data, ())
 
 
 def test_the_limits_of_pillow_stay_as_they_are() -> None:
     before = (PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY)
-    decode_picture(LONG["a zipped workflow"])
+    decode_picture(LONG["a zipped workflow"]())
     assert before == (PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY)
 
 
@@ -281,7 +282,7 @@ def test_a_text_that_could_turn_a_picture_and_is_a_bomb_is_refused_in_plain_word
 
 
 def test_a_cut_picture_with_much_zipped_text_is_refused() -> None:
-    data = LONG["a zipped workflow"]
+    data = LONG["a zipped workflow"]()
     with pytest.raises(ValueError, match="it cannot be decoded"):
         decode_picture(data[:-200])
 

@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from mapo.encode.cache import Cache, cache_key
+from mapo.encode.fill import encode
 from mapo.errors import MapoError
-from mapo.models import find_model, open_model
+from mapo.models import Frames, find_model, open_model, together
 from mapo.pairs import PairSet
 from mapo.pairs.pairs import replace_pairs
 from mapo.train.batches import Members, assemble, draws, prefetched, rows_at
+from tiny import make_pairs
 
 
 def loaded(positions, sdxl, pairs, cache, **changes):
@@ -38,6 +40,24 @@ def test_a_batch_is_the_concatenation_of_its_positions(sdxl, pairs, cache):
     assert torch.equal(whole.latents[3:], torch.cat([b.latents[1:] for b in single]))
 
 
+def test_a_prompt_moves_once_and_both_pictures_of_its_pair_are_told_the_same(tmp_path, any_model):
+    """To the bit what they were told when prompts were repeated before they moved."""
+    folder = make_pairs(tmp_path / "pairs", 3, prompts=["red", "a small red circle", "a large blue square"])
+    model, pairs = open_model(find_model(str(any_model))), PairSet(folder)
+    cache = encode(model, pairs, tmp_path / "cache", resolution=16)
+    drawn = draws(range(3), 3, model.process, model.layout.latent(16), seed=0)
+    batch = assemble(pairs, drawn, cache, model)
+    members = [pairs[draw.row] for draw in drawn]
+    texts = together([cache.text(pair.prompt) for pair in members] * 2)
+    names = [pair.chosen for pair in members] + [pair.rejected for pair in members]
+    wanted = model.condition(texts, Frames.square(torch.stack([cache.size(name) for name in names]), 16))
+    assert batch.told("both").keys() == wanted.keys()
+    for sides, rows in (("both", slice(6)), ("chosen", slice(3)), ("rejected", slice(3, 6))):
+        told = batch.to(torch.device("cpu")).told(sides)
+        assert all(torch.equal(told[name], value[rows]) for name, value in wanted.items())
+    assert len(batch.cond["prompt_embeds"]) == 3 and batch.certain and not batch.tokens
+
+
 def test_weights_of_an_old_set_whose_sum_is_infinite_are_refused(tmp_path, pairs):
     folder = shutil.copytree(pairs, tmp_path / "pairs")
     table = PairSet(folder).table
@@ -63,9 +83,10 @@ def test_a_batch_does_not_walk_the_cache(sdxl, pairs, cache, monkeypatch):
 def test_chosen_pictures_come_first_and_conditions_are_doubled(sdxl, pairs, cache):
     batch = loaded(range(4), sdxl, pairs, cache)
     assert batch.latents.shape == (8, 4, 8, 8) and batch.noise.shape == (4, 4, 8, 8)
-    for values in batch.cond.values():
+    told = batch.told("both")
+    for values in told.values():
         assert len(values) == 8
-    assert torch.equal(batch.cond["prompt_embeds"][:4], batch.cond["prompt_embeds"][4:])
+    assert torch.equal(told["prompt_embeds"][:4], told["prompt_embeds"][4:])
     assert batch.cond["time_ids"][0].tolist() == [16, 20, 0, 2, 16, 16]
     opened = Cache(cache, cache_key(open_model(find_model(str(sdxl)))))
     by_id = {p.id: p for p in PairSet(pairs)}

@@ -19,6 +19,7 @@ from mapo.train.weights.levers import check_levers
 from mapo.train.weights.updater import AtEnd, InBackward
 from tiny import make_sd3
 
+GOOD = torch.tensor(True)
 NOT_CLIPPED = {"clip_norm": 0, "in_backward": True}
 EIGHT_BITS = pytest.param({"optim": {"name": "adamw8bit"}}, id="adamw8bit")
 if find_spec("torchao") is None:
@@ -118,19 +119,25 @@ def test_gradients_are_gone_when_the_backward_pass_is_over():
     updater.begin(0)
     updater.backward((weights["a"] * weights["b"] * 2).sum())
     assert all(p.grad is None and (p < 1).all() for p in weights.values())
-    assert updater.end() == pytest.approx(math.sqrt(6 * 4), rel=1e-6)
+    assert updater.end(GOOD) == pytest.approx(math.sqrt(6 * 4), rel=1e-6)
 
 
-def test_in_the_backward_pass_a_loss_that_is_not_finite_moves_no_weight_and_a_bad_gradient_is_told():
+def test_in_the_backward_pass_a_loss_that_is_not_finite_moves_no_weight_nor_does_a_later_one():
     weight = torch.nn.Parameter(torch.ones(3))
-    other = torch.nn.Parameter(torch.zeros(3))
+    updater = InBackward({"w": weight}, OptimConfig(lr=0.1, clip_norm=0), 10)
+    for step, loss in enumerate((lambda: (weight / 0).sum(), lambda: weight.sum())):
+        updater.begin(step)
+        updater.backward(loss())
+        assert not math.isfinite(updater.end(GOOD)) and torch.equal(weight.detach(), torch.ones(3))
+
+
+def test_in_the_backward_pass_a_gradient_that_is_not_finite_is_told_though_weights_have_moved():
+    weight, other = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.zeros(3))
     updater = InBackward({"w": weight, "o": other}, OptimConfig(lr=0.1, clip_norm=0), 10)
     updater.begin(4)
-    updater.backward((weight / 0).sum())
-    assert not math.isfinite(updater.end()) and torch.equal(weight.detach(), torch.ones(3))
     updater.backward((weight * other.sqrt()).sum())  # whose gradient is infinite
     with pytest.raises(DivergedError, match=r"Step 5: the gradient is not finite, and with optim.in_backward weights"):
-        updater.end()
+        updater.end(GOOD)
 
 
 def test_a_run_whose_weights_were_spoilt_keeps_its_last_checkpoint_and_no_other(tmp_path, sdxl, pairs, cache):
@@ -138,11 +145,11 @@ def test_a_run_whose_weights_were_spoilt_keeps_its_last_checkpoint_and_no_other(
     go(tmp_path / "r", sdxl, pairs, cache, **settings, steps=2)
     end, calls = InBackward.end, []
 
-    def bad(self):
+    def bad(self, good):
         calls.append(self.step)
         if self.step == 3:
             self.squares[0] *= math.nan
-        return end(self)
+        return end(self, good)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(InBackward, "end", bad)
@@ -155,6 +162,7 @@ def test_a_run_whose_weights_were_spoilt_keeps_its_last_checkpoint_and_no_other(
 CANNOT = [
     ({"optim": {"in_backward": True}}, {}, r"optim.in_backward: .*Set optim.clip_norm=0"),
     ({"optim": NOT_CLIPPED}, {"pairs_per_device": 2}, r"optim.in_backward: .*Leave train.pairs_per_device out"),
+    ({"optim": NOT_CLIPPED}, {"data": {"buckets": True}}, r"optim.in_backward: .*Leave data.buckets out"),
     ({"optim": {"lr": 9e-7}}, {"weights": "bfloat16-stochastic"}, r"optim.lr is 9e-07: .*bfloat16-master"),
     ({}, {"weights": "bfloat16-master", "precision": "float64"}, r"does not go together with train.precision=float64"),
     ({}, {"kind": "lora", "weights": "bfloat16-master"}, r"is for full training; a LoRA stays in float32"),
@@ -193,7 +201,7 @@ def test_adafactor_holds_a_row_and_a_column_also_of_a_convolution():
     updater = AtEnd({"k": kernel}, OptimConfig(name="adafactor", lr=0.1, weight_decay=0), 10)
     updater.begin(0)
     updater.backward((kernel * torch.randn(8, 16, 3, 3, generator=torch.Generator().manual_seed(0))).sum())
-    updater.end()
+    updater.end(GOOD)
     assert sum(t.numel() for t in updater.state().values()) == 8 + 16 * 9 + 1
     moved = (kernel.detach() - 1).pow(2).mean().sqrt()
     assert 0.05 < moved <= 0.1001  # the rate is a distance, as that of AdamW is
@@ -209,7 +217,7 @@ def test_adafactor_moves_a_convolution_alike_wherever_its_channels_lie(keep):
         updater = AtEnd({"k": kernel}, OptimConfig(name="adafactor", lr=0.1), 10, keep=keep)
         updater.begin(0)
         updater.backward((kernel * gradient).sum())
-        updater.end()
+        updater.end(GOOD)
         got.append(kernel.detach().float().contiguous())
     assert torch.allclose(*got, atol=1e-6 if keep is None else 1e-2) and not torch.equal(got[0], torch.ones(8, 4, 3, 3))
 
@@ -253,7 +261,7 @@ def test_small_steps_move_weights_in_half_as_far_as_those_in_float32(kept):
     for step in range(50):
         updater.begin(step)
         updater.backward(parameter.float().sum())
-        updater.end()
+        updater.end(GOOD)
     moved = before - parameter.detach().float().mean().item()
     if kept == "plain":
         assert abs(moved) < 1e-3  # each step is lost in rounding, or nearly
@@ -272,7 +280,7 @@ def test_portions_of_a_gradient_in_half_are_added_in_float32():
         updater.begin(0)
         for _ in range(portions):
             updater.backward((parameter * (300 / portions)).sum())
-        got[portions] = updater.end()
+        got[portions] = updater.end(GOOD)
     assert got[300] == pytest.approx(600, rel=1e-6) and got[1] == pytest.approx(600, rel=1e-2)
 
 
@@ -292,14 +300,14 @@ def test_the_running_mean_is_the_mean_and_forgets_where_it_began():
     for step in range(8):
         updater.begin(step)
         updater.backward(-weight.sum())
-        updater.end()
+        updater.end(GOOD)
         kept = min(0.5, (2 + step) / (11 + step))
         mean = kept * mean + (1 - kept) * weight.item()
         assert updater.final()["w"].item() == pytest.approx(mean, rel=1e-6)
     before = updater.final()["w"].item()
     updater.begin(8)
     updater.backward((weight / 0).sum())
-    assert not math.isfinite(updater.end()) and updater.final()["w"].item() == before
+    assert not math.isfinite(updater.end(GOOD)) and updater.final()["w"].item() == before
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
@@ -385,7 +393,7 @@ def test_moments_in_eight_bits_are_saved_as_plain_tensors_and_come_back_to_the_b
     (weight, updater), (other_weight, other) = made
     updater.begin(0)
     updater.backward((weight * gradient).sum())
-    updater.end()
+    updater.end(GOOD)
     state = updater.state()
     assert {type(t) for t in state.values()} == {torch.Tensor}
     assert sum(t.numel() * t.element_size() for t in state.values()) < 2.7 * weight.numel()
@@ -394,7 +402,7 @@ def test_moments_in_eight_bits_are_saved_as_plain_tensors_and_come_back_to_the_b
     for one in (updater, other):
         one.begin(1)
         one.backward((one.kept["w"].parameter * gradient).sum())
-        one.end()
+        one.end(GOOD)
     assert torch.equal(weight, other_weight) and not torch.equal(weight, torch.ones(64, 64))
     with pytest.raises(ValueError, match="another optimizer"):
         AtEnd({"w": weight}, OptimConfig(), 10).load(updater.weights(), state, {})

@@ -50,7 +50,7 @@ def test_the_scale_of_a_half_precision_loss_is_taken_out_again_to_the_bit():
         updater = AtEnd({"p": parameter}, OptimConfig(lr=0.1), 10, scale)
         updater.begin(0)
         updater.backward((parameter.sin() * 3).sum())
-        moved.append((updater.end(), parameter.detach().clone()))
+        moved.append((updater.end(torch.tensor(True)), parameter.detach().clone()))
     assert moved[0][0] == moved[1][0] and torch.equal(moved[0][1], moved[1][1])
 
 

@@ -109,6 +109,20 @@ def test_two_processes_without_a_gpu_are_one_training_whatever_accelerate_asks_f
     assert json.loads((tmp_path / "r" / "run.json").read_text())["steps"] == 3
 
 
+@pytest.mark.parametrize(("objective", "setting"), [("mapo", "pair_by_pair=true"), ("dpo", "reference=before")])
+def test_two_processes_go_pair_by_pair_and_run_the_reference_before_as_one(
+    tmp_path, sdxl, pairs, cache, objective, setting
+):
+    whole = run(tmp_path / "whole", sdxl, pairs, cache, objective, steps=3)
+    words = command(tmp_path / "r", sdxl, pairs, cache, "--objective", objective)
+    words += [
+        word for one in ("train.steps=3", "train.pairs_per_device=1", f"train.{setting}") for word in ("--set", one)
+    ]
+    found = ended(started(words, 2))
+    assert [code for code, _, _ in found] == [0, 0], found
+    assert_same(metrics(tmp_path / "r"), whole, tolerance=1e-6)
+
+
 def test_processes_encode_together_and_are_refused_together(tmp_path, sdxl, pairs):
     words = command(tmp_path / "r", sdxl, pairs, tmp_path / "cache", "--set", "train.steps=1")
     found = ended(started(words, 2))

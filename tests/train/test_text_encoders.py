@@ -93,10 +93,10 @@ def test_tokens_in_the_step_become_what_the_cache_would_have_held(whole, work, t
     cache = encode(model, pairs, tmp_path / "cache", holding="and the empty prompt")
     drawn = draws(range(8), 8, model.process, (4, 8, 8), seed=0, caption_dropout=0.4)
     assert 0 < sum(draw.without_prompt for draw in drawn) < 8
-    wanted, given = (assemble(pairs, drawn, cache, model, as_tokens=tokens).cond for tokens in (False, True))
+    wanted, given = (assemble(pairs, drawn, cache, model, as_tokens=tokens).told("both") for tokens in (False, True))
     with torch.no_grad():
-        found = WithText(model, torch.nn.Identity(), model.load_text_encoders("cpu")).told(given)
-    assert found.keys() == wanted.keys() and given["tokens"].shape == (16, 2, 32)
+        found = WithText(model, torch.nn.Identity(), model.load_text_encoders("cpu")).told(given, 16)
+    assert found.keys() == wanted.keys() and given["tokens"].shape == (8, 2, 32)
     for name, value in wanted.items():
         assert torch.allclose(found[name], value, atol=1e-6), name
 
@@ -166,7 +166,7 @@ def test_text_encoders_have_a_rate_of_their_own():
         before = {name: p.detach().clone() for name, p in weights.items()}
         updater.begin(0)
         updater.backward(sum(p.sum() for p in weights.values()))
-        updater.end()
+        updater.end(torch.tensor(True))
         moved = {name: float((before[name] - p.detach()).mean()) for name, p in weights.items()}
         assert moved["unet"] == pytest.approx(0.1, rel=1e-4) and updater.rate == 0.1
         assert moved["text_encoder.q"] == pytest.approx(0.1 * share, rel=1e-4)

@@ -73,7 +73,7 @@ def together(texts: Sequence[Cond]) -> Cond:
     Where their first sides differ they are filled up with zeros behind, and ``NAME_length`` "n" says how long each is.
     """
     found: Cond = {}
-    for name in texts[0]:
+    for name in texts[0] if texts else ():
         values = [text[name] for text in texts]
         lengths = [len(value) if value.ndim else 0 for value in values]
         found[name] = torch.stack(values) if len(set(lengths)) == 1 else pad_sequence(values, batch_first=True)

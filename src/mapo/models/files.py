@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from mapo.models.loras.sources import Lora, without_named
 from mapo.models.parts.config import CONFIGS, read_config
 from mapo.models.parts.fingerprints import contents, fingerprint
 from mapo.models.parts.tensors import check_finite
-from mapo.models.parts.weights import check_weights, load_part, not_whole, quietly, variants
+from mapo.models.parts.weights import check_weights, load_part, not_whole, outline_of, variants
 from mapo.texts import read_object
 from mapo.worlds import MODELS
 
@@ -212,11 +213,13 @@ class ModelFiles:
         return load_part(kind, base, part, dtype, self.variant if base == self.base else None)
 
     def outline(self, part: str, kind: Any) -> Any:
-        """The network of a part without its weights; MapoError where its configuration makes none."""
+        """The network of a part without its weights; MapoError where its configuration makes none.
+
+        Every part of this kind and configuration has the same one: change nothing in it.
+        """
         config = self.config(part)
         try:
-            with quietly(), torch.device("meta"):
-                return kind.from_config(config) if hasattr(kind, "from_config") else kind(kind.config_class(**config))
+            return outline_of(kind, json.dumps(config))
         except Exception as error:
             raise not_whole(*self.place(part), error) from None
 

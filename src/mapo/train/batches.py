@@ -38,11 +38,15 @@ def seed_of(*parts: object) -> int:
 
 
 class Members(Sequence[Pair]):
-    """Some pairs of a set, each read when it is asked for. ``weights`` are theirs, an array "n"."""
+    """Some pairs of a set, each read when it is asked for.
+
+    ``weights`` are theirs, an array "n"; ``certain`` says that the preference of each is 1.
+    """
 
     def __init__(self, pairs: PairSet, rows: np.ndarray, seen_in: Framing | None = None) -> None:
         self.pairs, self.rows, self.seen_in = pairs, rows, seen_in
         self.weights = pairs.table["weight"].to_numpy()[rows]
+        self.certain = bool((pairs.table["preference"].to_numpy()[rows] == 1).all())
         with np.errstate(over="ignore"):
             if not np.isfinite(self.weights.sum()):
                 raise MapoError(
@@ -133,21 +137,24 @@ def assemble(
     for name, draw, side in images:
         mean, logvar = (values.float() for values in cache.latents(name, draw.flip, frame))
         latents.append(mean + (0.5 * logvar.clamp(-30, 20)).exp() * draw.samples[side])
+    texts = tokens = []
     if as_tokens:
         assert isinstance(model, TokenModel)
-        texts = [tokens_of(pair, draw, model, model) for pair, draw in zip(members, drawn, strict=True)] * 2
+        tokens = [tokens_of(pair, draw, model, model) for pair, draw in zip(members, drawn, strict=True)]
     else:
-        texts = [text_of(pair, draw, cache, model) for pair, draw in zip(members, drawn, strict=True)] * 2
+        texts = [text_of(pair, draw, cache, model) for pair, draw in zip(members, drawn, strict=True)]
     sizes = torch.stack([cache.size(name, frame) for name, _, _ in images])
     frames = Frames.alike(sizes, frame or square(cache.resolution))
     return Batch(
         model.scale(torch.stack(latents)).to(dtype),
-        model.condition(together(texts), frames),
+        model.condition(together(texts), frames),  # of the prompt a row for each pair: moved to the device once
         torch.tensor([pair.preference for pair in members], dtype=torch.float64),
         torch.tensor([pair.weight for pair in members], dtype=torch.float64),
         torch.stack([draw.noise for draw in drawn]).to(dtype),
         torch.stack([draw.time for draw in drawn]),
         tuple(pair.id for pair in members),
+        together(tokens),
+        all(pair.preference == 1 for pair in members),
     )
 
 

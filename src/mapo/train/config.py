@@ -277,6 +277,41 @@ class TrainConfig(Section):
         "this share, such as 0.999; in step k at most (1 + k) / (10 + k), so that the first weights are soon "
         "forgotten. Takes 4 bytes for each trained number. Left out, the last weights.",
     )
+    pair_by_pair: bool = told(
+        False,
+        "Let one picture of a pair go through the model at a time: the chosen one forward and back, then the rejected "
+        "one, whose error is measured before. Takes the activations of one picture in place of two, with 7 units of "
+        "arithmetic in place of 6 (with a LoRA about 5 in place of 4). The same result but for rounding. No effect "
+        "where rejected pictures are not run.",
+    )
+    reference: Literal["together", "before"] = told(
+        "together",
+        "When the reference of `dpo` and its like is run: in every step (`together`), or once before training "
+        "(`before`). Its errors are then kept in the run folder, and training holds no second model. With `lora` "
+        "there is none anyway. Changes memory only; docs/training.md says when it pays. No effect with other "
+        "objectives.",
+    )
+    measure_rejected: bool = told(
+        False,
+        "Run the rejected pictures too where the objective does not learn from them, as with `sft`, so that "
+        "`metrics.jsonl` has their error, the margin and the accuracy. Takes twice the time. The weights are the same "
+        "but for rounding. No effect with other objectives.",
+    )
+    compile: bool = told(
+        False,
+        "Compile the denoiser's repeated blocks with torch.compile. The first step then takes longer. The same result "
+        "but for rounding. Needs triton on a GPU, a C++ compiler on a CPU.",
+    )
+    channels_last: bool = told(
+        False,
+        "Keep the weights of convolutions with their channels last, which some GPUs take faster. The same result but "
+        "for rounding. No effect on denoisers without convolutions of pictures.",
+    )
+    tf32: bool = told(
+        False,
+        "Let NVIDIA's GPUs round the factors of products in float32 to 10 bits, which is faster. Refused elsewhere. "
+        "No effect with `bfloat16`.",
+    )
     save_every_steps: Positive = told(
         250,
         "Steps between checkpoints. A run that is stopped saves first; one that is killed goes back to its last "

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from mapo.encode.cache import Cache
 from mapo.encode.frame import Frame, square
-from mapo.errors import DivergedError, MapoError, SaidElsewhere, count
+from mapo.errors import DivergedError, MapoError, ObjectiveFailed, SaidElsewhere, count
 from mapo.train.batches import Members, assemble, draws, portions, prefetched, rows_at
 from mapo.train.config import Config
+from mapo.train.late import Late, Told
 from mapo.train.objectives import Objective
 from mapo.train.objectives.own import constants_of
 from mapo.train.processes import Processes
-from mapo.train.step import Predict, pair_errors, pair_losses, pair_metrics
+from mapo.train.step import by_pair, pair_errors, pair_losses, pair_metrics
 from mapo.train.types import Batch, PairErrors
 from mapo.train.weights.dropout import drop_at
 from mapo.train.weights.opening import Trained, working_dtype
@@ -46,7 +47,15 @@ class Loop:
         self.config, self.objective, self.processes, self.members = config, objective, processes, members
         self.cache, self.trained, self.asked_to_stop, self.stopping = cache, trained, asked_to_stop, False
         self.trouble: Exception | None = None  # of this process, which all hear of in the next step
-        self.process, self.dtype = trained.model.process, working_dtype(config)
+        self.process, self.dtype = trained.model.process.on(processes.device), working_dtype(config)
+        together = objective.needs_reference and config.train.reference == "together"
+        self.reference = trained.reference_predictor() if together else None
+        self.known: Tensor | None = None  # the reference's errors at every position, where they were computed before
+        self.whole = needs_whole_pairs(config, objective, members)
+        self.apart = config.train.pair_by_pair and self.whole
+        self.good = torch.ones((), dtype=torch.bool, device=processes.device)  # whether all was finite so far
+        self.late = processes.device.type == "cuda"  # whether a step's numbers are read in the next one
+        self._asked = False  # whether a process was asked to stop in a step whose numbers were read
         size = config.train.pairs_per_step
         self.first, self.last = (size * rank // processes.world for rank in (processes.rank, processes.rank + 1))
 
@@ -67,6 +76,14 @@ class Loop:
         as_tokens = self.config.adapter.text_encoders
         return assemble(self.members, drawn, self.cache, model, self.dtype, as_tokens=as_tokens, frame=frame)
 
+    def _ready(self, positions: Sequence[int]) -> Batch:
+        """The pairs at some positions, where the device can take them from without waiting."""
+        batch = self.batch_at(positions)
+        if self.known is not None:
+            chosen, rejected = self.known[:, list(positions)]
+            batch = replace(batch, ref_chosen=chosen, ref_rejected=rejected)
+        return batch.pinned() if self.processes.device.type == "cuda" else batch
+
     def micro_batches(self, step: int) -> list[list[int]]:
         """The positions of this process's pairs of a step, in portions of one frame that fit the device."""
         start = step * self.config.train.pairs_per_step
@@ -80,85 +97,131 @@ class Loop:
         rows = rows_at(positions, len(self.members), self.config.train.seed)
         return float(self.members.weights[rows].sum()) or 1.0
 
-    def run(self, first_step: int) -> Iterator[dict[str, float]]:
-        """Steps from ``first_step`` to the end, or until a process is asked to stop."""
+    def run(self, first_step: int, pause: Callable[[int], bool] = lambda step: False) -> Iterator[dict[str, float]]:
+        """Steps from ``first_step`` to the end, or until a process is asked to stop.
+
+        On a GPU a step's numbers are read while it works on the next one, so that it never waits for them. Where
+        ``pause`` is true for a number of steps they are read at once: the weights are then as that step left them.
+
+        Raises DivergedError in every process where a loss or gradient of one is not finite. That step and those after
+        it leave the weights as they are.
+        """
         steps = range(first_step, self.config.train.steps)
-        jobs = (partial(self.batch_at, positions) for step in steps for positions in self.micro_batches(step))
-        batches = prefetched(jobs)
-        reference = self.trained.reference_predictor() if self.objective.needs_reference else None
+        batches = prefetched(partial(self._ready, places) for step in steps for places in self.micro_batches(step))
+        before: Told | None = None
         for step in steps:
             began = time.perf_counter()
-            values = self.one_step(step, batches, reference)
+            told, failed = self._tried(step, batches)
+            values = None if before is None else self._values(before)
             seconds = time.perf_counter() - began
-            size = self.config.train.pairs_per_step
-            yield {
-                "step": step + 1,
-                "pairs_seen": (step + 1) * size,
-                **values,
-                "pairs_per_second": size / seconds,
-                "seconds": seconds,
-            }
+            if values is not None:
+                yield values
+            if told is None:
+                assert failed is not None
+                raise failed
+            before = replace(told, seconds=seconds)
+            self.stopping = self._asked or (self.processes.world == 1 and self.asked_to_stop())
+            if self.stopping or step + 1 == steps.stop or pause(step + 1) or not self.late:
+                values = self._values(replace(before, seconds=time.perf_counter() - began))
+                before, self.stopping = None, self.stopping or self._asked
+                yield values
             if self.stopping:
                 return
 
-    def one_step(self, step: int, batches: Iterator[Batch], reference: Predict | None) -> dict[str, float]:
-        """Errors, loss, gradient and update of one step; its means over all pairs and processes.
+    def _tried(self, step: int, batches: Iterator[Batch]) -> tuple[Told | None, ObjectiveFailed | None]:
+        """A step, or what a user's own objective raised in it; the numbers of the step before are told first."""
+        try:
+            return self.one_step(step, batches), None
+        except ObjectiveFailed as error:
+            return None, error
 
-        Raises DivergedError in every process, before the weights move, where a loss or gradient of one is not finite.
+    def one_step(self, step: int, batches: Iterator[Batch]) -> Told:
+        """Errors, loss, gradient and update of one step, given to the device; nothing is waited for.
+
+        The weights move where all losses and gradients of all processes are finite, and were in the steps before.
         """
-        updater, settings = self.trained.updater, self.config.objective.settings
+        updater, objective, device = self.trained.updater, self.objective, self.processes.device
         updater.begin(step)
-        total, number_of_portions = self.total_weight(step), len(self.micro_batches(step))
-        portions: Iterable[Batch] = (next(batches).to(self.processes.device) for _ in range(number_of_portions))
-        prepare, constants = self.objective.prepare is not None, dict[str, float]()
-        if prepare and number_of_portions > 1:
+        total, places = self.total_weight(step), self.micro_batches(step)
+        portions: Iterable[Batch] = (next(batches).to(device) for _ in places)
+        constants, prepares = dict[str, float](), objective.prepare is not None
+        if prepares and len(places) > 1:
             portions = list(portions)
-            looked = zip(portions, self.micro_batches(step), strict=True)
-            constants = self._constants([self._look_at(batch, positions, reference) for batch, positions in looked])
-        predict = self.trained.predictor(self.trained.wrapped)
+            constants = self._constants([self._look_at(*both) for both in zip(portions, places, strict=True)])
         sums: dict[str, Tensor] = {}
-        bad: list[str] = []  # pairs whose loss is not finite
-        for number, (batch, positions) in enumerate(zip(portions, self.micro_batches(step), strict=True)):
-            with self._synchronised(number == number_of_portions - 1):
-                drop_at(self.trained.network, self.config.train.seed, positions)
-                errors = pair_errors(predict, batch, self.process, reference, self.objective.extras)
-                if prepare and number_of_portions == 1:
-                    constants = self._constants([errors])
-                losses = pair_losses(self.objective, errors, {**settings, **constants}, batch.preference)
-                bad += _not_finite(losses, batch)
-                loss = (losses * batch.weight.to(losses.device)).sum() / total
-                updater.backward(loss * self.processes.world)
-            for name, value in pair_metrics(self.objective, errors, losses, {**settings, **constants}).items():
+        finite: list[Tensor] = []  # whether each pair's loss is
+
+        def loss_of(batch: Batch, errors: PairErrors) -> Tensor:
+            if prepares and len(places) == 1:
+                constants.update(self._constants([errors]))
+            settings = {**self.config.objective.settings, **constants}
+            losses = pair_losses(objective, errors, settings, None if batch.certain else batch.preference)
+            finite.append(torch.isfinite(losses.detach()))
+            for name, value in pair_metrics(objective, errors, losses, settings).items():
                 sums[name] = sums.get(name, 0) + value.sum()
-        any_bad, self.stopping, trouble = self.processes.agree(
-            bool(bad), self.asked_to_stop(), self.trouble is not None
-        )
+            return (losses * batch.weight.to(losses.device)).sum() / total * self.processes.world
+
+        for batch, positions in zip(portions, places, strict=True):
+            terms = self._terms(batch, positions, partial(loss_of, batch))
+            for number in range(2 if self.apart else 1):
+                with self._synchronised(positions is places[-1] and number == int(self.apart)):
+                    updater.backward(next(terms))
+        stop = self.processes.world > 1 and self.asked_to_stop()
+        flags = [torch.full((), float(flag), device=device) for flag in (stop, self.trouble is not None)]
+        bad = torch.stack([(~one).sum() for one in finite]).sum()
+        kind = torch.float32 if device.type == "mps" else torch.float64
+        numbers = self.processes.sum(torch.stack([v.to(device, kind) for v in (bad, *flags, *sums.values())]))
+        self.good = self.good & (numbers[0] == 0)
+        norm = updater.end(self.good)
+        if norm is not None:
+            self.good = self.good & torch.isfinite(norm)
+            numbers = torch.cat([numbers, norm.to(kind).view(1)])
+        losses_finite = Late(torch.cat(finite))
+        return Told(step, tuple(sums), Late(numbers), losses_finite, norm is not None, updater.rate, constants)
+
+    def _terms(
+        self, batch: Batch, positions: Sequence[int], loss_of: Callable[[PairErrors], Tensor]
+    ) -> Iterator[Tensor]:
+        """The loss of a portion: at once, or in two terms with one image of a pair in memory."""
+        drop_at(self.trained.network, self.config.train.seed, positions)
+        predict = self.trained.predictor(self.trained.wrapped)
+        given = (predict, batch, self.process, self.reference, self.objective.extras)
+        if self.apart:
+            yield from by_pair(*given, loss_of)
+        else:
+            yield loss_of(pair_errors(*given, whole=self.whole))
+
+    def _values(self, told: Told) -> dict[str, float]:
+        """What is logged of a step, means over all pairs and processes; DivergedError where it left the weights."""
+        bad, stop, trouble, *found = told.numbers.read()
         if trouble:
             self.say_trouble()
             raise SaidElsewhere("Another process has stopped.")
-        if any_bad:
-            raise DivergedError(self._bad_losses(step + 1, bad))
-        norm = updater.end()
-        if norm is not None and not math.isfinite(norm):
-            raise DivergedError(
-                f"Step {step + 1}: the gradient is not finite; the weights were left as they were. "
-                f"{'Pair' if len(batch.ids) == 1 else 'Pairs'} {', '.join(batch.ids[:5])}, timesteps "
-                f"{batch.timesteps[:5].tolist()}. Try a lower optim.lr, "
-                "or train.precision=float32."
-            )
-        device = self.processes.device
-        kind = torch.float32 if device.type == "mps" else torch.float64
-        stacked = self.processes.sum(torch.stack([s.to(device, kind) for s in sums.values()]))
-        means = (stacked / self.config.train.pairs_per_step).tolist()
-        told = {} if norm is None else {"grad_norm": norm}
-        return {**dict(zip(sums, means, strict=True)), **constants, **told, "lr": updater.rate}
+        if bad:
+            raise DivergedError(self._bad_losses(told))
+        norm = {"grad_norm": found.pop()} if told.with_norm else {}
+        if not all(map(math.isfinite, norm.values())):
+            raise DivergedError(self._bad_gradient(told))
+        self._asked = self._asked or stop > 0
+        size = self.config.train.pairs_per_step
+        means = {name: value / size for name, value in zip(told.names, found, strict=True)}
+        return {
+            "step": told.step + 1,
+            "pairs_seen": (told.step + 1) * size,
+            **means,
+            **told.constants,
+            **norm,
+            "lr": told.rate,
+            "pairs_per_second": size / told.seconds,
+            "seconds": told.seconds,
+        }
 
     @torch.no_grad()
-    def _look_at(self, batch: Batch, positions: list[int], reference: Predict | None) -> PairErrors:
+    def _look_at(self, batch: Batch, positions: Sequence[int]) -> PairErrors:
         """The errors of a portion, without a graph, for what an objective prepares of a whole step."""
-        predict = self.trained.predictor(self.trained.network)
         drop_at(self.trained.network, self.config.train.seed, positions)
-        return pair_errors(predict, batch, self.process, reference, self.objective.extras)
+        predict = self.trained.predictor(self.trained.network)
+        return pair_errors(predict, batch, self.process, self.reference, self.objective.extras, apart=self.apart)
 
     def _constants(self, portions: list[PairErrors]) -> dict[str, float]:
         """What the objective prepares from the errors of all pairs of the step, over all processes in their order."""
@@ -190,12 +253,27 @@ class Loop:
             return contextlib.nullcontext()
         return self.trained.wrapped.no_sync()  # type: ignore[operator, no-any-return]
 
-    def _bad_losses(self, step: int, mine: list[str]) -> str:
+    def _bad_losses(self, told: Told) -> str:
+        finite, mine = iter(told.losses.read()), list[str]()
+        for positions in self.micro_batches(told.step):
+            places = [place for place in range(len(positions)) if not next(finite)]
+            batch = self.batch_at(positions) if places else None
+            if batch is not None:
+                mine += [f"{batch.ids[i]} (timestep {int(batch.timesteps[i])})" for i in places]
         named = [name for found in self.processes.gather(mine) for name in found]
         return (
-            f"Step {step}: the loss is not finite for {count(len(named), 'pair')}: {', '.join(named[:5])}. "
+            f"Step {told.step + 1}: the loss is not finite for {count(len(named), 'pair')}: {', '.join(named[:5])}. "
             "The weights were "
             "left as they were. Look at these pictures, try a lower optim.lr, or train.precision=float32."
+        )
+
+    def _bad_gradient(self, told: Told) -> str:
+        batch = self.batch_at(self.micro_batches(told.step)[-1])
+        return (
+            f"Step {told.step + 1}: the gradient is not finite; the weights were left as they were. "
+            f"{'Pair' if len(batch.ids) == 1 else 'Pairs'} {', '.join(batch.ids[:5])}, timesteps "
+            f"{batch.timesteps[:5].tolist()}. Try a lower optim.lr, "
+            "or train.precision=float32."
         )
 
 
@@ -207,10 +285,9 @@ def _numbers(errors: PairErrors) -> dict[str, Tensor]:
     return {name: values.detach().cpu().double() for name, values in numbers.items()}
 
 
-def _not_finite(losses: Tensor, batch: Batch) -> list[str]:
-    """The pairs of a batch whose loss is not finite, with their timesteps."""
-    places = (~torch.isfinite(losses.detach())).nonzero().flatten().tolist()
-    return [f"{batch.ids[i]} (timestep {int(batch.timesteps[i])})" for i in places]
+def needs_whole_pairs(config: Config, objective: Objective, members: Members) -> bool:
+    """Whether rejected images are run: where the loss depends on them, or their errors are asked for."""
+    return objective.needs_rejected or config.train.measure_rejected or not members.certain
 
 
 def check_shares(config: Config, processes: Processes) -> None:

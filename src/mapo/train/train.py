@@ -11,7 +11,7 @@ import logging
 import math
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,11 +33,13 @@ from mapo.train.loop import Loop, check_shares
 from mapo.train.objectives.own import file_identity, objective_named
 from mapo.train.objectives.trial import doubts
 from mapo.train.processes import Processes, joined, what_is_not_done
+from mapo.train.reference import check_extras, errors_before
 from mapo.train.run.checkpoint import save_checkpoint
-from mapo.train.run.folder import Identity, Run, settled, steps_of
+from mapo.train.run.folder import REFERENCE, Identity, Run, settled, steps_of
 from mapo.train.weights.adapters import check_adapter, told
 from mapo.train.weights.levers import check_levers
-from mapo.train.weights.opening import Trained, checkpoint_size, open_trained
+from mapo.train.weights.opening import Trained, checkpoint_size, open_trained, restore
+from mapo.train.weights.speed import check_speed
 
 LOG = logging.getLogger(__name__)
 
@@ -65,8 +67,12 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
     processes.first(lambda: check_shares(config, processes))
     _check_precisions(config, processes)
     processes.each(lambda: check_levers(config, processes))
+    _check_together(config)
+    processes.each(lambda: check_speed(config, processes.device))
     name, settings = config.objective.name, config.objective.settings
     objective = processes.each(lambda: objective_named(name))
+    if objective.needs_reference and config.train.reference == "before":
+        processes.each(lambda: check_extras(objective, name))
     for doubt in processes.each(lambda: doubts(name, objective, settings)):
         _say(processes, doubt)
     pairs = PairSet(Path(config.pairs))
@@ -108,7 +114,8 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
             f"{count(equal, 'pair')} of these {'shows' if equal == 1 else 'show'} the same picture twice once cropped, "
             "so there is nothing to learn there. `mapo check` names them."
         )
-    trained = open_trained(config, model, objective, processes, checkpoint)
+    first = objective.needs_reference and config.train.reference == "before"
+    trained = open_trained(config, model, objective, processes, None if first else checkpoint)
     processes.first(lambda: run.bind(config, done))
     for part, network in {model.denoiser_part: trained.denoiser, **trained.encoders}.items():
         _say(processes, told(network, part))
@@ -122,10 +129,17 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
 
     with interruptible() as interrupted:
         loop = Loop(config, objective, processes, members, cache, trained, interrupted)
+        if first:  # while the weights are those that training begins with
+            loop.known = errors_before(loop, run.folder / REFERENCE, identity)
+            if checkpoint:
+                processes.each(lambda: restore(checkpoint, trained))
         processes.first(lambda: _check_space(run, config, trained))
         if trained.ema:
             of = f"train.ema={config.train.ema:g}"
             _say(processes, f"The weights of this run are the running mean of those that are trained ({of}).")
+        if not loop.whole:
+            what = f"Rejected pictures are not run: {config.objective.name} does not learn from them."
+            _say(processes, f"{what} train.measure_rejected=true measures their errors, in twice the time.")
         if objective.prepare and len(loop.micro_batches(0)) > 1:
             _say(
                 processes,
@@ -133,7 +147,8 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
                 "With train.pairs_per_device each pair goes through the model once more for that, without gradients.",
             )
         at_once = min(config.train.pairs_per_device or loop.last - loop.first, loop.last - loop.first)
-        rest = "" if config.train.gradient_checkpointing else "--set train.gradient_checkpointing=true"
+        less = {"gradient_checkpointing": config.train.gradient_checkpointing, "pair_by_pair": loop.apart}
+        rest = ", ".join(f"--set train.{name}=true" for name, used in less.items() if not used)
         try:
             with memory_told(at_once, noun="pair", flag="--set train.pairs_per_device={}", rest=rest):
                 if not checkpoint and isinstance(model.process, RectifiedFlow):
@@ -168,6 +183,15 @@ def _check_trainable(config: Config, model: Opened) -> None:
             f"{model.files.name} is a distilled model. {why} Training on the denoising error undoes that: pictures in "
             "few steps become blurred. Train the model that it was made from, or train it all the same with "
             "--allow-distilled."
+        )
+
+
+def _check_together(config: Config) -> None:
+    """MapoError where two settings do not go together."""
+    if config.train.pair_by_pair and config.optim.in_backward:
+        raise MapoError(
+            "train.pair_by_pair=true does not go together with optim.in_backward=true, which moves the weights after "
+            "the chosen pictures, before the gradient of the rejected ones is known. Leave one of them out."
         )
 
 
@@ -228,14 +252,11 @@ def _take_steps(loop: Loop, run: Run, done: int, save: Callable[[int], None]) ->
     spoiled = False
     with progress.bar(total=config.steps, initial=done, desc="train", unit="step", shown=main) as bar:
         try:
-            for values in loop.run(done):
+            for values in loop.run(done, pause=lambda number: number % config.save_every_steps == 0):
                 step = int(values["step"])
                 if main:
                     loop.guarded(partial(run.log_step, values))
-                bar.set_postfix(
-                    accuracy=f"{values['accuracy']:.2f}", margin=f"{values['margin']:.4f}",
-                    pairs_s=f"{values['pairs_per_second']:.1f}",
-                )  # fmt: skip
+                bar.set_postfix(**_shown(values))
                 bar.update()
                 if loop.stopping or step == config.steps or step % config.save_every_steps == 0:
                     save(step)
@@ -261,6 +282,12 @@ def _take_steps(loop: Loop, run: Run, done: int, save: Callable[[int], None]) ->
     loop.processes.each(loop.say_trouble)
     if loop.stopping and step < config.steps:
         raise KeyboardInterrupt
+
+
+def _shown(values: Mapping[str, float]) -> dict[str, str]:
+    """What stands behind the bar; errors where only chosen pictures were run."""
+    shown = {"accuracy": ".2f", "margin": ".4f"} if "margin" in values else {"error_chosen": ".4f"}
+    return {k: f"{values[k]:{how}}" for k, how in shown.items()} | {"pairs_s": f"{values['pairs_per_second']:.1f}"}
 
 
 def _how_to_go_on(run: Run, step: int) -> str:

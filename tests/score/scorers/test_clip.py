@@ -31,7 +31,7 @@ from mapo.score.score import score_images
 from mapo.score.scorers import load_scorer
 from mapo.score.scorers.clip import CLIP, PICKSCORE, PICKSCORE_PROCESSOR
 from mapo.score.table import read_scores
-from small_scorers import MEAN, PROMPTS, SIZES, STD, noise, values_without_and_with_torchvision
+from small_scorers import MEAN, PROMPTS, SIZES, STD, noise
 
 SIDE, TOKENS = 32, 24
 
@@ -323,11 +323,6 @@ def test_half_precision_weights_are_computed_in_float32(folder, tmp_path):
     save_file({k: v.half() for k, v in weights.items()}, tmp_path / "m" / "model.safetensors", {"format": "pt"})
     scorer = load_scorer(f"clip@{tmp_path / 'm'}")
     assert {p.dtype for p in scorer.similarity.model.parameters()} == {torch.float32}
-
-
-def test_a_torchvision_that_is_installed_changes_no_score(folder, tmp_path):
-    without, beside = values_without_and_with_torchvision(f"pickscore@{folder}", tmp_path)
-    assert without == beside
 
 
 def test_pictures_are_embedded_at_unit_norm_where_their_cosine_with_a_text_is_that_of_the_formula(folder):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import Dinov2Config, Dinov2Model
+from transformers import Dinov2Model
 
 from mapo.errors import MapoError
 from mapo.score.scorers import load_scorer
@@ -12,11 +12,9 @@ from small_scorers import (
     by_hand,
     check_order,
     cosine,
-    lively,
     noise,
     place_in_hub,
-    save_processor,
-    values_without_and_with_torchvision,
+    save_dinov2,
 )
 
 RESIZE, CROP = 36, 28  # the model itself was made for larger ones, as the published are
@@ -27,13 +25,7 @@ PROMPTS = ["zebra"] * len(SIZES)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("dinov2") / "small"
-    config = Dinov2Config(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, image_size=42, patch_size=7
-    )
-    lively(Dinov2Model(config), std=1).save_pretrained(folder)
-    save_processor(folder, "BitImageProcessor", RESIZE, CROP)
-    return folder
+    return save_dinov2(tmp_path_factory.mktemp("dinov2") / "small")
 
 
 def seen(folder, picture):
@@ -75,11 +67,6 @@ def test_references_are_needed_one_for_each_and_nothing_is_swapped(folder):
     with pytest.raises(TypeError, match="dinov2 takes pictures; number 0 is str"):
         scorer([picture], ["zebra"], ["zebra"])
     assert scorer([], [], []) == {"dinov2_score": []}
-
-
-def test_a_torchvision_that_is_installed_changes_no_score(folder, tmp_path):
-    without, beside = values_without_and_with_torchvision(f"dinov2@{folder}", tmp_path)
-    assert without == beside
 
 
 def test_another_class_of_models_is_refused(folder, tmp_path):

@@ -5,46 +5,32 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipModel, SiglipTextModel, SiglipVisionModel
+from transformers import SiglipTextModel, SiglipVisionModel
 
 from mapo.errors import MapoError
 from mapo.score.scorers import load_scorer
 from mapo.score.scorers.siglip import SIGLIP, canonical
 from small_scorers import (
+    SIGLIP_WORDS as WORDS,
+)
+from small_scorers import (
     SIZES,
     by_hand,
     check_order,
     cosine,
-    lively,
     noise,
     place_in_hub,
     save_processor,
-    values_without_and_with_torchvision,
+    save_siglip,
 )
 
 SIDE, TOKENS, HALF = 32, 8, (0.5, 0.5, 0.5)
-WORDS = ["</s>", "<unk>", "a", "red", "circle", "zebra", "two", "of", "them"]
 PROMPTS = ["A red  circle!", "zebra, two of them", "circle", ""]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("siglip") / "small"
-    layers = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = layers | {"vocab_size": len(WORDS), "max_position_embeddings": TOKENS, "projection_size": 16}
-    text |= {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}
-    config = SiglipConfig(text_config=text, vision_config=layers | {"image_size": SIDE, "patch_size": 8})
-    lively(SiglipModel(config)).save_pretrained(folder)
-    words = Tokenizer(models.WordLevel({word: k for k, word in enumerate(WORDS)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    words.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 0)])
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=words, eos_token="</s>", pad_token="</s>", unk_token="<unk>", model_max_length=64
-    )
-    wrapped.save_pretrained(folder)
-    save_processor(folder, "SiglipImageProcessor", (SIDE, SIDE), mean=HALF, std=HALF)
-    return folder
+    return save_siglip(tmp_path_factory.mktemp("siglip") / "small")
 
 
 def seen(folder, picture):
@@ -126,11 +112,6 @@ def test_the_tokenizer_of_siglip_2_and_pictures_of_another_size_are_refused(fold
     save_processor(tmp_path / "size", "SiglipImageProcessor", (40, 32))
     with pytest.raises(MapoError, match="takes pictures of 32 × 32, and its preprocessor_config.json makes 40 × 32"):
         load_scorer(f"siglip@{tmp_path / 'size'}")([noise((8, 8))], ["zebra"])
-
-
-def test_a_torchvision_that_is_installed_changes_no_score(folder, tmp_path):
-    without, beside = values_without_and_with_torchvision(f"siglip@{folder}", tmp_path)
-    assert without == beside
 
 
 def test_what_is_not_downloaded_is_told_and_afterwards_found(folder, tmp_path, monkeypatch):

@@ -74,6 +74,10 @@ class RectifiedFlow:
         s = self.shift_for(shape)
         return s * sigma / (1 + (s - 1) * sigma)
 
+    def on(self, device: torch.device) -> RectifiedFlow:
+        """The same: it has no tables."""
+        return self
+
     def draw_time(self, count: int, generator: torch.Generator, shape: Sequence[int]) -> Tensor:
         """σ logit-normal(0, 1) and then shifted (arXiv 2403.03206, section 3.1), times T, "count"."""
         plain = torch.sigmoid(torch.randn(count, generator=generator))

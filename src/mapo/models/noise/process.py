@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -34,6 +34,9 @@ class Process(Protocol):
     @property
     def num_timesteps(self) -> int:
         """T, the number of timesteps."""
+
+    def on(self, device: torch.device) -> Process:
+        """The same with its tables on a device."""
 
     def draw_time(self, count: int, generator: torch.Generator, shape: Sequence[int]) -> Tensor:
         """Timesteps as training draws them for latents of the shape "c h w", "count"."""
@@ -84,6 +87,10 @@ class Ddpm:
     def num_timesteps(self) -> int:
         """T, the number of timesteps."""
         return len(self.alphas_cumprod)
+
+    def on(self, device: torch.device) -> Ddpm:
+        """The same with its alphas on a device, so that no step has to move them there."""
+        return replace(self, alphas_cumprod=self.alphas_cumprod.to(device))
 
     def draw_time(self, count: int, generator: torch.Generator, shape: Sequence[int]) -> Tensor:
         """Uniform over all timesteps, "count"."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import logging
 import re
 import textwrap
@@ -68,6 +70,14 @@ def load_part(kind: Any, base: Path, part: str, dtype: Any = torch.float32, vari
             f"({len(lacking)} {are} missing). Download the folder again."
         )
     return network
+
+
+@functools.lru_cache(maxsize=32)
+def outline_of(kind: Any, config: str) -> Any:
+    """A network of the class ``kind`` without weights, from its configuration in JSON."""
+    values = json.loads(config)
+    with quietly(), torch.device("meta"):
+        return kind.from_config(values) if hasattr(kind, "from_config") else kind(kind.config_class(**values))
 
 
 def check_weights(base: Path, part: str) -> None:

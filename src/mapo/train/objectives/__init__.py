@@ -187,7 +187,7 @@ def kto_baseline(errors: PairErrors) -> dict[str, float]:
         _double(errors.ref_chosen) - _double(errors.chosen),
         _double(errors.ref_rejected) - _double(errors.rejected),
     ]
-    return {"baseline": max(0.0, float(torch.cat(gains).mean()))}
+    return {"baseline": max(0.0, float(torch.cat(gains).detach().mean()))}
 
 
 def kto(errors: PairErrors, *, baseline: float, beta: float = 1000.0) -> PerPair:
@@ -210,12 +210,14 @@ class Objective:
     ``logit`` is what stands inside log σ, where the objective compares; it takes some of the same knobs. ``extras`` are
     further numbers of each pair, from its residuals, which ``loss`` finds in ``errors.extras``. ``prepare``
     makes constants from the errors of all pairs of a step, over all processes; ``loss`` takes them as keyword
-    arguments without defaults.
+    arguments without defaults. ``needs_rejected`` is false where the loss of a pair whose preference is certain does
+    not depend on the rejected image at all, which then need not be run.
     """
 
     loss: Callable[..., PerPair]
     logit: Callable[..., PerPair] | None = None
     needs_reference: bool = False
+    needs_rejected: bool = field(default=True, kw_only=True)
     extras: Mapping[str, Callable[[Residuals], PerPair]] = field(default_factory=dict)
     prepare: Callable[[PairErrors], Mapping[str, float]] | None = None
 
@@ -234,7 +236,7 @@ OBJECTIVES: dict[str, Objective] = {
     "mapo": Objective(mapo, mapo_logit),
     "mapo_aaai": Objective(mapo_aaai, mapo_aaai_logit),
     "mapo_relative": Objective(mapo_relative, mapo_relative_logit),
-    "sft": Objective(sft),
+    "sft": Objective(sft, needs_rejected=False),
     "dpo": Objective(dpo, dpo_logit, needs_reference=True),
     "ipo": Objective(ipo, ipo_logit, needs_reference=True),
     "poly_dpo": Objective(poly_dpo, dpo_logit, needs_reference=True),

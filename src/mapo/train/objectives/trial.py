@@ -104,6 +104,8 @@ def _refuse(trial: _Trial) -> None:
                 "gradients. A loss may not depend on the other pairs of its batch, or the size of batches and the "
                 "number of processes would change what is trained. Let prepare make what it needs of the others."
             )
+    if not objective.needs_rejected:
+        _refuse_needs(trial, found)
     if objective.needs_reference:
         same = replace(errors, ref_chosen=errors.chosen, ref_rejected=errors.rejected)
         if not trial.ask(same).isfinite().all():
@@ -114,6 +116,17 @@ def _refuse(trial: _Trial) -> None:
     if trial.logit(errors).shape != (pairs,):
         shape = list(trial.logit(errors).shape)
         raise MapoError(f"{this} has a logit of shape {shape}. It has to be one number for each pair.")
+
+
+def _refuse_needs(trial: _Trial, found: Tensor) -> None:
+    """MapoError where an objective that says it does not need the rejected image's error does."""
+    errors, objective = trial.errors, trial.objective
+    unknown = trial.ask(replace(errors, rejected=torch.full_like(errors.rejected, torch.nan)))
+    if objective.extras or objective.prepare or found[2].any() or not _alike(unknown[:2], found[:2]):
+        raise MapoError(
+            f"{trial.this} says needs_rejected=False, so rejected images are not run, and yet its loss depends on "
+            "their error, or it has extras or prepare, which may. Leave needs_rejected out."
+        )
 
 
 def _doubts(trial: _Trial) -> list[str]:

@@ -6,6 +6,7 @@
     metrics.jsonl             a line per step, each step once
     checkpoints/step-…        weights, moments, and a small state.json that is read without them; RUN@STEP is a model
     weights/                  what was trained, in diffusers' format
+    reference.safetensors     with train.reference=before: the reference's errors at every position
     run.json                  how many steps these weights have seen; with it the folder is a model
 
 A run is finished when ``run.json`` says as many steps as the settings ask for. A file is on the disk before an older
@@ -40,6 +41,7 @@ from mapo.train.run.checkpoint import REMEDY, read_state
 LOG = logging.getLogger(__name__)
 
 FORMAT, VERSION = "mapo-run", 1
+REFERENCE = "reference.safetensors"
 MAY_CHANGE = {
     "cache",
     "pairs",
@@ -53,6 +55,12 @@ MAY_CHANGE = {
     "train.gradient_checkpointing",
     "train.allow_distilled",
     "optim.in_backward",
+    "train.pair_by_pair",
+    "train.measure_rejected",
+    "train.reference",
+    "train.compile",
+    "train.channels_last",
+    "train.tf32",
     "data.images_per_batch",
 }
 # Settings that came after 0.1.0, with what they mean in a run that does not name them.
@@ -69,6 +77,8 @@ AS_IN_0_1_0: dict[str, Any] = {
     "train": {
         "base_precision": "float32", "guidance": 1.0, "allow_distilled": False, "keep_checkpoints": 1,
         "weights": "float32", "ema": None,
+        "pair_by_pair": False, "measure_rejected": True, "reference": "together", "compile": False,
+        "channels_last": False, "tf32": False,
     },
 }  # fmt: skip
 
@@ -130,7 +140,8 @@ class Run:
     def accept(self, config: Config, identity: Identity) -> Path | None:
         """The newest checkpoint, if any; ``config`` is refused in a sentence where it does not go on from there."""
         if not self._settings.exists():
-            if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            others = [p for p in self.folder.iterdir() if p.name != REFERENCE] if self.folder.is_dir() else []
+            if others or (self.folder.exists() and not self.folder.is_dir()):
                 raise MapoError(f"{self.folder} exists and is not a run folder. Choose another --out.")
             return None
         found = self.checkpoints()

@@ -17,8 +17,9 @@ from mapo.train.batches import seed_of
 class PairDropout(nn.Module):
     """Leaves out a share of what a layer is given, in training: rows "b …" of p pairs, each with a mask of its own.
 
-    The rows are the chosen images and then the rejected ones, or where the layer reads ``prompts`` the chunks of each
-    pair's prompt behind one another. The mask is the same again where activations are computed twice.
+    The rows are the images of p pairs, of one side or the chosen ones and then the rejected ones, and both images of a
+    pair have one mask, as they have one noise; or where the layer reads ``prompts`` the chunks of each pair's prompt
+    behind one another. The mask is the same again where activations are computed twice.
     """
 
     def __init__(self, share: float, layer: str, prompts: bool) -> None:
@@ -34,7 +35,7 @@ class PairDropout(nn.Module):
         mask, generator = torch.empty_like(x, memory_format=torch.contiguous_format), torch.Generator(x.device)
         each = max(1, len(x) // len(self.positions))  # rows of a pair
         for row in range(len(x)):
-            part, pair = (row % each, row // each) if self.prompts else divmod(row, len(self.positions))
+            part, pair = (row % each, row // each) if self.prompts else (0, row % len(self.positions))
             position = self.positions[pair % len(self.positions)]
             generator.manual_seed(seed_of("dropout", self.seed, position, self.layer, part))
             mask[row].bernoulli_(1 - self.share, generator=generator)

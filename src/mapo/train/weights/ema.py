@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -36,13 +35,15 @@ class WithMean:
         """Add the gradient."""
         self.updater.backward(loss)
 
-    def end(self) -> float | None:
+    def end(self, good: Tensor) -> Tensor | None:
         """Move the weights, then their means."""
-        norm = self.updater.end()
-        if norm is None or math.isfinite(norm):
-            kept = min(self.decay, (1 + self.step) / (10 + self.step))
-            for name, weight in self.updater.weights().items():
-                self.means[name].lerp_(weight.to(self.means[name].dtype), 1 - kept)
+        norm = self.updater.end(good)
+        good = good if norm is None else good.to(norm.device) & torch.isfinite(norm)
+        kept = min(self.decay, (1 + self.step) / (10 + self.step))
+        for name, weight in self.updater.weights().items():
+            mean = self.means[name]
+            share = torch.where(good, 1 - kept, 0.0).to(mean.device, mean.dtype)
+            mean.lerp_(weight.to(mean.dtype), share)
         return norm
 
     def weights(self) -> dict[str, Tensor]:
@@ -68,4 +69,4 @@ class WithMean:
 
 def _exactly(weight: Tensor) -> Tensor:
     wide = torch.float64 if weight.dtype is torch.float64 else torch.float32
-    return weight.detach().to(wide, copy=True)
+    return weight.detach().to(wide, copy=True, memory_format=torch.contiguous_format)

@@ -38,7 +38,7 @@ class Kept(Protocol):
     def forget(self) -> None:
         """Let the gradient go."""
 
-    def open(self, factor: float) -> None:
+    def open(self, factor: Tensor | float) -> None:
         """Give the optimizer the gradient times ``factor``, and what it moves."""
 
     def close(self, number: int) -> None:
@@ -80,10 +80,10 @@ class Plain:
         """The network has none then."""
         self.moved.grad = self.parameter.grad = None
 
-    def open(self, factor: float) -> None:
+    def open(self, factor: Tensor | float) -> None:
         """The gradient is multiplied in place."""
         gradient = self.gradient()
-        if factor != 1:
+        if isinstance(factor, Tensor) or factor != 1:
             gradient.mul_(factor)
         if self.moved is not self.parameter:
             self.moved.grad = as_optimizer_sees(gradient, self.config, self.parameter)
@@ -150,7 +150,7 @@ class WithMaster(_Half):
         self.moved = nn.Parameter(self._seen(master))
         self.put(master)
 
-    def open(self, factor: float) -> None:
+    def open(self, factor: Tensor | float) -> None:
         """Give the master its gradient."""
         self.moved.grad = self._seen(self.gradient() * factor)
 
@@ -186,7 +186,7 @@ class Rounded(_Half):
         shape = self._seen(self.parameter.detach()).shape
         return torch.zeros((), device=self.parameter.device).expand(shape)
 
-    def open(self, factor: float) -> None:
+    def open(self, factor: Tensor | float) -> None:
         """Make the copy."""
         self.moved.data = self._seen(self.parameter.detach().float())
         self.moved.grad = self._seen(self.gradient() * factor)

@@ -31,6 +31,11 @@ def _check_in_backward(config: Config, world: int) -> None:
             "optim.in_backward: a gradient is forgotten at once, so those of several portions cannot be added up. "
             "Leave train.pairs_per_device out, or lower train.pairs_per_step to as many."
         )
+    if config.data.buckets:
+        raise MapoError(
+            "optim.in_backward: pictures of several shapes come in several portions of a step, whose gradients cannot "
+            "be added up. Leave data.buckets out."
+        )
     if world > 1:
         raise MapoError(
             f"optim.in_backward: the gradients of {world} processes are only added up after the weights have moved. "

@@ -1,4 +1,4 @@
-"""One order of opening what is trained: load, adapt, checkpoint activations, share, updater, state."""
+"""One order of opening what is trained: load, adapt, checkpoint activations, compile, share, updater, state."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from mapo.train.weights.adapters import (
 from mapo.train.weights.blocks import checkpoint_blocks, checkpoint_layers
 from mapo.train.weights.ema import WithMean
 from mapo.train.weights.kept import Keep, Kept, Plain, Rounded, WithMaster
+from mapo.train.weights.speed import speed_up
 from mapo.train.weights.updater import AtEnd, InBackward, Updater
 
 DTYPES = {
@@ -46,18 +47,18 @@ class WithText(nn.Module):
         self.model, self.denoiser, self.encoders = model, denoiser, nn.ModuleDict(encoders)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        """The output "b c h w". The prompts of the chosen images are read; those of the rejected ones are the same."""
-        return self.model.predict(self.denoiser, x_t, t, self.told(cond))
+        """The output "b c h w". The prompt of a pair is read once, also where both of its images are among the b."""
+        return self.model.predict(self.denoiser, x_t, t, self.told(cond, len(x_t)))
 
-    def told(self, cond: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What the denoiser is told, with the states of prompts in place of their tokens."""
+    def told(self, cond: dict[str, Tensor], images: int) -> dict[str, Tensor]:
+        """What the denoiser is told of b ``images``, with the states of prompts in place of their tokens."""
         assert isinstance(self.model, TokenModel)
-        tokens = {name: value.chunk(2)[0] for name, value in cond.items() if name.startswith("tokens")}
-        zero = cond["zero"].chunk(2)[0]
+        tokens = {name: value for name, value in cond.items() if name.startswith("tokens")}
+        zero = cond["zero"]
         found = {name: value for name, value in cond.items() if name not in tokens and name != "zero"}
         for name, value in self.model.encode_tokens(tuple(self.encoders.values()), tokens).items():
             kept = value.masked_fill(zero.view(-1, *[1] * (value.ndim - 1)), 0)
-            found[name] = torch.cat([kept, kept])
+            found[name] = torch.cat([kept] * (images // len(zero)))
         return found
 
 
@@ -96,7 +97,10 @@ class Trained:
         return predict
 
     def reference_predictor(self) -> Predict:
-        """The prediction of what training began with: of a copy, or of the denoiser without its new adapter."""
+        """The prediction of what training began with: of a copy, or of the denoiser without its new adapter.
+
+        With neither it is the denoiser as it is now.
+        """
         if self.reference is not None:
             return self.predictor(self.reference)
         adapted = self.predictor(self.network)
@@ -114,6 +118,7 @@ class Trained:
 
     def save(self, folder: Path) -> None:
         """Write what was trained in diffusers' format."""
+        self.denoiser.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         if not self.lora:
             with self._as_saved():
                 self.model.save(self.denoiser.float() if self.dtype is torch.float64 else self.denoiser, folder)
@@ -166,7 +171,7 @@ def open_trained(
     denoiser = processes.each(lambda: model.denoiser(processes.device, loaded, loras=fused))
     masters, buffers = _exactly(denoiser) if master else ({}, {})
     reference = None
-    if objective.needs_reference and config.adapter.kind == "full":
+    if objective.needs_reference and config.adapter.kind == "full" and config.train.reference == "together":
         reference = copy.deepcopy(denoiser).requires_grad_(False).eval()
     before = [] if fused else processes.each(lambda: loras_before(model, config.adapter))
     processes.each(lambda: add_adapter(denoiser, model, config.adapter, config.train.seed, before))
@@ -175,6 +180,8 @@ def open_trained(
         checkpoint_blocks(denoiser, every)
         for encoder in encoders.values():
             checkpoint_layers(encoder, every)
+    for one in filter(None, (denoiser, reference)):
+        speed_up(one, config)
     network = WithText(model, denoiser, encoders) if encoders else denoiser
     wrapped = network.train()
     if processes.world > 1:
@@ -220,7 +227,8 @@ def _updater(
 
     scale = HALF_SCALE if base_dtype(config) is torch.float16 else 1.0
     how = (parameters, config.optim, config.train.steps, scale, of_text, keep)
-    apart = keep is not None and config.train.pairs_per_device is not None  # gradients of portions, in float32
+    portions = config.train.pairs_per_device is not None or config.train.pair_by_pair or config.data.buckets
+    apart = keep is not None and portions  # the gradients of portions are added in float32
     updater: Updater = (
         InBackward(*how)
         if config.optim.in_backward

@@ -65,8 +65,15 @@ def set_rates(optimizer: torch.optim.Optimizer, rate: float) -> None:
             group["lr"] = rate * group["share"]
 
 
-def step(optimizer: torch.optim.Optimizer) -> None:
-    """Move the parameters. torchao compiles its steps, which on a CPU takes minutes and gains little: not there."""
+def step(optimizer: torch.optim.Optimizer, good: Tensor | None = None) -> None:
+    """Move the parameters, where ``good`` "" is true. A fused optimizer decides it on the device, without waiting.
+
+    torchao compiles its steps, which on a CPU takes minutes and gains little: not there.
+    """
+    if good is not None and optimizer.defaults.get("fused"):
+        optimizer.found_inf, optimizer.grad_scale = (~good).float(), None  # type: ignore[attr-defined]
+    elif good is not None and not bool(good):
+        return
     device = optimizer.param_groups[0]["params"][0].device.type
     eager = type(optimizer).__module__.startswith("torchao") and device == "cpu"
     with torch.compiler.set_stance("force_eager") if eager else contextlib.nullcontext():

@@ -30,8 +30,12 @@ class Updater(Protocol):
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of one portion's loss."""
 
-    def end(self) -> float | None:
-        """Move the weights and return the norm of the gradient, where it is known; not if that is not finite."""
+    def end(self, good: Tensor) -> Tensor | None:
+        """Move the weights and return the norm of the gradient, where it is known, "".
+
+        They stay as they are, with all state, where ``good`` "" is false or the norm is not finite. That is decided on
+        the device, which is not waited for.
+        """
 
     def weights(self) -> dict[str, Tensor]:
         """The trained weights by name, as exact as they are held. Not copies."""
@@ -56,13 +60,13 @@ class Part:
     kept: Mapping[str, Kept]
     optimizer: torch.optim.Optimizer
 
-    def move(self, step: int, rate: float, factor: float = 1.0) -> None:
-        """By the gradients times ``factor``. Tensors without a gradient stay as they are."""
+    def move(self, step: int, rate: float, factor: Tensor | float = 1.0, good: Tensor | None = None) -> None:
+        """By the gradients times ``factor``, where ``good`` "" is true. Tensors without a gradient stay as they are."""
         kept = [one for one in self.kept.values() if one.has_gradient]
         for one in kept:
             one.open(factor)
         optimizers.set_rates(self.optimizer, rate)
-        optimizers.step(self.optimizer)
+        optimizers.step(self.optimizer, good)
         for one in kept:
             one.close(step)
 
@@ -158,8 +162,8 @@ class AtEnd(_Parts):
             one.keep_gradient()
         self._scaled(loss).backward()  # type: ignore[no-untyped-call]
 
-    def end(self) -> float:
-        """Clip, update where the norm is finite, and forget the gradients."""
+    def end(self, good: Tensor) -> Tensor:
+        """Clip, update where all is finite, and forget the gradients."""
         if self.mean is not None:
             for one in self.kept.values():
                 self.mean(one.kept_gradient())
@@ -168,20 +172,24 @@ class AtEnd(_Parts):
             for one in kept:
                 one.gradient().div_(self.scale)
         norm, factor = self._clip(kept)
-        if math.isfinite(norm):
+        good = good.to(norm.device) & torch.isfinite(norm)
+        if self.plain:
+            for part in self.parts:
+                part.move(self.step, self.rate, good=good)
+        elif bool(good):  # which is waited for
             for part in self.parts:
                 part.move(self.step, self.rate, factor)
         for one in kept:
             one.forget()
         return norm
 
-    def _clip(self, kept: Collection[Kept]) -> tuple[float, float]:
+    def _clip(self, kept: Collection[Kept]) -> tuple[Tensor, Tensor | float]:
         """The norm of the gradient, and what it is still to be multiplied by."""
         longest = self.config.clip_norm or math.inf
         if self.plain:
-            return float(nn.utils.clip_grad_norm_([one.parameter for one in kept], longest)), 1.0
-        norm = math.sqrt(sum(float(square(one.gradient())) for one in kept))
-        return norm, min(1.0, longest / (norm + 1e-6))
+            return nn.utils.clip_grad_norm_([one.parameter for one in kept], longest), 1.0
+        norm = torch.stack([square(one.gradient()) for one in kept]).sum().sqrt()
+        return norm, (longest / (norm + 1e-6)).clamp(max=1.0)
 
 
 class InBackward(_Parts):
@@ -195,6 +203,7 @@ class InBackward(_Parts):
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self.squares: list[Tensor] = []
+        self.stopped = False
         for part in self.parts:
             (one,) = part.kept.values()
             one.parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
@@ -207,18 +216,18 @@ class InBackward(_Parts):
         part.move(self.step, self.rate, 1 / self.scale)
 
     def backward(self, loss: Tensor) -> None:
-        """Move the weights, but not by a loss that is not finite."""
-        if torch.isfinite(loss):
-            self._scaled(loss).backward()  # type: ignore[no-untyped-call]
+        """Move the weights, but not by a loss that is not finite, nor after one."""
+        self.stopped = self.stopped or not torch.isfinite(loss)
+        if self.stopped:
+            self.squares.append(torch.full_like(loss.detach(), math.nan))
         else:
-            self.squares.append(loss.detach().abs())
+            self._scaled(loss).backward()  # type: ignore[no-untyped-call]
 
-    def end(self) -> float:
+    def end(self, good: Tensor) -> Tensor:
         """The norm of the gradient. SpoiledError where it is not finite and weights have moved by it."""
-        several, squares = len(self.squares) > 1, torch.stack(self.squares).double().sum()
+        norm = torch.stack(self.squares).sum().sqrt() / self.scale
         self.squares.clear()
-        norm = math.sqrt(float(squares)) / self.scale
-        if several and not math.isfinite(norm):
+        if not self.stopped and not torch.isfinite(norm):
             raise SpoiledError(
                 f"Step {self.step + 1}: the gradient is not finite, and with optim.in_backward weights have moved by "
                 "it already."
