@@ -72,7 +72,7 @@ AS_IN_0_1_0: dict[str, Any] = {
     "optim": {"name": "adamw", "text_lr": None, "in_backward": False},
     "data": {
         "images_per_batch": 8, "cache_precision": "float32", "clip_skip": None, "long_prompts": None,
-        "caption_dropout": 0.0,
+        "caption_dropout": 0.0, "buckets": False,
     },
     "train": {
         "base_precision": "float32", "guidance": 1.0, "allow_distilled": False, "keep_checkpoints": 1,
