@@ -135,6 +135,7 @@ def public_steps(loop: Any, folder: Path, model_name: str) -> Callable[[], None]
     import torch
 
     from mapo.encode.fill import to_pixels
+    from mapo.encode.frame import square
     from mapo.models import Frames
     from mapo.pairs import PairSet
     from mapo.train.batches import rows_at
@@ -153,7 +154,7 @@ def public_steps(loop: Any, folder: Path, model_name: str) -> Callable[[], None]
         rows = [pairs[r] for r in rows_at(range(done * size, (done + 1) * size), len(pairs), 0)]
         done += 1
         names = [p.chosen for p in rows] + [p.rejected for p in rows]
-        pixels, sizes = zip(*(to_pixels(pairs.image(n), side) for n in names), strict=True)
+        pixels, sizes = zip(*(to_pixels(pairs.image(n), square(side)) for n in names), strict=True)
         mean, logvar = encode_pictures(torch.stack(pixels))
         latents = model.scale(mean + (0.5 * logvar).exp() * torch.randn_like(mean))
         text = encode_prompts([p.prompt for p in rows])

@@ -164,6 +164,7 @@ def import_pairs(
 def check(
     pairs: Place, *, out: Place = "check.html", model: Place | None = None, json_file: Place | None = None,
     vae: Place | None = None, prediction: Text | None = None, loras: Texts = (), long_prompts: Text | None = None,
+    buckets: Switch = False,
 ) -> Page:  # fmt: skip
     """Look for what is wrong in a set. The page; what is wrong is in its numbers, and not an exception."""
     from mapo.check import verb
@@ -172,7 +173,7 @@ def check(
         Path(out),
         verb.check(
             Path(pairs), Path(out), model=as_text(model), json_file=None if json_file is None else Path(json_file),
-            vae=as_text(vae), prediction=prediction, loras=several(loras), long_prompts=long_prompts,
+            vae=as_text(vae), prediction=prediction, loras=several(loras), long_prompts=long_prompts, buckets=buckets,
         ),
     )  # fmt: skip
 
@@ -201,7 +202,7 @@ def encode(
     *, model: Place, pairs: Place, out: Place, resolution: Whole | None = None, flip: Switch = False,
     precision: Text = "float32", clip_skip: Whole | None = None, images_per_batch: Whole = 8,
     vae: Place | None = None, prediction: Text | None = None,
-    loras: Texts = (), long_prompts: Text | None = None,
+    loras: Texts = (), long_prompts: Text | None = None, buckets: Switch = False,
 ) -> "Cache":  # fmt: skip
     """Encode pictures and prompts once. The cache; MapoError where it was encoded in another way before."""
     from mapo.encode import verb
@@ -209,7 +210,7 @@ def encode(
     cache, _, losses = verb.encode(
         os.fspath(model), Path(pairs), Path(out), resolution=resolution, flip=flip, precision=precision,
         clip_skip=clip_skip, images_per_batch=images_per_batch, vae=as_text(vae), prediction=prediction,
-        loras=several(loras), long_prompts=long_prompts,
+        loras=several(loras), long_prompts=long_prompts, buckets=buckets,
     )  # fmt: skip
     if losses:
         LOG.info(", ".join(losses))

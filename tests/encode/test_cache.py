@@ -14,6 +14,7 @@ from apart import Apart, ended
 from mapo.encode import fill
 from mapo.encode.cache import Cache, cache_key, hold, prompt_key
 from mapo.encode.fill import encode, lacking, to_pixels
+from mapo.encode.frame import square
 from mapo.errors import MapoError
 from mapo.models import find_model, open_model
 from mapo.models.files import ModelFiles
@@ -40,7 +41,7 @@ def test_the_cache_holds_what_the_encoders_say(sdxl, pairs, cache):
     opened = PairSet(pairs)
     read = Cache(cache, cache_key(model))
     name = opened.image_names()[3]
-    mean, logvar = model.image_encoder("cpu")(to_pixels(opened.image(name), 16)[0][None])
+    mean, logvar = model.image_encoder("cpu")(to_pixels(opened.image(name), square(16))[0][None])
     assert torch.allclose(read.latents(name, False)[0], mean[0], atol=1e-5)
     assert torch.allclose(read.latents(name, False)[1], logvar[0], atol=1e-5)
     prompt = opened[2].prompt
@@ -85,10 +86,10 @@ def test_an_interrupted_encoding_goes_on_and_equals_the_uninterrupted(tmp_path, 
 def test_pictures_are_resized_to_the_shorter_side_and_cropped_in_the_middle():
     picture = Image.new("RGB", (40, 20), "black")
     picture.paste("white", (10, 0, 30, 20))
-    pixels, size = to_pixels(picture, 10)
+    pixels, size = to_pixels(picture, square(10))
     assert pixels.shape == (3, 10, 10) and size == (20, 40, 0, 5)
     assert pixels[:, :, 1:-1].min() > 0.9
-    assert to_pixels(Image.new("RGB", (7, 7)), 16)[0].shape == (3, 16, 16)
+    assert to_pixels(Image.new("RGB", (7, 7)), square(16))[0].shape == (3, 16, 16)
 
 
 def test_a_damaged_shard_is_named(tmp_path, sdxl, pairs):
@@ -316,7 +317,7 @@ def test_too_little_memory_is_told_with_the_option_that_helps(tmp_path, sdxl, pa
 
     monkeypatch.setattr(AutoencoderKL, "encode", full)  # the device, not our code
     with pytest.raises(
-        MapoError, match=r"encode 5 pictures of 16 pixels .*--images-per-batch 1, .*data.images_per_batch=1"
+        MapoError, match=r"encode 5 pictures of 16 × 16 pixels .*--images-per-batch 1, .*data.images_per_batch=1"
     ):
         encode(parts(sdxl), PairSet(pairs), tmp_path / "c", images_per_batch=5)
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from apart import run_apart
 from data_fixtures import make_picture
-from mapo.encode.frame import crop, frame, share_cut_away
+from mapo.encode.frame import crop, frame, share_cut_away, square
 from mapo.encode.seen import choose, choose_any, excess_tokens, view_of, what_training_sees
 from mapo.errors import MapoError
 from mapo.models import find_model, open_model
@@ -42,8 +42,8 @@ def test_three_quarters_of_a_panorama_are_cut_away():
     assert share_cut_away(64, 64, 48) == 0
     picture = Image.new("RGB", (192, 48), "red")
     picture.paste("blue", (72, 0, 120, 48))
-    square, left, top = crop(picture, 48)
-    assert (square.size, left, top) == ((48, 48), 72, 0) and square.getcolors() == [(48 * 48, (0, 0, 255))]
+    middle, left, top = crop(picture, square(48))
+    assert (middle.size, left, top) == ((48, 48), 72, 0) and middle.getcolors() == [(48 * 48, (0, 0, 255))]
 
 
 WORDS = st.sampled_from(

@@ -51,12 +51,14 @@ def check_pairs(
     """Look at every row and picture of a set; write the page ``out`` and return its numbers.
 
     ``model`` (mini, a folder, a hub id) adds the length of prompts in its tokens and its size in pixels; it is ``told``
-    of another ``vae``, what it predicts (``prediction``), how it reads ``long_prompts`` and of ``loras`` on top of it,
-    which have to fit it. In the result
+    of another ``vae``, what it predicts (``prediction``), how it reads ``long_prompts``, whether it sees pictures in
+    ``buckets``, and of ``loras`` on top of it, which have to fit it. In the result
     ``errors``, ``warnings`` and ``notes`` count the findings; ``findings`` and ``leaks`` list them.
     """
     if told.get("long_prompts") and not model:
         raise MapoError("--long-prompts is of a model. Name it with --model.")
+    if told.get("buckets") and not model:
+        raise MapoError("--buckets are of a model. Name it with --model.")
     if told.get("loras") and not model:
         raise MapoError("--lora lies on a model. Name it with --model.")
     if json_file and json_file.resolve() == out.resolve():
@@ -68,7 +70,7 @@ def check_pairs(
         prepare_file(json_file, "a file of `mapo check --json`", JSON_START, "check.json", "--json")
     view = open_view(model, **told) if model else None
     choice = what_is_trained_on(pairs, view)
-    pictures = look_at_pictures(pairs, view.resolution if view else None)
+    pictures = look_at_pictures(pairs, view.frames if view else ())
     rows = read_rows(pairs, pictures, choice.rows)
     values = statistics(pictures, np.union1d(rows.chosen[rows.trained], rows.rejected[rows.trained]))
     leaks, together = _leaks(rows, pictures, values)

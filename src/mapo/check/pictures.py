@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mapo import progress
-from mapo.encode.frame import crop
+from mapo.encode.buckets import nearest
+from mapo.encode.frame import Frame, crop, square
 from mapo.errors import MapoError
 from mapo.pairs.pairs import PairSet, decode_picture
 
@@ -79,10 +80,11 @@ class Pictures:
         return np.asarray(self.found["state"] == READ)
 
 
-def look_at_pictures(pairs: PairSet, side: int | None = None) -> Pictures:
+def look_at_pictures(pairs: PairSet, among: tuple[Frame, ...] = ()) -> Pictures:
     """Describe every picture that the set holds or names; nothing that is wrong with one of them stops the others.
 
-    ``side`` is that of the square on which a model is trained; without it the square is as large as the picture allows.
+    ``among`` are the frames in which a model is trained; of several a picture is seen in the one most like it. Without
+    them it is the square that is as large as the picture allows.
     """
     held = pairs.image_names()
     there = set(held)
@@ -99,7 +101,7 @@ def look_at_pictures(pairs: PairSet, side: int | None = None) -> Pictures:
     why = {int(i): "the set does not have it" for i in np.flatnonzero(found["state"] == MISSING)}
     stored = [int(i) for i in np.flatnonzero(found["state"] == READ)]
     with progress.bar(total=len(stored), desc="check", unit="picture", terminal_only=True) as bar:
-        for places, rows in _in_threads(pairs, names, stored, side):
+        for places, rows in _in_threads(pairs, names, stored, among):
             for place, row in zip(places, rows, strict=True):
                 if isinstance(row, str):
                     found[place]["state"] = ANIMATED if row == "it is animated" else UNREADABLE
@@ -111,7 +113,7 @@ def look_at_pictures(pairs: PairSet, side: int | None = None) -> Pictures:
 
 
 def _in_threads(
-    pairs: PairSet, names: Sequence[str], places: Sequence[int], side: int | None
+    pairs: PairSet, names: Sequence[str], places: Sequence[int], among: tuple[Frame, ...]
 ) -> Iterator[tuple[Sequence[int], list[tuple[Any, ...] | str]]]:
     """Portions of ``places`` with what was found there; this thread reads, the others decode, few are in memory."""
     threads = os.cpu_count() or 1
@@ -120,7 +122,7 @@ def _in_threads(
         for start in range(0, len(places), AT_ONCE):
             portion = places[start : start + AT_ONCE]
             stored = [_stored(pairs, names[i]) for i in portion]
-            waiting.append((portion, pool.submit(lambda data: [_describe(d, side) for d in data], stored)))
+            waiting.append((portion, pool.submit(lambda data: [_describe(d, among) for d in data], stored)))
             if len(waiting) > 2 * threads:
                 done, future = waiting.popleft()
                 yield done, future.result()
@@ -138,7 +140,7 @@ def _stored(pairs: PairSet, name: str) -> bytes | str:
         return "its bytes are not those that its hash names" if damaged else f"its file cannot be read ({where})"
 
 
-def _describe(data: bytes | str, side: int | None) -> tuple[Any, ...] | str:
+def _describe(data: bytes | str, among: tuple[Frame, ...]) -> tuple[Any, ...] | str:
     """A row of PICTURE, or why there is none."""
     if isinstance(data, str):
         return data
@@ -152,8 +154,9 @@ def _describe(data: bytes | str, side: int | None) -> tuple[Any, ...] | str:
         rotated = exif.get(ORIENTATION, 1) not in (0, 1)
         quality = jpeg_quality(getattr(stored, "quantization", None))
         kind, mode = stored.format or "", stored.mode
-    side = side or min(picture.size)
-    seen = picture if picture.size == (side, side) else crop(picture, side)[0]
+    wide, high = picture.size
+    frame = among[int(nearest(np.log([wide / high]), among)[0])] if among else square(min(picture.size))
+    seen = picture if (high, wide) == frame else crop(picture, frame)[0]
     contents = [_content(one) for one in (picture, seen)]
     file = (READ, *contents, kind, mode, alpha, bool(exif), rotated, len(data), *picture.size, quality)
     return (*file, *_statistics(seen), _sketch(picture))

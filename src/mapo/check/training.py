@@ -8,6 +8,7 @@ import numpy as np
 
 from mapo.check.pictures import Pictures
 from mapo.check.rows import Finding, Rows, find, quote
+from mapo.encode.buckets import nearest
 from mapo.encode.frame import share_cut_away
 from mapo.encode.seen import MUCH, Choice, View, choose_any, look
 from mapo.pairs import PairSet
@@ -43,14 +44,22 @@ def _choice(rows: Rows, choice: Choice) -> list[Finding]:
 def _crop(rows: Rows, pictures: Pictures, view: View | None) -> list[Finding]:
     found, read = pictures.found, pictures.read
     width, height = found["width"], found["height"]
-    side = view.resolution if view else np.fmin(width, height)
-    cut = np.zeros(len(found))
-    cut[read] = share_cut_away(width[read], height[read], side if view else np.asarray(side)[read])
+    sides, known = (rows.chosen, rows.rejected), read[rows.chosen] & read[rows.rejected]
+    if view:
+        shape = np.log(width / height)
+        of_pair = np.where(known, shape[rows.chosen] + shape[rows.rejected], 0) / 2
+        high, wide = np.array(view.frames)[nearest(of_pair, view.frames)].T
+    cut = []
+    for places in sides:
+        across, down = width[places], height[places]
+        across, down = (np.where(read[places], length, 1) for length in (across, down))
+        target = (wide, high) if view else (np.minimum(across, down),) * 2
+        cut.append(np.where(read[places], share_cut_away(across, down, *target), 0.0))
     assumed = "" if view else ASSUMED
-    worst = np.maximum(cut[rows.chosen], cut[rows.rejected])
+    worst = np.maximum(*cut)
 
     def tell(i: int) -> str:
-        shares = (("chosen", cut[rows.chosen[i]]), ("rejected", cut[rows.rejected[i]]))
+        shares = (("chosen", cut[0][i]), ("rejected", cut[1][i]))
         return f"{quote(rows.texts[i])} " + ", ".join(f"{name} {share:.0%}" for name, share in shares) + " cut away"
 
     findings = []
@@ -61,7 +70,7 @@ def _crop(rows: Rows, pictures: Pictures, view: View | None) -> list[Finding]:
         findings += find(
             name, severity, fits, "More than {share} of a picture is cut away by the crop: {n}{assumed}.",
             "Training never sees what stands there. Where it matters, crop the pictures yourself before importing "
-            "them.",
+            "them, or train with data.buckets=true.",
             tell, trained=rows.trained, share=share, assumed=assumed,
         )  # fmt: skip
     equal: Any = found["seen"][rows.chosen] == found["seen"][rows.rejected]

@@ -160,6 +160,7 @@ def import_(source: str, out: Path, **how: Any) -> None:
 @model_options
 @LORA
 @LONG_PROMPTS
+@click.option("--buckets", is_flag=True, help="Look as a training with data.buckets does.")
 @click.option("--json", "json_file", type=OUT, help="Write the numbers into this file too.")
 @click.option("--strict", is_flag=True, help="Warnings count as errors.")
 def check(pairs: Path, strict: bool, **how: Any) -> None:

@@ -17,6 +17,7 @@ from mapo.errors import count
 @click.option("--pairs", type=OUT, required=True, help="A pairs set.")
 @click.option("--out", type=OUT, required=True, help="The cache to write, or to complete.")
 @click.option("--resolution", type=int, help="Side in pixels; default: the model's own.")
+@click.option("--buckets", is_flag=True, help="Wide and tall pictures in frames of their shape (for data.buckets).")
 @click.option("--flip", is_flag=True, help="Encode every picture mirrored as well (for data.flip).")
 @click.option(
     "--precision", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True,

@@ -2,7 +2,8 @@
 
 A cache is a folder of safetensors shards and ``cache.json``::
 
-    latents-<name>.safetensors  "<sha256>|<flip>" → mean and log-variance "2 c h w"
+    latents-<name>.safetensors  "<sha256>|<flip>" → mean and log-variance "2 c h w"; of a picture in another frame than
+                                the square, a hash of its own and the frame (buckets.py)
                                 "<sha256>|size" → the picture's height and width, crop top and left "4"
     text-<name>.safetensors     "<prompt hash>|<name>" → what the denoiser is given for that prompt
     cache.json                  format, version, and the fingerprint of the model, resolution, flips, precision
@@ -25,6 +26,8 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
+from mapo.encode.buckets import framed
+from mapo.encode.frame import Frame
 from mapo.encode.index import Entry, Index, digests_of, open_index
 from mapo.errors import MapoError
 from mapo.files import replacing, sweep
@@ -214,8 +217,9 @@ class Cache:
             raise MapoError(f"The cache {self.folder} lacks {what}. Run `mapo encode` again.")
         return [found[column] for column in columns]
 
-    def latents(self, picture: str, flip: bool) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of a picture's latents, "c h w" each."""
+    def latents(self, picture: str, flip: bool, to: Frame | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of a picture's latents, "c h w" each, in a frame; without one in the square."""
+        picture = self._framed(picture, to)
         mean, logvar = self._entries(picture, [str(int(flip))], f"picture {picture}")[0].read()
         return mean, logvar
 
@@ -238,8 +242,12 @@ class Cache:
         ours, theirs = (self._entries(name, ["0"], f"picture {name}")[0].read().float() for name in (one, other))
         return ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=ROUNDING, atol=ROUNDING)
 
-    def size(self, picture: str) -> Tensor:
+    def _framed(self, picture: str, to: Frame | None) -> str:
+        return picture if to is None else framed(picture, to, self.resolution)
+
+    def size(self, picture: str, to: Frame | None = None) -> Tensor:
         """Height, width, crop top and left, "4"."""
+        picture = self._framed(picture, to)
         return self._entries(picture, ["size"], f"picture {picture}")[0].read()
 
     def text(self, prompt: str) -> dict[str, Tensor]:

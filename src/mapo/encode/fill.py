@@ -6,8 +6,9 @@ import contextlib
 import gc
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from mapo import progress
+from mapo.encode.buckets import framed_digests, framing
 from mapo.encode.cache import (
     LATENTS,
     PER_SHARD,
@@ -33,8 +35,9 @@ from mapo.encode.cache import (
     write_head,
     write_shard,
 )
-from mapo.encode.frame import crop
+from mapo.encode.frame import Frame, crop, square
 from mapo.encode.index import Index, digests_of, open_index
+from mapo.encode.seen import frames_of
 from mapo.errors import MapoError, count, is_out_of_memory
 from mapo.models import Cond, Opened
 from mapo.models.family import ImageEncoder
@@ -47,13 +50,21 @@ PROMPTS_PER_IMAGE = 4  # prompts are encoded so many times as many at a time
 Holding = Literal["all", "and the empty prompt", "pictures alone"]  # what a cache is to hold of a set
 
 
-def to_pixels(picture: Image.Image, side: int) -> tuple[Tensor, tuple[int, int, int, int]]:
-    """An RGB picture → "3 side side" in [-1, 1], and (height, width, crop top, crop left) for size conditioning.
+class Wanted(NamedTuple):
+    """A picture that is to be encoded: its name in the cache and in the set, and its frame."""
+
+    name: str
+    picture: str
+    frame: Frame
+
+
+def to_pixels(picture: Image.Image, to: Frame) -> tuple[Tensor, tuple[int, int, int, int]]:
+    """An RGB picture → "3 h w" in [-1, 1], and (height, width, crop top, crop left) for size conditioning.
 
     Height and width are the picture's own, top and left are measured after resizing, as SDXL was trained.
     """
-    square, left, top = crop(picture, side)
-    pixels = np.asarray(square, np.float32)
+    part, left, top = crop(picture, to)
+    pixels = np.asarray(part, np.float32)
     width, height = picture.size
     return torch.from_numpy(pixels).permute(2, 0, 1).div(127.5).sub(1), (height, width, top, left)
 
@@ -72,10 +83,12 @@ def encode(
     shard: tuple[int, int] = (0, 1),
     locked: bool = True,
     holding: Holding = "all",
+    buckets: bool = False,
 ) -> Cache:
     """Encode every picture and prompt of ``pairs`` that the cache ``folder`` lacks, and open it.
 
     What ``holding`` says besides is encoded too, or left out. Prompts that are read in chunks need the empty prompt.
+    With ``buckets`` every picture is encoded in the frames in which its pairs are seen, else in the square.
     Only one process fills a cache: where another does, ``wait`` for it, or MapoError. The processes of one job share
     the work: each takes ``shard`` (which, of how many), one of them stands in ``with hold(folder):`` before the others
     begin and until all have ended, and all are called with ``locked=False``.
@@ -83,21 +96,21 @@ def encode(
     if images_per_batch < 1:
         raise MapoError(f"--images-per-batch is {images_per_batch}; it must be at least 1.")
     key = cache_key(model, resolution, flip, precision)
-    holding = _really(holding, key)
+    holding, among = _really(holding, key), frames_of(model, resolution, buckets)
     if is_cache(folder):
         check_head(folder, key)
         index = open_index(folder)
-        if _name(pairs, holding) in index.complete and not index.stale:
+        if _name(pairs, holding, among) in index.complete and not index.stale:
             return Cache(folder, key, index)
-        if not any(lacking(pairs, index, shard, holding)):
+        if not any(lacking(pairs, index, shard, holding, among)):
             if shard[0] == 0:  # it spares the next process this look
                 with contextlib.suppress(MapoError, OSError), hold(folder) if locked else contextlib.nullcontext():
-                    _keep_index(pairs, folder, holding)
+                    _keep_index(pairs, folder, holding, among)
             return Cache(folder, key, index)
     with hold(folder, wait) if locked else contextlib.nullcontext():
-        _write(model, pairs, folder, key, device, images_per_batch, shard, holding)
+        _write(model, pairs, folder, key, device, images_per_batch, shard, holding, among)
         if shard[0] == 0:
-            _keep_index(pairs, folder, holding)
+            _keep_index(pairs, folder, holding, among)
     return Cache(folder, key)
 
 
@@ -105,57 +118,73 @@ def _really(holding: Holding, key: CacheKey) -> Holding:
     return "and the empty prompt" if holding == "all" and key.long_prompts == "chunk" else holding
 
 
-def holds_all(pairs: PairSet, folder: Path, key: CacheKey, holding: Holding = "all") -> bool:
+def holds_all(
+    pairs: PairSet, folder: Path, key: CacheKey, holding: Holding = "all", among: tuple[Frame, ...] = ()
+) -> bool:
     """Whether the cache lacks nothing of the set."""
     if not is_cache(folder):
         return False
     check_head(folder, key)
     holding = _really(holding, key)
     index = open_index(folder)
-    known = _name(pairs, holding) in index.complete and not index.stale
-    return known or not any(lacking(pairs, index, holding=holding))
+    known = _name(pairs, holding, among) in index.complete and not index.stale
+    return known or not any(lacking(pairs, index, holding=holding, among=among))
 
 
-def _name(pairs: PairSet, holding: Holding) -> str:
+def _name(pairs: PairSet, holding: Holding, among: tuple[Frame, ...]) -> str:
     name = f"{pairs.fingerprint()} {pairs.number_of_images()}"
-    return name if holding == "all" else f"{name} {holding}"
+    name = name if holding == "all" else f"{name} {holding}"
+    return f"{name} in buckets" if len(among) > 1 else name
 
 
-def _keep_index(pairs: PairSet, folder: Path, holding: Holding) -> None:
+def _keep_index(pairs: PairSet, folder: Path, holding: Holding, among: tuple[Frame, ...]) -> None:
     index = open_index(folder)
-    if not any(lacking(pairs, index, holding=holding)):
-        index.complete.add(_name(pairs, holding))
+    if not any(lacking(pairs, index, holding=holding, among=among)):
+        index.complete.add(_name(pairs, holding, among))
     index.write()
 
 
 def lacking(
-    pairs: PairSet, index: Index, shard: tuple[int, int] = (0, 1), holding: Holding = "all"
-) -> tuple[list[str], list[str]]:  # fmt: skip
-    """The pictures and the prompts of a shard of the set that the cache lacks.
+    pairs: PairSet, index: Index, shard: tuple[int, int] = (0, 1), holding: Holding = "all",
+    among: tuple[Frame, ...] = (),
+) -> tuple[list[Wanted], list[str]]:  # fmt: skip
+    """The pictures and the prompts of a shard of the set that the cache lacks; pictures of one frame together.
 
     Which shard something belongs to is decided by its hash, so it does not matter what other processes have done.
+    ``among`` are the frames, the square first; without them every picture is wanted under its own name.
     """
     number, of = shard
     prompts = [] if holding == "pictures alone" else pairs.table["prompt"].unique().to_pylist()
     if holding == "and the empty prompt" and "" not in prompts:
         prompts.append("")
-    pictures, keys = pairs.image_digests(), digests_of(map(prompt_key, prompts))
+    among = among or (square(0),)
+    numbers, which = framing(pairs, among).pictures(pairs)
+    digests = pairs.digests_of(numbers)
+    pictures, keys = framed_digests(digests, which, among), digests_of(map(prompt_key, prompts))
     absent = [~index.holds(d) & (d[:, -2:].astype(int) @ (256, 1) % of == number) for d in (pictures, keys)]
-    names = [row.tobytes().hex() for row in pictures[absent[0]]]
-    return names, [prompts[k] for k in np.flatnonzero(absent[1]).tolist()]
+    wanted = [
+        Wanted(pictures[row].tobytes().hex(), digests[row].tobytes().hex(), among[which[row]])
+        for row in np.flatnonzero(absent[0]).tolist()
+    ]
+    return wanted, [prompts[k] for k in np.flatnonzero(absent[1]).tolist()]
 
 
 def _write(
     model: Opened, pairs: PairSet, folder: Path, key: CacheKey, device: Any, images_per_batch: int,
-    shard: tuple[int, int], holding: Holding,
+    shard: tuple[int, int], holding: Holding, among: tuple[Frame, ...],
 ) -> None:  # fmt: skip
     if is_cache(folder):
         check_head(folder, key)
-    pictures, prompts = lacking(pairs, open_index(folder), shard, holding)
+    if len(among) > 1 and not pairs.keeps_all():
+        raise MapoError(
+            f"{pairs.folder} keeps rejected pictures only as latents of a square, so it cannot be seen in buckets. "
+            "Leave data.buckets out."
+        )
+    pictures, prompts = lacking(pairs, open_index(folder), shard, holding, among)
     taken: list[str] = []
     if (pairs.folder / LATENTS).exists():
-        taken = [name for name in pictures if not pairs.keeps(name)]
-        pictures = [name for name in pictures if pairs.keeps(name)]
+        taken = [one.name for one in pictures if not pairs.keeps(one.picture)]
+        pictures = [one for one in pictures if pairs.keeps(one.picture)]
         _check_own_latents(pairs, model, key)
     # It is small beside the text encoders, and loaded before a cache is bound to a VAE that has to be mended.
     encoder = model.image_encoder(device) if pictures else None
@@ -175,11 +204,13 @@ def _write(
     if encoder is None:
         return
     with progress.bar(total=len(pictures), desc="encode pictures", unit="picture") as bar:
-        for names in batches(pictures, PER_SHARD):
+        for some in batches(pictures, PER_SHARD):
             tensors: dict[str, Tensor] = {}
-            for batch in batches(names, images_per_batch):
-                tensors |= encode_pictures(encoder, key, {name: pairs.image(name) for name in batch}, model.files.name)
-                bar.update(len(batch))
+            for frame, alike in groupby(some, lambda one: one.frame):
+                for batch in batches(list(alike), images_per_batch):
+                    read = {one.name: pairs.image(one.picture) for one in batch}
+                    tensors |= encode_pictures(encoder, key, read, model.files.name, frame)
+                    bar.update(len(batch))
             write_shard(folder, "latents", tensors)
     del encoder
     release()
@@ -240,14 +271,18 @@ def release() -> None:
 
 
 def encode_pictures(
-    encoder: ImageEncoder, key: CacheKey, pictures: Mapping[str, Image.Image], model: str
+    encoder: ImageEncoder, key: CacheKey, pictures: Mapping[str, Image.Image], model: str, frame: Frame | None = None
 ) -> dict[str, Tensor]:
-    """The entries of some pictures, by their hashes. ``model`` is named where its values are not finite."""
-    pixels, sizes = zip(*(to_pixels(picture, key.resolution) for picture in pictures.values()), strict=True)
+    """The entries of some pictures in one frame, by their names in the cache; without a frame in the square.
+
+    ``model`` is named where its values are not finite.
+    """
+    frame = frame or square(key.resolution)
+    pixels, sizes = zip(*(to_pixels(picture, frame) for picture in pictures.values()), strict=True)
     stack = torch.stack(pixels)
     tensors: dict[str, Tensor] = {}
     for flipped in (0, 1) if key.flip else (0,):
-        with _enough_memory(f"{count(len(pictures), 'picture')} of {key.resolution} pixels"):
+        with _enough_memory(f"{count(len(pictures), 'picture')} of {frame} pixels"):
             mean, logvar = encoder(stack.flip(-1) if flipped else stack)
         both = torch.stack([mean, logvar], 1).cpu().contiguous().to(key.dtype)
         if not torch.isfinite(both).all():

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mapo.encode.frame import share_cut_away
+from mapo.encode.buckets import Framing, framed, frames, framing
+from mapo.encode.frame import Frame, square
 from mapo.errors import MapoError, count
 from mapo.pairs.schema import TIE
 from mapo.pairs.splits import SPLITS
@@ -32,13 +33,19 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class View:
-    """A model's way of looking: its side in pixels, its tokenizers, the most tokens (with begin and end) they read."""
+    """A model's way of looking: its frames (the square first), its tokenizers, the most tokens (with begin and end)
+    they read."""
 
     name: str
-    resolution: int
+    frames: tuple[Frame, ...]
     tokenizers: tuple[Any, ...]
     most_tokens: int
     long_prompts: str = "cut"  # or "chunk": then nothing is cut off
+
+    @property
+    def resolution(self) -> int:
+        """The side of the square."""
+        return self.frames[0].height
 
 
 @dataclass(frozen=True)
@@ -84,31 +91,35 @@ class Seen(Choice):
 
 
 def what_training_sees(
-    pairs: PairSet, model: Opened, *, split: str = "train", ties: str = "drop", resolution: int | None = None
-) -> Seen:
+    pairs: PairSet, model: Opened, *, split: str = "train", ties: str = "drop", resolution: int | None = None,
+    buckets: bool = False,
+) -> Seen:  # fmt: skip
     """What a training with these settings sees of ``pairs``; MapoError where that is nothing."""
-    return look(pairs, view_of(model, resolution), choose(pairs, split, ties))
+    return look(pairs, view_of(model, resolution, buckets), choose(pairs, split, ties))
 
 
 def look(pairs: PairSet, view: View, choice: Choice) -> Seen:
     """What is lost of the pictures and prompts of a choice."""
-    sizes = pairs.image_sizes()
-    used = np.zeros(len(sizes), bool)
-    for side in ("chosen", "rejected"):
-        used[pairs.places_of(side)[choice.rows]] = True
-    cropped = int((used & (share_cut_away(sizes[:, 0], sizes[:, 1], view.resolution) > MUCH)).sum())
+    cut_away = framing(pairs, view.frames).cut_away(pairs)
+    much = np.zeros(pairs.number_of_images(), bool)
+    for side, share in zip(("chosen", "rejected"), cut_away, strict=True):
+        much[pairs.places_of(side)[choice.rows][share[choice.rows] > MUCH]] = True
+    cropped = int(much.sum())
     prompts = pairs.table["prompt"]
     prompts = prompts if len(choice.rows) == len(pairs) else prompts.take(choice.rows)
     cut = int((excess_tokens(view, prompts.unique()) > 0).sum())
     return Seen(**vars(choice), cropped=cropped, cut_prompts=cut, most_tokens=view.most_tokens)
 
 
-def equal_once_cropped(cache: Cache, pairs: PairSet, rows: Rows, side: int) -> int:
+def equal_once_cropped(cache: Cache, pairs: PairSet, rows: Rows, seen_in: Framing) -> int:
     """How many of these pairs differ only in what the crop cuts away; ``cache`` tells by their latents."""
-    sizes = pairs.image_sizes()
-    cut = share_cut_away(sizes[:, 0], sizes[:, 1], side) > 0
-    some = rows[cut[pairs.places_of("chosen")[rows]] | cut[pairs.places_of("rejected")[rows]]]
-    chosen, rejected = (pairs.table[column].take(some).to_pylist() for column in ("chosen", "rejected"))
+    chosen_cut, rejected_cut = seen_in.cut_away(pairs)
+    some = rows[(chosen_cut[rows] > 0) | (rejected_cut[rows] > 0)]
+    names = (pairs.table[side].take(some).to_pylist() for side in ("chosen", "rejected"))
+    chosen, rejected = (
+        [framed(name, seen_in.of(row), cache.resolution) for name, row in zip(side, some, strict=True)]
+        for side in names
+    )
     return cache.equal_pairs(chosen, rejected)
 
 
@@ -153,14 +164,20 @@ def with_chunks(model: Opened, pairs: PairSet) -> Opened:
     return open_model(replace(model.files, chunks=max(model.files.chunks, chunks)), to_train=False)
 
 
-def view_of(model: Opened, resolution: int | None = None) -> View:
+def view_of(model: Opened, resolution: int | None = None, buckets: bool = False) -> View:
     """How a model looks at a set. Only small files of it are read."""
     tokenizers = model.tokenizers()
     most = max(int(t.model_max_length) for t in tokenizers)  # T5 reads on where CLIP has ended
-    return View(model.files.name, model.layout.checked(resolution), tokenizers, most, model.files.long_prompts)
+    return View(model.files.name, frames_of(model, resolution, buckets), tokenizers, most, model.files.long_prompts)
 
 
-def open_view(model: str, **told: Any) -> View:
+def frames_of(model: Opened, resolution: int | None, buckets: bool) -> tuple[Frame, ...]:
+    """The frames in which pictures may be seen: the square, and with ``buckets`` others of about its area."""
+    side = model.layout.checked(resolution)
+    return frames(side, model.layout.multiple, model.layout.most) if buckets else (square(side),)
+
+
+def open_view(model: str, buckets: bool = False, **told: Any) -> View:
     """The view of ``mini``, a folder, a file, a run or a hub id, of which only small files are fetched.
 
     It is ``told`` of what :func:`mapo.models.find_model` may be told.
@@ -169,7 +186,7 @@ def open_view(model: str, **told: Any) -> View:
 
     opened = open_model(find_model(model, weights=False, **told))
     opened.lora_layers()  # which refuses a LoRA of another model
-    return view_of(opened)
+    return view_of(opened, buckets=buckets)
 
 
 def excess_tokens(view: View, prompts: Sequence[str] | pa.Array) -> NDArray[np.int64]:

@@ -20,7 +20,7 @@ def encode(
     model: str, pairs: Path, out: Path, *, resolution: int | None = None, flip: bool = False,
     precision: str = "float32", clip_skip: int | None = None, vae: str | None = None, prediction: str | None = None,
     loras: Sequence[str] = (), long_prompts: str | None = None,
-    images_per_batch: int = IMAGES_PER_BATCH,
+    images_per_batch: int = IMAGES_PER_BATCH, buckets: bool = False,
 ) -> tuple[Cache, PairSet, list[str]]:  # fmt: skip
     """Encode a set for a model; the cache, the set, and in words what training would not see of the set."""
     if precision not in DTYPES:
@@ -33,8 +33,8 @@ def encode(
         cache = fill(
             found, opened, out, resolution=resolution, flip=flip, precision=precision,  # type: ignore[arg-type]
             device=best_device(),
-            images_per_batch=images_per_batch,
+            images_per_batch=images_per_batch, buckets=buckets,
         )  # fmt: skip
-    seen = what_training_sees(opened, found, split="all", ties="keep", resolution=resolution)
+    seen = what_training_sees(opened, found, split="all", ties="keep", resolution=resolution, buckets=buckets)
     chunks = found.files.chunks
     return cache, opened, [*seen.losses(), *([f"prompts are up to {chunks} chunks long"] if chunks > 1 else [])]

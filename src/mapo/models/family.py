@@ -42,9 +42,9 @@ class Layout:
             raise MapoError(f"data.resolution is {side}; this model has places for at most {self.most} pixels.")
         return side
 
-    def latent(self, side: int) -> tuple[int, int, int]:
-        """The shape "c h w" of the latent of a square picture."""
-        return self.channels, side // self.stride, side // self.stride
+    def latent(self, height: int, width: int | None = None) -> tuple[int, int, int]:
+        """The shape "c h w" of the latent of a picture; without a width, of a square one."""
+        return self.channels, height // self.stride, (width or height) // self.stride
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,12 @@ class Frames:
     @classmethod
     def square(cls, sizes: Tensor, side: int) -> Frames:
         """From what the cache holds of each picture, "b 4", and the side of the square that was cut out."""
-        return cls(sizes[:, :2], sizes[:, 2:], sizes.new_full((len(sizes), 2), side))
+        return cls.alike(sizes, (side, side))
+
+    @classmethod
+    def alike(cls, sizes: Tensor, target: tuple[int, int]) -> Frames:
+        """From what the cache holds of each picture, "b 4", and the height and width that were cut out."""
+        return cls(sizes[:, :2], sizes[:, 2:], sizes.new_tensor(target).expand(len(sizes), 2))
 
 
 def together(texts: Sequence[Cond]) -> Cond:

@@ -202,14 +202,19 @@ class PairSet:
 
     def image_digests(self) -> np.ndarray:
         """The hashes of all pictures as bytes, in the order in which they lie on disk, "n 32"."""
-        return np.ascontiguousarray(self._places.records["sha"][self._disk_order()])
+        return self.digests_of(self.disk_order())
+
+    def digests_of(self, numbers: np.ndarray) -> np.ndarray:
+        """The hashes of some pictures as bytes, "n 32", by their numbers as :meth:`image_sizes` counts them."""
+        return np.ascontiguousarray(self._places.records["sha"][numbers])
 
     def image_names(self) -> list[str]:
         """The hashes of all pictures, in the order in which they lie on disk."""
         digits = self.image_digests().tobytes().hex()
         return [digits[start : start + 64] for start in range(0, len(digits), 64)]
 
-    def _disk_order(self) -> np.ndarray:
+    def disk_order(self) -> np.ndarray:
+        """The numbers of all pictures, as :meth:`image_sizes` counts them, in the order in which they lie on disk."""
         records = self._places.records
         return np.asarray(np.lexsort((records["row"], records["group"], records["shard"])))
 

@@ -8,9 +8,9 @@ the size of micro-batches changes what is trained on.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TypeVar, overload
 
@@ -18,8 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mapo.encode.buckets import Framing
 from mapo.encode.cache import Cache
-from mapo.errors import MapoError
+from mapo.encode.frame import Frame, square
+from mapo.errors import MapoError, count
 from mapo.models import Cond, Frames, Opened, TokenModel, together
 from mapo.models.family import filled_up
 from mapo.models.noise.process import Process
@@ -27,6 +29,7 @@ from mapo.pairs.pairs import Pair, PairSet
 from mapo.train.types import Batch
 
 T = TypeVar("T")
+MOST_TOLD = 4  # frames that are told of
 
 
 def seed_of(*parts: object) -> int:
@@ -37,8 +40,8 @@ def seed_of(*parts: object) -> int:
 class Members(Sequence[Pair]):
     """Some pairs of a set, each read when it is asked for. ``weights`` are theirs, an array "n"."""
 
-    def __init__(self, pairs: PairSet, rows: np.ndarray) -> None:
-        self.pairs, self.rows = pairs, rows
+    def __init__(self, pairs: PairSet, rows: np.ndarray, seen_in: Framing | None = None) -> None:
+        self.pairs, self.rows, self.seen_in = pairs, rows, seen_in
         self.weights = pairs.table["weight"].to_numpy()[rows]
         with np.errstate(over="ignore"):
             if not np.isfinite(self.weights.sum()):
@@ -49,6 +52,18 @@ class Members(Sequence[Pair]):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def frame(self, index: int) -> Frame | None:
+        """The frame in which both pictures of a pair are seen; None: the square of the cache."""
+        return self.seen_in.of(int(self.rows[index])) if self.seen_in else None
+
+    def told(self) -> str:
+        """How many pairs are seen in which frame, in a sentence."""
+        assert self.seen_in is not None
+        found = list(replace(self.seen_in, of_pair=self.seen_in.of_pair[self.rows]).counts())
+        some = ", ".join(f"{frame} ({number:,})" for frame, number in found[:MOST_TOLD])
+        rest = f", and {count(len(found) - MOST_TOLD, 'other')}" if len(found) > MOST_TOLD else ""
+        return f"Seen in {count(len(found), 'frame')}, width × height and pairs of each: {some}{rest}."
 
     @overload
     def __getitem__(self, index: int) -> Pair: ...
@@ -61,13 +76,13 @@ class Members(Sequence[Pair]):
 
 
 @lru_cache(maxsize=4)
-def _order(count: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng(seed_of("order", seed, epoch)).permutation(count)
+def _order(number: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng(seed_of("order", seed, epoch)).permutation(number)
 
 
-def rows_at(positions: Iterable[int], count: int, seed: int) -> list[int]:
-    """The rows of the pairs at ``positions``: every epoch is a fresh permutation of ``count`` rows."""
-    return [int(_order(count, seed, k // count)[k % count]) for k in positions]
+def rows_at(positions: Iterable[int], number: int, seed: int) -> list[int]:
+    """The rows of the pairs at ``positions``: every epoch is a fresh permutation of ``number`` rows."""
+    return [int(_order(number, seed, k // number)[k % number]) for k in positions]
 
 
 @dataclass(frozen=True)
@@ -83,16 +98,16 @@ class Draw:
 
 
 def draws(
-    positions: Iterable[int], count: int, process: Process, shape: tuple[int, ...], *, seed: int, flip: bool = False,
+    positions: Iterable[int], number: int, process: Process, shape: tuple[int, ...], *, seed: int, flip: bool = False,
     caption_dropout: float = 0.0,
 ) -> list[Draw]:  # fmt: skip
-    """What the pairs at ``positions`` of a run over ``count`` pairs are given; ``shape`` is that of a latent, "c h w".
+    """What the pairs at ``positions`` of a run over ``number`` pairs are given; ``shape`` is that of a latent, "c h w".
 
     One timestep, one noise and one flip for both images of a pair. In the share ``caption_dropout`` of all draws both
     are without their prompt.
     """
     found = []
-    for position, row in zip(positions, rows_at(positions, count, seed), strict=True):
+    for position, row in zip(positions, rows_at(positions, number, seed), strict=True):
         generator = torch.Generator().manual_seed(seed_of("pair", seed, position))
         time = process.draw_time(1, generator, shape)[0]
         mirrored = bool(torch.rand((), generator=generator) < 0.5) and flip
@@ -104,10 +119,11 @@ def draws(
 
 def assemble(
     pairs: Sequence[Pair], drawn: Sequence[Draw], cache: Cache, model: Opened, dtype: torch.dtype = torch.float32,
-    *, as_tokens: bool = False,
+    *, as_tokens: bool = False, frame: Frame | None = None,
 ) -> Batch:  # fmt: skip
     """The batch of some draws: chosen images first, then the rejected ones in the same order.
 
+    All are seen in one ``frame``; without one it is the square of the cache.
     With ``as_tokens`` prompts are tokens, which the text encoders still have to read (``opening.WithText``).
     """
     members = [pairs[draw.row] for draw in drawn]
@@ -115,14 +131,15 @@ def assemble(
     images += [(pair.rejected, draw, 1) for pair, draw in zip(members, drawn, strict=True)]
     latents = []
     for name, draw, side in images:
-        mean, logvar = (values.float() for values in cache.latents(name, draw.flip))
+        mean, logvar = (values.float() for values in cache.latents(name, draw.flip, frame))
         latents.append(mean + (0.5 * logvar.clamp(-30, 20)).exp() * draw.samples[side])
     if as_tokens:
         assert isinstance(model, TokenModel)
         texts = [tokens_of(pair, draw, model, model) for pair, draw in zip(members, drawn, strict=True)] * 2
     else:
         texts = [text_of(pair, draw, cache, model) for pair, draw in zip(members, drawn, strict=True)] * 2
-    frames = Frames.square(torch.stack([cache.size(name) for name, _, _ in images]), cache.resolution)
+    sizes = torch.stack([cache.size(name, frame) for name, _, _ in images])
+    frames = Frames.alike(sizes, frame or square(cache.resolution))
     return Batch(
         model.scale(torch.stack(latents)).to(dtype),
         model.condition(together(texts), frames),
@@ -132,6 +149,14 @@ def assemble(
         torch.stack([draw.time for draw in drawn]),
         tuple(pair.id for pair in members),
     )
+
+
+def portions(items: Iterable[T], most: int, kind: Callable[[T], Hashable]) -> list[list[T]]:
+    """``items`` in portions of at most ``most``, each of one kind. Those of a kind keep their order."""
+    kinds: dict[Hashable, list[T]] = {}
+    for item in items:
+        kinds.setdefault(kind(item), []).append(item)
+    return [alike[k : k + most] for alike in kinds.values() for k in range(0, len(alike), most)]
 
 
 def text_of(pair: Pair, draw: Draw, cache: Cache, model: Opened) -> Cond:

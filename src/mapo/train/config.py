@@ -148,6 +148,12 @@ class DataConfig(Section):
         "The side, in pixels, of the square to which pictures are resized and cropped. A multiple of 32 for SDXL, of "
         "64 for Stable Diffusion 1 and 2, of 16 for Stable Diffusion 3, FLUX.1 and Z-Image. Left out, the model's own.",
     )
+    buckets: bool = told(
+        False,
+        "See wide and tall pictures in frames of their shape, with about as many pixels as the square of "
+        "`data.resolution` has; both pictures of a pair in the same. The cache keeps a picture once for each frame. No "
+        "effect on square pictures.",
+    )
     flip: bool = told(
         False,
         "Mirror the pair in half of the times that it is seen, always both of its pictures. The cache then holds every "

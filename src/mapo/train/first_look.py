@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from mapo import progress
+from mapo.encode.frame import square
 from mapo.errors import count
 from mapo.statistics import Floats
-from mapo.train.batches import assemble, draws, rows_at
+from mapo.train.batches import assemble, draws, portions, rows_at
 from mapo.train.loop import Loop
 from mapo.train.objectives import Objective
 from mapo.train.objectives.reach import Reach, reach
@@ -44,8 +45,7 @@ def look(loop: Loop) -> Look:
     began, model, processes = time.perf_counter(), loop.trained.model, loop.processes
     number = min(PAIRS, len(loop.members))
     rows = rows_at(range(number), len(loop.members), loop.config.train.seed)
-    drawn = draws(range(number), number, loop.process, model.layout.latent(loop.cache.resolution), seed=SEED)
-    mine = [replace(one, row=row) for one, row in zip(drawn, rows, strict=True)][processes.rank :: processes.world]
+    mine = range(number)[processes.rank :: processes.world]
     at_once = min(loop.config.train.pairs_per_device or loop.last - loop.first, loop.last - loop.first)
     predict, found = loop.trained.predictor(loop.trained.denoiser), list[tuple[float, float, float]]()
     loop.trained.denoiser.eval()  # without dropout
@@ -54,9 +54,12 @@ def look(loop: Loop) -> Look:
             torch.no_grad(),
             progress.bar(total=len(mine), desc="first look", unit="pair", shown=processes.main) as bar,
         ):
-            for start in range(0, len(mine), at_once):
-                portion = mine[start : start + at_once]
-                batch = assemble(loop.members, portion, loop.cache, model, loop.dtype).to(processes.device)
+            for portion in portions(mine, at_once, lambda k: loop.members.frame(rows[k])):
+                frame = loop.members.frame(rows[portion[0]])
+                shape = model.layout.latent(*(frame or square(loop.cache.resolution)))
+                drawn = draws(portion, number, loop.process, shape, seed=SEED)
+                drawn = [replace(one, row=rows[k]) for one, k in zip(drawn, portion, strict=True)]
+                batch = assemble(loop.members, drawn, loop.cache, model, loop.dtype, frame=frame).to(processes.device)
                 errors = pair_errors(predict, batch, loop.process)
                 both = (side.double().tolist() for side in (errors.chosen, errors.rejected))
                 found += zip(batch.timesteps.tolist(), *both, strict=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields, replace
 from functools import partial
 
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from mapo.encode.cache import Cache
+from mapo.encode.frame import Frame, square
 from mapo.errors import DivergedError, MapoError, SaidElsewhere, count
-from mapo.train.batches import Members, assemble, draws, prefetched, rows_at
+from mapo.train.batches import Members, assemble, draws, portions, prefetched, rows_at
 from mapo.train.config import Config
 from mapo.train.objectives import Objective
 from mapo.train.objectives.own import constants_of
@@ -49,23 +50,28 @@ class Loop:
         size = config.train.pairs_per_step
         self.first, self.last = (size * rank // processes.world for rank in (processes.rank, processes.rank + 1))
 
-    def batch_at(self, positions: Iterable[int]) -> Batch:
-        """The pairs at some positions of the run."""
+    def frame_at(self, position: int) -> Frame | None:
+        """The frame of the pair at a position of the run; None: the square of the cache."""
+        return self.members.frame(rows_at([position], len(self.members), self.config.train.seed)[0])
+
+    def batch_at(self, positions: Sequence[int]) -> Batch:
+        """The pairs at some positions of the run, which are seen in one frame."""
         model, seed = self.trained.model, self.config.train.seed
-        shape = model.layout.latent(self.cache.resolution)
+        frame = self.frame_at(positions[0])
+        shape = model.layout.latent(*(frame or square(self.cache.resolution)))
         data = self.config.data
         drawn = draws(
-            list(positions), len(self.members), self.process, shape, seed=seed, flip=data.flip,
+            positions, len(self.members), self.process, shape, seed=seed, flip=data.flip,
             caption_dropout=data.caption_dropout,
         )  # fmt: skip
         as_tokens = self.config.adapter.text_encoders
-        return assemble(self.members, drawn, self.cache, model, self.dtype, as_tokens=as_tokens)
+        return assemble(self.members, drawn, self.cache, model, self.dtype, as_tokens=as_tokens, frame=frame)
 
-    def micro_batches(self, step: int) -> list[range]:
-        """The positions of this process's pairs of a step, in portions that fit the device."""
+    def micro_batches(self, step: int) -> list[list[int]]:
+        """The positions of this process's pairs of a step, in portions of one frame that fit the device."""
         start = step * self.config.train.pairs_per_step
         most = self.config.train.pairs_per_device or self.last - self.first
-        return [range(start + k, start + min(k + most, self.last)) for k in range(self.first, self.last, most)]
+        return portions(range(start + self.first, start + self.last), most, self.frame_at)
 
     def total_weight(self, step: int) -> float:
         """The weight of the whole step's pairs over all processes."""
@@ -148,7 +154,7 @@ class Loop:
         return {**dict(zip(sums, means, strict=True)), **constants, **told, "lr": updater.rate}
 
     @torch.no_grad()
-    def _look_at(self, batch: Batch, positions: range, reference: Predict | None) -> PairErrors:
+    def _look_at(self, batch: Batch, positions: list[int], reference: Predict | None) -> PairErrors:
         """The errors of a portion, without a graph, for what an objective prepares of a whole step."""
         predict = self.trained.predictor(self.trained.network)
         drop_at(self.trained.network, self.config.train.seed, positions)

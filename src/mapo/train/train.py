@@ -20,9 +20,10 @@ from typing import Any
 from torch import nn
 
 from mapo import progress
+from mapo.encode.buckets import framing
 from mapo.encode.cache import Cache, cache_key, hold
 from mapo.encode.fill import Holding, encode, holds_all
-from mapo.encode.seen import equal_once_cropped, what_training_sees, with_chunks
+from mapo.encode.seen import equal_once_cropped, frames_of, what_training_sees, with_chunks
 from mapo.errors import DivergedError, MapoError, ObjectiveFailed, SaidElsewhere, count, memory_told
 from mapo.models import Opened, TokenModel, find_model, open_model
 from mapo.models.noise.flow import RectifiedFlow
@@ -76,15 +77,18 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
     )  # fmt: skip
     model = with_chunks(open_model(replace(files, guidance=config.train.guidance)), pairs)
     _check_trainable(config, model)
-    side = model.layout.checked(data.resolution)
+    model.layout.checked(data.resolution)
     model.files.check_weights(model.denoiser_part)  # before anything is encoded
     for part in model.encoder_parts if config.adapter.text_encoders else ():
         if part.startswith("text_encoder"):
             model.files.check_weights(part)
     for line in processes.each(lambda: check_adapter(model, config.adapter)):
         _say(processes, line)
-    seen = what_training_sees(pairs, model, split=data.split, ties=data.ties, resolution=data.resolution)
-    members = Members(pairs, seen.rows)
+    seen = what_training_sees(
+        pairs, model, split=data.split, ties=data.ties, resolution=data.resolution, buckets=data.buckets
+    )
+    seen_in = framing(pairs, frames_of(model, data.resolution, data.buckets))
+    members = Members(pairs, seen.rows, seen_in)
     identity: Identity = {"pairs": (pairs.fingerprint(),), "model": model.files.revisions()}
     identity |= file_identity(config.objective.name)
     checkpoint = processes.first(lambda: run.accept(config, identity))
@@ -94,10 +98,12 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
         _say(processes, f"{run.folder} is finished, after {after}. Ask for more with --set train.steps=N.")
         return
     _say(processes, f"{seen.line()} {_passes(config, len(seen.rows))}")
+    if data.buckets:
+        _say(processes, members.told())
     if (chunks := model.files.chunks) > 1:
         _say(processes, f"Every prompt is given {chunks} chunks of the text encoders, as the longest one needs.")
     cache = _open_cache(config, model, pairs, processes)
-    if processes.main and not done and (equal := equal_once_cropped(cache, pairs, seen.rows, side)):
+    if processes.main and not done and (equal := equal_once_cropped(cache, pairs, seen.rows, seen_in)):
         LOG.info(
             f"{count(equal, 'pair')} of these {'shows' if equal == 1 else 'show'} the same picture twice once cropped, "
             "so there is nothing to learn there. `mapo check` names them."
@@ -196,15 +202,16 @@ def _open_cache(config: Config, model: Opened, pairs: PairSet, processes: Proces
     if config.adapter.text_encoders:
         holding = "pictures alone"  # prompts are encoded in every step
     key = cache_key(model, data.resolution, data.flip, data.cache_precision)
+    among = frames_of(model, data.resolution, data.buckets)
     fill = partial(
         encode, model, pairs, folder,
         resolution=data.resolution, flip=data.flip, precision=data.cache_precision, device=processes.device,
-        images_per_batch=data.images_per_batch, wait=True, holding=holding,
+        images_per_batch=data.images_per_batch, wait=True, holding=holding, buckets=data.buckets,
     )  # fmt: skip
     if processes.world == 1:
         return fill()
     with contextlib.ExitStack() as stack:
-        if not processes.first(lambda: holds_all(pairs, folder, key, holding)):
+        if not processes.first(lambda: holds_all(pairs, folder, key, holding, among)):
             processes.first(lambda: stack.enter_context(hold(folder, wait=True)) and None)
             processes.each(lambda: fill(shard=(processes.rank, processes.world), locked=False) and None)
     return processes.each(lambda: Cache(folder, key))
