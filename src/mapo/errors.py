@@ -23,6 +23,10 @@ class DivergedError(MapoError):
     """A loss or gradient is not finite."""
 
 
+class SpoiledError(DivergedError):
+    """A gradient is not finite, and weights have moved by it already."""
+
+
 class ObjectiveFailed(MapoError):
     """A user's own objective failed in the middle of a training."""
 

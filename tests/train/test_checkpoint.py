@@ -10,7 +10,7 @@ from mapo.train.run.checkpoint import (
     read_state,
     save_checkpoint,
 )
-from mapo.train.weights.updater import load_optimizer_tensors, optimizer_tensors
+from mapo.train.weights.optimizers import load_optimizer_tensors, optimizer_tensors
 
 
 def stepped(seed):
@@ -23,15 +23,19 @@ def stepped(seed):
     return layer, optimizer, dict(layer.named_parameters())
 
 
+def groups(optimizer, names):
+    return {"weights": names, "optimizer": optimizer_tensors(optimizer, names)}
+
+
 def test_weights_and_moments_come_back_to_the_bit(tmp_path):
     layer, optimizer, names = stepped(0)
-    save_checkpoint(tmp_path / "c", names, optimizer_tensors(optimizer, names), {"step": 3})
+    save_checkpoint(tmp_path / "c", groups(optimizer, names), {"step": 3})
     other, other_optimizer, other_names = stepped(1)
-    weights, moments = load_checkpoint(tmp_path / "c")
+    found = load_checkpoint(tmp_path / "c")
     with torch.no_grad():
         for name, parameter in other_names.items():
-            parameter.copy_(weights[name])
-    load_optimizer_tensors(other_optimizer, other_names, moments)
+            parameter.copy_(found["weights"][name])
+    load_optimizer_tensors(other_optimizer, other_names, found["optimizer"])
     assert read_state(tmp_path / "c") == {"step": 3}
     for module, optim in ((layer, optimizer), (other, other_optimizer)):
         optim.zero_grad()
@@ -42,7 +46,7 @@ def test_weights_and_moments_come_back_to_the_bit(tmp_path):
 
 def test_a_damaged_checkpoint_is_named(tmp_path):
     _, optimizer, names = stepped(0)
-    save_checkpoint(tmp_path / "c", names, optimizer_tensors(optimizer, names), {"step": 3})
+    save_checkpoint(tmp_path / "c", groups(optimizer, names), {"step": 3})
     (tmp_path / "c" / "optimizer.safetensors").write_bytes(b"x")
     with pytest.raises(MapoError, match=r"The checkpoint .*c is damaged"):
         load_checkpoint(tmp_path / "c")
@@ -50,7 +54,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
 
 def test_nothing_is_left_of_a_checkpoint_that_could_not_be_written(tmp_path):
     with pytest.raises(AttributeError):
-        save_checkpoint(tmp_path / "c", {"w": None}, {}, {"step": 1})
+        save_checkpoint(tmp_path / "c", {"weights": {"w": None}}, {"step": 1})
     assert list(tmp_path.iterdir()) == []
 
 

@@ -15,7 +15,7 @@ from mapo.train.config import OptimConfig
 from mapo.train.late import Late
 from mapo.train.loop import Loop
 from mapo.train.run.folder import Run
-from mapo.train.weights.updater import AdamW
+from mapo.train.weights.updater import AtEnd
 
 HERE = str(Path(loop.__file__).parents[1])  # the package
 
@@ -28,7 +28,7 @@ def late(monkeypatch):
     def later(self, *args, **named):
         made(self, *args, **named)
         self.late = True
-        optimizer = self.trained.updater.optimizer
+        optimizer = self.trained.updater.parts[0].optimizer
         optimizer.defaults["fused"] = True
         for group in optimizer.param_groups:
             group["fused"] = True
@@ -126,9 +126,9 @@ def test_numbers_that_are_late_are_those_that_were_given():
 @pytest.mark.parametrize("fused", [False, True])
 def test_an_update_is_left_out_whole_where_a_step_was_bad(fused):
     parameter = torch.nn.Parameter(torch.ones(3))
-    updater = AdamW({"p": parameter}, OptimConfig(lr=0.1), 10)
+    updater = AtEnd({"p": parameter}, OptimConfig(lr=0.1), 10)
     if fused:
-        updater.optimizer = torch.optim.AdamW([{"params": [parameter], "share": 1.0}], lr=0.1, fused=True)
+        updater.parts[0].optimizer = torch.optim.AdamW([{"params": [parameter], "share": 1.0}], lr=0.1, fused=True)
     kept = None
     for step, (factor, good) in enumerate([(1.0, True), (math.nan, True), (1.0, False), (1.0, True)]):
         updater.begin(step)

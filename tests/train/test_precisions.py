@@ -42,12 +42,12 @@ def test_the_base_precision_has_no_effect_on_full_training_and_is_part_of_the_ru
 
 def test_the_scale_of_a_half_precision_loss_is_taken_out_again_to_the_bit():
     from mapo.train.config import OptimConfig
-    from mapo.train.weights.updater import AdamW
+    from mapo.train.weights.updater import AtEnd
 
     moved = []
     for scale in (1.0, 1024.0):
         parameter = torch.nn.Parameter(torch.linspace(-1, 1, 7))
-        updater = AdamW({"p": parameter}, OptimConfig(lr=0.1), 10, scale)
+        updater = AtEnd({"p": parameter}, OptimConfig(lr=0.1), 10, scale)
         updater.begin(0)
         updater.backward((parameter.sin() * 3).sum())
         moved.append((updater.end(torch.tensor(True)), parameter.detach().clone()))

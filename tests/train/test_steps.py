@@ -90,7 +90,9 @@ def test_what_no_gradient_reaches_comes_from_the_base(tmp_path):
     assert "pos_embed.pos_embed" not in parameters
     about = {"base": str(base), "adapter": "full", "denoiser": "transformer"}
     trained = {name: value.detach() + 1 for name, value in parameters.items()}
-    save_checkpoint(tmp_path / "r" / "checkpoints" / "step-00000001", trained, {}, {"step": 1, "model_is": about})
+    save_checkpoint(
+        tmp_path / "r" / "checkpoints" / "step-00000001", {"weights": trained}, {"step": 1, "model_is": about}
+    )
     found = weights_of(f"{tmp_path}/r@1")
     assert are_equal(found, {**trained, "pos_embed.pos_embed": tensors["pos_embed.pos_embed"]})
 
@@ -139,7 +141,7 @@ def test_as_many_checkpoints_are_kept_as_are_asked_for(tmp_path):
     made = Run(tmp_path / "r")
     for most, kept in ((2, [3, 4]), ("all", [3, 4, 5, 6]), (3, [5, 6, 7]), (1, [8])):
         for step in range(max((*steps_in(made), 0)) + 1, kept[-1] + 1):
-            save_checkpoint(made.checkpoint_at(step), {}, {}, {"step": step})
+            save_checkpoint(made.checkpoint_at(step), {}, {"step": step})
             made.keep(most)
         assert steps_in(made) == kept
 

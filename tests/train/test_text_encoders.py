@@ -19,7 +19,7 @@ from mapo.train.batches import assemble, draws
 from mapo.train.config import OptimConfig, make_config
 from mapo.train.train import train
 from mapo.train.weights.opening import WithText
-from mapo.train.weights.updater import AdamW
+from mapo.train.weights.updater import AtEnd
 from tiny import MAKERS, make_pairs, make_sd
 
 FILE = "weights/pytorch_lora_weights.safetensors"
@@ -162,7 +162,7 @@ def test_the_reference_reads_prompts_with_the_encoders_as_they_were(work, sdxl, 
 def test_text_encoders_have_a_rate_of_their_own():
     weights = {name: torch.nn.Parameter(torch.ones(3)) for name in ("unet", "text_encoder.q")}
     for text_lr, share in ((None, 0.1), (5e-2, 0.5), (0.2, 2.0)):
-        updater = AdamW(weights, OptimConfig(lr=0.1, text_lr=text_lr, weight_decay=0), 10, of_text=("text_encoder.q",))
+        updater = AtEnd(weights, OptimConfig(lr=0.1, text_lr=text_lr, weight_decay=0), 10, of_text=("text_encoder.q",))
         before = {name: p.detach().clone() for name, p in weights.items()}
         updater.begin(0)
         updater.backward(sum(p.sum() for p in weights.values()))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
 import tomli_w
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from mapo.errors import MapoError, suggest
 from mapo.settings import NotNegative, Number, Positive, Section, told
@@ -19,7 +19,14 @@ def _kept(value: Any) -> Any:
     return value
 
 
+def _truth_for_small(value: int) -> int:
+    if value < 0:
+        raise ValueError("Input should be true, false or a whole number, at least 1")
+    return bool(value) if value < 2 else value
+
+
 KeptCheckpoints = Annotated[int | str, BeforeValidator(_kept)]
+Checkpointing = Annotated[bool | int, AfterValidator(_truth_for_small)]  # 1 is true, and 0 false
 
 
 class ObjectiveConfig(Section):
@@ -106,26 +113,49 @@ TEXT_SHARE = 0.1  # as in the paper's personalization: 5e-5 and 5e-6 (arXiv:2406
 
 
 class OptimConfig(Section):
-    """AdamW and its rate."""
+    """The optimizer and its rate."""
 
+    name: Literal["adamw", "adamw8bit", "adafactor"] = told(
+        "adamw",
+        "The optimizer, by what it holds of each trained number: AdamW with two numbers of 4 bytes (`adamw`) or of 1 "
+        '(`adamw8bit`, which needs `pip install "mapo[memory]"`), or Adafactor, with next to nothing (`adafactor`). '
+        "docs/training.md has what each gives and costs.",
+    )
     lr: Annotated[Number, Field(gt=0)] | None = told(
-        None, "The learning rate of AdamW. Left out, it is 1e-5 with `full` and 1e-4 with `lora`."
+        None,
+        "The learning rate: about how far a step moves each number. Left out, it is 1e-5 with `full` and 1e-4 with "
+        "`lora`. With `adafactor` too it is such a distance, not a share of the weight.",
     )
     text_lr: Annotated[Number, Field(gt=0)] | None = told(
         None,
         "The learning rate of the text encoders, with the same schedule. Left out, a tenth of `optim.lr`. No effect "
         "without `adapter.text_encoders`.",
     )
-    beta1: Annotated[Number, Field(ge=0, lt=1)] = told(0.9, "How much of AdamW's mean gradient a step keeps.")
-    beta2: Annotated[Number, Field(ge=0, lt=1)] = told(0.999, "How much of AdamW's mean squared gradient a step keeps.")
+    beta1: Annotated[Number, Field(ge=0, lt=1)] = told(
+        0.9, "How much of AdamW's mean gradient a step keeps. No effect with `adafactor`, which has none."
+    )
+    beta2: Annotated[Number, Field(ge=0, lt=1)] = told(
+        0.999,
+        "How much of AdamW's mean squared gradient a step keeps. No effect with `adafactor`, where it is "
+        "1 − step^−0.8.",
+    )
     eps: Annotated[Number, Field(gt=0)] = told(
-        1e-8, "Added to the root of the mean squared gradient, so that nothing is divided by 0."
+        1e-8,
+        "Added to the root of AdamW's mean squared gradient, so that nothing is divided by 0. No effect with "
+        "`adafactor`.",
     )
     weight_decay: Annotated[Number, Field(ge=0)] = told(
         1e-2, "In each step every trained weight shrinks by this times the learning rate. 0: not at all."
     )
-    clip_norm: Annotated[Number, Field(gt=0)] = told(
-        1.0, "The longest gradient, over all trained weights together. A longer one is shortened to it."
+    clip_norm: Annotated[Number, Field(ge=0)] = told(
+        1.0,
+        "The longest gradient, over all trained weights together. A longer one is shortened to it. 0: it is left as "
+        "it is.",
+    )
+    in_backward: bool = told(
+        False,
+        "Move each weight as soon as its gradient is there, and forget the gradient, so that never all gradients are "
+        "held. Changes memory only. It takes `optim.clip_norm = 0`, one process, and all pairs of a step at once.",
     )
     schedule: Literal["constant", "linear", "cosine"] = told(
         "constant",
@@ -232,8 +262,23 @@ class TrainConfig(Section):
         "Train a model that was distilled to draw in few steps (schnell, Turbo, Lightning …). Training makes it one "
         "that needs more steps again.",
     )
-    gradient_checkpointing: bool = told(
-        False, "Compute activations twice so that few are held: slower, with much less memory and the same result."
+    gradient_checkpointing: Checkpointing = told(
+        False,
+        "Compute activations twice so that few are held: slower, with much less memory and the same result. `true`: "
+        "those of every block; a number n: those of every n-th block only.",
+    )
+    weights: Literal["float32", "bfloat16-master", "bfloat16-stochastic"] = told(
+        "float32",
+        "How the trained weights are kept with `full`: in float32; in bfloat16, with a master in float32 that the "
+        "optimizer moves (`bfloat16-master`); or in bfloat16 alone, each update rounded at random so that small ones "
+        "are not lost on average (`bfloat16-stochastic`, for rates of 1e-6 and more). The arithmetic of bfloat16 "
+        "weights is in bfloat16. A LoRA is always in float32.",
+    )
+    ema: Annotated[Number, Field(gt=0, lt=1)] | None = told(
+        None,
+        "The run's weights, and those of RUN@STEP, are a running mean of the trained ones, of which each step keeps "
+        "this share, such as 0.999; in step k at most (1 + k) / (10 + k), so that the first weights are soon "
+        "forgotten. Takes 4 bytes for each trained number. Left out, the last weights.",
     )
     pair_by_pair: bool = told(
         False,

@@ -11,20 +11,18 @@ import logging
 import math
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from mapo import progress
 from mapo.encode.buckets import framing
 from mapo.encode.cache import Cache, cache_key, hold
 from mapo.encode.fill import Holding, encode, holds_all
 from mapo.encode.seen import equal_once_cropped, frames_of, what_training_sees, with_chunks
-from mapo.errors import DivergedError, MapoError, ObjectiveFailed, SaidElsewhere, count, memory_told
+from mapo.errors import DivergedError, MapoError, ObjectiveFailed, SaidElsewhere, SpoiledError, count, memory_told
 from mapo.models import Opened, TokenModel, find_model, open_model
 from mapo.models.noise.flow import RectifiedFlow
 from mapo.pairs import PairSet
@@ -41,7 +39,8 @@ from mapo.train.reference import check_extras, errors_before
 from mapo.train.run.checkpoint import save_checkpoint
 from mapo.train.run.folder import REFERENCE, Identity, Run, settled, steps_of
 from mapo.train.weights.adapters import check_adapter, told
-from mapo.train.weights.opening import Trained, open_trained, restore
+from mapo.train.weights.levers import check_levers
+from mapo.train.weights.opening import Trained, checkpoint_size, open_trained, restore
 from mapo.train.weights.speed import check_speed
 
 LOG = logging.getLogger(__name__)
@@ -69,6 +68,7 @@ def train(config: Config, out: Path, hands: Hands = NO_HANDS) -> bool:
 def _train(config: Config, run: Run, processes: Processes, hands: Hands) -> None:
     processes.first(lambda: check_shares(config, processes))
     _check_precisions(config, processes)
+    processes.each(lambda: check_levers(config, processes))
     _check_together(config)
     processes.each(lambda: check_speed(config, processes.device))
     name, settings = config.objective.name, config.objective.settings
@@ -136,7 +136,10 @@ def _train(config: Config, run: Run, processes: Processes, hands: Hands) -> None
             loop.known = errors_before(loop, run.folder / REFERENCE, identity)
             if checkpoint:
                 processes.each(lambda: restore(checkpoint, trained))
-        processes.first(lambda: _check_space(run, config, trained.parameters))
+        processes.first(lambda: _check_space(run, config, trained))
+        if trained.ema:
+            of = f"train.ema={config.train.ema:g}"
+            _say(processes, f"The weights of this run are the running mean of those that are trained ({of}).")
         if not loop.whole:
             what = f"Rejected pictures are not run: {config.objective.name} does not learn from them."
             _say(processes, f"{what} train.measure_rejected=true measures their errors, in twice the time.")
@@ -192,7 +195,7 @@ def _check_trainable(config: Config, model: Opened) -> None:
 
 def _check_together(config: Config) -> None:
     """MapoError where two settings do not go together."""
-    if config.train.pair_by_pair and getattr(config.optim, "in_backward", False):
+    if config.train.pair_by_pair and config.optim.in_backward:
         raise MapoError(
             "train.pair_by_pair=true does not go together with optim.in_backward=true, which moves the weights after "
             "the chosen pictures, before the gradient of the rejected ones is known. Leave one of them out."
@@ -253,6 +256,7 @@ def _take_steps(loop: Loop, monitor: Monitor, done: int, save: Callable[[int], N
     config, main, run = loop.config.train, loop.processes.main, monitor.run
     saved = step = done
     diverged = failed = ""
+    spoiled = False
     with progress.bar(total=config.steps, initial=done, desc="train", unit="step", shown=main) as bar:
         try:
             for values in loop.run(done, pause=lambda n: n % config.save_every_steps == 0 or monitor.due(n)):
@@ -267,6 +271,7 @@ def _take_steps(loop: Loop, monitor: Monitor, done: int, save: Callable[[int], N
                     saved = step
         except DivergedError as error:
             diverged = str(error)  # and no more of it: its frames hold what joins the processes
+            spoiled = isinstance(error, SpoiledError)
         except ObjectiveFailed as error:
             failed = str(error)
     if failed:
@@ -275,6 +280,8 @@ def _take_steps(loop: Loop, monitor: Monitor, done: int, save: Callable[[int], N
         if step > saved:
             save(step)
         raise ObjectiveFailed(f"{failed} {_how_to_go_on(run, step)}")
+    if spoiled:
+        raise DivergedError(f"{diverged} {_how_to_go_on(run, saved)}")
     if diverged:
         if step > saved:
             save(step)
@@ -299,7 +306,7 @@ def _save(run: Run, config: Config, trained: Trained, state: dict[str, Any]) -> 
     step = state["step"]
     folder = run.checkpoint_at(step)
     try:
-        save_checkpoint(folder, trained.parameters, trained.updater.state(), state, trained.save_loras)
+        save_checkpoint(folder, trained.groups(), state, trained.save_loras)
     except OSError as error:
         kept = run.checkpoints()
         last = f"The checkpoint of step {steps_of(kept[-1])} is kept" if kept else "There is no earlier checkpoint"
@@ -310,13 +317,13 @@ def _save(run: Run, config: Config, trained: Trained, state: dict[str, Any]) -> 
     run.keep(config.train.keep_checkpoints)
 
 
-def _check_space(run: Run, config: Config, names: Mapping[str, nn.Parameter]) -> None:
+def _check_space(run: Run, config: Config, trained: Trained) -> None:
     """Refuse to begin where the checkpoints that are kept and the final weights would not fit."""
-    weights = sum(p.numel() * p.element_size() for p in names.values())
+    weights = sum(t.numel() * t.element_size() for t in trained.updater.final().values())
     train, made = config.train, run.checkpoints()
     to_come = math.ceil((train.steps - (steps_of(made[-1]) if made else 0)) / train.save_every_steps)
     more = max(1, kept(train.keep_checkpoints).to_add(len(made), to_come, train.steps))
-    needed, free = (1 + 3 * more) * weights, shutil.disk_usage(run.folder).free  # a checkpoint has two moments besides
+    needed, free = weights + more * checkpoint_size(config, trained), shutil.disk_usage(run.folder).free
     if free < needed:
         checkpoints = "A checkpoint" if more == 1 else f"{more} checkpoints (train.keep_checkpoints)"
         raise MapoError(

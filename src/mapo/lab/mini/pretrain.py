@@ -37,7 +37,7 @@ from mapo.train.run.checkpoint import (
     read_state,
     save_checkpoint,
 )
-from mapo.train.weights.updater import load_optimizer_tensors, optimizer_tensors
+from mapo.train.weights.optimizers import load_optimizer_tensors, optimizer_tensors
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -195,7 +195,8 @@ class Loop:
         self.average = {k: v.detach().clone() for k, v in self.names.items()}
         self.step, self.seconds = 0, 0.0
         if self.folder.exists():
-            (weights, moments), state = load_checkpoint(self.folder), read_state(self.folder)
+            found, state = load_checkpoint(self.folder), read_state(self.folder)
+            weights, moments = found["weights"], found["optimizer"]
             with torch.no_grad():
                 for k, v in self.names.items():
                     v.copy_(weights[f"now.{k}"])
@@ -207,7 +208,8 @@ class Loop:
         """Write the checkpoint."""
         weights = {f"now.{k}": v for k, v in self.names.items()} | {f"mean.{k}": v for k, v in self.average.items()}
         state = {"step": self.step, "seconds": self.seconds}
-        save_checkpoint(self.folder, weights, optimizer_tensors(self.optimizer, self.names), state)
+        moments = optimizer_tensors(self.optimizer, self.names)
+        save_checkpoint(self.folder, {"weights": weights, "optimizer": moments}, state)
 
     def use_average(self) -> None:
         """Put the moving average in place of the weights."""

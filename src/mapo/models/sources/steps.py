@@ -59,7 +59,9 @@ def checkpoint_of(run: Path, step: int, flag: str = "--model") -> tuple[Path, di
 
 def on_base(base: ModelFiles, checkpoint: Path, about: Mapping[str, Any]) -> dict[str, Any]:
     """What of a model's files a checkpoint replaces: its LoRAs, and its denoiser where all weights are trained."""
-    weights, loras = checkpoint / "weights.safetensors", checkpoint / LORA_FILE
+    weights, loras = checkpoint / "ema.safetensors", checkpoint / LORA_FILE  # the running mean, where there is one
+    if not weights.exists():
+        weights = checkpoint / "weights.safetensors"
     if about["adapter"] == "lora":
         if not loras.is_file():
             raise MapoError(f"The checkpoint {checkpoint} is damaged: it has no {LORA_FILE}. {REMEDY}")

@@ -5,7 +5,7 @@ A checkpoint is a folder that is either complete or absent (it is written under 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +22,28 @@ REMEDY = "Delete it, or restore it from a copy, then run the same command again.
 
 def save_checkpoint(
     folder: Path,
-    weights: Mapping[str, Tensor],
-    moments: Mapping[str, Tensor],
+    groups: Mapping[str, Mapping[str, Tensor]],
     state: Mapping[str, Any],
     add: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write a complete checkpoint folder, atomically, and see that it is on the disk. ``add`` writes more into it."""
+    """Write a complete checkpoint folder, atomically, and see that it is on the disk.
+
+    Each of ``groups`` is a file of its name. ``add`` writes more into the folder.
+    """
     with replacing(folder, sync=True) as temporary:
         temporary.mkdir(parents=True)
-        save_tensors(
-            {k: v.detach().cpu().contiguous().clone() for k, v in weights.items()}, temporary / "weights.safetensors"
-        )
-        save_tensors(dict(moments), temporary / "optimizer.safetensors")
+        for name, tensors in groups.items():
+            plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+            save_tensors(plain, temporary / f"{name}.safetensors")
         if add is not None:
             add(temporary)
         write_json(temporary / "state.json", dict(state))
 
 
-def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Weights and optimizer moments of a checkpoint folder."""
+def load_checkpoint(folder: Path, groups: Iterable[str] = ("weights", "optimizer")) -> dict[str, dict[str, Tensor]]:
+    """The tensors of a checkpoint folder, by their groups."""
     try:
-        return load_file(folder / "weights.safetensors"), load_file(folder / "optimizer.safetensors")
+        return {name: load_file(folder / f"{name}.safetensors") for name in groups}
     except Exception as error:
         raise MapoError(f"The checkpoint {folder} is damaged ({error}). {REMEDY}") from None
 

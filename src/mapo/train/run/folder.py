@@ -62,6 +62,7 @@ MAY_CHANGE = {
     "train.pairs_per_device",
     "train.gradient_checkpointing",
     "train.allow_distilled",
+    "optim.in_backward",
     "train.pair_by_pair",
     "train.measure_rejected",
     "train.reference",
@@ -76,13 +77,14 @@ AS_IN_0_1_0: dict[str, Any] = {
     "prediction": None,
     "loras": [],
     "adapter": {"alpha": None, "dropout": 0.0, "targets": None, "start": "fused", "text_encoders": False},
-    "optim": {"text_lr": None},
+    "optim": {"name": "adamw", "text_lr": None, "in_backward": False},
     "data": {
         "images_per_batch": 8, "cache_precision": "float32", "clip_skip": None, "long_prompts": None,
-        "caption_dropout": 0.0,
+        "caption_dropout": 0.0, "buckets": False,
     },
     "train": {
         "base_precision": "float32", "guidance": 1.0, "allow_distilled": False, "keep_checkpoints": 1,
+        "weights": "float32", "ema": None,
         "pair_by_pair": False, "measure_rejected": True, "reference": "together", "compile": False,
         "channels_last": False, "tf32": False,
         "evaluate_every": 0, "evaluate_pairs": 64, "pictures_every": 0, "picture_prompts": None, "trackers": [],
@@ -276,6 +278,8 @@ class Run:
             about["vae"] = files.vae.name
         if files.prediction:
             about["prediction"] = files.prediction
+        if config.train.ema is not None:
+            about["ema"] = config.train.ema  # the weights are a running mean of the trained ones
         if files.is_local:
             about["base_from_here"] = os.path.relpath(files.name, self.folder)
             about["base_revision"] = files.without_named_loras().revision()

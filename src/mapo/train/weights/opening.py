@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -26,8 +27,11 @@ from mapo.train.weights.adapters import (
     trainable,
     without_adapter,
 )
+from mapo.train.weights.blocks import checkpoint_blocks, checkpoint_layers
+from mapo.train.weights.ema import WithMean
+from mapo.train.weights.kept import Keep, Kept, Plain, Rounded, WithMaster
 from mapo.train.weights.speed import speed_up
-from mapo.train.weights.updater import AdamW, Updater
+from mapo.train.weights.updater import AtEnd, InBackward, Updater
 
 DTYPES = {
     "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64
@@ -77,7 +81,9 @@ class Trained:
     lora: bool
     autocast: bool  # arithmetic in bfloat16 on weights in float32
     dtype: torch.dtype  # of what the denoiser is given
+    ema: bool = False  # whether a running mean of the weights is saved
     continued: bool = False  # whether training starts with a LoRA that was there before
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)  # of the denoiser, where it has them rounded
 
     def predictor(self, network: nn.Module) -> Predict:
         """The family's call of a denoiser, in this run's precision."""
@@ -105,20 +111,41 @@ class Trained:
 
         return predict
 
+    def groups(self) -> dict[str, dict[str, Tensor]]:
+        """What a checkpoint holds: trained weights, the optimizer's state, and running means where there are some."""
+        groups = {"weights": self.updater.weights(), "optimizer": self.updater.state()}
+        return {**groups, "ema": self.updater.final()} if self.ema else groups
+
     def save(self, folder: Path) -> None:
         """Write what was trained in diffusers' format."""
         self.denoiser.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         if not self.lora:
-            self.model.save(self.denoiser.float() if self.dtype is torch.float64 else self.denoiser, folder)
+            with self._as_saved():
+                self.model.save(self.denoiser.float() if self.dtype is torch.float64 else self.denoiser, folder)
         self.save_loras(folder)
 
     def save_loras(self, folder: Path) -> None:
         """Write the LoRA that was trained, or what LoRAs below changed beside the weights that were trained."""
         if self.lora:
             networks = {self.model.denoiser_part: self.denoiser, **self.encoders}
-            self.model.save_lora(networks, folder, self.continued)
+            with self._as_saved():
+                self.model.save_lora(networks, folder, self.continued)
         else:
             self.model.save_text_loras(folder)
+
+    @contextlib.contextmanager
+    def _as_saved(self) -> Iterator[None]:
+        """Inside, the network has the weights that are saved: running means or masters. Nothing is copied."""
+        saved = {**self.updater.final(), **self.buffers}
+        tensors = {**self.parameters, **{name: self.denoiser.get_buffer(name) for name in self.buffers}}
+        before = {name: tensor.data for name, tensor in tensors.items()}
+        try:
+            for name, tensor in tensors.items():
+                tensor.data = saved[name]
+            yield
+        finally:
+            for name, tensor in tensors.items():
+                tensor.data = before[name]
 
 
 def working_dtype(config: Config) -> torch.dtype:
@@ -127,10 +154,10 @@ def working_dtype(config: Config) -> torch.dtype:
 
 
 def base_dtype(config: Config) -> torch.dtype:
-    """Of the weights that are loaded."""
+    """Of the weights that the denoiser computes with."""
     if config.adapter.kind == "lora" and config.train.base_precision != "float32":
         return DTYPES[config.train.base_precision]
-    return working_dtype(config)
+    return working_dtype(config) if config.train.weights == "float32" else torch.bfloat16
 
 
 def open_trained(
@@ -139,17 +166,20 @@ def open_trained(
     """What is trained, in every process, with the state of ``checkpoint``."""
     dtype = base_dtype(config)
     fused = config.adapter.start == "fused"
-    denoiser = processes.each(lambda: model.denoiser(processes.device, dtype, loras=fused))
+    master = config.train.weights == "bfloat16-master"
+    loaded = torch.float32 if master else dtype
+    denoiser = processes.each(lambda: model.denoiser(processes.device, loaded, loras=fused))
+    masters, buffers = _exactly(denoiser) if master else ({}, {})
     reference = None
     if objective.needs_reference and config.adapter.kind == "full" and config.train.reference == "together":
         reference = copy.deepcopy(denoiser).requires_grad_(False).eval()
     before = [] if fused else processes.each(lambda: loras_before(model, config.adapter))
     processes.each(lambda: add_adapter(denoiser, model, config.adapter, config.train.seed, before))
     encoders = processes.each(lambda: _text_encoders(config, model, processes, dtype))
-    if config.train.gradient_checkpointing:
-        denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+    if every := int(config.train.gradient_checkpointing):
+        checkpoint_blocks(denoiser, every)
         for encoder in encoders.values():
-            encoder.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+            checkpoint_layers(encoder, every)
     for one in filter(None, (denoiser, reference)):
         speed_up(one, config)
     network = WithText(model, denoiser, encoders) if encoders else denoiser
@@ -158,16 +188,53 @@ def open_trained(
         wrapped = DistributedDataParallel(network, broadcast_buffers=False)
     of_text = {f"{part}.{name}": p for part, encoder in encoders.items() for name, p in trainable(encoder).items()}
     parameters = trainable(denoiser) | of_text
-    scale = HALF_SCALE if dtype is torch.float16 else 1.0
-    updater = AdamW(parameters, config.optim, config.train.steps, scale, tuple(of_text))
+    updater = _updater(config, processes, parameters, tuple(of_text), masters)
     trained = Trained(
         model, denoiser, encoders, network, wrapped, reference, parameters, updater,
         lora=config.adapter.kind == "lora", autocast=config.train.precision == "bfloat16", dtype=dtype,
-        continued=config.adapter.start == "continued",
+        ema=config.train.ema is not None, continued=config.adapter.start == "continued", buffers=buffers,
     )  # fmt: skip
     if checkpoint:
         processes.each(lambda: restore(checkpoint, trained))
     return trained
+
+
+def _exactly(denoiser: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Parameters and buffers of a denoiser in float32, which itself is in bfloat16 then."""
+    found = dict(denoiser.named_parameters()), dict(denoiser.named_buffers())
+    masters, buffers = ({name: tensor.data for name, tensor in tensors.items()} for tensors in found)
+    nn.Module.to(denoiser, torch.bfloat16)  # that of diffusers has a warning beside it
+    return masters, buffers
+
+
+def _updater(
+    config: Config, processes: Processes, parameters: Mapping[str, nn.Parameter], of_text: tuple[str, ...],
+    masters: Mapping[str, Tensor],
+) -> Updater:  # fmt: skip
+    """How the weights are kept and moved."""
+    keep: Keep | None = None
+    if config.train.weights != "float32":
+
+        def keep(name: str, parameter: nn.Parameter) -> Kept:
+            if parameter.dtype is not torch.bfloat16:  # which diffusers keeps in float32
+                return Plain(parameter, config.optim)
+            if masters:
+                return WithMaster(parameter, config.optim, masters[name])
+            return Rounded(parameter, config.optim, config.train.seed, name)
+
+    def mean(values: Tensor) -> None:
+        processes.sum(values).div_(processes.world)
+
+    scale = HALF_SCALE if base_dtype(config) is torch.float16 else 1.0
+    how = (parameters, config.optim, config.train.steps, scale, of_text, keep)
+    portions = config.train.pairs_per_device is not None or config.train.pair_by_pair or config.data.buckets
+    apart = keep is not None and portions  # the gradients of portions are added in float32
+    updater: Updater = (
+        InBackward(*how)
+        if config.optim.in_backward
+        else AtEnd(*how, mean=mean if apart and processes.world > 1 else None)
+    )
+    return updater if config.train.ema is None else WithMean(updater, config.train.ema)
 
 
 def _text_encoders(config: Config, model: Opened, processes: Processes, dtype: torch.dtype) -> dict[str, nn.Module]:
@@ -181,15 +248,19 @@ def _text_encoders(config: Config, model: Opened, processes: Processes, dtype: t
     return encoders
 
 
+def checkpoint_size(config: Config, trained: Trained) -> float:
+    """About how many bytes a checkpoint takes: weights, moments, and running means where there are some."""
+    weights = trained.updater.weights().values()
+    numbers = sum(weight.numel() for weight in weights)
+    own = sum(weight.numel() * weight.element_size() for weight in weights)
+    moments = {"adamw": 2 * max(own, 4 * numbers), "adamw8bit": 2.1 * numbers, "adafactor": 0.1 * numbers}
+    return own + moments[config.optim.name] + (max(own, 4 * numbers) if trained.ema else 0)
+
+
 def restore(checkpoint: Path, trained: Trained) -> None:
     """Put the state of a checkpoint in place; MapoError where it is of other weights."""
-    weights, moments = load_checkpoint(checkpoint)
+    found = load_checkpoint(checkpoint, ("weights", "optimizer", "ema") if trained.ema else ("weights", "optimizer"))
     try:
-        if weights.keys() != trained.parameters.keys():
-            raise ValueError("its tensors are not those of the model")
-        with torch.no_grad():
-            for name, parameter in trained.parameters.items():
-                parameter.copy_(weights[name])
-        trained.updater.load(moments)
+        trained.updater.load(found["weights"], found["optimizer"], found.get("ema", {}))
     except (KeyError, ValueError, RuntimeError) as error:
         raise MapoError(f"The checkpoint {checkpoint} is damaged ({error}). {REMEDY}") from None

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
-from typing import Protocol
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from mapo.errors import SpoiledError
 from mapo.train.config import RATES, OptimConfig
+from mapo.train.weights import optimizers
+from mapo.train.weights.kept import Keep, Kept, Plain
 
 
 class Updater(Protocol):
-    """From the losses of a step's portions to moved weights. All its state besides the step is in :meth:`state`."""
+    """From the losses of a step's portions to moved weights, which it owns with all that a checkpoint has of them."""
 
-    rate: float  # of the step that has begun
+    @property
+    def rate(self) -> float:
+        """Of the step that has begun."""
 
     def begin(self, step: int) -> None:
         """Get ready for step 0 … steps−1."""
@@ -30,93 +37,209 @@ class Updater(Protocol):
         the device, which is not waited for.
         """
 
+    def weights(self) -> dict[str, Tensor]:
+        """The trained weights by name, as exact as they are held. Not copies."""
+
+    def final(self) -> dict[str, Tensor]:
+        """What becomes the weights of the run. Not copies."""
+
     def state(self) -> dict[str, Tensor]:
-        """What the next step depends on, as ``parameter name/…`` → tensor on the CPU."""
+        """What the next step depends on besides the weights, as ``parameter name/…`` → tensor on the CPU."""
 
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what :meth:`state` gave; KeyError, ValueError or RuntimeError where it is of other parameters."""
+    def load(self, weights: Mapping[str, Tensor], state: Mapping[str, Tensor], means: Mapping[str, Tensor]) -> None:
+        """Put back what was saved; KeyError, ValueError or RuntimeError where it is of other parameters.
+
+        ``means`` are what :meth:`final` gave, where that is not the weights themselves.
+        """
 
 
-class AdamW:
-    """torch's AdamW, with a clip by the norm of the whole gradient.
+@dataclass
+class Part:
+    """Tensors that one optimizer moves at once."""
+
+    kept: Mapping[str, Kept]
+    optimizer: torch.optim.Optimizer
+
+    def move(self, step: int, rate: float, factor: Tensor | float = 1.0, good: Tensor | None = None) -> None:
+        """By the gradients times ``factor``, where ``good`` "" is true. Tensors without a gradient stay as they are."""
+        kept = [one for one in self.kept.values() if one.has_gradient]
+        for one in kept:
+            one.open(factor)
+        optimizers.set_rates(self.optimizer, rate)
+        optimizers.step(self.optimizer, good)
+        for one in kept:
+            one.close(step)
+
+    @property
+    def moved(self) -> dict[str, nn.Parameter]:
+        """What the optimizer has, by name."""
+        return {name: one.moved for name, one in self.kept.items()}
+
+
+class _Parts:
+    """What both kinds of updaters have: how tensors are kept, their optimizers, rate and state.
 
     A half-precision base lets small gradients of activations vanish, so the loss is taken times ``scale``, a power of
     two, and the gradient is divided by it again, which is exact. The parameters that ``of_text`` names have a rate of
-    their own.
+    their own. ``keep`` says how a tensor is kept; left out, as it is.
     """
+
+    in_backward = False
 
     def __init__(
         self, parameters: Mapping[str, nn.Parameter], config: OptimConfig, steps: int, scale: float = 1.0,
-        of_text: Collection[str] = (),
+        of_text: Collection[str] = (), keep: Keep | None = None,
     ) -> None:  # fmt: skip
-        self.parameters, self.config, self.steps, self.scale = parameters, config, steps, scale
-        self.rate = 0.0
-        groups = [{"params": [p for name, p in parameters.items() if name not in of_text], "share": 1.0}]
-        if of_text:
-            groups.append({"params": [parameters[name] for name in of_text], "share": config.text_share})
-        self.optimizer = torch.optim.AdamW(
-            groups, lr=config.lr or RATES["full"], betas=(config.beta1, config.beta2), eps=config.eps,
-            weight_decay=config.weight_decay,
-        )  # fmt: skip
+        self.config, self.steps, self.scale = config, steps, scale
+        self.step, self.rate = 0, 0.0
+        self.kept: dict[str, Kept] = {
+            name: keep(name, parameter) if keep else Plain(parameter, config) for name, parameter in parameters.items()
+        }
+        self.plain = keep is None
+        together = self.plain and not self.in_backward
+        shares = {name: config.text_share if name in of_text else 1.0 for name in parameters}
+        self.parts = [self._part(shares)] if together else [self._part({name: shares[name]}) for name in shares]
+
+    def _part(self, shares: Mapping[str, float]) -> Part:
+        kept = {name: self.kept[name] for name in shares}
+        groups = [
+            {"params": [kept[name].moved for name in shares if shares[name] == share], "share": share}
+            for share in dict.fromkeys(shares.values())
+        ]
+        return Part(kept, optimizers.make_optimizer(groups, self.config))
 
     def begin(self, step: int) -> None:
         """Set the learning rate."""
-        self.rate = learning_rate(step, self.steps, self.config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate * group["share"]
+        self.step, self.rate = step, learning_rate(step, self.steps, self.config)
 
-    def backward(self, loss: Tensor) -> None:
-        """Add to the gradients."""
-        (loss * self.scale if self.scale != 1 else loss).backward()  # type: ignore[no-untyped-call]
+    def weights(self) -> dict[str, Tensor]:
+        """The parameters, or their masters."""
+        return {name: one.exact() for name, one in self.kept.items()}
 
-    def end(self, good: Tensor) -> Tensor:
-        """Clip, update where all is finite, and forget the gradients."""
-        if self.scale != 1:
-            for parameter in self.parameters.values():
-                if parameter.grad is not None:
-                    parameter.grad /= self.scale
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip_norm)
-        step_where(good.to(norm.device) & torch.isfinite(norm), self.optimizer)
-        self.optimizer.zero_grad(set_to_none=True)
-        return norm
+    def final(self) -> dict[str, Tensor]:
+        """The same."""
+        return self.weights()
 
     def state(self) -> dict[str, Tensor]:
         """The moments."""
-        return optimizer_tensors(self.optimizer, self.parameters)
+        found: dict[str, Tensor] = {}
+        for part in self.parts:
+            found |= optimizers.optimizer_tensors(part.optimizer, part.moved)
+        return found
 
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Put the moments back."""
-        load_optimizer_tensors(self.optimizer, self.parameters, state)
+    def load(self, weights: Mapping[str, Tensor], state: Mapping[str, Tensor], means: Mapping[str, Tensor]) -> None:
+        """Put weights and moments back."""
+        if weights.keys() != self.kept.keys() or means:
+            raise ValueError("its tensors are not those of the model")
+        for name, one in self.kept.items():
+            one.put(weights[name])
+        by_name: dict[str, dict[str, Tensor]] = {name: {} for name in self.kept}
+        for full_name, tensor in state.items():
+            by_name[full_name.rpartition("/")[0]][full_name] = tensor
+        for part in self.parts:
+            own = {key: tensor for name in part.kept for key, tensor in by_name[name].items()}
+            optimizers.load_optimizer_tensors(part.optimizer, part.moved, own)
 
-
-def step_where(good: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """Take the step where ``good`` "" is true. A fused optimizer decides it on the device, others are waited for."""
-    if optimizer.defaults.get("fused"):
-        optimizer.found_inf, optimizer.grad_scale = (~good).float(), None  # type: ignore[attr-defined]
-        optimizer.step()
-    elif bool(good):
-        optimizer.step()
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """The state of an optimizer as ``parameter name/moment`` → tensor."""
-    state = optimizer.state
-    return {
-        f"{name}/{key}": torch.as_tensor(value).detach().cpu().contiguous().clone()
-        for name, parameter in names.items()
-        for key, value in state.get(parameter, {}).items()
-    }
+    def _scaled(self, loss: Tensor) -> Tensor:
+        return loss * self.scale if self.scale != 1 else loss
 
 
-def load_optimizer_tensors(
-    optimizer: torch.optim.Optimizer, names: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
-) -> None:
-    """Put back what :func:`optimizer_tensors` took out."""
-    optimizer.state.clear()
-    for full_name, tensor in tensors.items():
-        name, key = full_name.rsplit("/", 1)
-        parameter = names[name]
-        optimizer.state[parameter][key] = tensor if tensor.ndim == 0 else tensor.to(parameter.device)
+class AtEnd(_Parts):
+    """All weights move at the end of a step, with a clip by the norm of the whole gradient.
+
+    One optimizer has all tensors where they are kept as they are; else each has its own, so that never all of them are
+    in float32 at once. ``mean`` makes a tensor the mean over all processes, in place; it is only needed where the
+    gradients of portions are added apart from the network.
+    """
+
+    def __init__(self, *args: Any, mean: Callable[[Tensor], None] | None = None, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.mean = mean
+
+    def backward(self, loss: Tensor) -> None:
+        """Add to the gradients."""
+        for one in self.kept.values():
+            one.keep_gradient()
+        self._scaled(loss).backward()  # type: ignore[no-untyped-call]
+
+    def end(self, good: Tensor) -> Tensor:
+        """Clip, update where all is finite, and forget the gradients."""
+        if self.mean is not None:
+            for one in self.kept.values():
+                self.mean(one.kept_gradient())
+        kept = [one for one in self.kept.values() if one.has_gradient]
+        if self.scale != 1:
+            for one in kept:
+                one.gradient().div_(self.scale)
+        norm, factor = self._clip(kept)
+        good = good.to(norm.device) & torch.isfinite(norm)
+        if self.plain:
+            for part in self.parts:
+                part.move(self.step, self.rate, good=good)
+        elif bool(good):  # which is waited for
+            for part in self.parts:
+                part.move(self.step, self.rate, factor)
+        for one in kept:
+            one.forget()
+        return norm
+
+    def _clip(self, kept: Collection[Kept]) -> tuple[Tensor, Tensor | float]:
+        """The norm of the gradient, and what it is still to be multiplied by."""
+        longest = self.config.clip_norm or math.inf
+        if self.plain:
+            return nn.utils.clip_grad_norm_([one.parameter for one in kept], longest), 1.0
+        norm = torch.stack([square(one.gradient()) for one in kept]).sum().sqrt()
+        return norm, (longest / (norm + 1e-6)).clamp(max=1.0)
+
+
+class InBackward(_Parts):
+    """Each weight moves as soon as its gradient is there, which is then forgotten: ``optim.in_backward``.
+
+    The loss is looked at before any weight moves; the gradient cannot be. Nothing is clipped.
+    """
+
+    in_backward = True
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.squares: list[Tensor] = []
+        self.stopped = False
+        for part in self.parts:
+            (one,) = part.kept.values()
+            one.parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                partial(self._move, part)
+            )
+
+    def _move(self, part: Part, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        self.squares.append(square(parameter.grad))
+        part.move(self.step, self.rate, 1 / self.scale)
+
+    def backward(self, loss: Tensor) -> None:
+        """Move the weights, but not by a loss that is not finite, nor after one."""
+        self.stopped = self.stopped or not torch.isfinite(loss)
+        if self.stopped:
+            self.squares.append(torch.full_like(loss.detach(), math.nan))
+        else:
+            self._scaled(loss).backward()  # type: ignore[no-untyped-call]
+
+    def end(self, good: Tensor) -> Tensor:
+        """The norm of the gradient. SpoiledError where it is not finite and weights have moved by it."""
+        norm = torch.stack(self.squares).sum().sqrt() / self.scale
+        self.squares.clear()
+        if not self.stopped and not torch.isfinite(norm):
+            raise SpoiledError(
+                f"Step {self.step + 1}: the gradient is not finite, and with optim.in_backward weights have moved by "
+                "it already."
+            )
+        return norm
+
+
+def square(values: Tensor) -> Tensor:
+    """The sum of squares "" of all numbers, at least in float32."""
+    wide = torch.float64 if values.dtype is torch.float64 else torch.float32
+    norm: Tensor = torch.linalg.vector_norm(values.detach(), dtype=wide)
+    return norm.square()
 
 
 def learning_rate(step: int, steps: int, config: OptimConfig) -> float:

@@ -1,0 +1,132 @@
+"""The optimizers by name, and their state as plain tensors."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mapo.errors import MapoError
+from mapo.train.config import RATES, OptimConfig
+
+FUSED = ("cuda",)  # where torch's AdamW goes over all tensors at once without holding copies of them
+PARTS = ("codes", "scale", "qmap")  # of a moment in 8 bits
+
+
+def check_optimizer(config: OptimConfig) -> None:
+    """MapoError where the optimizer needs a package that is not there."""
+    if config.name == "adamw8bit" and find_spec("torchao") is None:
+        raise MapoError(
+            'optim.name=adamw8bit needs the package torchao. Install it with `pip install "mapo[memory]"`, or take '
+            "optim.name=adafactor, which needs none."
+        )
+
+
+def make_optimizer(groups: Iterable[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:
+    """The optimizer of ``optim.name`` over ``groups`` of parameters, as torch takes them."""
+    groups, lr = list(groups), config.lr or RATES["full"]
+    betas, decay = (config.beta1, config.beta2), config.weight_decay
+    if config.name == "adafactor":
+        # The rate is multiplied by the root mean square of a tensor where that is above the second number of eps.
+        # With 1 the rate is AdamW's distance, but for tensors of larger numbers than the weights of a network are.
+        return torch.optim.Adafactor(groups, lr=lr, eps=(1e-15, 1.0), weight_decay=decay)
+    if config.name == "adamw8bit":
+        with _unheard():
+            from torchao.optim import AdamW8bit
+        return AdamW8bit(groups, lr=lr, betas=betas, eps=config.eps, weight_decay=decay)  # type: ignore[no-any-return]
+    fused = groups[0]["params"][0].device.type in FUSED or None
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=config.eps, weight_decay=decay, fused=fused)
+
+
+def as_optimizer_sees(values: Tensor, config: OptimConfig, like: Tensor | None = None) -> Tensor:
+    """For Adafactor the kernel of a convolution is a matrix "out in·h·w", else nothing would be factored.
+
+    A view, where ``values`` lie in memory as ``like`` does; left out, as they do themselves.
+    """
+    if config.name != "adafactor" or values.ndim < 3:
+        return values
+    strides = (values if like is None else like).stride()
+    order = sorted(range(1, values.ndim), key=lambda axis: -strides[axis])  # with channels last these go last
+    return values.permute(0, *order).reshape(len(values), -1)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the rate of every group, its ``share`` of ``rate``."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate * group["share"])
+        else:
+            group["lr"] = rate * group["share"]
+
+
+def step(optimizer: torch.optim.Optimizer, good: Tensor | None = None) -> None:
+    """Move the parameters, where ``good`` "" is true. A fused optimizer decides it on the device, without waiting.
+
+    torchao compiles its steps, which on a CPU takes minutes and gains little: not there.
+    """
+    if good is not None and optimizer.defaults.get("fused"):
+        optimizer.found_inf, optimizer.grad_scale = (~good).float(), None  # type: ignore[attr-defined]
+    elif good is not None and not bool(good):
+        return
+    device = optimizer.param_groups[0]["params"][0].device.type
+    eager = type(optimizer).__module__.startswith("torchao") and device == "cpu"
+    with torch.compiler.set_stance("force_eager") if eager else contextlib.nullcontext():
+        optimizer.step()
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The state of an optimizer as ``parameter name/moment`` → tensor. A moment in 8 bits is ``moment.codes`` …"""
+    state, found = optimizer.state, dict[str, Any]()
+    for name, parameter in names.items():
+        for key, value in state.get(parameter, {}).items():
+            if hasattr(value, "codes"):
+                found |= {f"{name}/{key}.{part}": getattr(value, part) for part in PARTS}
+            else:
+                found[f"{name}/{key}"] = value
+    return {key: torch.as_tensor(value).detach().cpu().contiguous().clone() for key, value in found.items()}
+
+
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, names: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
+) -> None:
+    """Put back what :func:`optimizer_tensors` took out. ValueError where it is of another optimizer."""
+    optimizer.state.clear()
+    fused = bool(optimizer.defaults.get("fused"))
+    for full_name, tensor in tensors.items():
+        name, _, key = full_name.rpartition("/")
+        parameter = names[name]
+        key, _, part = key.partition(".")
+        if part:
+            _blank(optimizer, parameter, key, part).copy_(tensor)
+        else:
+            on_cpu = tensor.ndim == 0 and not fused
+            optimizer.state[parameter][key] = tensor.clone() if on_cpu else tensor.to(parameter.device, copy=True)
+
+
+def _blank(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, key: str, part: str) -> Tensor:
+    """A part of a moment in 8 bits, which is made if it is not there yet."""
+    if not hasattr(optimizer, "_new_buffer") or part not in PARTS:
+        raise ValueError("its moments are those of another optimizer")
+    state = optimizer.state[parameter]
+    if key not in state:
+        state[key] = optimizer._new_buffer(parameter, key == "exp_avg")
+    return getattr(state[key], part)  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """Without what torchao says when it is imported of kernels that this machine has no use for."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
