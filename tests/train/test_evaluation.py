@@ -304,3 +304,11 @@ def test_where_numbers_are_read_late_weights_are_measured_as_their_step_left_the
     monkeypatch.setattr(Loop, "__init__", late)
     run(tmp_path / "r", sdxl, held, evaluate_every=2, seed=3)
     assert_equal_rows(evaluations(tmp_path / "r"), evaluations(whole), 1e-9)
+
+
+def test_where_the_runs_weights_are_running_means_those_are_measured_and_training_goes_on_unmoved(tmp_path, sdxl, held):
+    run(tmp_path / "r", sdxl, held, evaluate_every=1, ema=0.5, optim={"lr": 1e-2})
+    run(tmp_path / "alone", sdxl, held, ema=0.5, optim={"lr": 1e-2})
+    after = by_hand(tmp_path / "r", held, 0)
+    assert evaluations(tmp_path / "r")[-1]["error_chosen"] == pytest.approx(after[..., 0].mean(), rel=1e-5)
+    assert_same(metrics(tmp_path / "r"), metrics(tmp_path / "alone"), tolerance=0)

@@ -86,6 +86,13 @@ def _pixels(path):
     return torch.from_numpy(np.asarray(Image.open(path), np.int16).copy())
 
 
+def test_where_the_runs_weights_are_running_means_those_draw(tmp_path, sdxl, held):
+    run(tmp_path / "r", sdxl, held, **{"train.pictures_every": 2, "train.ema": 0.5})
+    rows = drawn(tmp_path / "r")[3]
+    again = sample(model=tmp_path / "r", prompts=[row.prompt for row in rows], seeds=0, out=tmp_path / "images")
+    assert [row.sha256 for row in again.rows] == [row.sha256 for row in rows]
+
+
 def test_every_family_draws(tmp_path, any_model):
     pairs = make_held_out(tmp_path / "pairs", 3, 2)
     kind = "lora" if "Flux" in (any_model / "model_index.json").read_text() else "full"

@@ -157,7 +157,8 @@ class Evaluation:
     def row(self, step: int) -> dict[str, Any]:
         """The line of ``evaluations.jsonl`` for the model as it is."""
         began, loop = time.perf_counter(), self.loop
-        found = self.measure(loop.trained.predictor(loop.trained.network))
+        with loop.trained.with_means():
+            found = self.measure(loop.trained.predictor(loop.trained.network))
         objective, settings = loop.objective, loop.config.objective.settings
         values = numbers(found, self.base, objective.needs_reference) | spent(found, self.base, objective, settings)
         size = loop.config.train.pairs_per_step

@@ -73,7 +73,7 @@ class Pictures:
         )  # fmt: skip
         trained.network.eval()
         try:
-            with same_randomness():
+            with same_randomness(), trained.with_means():
                 self.draw(live, self.prompts, SEED, self.run.pictures_at(step))
         except Exception as error:
             if (why := foreseen(error)) is None:

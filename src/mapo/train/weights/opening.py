@@ -134,6 +134,19 @@ class Trained:
             self.model.save_text_loras(folder)
 
     @contextlib.contextmanager
+    def with_means(self) -> Iterator[None]:
+        """Inside, the network computes with the running means that the run will have, where there are some."""
+        means = self.updater.final() if self.ema else {}
+        before = {name: self.parameters[name].data for name in means}
+        try:
+            for name, mean in means.items():
+                self.parameters[name].data = mean.to(before[name].device, before[name].dtype)
+            yield
+        finally:
+            for name, data in before.items():
+                self.parameters[name].data = data
+
+    @contextlib.contextmanager
     def _as_saved(self) -> Iterator[None]:
         """Inside, the network has the weights that are saved: running means or masters. Nothing is copied."""
         saved = {**self.updater.final(), **self.buffers}
