@@ -226,12 +226,13 @@ def train(
     """Train, or go on with the run that is in ``out``. The run; MapoError, KeyboardInterrupt where it was stopped."""
     from mapo.train import verb
     from mapo.train.run.folder import Run
+    from mapo.watch.verb import hands
 
     folders = {"model": model, "pairs": pairs, "cache": cache, "vae": vae}
     named = {name: as_text(given) for name, given in folders.items()}
     named |= {"objective": objective, "adapter": adapter, "prediction": prediction}
     lists = {"loras": several(loras) or None, "targets": several(targets) or None}
-    verb.train(Path(out), nested(settings or {}), recipe, **named, **lists)
+    verb.train(Path(out), nested(settings or {}), recipe, hands=hands, **named, **lists)
     return Run(out)
 
 

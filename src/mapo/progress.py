@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, Self
 
 LOGGER = "mapo"
@@ -108,4 +108,14 @@ class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write the message; a stream that nobody reads any more is an error, as with print."""
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
-        print(record.getMessage(), file=stream, flush=True)
+        with _above_bars(stream):
+            print(record.getMessage(), file=stream, flush=True)
+
+
+def _above_bars(stream: Any) -> AbstractContextManager[None]:
+    """Inside, bars of tqdm are off the screen, so that a line does not end up behind one."""
+    bars = getattr(sys.modules.get("tqdm.std"), "tqdm", None)
+    if bars is None or not getattr(bars, "_instances", None):
+        return nullcontext()
+    found: AbstractContextManager[None] = bars.external_write_mode(file=stream)
+    return found

@@ -121,6 +121,23 @@ def owned(out: Path, wait: bool = False) -> Iterator[None]:
         os.close(descriptor)
 
 
+def is_owned(out: Path) -> bool:
+    """Whether a process is writing ``out``, for who only looks: no lock is taken, so that nobody is disturbed.
+
+    Where the system does not list its locks, a lock file that is there counts as held.
+    """
+    place = out.resolve()
+    try:
+        number = place.with_name(f".{place.name}.lock").stat().st_ino
+    except OSError:
+        return False
+    try:
+        lines = Path("/proc/locks").read_text("utf-8").splitlines()
+    except OSError:
+        return True
+    return any(f":{number} " in line for line in lines if " FLOCK " in line)
+
+
 def refuse_existing(out: Path) -> None:
     """Refuse an output that is there. What a process left that was killed just after making it goes."""
     refuse_odd_place(out)

@@ -277,3 +277,10 @@ def _exact(share: float, prompts: int) -> tuple[float, float]:
 def _no_spread(value: float, prompts: int) -> tuple[float, float]:
     """Bounds for real numbers that are all equal: none from one prompt, no width from several."""
     return (value, value) if prompts > 1 else (-math.inf, math.inf)
+
+
+def smooth(values: Floats, reach: int) -> Floats:
+    """The mean over ``reach`` values to either side, or as many as there are."""
+    sums, places = np.concatenate([[0.0], np.cumsum(values)]), np.arange(len(values))
+    low, high = np.maximum(places - reach, 0), np.minimum(places + reach + 1, len(values))
+    return np.asarray((sums[high] - sums[low]) / (high - low))

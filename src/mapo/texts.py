@@ -62,6 +62,22 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, Any]]:
             yield number, value
 
 
+def lines_after(path: Path, offset: int) -> tuple[list[Any], int]:
+    """The values of the whole lines that stand behind ``offset`` bytes, and where they end: for who follows a file.
+
+    A line that is not JSON is passed over: its owner will mend it, and who only looks has nothing to say to that.
+    """
+    with path.open("rb") as file:
+        file.seek(offset)
+        data = file.read()
+    whole = data[: data.rfind(b"\n") + 1]
+    values = []
+    for line in whole.splitlines():
+        with contextlib.suppress(ValueError):
+            values.append(parse_json(line))
+    return values, offset + len(whole)
+
+
 def _ends_a_line(file: IO[bytes], end: int) -> bool:
     file.seek(end - 1)
     return file.read(1) == b"\n"

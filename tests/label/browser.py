@@ -127,9 +127,9 @@ def until(condition: Any, what: str) -> None:
 
 
 @contextlib.contextmanager
-def serving(*words: Any) -> Iterator[str]:
-    """`mapo label WORDS` in a process of its own, at a free port; the address that it printed."""
-    command = [sys.executable, "-m", "mapo", "label", *map(str, words), "--port", "0"]
+def serving(*words: Any, verb: str = "label") -> Iterator[str]:
+    """`mapo label WORDS`, or another verb, in a process of its own, at a free port; the address that it printed."""
+    command = [sys.executable, "-m", "mapo", verb, *map(str, words), "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert process.stdout
     try:

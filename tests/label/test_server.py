@@ -22,8 +22,9 @@ from mapo.errors import MapoError
 from mapo.files import sha256
 from mapo.label import server as module
 from mapo.label.blind import of_folders, of_pairs
-from mapo.label.server import is_loopback, make_app, serve
+from mapo.label.server import make_app, serve
 from mapo.label.votes import VoteLog, read_votes
+from mapo.pages.server import is_loopback
 from mapo.pairs.pairs import PairSet, PairWriter, decode_picture
 from mapo.pairs.splits import prompt_id
 from mapo.sample.folder import ImageRow, append_images

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from test_train import assert_same, run
+from test_train import assert_same, metrics, run
 
 from mapo.errors import MapoError
 from mapo.models.noise.process import Ddpm
@@ -11,7 +11,7 @@ from mapo.train.config import make_config
 from mapo.train.objectives import OBJECTIVES, Objective
 from mapo.train.objectives.own import constants_of
 from mapo.train.step import by_pair, pair_errors, pair_losses
-from mapo.train.train import _check_together
+from mapo.train.train import _check_together, train
 from mapo.train.types import Batch, PairErrors
 from tiny import make_sd3
 
@@ -94,10 +94,6 @@ def test_five_steps_are_those_of_both_pictures_at_once(request, tmp_path, pairs,
 
 def test_text_encoders_read_a_prompt_for_each_of_its_pictures(tmp_path, sdxl, pairs):
     adapter = {"kind": "lora", "rank": 2, "text_encoders": True}
-    from test_train import metrics
-
-    from mapo.train.train import train
-
     for apart in (False, True):
         values = {
             "model": str(sdxl), "pairs": str(pairs), "cache": str(tmp_path / "cache"), "adapter": adapter,
@@ -105,6 +101,17 @@ def test_text_encoders_read_a_prompt_for_each_of_its_pictures(tmp_path, sdxl, pa
             "train": {"steps": 3, "pairs_per_step": 2, "precision": "float64", "pair_by_pair": apart},
         }  # fmt: skip
         train(make_config(values), tmp_path / f"{apart}")
+    assert_same(metrics(tmp_path / "True"), metrics(tmp_path / "False"), tolerance=1e-9)
+
+
+def test_dropout_leaves_out_the_same_numbers(tmp_path, sdxl, pairs, cache):
+    values = {
+        "model": str(sdxl), "pairs": str(pairs), "cache": str(cache),
+        "adapter": {"kind": "lora", "rank": 2, "dropout": 0.3}, "optim": {"lr": 1e-2, "eps": 1e-4},
+    }  # fmt: skip
+    for apart in (False, True):
+        how = {"steps": 3, "pairs_per_step": 2, "precision": "float64", "pair_by_pair": apart}
+        train(make_config({**values, "train": how}), tmp_path / f"{apart}")
     assert_same(metrics(tmp_path / "True"), metrics(tmp_path / "False"), tolerance=1e-9)
 
 

@@ -142,7 +142,7 @@ def test_as_many_checkpoints_are_kept_as_are_asked_for(tmp_path):
     for most, kept in ((2, [3, 4]), ("all", [3, 4, 5, 6]), (3, [5, 6, 7]), (1, [8])):
         for step in range(max((*steps_in(made), 0)) + 1, kept[-1] + 1):
             save_checkpoint(made.checkpoint_at(step), {}, {"step": step})
-            made.keep(most, made.checkpoint_at(step))
+            made.keep(most)
         assert steps_in(made) == kept
 
 

@@ -11,7 +11,7 @@ import io
 import math
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -80,15 +80,17 @@ class Pictures:
         return np.asarray(self.found["state"] == READ)
 
 
-def look_at_pictures(pairs: PairSet, among: tuple[Frame, ...] = ()) -> Pictures:
+def look_at_pictures(pairs: PairSet, among: tuple[Frame, ...] = (), only: Collection[str] | None = None) -> Pictures:
     """Describe every picture that the set holds or names; nothing that is wrong with one of them stops the others.
 
     ``among`` are the frames in which a model is trained; of several a picture is seen in the one most like it. Without
-    them it is the square that is as large as the picture allows.
+    them it is the square that is as large as the picture allows. With ``only`` it looks at those of these names,
+    without a bar.
     """
-    held = pairs.image_names()
+    held = [name for name in pairs.image_names() if only is None or name in only]
     there = set(held)
     named = {n for side in ("chosen", "rejected") for n in pairs.table[side].unique().to_pylist()}
+    named = named if only is None else named & set(only)
     names = held + sorted(named - there)
     found = np.zeros(len(names), PICTURE)
     all_kept = pairs.keeps_all()
@@ -100,7 +102,7 @@ def look_at_pictures(pairs: PairSet, among: tuple[Frame, ...] = ()) -> Pictures:
             found[field] = np.nan
     why = {int(i): "the set does not have it" for i in np.flatnonzero(found["state"] == MISSING)}
     stored = [int(i) for i in np.flatnonzero(found["state"] == READ)]
-    with progress.bar(total=len(stored), desc="check", unit="picture", terminal_only=True) as bar:
+    with progress.bar(total=len(stored), desc="check", unit="picture", shown=only is None, terminal_only=True) as bar:
         for places, rows in _in_threads(pairs, names, stored, among):
             for place, row in zip(places, rows, strict=True):
                 if isinstance(row, str):

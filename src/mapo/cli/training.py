@@ -87,8 +87,25 @@ def train(
     """
     from mapo.settings import merge, parse_set, read_toml
     from mapo.train.verb import train
+    from mapo.watch.verb import hands
 
     settings = merge(read_toml(config_file) if config_file else {}, parse_set(assignments))
-    if train(out, settings, loras=list(loras) or None, targets=list(targets) or None, **flags):
+    if train(out, settings, loras=list(loras) or None, targets=list(targets) or None, hands=hands, **flags):
         name = shlex.quote(str(out))
         say(f"the run is in {out}; look at it with: mapo sample --model {name} --prompts FILE --out IMAGES")
+
+
+@cli.command(cls=Verb, example="mapo watch work/run")
+@click.argument("run", type=OUT)
+@click.option("--blur", is_flag=True, help="Blur pictures until asked, as those of a sensitive set always are.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Any but this machine's own asks for a token.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8001, show_default=True, help="0: any that is free.")
+@click.option("--token", help="What the page's address must carry; default beyond this machine: a random one.")
+def watch(run: Path, **how: Any) -> None:
+    """Show a RUN on a local web page while it goes on, or afterwards: curves, alarms, pictures.
+
+    It only reads the run folder. The training is not slowed, and goes on when the page is ended.
+    """
+    from mapo.watch.verb import watch
+
+    watch(run, say=say, **how)

@@ -1,4 +1,4 @@
-"""The web server of the labelling page: a few routes, and a guard before all of them.
+"""The web server of the labelling page: a few routes behind the guard of all local pages (``pages/server.py``).
 
 Nothing but the page and the pictures of the tasks is served. A picture is named by its hash and sent as the pixels that
 training sees, so that neither its address nor its bytes tell where it comes from.
@@ -6,35 +6,25 @@ training sees, so that neither its address nor its bytes tell where it comes fro
 
 from __future__ import annotations
 
-import contextlib
-import hmac
-import ipaddress
 import json
 import logging
-import secrets
-import socket
-import string
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs
 
-import uvicorn
 from starlette.applications import Starlette
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.middleware import Middleware
-from starlette.requests import Request, cookie_parser
+from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mapo.errors import MapoError, count
 from mapo.files import prepare_out
 from mapo.label.ballot import Ballot, Refused, clean_name
 from mapo.label.blind import Material
 from mapo.label.votes import VoteLog
+from mapo.pages.server import address_to_open, application, listen, run, token_for
 from mapo.sample.folder import png_bytes
 
 LOG = logging.getLogger(__name__)
@@ -43,83 +33,6 @@ PAGE = Path(__file__).parent
 FILES = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
 PICTURES_KEPT = 64
 BODY_LIMIT = 4096
-TOKEN_LETTERS = frozenset(string.ascii_letters + string.digits + "-._~")
-SAFE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cache-Control": "no-store",
-}
-
-
-class Guard:
-    """Lets a request through when its Host, its Origin and its token are right, and sets the headers of every answer.
-
-    ``hosts`` are names that the page may be opened by; with None any address in digits is right as well. The token
-    comes once in the address (``?token=``) and is then kept in a cookie that no script can read.
-    """
-
-    def __init__(self, app: ASGIApp, hosts: frozenset[str], any_address: bool, token: str | None, cookie: str) -> None:
-        self.app, self.hosts, self.any_address, self.token, self.cookie = app, hosts, any_address, token, cookie
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        if scope["type"] != "http":
-            return
-        headers = Headers(scope=scope)
-        given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[-1]
-        why = self._why_not(scope["method"], headers, given)
-
-        async def send_safely(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                answer = MutableHeaders(scope=message)
-                for name, value in SAFE_HEADERS.items():
-                    answer[name] = value
-                if self.token and given and why is None:
-                    answer.append("Set-Cookie", f"{self.cookie}={self.token}; HttpOnly; SameSite=Strict; Path=/")
-            await send(message)
-
-        app = self.app if why is None else PlainTextResponse(why + "\n", 403)
-        await app(scope, receive, send_safely)
-
-    def _why_not(self, method: str, headers: Headers, given: str) -> str | None:
-        host = headers.get("host", "")
-        if not self._known(host):  # a foreign name that was made to point here (DNS rebinding)
-            return "This page is not served under that name. Open it by the address that `mapo label` printed."
-        if method not in ("GET", "HEAD") and headers.get("origin") not in (f"http://{host}", f"https://{host}"):
-            return "Votes are taken only from the page itself."
-        if self.token:
-            kept = cookie_parser(headers.get("cookie", "")).get(self.cookie, "")
-            if not any(hmac.compare_digest(t.encode(), self.token.encode()) for t in (given, kept)):
-                return "This page needs its token. Open the address that `mapo label` printed, with its ?token=…"
-        return None
-
-    def _known(self, host: str) -> bool:
-        name = _without_port(host).lower()
-        return name in self.hosts or (self.any_address and _address(name) is not None)
-
-
-def _without_port(host: str) -> str:
-    """``[::1]:8000`` → ``::1``, ``localhost:8000`` → ``localhost``."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.rpartition(":")[0] if ":" in host else host
-
-
-def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        return ipaddress.ip_address(name)
-    except ValueError:
-        return None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server on ``host``."""
-    address = _address(host)
-    return host == "localhost" or (address is not None and address.is_loopback)
 
 
 def make_app(
@@ -169,13 +82,7 @@ def make_app(
         Route("/vote", vote, methods=["POST"]),
         Route("/undo", undo, methods=["POST"]),
     ]
-    hosts = frozenset({"localhost", "127.0.0.1", "::1", host.lower(), *_own_names(host)})
-    guard = Middleware(Guard, hosts=hosts, any_address=not is_loopback(host), token=token, cookie=cookie)
-    return Starlette(routes=routes, middleware=[guard])
-
-
-def _own_names(host: str) -> set[str]:
-    return set() if is_loopback(host) else {socket.gethostname().lower()}
+    return application(routes, host, token, cookie, "mapo label")
 
 
 def _annotator(values: Mapping[str, str], fixed: str | None) -> str:
@@ -224,26 +131,18 @@ def serve(
     token: str | None = None, blur: bool = False, say: Callable[[str], None] = print,
 ) -> None:  # fmt: skip
     """Serve the page until Ctrl-C. ``port`` 0 takes a free one. Beyond this machine a token is always asked for."""
-    if token is not None and (len(token) < 8 or not set(token) <= TOKEN_LETTERS):
-        raise MapoError("--token must have 8 characters or more, of A-Z a-z 0-9 - . _ ~ only. Choose another.")
-    if token is None and not is_loopback(host):
-        token = secrets.token_urlsafe(16)
+    token = token_for(host, token)
     if blur:
         material = replace(material, sensitive=True)
     if annotator is not None:
         clean_name(annotator)
     prepare_out(votes)
-    with VoteLog(votes) as log, _listen(host, port) as listening:
+    with VoteLog(votes) as log, listen(host, port) as listening:
         _check_same(log, material)
         port = listening.getsockname()[1]
         app = make_app(material, log, annotator, token, host, cookie=f"mapo-label-{port}")
-        say(f"{count(len(material.tasks), 'pair')} to judge at {_address_to_open(host, port, token)}  (Ctrl-C ends)")
-        config = uvicorn.Config(
-            app, access_log=False, log_level="warning", ws="none", lifespan="off", server_header=False,
-            proxy_headers=False, timeout_graceful_shutdown=2,
-        )  # fmt: skip
-        with contextlib.suppress(KeyboardInterrupt):
-            uvicorn.Server(config).run(sockets=[listening])
+        say(f"{count(len(material.tasks), 'pair')} to judge at {address_to_open(host, port, token)}  (Ctrl-C ends)")
+        run(app, listening)
         say(f"{count(len(log.lines), 'line')} in {votes}; the same command goes on.")
 
 
@@ -256,19 +155,3 @@ def _check_same(log: VoteLog, material: Material) -> None:
                 f"{log.path} holds votes on {count(len(others), 'pair')} of other pictures than these. Choose "
                 "another --out."
             )
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise MapoError(f"Cannot listen on {host} port {port} ({why}). Choose another --port or --host.") from None
-
-
-def _address_to_open(host: str, port: int, token: str | None) -> str:
-    address = _address(host)
-    name = socket.gethostname() if address is not None and address.is_unspecified else host
-    shown = f"[{name}]" if ":" in name else name
-    return f"http://{shown}:{port}/" + (f"?token={token}" if token else "")

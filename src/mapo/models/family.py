@@ -177,8 +177,8 @@ class Opened(Protocol):
     def predict(self, denoiser: nn.Module, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """The denoiser's output, "b c h w"."""
 
-    def pipeline(self, device: Any, dtype: Any) -> Any:
-        """A diffusers pipeline that makes pictures."""
+    def pipeline(self, device: Any, dtype: Any, given: Mapping[str, Any] = ...) -> Any:
+        """A diffusers pipeline that makes pictures; networks that are ``given``, by their parts, are not loaded."""
 
     def save(self, denoiser: nn.Module, folder: Path) -> None:
         """Write a fully trained denoiser into a run folder, in diffusers' format."""

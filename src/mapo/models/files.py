@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from mapo.errors import MapoError
+from mapo.models.checkpoints import best_step
 from mapo.models.loras.layers import Layer, fuse
 from mapo.models.loras.sources import Lora, without_named
 from mapo.models.parts.config import CONFIGS, read_config
@@ -28,7 +29,7 @@ from mapo.worlds import MODELS
 MOST_TOKENS = "max_sequence_length"
 SAMPLING = "sampling.json"  # ours: how a model is best sampled, and of how many tokens of T5 it is told
 DISTILLED = re.compile(r"(?i)(?<![a-z])(turbo|schnell|lightning|hyper|lcm|klein|dmd2?|flash|distill(ed)?)(?![a-z])")
-AT_STEP = re.compile(r"(?P<run>.+)@(?P<step>\d+)")  # a checkpoint of a run
+AT_STEP = re.compile(r"(?P<run>.+)@(?P<step>\d+|best)")  # a checkpoint of a run
 LONG_PROMPTS = ("cut", "chunk")  # what becomes of prompts that are longer than the text encoders read
 
 
@@ -287,11 +288,12 @@ class ModelFiles:
 
 
 def at_step(name: str) -> tuple[Path, int] | None:
-    """The run folder and the step of a name such as ``work/run@250``; None for other names."""
+    """The run folder and the step of a name such as ``work/run@250`` or ``work/run@best``; None for other names."""
     found = AT_STEP.fullmatch(name)
     if not found or Path(name).exists() or not Path(found["run"]).is_dir():
         return None
-    return Path(found["run"]), int(found["step"])
+    run = Path(found["run"])
+    return run, best_step(run) if found["step"] == "best" else int(found["step"])
 
 
 def is_there(name: str) -> bool:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mapo.errors import MapoError
 from mapo.pages.svg import CHOSEN, INK, REJECTED, SIZE, TEXT, Plot, new_figure, to_svg
+from mapo.statistics import smooth
 from mapo.texts import read_lines
 
 FIRST = 20  # steps that later errors are measured against, at most
@@ -36,14 +37,6 @@ def read_metrics(run: Path) -> dict[str, Floats]:
 
 def _float(value: object) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
-
-
-def smooth(values: Floats, reach: int) -> Floats:
-    """The mean over ``reach`` values to either side, or as many as there are."""
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    places = np.arange(len(values))
-    low, high = np.maximum(places - reach, 0), np.minimum(places + reach + 1, len(values))
-    return np.asarray((sums[high] - sums[low]) / (high - low))
 
 
 def draw_curves(metrics: Mapping[str, Floats]) -> list[Plot]:

@@ -193,18 +193,22 @@ def equal_prompts_encoded_once(pipeline: Any, known: dict[str, tuple[Any, Any]])
 
 
 class Sampler:
-    """A loaded pipeline that makes pictures, and fills images folders."""
+    """A loaded pipeline that makes pictures, and fills images folders.
+
+    A ``pipeline`` that is there already is taken as it is; ``revisions`` then say of what weights it is.
+    """
 
     def __init__(
-        self, model: str, precision: str = "float32", device: Any = None, clip_skip: int | None = None, **told: Any
-    ) -> None:
-        self.model = find_model(model, clip_skip=clip_skip, **told)
-        self.revisions = self.model.revisions()
+        self, model: str | ModelFiles, precision: str = "float32", device: Any = None, clip_skip: int | None = None,
+        *, pipeline: Any = None, revisions: Sequence[str] = (), **told: Any,
+    ) -> None:  # fmt: skip
+        self.model = find_model(model, clip_skip=clip_skip, **told) if isinstance(model, str) else model
+        self.revisions = revisions or self.model.revisions()
         self.revision = self.revisions[0]
         self.device = device or best_device()
         self.smaller = "--precision bfloat16" if precision == "float32" else ""  # what else would take less memory
         with memory_told(0, rest=self.smaller):
-            self.pipeline = open_pipeline(self.model, self.device, PRECISIONS[precision])
+            self.pipeline = pipeline or open_pipeline(self.model, self.device, PRECISIONS[precision])
         self.precision = precision
         self.own_scheduler = getattr(self.pipeline, "scheduler", None)
         self.encoded: dict[str, tuple[Any, Any]] = {}

@@ -11,11 +11,11 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from mapo.errors import MapoError, suggest
 from mapo.settings import NotNegative, Number, Positive, Section, told
+from mapo.train.kept import kept
 
 
-def _number_or_all(value: Any) -> Any:
-    if value != "all" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise ValueError('Input should be a whole number, at least 1, or "all"')
+def _kept(value: Any) -> Any:
+    kept(value)
     return value
 
 
@@ -25,7 +25,7 @@ def _truth_for_small(value: int) -> int:
     return bool(value) if value < 2 else value
 
 
-KeptCheckpoints = Annotated[int | Literal["all"], BeforeValidator(_number_or_all)]
+KeptCheckpoints = Annotated[int | str, BeforeValidator(_kept)]
 Checkpointing = Annotated[bool | int, AfterValidator(_truth_for_small)]  # 1 is true, and 0 false
 
 
@@ -226,6 +226,9 @@ class DataConfig(Section):
     )
 
 
+TRACKERS = ("tensorboard", "wandb")
+
+
 class TrainConfig(Section):
     """How long and how."""
 
@@ -319,9 +322,46 @@ class TrainConfig(Section):
     )
     keep_checkpoints: KeptCheckpoints = told(
         1,
-        "How many checkpoints are kept, the newest ones, or `all`. Each can be used as a model, as RUN@STEP. With all "
-        "weights of SDXL one takes 31 GB. Changes no result.",
+        "Which checkpoints are kept: so many of the newest ones, or `all`, or words between commas: `last` or `last:N` "
+        "(the newest), `best` (the one with the highest accuracy on held-out pairs, which needs "
+        "`train.evaluate_every`), `every:N` (those at multiples of N steps). The newest one is always kept. Each can "
+        "be used as a model, as RUN@STEP or RUN@best. With all weights of SDXL one takes 31 GB. Changes no result.",
     )
+    evaluate_every: NotNegative = told(
+        0,
+        "Steps between measurements on held-out pairs, those of the split `validation`, with the same noise and "
+        "timesteps each time; also before the first step and after the last. 0: none. They go into "
+        "`evaluations.jsonl` and change no result.",
+    )
+    evaluate_pairs: Positive = told(
+        64,
+        "Held-out pairs that are measured, each at four timesteps; all of them where there are fewer. No effect "
+        "without `train.evaluate_every`.",
+    )
+    pictures_every: NotNegative = told(
+        0,
+        "Steps between pictures that are drawn at the same seed with the weights as they are; also before the first "
+        "step and after the last. 0: none. They go into `pictures/` of the run and change no result.",
+    )
+    picture_prompts: str | None = told(
+        None,
+        "The prompts of these pictures: a source as `mapo sample --prompts` takes it, of which all are drawn. Left "
+        "out, the first four prompts of the split `validation`, or of the pairs trained on where it has none. No "
+        "effect without `train.pictures_every`.",
+    )
+    trackers: list[str] = told(
+        [],
+        "Other programs that are told the numbers too, by accelerate: `tensorboard`, `wandb`. What is installed for "
+        "them is their own. `metrics.jsonl` is always written.",
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if kept(self.keep_checkpoints).best and not self.evaluate_every:
+            raise ValueError("keep_checkpoints = 'best' needs train.evaluate_every, by which the best is known")
+        if unknown := [name for name in self.trackers if name not in TRACKERS]:
+            raise ValueError(f"trackers knows {' and '.join(TRACKERS)}, not {unknown[0]!r}")
+        return self
 
 
 RANK = 8  # of adapter.rank where it is left out

@@ -11,7 +11,7 @@ import logging
 import math
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,9 @@ from mapo.pairs import PairSet
 from mapo.train.batches import Members
 from mapo.train.config import Config
 from mapo.train.first_look import look, sentences
+from mapo.train.kept import kept
 from mapo.train.loop import Loop, check_shares
+from mapo.train.monitor.monitor import NO_HANDS, Hands, Monitor, checked
 from mapo.train.objectives.own import file_identity, objective_named
 from mapo.train.objectives.trial import doubts
 from mapo.train.processes import Processes, joined, what_is_not_done
@@ -48,22 +50,22 @@ NOT_TOGETHER = {("bfloat16", "float16"), ("float64", "float16"), ("float64", "bf
 __all__ = ["Loop", "Run", "settled", "train"]
 
 
-def train(config: Config, out: Path) -> bool:
+def train(config: Config, out: Path, hands: Hands = NO_HANDS) -> bool:
     """Train as ``config`` says into the run folder ``out``, or go on where an earlier run of it stopped.
 
-    What ``config`` does not set by name is taken from the run, then from the defaults. Whether this process is the one
-    that writes.
+    What ``config`` does not set by name is taken from the run, then from the defaults. ``hands`` are what other rooms
+    do meanwhile. Whether this process is the one that writes.
     """
     with joined() as processes, contextlib.ExitStack() as stack:
         if processes.main and (note := what_is_not_done()):
             LOG.info(note)
         run = Run(out)
         processes.first(lambda: stack.enter_context(run.held()))
-        _train(processes.first(lambda: settled(config, out)), run, processes)
+        _train(processes.first(lambda: settled(config, out)), run, processes, hands)
         return processes.main
 
 
-def _train(config: Config, run: Run, processes: Processes) -> None:
+def _train(config: Config, run: Run, processes: Processes, hands: Hands) -> None:
     processes.first(lambda: check_shares(config, processes))
     _check_precisions(config, processes)
     processes.each(lambda: check_levers(config, processes))
@@ -94,6 +96,7 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
         pairs, model, split=data.split, ties=data.ties, resolution=data.resolution, buckets=data.buckets
     )
     seen_in = framing(pairs, frames_of(model, data.resolution, data.buckets))
+    prompts = processes.first(lambda: checked(config, pairs, seen.rows, hands))
     members = Members(pairs, seen.rows, seen_in)
     identity: Identity = {"pairs": (pairs.fingerprint(),), "model": model.files.revisions()}
     identity |= file_identity(config.objective.name)
@@ -154,7 +157,11 @@ def _train(config: Config, run: Run, processes: Processes) -> None:
                 if not checkpoint and isinstance(model.process, RectifiedFlow):
                     for sentence in sentences(look(loop), name, objective, settings):
                         _say(processes, sentence)
-                _take_steps(loop, run, done, save)
+                monitor = Monitor(loop, run, pairs, hands, prompts=prompts, done=done, sensitive=sensitive)
+                with contextlib.closing(monitor):
+                    if not checkpoint:
+                        monitor.begin()
+                    _take_steps(loop, monitor, done, save)
         finally:
             trained.wrapped = trained.network  # what joins the processes has to go before they part
 
@@ -244,21 +251,22 @@ def _open_cache(config: Config, model: Opened, pairs: PairSet, processes: Proces
     return processes.each(lambda: Cache(folder, key))
 
 
-def _take_steps(loop: Loop, run: Run, done: int, save: Callable[[int], None]) -> None:
+def _take_steps(loop: Loop, monitor: Monitor, done: int, save: Callable[[int], None]) -> None:
     """All steps that are left; a checkpoint now and then, at the end, and where the run is stopped or diverges."""
-    config, main = loop.config.train, loop.processes.main
+    config, main, run = loop.config.train, loop.processes.main, monitor.run
     saved = step = done
     diverged = failed = ""
     spoiled = False
     with progress.bar(total=config.steps, initial=done, desc="train", unit="step", shown=main) as bar:
         try:
-            for values in loop.run(done, pause=lambda number: number % config.save_every_steps == 0):
+            for values in loop.run(done, pause=lambda n: n % config.save_every_steps == 0 or monitor.due(n)):
                 step = int(values["step"])
                 if main:
-                    loop.guarded(partial(run.log_step, values))
-                bar.set_postfix(**_shown(values))
+                    loop.guarded(partial(run.log_step, monitor.with_memory(values)))
+                bar.set_postfix(**monitor.line(values))
                 bar.update()
-                if loop.stopping or step == config.steps or step % config.save_every_steps == 0:
+                worth_keeping = monitor.after(values)
+                if worth_keeping or loop.stopping or step == config.steps or step % config.save_every_steps == 0:
                     save(step)
                     saved = step
         except DivergedError as error:
@@ -284,12 +292,6 @@ def _take_steps(loop: Loop, run: Run, done: int, save: Callable[[int], None]) ->
         raise KeyboardInterrupt
 
 
-def _shown(values: Mapping[str, float]) -> dict[str, str]:
-    """What stands behind the bar; errors where only chosen pictures were run."""
-    shown = {"accuracy": ".2f", "margin": ".4f"} if "margin" in values else {"error_chosen": ".4f"}
-    return {k: f"{values[k]:{how}}" for k, how in shown.items()} | {"pairs_s": f"{values['pairs_per_second']:.1f}"}
-
-
 def _how_to_go_on(run: Run, step: int) -> str:
     if not step:
         return "Nothing has been trained yet."
@@ -312,7 +314,7 @@ def _save(run: Run, config: Config, trained: Trained, state: dict[str, Any]) -> 
             f"The checkpoint of step {step} could not be written to {folder.parent} ({error.strerror or error}). "
             f"{last}. Make room, then run the same command again."
         ) from None
-    run.keep(config.train.keep_checkpoints, folder)
+    run.keep(config.train.keep_checkpoints)
 
 
 def _check_space(run: Run, config: Config, trained: Trained) -> None:
@@ -320,11 +322,10 @@ def _check_space(run: Run, config: Config, trained: Trained) -> None:
     weights = sum(t.numel() * t.element_size() for t in trained.updater.final().values())
     train, made = config.train, run.checkpoints()
     to_come = math.ceil((train.steps - (steps_of(made[-1]) if made else 0)) / train.save_every_steps)
-    kept = to_come if train.keep_checkpoints == "all" else min(to_come, train.keep_checkpoints - len(made))
-    kept = max(1, kept)
-    needed, free = weights + kept * checkpoint_size(config, trained), shutil.disk_usage(run.folder).free
+    more = max(1, kept(train.keep_checkpoints).to_add(len(made), to_come, train.steps))
+    needed, free = weights + more * checkpoint_size(config, trained), shutil.disk_usage(run.folder).free
     if free < needed:
-        checkpoints = "A checkpoint" if kept == 1 else f"{kept} checkpoints (train.keep_checkpoints)"
+        checkpoints = "A checkpoint" if more == 1 else f"{more} checkpoints (train.keep_checkpoints)"
         raise MapoError(
             f"{checkpoints} and the final weights of this run take {needed / 1e6:,.0f} MB, and {run.folder} has "
             f"{free / 1e6:,.0f} MB free. Make room, or choose another --out."

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mapo.errors import MapoError
 from mapo.settings import merge
 from mapo.train.config import make_config
 from mapo.train.recipes.recipe import check_recipe, read_recipe
+
+if TYPE_CHECKING:
+    from mapo.train.monitor.monitor import Hands
 
 SECTIONS = {
     "objective": ("objective", "name"), "adapter": ("adapter", "kind"), "allow_distilled": ("train", "allow_distilled"),
@@ -19,12 +22,14 @@ SECTIONS = {
 
 
 def train(
-    out: Path, settings: Mapping[str, Any], recipe: str | None = None, **named: str | bool | list[str] | None
+    out: Path, settings: Mapping[str, Any], recipe: str | None = None, *, hands: Callable[[], Hands] | None = None,
+    **named: str | bool | list[str] | None,
 ) -> bool:  # fmt: skip
     """Train into ``out``, or go on there; whether this process is the one that writes.
 
     What is ``named`` (model, pairs, cache, loras, and the keys of ``SECTIONS``) comes before ``settings``, these before
-    those of the ``recipe``, and these before what the run says that is there.
+    those of the ``recipe``, and these before what the run says that is there. ``hands`` gives what other rooms do
+    meanwhile.
     """
     values = _without_other_knobs(read_recipe(recipe), settings, named.get("objective")) if recipe else {}
     if isinstance(asked := settings.get("adapter"), Mapping) and asked.get("start") == "continued":
@@ -43,7 +48,7 @@ def train(
     config = make_config({key: before[key] for key in ("model", "pairs") if key in before} | values)
     if recipe:
         check_recipe(recipe, config.model)
-    return train(config, out)
+    return train(config, out, hands()) if hands else train(config, out)
 
 
 def _without_other_knobs(recipe: dict[str, Any], settings: Mapping[str, Any], named: Any) -> dict[str, Any]:

@@ -36,6 +36,8 @@ from mapo.models.parts.kinds import (
 from mapo.models.parts.tensors import check_finite
 from mapo.models.parts.weights import quietly, reason, refuse_pickles
 
+NOTHING: Mapping[str, Any] = {}
+
 TokenizerLoader = Callable[[ModelFiles, str, str], Any]  # files, its part, its encoder's part → the tokenizer
 
 
@@ -248,14 +250,15 @@ class LatentModel(ABC):
         except Exception as error:
             raise MapoError(f"The model folder {self.files.base} cannot be loaded ({reason(error)}).") from None
 
-    def own_parts(self, dtype: Any) -> dict[str, Any]:
-        """The networks of :meth:`pipeline` that are not those of the base folder."""
+    def own_parts(self, dtype: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The networks of :meth:`pipeline` that are not those of the base folder, some of them ``given``."""
         changed = self.files.lora_parts(self.networks) | ({self.denoiser_part} if self.files.denoiser else set())
-        return {part: self.files.load(part, self.networks[part], dtype) for part in self.networks if part in changed}
+        loaded = [part for part in self.networks if part in changed and part not in given]
+        return {part: self.files.load(part, self.networks[part], dtype) for part in loaded} | dict(given)
 
-    def pipeline(self, device: Any, dtype: Any = torch.float32) -> Any:
-        """The whole pipeline with the run's denoiser or LoRA in place."""
-        base, own = self.files.base, self.own_parts(dtype)
+    def pipeline(self, device: Any, dtype: Any = torch.float32, given: Mapping[str, Any] = NOTHING) -> Any:
+        """The whole pipeline with the run's denoiser or LoRA in place; networks that are ``given`` are not loaded."""
+        base, own = self.files.base, self.own_parts(dtype, given)
         for part in self.networks:
             refuse_pickles(base, part)
         apart = self.files.loaded_apart([part for part in self.networks if part not in own])

@@ -80,7 +80,7 @@ class StableDiffusion(UNetModel):
         output: Tensor = denoiser(x_t, t, cond["prompt_embeds"].to(x_t.dtype), return_dict=False)[0]
         return output
 
-    def own_parts(self, dtype: Any) -> dict[str, Any]:
+    def own_parts(self, dtype: Any, given: Mapping[str, Any]) -> dict[str, Any]:
         """With clip_skip the text encoder is not the whole one of the base folder."""
         cut = {"text_encoder": self._load_text_encoder(dtype)} if self.files.clip_skip else {}
-        return {**super().own_parts(dtype), **cut}
+        return {**cut, **super().own_parts(dtype, given)}

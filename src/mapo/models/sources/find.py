@@ -10,11 +10,12 @@ from typing import Any
 
 from mapo.errors import MapoError, suggest
 from mapo.files import inside
+from mapo.models.checkpoints import checkpoints
 from mapo.models.files import LONG_PROMPTS, ModelFiles, at_step, is_there
 from mapo.models.loras.sources import LORA_FILE, Lora
 from mapo.models.sources.hub import fetch_model, hub_name
 from mapo.models.sources.loras import find_loras
-from mapo.models.sources.steps import checkpoint_of, checkpoints, on_base, steps_told
+from mapo.models.sources.steps import checkpoint_of, on_base, steps_told
 from mapo.texts import read_object
 from mapo.worlds import MODELS
 
@@ -26,7 +27,7 @@ def find_model(
     name: str, weights: bool = True, clip_skip: int | None = None, vae: str | None = None,
     prediction: str | None = None, long_prompts: str | None = None, loras: Sequence[str] = (),
 ) -> ModelFiles:  # fmt: skip
-    """``mini``, a run folder, ``RUN@STEP``, a diffusers folder, a safetensors file or a hub id → where its parts lie.
+    """``mini``, a run, ``RUN@STEP`` or ``@best``, a diffusers folder, a safetensors file, a hub id → where parts lie.
 
     Without ``weights`` only configurations and tokenizers of a hub id are fetched. ``vae`` names another VAE,
     ``prediction`` says what a UNet predicts, "epsilon" or "v", and ``long_prompts`` what becomes of prompts that are
@@ -45,6 +46,9 @@ def find_model(
     path = MODELS.get(name, Path(name))
     reading: dict[str, Any] = {"clip_skip": clip_skip or 0, "long_prompts": long_prompts or "cut"}
     if place := at_step(name):
+        name = (
+            name.replace("@best", f"@{place[1]}") if name.endswith("@best") else name
+        )  # which may be another one soon
         return _find_checkpoint(name, *place, weights, clip_skip, vae, prediction, long_prompts)
     if (path / "run.json").is_file():
         return _find_run(name, path, weights, clip_skip, vae, prediction, long_prompts)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import json
-import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from mapo.errors import MapoError
+from mapo.models.checkpoints import checkpoints
 from mapo.models.files import ModelFiles
 from mapo.models.loras.sources import LORA_FILE, Lora
 from mapo.models.parts.config import read_config
@@ -27,13 +27,6 @@ from mapo.texts import read_object
 REMEDY = "Take another step of the run, or go on with its training, which writes checkpoints anew."
 WEIGHTS = "diffusion_pytorch_model"
 LAID_OUT: dict[tuple[Path, int], Path] = {}  # of a checkpoint's file and its time: where diffusers reads it
-
-
-def checkpoints(run: Path) -> dict[int, Path]:
-    """The checkpoints of a run by their steps, oldest first."""
-    found = (run / "checkpoints").glob("step-*")
-    named = sorted(path for path in found if re.fullmatch(r"step-\d{8,}", path.name))
-    return {int(path.name.removeprefix("step-")): path for path in named}
 
 
 def steps_told(run: Path) -> str:

@@ -4,6 +4,9 @@
 
     config.toml               the settings, every one spelled out
     metrics.jsonl             a line per step, each step once
+    evaluations.jsonl         a line per measurement on held-out pairs; evaluation_base.json has those of the base
+    alarms.jsonl              what `mapo train` warned of, and when
+    pictures/step-…           what the model drew then, where train.pictures_every asks for it
     checkpoints/step-…        weights, moments, and a small state.json that is read without them; RUN@STEP is a model
     weights/                  what was trained, in diffusers' format
     reference.safetensors     with train.reference=before: the reference's errors at every position
@@ -30,11 +33,12 @@ from safetensors import SafetensorError, safe_open
 from mapo.errors import MapoError, count
 from mapo.files import prepare_out, replacing, sweep, write_text
 from mapo.models import Opened
-from mapo.models.sources.steps import checkpoints
+from mapo.models.checkpoints import EVALUATIONS, best_of, checkpoints, evaluations
 from mapo.settings import differences, merge
 from mapo.shards import owned
 from mapo.texts import append_lines, read_lines, read_object, write_json
 from mapo.train.config import RANK, Config, make_config, to_toml
+from mapo.train.kept import kept
 from mapo.train.objectives.own import all_settings, stable_name
 from mapo.train.run.checkpoint import REMEDY, read_state
 
@@ -51,6 +55,10 @@ MAY_CHANGE = {
     "train.steps",
     "train.save_every_steps",
     "train.keep_checkpoints",
+    "train.evaluate_every",
+    "train.pictures_every",
+    "train.picture_prompts",
+    "train.trackers",
     "train.pairs_per_device",
     "train.gradient_checkpointing",
     "train.allow_distilled",
@@ -72,13 +80,14 @@ AS_IN_0_1_0: dict[str, Any] = {
     "optim": {"name": "adamw", "text_lr": None, "in_backward": False},
     "data": {
         "images_per_batch": 8, "cache_precision": "float32", "clip_skip": None, "long_prompts": None,
-        "caption_dropout": 0.0,
+        "caption_dropout": 0.0, "buckets": False,
     },
     "train": {
         "base_precision": "float32", "guidance": 1.0, "allow_distilled": False, "keep_checkpoints": 1,
         "weights": "float32", "ema": None,
         "pair_by_pair": False, "measure_rejected": True, "reference": "together", "compile": False,
         "channels_last": False, "tf32": False,
+        "evaluate_every": 0, "evaluate_pairs": 64, "pictures_every": 0, "picture_prompts": None, "trackers": [],
     },
 }  # fmt: skip
 
@@ -90,7 +99,8 @@ class Run:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = folder = Path(folder)
-        self.log = folder / "metrics.jsonl"
+        self.log, self.alarm_log = folder / "metrics.jsonl", folder / "alarms.jsonl"
+        self.evaluation_log, self.evaluation_base = folder / EVALUATIONS, folder / "evaluation_base.json"
         self._settings = folder / "config.toml"
 
     def __fspath__(self) -> str:
@@ -158,12 +168,20 @@ class Run:
         for place in (self.folder, self.folder / "checkpoints"):
             sweep(place)
         write_text(self._settings, to_toml(config), sync=True)
-        if self.log.exists():
-            lines = list(read_lines(self.log))
-            if not all(isinstance(line, dict) and isinstance(line.get("step"), int) for line in lines):
-                raise MapoError(f"{self.log} is damaged: a line is not that of a step. {REMEDY}")
-            kept = [line for line in lines if line["step"] <= step]
-            write_text(self.log, "".join(json.dumps(line) + "\n" for line in kept))
+        for log in (self.log, self.evaluation_log, self.alarm_log):
+            if log.exists():
+                self._cut(log, step)
+        for later in self.pictures():
+            if later > step:
+                shutil.rmtree(self.pictures_at(later), ignore_errors=True)
+
+    def _cut(self, log: Path, step: int) -> None:
+        """Leave out of a file of lines what came after ``step``."""
+        lines = list(read_lines(log))
+        if not all(isinstance(line, dict) and isinstance(line.get("step"), int) for line in lines):
+            raise MapoError(f"{log} is damaged: a line is not that of a step. {REMEDY}")
+        kept = [line for line in lines if line["step"] <= step]
+        write_text(log, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
 
     def _refuse_another(self, config: Config, checkpoint: Path | None, identity: Identity) -> None:
         before, state = self.before(), read_state(checkpoint) if checkpoint else None
@@ -196,19 +214,37 @@ class Run:
                 f"again with train.steps={asked} in another --out."
             )
 
+    def pictures(self) -> list[int]:
+        """The steps of which there are pictures, in order."""
+        found = (self.folder / "pictures").glob("step-*")
+        return sorted(int(path.name.removeprefix("step-")) for path in found if path.name[5:].isdecimal())
+
+    def pictures_at(self, step: int) -> Path:
+        """Where the pictures of a step lie, an images folder."""
+        return self.folder / "pictures" / f"step-{step:08d}"
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The measurements on held-out pairs, in order; empty where there are none. MapoError where one is damaged."""
+        return evaluations(self.folder)
+
+    def alarms(self) -> list[dict[str, Any]]:
+        """What was warned of, ``step``, ``name`` and ``says`` each, in order."""
+        return list(read_lines(self.alarm_log)) if self.alarm_log.exists() else []
+
     def log_step(self, values: Mapping[str, float]) -> None:
         """Add the line of one step."""
         append_lines(self.log, [values])
 
-    def keep(self, most: int | str, newest: Path) -> None:
-        """Remove the oldest checkpoints where there are more than ``most``, or "all"; the ``newest`` is on the disk."""
-        if most != "all":
-            others = [path for path in self.checkpoints() if path != newest]
-            for old in others[: max(0, len(others) + 1 - int(most))]:
-                try:
-                    shutil.rmtree(old)
-                except OSError as error:
-                    LOG.info(f"Note: the older checkpoint {old} could not be removed ({error.strerror}).")
+    def keep(self, rule: int | str) -> None:
+        """Remove the checkpoints that the ``rule`` (``train.keep_checkpoints``) does not keep; the newest one, which is
+        on the disk, stays."""
+        rules, made = kept(rule), checkpoints(self.folder)
+        best = best_of(self.evaluations(), made) if rules.best else None
+        for step in rules.spent([*made], best):
+            try:
+                shutil.rmtree(made[step])
+            except OSError as error:
+                LOG.info(f"Note: the older checkpoint {made[step]} could not be removed ({error.strerror}).")
 
     def checkpoint_at(self, step: int) -> Path:
         """Where the checkpoint of a step lies."""

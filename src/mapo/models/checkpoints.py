@@ -1,0 +1,52 @@
+"""The checkpoints that lie in a run folder, and which of them is the best on held-out pairs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mapo.errors import MapoError
+from mapo.texts import read_lines
+
+EVALUATIONS = "evaluations.jsonl"
+
+
+def checkpoints(run: Path) -> dict[int, Path]:
+    """The checkpoints of a run by their steps, oldest first."""
+    found = (run / "checkpoints").glob("step-*")
+    named = sorted(path for path in found if re.fullmatch(r"step-\d{8,}", path.name))
+    return {int(path.name.removeprefix("step-")): path for path in named}
+
+
+def evaluations(run: Path) -> list[dict[str, Any]]:
+    """What was measured on held-out pairs, in order; empty where nothing was. MapoError where the file is damaged."""
+    path = run / EVALUATIONS
+    rows = list(read_lines(path)) if path.exists() else []
+    if not all(isinstance(row, dict) and isinstance(row.get("step"), int) for row in rows):
+        raise MapoError(f"{path} is damaged: a line is not that of a step. Delete it, then run the same command again.")
+    return rows
+
+
+def goodness(row: Mapping[str, Any]) -> tuple[float, float]:
+    """By what one step is better than another: held-out accuracy, then margin."""
+    return float(row.get("accuracy", 0)), float(row.get("margin", 0))
+
+
+def best_of(rows: Iterable[Mapping[str, Any]], among: Collection[int]) -> int | None:
+    """The step ``among`` these with the highest held-out accuracy; of equal ones that with the higher margin, then the
+    earlier one. None where none of them was measured."""
+    there = [row for row in rows if row["step"] in among]
+    return max(there, key=lambda row: (*goodness(row), -row["step"]))["step"] if there else None
+
+
+def best_step(run: Path) -> int:
+    """The step of the best checkpoint of a run; MapoError where there is none that was measured."""
+    found = best_of(evaluations(run), checkpoints(run))
+    if found is None:
+        raise MapoError(
+            f"--model: {run}@best: no checkpoint of this run was measured on held-out pairs. Train with --set "
+            "train.evaluate_every=N --set train.keep_checkpoints=best, or name a step."
+        )
+    return found
