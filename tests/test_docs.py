@@ -123,6 +123,7 @@ def test_every_setting_says_what_it_may_be():
     assert values["optim.beta1"] == "number, 0 or more, below 1"
     assert values["optim.lr"] == "number, above 0"
     assert values["data.ties"] == "`drop`, `keep`"
+    assert values["train.allow_distilled"] == "`true`, `false`"
     assert values["train.gradient_checkpointing"] == "`true`, `false`, or whole number"
 
 
