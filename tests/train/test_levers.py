@@ -1,13 +1,17 @@
 """What lowers the memory of training: optimizers, weights in half, the update in the backward pass, running means."""
 
 import math
+import os
+import subprocess
+import sys
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_train import assert_same, run
+from test_train import assert_same, metrics, run
 
 from mapo.errors import DivergedError, MapoError
 from mapo.train.config import OptimConfig
@@ -406,3 +410,23 @@ def test_moments_in_eight_bits_are_saved_as_plain_tensors_and_come_back_to_the_b
     assert torch.equal(weight, other_weight) and not torch.equal(weight, torch.ones(64, 64))
     with pytest.raises(ValueError, match="another optimizer"):
         AtEnd({"w": weight}, OptimConfig(), 10).load(updater.weights(), state, {})
+
+
+def test_two_processes_add_up_the_portions_of_weights_in_half_as_one_does(tmp_path, sdxl, pairs, cache):
+    script = tmp_path / "go.py"
+    script.write_text(
+        "import sys; sys.path[:0] = [sys.argv[1], sys.argv[1] + '/..']\n"
+        "from pathlib import Path\nfrom test_levers import go\n"
+        "go(Path(sys.argv[5]), *sys.argv[2:5], weights='bfloat16-master', pairs_per_step=3, pairs_per_device=1, steps=3)\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
+    command += ["--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1", str(script), str(Path(__file__).parent)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    command += map(str, (sdxl, pairs, cache, tmp_path / "two"))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=env)
+    assert done.returncode == 0, done.stderr[-2000:]
+    how = {"weights": "bfloat16-master", "pairs_per_step": 3, "steps": 3}
+    one = go(tmp_path / "one", sdxl, pairs, cache, **how, pairs_per_device=1)
+    two = metrics(tmp_path / "two")
+    assert two[0]["grad_norm"] == pytest.approx(one[0]["grad_norm"], rel=1e-3)  # then Adam's first step takes signs
+    assert [m["loss"] for m in two] == pytest.approx([m["loss"] for m in one], rel=1e-2)
