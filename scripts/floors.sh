@@ -21,5 +21,5 @@ for need in [*project["dependencies"], *optional["label"]]:
 PYTHON
 "$folder/bin/pip" install -q -r "$folder/floors.txt" pytest pytest-xdist hypothesis "beartype>=0.19"
 "$folder/bin/pip" check
-PYTHONPATH=src "$folder/bin/python" -m pytest -q tests/models tests/export tests/train/test_train.py tests/sample \
+HF_HUB_OFFLINE=0 PYTHONPATH=src "$folder/bin/python" -m pytest -q tests/models tests/export tests/train/test_train.py tests/sample \
   tests/encode tests/pairs
