@@ -32,7 +32,7 @@ PRELOADED = [
     "pyarrow",
 ]
 PAIRS = 24
-TIMES = ("seconds", "pairs_per_second")  # of a step: no two runs agree on them
+TIMES = ("seconds", "pairs_per_second", "memory")  # of a step: no two runs agree on them
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,7 @@ def test_alpha_scales_the_text_encoders_too_and_a_run_that_stands_on_it_keeps_th
     wanted = states([pipeline.text_encoder], first)["prompt_embeds"][0]
     assert torch.allclose(first.text_encoder("cpu")(PROMPTS)["prompt_embeds"][0], wanted, atol=1e-5)
     for start in ("fused", "frozen", "continued"):
-        changes = {"start": start} if start == "continued" else {**adapter, "start": start}
+        changes = {"start": start, "rank": None} if start == "continued" else {**adapter, "start": start}
         got = run(tmp_path / start, tmp_path / "a", work / "pairs", tmp_path / "cache", "dpo", adapter=changes, steps=1)
         assert got[0]["margin_over_reference"] == pytest.approx(0, abs=1e-9)
         found = load_file(tmp_path / start / FILE)

@@ -87,8 +87,6 @@ def _run(work: Path, folder: Path, job: Job, model: str) -> list[dict[str, Any]]
         try:
             train(config, folder / "run")
             seen = look(work, job, str(folder / "run"))
-            if not all(math.isfinite(seen[name]) for name in ERRORS):
-                raise DivergedError("The last step ruined it: its errors are not finite.")
         except DivergedError as error:
             return [*results, {"steps": steps, "failed": str(error), **_nothing(job)}]  # a result like others
         results.append({"steps": steps, **seen, **_speed(folder / "run")})
@@ -122,8 +120,11 @@ def _eyes(folder: Path) -> Eyes:
 def look(work: Path, job: Job, model: str) -> dict[str, Any]:
     """What a model's pictures of the domain's prompts show, as strings of 0 and 1 with a digit per picture.
 
-    Pictures stand prompt by prompt, seeds together.
+    Pictures stand prompt by prompt, seeds together. DivergedError where its errors are not finite.
     """
+    measured = errors(work, job.domain, model)
+    if not all(map(math.isfinite, measured.values())):
+        raise DivergedError("The last step ruined it: its errors are not finite.")
     domain, eyes = DOMAINS[job.domain], _eyes(work / "probes")
     sampler = Sampler(model)
     goal, kept = domain.prompts(job.split)
@@ -137,7 +138,7 @@ def look(work: Path, job: Job, model: str) -> dict[str, Any]:
     for judge in JUDGES:
         seen[f"followed {judge}"] = _digits(eyes.followed(job.domain, judge, pictures, prompts))
     seen |= {"prompts": [len(goal), len(kept)], "same": goal == kept}
-    return {**seen, **{name: round(value, 6) for name, value in errors(work, job.domain, model).items()}}
+    return {**seen, **{name: round(value, 6) for name, value in measured.items()}}
 
 
 def _nothing(job: Job) -> dict[str, Any]:
