@@ -122,7 +122,9 @@ def test_an_accuracy_of_all_is_warned_of_where_a_leak_explains_it():
     watcher = alarms(leak=lambda: asked.append(1) or "of 9 held-out pairs 4 share their prompt.")
     assert watcher.evaluation(row(accuracy=0.94)) == [] and not asked
     ((name, says),) = watcher.evaluation(row(accuracy=1.0))
-    assert name == "leak" and says.endswith("no merit of the model: of 9 held-out pairs 4 share their prompt.")
+    assert name == "leak" and says.endswith(
+        "the model may not have earned it: of 9 held-out pairs 4 share their prompt."
+    )
     assert watcher.evaluation(row(accuracy=1.0)) == [] and len(asked) == 1
     assert alarms().evaluation(row(accuracy=1.0)) == []
 

@@ -18,8 +18,8 @@ from mapo.train.config import OptimConfig
 from mapo.train.processes import Place, Processes
 from mapo.train.weights import levers, optimizers
 from mapo.train.weights.ema import WithMean
-from mapo.train.weights.kept import Rounded, WithMaster, rounded
 from mapo.train.weights.levers import check_levers
+from mapo.train.weights.stored import Rounded, WithMaster, rounded
 from mapo.train.weights.updater import AtEnd, InBackward
 from tiny import make_sd3
 

@@ -263,8 +263,8 @@ class Loop:
         named = [name for found in self.processes.gather(mine) for name in found]
         return (
             f"Step {told.step + 1}: the loss is not finite for {count(len(named), 'pair')}: {', '.join(named[:5])}. "
-            "The weights were "
-            "left as they were. Look at these pictures, try a lower optim.lr, or train.precision=float32."
+            "The weights were left as they were. Look at these pictures, try a lower optim.lr, or "
+            "train.precision=float32."
         )
 
     def _bad_gradient(self, told: Told) -> str:

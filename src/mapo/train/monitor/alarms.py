@@ -33,7 +33,7 @@ NEARLY_ALL = 0.95  # an accuracy that is too good to be taken without a question
 class Alarms:
     """Hears every step and every evaluation of a run and gives the alarms that are new.
 
-    ``leak`` finds out why held-out pairs may be told apart by what is no merit of the model: a sentence, or nothing.
+    ``leak`` finds out what else may tell held-out pairs apart than what the model has learned: a sentence, or nothing.
     ``said`` are the names of the alarms that there have been, also those of an earlier part of the run.
     """
 
@@ -159,7 +159,7 @@ def leaking(row: Metrics, why: str) -> str:
     """What a held-out accuracy of 100 % is worth where there is a leak; empty where none is known."""
     if not why:
         return ""
-    return f"The held-out accuracy is {row['accuracy']:.0%}, but that may be no merit of the model: {why}"
+    return f"The held-out accuracy is {row['accuracy']:.0%}, but the model may not have earned it: {why}"
 
 
 def shared(pairs: PairSet, trained: Floats, held: Floats) -> str:

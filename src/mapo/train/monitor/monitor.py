@@ -157,7 +157,7 @@ class Monitor:
             LOG.warning(f"Alarm at step {step}: {says}")
 
     def _leak(self) -> str:
-        """Why held-out pairs may be told apart by what is no merit of the model; empty where nothing is known."""
+        """What else may tell held-out pairs apart than what the model has learned; empty where nothing is known."""
         assert self.evaluation is not None  # only an evaluation asks
         held = self.evaluation.members.rows
         if common := shared(self.pairs, self.loop.members.rows, held):

@@ -29,8 +29,8 @@ from mapo.train.weights.adapters import (
 )
 from mapo.train.weights.blocks import checkpoint_blocks, checkpoint_layers
 from mapo.train.weights.ema import WithMean
-from mapo.train.weights.kept import Keep, Kept, Plain, Rounded, WithMaster
 from mapo.train.weights.speed import speed_up
+from mapo.train.weights.stored import Keep, Plain, Rounded, Stored, WithMaster
 from mapo.train.weights.updater import AtEnd, InBackward, Updater
 
 DTYPES = {
@@ -228,7 +228,7 @@ def _updater(
     keep: Keep | None = None
     if config.train.weights != "float32":
 
-        def keep(name: str, parameter: nn.Parameter) -> Kept:
+        def keep(name: str, parameter: nn.Parameter) -> Stored:
             if parameter.dtype is not torch.bfloat16:  # which diffusers keeps in float32
                 return Plain(parameter, config.optim)
             if masters:

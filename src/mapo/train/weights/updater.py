@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mapo.errors import SpoiledError
 from mapo.train.config import RATES, OptimConfig
 from mapo.train.weights import optimizers
-from mapo.train.weights.kept import Keep, Kept, Plain
+from mapo.train.weights.stored import Keep, Plain, Stored
 
 
 class Updater(Protocol):
@@ -57,7 +57,7 @@ class Updater(Protocol):
 class Part:
     """Tensors that one optimizer moves at once."""
 
-    kept: Mapping[str, Kept]
+    kept: Mapping[str, Stored]
     optimizer: torch.optim.Optimizer
 
     def move(self, step: int, rate: float, factor: Tensor | float = 1.0, good: Tensor | None = None) -> None:
@@ -92,7 +92,7 @@ class _Parts:
     ) -> None:  # fmt: skip
         self.config, self.steps, self.scale = config, steps, scale
         self.step, self.rate = 0, 0.0
-        self.kept: dict[str, Kept] = {
+        self.kept: dict[str, Stored] = {
             name: keep(name, parameter) if keep else Plain(parameter, config) for name, parameter in parameters.items()
         }
         self.plain = keep is None
@@ -183,7 +183,7 @@ class AtEnd(_Parts):
             one.forget()
         return norm
 
-    def _clip(self, kept: Collection[Kept]) -> tuple[Tensor, Tensor | float]:
+    def _clip(self, kept: Collection[Stored]) -> tuple[Tensor, Tensor | float]:
         """The norm of the gradient, and what it is still to be multiplied by."""
         longest = self.config.clip_norm or math.inf
         if self.plain:

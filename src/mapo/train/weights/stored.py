@@ -16,7 +16,7 @@ from mapo.train.config import OptimConfig
 from mapo.train.weights.optimizers import as_optimizer_sees
 
 
-class Kept(Protocol):
+class Stored(Protocol):
     """One trained tensor. ``moved`` is what its optimizer has, between :meth:`open` and :meth:`close`."""
 
     parameter: nn.Parameter
@@ -223,4 +223,4 @@ def _generator(device: torch.device, *parts: object) -> torch.Generator:
     return torch.Generator(device).manual_seed(seed_of("rounding", *parts))
 
 
-Keep = Callable[[str, nn.Parameter], Kept]  # name and parameter → how it is kept
+Keep = Callable[[str, nn.Parameter], Stored]  # name and parameter → how it is kept
