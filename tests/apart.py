@@ -17,7 +17,8 @@ from pathlib import Path
 
 PRELOADED = [
     "mapo.build.build", "mapo.check.check", "mapo.cli", "mapo.encode.fill", "mapo.importers", "mapo.lab.mini.scorer",
-    "mapo.lab.study.runs", "mapo.models.families", "mapo.sample.sample", "mapo.score.score", "mapo.train.train", "pyarrow.parquet",
+    "mapo.lab.study.runs", "mapo.label.server", "mapo.models.families", "mapo.sample.sample", "mapo.score.score", "mapo.train.train", "mapo.watch.server",
+    "pyarrow.parquet",
     "frozen",
 ]  # fmt: skip
 

@@ -176,7 +176,7 @@ def server(monkeypatch):
 
     monkeypatch.setattr(endpoint, "SECONDS_TO_WAIT", (0, 0, 0))
     found = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=found.serve_forever, daemon=True).start()
+    threading.Thread(target=found.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{found.server_port}/v1", asked, answers
     found.shutdown()
     found.server_close()

@@ -5,15 +5,15 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from apart import Apart
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 WAIT = 60.0  # seconds until something that must happen is given up
@@ -129,13 +129,11 @@ def until(condition: Any, what: str) -> None:
 @contextlib.contextmanager
 def serving(*words: Any, verb: str = "label") -> Iterator[str]:
     """`mapo label WORDS`, or another verb, in a process of its own, at a free port; the address that it printed."""
-    command = [sys.executable, "-m", "mapo", verb, *map(str, words), "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert process.stdout
+    process = Apart("-m", "mapo", verb, *words, "--port", 0)
     try:
         found = re.search(r"http://\S+", process.stdout.readline())
         assert found, "it printed no address"
         yield found[0]
     finally:
-        process.terminate()
-        process.communicate(timeout=30)
+        process.kill()
+        process.communicate()

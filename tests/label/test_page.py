@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from browser import CHROMIUM, Browser, Page, serving, until
 
+from apart import run_apart
 from data_fixtures import encoded, noise
 from mapo.label.blind import pair_key
 from mapo.label.votes import read_votes
@@ -49,7 +48,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def mapo(*words: Any) -> str:
-    done = subprocess.run([sys.executable, "-m", "mapo", *map(str, words)], capture_output=True, text=True)
+    done = run_apart("-m", "mapo", *words)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

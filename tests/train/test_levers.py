@@ -67,10 +67,10 @@ def tensors_below(folder):
 
 
 def assert_goes_on(tmp_path, model, pairs, cache, kind, settings):
-    """Three steps and three more are six, to the bit."""
-    whole = go(tmp_path / "whole", model, pairs, cache, kind, **settings)
-    go(tmp_path / "two", model, pairs, cache, kind, **settings, steps=3)
-    assert_same(go(tmp_path / "two", model, pairs, cache, kind, **settings), whole, tolerance=0)
+    """Two steps and two more are four, to the bit."""
+    whole = go(tmp_path / "whole", model, pairs, cache, kind, **settings, steps=4)
+    go(tmp_path / "two", model, pairs, cache, kind, **settings, steps=2)
+    assert_same(go(tmp_path / "two", model, pairs, cache, kind, **settings, steps=4), whole, tolerance=0)
     one, two = tensors_below(tmp_path / "whole"), tensors_below(tmp_path / "two")
     assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) and one[k].dtype == two[k].dtype for k in one)
     assert all(math.isfinite(line["loss"]) for line in whole)
@@ -87,7 +87,7 @@ def test_a_lora_that_goes_on_is_the_uninterrupted_one_to_the_bit(tmp_path, sdxl,
     assert_goes_on(tmp_path, sdxl, pairs, cache, "lora", settings)
 
 
-@pytest.mark.parametrize("settings", EVERYWHERE + FULL_ONLY)
+@pytest.mark.parametrize("settings", FULL_ONLY[2:])  # between them: every kind of part that a checkpoint has
 def test_a_flow_model_that_goes_on_is_the_uninterrupted_one_to_the_bit(tmp_path, flow, pairs, settings):
     assert_goes_on(tmp_path, flow[0], pairs, flow[1], "full", settings)
 

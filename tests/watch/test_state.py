@@ -1,8 +1,6 @@
 """What the page of a run is told, and that looking disturbs nobody."""
 
 import json
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -11,6 +9,7 @@ from browser import until
 from runs import PROMPTS, add, draw, line, make_run
 from starlette.testclient import TestClient
 
+from apart import run_apart
 from mapo.errors import MapoError
 from mapo.shards import is_owned, owned
 from mapo.texts import lines_after
@@ -101,7 +100,7 @@ def test_what_is_not_a_run_folder_is_refused_in_a_sentence(tmp_path):
     (tmp_path / "config.toml").write_text("steps = [")
     with pytest.raises(MapoError, match="config.toml cannot be read"):
         Watched(tmp_path)
-    done = subprocess.run([sys.executable, "-m", "mapo", "watch", tmp_path / "x"], capture_output=True, text=True)
+    done = run_apart("-m", "mapo", "watch", tmp_path / "x")
     assert done.returncode == 2 and "x is not a run folder" in done.stderr
 
 

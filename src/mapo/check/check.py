@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,7 @@ def _bars(counted: Iterable[tuple[str, int]], most: int = SHOWN_KINDS) -> list[t
     return [(name, number, number / largest) for name, number in listed]
 
 
+@lru_cache(1)
 def _environment() -> jinja2.Environment:
     return environment(
         Path(__file__).parent, statistic=found.statistic, auc=lambda v: f"{v:.2f}", bounds=_bounds, count=count

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,7 @@ def _sensitive(run: Path | None) -> bool:
     return bool(read_object(path, "a run", "Give a folder that `mapo train` made.").get("sensitive"))
 
 
+@lru_cache(1)
 def _environment() -> jinja2.Environment:
     return environment(
         Path(__file__).parent,

@@ -166,7 +166,7 @@ def nsfwjs_by_hand(pictures):
 def drawings():
     rng = random.Random(4)
     plain = scenes.random_plain_scenes("test", rng)
-    return {s: [Image.fromarray(draw(replace(next(plain), style=s), rng)) for _ in range(4)] for s in scenes.STYLES}
+    return {s: [Image.fromarray(draw(replace(next(plain), style=s), rng)) for _ in range(2)] for s in scenes.STYLES}
 
 
 @needs_real("safety_nsfwjs")
