@@ -158,3 +158,34 @@ def test_rows_of_a_table_that_were_left_out_are_no_strangers(world, run):
     make_run(run, make_set(world.root / "pairs", ["prompt 0"]))
     assert [c["metric"] for c in world.report(run=run)["comparisons"]] == ["cartoon"]
     assert json.loads((world.root / "before" / "manifest.jsonl").read_text().split("\n")[0])["prompt"] == "prompt 0"
+
+
+def strip_of(page):
+    """The strips of a page: for each the alternative texts of its pictures, in order."""
+    return [a["alt"] for tag, a in Parsed(page).elements if tag == "img" and a.get("alt", "").startswith("after step")]
+
+
+def test_what_a_run_drew_meanwhile_is_shown_in_order_with_first_and_last(world, run):
+    make_run(run, make_set(world.root / "pairs", ["something else"]))
+    for step in range(0, 1100, 100):  # eleven, of which eight are shown
+        make_images(run / "pictures" / f"step-{step:08d}", step, ["a cat", "a <dog>"], seeds=(0,))
+    world.report(run=run)
+    steps = [0, 100, 200, 400, 500, 700, 800, 1000]
+    assert strip_of(world.page) == 2 * [f"after step {step}" for step in steps]
+    assert "a &lt;dog&gt;" in world.page and world.page.count('<figure class="strip">') == 2
+
+
+def test_a_step_whose_pictures_are_damaged_or_half_made_is_left_out_of_the_strip(world, run):
+    make_run(run, make_set(world.root / "pairs", ["something else"]))
+    make_images(run / "pictures" / "step-00000000", 0, ["a cat"], seeds=(0,))
+    (run / "pictures" / "step-00000050").mkdir()
+    (run / "pictures" / "step-00000100").mkdir()
+    (run / "pictures" / "step-00000100" / "manifest.jsonl").write_text("no json\n")
+    world.report(run=run)
+    assert strip_of(world.page) == ["after step 0"]
+
+
+def test_a_run_that_drew_nothing_has_no_strip(world, run):
+    make_run(run, make_set(world.root / "pairs", ["something else"]))
+    world.report(run=run)
+    assert "while it was trained" not in world.page and strip_of(world.page) == []

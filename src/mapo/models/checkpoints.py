@@ -1,4 +1,4 @@
-"""The checkpoints that lie in a run folder, and which of them is the best on held-out pairs."""
+"""What lies in a run folder for every step, and which checkpoint is the best on held-out pairs."""
 
 from __future__ import annotations
 
@@ -18,6 +18,13 @@ def checkpoints(run: Path) -> dict[int, Path]:
     found = (run / "checkpoints").glob("step-*")
     named = sorted(path for path in found if re.fullmatch(r"step-\d{8,}", path.name))
     return {int(path.name.removeprefix("step-")): path for path in named}
+
+
+def pictures(run: Path) -> dict[int, Path]:
+    """What a run drew while it was trained: images folders by their steps, in order."""
+    found = (run / "pictures").glob("step-*")
+    steps = {int(path.name.removeprefix("step-")): path for path in found if path.name[5:].isdecimal()}
+    return dict(sorted(steps.items()))
 
 
 def evaluations(run: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Pairs of pictures ready for the page, and which of them stand where."""
+"""Pictures ready for the page, and which of them stand where: pairs, and what a run drew while it was trained."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from mapo.pages.thumbs import embed, room
+from mapo.errors import MapoError
+from mapo.models.checkpoints import pictures
+from mapo.pages.thumbs import THUMB_BYTES, THUMB_SIDE, embed, room
 from mapo.report.evidence import Comparison
 from mapo.report.verdict import percent, score
-from mapo.sample.folder import Key, Rows, told_seed
+from mapo.sample.folder import ImageRow, Key, Rows, read_manifest, told_seed
 from mapo.statistics import Pair
 
 EXTREMES = 6  # best and worst changes
+STRIP_STEPS, STRIP_PROMPTS = 8, 6  # the most of a strip
 
 
 class Cards:
@@ -75,3 +78,31 @@ def count_gains(headline: Comparison | None) -> dict[str, int]:
         "equal": sum(g == 0 for g in gains),
         "worse": sum(g < 0 for g in gains),
     }
+
+
+def strip(run: Path) -> dict[str, Any]:
+    """What a run drew of the same prompts and seed while it was trained: ``steps``, and for each prompt its pictures.
+
+    At most so many steps, the first and the last among them. A step whose pictures cannot be read is left out; a run
+    that drew nothing has no steps.
+    """
+    drawn = {step: (folder, rows) for step, folder in pictures(run).items() if (rows := _rows(folder))}
+    steps = [*drawn]
+    if len(steps) > STRIP_STEPS:
+        steps = [steps[k * (len(steps) - 1) // (STRIP_STEPS - 1)] for k in range(STRIP_STEPS)]
+    shown: dict[str, dict[int, Any]] = {}
+    for step in steps:
+        folder, rows = drawn[step]
+        for prompt, row in rows.items():
+            if prompt in shown or len(shown) < STRIP_PROMPTS:
+                source, tiny = embed(folder, row, (THUMB_SIDE, THUMB_BYTES))
+                shown.setdefault(prompt, {})[step] = {"source": source, "tiny": tiny, "size": (row.width, row.height)}
+    prompts = [{"prompt": prompt, "pictures": [found.get(step) for step in steps]} for prompt, found in shown.items()]
+    return {"steps": steps, "prompts": prompts}
+
+
+def _rows(folder: Path) -> dict[str, ImageRow]:
+    try:
+        return {row.prompt: row for row in read_manifest(folder)}
+    except (MapoError, OSError):
+        return {}

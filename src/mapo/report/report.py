@@ -17,7 +17,7 @@ from mapo.files import prepare_file, write_text
 from mapo.pages.templates import environment
 from mapo.pages.thumbs import spread
 from mapo.pairs.splits import prompt_id
-from mapo.report.cards import Cards, count_gains, extremes
+from mapo.report.cards import Cards, count_gains, extremes, strip
 from mapo.report.curves import draw_curves, read_metrics
 from mapo.report.distributions import count_changes, draw_distribution
 from mapo.report.evidence import (
@@ -121,6 +121,7 @@ def write_report(
         **_pictures(before, after, first, second, verdict.headline or comparisons[0], verdict),
         **_plots(comparisons, guards),
         curves=_marked(draw_curves(read_metrics(run)) if run else []),
+        strip=strip(run) if run else {"steps": []},
         config=read_config(run) if run else "",
         run=str(run) if run else "",
         training=training,

@@ -33,7 +33,7 @@ from safetensors import SafetensorError, safe_open
 from mapo.errors import MapoError, count
 from mapo.files import prepare_out, replacing, sweep, write_text
 from mapo.models import Opened
-from mapo.models.checkpoints import EVALUATIONS, best_of, checkpoints, evaluations
+from mapo.models.checkpoints import EVALUATIONS, best_of, checkpoints, evaluations, pictures
 from mapo.settings import differences, merge
 from mapo.shards import owned
 from mapo.texts import append_lines, read_lines, read_object, write_json
@@ -216,8 +216,7 @@ class Run:
 
     def pictures(self) -> list[int]:
         """The steps of which there are pictures, in order."""
-        found = (self.folder / "pictures").glob("step-*")
-        return sorted(int(path.name.removeprefix("step-")) for path in found if path.name[5:].isdecimal())
+        return [*pictures(self.folder)]
 
     def pictures_at(self, step: int) -> Path:
         """Where the pictures of a step lie, an images folder."""
