@@ -254,18 +254,23 @@ def sample(
     height: Whole | None = None, prefix: Text = "", negative_prompt: Text = "", precision: Text | None = None,
     images_per_batch: Whole | None = None, clip_skip: Whole | None = None, vae: Place | None = None,
     prediction: Text | None = None, loras: Texts = (), long_prompts: Text | None = None, grid: Switch = False,
-    compare: Places = (),
+    compare: Places = (), shard: Text = "0/1",
 ) -> Images:  # fmt: skip
-    """Make pictures. Their folder and rows; MapoError where the folder holds pictures of other settings."""
+    """Make pictures. Their folder and rows; MapoError where the folder holds pictures of other settings.
+
+    ``shard`` "0/4" draws a quarter of them; there are no rows where other shards are not done yet.
+    """
     from mapo.sample import verb
+    from mapo.shards import parse_shard
 
     rows = verb.sample(
         os.fspath(model), prompts, seeds, Path(out), steps=steps, guidance=guidance, sampler=sampler,
         width=width, height=height, prefix=prefix, negative_prompt=negative_prompt, precision=precision,
         images_per_batch=images_per_batch, clip_skip=clip_skip, vae=as_text(vae), prediction=prediction,
         loras=several(loras), long_prompts=long_prompts, grid=grid, compare=as_paths(compare),
+        shard=parse_shard(shard),
     )  # fmt: skip
-    return Images(Path(out), rows)
+    return Images(Path(out), rows or [])
 
 
 @checked

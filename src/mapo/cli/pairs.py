@@ -18,6 +18,7 @@ from mapo.cli.shared import (
     PRECISION,
     TRAINABLE,
     Verb,
+    asked_shard,
     cli,
     model_options,
     say,
@@ -67,9 +68,8 @@ from mapo.errors import MapoError, count
 def build(recipe: str, model: str, prompts: str, num_pairs: int, out: Path, shard: str | None, **how: Any) -> None:
     """Let a model make pairs by RECIPE: a name such as pick-style-cartoon, or a TOML file."""
     from mapo.build.verb import build
-    from mapo.shards import parse_shard, shard_of_environment
 
-    how["shard"] = parse_shard(shard) if shard else shard_of_environment()
+    how["shard"] = asked_shard(shard)
     counts = build(recipe, model, prompts, num_pairs, out, **how)
     if counts is None:
         say(shard_done(how["shard"], out))

@@ -98,6 +98,13 @@ def say(text: str) -> None:
     click.echo(printable(text))
 
 
+def asked_shard(text: str | None) -> tuple[int, int]:
+    """The shard of ``--shard``, else this process's place among those that a launcher started."""
+    from mapo.shards import parse_shard, shard_of_environment
+
+    return parse_shard(text) if text else shard_of_environment()
+
+
 def shard_done(shard: tuple[int, int], out: Path) -> str:
     """What is said where a share of the work is done."""
     index, of = shard
