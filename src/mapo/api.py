@@ -202,19 +202,23 @@ def encode(
     *, model: Place, pairs: Place, out: Place, resolution: Whole | None = None, flip: Switch = False,
     precision: Text = "float32", clip_skip: Whole | None = None, images_per_batch: Whole = 8,
     vae: Place | None = None, prediction: Text | None = None,
-    loras: Texts = (), long_prompts: Text | None = None, buckets: Switch = False,
+    loras: Texts = (), long_prompts: Text | None = None, buckets: Switch = False, shard: Text = "0/1",
 ) -> "Cache":  # fmt: skip
-    """Encode pictures and prompts once. The cache; MapoError where it was encoded in another way before."""
-    from mapo.encode import verb
+    """Encode pictures and prompts once. The cache; MapoError where it was encoded in another way before.
 
-    cache, _, losses = verb.encode(
+    ``shard`` "0/4" encodes a quarter of them; the cache is whole where it is the last of four.
+    """
+    from mapo.encode import verb
+    from mapo.shards import parse_shard
+
+    made = verb.encode(
         os.fspath(model), Path(pairs), Path(out), resolution=resolution, flip=flip, precision=precision,
         clip_skip=clip_skip, images_per_batch=images_per_batch, vae=as_text(vae), prediction=prediction,
-        loras=several(loras), long_prompts=long_prompts, buckets=buckets,
+        loras=several(loras), long_prompts=long_prompts, buckets=buckets, shard=parse_shard(shard),
     )  # fmt: skip
-    if losses:
-        LOG.info(", ".join(losses))
-    return cache
+    if made.losses:
+        LOG.info(", ".join(made.losses))
+    return made.cache
 
 
 @checked

@@ -8,7 +8,19 @@ from typing import Any
 
 import click
 
-from mapo.cli.shared import CLIP_SKIP, LONG_PROMPTS, LORA, OUT, TRAINABLE, Verb, cli, model_options, say
+from mapo.cli.shared import (
+    CLIP_SKIP,
+    LONG_PROMPTS,
+    LORA,
+    OUT,
+    TRAINABLE,
+    Verb,
+    asked_shard,
+    cli,
+    model_options,
+    say,
+    shard_done,
+)
 from mapo.errors import count
 
 
@@ -31,13 +43,18 @@ from mapo.errors import count
     "--images-per-batch", type=int, default=8, show_default=True,
     help="Pictures that are encoded at a time. Fewer take less memory.",
 )  # fmt: skip
-def encode(pairs: Path, out: Path, **how: Any) -> None:
+@click.option("--shard", metavar="I/N", help="Encode this share of the set; default: as torchrun or Slurm say.")
+def encode(pairs: Path, out: Path, shard: str | None, **how: Any) -> None:
     """Encode the pictures and prompts of a set once, for all training runs. The same command again goes on."""
     from mapo.encode.verb import encode
 
-    _, found, losses = encode(pairs=pairs, out=out, **how)
-    said = f"{count(len(found), 'pair')} {'is' if len(found) == 1 else 'are'} encoded in {out}"
-    say("; ".join([said, ", ".join(losses)] if losses else [said]))
+    how["shard"] = asked_shard(shard)
+    made = encode(pairs=pairs, out=out, **how)
+    if not made.whole:
+        say(shard_done(how["shard"], out))
+        return
+    said = f"{count(len(made.pairs), 'pair')} {'is' if len(made.pairs) == 1 else 'are'} encoded in {out}"
+    say("; ".join([said, ", ".join(made.losses)] if made.losses else [said]))
 
 
 def _recipes() -> tuple[str, list[str]]:

@@ -171,6 +171,10 @@ class PairSet:
         """Whether the bytes of a picture are in the set; False where it is kept as latents only."""
         return bool(self._place(name)["kept"])
 
+    def which_kept(self, numbers: np.ndarray) -> np.ndarray:
+        """As :meth:`keeps` for some pictures, by their numbers as :meth:`image_sizes` counts them, "n"."""
+        return np.asarray(self._places.records["kept"][numbers], bool)
+
     def keeps_all(self) -> bool:
         """Whether no picture of the set is kept as latents only; answered without a look at each pair."""
         return bool(self._places.records["kept"].all())

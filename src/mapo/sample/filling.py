@@ -107,7 +107,7 @@ class Filling:
         self._draw(have, shard, self.work / f"{shard[0]}-of-{shard[1]}.jsonl")
 
     def _gather_owned(self) -> list[ImageRow]:
-        with owned(self.folder):
+        with owned(self.folder, wait=True):
             return self._gather()
 
     def _gather(self) -> list[ImageRow]:
