@@ -203,10 +203,12 @@ def encode(
     precision: Text = "float32", clip_skip: Whole | None = None, images_per_batch: Whole = 8,
     vae: Place | None = None, prediction: Text | None = None,
     loras: Texts = (), long_prompts: Text | None = None, buckets: Switch = False, shard: Text = "0/1",
+    source: Place | None = None, imports: Settings | None = None,
 ) -> "Cache":  # fmt: skip
     """Encode pictures and prompts once. The cache; MapoError where it was encoded in another way before.
 
-    ``shard`` "0/4" encodes a quarter of them; the cache is whole where it is the last of four.
+    ``shard`` "0/4" encodes a quarter of them; the cache is whole where it is the last of four. With a ``source`` the
+    set ``pairs`` is made of it meanwhile and keeps no pictures; ``imports`` are arguments of ``import_pairs``.
     """
     from mapo.encode import verb
     from mapo.shards import parse_shard
@@ -215,6 +217,7 @@ def encode(
         os.fspath(model), Path(pairs), Path(out), resolution=resolution, flip=flip, precision=precision,
         clip_skip=clip_skip, images_per_batch=images_per_batch, vae=as_text(vae), prediction=prediction,
         loras=several(loras), long_prompts=long_prompts, buckets=buckets, shard=parse_shard(shard),
+        source=as_text(source), imports=imports,
     )  # fmt: skip
     if made.losses:
         LOG.info(", ".join(made.losses))

@@ -146,7 +146,7 @@ def encode_shard(
             if is_cache(folder):
                 check_head(folder, key)
         fill(shard=shard)
-        _begin(folder, key)
+        begin(folder, key)
 
     def gather() -> Cache:
         with hold_with_shards(folder, wait=True):
@@ -230,6 +230,8 @@ def _write(
 ) -> None:  # fmt: skip
     if is_cache(folder):
         check_head(folder, key)
+    if pairs.keeps_none():
+        refuse_what_is_gone(pairs, open_index(folder), key, among)
     if len(among) > 1 and not pairs.keeps_all():
         raise MapoError(
             f"{pairs.folder} keeps rejected pictures only as latents of a square, so it cannot be seen in buckets. "
@@ -252,9 +254,9 @@ def _write(
             for p, text in portion.items()
             for name, value in text.items()
         }
-        _begin(folder, key)
+        begin(folder, key)
         write_shard(folder, "text", entries)
-    _begin(folder, key)
+    begin(folder, key)
     _take_over(pairs, taken, folder, key)
     if encoder is None:
         return
@@ -271,6 +273,16 @@ def _write(
     release()
 
 
+def refuse_what_is_gone(pairs: PairSet, index: Index, key: CacheKey, among: tuple[Frame, ...]) -> None:
+    """MapoError where a cache lacks pictures of a set that keeps none."""
+    if lack := len(lacking(pairs, index, holding="pictures alone", among=among)[0]):
+        raise MapoError(
+            f"{pairs.folder} keeps no pictures, as `mapo encode --stream` made it, and the cache {index.folder} lacks "
+            f"{count(lack, 'picture')} of it for {key.model} at {key.resolution} pixels. Name the cache that was made "
+            "with the set; or delete the set and stream it again."
+        )
+
+
 def _tell_size(model: Opened, prompts: int, key: CacheKey) -> None:
     """Say how much the prompts will take, where each takes megabytes."""
     each = model.prompt_numbers * key.dtype.itemsize
@@ -282,7 +294,7 @@ def _tell_size(model: Opened, prompts: int, key: CacheKey) -> None:
         )  # fmt: skip
 
 
-def _begin(folder: Path, key: CacheKey) -> None:
+def begin(folder: Path, key: CacheKey) -> None:
     """Write the head of a cache that has none yet. From then on it is one of these encoders."""
     if is_cache(folder):
         return
