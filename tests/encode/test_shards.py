@@ -1,5 +1,7 @@
 """Several processes fill one cache, which then has the files of one process."""
 
+import shutil
+
 import pytest
 
 from apart import Apart, ended, started
@@ -87,6 +89,16 @@ def test_one_process_ends_what_shards_began(tmp_path, model, pairs, whole):
     encode(model, PairSet(pairs), tmp_path / "c", images_per_batch=3)
     assert contents(tmp_path / "c") == contents(whole)
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+def test_caches_of_two_machines_are_laid_on_top_of_each_other(tmp_path, model, pairs, whole, monkeypatch):
+    for machine in (0, 1):
+        (tmp_path / f"m{machine}").mkdir()
+        assert not share(model, pairs, tmp_path / f"m{machine}" / "c", (machine, 2))[1]
+    shutil.copytree(tmp_path / "m1" / "c", tmp_path / "m0" / "c", dirs_exist_ok=True)
+    monkeypatch.setattr(fill, "write_shard", None)  # nothing is left to encode
+    encode(model, PairSet(pairs), tmp_path / "m0" / "c")
+    assert contents(tmp_path / "m0" / "c") == contents(whole)
 
 
 def test_a_shard_of_a_whole_cache_has_nothing_to_do(model, pairs, whole, monkeypatch):

@@ -89,6 +89,17 @@ def test_one_process_ends_what_shards_began(tmp_path, sdxl, whole):
     assert contents(tmp_path / "i") == contents(whole) and [path.name for path in tmp_path.iterdir()] == ["i"]
 
 
+def test_folders_of_two_machines_are_copied_together(tmp_path, sdxl, whole, monkeypatch):
+    for machine in (0, 1):
+        (tmp_path / f"m{machine}").mkdir()
+        assert draw(sdxl, tmp_path / f"m{machine}" / "i", (machine, 2)) is None
+    shutil.copytree(tmp_path / "m1", tmp_path / "m0", dirs_exist_ok=True)
+    monkeypatch.setattr(Sampler, "batch", None)  # nothing is left to draw
+    draw(sdxl, tmp_path / "m0" / "i", (0, 1))
+    assert contents(tmp_path / "m0" / "i") == contents(whole)
+    assert [path.name for path in (tmp_path / "m0").iterdir()] == ["i"]
+
+
 def test_shards_make_a_picture_again_that_is_gone_or_damaged(tmp_path, sdxl, whole):
     out = shutil.copytree(whole, tmp_path / "i")
     rows = read_images(out)
