@@ -202,19 +202,26 @@ def encode(
     *, model: Place, pairs: Place, out: Place, resolution: Whole | None = None, flip: Switch = False,
     precision: Text = "float32", clip_skip: Whole | None = None, images_per_batch: Whole = 8,
     vae: Place | None = None, prediction: Text | None = None,
-    loras: Texts = (), long_prompts: Text | None = None, buckets: Switch = False,
+    loras: Texts = (), long_prompts: Text | None = None, buckets: Switch = False, shard: Text = "0/1",
+    source: Place | None = None, imports: Settings | None = None,
 ) -> "Cache":  # fmt: skip
-    """Encode pictures and prompts once. The cache; MapoError where it was encoded in another way before."""
-    from mapo.encode import verb
+    """Encode pictures and prompts once. The cache; MapoError where it was encoded in another way before.
 
-    cache, _, losses = verb.encode(
+    ``shard`` "0/4" encodes a quarter of them; the cache is whole where it is the last of four. With a ``source`` the
+    set ``pairs`` is made of it meanwhile and keeps no pictures; ``imports`` are arguments of ``import_pairs``.
+    """
+    from mapo.encode import verb
+    from mapo.shards import parse_shard
+
+    made = verb.encode(
         os.fspath(model), Path(pairs), Path(out), resolution=resolution, flip=flip, precision=precision,
         clip_skip=clip_skip, images_per_batch=images_per_batch, vae=as_text(vae), prediction=prediction,
-        loras=several(loras), long_prompts=long_prompts, buckets=buckets,
+        loras=several(loras), long_prompts=long_prompts, buckets=buckets, shard=parse_shard(shard),
+        source=as_text(source), imports=imports,
     )  # fmt: skip
-    if losses:
-        LOG.info(", ".join(losses))
-    return cache
+    if made.losses:
+        LOG.info(", ".join(made.losses))
+    return made.cache
 
 
 @checked
@@ -254,18 +261,23 @@ def sample(
     height: Whole | None = None, prefix: Text = "", negative_prompt: Text = "", precision: Text | None = None,
     images_per_batch: Whole | None = None, clip_skip: Whole | None = None, vae: Place | None = None,
     prediction: Text | None = None, loras: Texts = (), long_prompts: Text | None = None, grid: Switch = False,
-    compare: Places = (),
+    compare: Places = (), shard: Text = "0/1",
 ) -> Images:  # fmt: skip
-    """Make pictures. Their folder and rows; MapoError where the folder holds pictures of other settings."""
+    """Make pictures. Their folder and rows; MapoError where the folder holds pictures of other settings.
+
+    ``shard`` "0/4" draws a quarter of them; there are no rows where other shards are not done yet.
+    """
     from mapo.sample import verb
+    from mapo.shards import parse_shard
 
     rows = verb.sample(
         os.fspath(model), prompts, seeds, Path(out), steps=steps, guidance=guidance, sampler=sampler,
         width=width, height=height, prefix=prefix, negative_prompt=negative_prompt, precision=precision,
         images_per_batch=images_per_batch, clip_skip=clip_skip, vae=as_text(vae), prediction=prediction,
         loras=several(loras), long_prompts=long_prompts, grid=grid, compare=as_paths(compare),
+        shard=parse_shard(shard),
     )  # fmt: skip
-    return Images(Path(out), rows)
+    return Images(Path(out), rows or [])
 
 
 @checked

@@ -7,8 +7,9 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from mapo.errors import MapoError
 from mapo.files import WORK_LEDGER, refuse_odd_place, sweep
@@ -19,6 +20,7 @@ Shard = tuple[int, int]  # this one, of how many
 WHOLE: Shard = (0, 1)
 FINISHING = "finishing"  # a build's work folder has it from the moment on when its set is being written
 LOCAL_PLACES = ("LOCAL_RANK", "SLURM_LOCALID")  # a process's place on its machine
+T = TypeVar("T")
 
 
 def parse_shard(text: str) -> Shard:
@@ -170,6 +172,40 @@ def _is_still(path: Path, descriptor: int) -> bool:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
         return False
+
+
+# ------------------------------------------------------------------ one work, several processes
+
+
+def in_shares(work: Path, shard: Shard, share: Callable[[], None], gather: Callable[[], T]) -> T | None:
+    """Make one ``share`` of some work; who is last, or alone, makes the whole of them with ``gather``.
+
+    ``work`` is the folder of what the shares have made, with their locks and their marks. None where other shares are
+    not made yet, or another process has made the whole meanwhile. Who is alone (0 of 1) is refused while a share is at
+    work; what no share has made, ``gather`` has to make.
+    """
+    index, of = shard
+    if of > 1:
+        with locked(work, [f"{index}-of-{of}"]):
+            mark(work, shard, done=False)
+            share()
+            if not mark(work, shard, done=True):
+                return None
+    return _gathered(work, gather, wait=of > 1)
+
+
+def _gathered(work: Path, gather: Callable[[], T], wait: bool) -> T | None:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(work, all_locks(work), wait))
+        except FileNotFoundError:  # the locks have gone with the folder
+            return None
+        return None if wait and not work.exists() else gather()
+
+
+def all_locks(work: Path) -> list[str]:
+    """The names of the locks that keep every share of some work away."""
+    return sorted({"whole", *(path.name.removesuffix(".lock") for path in work.glob("*.lock"))})
 
 
 def mark(folder: Path, shard: Shard, done: bool) -> bool:

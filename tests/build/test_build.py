@@ -8,6 +8,7 @@ import pytest
 
 import mapo.build.build
 import mapo.build.work
+import mapo.shards
 from apart import Apart, ended, run_apart, started
 from mapo.build.build import build, describe
 from mapo.build.judge import Filter, parse_filter
@@ -291,14 +292,14 @@ def test_processes_at_the_same_time_make_the_set_of_one(tmp_path, sdxl, how):
 def test_a_shard_that_ends_while_another_puts_the_set_together_leaves_it_to_that(tmp_path, sdxl, monkeypatch):
     arguments, how = (CARTOON, str(sdxl), PROMPTS, 6, tmp_path / "p"), {"steps": 1, "images_per_batch": 2}
     assert build(*arguments, shard=(0, 2), **how) is None
-    real = mapo.build.build._share
+    real = mapo.shards._gathered
 
-    def slow(plan, shard):
-        ended = real(plan, shard)
+    def slow(*given, **named):
+        monkeypatch.undo()
         assert build(*arguments, **how)["pairs"] == 6  # another process is faster from here on
-        return ended
+        return real(*given, **named)
 
-    monkeypatch.setattr(mapo.build.build, "_share", slow)
+    monkeypatch.setattr(mapo.shards, "_gathered", slow)
     assert build(*arguments, shard=(1, 2), **how) is None
     assert len(PairSet(tmp_path / "p")) == 6 and [f.name for f in tmp_path.iterdir()] == ["p"]
 

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from apart import Apart, ended
+from apart import Apart
 from mapo.encode import fill
-from mapo.encode.cache import Cache, cache_key, hold, prompt_key
+from mapo.encode.cache import Cache, cache_key, prompt_key
 from mapo.encode.fill import encode, lacking, to_pixels
 from mapo.encode.frame import square
 from mapo.errors import MapoError
@@ -259,23 +259,6 @@ def test_leftovers_of_a_killed_writer_are_swept_by_the_next(tmp_path, sdxl, pair
     left.write_bytes(b"half")
     encode(parts(sdxl), PairSet(pairs), tmp_path / "c")
     assert not left.exists() and not list((tmp_path / "c").glob("*.partial"))
-
-
-def test_the_processes_of_a_job_encode_a_share_each_at_the_same_time(tmp_path, sdxl, pairs, cache):
-    code = (
-        "import sys; from pathlib import Path; from mapo.encode.fill import encode; from mapo.pairs import PairSet\n"
-        "from mapo.models import find_model, open_model\n"
-        "m = open_model(find_model(sys.argv[1]))\n"
-        "encode(m, PairSet(Path(sys.argv[2])), Path(sys.argv[3]), shard=(int(sys.argv[4]), 2), locked=False)"
-    )
-    with hold(tmp_path / "c"):
-        made = ended([Apart("-c", code, sdxl, pairs, tmp_path / "c", k) for k in (0, 1)])
-        assert [end for end, _, _ in made] == [0, 0], made
-    got, want = contents(tmp_path / "c"), contents(cache)
-    assert got.keys() == want.keys() and len(list((tmp_path / "c").glob("latents-*"))) == 2
-    assert all(torch.allclose(got[k].double(), want[k].double(), atol=1e-5) for k in want)
-    read = encode(parts(sdxl), PairSet(pairs), tmp_path / "c")
-    assert not any(lacking(PairSet(pairs), read.index))
 
 
 # ------------------------------------------------------------------ memory, places that cannot be written

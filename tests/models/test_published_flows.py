@@ -1,9 +1,7 @@
 """The published files of Stable Diffusion 3, 3.5 and FLUX.1: opened as they are, without their weights."""
 
 import json
-import shutil
 from copy import deepcopy
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +9,7 @@ from peft import LoraConfig
 
 from mapo.models import Frames, find_model, open_model
 from mapo.models.noise.flow import ByResolution
-from real import REAL, needs_real
+from real import REAL, needs_real, published
 from tiny import make_flux, make_sd3
 
 # parameters; layers beside which a LoRA is laid; shapes of a prompt's tensors; shift at the model's own size
@@ -21,18 +19,6 @@ PUBLISHED = {
     "FLUX.1-dev": (11_901_408_320, 19 * 12 + 38 * 3, 3.1581929),  # e^1.15
     "FLUX.1-schnell": (11_891_178_560, 19 * 12 + 38 * 3, 1.0),
 }
-
-
-def published(folder: Path, name: str) -> Path:
-    """The published small files of a model, with the tokenizers' vocabularies in place."""
-    shutil.copytree(REAL / "configs" / name, folder)
-    t5 = folder / ("tokenizer_2" if name.startswith("FLUX") else "tokenizer_3")
-    for tokenizer in folder.glob("tokenizer*"):
-        if tokenizer != t5:
-            for file in ("vocab.json", "merges.txt"):
-                shutil.copy(REAL / "clip_tokenizer" / file, tokenizer)
-    shutil.copytree(REAL / "t5_tokenizer", t5, dirs_exist_ok=True)
-    return folder
 
 
 @needs_real("configs")

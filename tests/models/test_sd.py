@@ -14,7 +14,7 @@ from mapo.cli import cli
 from mapo.encode.cache import cache_key
 from mapo.errors import MapoError
 from mapo.models import find_model, open_model
-from real import REAL, needs_real
+from real import needs_real, published
 from tiny import make_pairs, make_sd
 
 PROMPTS = ["a small red circle", "", "a photo of an astronaut riding a horse, ünïcode 雪, " * 12]
@@ -175,15 +175,6 @@ PUBLISHED = {
     "stable-diffusion-2-1": (865_910_724, 64, 768, "v_prediction"),
     "stable-diffusion-xl-base-1.0": (2_567_463_684, 32, 1024, "epsilon"),
 }
-
-
-def published(folder: Path, name: str) -> Path:
-    """The published small files of a model, with the tokenizer's vocabulary in place."""
-    shutil.copytree(REAL / "configs" / name, folder)
-    for tokenizer in folder.glob("tokenizer*"):
-        for file in ("vocab.json", "merges.txt"):
-            shutil.copy(REAL / "clip_tokenizer" / file, tokenizer)
-    return folder
 
 
 @needs_real("configs")

@@ -10,8 +10,9 @@ from PIL import Image
 from mapo.cli import cli
 from mapo.errors import MapoError, memory_told
 from mapo.models import find_model
+from mapo.sample.filling import open_folder
 from mapo.sample.folder import read_images
-from mapo.sample.sample import default_sampling, noise_seed, open_folder, parse_seeds, sample
+from mapo.sample.sample import default_sampling, noise_seed, parse_seeds, sample
 
 PROMPTS = ["a small red circle", "a large blue star", "a green heart"]
 
@@ -29,10 +30,10 @@ def test_a_picture_is_the_same_whatever_the_batch_size(tmp_path, sdxl):
 
 
 def test_the_same_call_gives_the_same_bytes_and_goes_on_where_it_stopped(tmp_path, sdxl, monkeypatch):
-    import mapo.sample.sample
+    import mapo.sample.filling
 
     whole = sample(str(sdxl), PROMPTS, [0, 1], tmp_path / "a", steps=3, images_per_batch=2)
-    real, calls = mapo.sample.sample.append_images, []
+    real, calls = mapo.sample.filling.append_images, []
 
     def cut(*args):
         calls.append(1)
@@ -40,11 +41,11 @@ def test_the_same_call_gives_the_same_bytes_and_goes_on_where_it_stopped(tmp_pat
             raise KeyboardInterrupt
         real(*args)
 
-    monkeypatch.setattr(mapo.sample.sample, "append_images", cut)
+    monkeypatch.setattr(mapo.sample.filling, "append_images", cut)
     with pytest.raises(KeyboardInterrupt):
         sample(str(sdxl), PROMPTS, [0, 1], tmp_path / "b", steps=3, images_per_batch=2)
     assert len(read_images(tmp_path / "b")) == 2
-    monkeypatch.setattr(mapo.sample.sample, "append_images", real)
+    monkeypatch.setattr(mapo.sample.filling, "append_images", real)
     again = sample(str(sdxl), PROMPTS, [0, 1], tmp_path / "b", steps=3, images_per_batch=2)
     assert [r.sha256 for r in again] == [r.sha256 for r in whole]
     assert [(r.prompt, r.seed) for r in again] == [(p, s) for p in PROMPTS for s in (0, 1)]
@@ -114,13 +115,13 @@ def test_a_picture_asked_for_twice_is_made_once(tmp_path, sdxl):
 
 
 def test_what_cannot_be_written_is_told_and_no_row_is_left_without_its_picture(tmp_path, sdxl, monkeypatch):
-    import mapo.sample.sample
+    import mapo.sample.filling
 
     def full(*given):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(mapo.sample.sample, "append_images", full)
+        patch.setattr(mapo.sample.filling, "append_images", full)
         with pytest.raises(OSError, match="No space left"):
             sample(str(sdxl), PROMPTS, [0, 1], tmp_path / "a", steps=2, images_per_batch=2)
     assert len(sample(str(sdxl), PROMPTS, [0, 1], tmp_path / "a", steps=2, images_per_batch=2)) == 6

@@ -13,9 +13,13 @@ import torch
 from test_train import assert_same, metrics, run
 
 from apart import Apart, ended, free_port, run_apart, started
+from mapo.encode.fill import encode
 from mapo.errors import MapoError
+from mapo.models import find_model, open_model
+from mapo.pairs import PairSet
 from mapo.train import processes
 from mapo.train.processes import Place, place_of_environment
+from tiny import make_pairs
 
 NAMES = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID",
@@ -123,11 +127,14 @@ def test_two_processes_go_pair_by_pair_and_run_the_reference_before_as_one(
     assert_same(metrics(tmp_path / "r"), whole, tolerance=1e-6)
 
 
-def test_processes_encode_together_and_are_refused_together(tmp_path, sdxl, pairs):
+def test_processes_encode_together_and_are_refused_together(tmp_path, sdxl):
+    pairs = make_pairs(tmp_path / "pairs", 100)
     words = command(tmp_path / "r", sdxl, pairs, tmp_path / "cache", "--set", "train.steps=1")
     found = ended(started(words, 2))
     assert [code for code, _, _ in found] == [0, 0], found
-    assert all(len(list((tmp_path / "cache").glob(f"{kind}-*"))) == 2 for kind in ("latents", "text"))  # a share each
+    encode(open_model(find_model(str(sdxl))), PairSet(pairs), tmp_path / "one")
+    files = [{p.name: p.read_bytes() for p in (tmp_path / c).glob("*-*.safetensors")} for c in ("cache", "one")]
+    assert len(files[0]) == 4 + 2 and files[0] == files[1]  # of pictures and of prompts
     assert sum("the run is in" in out for _, out, _ in found) == 1
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")

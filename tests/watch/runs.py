@@ -6,8 +6,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from mapo.sample.filling import open_folder
 from mapo.sample.folder import ImageRow, append_images, png_bytes
-from mapo.sample.sample import open_folder
 from mapo.train.config import make_config, to_toml
 from mapo.train.run.folder import Run
 

@@ -7,13 +7,13 @@ are made in a fixed order, and what was made before is only found again.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from mapo.models import find_model
 from mapo.pairs.pairs import PairWriter, pair_id
 from mapo.sample.folder import read_picture
 from mapo.sample.sample import Sampling, default_sampling
-from mapo.shards import FINISHING, WHOLE, Shard, locked, refuse_existing
+from mapo.shards import FINISHING, WHOLE, Shard, in_shares, refuse_existing
 
 LOG = logging.getLogger(__name__)
 
@@ -112,9 +112,8 @@ def build(
     plan.counts = {"minors": len(prompts) - len(safe)}
     use_own_device()
     with forgotten_if_nothing_is_made(folder):
-        if shard[1] > 1 and not _share(plan, shard):
-            return None
-        counts = _collect(plan, wait=shard[1] > 1)
+        gather = partial(_collect, plan, alone=shard[1] == 1)
+        counts = in_shares(folder, shard, lambda: _share(plan, shard), gather)
     for note in dict.fromkeys(note for judge in judges for note in judge.scorer.notes()):
         LOG.info(note)
     return counts
@@ -176,27 +175,24 @@ def _open_maker(
     return Maker(recipe, prompts, model, sampling, judges, contexts, work, latents)
 
 
-def _share(plan: Plan, shard: Shard) -> bool:
-    """Make every n-th of the full portions that will be needed, as far as one's own show; whether all shards are done.
+def _share(plan: Plan, shard: Shard) -> None:
+    """Make every n-th of the full portions that will be needed, as far as one's own show.
 
     Portions that turn out too many are ignored, and those that lack are made when the set is put together.
     """
     index, of = shard
-    with locked(plan.folder, [f"{index}-of-{of}"]):
-        maker = plan.open(shard)
-        maker.work.mark(done=False)
-        start, kept, tried = index * plan.batch, 0, 0
-        bar = progress.bar(desc=f"build {plan.recipe.name} {index}/{of}", unit="pair", shown=index == 0)
-        while start + plan.batch <= (end := min(plan.most, _needed(plan.num_pairs, kept, tried))):
-            mine = range(start, end - plan.batch + 1, of * plan.batch)
-            bar.total = kept + len(mine) * plan.batch * (kept + 1) // (tried + 1)
-            maker.prepare([k + j for k in mine for j in range(plan.batch)], plan.batch)
-            with memory_told(plan.batch, rest=""):
-                portion = maker.portion(start, plan.batch)
-            start, kept, tried = start + of * plan.batch, kept + len(portion.pairs), tried + plan.batch
-            _advance(bar, portion)
-        bar.close()
-        return maker.work.mark(done=True)
+    maker = plan.open(shard)
+    start, kept, tried = index * plan.batch, 0, 0
+    bar = progress.bar(desc=f"build {plan.recipe.name} {index}/{of}", unit="pair", shown=index == 0)
+    while start + plan.batch <= (end := min(plan.most, _needed(plan.num_pairs, kept, tried))):
+        mine = range(start, end - plan.batch + 1, of * plan.batch)
+        bar.total = kept + len(mine) * plan.batch * (kept + 1) // (tried + 1)
+        maker.prepare([k + j for k in mine for j in range(plan.batch)], plan.batch)
+        with memory_told(plan.batch, rest=""):
+            portion = maker.portion(start, plan.batch)
+        start, kept, tried = start + of * plan.batch, kept + len(portion.pairs), tried + plan.batch
+        _advance(bar, portion)
+    bar.close()
 
 
 def _needed(pairs: int, kept: int, tried: int) -> int:
@@ -211,42 +207,35 @@ def _advance(bar: Any, portion: Portion, most: int | None = None) -> None:
     bar.update(number)
 
 
-def _collect(plan: Plan, wait: bool) -> dict[str, int] | None:
+def _collect(plan: Plan, alone: bool) -> dict[str, int] | None:
     """Go through the portions in order, make those that no part has, and write the set."""
-    names = sorted({"whole", *(path.name.removesuffix(".lock") for path in plan.folder.glob("*.lock"))})
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(locked(plan.folder, names, wait))
-        except FileNotFoundError:  # the locks have gone with the folder
-            return None
-        if plan.out.exists():  # another process has put it together meanwhile; what we have begun is of no use
-            shutil.rmtree(plan.folder, ignore_errors=True)
-            if not wait:
-                refuse_existing(plan.out)
-        if wait and not plan.folder.exists():
-            return None
-        maker, totals = plan.open(WHOLE), Totals(plan.counts["minors"])
-        kept: list[Found] = []
-        bar = progress.bar(total=plan.num_pairs, desc=f"build {plan.recipe.name}", unit="pair")
-        start = 0
-        while len(kept) < plan.num_pairs:
-            if start >= plan.most:
-                raise MapoError(_too_few(plan, totals, len(kept)))
-            missing = min(_needed(plan.num_pairs - len(kept), len(kept), start), plan.most - start)
-            size = min(plan.batch, missing)
-            maker.prepare(range(start, start + missing), size)
-            with memory_told(size, rest=""):
-                portion = maker.portion(start, size)
-            start += size
-            new = totals.add(portion)
-            _advance(bar, portion, min(len(new), plan.num_pairs - len(kept)))
-            kept = [*kept, *new][: plan.num_pairs]
-        bar.close()
-        (plan.folder / FINISHING).touch()
-        _write(plan, maker, kept, totals.counts())
-        gone = plan.folder.with_name(f"{plan.folder.name}.{os.getpid()}.old")
-        plan.folder.rename(gone)  # at once, so that no other shard finds half of it
-        shutil.rmtree(gone)
+    if plan.out.exists():  # another process has put it together meanwhile; what we have begun is of no use
+        shutil.rmtree(plan.folder, ignore_errors=True)
+        if alone:
+            refuse_existing(plan.out)
+        return None
+    maker, totals = plan.open(WHOLE), Totals(plan.counts["minors"])
+    kept: list[Found] = []
+    bar = progress.bar(total=plan.num_pairs, desc=f"build {plan.recipe.name}", unit="pair")
+    start = 0
+    while len(kept) < plan.num_pairs:
+        if start >= plan.most:
+            raise MapoError(_too_few(plan, totals, len(kept)))
+        missing = min(_needed(plan.num_pairs - len(kept), len(kept), start), plan.most - start)
+        size = min(plan.batch, missing)
+        maker.prepare(range(start, start + missing), size)
+        with memory_told(size, rest=""):
+            portion = maker.portion(start, size)
+        start += size
+        new = totals.add(portion)
+        _advance(bar, portion, min(len(new), plan.num_pairs - len(kept)))
+        kept = [*kept, *new][: plan.num_pairs]
+    bar.close()
+    (plan.folder / FINISHING).touch()
+    _write(plan, maker, kept, totals.counts())
+    gone = plan.folder.with_name(f"{plan.folder.name}.{os.getpid()}.old")
+    plan.folder.rename(gone)  # at once, so that no other shard finds half of it
+    shutil.rmtree(gone)
     return {"pairs": len(kept), **totals.counts()}
 
 

@@ -28,8 +28,9 @@ from mapo.models import ModelFiles, Opened, open_model
 from mapo.models.family import ImageEncoder
 from mapo.models.pipelines import cuts_told
 from mapo.pairs.pairs import decode_picture
+from mapo.sample.filling import open_folder
 from mapo.sample.folder import ImageRow, png_bytes, read_picture
-from mapo.sample.sample import Sampler, Sampling, full_prompt, open_folder
+from mapo.sample.sample import Sampler, Sampling, full_prompt
 
 LOG = logging.getLogger(__name__)
 

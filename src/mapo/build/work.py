@@ -22,7 +22,7 @@ from mapo.files import PARTIAL, prepare_out
 from mapo.sample.folder import ImageRow, append_images, read_manifest
 from mapo.score.table import read_scores, write_scores
 from mapo.settings import differences
-from mapo.shards import Shard, mark
+from mapo.shards import Shard
 from mapo.texts import read_json, write_json
 
 HEAD = "build.json"
@@ -148,7 +148,3 @@ class Work:
                 for row, value in zip(rows, values[metric], strict=True)
             ],
         )
-
-    def mark(self, done: bool) -> bool:
-        """Say whether this shard has made its share; whether now all have."""
-        return mark(self.folder, self.shard, done)

@@ -58,6 +58,7 @@ def check_pairs(
     """
     if told.get("long_prompts") and not model:
         raise MapoError("--long-prompts is of a model. Name it with --model.")
+    pairs.refuse_without_pictures("mapo check")
     if told.get("buckets") and not model:
         raise MapoError("--buckets are of a model. Name it with --model.")
     if told.get("loras") and not model:

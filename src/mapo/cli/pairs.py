@@ -18,7 +18,9 @@ from mapo.cli.shared import (
     PRECISION,
     TRAINABLE,
     Verb,
+    asked_shard,
     cli,
+    import_options,
     model_options,
     say,
     shard_done,
@@ -67,9 +69,8 @@ from mapo.errors import MapoError, count
 def build(recipe: str, model: str, prompts: str, num_pairs: int, out: Path, shard: str | None, **how: Any) -> None:
     """Let a model make pairs by RECIPE: a name such as pick-style-cartoon, or a TOML file."""
     from mapo.build.verb import build
-    from mapo.shards import parse_shard, shard_of_environment
 
-    how["shard"] = parse_shard(shard) if shard else shard_of_environment()
+    how["shard"] = asked_shard(shard)
     counts = build(recipe, model, prompts, num_pairs, out, **how)
     if counts is None:
         say(shard_done(how["shard"], out))
@@ -104,34 +105,10 @@ def remake(pairs: Path, ids: tuple[str, ...], out: Path) -> None:
 @click.argument("source")
 @click.option("--out", type=OUT, required=True, help="The pairs set to write.")
 @click.option(
-    "--format",
-    help="pickapic, preference, ranking, scores, hpdv2, imagereward, jsonl or folders; found by itself when left out.",
-)
-@click.option(
-    "--columns", metavar="NAME=COLUMN,…", help="What the source calls columns, such as prompt=text,chosen=image_w."
-)
-@click.option(
     "--rejected-from", type=OUT, metavar="IMAGES",
     help="For a SOURCE of good pictures with prompts: an images folder that has the rejected ones of each prompt.",
 )  # fmt: skip
-@click.option(
-    "--captions",
-    type=click.Choice(["first", "join", "each"]),
-    help="Where a pair has several captions: take the first, join them with commas, or make a pair of each.",
-)
-@click.option("--on-bad-row", type=click.Choice(["stop", "drop"]), default="stop", show_default=True)
-@click.option("--ties", type=click.Choice(["drop", "keep"]), default="drop", show_default=True)
-@click.option(
-    "--rankings", type=click.Choice(["all", "best-worst"]), default="all", show_default=True,
-    help="The pairs of a ranking.",
-)  # fmt: skip
-@click.option("--least-gap", type=float, default=0, help="Best and worst of scores closer than this are a tie.")
-@click.option(
-    "--split", type=click.Choice(["by-prompt", "train", "validation", "test"]),
-    help="Put every pair into one split, or hold a fifth of the prompts out for validation and test (by-prompt). "
-    "Default: as the source says, or by prompt where it says nothing.",
-)  # fmt: skip
-@click.option("--licence", "--license", "licence", help="The licence of the source, to be kept with the set.")
+@import_options
 def import_(source: str, out: Path, **how: Any) -> None:
     """Make a pairs set from SOURCE: a file, a folder, or a set on the hub (owner/name, or hf://owner/name/path).
 

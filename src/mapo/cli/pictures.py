@@ -16,6 +16,7 @@ from mapo.cli.shared import (
     OUT,
     PRECISION,
     Verb,
+    asked_shard,
     cli,
     model_options,
     say,
@@ -61,11 +62,16 @@ from mapo.errors import count
     metavar="IMAGES",
     help="Put the same pictures of this images folder beside them in the grid. May be repeated; implies --grid.",
 )
-def sample(model: str, prompts: str, seeds: str, out: Path, **how: Any) -> None:
-    """Make pictures. Same prompts and seeds, same noise, whatever the model."""
+@click.option("--shard", metavar="I/N", help="Draw this share of the pictures; default: as torchrun or Slurm say.")
+def sample(model: str, prompts: str, seeds: str, out: Path, shard: str | None, **how: Any) -> None:
+    """Make pictures. Same prompts and seeds, same noise, whatever the model and however many processes."""
     from mapo.sample.verb import sample
 
+    how["shard"] = asked_shard(shard)
     rows = sample(model, prompts, seeds, out, **how)
+    if rows is None:
+        say(shard_done(how["shard"], out))
+        return
     say(f"{count(len(rows), 'picture')} in {out}")
     if how["grid"] or how["compare"]:
         say(f"they are laid out in {out / 'grid.png'}")
@@ -99,9 +105,8 @@ def score(images: Path, scorer: str | None, out: Path, shard: str | None, **how:
     The same command again goes on where it was stopped, and scores only pictures that are new or have changed.
     """
     from mapo.score.verb import score
-    from mapo.shards import parse_shard, shard_of_environment
 
-    how["shard"] = parse_shard(shard) if shard else shard_of_environment()
+    how["shard"] = asked_shard(shard)
     counts = score(images, scorer, out, **how)
     if counts is None:
         say(shard_done(how["shard"], out))

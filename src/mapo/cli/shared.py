@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from mapo import __version__
-from mapo.errors import printable
+from mapo.errors import MapoError, printable
 from mapo.progress import on_terminal
 
 OUT = click.Path(path_type=Path)
@@ -55,6 +56,57 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+IMPORT_OPTIONS = (
+    click.option(
+        "--format",
+        help="pickapic, preference, ranking, scores, hpdv2, imagereward, jsonl or folders; found by itself when left "
+        "out.",
+    ),
+    click.option(
+        "--columns", metavar="NAME=COLUMN,…", help="What the source calls columns, such as prompt=text,chosen=image_w."
+    ),
+    click.option(
+        "--captions",
+        type=click.Choice(["first", "join", "each"]),
+        help="Where a pair has several captions: take the first, join them with commas, or make a pair of each.",
+    ),
+    click.option("--on-bad-row", type=click.Choice(["stop", "drop"]), default="stop", show_default=True),
+    click.option("--ties", type=click.Choice(["drop", "keep"]), default="drop", show_default=True),
+    click.option(
+        "--rankings", type=click.Choice(["all", "best-worst"]), default="all", show_default=True,
+        help="The pairs of a ranking.",
+    ),
+    click.option("--least-gap", type=float, default=0, help="Best and worst of scores closer than this are a tie."),
+    click.option(
+        "--split", type=click.Choice(["by-prompt", "train", "validation", "test"]),
+        help="Put every pair into one split, or hold a fifth of the prompts out for validation and test (by-prompt). "
+        "Default: as the source says, or by prompt where it says nothing.",
+    ),
+    click.option("--licence", "--license", "licence", help="The licence of the source, to be kept with the set."),
+)  # fmt: skip
+
+
+IMPORT_NAMES = (
+    "format", "columns", "captions", "on_bad_row", "ties", "rankings", "least_gap", "split", "licence",
+)  # fmt: skip
+
+
+def import_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say how a foreign source is read."""
+    for option in reversed(IMPORT_OPTIONS):
+        command = option(command)
+    return command
+
+
+def imports_of(how: dict[str, Any], stream: bool) -> dict[str, Any]:
+    """These options, taken out of a verb's; MapoError where they are given and no source is streamed."""
+    found, asked = {name: how.pop(name) for name in IMPORT_NAMES}, click.get_current_context().get_parameter_source
+    if not stream and (given := [name for name in found if asked(name) is ParameterSource.COMMANDLINE]):
+        flag = f"--{given[0].replace('_', '-')}"
+        raise MapoError(f"{flag} says how SOURCE is read. Give SOURCE and --stream, or leave it out.")
+    return found
+
+
 LORA = click.option(
     "--lora", "loras", multiple=True, metavar="FILE[:WEIGHT]",
     help="A LoRA on top of the model: a .safetensors file of any common trainer, a folder of diffusers, a run, "
@@ -96,6 +148,19 @@ def cli(context: click.Context) -> None:
 def say(text: str) -> None:
     """Print a line."""
     click.echo(printable(text))
+
+
+def asked_shard(text: str | None) -> tuple[int, int]:
+    """The shard of ``--shard``, else this process's place among those that a launcher started."""
+    from mapo.shards import parse_shard, shard_of_environment
+
+    return parse_shard(text) if text else shard_of_environment()
+
+
+def told_rate(bytes_read: int, seconds: float) -> str:
+    """How much was read of a source, and how fast."""
+    rate = bytes_read / seconds
+    return f"{bytes_read / 1e6:,.1f} MB of pictures were read in {seconds:,.0f} s: {rate:,.0f} bytes a second"
 
 
 def shard_done(shard: tuple[int, int], out: Path) -> str:

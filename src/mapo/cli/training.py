@@ -8,13 +8,33 @@ from typing import Any
 
 import click
 
-from mapo.cli.shared import CLIP_SKIP, LONG_PROMPTS, LORA, OUT, TRAINABLE, Verb, cli, model_options, say
-from mapo.errors import count
+from mapo.cli.shared import (
+    CLIP_SKIP,
+    LONG_PROMPTS,
+    LORA,
+    OUT,
+    TRAINABLE,
+    Verb,
+    asked_shard,
+    cli,
+    import_options,
+    imports_of,
+    model_options,
+    say,
+    shard_done,
+    told_rate,
+)
+from mapo.errors import MapoError, count
 
 
-@cli.command(cls=Verb, example="mapo encode --model mini --pairs work/pairs --out work/cache")
+@cli.command(
+    cls=Verb,
+    example="mapo encode --model mini --pairs work/pairs --out work/cache\n"
+    "mapo encode pickapic/data --stream --model mini --pairs work/pairs --out work/cache",
+)
+@click.argument("source", required=False)
 @click.option("--model", required=True, help=TRAINABLE)
-@click.option("--pairs", type=OUT, required=True, help="A pairs set.")
+@click.option("--pairs", type=OUT, required=True, help="A pairs set; with --stream the one to write.")
 @click.option("--out", type=OUT, required=True, help="The cache to write, or to complete.")
 @click.option("--resolution", type=int, help="Side in pixels; default: the model's own.")
 @click.option("--buckets", is_flag=True, help="Wide and tall pictures in frames of their shape (for data.buckets).")
@@ -31,13 +51,32 @@ from mapo.errors import count
     "--images-per-batch", type=int, default=8, show_default=True,
     help="Pictures that are encoded at a time. Fewer take less memory.",
 )  # fmt: skip
-def encode(pairs: Path, out: Path, **how: Any) -> None:
-    """Encode the pictures and prompts of a set once, for all training runs. The same command again goes on."""
+@click.option("--shard", metavar="I/N", help="Encode this share of the set; default: as torchrun or Slurm say.")
+@click.option("--stream", is_flag=True, help="Make the set of SOURCE meanwhile, and keep no picture on disk.")
+@import_options
+def encode(
+    source: str | None, stream: bool, pairs: Path, out: Path, shard: str | None, **how: Any
+) -> None:  # fmt: skip
+    """Encode the pictures and prompts of a set once, for all training runs. The same command again goes on.
+
+    With --stream the set does not have to be there: SOURCE is what `mapo import` reads, a file, a folder or a set on
+    the hub. Each picture is encoded while it is read, and never kept. The set then has prompts, and hashes in place of
+    pictures: it can be trained on with this cache, and not be looked at. --format and what follows are for --stream.
+    """
     from mapo.encode.verb import encode
 
-    _, found, losses = encode(pairs=pairs, out=out, **how)
-    said = f"{count(len(found), 'pair')} {'is' if len(found) == 1 else 'are'} encoded in {out}"
-    say("; ".join([said, ", ".join(losses)] if losses else [said]))
+    if stream != (source is not None):
+        raise MapoError("Give SOURCE and --stream together: SOURCE is encoded while it is read. Or give neither.")
+    imports = imports_of(how, stream)
+    how["shard"] = asked_shard(shard)
+    made = encode(pairs=pairs, out=out, source=source, imports=imports, **how)
+    if made.read and made.read.seconds:
+        say(told_rate(made.read.bytes, made.read.seconds))
+    if not made.whole:
+        say(shard_done(how["shard"], out))
+        return
+    said = f"{count(len(made.pairs), 'pair')} {'is' if len(made.pairs) == 1 else 'are'} encoded in {out}"
+    say("; ".join([said, ", ".join(made.losses)] if made.losses else [said]))
 
 
 def _recipes() -> tuple[str, list[str]]:

@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,11 +32,13 @@ from mapo.encode.buckets import framed
 from mapo.encode.frame import Frame
 from mapo.encode.index import Entry, Index, digests_of, open_index
 from mapo.errors import MapoError
-from mapo.files import replacing, sweep
+from mapo.files import PARTIAL, replacing, sweep
 from mapo.models import ModelFiles, Opened
 from mapo.models.parts.tensors import save_tensors
-from mapo.shards import owned
+from mapo.shards import all_locks, locked, owned
 from mapo.texts import read_object, write_json
+
+LOG = logging.getLogger(__name__)
 
 FORMAT, VERSION = "mapo-cache", 1
 HEAD = "cache.json"
@@ -154,13 +158,46 @@ def write_shard(folder: Path, kind: str, tensors: dict[str, Tensor]) -> None:
         save_tensors(tensors, temporary)
 
 
+def work_of(folder: Path) -> Path:
+    """The folder with the locks and marks of those who fill a cache together."""
+    return folder.with_name(f".{folder.name}.encode{PARTIAL}")
+
+
 @contextlib.contextmanager
 def hold(folder: Path, wait: bool = False) -> Iterator[None]:
     """Be the one who writes into the cache ``folder``, which is made where it is missing.
 
-    Where another process is: wait for it and say so, or MapoError. The lock ends with its process however that ends;
-    what a killed writer left half-written is removed.
+    Where another process is, or shards of one work are: wait for it and say so, or MapoError. The lock ends with its
+    process however that ends; what a killed writer left half-written is removed.
     """
+    work = work_of(folder)
+    with contextlib.ExitStack() as stack:
+        apart = _keep_shards_away(work, wait, stack)  # first, as the last of them waits for the cache
+        stack.enter_context(hold_with_shards(folder, wait))
+        if not apart:  # none was there; has one begun since?
+            _keep_shards_away(work, False, stack)
+        sweep(folder)
+        yield
+        shutil.rmtree(work, ignore_errors=True)  # what shards have made stands in the cache
+
+
+def _keep_shards_away(work: Path, wait: bool, stack: contextlib.ExitStack) -> bool:
+    """Hold the locks of all shards of an encoding; False where there is no such work."""
+    try:
+        stack.enter_context(locked(work, all_locks(work)))
+    except FileNotFoundError:
+        return False
+    except MapoError:
+        if not wait:
+            raise
+        LOG.warning(f"Other processes fill the cache in shards ({work}). Waiting until they have finished.")
+        stack.enter_context(locked(work, all_locks(work), wait=True))
+    return True
+
+
+@contextlib.contextmanager
+def hold_with_shards(folder: Path, wait: bool = False) -> Iterator[None]:
+    """:func:`hold` for one of several who write at the same time, for the moment in which it begins."""
     made = not folder.exists()
     strange = not folder.is_dir() or any(not path.name.startswith(".") for path in folder.iterdir())
     if folder.exists() and not is_cache(folder) and strange:
@@ -174,7 +211,6 @@ def hold(folder: Path, wait: bool = False) -> Iterator[None]:
             probe.unlink()
         except OSError as error:
             raise MapoError(f"The cache {folder} cannot be written ({error.strerror or error}). {WHERE}") from None
-        sweep(folder)
         try:
             yield
         finally:

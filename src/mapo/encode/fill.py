@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -28,10 +31,12 @@ from mapo.encode.cache import (
     cache_key,
     check_head,
     hold,
+    hold_with_shards,
     is_cache,
     latents_key,
     prompt_key,
     read_latents,
+    work_of,
     write_head,
     write_shard,
 )
@@ -39,9 +44,11 @@ from mapo.encode.frame import Frame, crop, square
 from mapo.encode.index import Index, digests_of, open_index
 from mapo.encode.seen import frames_of
 from mapo.errors import MapoError, count, is_out_of_memory
+from mapo.files import prepare_out, sweep
 from mapo.models import Cond, Opened
 from mapo.models.family import ImageEncoder
 from mapo.pairs import PairSet
+from mapo.shards import WHOLE, Shard, in_shares, locked
 from mapo.texts import read_object
 
 LOG = logging.getLogger(__name__)
@@ -80,7 +87,7 @@ def encode(
     device: Any = "cpu",
     images_per_batch: int = IMAGES_PER_BATCH,
     wait: bool = False,
-    shard: tuple[int, int] = (0, 1),
+    shard: Shard = WHOLE,
     locked: bool = True,
     holding: Holding = "all",
     buckets: bool = False,
@@ -114,6 +121,44 @@ def encode(
     return Cache(folder, key)
 
 
+def encode_shard(
+    model: Opened, pairs: PairSet, folder: Path, shard: Shard, *, resolution: int | None = None, flip: bool = False,
+    precision: Precision = "float32", **how: Any,
+) -> tuple[Cache, bool]:  # fmt: skip
+    """As :func:`encode` for one of several processes, who need not run at the same time; whether the cache is whole.
+
+    Who is last encodes what still lacks, and makes the index. ``how`` are the other arguments of :func:`encode`.
+    """
+    key = cache_key(model, resolution, flip, precision)
+    fill = partial(
+        encode, model, pairs, folder, resolution=resolution, flip=flip, precision=precision, locked=False, **how
+    )
+    if is_cache(folder) and holds_all(
+        pairs, folder, key, among=frames_of(model, resolution, how.get("buckets", False))
+    ):
+        return Cache(folder, key), True
+    work = work_of(folder)
+    prepare_out(work)
+    work.mkdir(exist_ok=True)
+
+    def share() -> None:
+        with locked(work, ["begin"], wait=True), hold_with_shards(folder):
+            if is_cache(folder):
+                check_head(folder, key)
+        fill(shard=shard)
+        begin(folder, key)
+
+    def gather() -> Cache:
+        with hold_with_shards(folder, wait=True):
+            sweep(folder)
+            cache = fill()
+            shutil.rmtree(work)
+            return cache
+
+    whole = in_shares(work, shard, share, gather)
+    return whole or Cache(folder, key), whole is not None
+
+
 def _really(holding: Holding, key: CacheKey) -> Holding:
     return "and the empty prompt" if holding == "all" and key.long_prompts == "chunk" else holding
 
@@ -145,15 +190,15 @@ def _keep_index(pairs: PairSet, folder: Path, holding: Holding, among: tuple[Fra
 
 
 def lacking(
-    pairs: PairSet, index: Index, shard: tuple[int, int] = (0, 1), holding: Holding = "all",
+    pairs: PairSet, index: Index, shard: Shard = WHOLE, holding: Holding = "all",
     among: tuple[Frame, ...] = (),
 ) -> tuple[list[Wanted], list[str]]:  # fmt: skip
     """The pictures and the prompts of a shard of the set that the cache lacks; pictures of one frame together.
 
-    Which shard something belongs to is decided by its hash, so it does not matter what other processes have done.
+    A shard has every n-th portion of the set, and a portion is what becomes one file. So several processes write the
+    files of one, whatever the others have done.
     ``among`` are the frames, the square first; without them every picture is wanted under its own name.
     """
-    number, of = shard
     prompts = [] if holding == "pictures alone" else pairs.table["prompt"].unique().to_pylist()
     if holding == "and the empty prompt" and "" not in prompts:
         prompts.append("")
@@ -161,7 +206,12 @@ def lacking(
     numbers, which = framing(pairs, among).pictures(pairs)
     digests = pairs.digests_of(numbers)
     pictures, keys = framed_digests(digests, which, among), digests_of(map(prompt_key, prompts))
-    absent = [~index.holds(d) & (d[:, -2:].astype(int) @ (256, 1) % of == number) for d in (pictures, keys)]
+    kept = pairs.which_kept(numbers)  # those that are kept as latents are no work, and have files of their own
+    order = np.where(kept, np.cumsum(kept), np.cumsum(~kept)) - 1
+    absent = [
+        ~index.holds(pictures) & _in_shard(order, shard),
+        ~index.holds(keys) & _in_shard(np.arange(len(prompts)), shard),
+    ]
     wanted = [
         Wanted(pictures[row].tobytes().hex(), digests[row].tobytes().hex(), among[which[row]])
         for row in np.flatnonzero(absent[0]).tolist()
@@ -169,12 +219,19 @@ def lacking(
     return wanted, [prompts[k] for k in np.flatnonzero(absent[1]).tolist()]
 
 
+def _in_shard(order: NDArray[np.int64], shard: Shard) -> NDArray[np.bool_]:
+    """Which places in the order of a set belong to a shard."""
+    return np.asarray(order // PER_SHARD % shard[1] == shard[0])
+
+
 def _write(
     model: Opened, pairs: PairSet, folder: Path, key: CacheKey, device: Any, images_per_batch: int,
-    shard: tuple[int, int], holding: Holding, among: tuple[Frame, ...],
+    shard: Shard, holding: Holding, among: tuple[Frame, ...],
 ) -> None:  # fmt: skip
     if is_cache(folder):
         check_head(folder, key)
+    if pairs.keeps_none():
+        refuse_what_is_gone(pairs, open_index(folder), key, among)
     if len(among) > 1 and not pairs.keeps_all():
         raise MapoError(
             f"{pairs.folder} keeps rejected pictures only as latents of a square, so it cannot be seen in buckets. "
@@ -190,16 +247,16 @@ def _write(
     encoder = model.image_encoder(device) if pictures else None
     _tell_size(model, len(prompts), key)
     for portion in encode_prompts(
-        model, device, prompts, PROMPTS_PER_IMAGE * images_per_batch, precision=key.precision
+        model, device, prompts, PROMPTS_PER_IMAGE * images_per_batch, PER_SHARD, key.precision
     ):
         entries = {
             f"{prompt_key(p)}|{name}": _kept(value, key, f"the prompt {p!r}")
             for p, text in portion.items()
             for name, value in text.items()
         }
-        _begin(folder, key)
+        begin(folder, key)
         write_shard(folder, "text", entries)
-    _begin(folder, key)
+    begin(folder, key)
     _take_over(pairs, taken, folder, key)
     if encoder is None:
         return
@@ -216,6 +273,16 @@ def _write(
     release()
 
 
+def refuse_what_is_gone(pairs: PairSet, index: Index, key: CacheKey, among: tuple[Frame, ...]) -> None:
+    """MapoError where a cache lacks pictures of a set that keeps none."""
+    if lack := len(lacking(pairs, index, holding="pictures alone", among=among)[0]):
+        raise MapoError(
+            f"{pairs.folder} keeps no pictures, as `mapo encode --stream` made it, and the cache {index.folder} lacks "
+            f"{count(lack, 'picture')} of it for {key.model} at {key.resolution} pixels. Name the cache that was made "
+            "with the set; or delete the set and stream it again."
+        )
+
+
 def _tell_size(model: Opened, prompts: int, key: CacheKey) -> None:
     """Say how much the prompts will take, where each takes megabytes."""
     each = model.prompt_numbers * key.dtype.itemsize
@@ -227,7 +294,7 @@ def _tell_size(model: Opened, prompts: int, key: CacheKey) -> None:
         )  # fmt: skip
 
 
-def _begin(folder: Path, key: CacheKey) -> None:
+def begin(folder: Path, key: CacheKey) -> None:
     """Write the head of a cache that has none yet. From then on it is one of these encoders."""
     if is_cache(folder):
         return

@@ -149,6 +149,7 @@ def export_pairs(
     if on_missing_picture not in ON_MISSING_PICTURE:
         known = " or ".join(ON_MISSING_PICTURE)
         raise MapoError(f"--on-missing-picture is {on_missing_picture!r}; it must be {known}.")
+    pairs.refuse_without_pictures("mapo export")
     refuse_existing(out)
     if licence and not hub.LICENCE.fullmatch(licence):
         raise MapoError(f"--license is {licence!r}; write the hub's name for it, such as cc-by-4.0, mit or other.")

@@ -17,7 +17,9 @@ from mapo import progress
 from mapo.errors import MapoError, count, printable, suggest
 from mapo.importers.checking import checked_rows
 from mapo.importers.containers.cells import plain
+from mapo.importers.containers.rows import rows_in
 from mapo.importers.detect import find_importer, parse_columns
+from mapo.importers.elsewhere import Elsewhere
 from mapo.importers.formats import IMPORTERS
 from mapo.importers.partners import Partners
 from mapo.importers.sources import Source, find_source
@@ -45,11 +47,13 @@ def import_pairs(
     workers: int | None = None,
     columns: str | Mapping[str, str] | None = None,
     partners: Partners | None = None,
+    elsewhere: Elsewhere | None = None,
     **options: Any,
 ) -> dict[str, int]:
     """Read a source (a path or a hub id) into the set ``out``; its counts. ``options`` are those of :class:`Options`.
 
-    ``partners`` are the pictures of ``given`` and of another folder, which are read in place of rows.
+    ``partners`` are the pictures of ``given`` and of another folder, which are read in place of rows. With
+    ``elsewhere`` the set keeps no picture; all of them are handed on there, and all else stays the same.
 
     Pictures are checked by ``workers`` threads (default: as many as there are cores); the set does not depend on their
     number. An interrupted import goes on where it stopped when it is called again in the same way.
@@ -67,14 +71,16 @@ def import_pairs(
     how = {"format": name, **asked.recorded()}
     provenance = {"imported": source.short_name, **how, "licence": licence, "counts": counts}
     job = {"source": source.identity(), "licence": licence, "on_bad_row": asked.on_bad_row, **how}
+    if elsewhere:
+        job["elsewhere"] = elsewhere.identity
     if partners:
         provenance["rejected_from"] = Path(partners.others.name).name
         job["partners"] = partners.identity
         source.notes.extend(partners.notes)
     sensitive = partners is not None and (partners.good.sensitive or partners.others.sensitive)
     try:
-        with PairWriter(out, provenance, sensitive, job) as writer:
-            complaints, told = _import(source, module, name, asked, writer, counts, workers)
+        with PairWriter(out, provenance, sensitive, job, elsewhere.add if elsewhere else None) as writer:
+            complaints, told = _import(source, module, name, asked, writer, counts, workers, elsewhere)
             if counts["pairs"] == 0:
                 raise MapoError(_no_pairs(source, counts, complaints, told))
             told.shared = writer.shared_prompts()
@@ -123,15 +129,27 @@ def _import(
     writer: PairWriter,
     counts: dict[str, int],
     workers: int | None,
+    elsewhere: Elsewhere | None,
 ) -> tuple[list[str], Told]:
     """Fill ``writer`` and ``counts``; the first complaints about bad rows, and counts of all else."""
     before = writer.progress or {"rows": 0, "counts": counts, "complaints": []}
     done, complaints, told = int(before["rows"]), list(before["complaints"]), Told(Counter(before.get("notes", {})))
     counts.update(before["counts"])
-    rows = checked_rows(module.read(source, options, done), workers, check_ties=options.ties == "keep")
+    first = elsewhere.resume(before["elsewhere"]) if elsewhere and "elsewhere" in before else done
+    rows = checked_rows(module.read(source, options, first), workers, check_ties=options.ties == "keep")
+
+    def commit() -> None:
+        rest = {"elsewhere": elsewhere.state(done)} if elsewhere else {}
+        told_so_far = {"counts": counts, "complaints": complaints, "notes": told.notes}
+        writer.commit({"rows": done, **told_so_far, **rest})
+
     since = 0
-    with progress.bar(desc=f"import {name}", unit="row", initial=done) as bar:
-        for row in rows:
+    with progress.bar(desc=f"import {name}", unit="row", initial=done, total=rows_in(source)) as bar:
+        for number, row in enumerate(rows, first):
+            if elsewhere:
+                elsewhere.look(number, row, again=number < done)
+            if number < done:
+                continue
             for item in row:
                 if isinstance(item, LeftOut):
                     told.add_left_out(item.why)
@@ -150,9 +168,11 @@ def _import(
             done, since = done + 1, since + 1
             bar.update()
             if writer.wants_commit or since >= ROWS_PER_COMMIT:
-                writer.commit({"rows": done, "counts": counts, "complaints": complaints, "notes": told.notes})
+                commit()
                 since = 0
-    writer.commit({"rows": done, "counts": counts, "complaints": complaints, "notes": told.notes})
+    if elsewhere:
+        elsewhere.flush()
+    commit()
     return complaints, told
 
 

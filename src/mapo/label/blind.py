@@ -73,6 +73,7 @@ def _draw(*words: str) -> int:
 
 def of_pairs(pairs: PairSet) -> Material:
     """The pairs of a set. A pair that is in the set both ways round is one task."""
+    pairs.refuse_without_pictures("mapo label")
     columns = (pairs.table[c].to_pylist() for c in ("prompt", "chosen", "rejected"))
     tasks: dict[str, Task] = {}
     for prompt, chosen, rejected in zip(*columns, strict=True):

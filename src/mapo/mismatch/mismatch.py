@@ -100,6 +100,7 @@ def measure(
     told: dict[str, Any] = {"clip_skip": clip_skip, "vae": vae, "prediction": prediction, "loras": loras}
     told["long_prompts"] = long_prompts
     opened, found = PairSet(pairs), find_model(model, **told)
+    opened.refuse_without_pictures("mapo mismatch")
     trainee = with_chunks(open_model(found), opened)
     key, sampling = cache_key(trainee), default_sampling(found, **how)
     pace = {"precision": sampling.precision, "images_per_batch": sampling.images_per_batch}  # change them by rounding

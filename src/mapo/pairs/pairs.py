@@ -35,7 +35,7 @@ from mapo.pairs.places import NAME as PLACES
 from mapo.pairs.places import Places
 from mapo.pairs.schema import FORMAT, IMAGE_SCHEMA, PAIR_SCHEMA, TIE, VERSION, Pair, check_values, make_pair, pair_id
 from mapo.pairs.splits import SPLITS
-from mapo.pairs.writer import PairWriter
+from mapo.pairs.writer import NOT_KEPT, PairWriter
 from mapo.texts import read_json, write_json
 
 __all__ = [
@@ -171,14 +171,31 @@ class PairSet:
         """Whether the bytes of a picture are in the set; False where it is kept as latents only."""
         return bool(self._place(name)["kept"])
 
+    def which_kept(self, numbers: np.ndarray) -> np.ndarray:
+        """As :meth:`keeps` for some pictures, by their numbers as :meth:`image_sizes` counts them, "n"."""
+        return np.asarray(self._places.records["kept"][numbers], bool)
+
     def keeps_all(self) -> bool:
         """Whether no picture of the set is kept as latents only; answered without a look at each pair."""
         return bool(self._places.records["kept"].all())
+
+    def keeps_none(self) -> bool:
+        """Whether the set keeps no picture, and no latents in its place: they were encoded while they were read."""
+        return bool(self.info.get("pictures") == NOT_KEPT)
+
+    def refuse_without_pictures(self, who: str) -> None:
+        """MapoError where the set keeps no picture; ``who`` needs them."""
+        if self.keeps_none():
+            raise MapoError(
+                f"{self.folder} keeps no pictures, as `mapo encode --stream` made it, and {who} needs them. Make a "
+                "set that keeps them: `mapo import` reads the same source."
+            )
 
     def image_bytes(self, name: str) -> bytes:
         """The encoded bytes of a picture, checked against the hash that names it."""
         place = self._place(name)
         if not place["kept"]:
+            self.refuse_without_pictures("who looks at one")
             raise MapoError(
                 f"{self.folder} keeps the picture {name} as latents only, so it cannot be looked at. "
                 "Use the cache that was made with the set."

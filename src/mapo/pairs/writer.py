@@ -16,7 +16,7 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -43,6 +43,7 @@ BYTES_PER_ROW_GROUP = 4 * 2**20  # what is read to get at one picture
 BYTES_PER_SHARD = 256 * 2**20
 PAIRS_AT_ONCE = 2048
 PAIRS_PER_ROW_GROUP = 4_096
+NOT_KEPT = "not kept"  # what a set says of its pictures that were handed on
 TEXTS_THAT_REPEAT = ["group", "split", "source"]
 
 
@@ -51,14 +52,17 @@ class PairWriter:
 
     ``job`` (JSON) says what is written from what. With it, work up to the last :meth:`commit` outlives everything but a
     MapoError, and ``progress`` is what that commit was given. ``content`` is the folder that becomes the set.
+    With ``hand_on`` the set keeps no picture: each is given to it once, in the order in which they are stored.
     """
 
     def __init__(
-        self, folder: Path, provenance: Mapping[str, Any], sensitive: bool = False, job: Mapping[str, Any] | None = None
-    ) -> None:
+        self, folder: Path, provenance: Mapping[str, Any], sensitive: bool = False,
+        job: Mapping[str, Any] | None = None, hand_on: Callable[[Picture], None] | None = None,
+    ) -> None:  # fmt: skip
         refuse_existing(folder)
         prepare_out(folder)
         self.folder, self.provenance, self.sensitive, self.job = folder, dict(provenance), sensitive, job
+        self._hand_on = hand_on
         self.work = folder.with_name(f".{folder.name}{PARTIAL}")
         self.content = self.work / "set"
         self._owner = contextlib.ExitStack()
@@ -125,6 +129,8 @@ class PairWriter:
         for picture in pictures:
             if self._has(picture.sha256):
                 continue
+            if self._hand_on:
+                self._hand_on(picture)
             self._waiting[bytes.fromhex(picture.sha256)] = picture
             self._waiting_bytes += len(picture.data or b"")
             self._conversions.update(picture.conversions)
@@ -144,12 +150,13 @@ class PairWriter:
             self._shard = pq.ParquetWriter(path, IMAGE_SCHEMA, **how)
             self._shards, self._groups = self._shards + 1, 0
         pictures = list(self._waiting.values())
-        columns = [[p.sha256 for p in pictures], [p.data for p in pictures]]
+        data = [None if self._hand_on else p.data for p in pictures]
+        columns = [[p.sha256 for p in pictures], data]
         sizes = [[p.width for p in pictures], [p.height for p in pictures]]
         self._shard.write_table(pa.table([*columns, *sizes], schema=IMAGE_SCHEMA))
         shard, group = self._shards - 1, self._groups
         self._ledger.add_pictures(
-            (key, shard, group, row, p.data is not None) for row, (key, p) in enumerate(self._waiting.items())
+            (key, shard, group, row, data[row] is not None) for row, key in enumerate(self._waiting)
         )
         self._groups, self._shard_bytes = self._groups + 1, self._shard_bytes + self._waiting_bytes
         self._waiting.clear()
@@ -265,8 +272,10 @@ class PairWriter:
         pictures, kept = self._ledger.count_pictures()
         write_places(self.content / PLACES, pictures, self._ledger.places())
         counts = {"pairs": self.count, "ties": self._ties, "images": pictures, "images_not_kept": pictures - kept}
-        head = {"format": FORMAT, "version": VERSION, "sensitive": self.sensitive, **counts}
+        head: dict[str, Any] = {"format": FORMAT, "version": VERSION, "sensitive": self.sensitive, **counts}
         conversions = {name: self._conversions[name] for name in sorted(self._conversions)}
+        if self._hand_on:
+            head["pictures"] = NOT_KEPT
         write_json(self.content / "set.json", {**head, "conversions": conversions, "provenance": self.provenance})
         for path in self.content.rglob("*"):
             if path.is_file():

@@ -136,9 +136,12 @@ def _say_once(text: str) -> None:
     LOG.info(printable(text))
 
 
-def read_manifest(folder: Path, check_files: bool = True) -> list[ImageRow]:
-    """The rows of ``folder/manifest.jsonl``; a half-written last line (an interrupted run) is left out."""
-    path = folder / MANIFEST
+def read_manifest(folder: Path, check_files: bool = True, path: Path | None = None) -> list[ImageRow]:
+    """The rows of ``folder/manifest.jsonl``; a half-written last line (an interrupted run) is left out.
+
+    ``path`` is another file of such rows about pictures in ``folder``.
+    """
+    path = path or folder / MANIFEST
     if not path.is_file():
         raise MapoError(f"{folder} is not an images folder: it has no manifest.jsonl. {REMEDY}")
     known = {f.name for f in fields(ImageRow)}
@@ -168,16 +171,26 @@ def _check_types(row: ImageRow) -> None:
 def keep_whole(folder: Path) -> list[ImageRow]:
     """The rows whose picture is there and unchanged; the others leave the manifest, so that they can be made again."""
     rows = read_manifest(folder, check_files=False)
+    whole = whole_rows(folder, rows)
+    if len(whole) < len(rows):
+        write_rows(folder, whole)
+    return whole
+
+
+def whole_rows(folder: Path, rows: Sequence[ImageRow]) -> list[ImageRow]:
+    """Those of these rows whose picture is there and unchanged."""
 
     def is_whole(row: ImageRow) -> bool:
         path = inside(folder, row.file, str(folder / MANIFEST))
         return path.is_file() and sha256(path.read_bytes()) == row.sha256
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        whole = [row for row, good in zip(rows, pool.map(is_whole, rows), strict=True) if good]
-    if len(whole) < len(rows):
-        write_text(folder / MANIFEST, "".join(_line(row) for row in whole))
-    return whole
+        return [row for row, good in zip(rows, pool.map(is_whole, rows), strict=True) if good]
+
+
+def write_rows(folder: Path, rows: Iterable[ImageRow]) -> None:
+    """Write ``manifest.jsonl`` anew, atomically."""
+    write_text(folder / MANIFEST, "".join(_line(row) for row in rows))
 
 
 def _line(row: ImageRow) -> str:
@@ -224,13 +237,18 @@ def png_bytes(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def append_images(folder: Path, rows: list[ImageRow], data: list[bytes] | None) -> None:
-    """Write pictures, then their rows: a row is there only when its picture is. ``None``: rows alone."""
+def append_images(
+    folder: Path, rows: list[ImageRow], data: list[bytes] | None, manifest: Path | None = None
+) -> None:  # fmt: skip
+    """Write pictures, then their rows: a row is there only when its picture is. ``None``: rows alone.
+
+    ``manifest`` is the file of rows, where it is not that of the folder.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for row, png in zip(rows, data, strict=True) if data is not None else ():
         with replacing(folder / row.file) as temporary:
             temporary.write_bytes(png)
-    append_lines(folder / MANIFEST, map(asdict, rows))
+    append_lines(manifest or folder / MANIFEST, map(asdict, rows))
 
 
 # ------------------------------------------------------------------ two folders

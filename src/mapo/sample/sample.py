@@ -6,19 +6,17 @@ import contextlib
 import hashlib
 import logging
 import math
-import shutil
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mapo import progress
-from mapo.devices import best_device
+from mapo.devices import best_device, use_own_device
 from mapo.errors import MapoError, is_out_of_memory, memory_told, several, suggest
-from mapo.files import prepare_out, sha256, sweep
+from mapo.files import sha256
 from mapo.models import ModelFiles, TokenModel, find_model, is_of_a_family, open_model
 from mapo.models.parts.weights import reason
 from mapo.models.pipelines import (
@@ -33,17 +31,15 @@ from mapo.models.pipelines import (
     pipeline_class,
 )
 from mapo.pairs.splits import prompt_id
-from mapo.sample.folder import ImageRow, append_images, keep_whole, png_bytes
+from mapo.sample.filling import Filling, open_folder
+from mapo.sample.folder import ImageRow
 from mapo.sample.samplers import SAMPLERS, check_sampler, scheduler_named
-from mapo.shards import owned
-from mapo.texts import read_object, write_json
+from mapo.shards import WHOLE, Shard
 
 LOG = logging.getLogger(__name__)
 
-FORMAT, VERSION = "mapo-images", 1
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 MOST_SEEDS = 1_000_000
-PACE = ("images_per_batch",)  # changes pictures by rounding alone, and each row has its batch_layout
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -291,57 +287,30 @@ class Sampler:
     ) -> list[ImageRow]:
         """Make the pictures of ``jobs`` that ``folder`` lacks or has damaged; its rows in the order of ``jobs``.
 
-        A batch is encoded and written while the next one is made. A second process is refused in the same folder.
+        A second process is refused in the same folder.
         """
-        with owned(folder):
-            sweep(folder)
-            fresh = not folder.exists()
-            try:
-                return self._fill(folder, jobs, how, desc)
-            except BaseException:
-                if fresh and not (folder / "manifest.jsonl").exists():  # there is not one picture
-                    shutil.rmtree(folder, ignore_errors=True)
-                raise
+        rows = self.filling(folder, jobs, how, desc).fill()
+        if rows is None:
+            raise MapoError(f"Another process has just filled {folder}. Give the same command again.")
+        return rows
 
-    def _fill(self, folder: Path, jobs: Sequence[tuple[str, int]], how: Sampling, desc: str) -> list[ImageRow]:
-        open_folder(folder, self.settings(how), self.model.sensitive, self.revisions)
-        manifest = folder / "manifest.jsonl"
-        have = {(r.prompt, r.seed): r for r in keep_whole(folder)} if manifest.exists() else {}
-        if any(job not in have for job in jobs):
+    def filling(self, folder: Path, jobs: Sequence[tuple[str, int]], how: Sampling, desc: str = "sample") -> Filling:
+        """The same, to be done by one process or in shards."""
+
+        def tell() -> None:
             for text in no_effect_told(self.pipeline, how.guidance, how.negative_prompt):
                 LOG.info(text)
-        if any(job not in have for job in jobs) and self.model.long_prompts == "cut":
-            for text in cuts_told(self.pipeline, {p: full_prompt(p, how.prefix) for p, _ in jobs}, how.negative_prompt):
-                LOG.info(text)
-        bar = progress.bar(total=len(jobs), initial=sum(j in have for j in jobs), desc=desc, unit="image")
+            if self.model.long_prompts == "cut":
+                full = {prompt: full_prompt(prompt, how.prefix) for prompt, _ in jobs}
+                for text in cuts_told(self.pipeline, full, how.negative_prompt):
+                    LOG.info(text)
 
-        def keep(
-            pictures: Sequence[Any], batch: Sequence[tuple[str, int]], number: int, missing: Sequence[int]
-        ) -> None:
-            data = [png_bytes(pictures[k]) for k in missing]
-            rows = [
-                self.row(batch[k], how, png, f"{number}/{k}/{len(batch)}") for k, png in zip(missing, data, strict=True)
-            ]
-            append_images(folder, rows, data)
-            have.update({(r.prompt, r.seed): r for r in rows})
-            bar.update(len(missing))
-
-        with bar, ThreadPoolExecutor(1) as writer:
-            kept: Future[None] | None = None
-            made = set(have)
-            for number, start in enumerate(range(0, len(jobs), how.images_per_batch)):
-                batch = jobs[start : start + how.images_per_batch]
-                missing = [k for k, job in enumerate(batch) if job not in made]
-                made.update(batch)
-                if not missing:
-                    continue
-                pictures = self.batch(batch, how)
-                if kept:
-                    kept.result()  # so that no more than one batch waits
-                kept = writer.submit(keep, pictures, batch, number, missing)
-            if kept:
-                kept.result()
-        return [have[job] for job in jobs]
+        return Filling(
+            folder, partial(open_folder, folder, self.settings(how), self.model.sensitive, self.revisions),
+            jobs, how.images_per_batch,
+            draw=lambda batch: self.batch(batch, how), row=lambda job, png, at: self.row(job, how, png, at),
+            tell=tell, desc=desc,
+        )  # fmt: skip
 
     def row(self, job: tuple[str, int], how: Sampling, png: bytes, layout: str, file: str | None = None) -> ImageRow:
         """The manifest's row of a picture."""
@@ -367,44 +336,21 @@ class Sampler:
         )
 
 
-def open_folder(folder: Path, settings: dict[str, Any], sensitive: bool = False, revisions: Sequence[str] = ()) -> None:
-    """Make an images folder, or check that an old one was made with the same settings.
-
-    ``revisions`` are the forms of the model's revision that an older version may have written.
-    """
-    path = folder / "images.json"
-    if not path.exists():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise MapoError(f"{folder} exists and is not an images folder. Choose another --out.")
-        prepare_out(folder)
-        folder.mkdir(exist_ok=True)
-        head = {"format": FORMAT, "version": VERSION, "sensitive": sensitive}
-        write_json(path, {**head, "settings": settings})
-        return
-    before = read_object(path, "an images folder", "Choose another --out.").get("settings", {})
-    if not isinstance(before, dict):
-        raise MapoError(f"{path} is damaged. Choose another --out.")
-    if before.get("revision") in revisions:
-        settings = {**settings, "revision": before["revision"]}
-    changed = [k for k in settings if k not in PACE and before.get(k) != settings[k]]
-    if changed:
-        raise MapoError(
-            f"{folder} holds pictures that were made with other settings ({', '.join(changed)}). "
-            f"Delete {folder}, or choose another --out."
-        )
-
-
 def sample(
     model: str, prompts: str | Sequence[str], seeds: int | Sequence[int], out: Path, clip_skip: int | None = None,
     vae: str | None = None, prediction: str | None = None, loras: Sequence[str] = (), long_prompts: str | None = None,
-    **how: Any,
-) -> list[ImageRow]:  # fmt: skip
+    shard: Shard = WHOLE, **how: Any,
+) -> list[ImageRow] | None:  # fmt: skip
     """Make a picture of every prompt at every seed in ``out``, going on where an earlier call stopped.
 
+    With a ``shard`` only its batches are drawn; None where other shards are not done yet.
     ``clip_skip`` is for Stable Diffusion 1 and 2, ``long_prompts`` ("cut" or "chunk") for SDXL too. ``vae`` is another
     VAE, ``prediction`` what the denoiser predicts. Where they are left out they are what a run was trained with.
     """
     told: dict[str, Any] = {"vae": vae, "prediction": prediction, "loras": loras, "long_prompts": long_prompts}
     sampling = default_sampling(find_model(model, **told), **how)
     jobs = [(p, s) for p in several(prompts) for s in ([seeds] if isinstance(seeds, int) else seeds)]
-    return Sampler(model, sampling.precision, clip_skip=clip_skip, **told).fill(Path(out), jobs, sampling)
+    use_own_device()
+    return (
+        Sampler(model, sampling.precision, clip_skip=clip_skip, **told).filling(Path(out), jobs, sampling).fill(shard)
+    )

@@ -10,22 +10,24 @@ from mapo.errors import MapoError
 from mapo.sample.folder import ImageRow
 from mapo.sample.grid import GRID, Column, pictures_of, write_grid
 from mapo.sample.prompts import asked_prompts
+from mapo.shards import WHOLE, Shard
 
 
 def sample(
     model: str, prompts: str | Sequence[str], seeds: str | int | Sequence[int], out: Path, *, grid: bool = False,
-    compare: Sequence[Path] = (), **how: Any,
-) -> list[ImageRow]:  # fmt: skip
-    """Make a picture of every prompt at every seed; the rows. ``prompts`` is a source of prompts, or a list of them.
+    compare: Sequence[Path] = (), shard: Shard = WHOLE, **how: Any,
+) -> list[ImageRow] | None:  # fmt: skip
+    """Make a picture of every prompt at every seed; the rows, or None where other shards are not done yet.
 
-    ``grid`` lays the pictures out in ``out/grid.png``; ``compare`` too, beside the same ones of other images folders.
+    ``prompts`` is a source of prompts, or a list of them. ``grid`` lays the pictures out in ``out/grid.png``;
+    ``compare`` too, beside the same ones of other images folders. Of shards the last one does it.
     """
     words, numbers = asked_prompts(prompts), asked_seeds(seeds)
     beside = [pictures_of(folder, words, numbers) for folder in compare]
     from mapo.sample.sample import sample
 
-    rows = sample(model, words, numbers, out, **how)
-    if grid or compare:
+    rows = sample(model, words, numbers, out, shard=shard, **how)
+    if rows is not None and (grid or compare):
         write_grid(out / GRID, [*beside, Column(out, {(row.prompt_id, row.seed): row for row in rows})], words, numbers)
     return rows
 

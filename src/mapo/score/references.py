@@ -30,6 +30,7 @@ class References:
         self._pairs: PairSet | None = None
         if (folder / "set.json").is_file() and not (folder / "manifest.jsonl").is_file():
             self._pairs = PairSet(folder)
+            self._pairs.refuse_without_pictures("mapo score --references")
             for pair in self._pairs:
                 if pair.preference > TIE and (name := prompt_id(pair.prompt)) in wanted:
                     self._names.setdefault(name, {})[pair.chosen] = None

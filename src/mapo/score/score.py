@@ -17,7 +17,7 @@ import shutil
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from mapo.score.scorers import Unfinished, scorer_names
 from mapo.score.scorers.choice import NEUTRAL, choose_scorers
 from mapo.score.table import check_value, write_scores
 from mapo.score.task import Asked, Key, Task, line_of, note, open_task, read_table
-from mapo.shards import WHOLE, Shard, locked, mark, owned
+from mapo.shards import WHOLE, Shard, in_shares, owned
 from mapo.texts import append_lines
 
 LOG = logging.getLogger(__name__)
@@ -64,12 +64,10 @@ def _do(task: Task, shard: Shard = WHOLE) -> dict[str, int] | None:
         check_pictures(task.folder, task.images)  # that the manifest and so the table still speak of them
         return task.counts()
     use_own_device()
-    if shard[1] == 1:
-        with owned(out):
-            task.work.mkdir(exist_ok=True)
-            return _collect(task, wait=False)
-    task.work.mkdir(exist_ok=True)
-    return _collect(task, wait=True) if _share(task, shard) else None
+    alone = shard[1] == 1
+    with owned(out) if alone else nullcontext():
+        task.work.mkdir(exist_ok=True)
+        return in_shares(task.work, shard, lambda: _share(task, shard), lambda: _collect(task, again=alone))
 
 
 def score_images(folder: Path, names: str, out: Path, images_per_batch: int = IMAGES_PER_BATCH) -> Path:
@@ -130,37 +128,25 @@ def refuse_table_of_others(folder: Path, out: Path) -> None:
         )
 
 
-def _share(task: Task, shard: Shard) -> bool:
-    """Score this shard's pictures; whether all shards are done."""
-    index, of = shard
-    with locked(task.work, [f"{index}-of-{of}"]):
-        mark(task.work, shard, done=False)
-        for asked in task.asked:
-            _run(task, asked, task.calls(asked, shard), shard)
-        return mark(task.work, shard, done=True)
+def _share(task: Task, shard: Shard) -> None:
+    """Score this shard's pictures."""
+    for asked in task.asked:
+        _run(task, asked, task.calls(asked, shard), shard)
 
 
-def _collect(task: Task, wait: bool) -> dict[str, int] | None:
-    """Score what no process has, and write the table."""
-    names = sorted({"whole", *(path.name.removesuffix(".lock") for path in task.work.glob("*.lock"))})
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locked(task.work, names, wait))
-        except FileNotFoundError:
-            return None
-        if wait and not task.work.exists():
-            return None  # another shard has put it together meanwhile
-        task.table = read_table(task.out)
-        for asked in task.asked:
-            _run(task, asked, task.calls(asked, again=not wait), WHOLE)
-        before, rows = task.table, task.rows()
-        write_scores(task.out, rows)
-        task.table = rows
-        _tell(task, before)
-        for path in [*task.work.glob("*.done"), *(p for a in task.asked for p in task.work.glob(task.ledger(a)))]:
-            path.unlink()
-        if not any(task.work.glob("*.jsonl")):  # else another scorer has not come to its end
-            shutil.rmtree(task.work)
+def _collect(task: Task, again: bool) -> dict[str, int]:
+    """Score what no process has, and write the table. ``again``: see :meth:`Task.calls`."""
+    task.table = read_table(task.out)
+    for asked in task.asked:
+        _run(task, asked, task.calls(asked, again=again), WHOLE)
+    before, rows = task.table, task.rows()
+    write_scores(task.out, rows)
+    task.table = rows
+    _tell(task, before)
+    for path in [*task.work.glob("*.done"), *(p for a in task.asked for p in task.work.glob(task.ledger(a)))]:
+        path.unlink()
+    if not any(task.work.glob("*.jsonl")):  # else another scorer has not come to its end
+        shutil.rmtree(task.work)
     return task.counts()
 
 

@@ -55,6 +55,15 @@ def read(source: Source, shape: Shape, start: int = 0) -> Iterator[tuple[Where, 
         raise MapoError(f"{source.name} is empty: {files[0].empty}.")
 
 
+def rows_in(source: Source) -> int | None:
+    """How many rows the files of a source have, where their beginnings or ends on this machine tell; else None."""
+    kinds = source.seen.get("kinds") or []  # as has() found them; other sources have no files of rows
+    if len(kinds) != 1 or source.path is None:
+        return None
+    counts = [file.count() if isinstance(file, tables.Table) else None for file in kinds[0][0]]
+    return None if None in counts else sum(n for n in counts if n is not None)
+
+
 def _refuse_gaps(source: Source, files: list[File]) -> None:
     """MapoError where files named 00000-of-00003 are not all there; a file that was named by itself may stand alone."""
     named = (

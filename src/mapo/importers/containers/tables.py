@@ -47,6 +47,14 @@ class Table:
         except (pa.ArrowException, OSError):
             return None
 
+    def count(self) -> int | None:
+        """How many rows it has; None when it is not a whole file."""
+        try:
+            with self.open() as file:
+                return int(file.metadata.num_rows)
+        except (pa.ArrowException, OSError):
+            return None
+
     def read(self, shape: Shape, cursor: Cursor) -> Iterator[tuple[Where, Row] | BadRow]:
         """Its rows from the cursor on; row groups before it are not read."""
         return guarded(self, cursor, lambda: self._read(shape, cursor))

@@ -1,0 +1,47 @@
+"""Each process of a machine computes on a GPU of its own."""
+
+import pytest
+import torch
+
+from mapo.api import encode, sample, score
+from mapo.devices import use_own_device
+from tiny import make_pairs
+
+OF_LAUNCHERS = ("LOCAL_RANK", "SLURM_LOCALID")
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """A machine with two GPUs, as far as choosing one goes; which ones were taken."""
+    for name in OF_LAUNCHERS:
+        monkeypatch.delenv(name, raising=False)
+    numbers: list[int] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", numbers.append)
+    return numbers
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "gpu"), [("LOCAL_RANK", 1, 1), ("SLURM_LOCALID", 3, 1), ("LOCAL_RANK", 0, 0)]
+)
+def test_a_process_takes_the_gpu_of_its_place_on_the_machine(monkeypatch, taken, name, place, gpu):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    use_own_device()
+    assert taken == []  # alone it takes the first
+    monkeypatch.setenv(name, str(place))
+    use_own_device()
+    assert taken == [gpu]
+
+
+def test_every_verb_that_shares_its_work_asks_for_its_gpu_before_it_loads_anything(tmp_path, sdxl, monkeypatch):
+    import mapo.encode.verb
+    import mapo.sample.sample
+    import mapo.score.score
+
+    asked: list[str] = []
+    for room in (mapo.encode.verb, mapo.sample.sample, mapo.score.score):
+        monkeypatch.setattr(room, "use_own_device", lambda name=room.__name__: asked.append(name))
+    encode(model=sdxl, pairs=make_pairs(tmp_path / "pairs", 2), out=tmp_path / "cache")
+    images = sample(model=sdxl, prompts=["a red square"], out=tmp_path / "images", steps=1)
+    score(images, scorer="guards", out=tmp_path / "scores.parquet")
+    assert asked == ["mapo.encode.verb", "mapo.sample.sample", "mapo.score.score"]
