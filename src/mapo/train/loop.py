@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields, replace
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ from mapo.train.step import by_pair, pair_errors, pair_losses, pair_metrics
 from mapo.train.types import Batch, PairErrors
 from mapo.train.weights.dropout import drop_at
 from mapo.train.weights.opening import Trained, working_dtype
+
+T = TypeVar("T")
 
 
 class Loop:
@@ -86,9 +89,28 @@ class Loop:
 
     def micro_batches(self, step: int) -> list[list[int]]:
         """The positions of this process's pairs of a step, in portions of one frame that fit the device."""
-        start = step * self.config.train.pairs_per_step
-        most = self.config.train.pairs_per_device or self.last - self.first
-        return portions(range(start + self.first, start + self.last), most, self.frame_at)
+        return self._portions_of(self.processes.rank, step)
+
+    def _portions_of(self, rank: int, step: int) -> list[list[int]]:
+        size, world = self.config.train.pairs_per_step, self.processes.world
+        first, last = (step * size + size * place // world for place in (rank, rank + 1))
+        return portions(range(first, last), self.config.train.pairs_per_device or last - first, self.frame_at)
+
+    def rounds(self, step: int) -> int:
+        """How often a network is run in a step, which where it is shared has to be as often in every process."""
+        ranks = range(self.processes.world) if self.trained.sharded else (self.processes.rank,)
+        return max(len(self._portions_of(rank, step)) for rank in ranks)
+
+    def in_turn(self, own: Sequence[T], spare: T) -> Iterator[tuple[T, bool]]:
+        """This process's portions of some work without gradients, each with whether it counts.
+
+        Where the network is shared, a process that has fewer than another runs it once more, with its last one or
+        ``spare``.
+        """
+        yield from ((portion, True) for portion in own)
+        if self.trained.sharded:
+            most = max(self.processes.gather(len(own)))
+            yield from ((own[-1] if own else spare, False) for _ in range(most - len(own)))
 
     def total_weight(self, step: int) -> float:
         """The weight of the whole step's pairs over all processes."""
@@ -143,16 +165,21 @@ class Loop:
         updater, objective, device = self.trained.updater, self.objective, self.processes.device
         updater.begin(step)
         total, places = self.total_weight(step), self.micro_batches(step)
-        portions: Iterable[Batch] = (next(batches).to(device) for _ in places)
+        own, rounds = len(places), self.rounds(step)
+        places += places[-1:] * (rounds - own)  # which count for nothing
+        portions: Iterable[Batch] = with_last_again((next(batches).to(device) for _ in range(own)), rounds - own)
         constants, prepares = dict[str, float](), objective.prepare is not None
-        if prepares and len(places) > 1:
+        if prepares and rounds > 1:
             portions = list(portions)
-            constants = self._constants([self._look_at(*both) for both in zip(portions, places, strict=True)])
+            found = [self._look_at(*both) for both in zip(portions, places, strict=True)]
+            constants = self._constants(found[:own])
         sums: dict[str, Tensor] = {}
         finite: list[Tensor] = []  # whether each pair's loss is
 
-        def loss_of(batch: Batch, errors: PairErrors) -> Tensor:
-            if prepares and len(places) == 1:
+        def loss_of(batch: Batch, counts: bool, errors: PairErrors) -> Tensor:
+            if not counts:
+                return errors.chosen.sum() * 0
+            if prepares and rounds == 1:
                 constants.update(self._constants([errors]))
             settings = {**self.config.objective.settings, **constants}
             losses = pair_losses(objective, errors, settings, None if batch.certain else batch.preference)
@@ -161,10 +188,10 @@ class Loop:
                 sums[name] = sums.get(name, 0) + value.sum()
             return (losses * batch.weight.to(losses.device)).sum() / total * self.processes.world
 
-        for batch, positions in zip(portions, places, strict=True):
-            terms = self._terms(batch, positions, partial(loss_of, batch))
+        for place, (batch, positions) in enumerate(zip(portions, places, strict=True), 1):
+            terms = self._terms(batch, positions, partial(loss_of, batch, place <= own))
             for number in range(2 if self.apart else 1):
-                with self._synchronised(positions is places[-1] and number == int(self.apart)):
+                with self._synchronised(place == rounds and number == int(self.apart)):
                     updater.backward(next(terms))
         stop = self.processes.world > 1 and self.asked_to_stop()
         flags = [torch.full((), float(flag), device=device) for flag in (stop, self.trouble is not None)]
@@ -275,6 +302,13 @@ class Loop:
             f"{batch.timesteps[:5].tolist()}. Try a lower optim.lr, "
             "or train.precision=float32."
         )
+
+
+def with_last_again(items: Iterable[T], times: int) -> Iterator[T]:
+    """``items``, and the last of them so many times more."""
+    for item in items:
+        yield item
+    yield from (item for _ in range(times))
 
 
 def _numbers(errors: PairErrors) -> dict[str, Tensor]:

@@ -128,7 +128,7 @@ def _train(config: Config, run: Run, processes: Processes, hands: Hands) -> None
     state["model_is"] = processes.first(lambda: run.about(config, model, sensitive))
 
     def save(step: int) -> None:
-        processes.first(lambda: _save(run, config, trained, {"step": step, **state}))
+        _save(run, config, trained, processes, {"step": step, **state})
 
     with interruptible() as interrupted:
         loop = Loop(config, objective, processes, members, cache, trained, interrupted)
@@ -165,9 +165,11 @@ def _train(config: Config, run: Run, processes: Processes, hands: Hands) -> None
         finally:
             trained.wrapped = trained.network  # what joins the processes has to go before they part
 
+    weights = trained.gathered(processes.main)
+
     def finish() -> None:
         with run.final_weights() as folder:
-            trained.save(folder)
+            trained.save(folder, weights)
         run.finish(config, model, config.train.steps, sensitive)
 
     processes.first(finish)
@@ -302,11 +304,12 @@ def _how_to_go_on(run: Run, step: int) -> str:
     )
 
 
-def _save(run: Run, config: Config, trained: Trained, state: dict[str, Any]) -> None:
+def _save(run: Run, config: Config, trained: Trained, processes: Processes, state: dict[str, Any]) -> None:
     step = state["step"]
     folder = run.checkpoint_at(step)
+    weights = trained.gathered(processes.main) if trained.lora else {}
     try:
-        save_checkpoint(folder, trained.groups(), state, trained.save_loras)
+        save_checkpoint(folder, trained.groups(), state, partial(trained.save_loras, weights=weights), processes)
     except OSError as error:
         kept = run.checkpoints()
         last = f"The checkpoint of step {steps_of(kept[-1])} is kept" if kept else "There is no earlier checkpoint"
@@ -314,7 +317,7 @@ def _save(run: Run, config: Config, trained: Trained, state: dict[str, Any]) -> 
             f"The checkpoint of step {step} could not be written to {folder.parent} ({error.strerror or error}). "
             f"{last}. Make room, then run the same command again."
         ) from None
-    run.keep(config.train.keep_checkpoints)
+    processes.first(lambda: run.keep(config.train.keep_checkpoints))
 
 
 def _check_space(run: Run, config: Config, trained: Trained) -> None:

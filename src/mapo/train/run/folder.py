@@ -66,6 +66,7 @@ MAY_CHANGE = {
     "train.pair_by_pair",
     "train.measure_rejected",
     "train.reference",
+    "train.shard",
     "train.compile",
     "train.channels_last",
     "train.tf32",
@@ -85,7 +86,7 @@ AS_IN_0_1_0: dict[str, Any] = {
     "train": {
         "base_precision": "float32", "guidance": 1.0, "allow_distilled": False, "keep_checkpoints": 1,
         "weights": "float32", "ema": None,
-        "pair_by_pair": False, "measure_rejected": True, "reference": "together", "compile": False,
+        "pair_by_pair": False, "measure_rejected": True, "reference": "together", "shard": "none", "compile": False,
         "channels_last": False, "tf32": False,
         "evaluate_every": 0, "evaluate_pairs": 64, "pictures_every": 0, "picture_prompts": None, "trackers": [],
     },
