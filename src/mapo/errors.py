@@ -56,7 +56,8 @@ def spoken(error: Exception) -> str:
     if said := foreseen(error):
         return said
     why = f"{type(error).__name__}: {_first_line(error)}"
-    if names := [name for name in sorted(os.environ) if name.startswith(CHANGES_LIBRARIES)]:
+    changing = (name for name in sorted(os.environ) if name.startswith(CHANGES_LIBRARIES))
+    if names := [name for name in changing if name != "TORCH_CPP_LOG_LEVEL"]:
         return (
             f"This is perhaps a fault of mapo: {why}. But there are environment variables that change libraries: "
             f"{', '.join(names)}. Unset them and try again. If it still fails, report it with {_traceback_file(error)}."

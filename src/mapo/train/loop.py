@@ -97,9 +97,8 @@ class Loop:
         return portions(range(first, last), self.config.train.pairs_per_device or last - first, self.frame_at)
 
     def rounds(self, step: int) -> int:
-        """How often a network is run in a step, which where it is shared has to be as often in every process."""
-        ranks = range(self.processes.world) if self.trained.sharded else (self.processes.rank,)
-        return max(len(self._portions_of(rank, step)) for rank in ranks)
+        """The portions of a step in the process that has most of them. Known without asking."""
+        return max(len(self._portions_of(rank, step)) for rank in range(self.processes.world))
 
     def in_turn(self, own: Sequence[T], spare: T) -> Iterator[tuple[T, bool]]:
         """This process's portions of some work without gradients, each with whether it counts.
@@ -107,10 +106,9 @@ class Loop:
         Where the network is shared, a process that has fewer than another runs it once more, with its last one or
         ``spare``.
         """
+        most = max(self.processes.gather(len(own))) if self.trained.sharded else len(own)
         yield from ((portion, True) for portion in own)
-        if self.trained.sharded:
-            most = max(self.processes.gather(len(own)))
-            yield from ((own[-1] if own else spare, False) for _ in range(most - len(own)))
+        yield from ((own[-1] if own else spare, False) for _ in range(most - len(own)))
 
     def total_weight(self, step: int) -> float:
         """The weight of the whole step's pairs over all processes."""
@@ -166,10 +164,11 @@ class Loop:
         updater.begin(step)
         total, places = self.total_weight(step), self.micro_batches(step)
         own, rounds = len(places), self.rounds(step)
-        places += places[-1:] * (rounds - own)  # which count for nothing
-        portions: Iterable[Batch] = with_last_again((next(batches).to(device) for _ in range(own)), rounds - own)
+        spare = rounds - own if self.trained.sharded else 0  # which count for nothing
+        places += places[-1:] * spare
+        portions: Iterable[Batch] = with_last_again((next(batches).to(device) for _ in range(own)), spare)
         constants, prepares = dict[str, float](), objective.prepare is not None
-        if prepares and rounds > 1:
+        if prepares and rounds > 1:  # in every process, as what they do together has an order
             portions = list(portions)
             found = [self._look_at(*both) for both in zip(portions, places, strict=True)]
             constants = self._constants(found[:own])
@@ -191,7 +190,7 @@ class Loop:
         for place, (batch, positions) in enumerate(zip(portions, places, strict=True), 1):
             terms = self._terms(batch, positions, partial(loss_of, batch, place <= own))
             for number in range(2 if self.apart else 1):
-                with self._synchronised(place == rounds and number == int(self.apart)):
+                with self._synchronised(place == len(places) and number == int(self.apart)):
                     updater.backward(next(terms))
         stop = self.processes.world > 1 and self.asked_to_stop()
         flags = [torch.full((), float(flag), device=device) for flag in (stop, self.trouble is not None)]
