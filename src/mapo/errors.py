@@ -27,8 +27,16 @@ class SpoiledError(DivergedError):
     """A gradient is not finite, and weights have moved by it already."""
 
 
-class ObjectiveFailed(MapoError):
+class StepFailed(MapoError):
+    """A step of a training could not be computed. The weights are as the step before left them."""
+
+
+class ObjectiveFailed(StepFailed):
     """A user's own objective failed in the middle of a training."""
+
+
+class CacheDamaged(StepFailed):
+    """What the cache holds is gone, or is not what was written."""
 
 
 class SaidElsewhere(MapoError):

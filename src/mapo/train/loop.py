@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mapo.encode.cache import Cache
 from mapo.encode.frame import Frame, square
-from mapo.errors import DivergedError, MapoError, ObjectiveFailed, SaidElsewhere, count
+from mapo.errors import DivergedError, MapoError, SaidElsewhere, StepFailed, count
 from mapo.train.batches import Members, assemble, draws, portions, prefetched, rows_at
 from mapo.train.config import Config
 from mapo.train.late import Late, Told
@@ -148,11 +148,11 @@ class Loop:
             if self.stopping:
                 return
 
-    def _tried(self, step: int, batches: Iterator[Batch]) -> tuple[Told | None, ObjectiveFailed | None]:
-        """A step, or what a user's own objective raised in it; the numbers of the step before are told first."""
+    def _tried(self, step: int, batches: Iterator[Batch]) -> tuple[Told | None, StepFailed | None]:
+        """A step, or why it could not be computed; the numbers of the step before are told first."""
         try:
             return self.one_step(step, batches), None
-        except ObjectiveFailed as error:
+        except StepFailed as error:
             return None, error
 
     def one_step(self, step: int, batches: Iterator[Batch]) -> Told:

@@ -22,7 +22,16 @@ from mapo.encode.buckets import framing
 from mapo.encode.cache import Cache, cache_key, hold
 from mapo.encode.fill import Holding, encode, holds_all
 from mapo.encode.seen import equal_once_cropped, frames_of, what_training_sees, with_chunks
-from mapo.errors import DivergedError, MapoError, ObjectiveFailed, SaidElsewhere, SpoiledError, count, memory_told
+from mapo.errors import (
+    DivergedError,
+    MapoError,
+    ObjectiveFailed,
+    SaidElsewhere,
+    SpoiledError,
+    StepFailed,
+    count,
+    memory_told,
+)
 from mapo.models import Opened, TokenModel, find_model, open_model
 from mapo.models.noise.flow import RectifiedFlow
 from mapo.pairs import PairSet
@@ -257,7 +266,8 @@ def _take_steps(loop: Loop, monitor: Monitor, done: int, save: Callable[[int], N
     """All steps that are left; a checkpoint now and then, at the end, and where the run is stopped or diverges."""
     config, main, run = loop.config.train, loop.processes.main, monitor.run
     saved = step = done
-    diverged = failed = ""
+    diverged = ""
+    failed: StepFailed | None = None
     spoiled = False
     with progress.bar(total=config.steps, initial=done, desc="train", unit="step", shown=main) as bar:
         try:
@@ -274,14 +284,16 @@ def _take_steps(loop: Loop, monitor: Monitor, done: int, save: Callable[[int], N
         except DivergedError as error:
             diverged = str(error)  # and no more of it: its frames hold what joins the processes
             spoiled = isinstance(error, SpoiledError)
-        except ObjectiveFailed as error:
-            failed = str(error)
-    if failed:
+        except StepFailed as error:
+            failed = type(error)(str(error))
+    if failed is not None:
         if loop.processes.world > 1:  # the others stand in this step
-            raise ObjectiveFailed(f"{failed} The same command goes on from the last checkpoint, once it is mended.")
+            raise type(failed)(f"{failed} The same command goes on from the last checkpoint, once it is mended.")
         if step > saved:
             save(step)
-        raise ObjectiveFailed(f"{failed} {_how_to_go_on(run, step)}")
+        same_again = isinstance(failed, ObjectiveFailed) or not step
+        what = _how_to_go_on(run, step) if same_again else f"What was trained up to step {step} is kept."
+        raise type(failed)(f"{failed} {what}")
     if spoiled:
         raise DivergedError(f"{diverged} {_how_to_go_on(run, saved)}")
     if diverged:
