@@ -12,7 +12,6 @@ import click
 from mapo.cli.shared import cli
 from mapo.errors import SaidElsewhere, printable, spoken
 
-
 QUIET = "TORCH_CPP_LOG_LEVEL", "ERROR"  # where a process is lost, torch would show its own frames beside our sentence
 
 

@@ -59,22 +59,23 @@ NOT_TOGETHER = {("bfloat16", "float16"), ("float64", "float16"), ("float64", "bf
 __all__ = ["Loop", "Run", "settled", "train"]
 
 
-def train(config: Config, out: Path, hands: Hands = NO_HANDS) -> bool:
+def train(config: Config, out: Path, hands: Hands = NO_HANDS, *, allow_change: bool = False) -> bool:
     """Train as ``config`` says into the run folder ``out``, or go on where an earlier run of it stopped.
 
     What ``config`` does not set by name is taken from the run, then from the defaults. ``hands`` are what other rooms
-    do meanwhile. Whether this process is the one that writes.
+    do meanwhile. With ``allow_change`` a run may go on with other settings. Whether this process is the one that
+    writes.
     """
     with joined() as processes, contextlib.ExitStack() as stack:
         if processes.main and (note := what_is_not_done()):
             LOG.info(note)
         run = Run(out)
         processes.first(lambda: stack.enter_context(run.held()))
-        _train(processes.first(lambda: settled(config, out)), run, processes, hands)
+        _train(processes.first(lambda: settled(config, out)), run, processes, hands, allow_change)
         return processes.main
 
 
-def _train(config: Config, run: Run, processes: Processes, hands: Hands) -> None:
+def _train(config: Config, run: Run, processes: Processes, hands: Hands, allow_change: bool) -> None:
     processes.first(lambda: check_shares(config, processes))
     _check_precisions(config, processes)
     processes.each(lambda: check_levers(config, processes))
@@ -109,7 +110,7 @@ def _train(config: Config, run: Run, processes: Processes, hands: Hands) -> None
     members = Members(pairs, seen.rows, seen_in)
     identity: Identity = {"pairs": (pairs.fingerprint(),), "model": model.files.revisions()}
     identity |= file_identity(config.objective.name)
-    checkpoint = processes.first(lambda: run.accept(config, identity))
+    checkpoint = processes.first(lambda: run.accept(config, identity, allow_change))
     done, finished = steps_of(checkpoint) if checkpoint else 0, processes.first(run.finished_steps)
     if finished == config.train.steps and (done == finished or not checkpoint):
         after = count(finished, "step")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -79,6 +80,21 @@ def load_checkpoint(folder: Path, groups: Iterable[str] = ("weights", "optimizer
         return {name: load_file(folder / f"{name}.safetensors") for name in groups}
     except Exception as error:
         raise MapoError(f"The checkpoint {folder} is damaged ({error}). {REMEDY}") from None
+
+
+def why_damaged(folder: Path) -> str:
+    """Why a checkpoint is not whole, as far as its small state and the sizes of its files tell; empty where it is."""
+    try:
+        state = read_state(folder)
+        files = [folder / "weights.safetensors", folder / "optimizer.safetensors", *folder.glob("*.safetensors")]
+        for file in dict.fromkeys(files):
+            with safe_open(file, "pt"):  # which compares its size with what its head says
+                pass
+    except MapoError:
+        return "its state.json cannot be read"
+    except (OSError, SafetensorError):
+        return f"{file.name} is cut off or missing"
+    return "" if isinstance(state.get("step"), int) else "its state.json lacks the step"
 
 
 def read_state(folder: Path) -> dict[str, Any]:
