@@ -229,6 +229,7 @@ def train(
     *, out: Place, model: Place | None = None, pairs: Place | None = None, cache: Place | None = None,
     objective: Text | None = None, adapter: Text | None = None, recipe: Text | None = None, vae: Place | None = None,
     prediction: Text | None = None, loras: Texts = (), targets: Texts = (), settings: Settings | None = None,
+    allow_change: Switch = False,
 ) -> "Run":  # fmt: skip
     """Train, or go on with the run that is in ``out``. The run; MapoError, KeyboardInterrupt where it was stopped."""
     from mapo.train import verb
@@ -239,7 +240,7 @@ def train(
     named = {name: as_text(given) for name, given in folders.items()}
     named |= {"objective": objective, "adapter": adapter, "prediction": prediction}
     lists = {"loras": several(loras) or None, "targets": several(targets) or None}
-    verb.train(Path(out), nested(settings or {}), recipe, hands=hands, **named, **lists)
+    verb.train(Path(out), nested(settings or {}), recipe, hands=hands, allow_change=allow_change, **named, **lists)
     return Run(out)
 
 

@@ -27,8 +27,16 @@ class SpoiledError(DivergedError):
     """A gradient is not finite, and weights have moved by it already."""
 
 
-class ObjectiveFailed(MapoError):
+class StepFailed(MapoError):
+    """A step of a training could not be computed. The weights are as the step before left them."""
+
+
+class ObjectiveFailed(StepFailed):
     """A user's own objective failed in the middle of a training."""
+
+
+class CacheDamaged(StepFailed):
+    """What the cache holds is gone, or is not what was written."""
 
 
 class SaidElsewhere(MapoError):
@@ -56,7 +64,8 @@ def spoken(error: Exception) -> str:
     if said := foreseen(error):
         return said
     why = f"{type(error).__name__}: {_first_line(error)}"
-    if names := [name for name in sorted(os.environ) if name.startswith(CHANGES_LIBRARIES)]:
+    changing = (name for name in sorted(os.environ) if name.startswith(CHANGES_LIBRARIES))
+    if names := [name for name in changing if name != "TORCH_CPP_LOG_LEVEL"]:
         return (
             f"This is perhaps a fault of mapo: {why}. But there are environment variables that change libraries: "
             f"{', '.join(names)}. Unset them and try again. If it still fails, report it with {_traceback_file(error)}."

@@ -320,3 +320,27 @@ def test_where_the_cache_cannot_be_written_the_options_for_another_place_are_nam
         MapoError, match=r"/proc/cache cannot be written .*--out of `mapo encode`, --cache of `mapo train`"
     ):
         encode(parts(sdxl), PairSet(pairs), Path("/proc/cache"))
+
+
+def test_a_byte_that_has_changed_on_the_disk_is_never_trained_on(tmp_path, sdxl, pairs, cache):
+    """The run names the file and keeps what it has done; without that file it goes on as if nothing had been."""
+    from test_train import assert_same, metrics, run
+
+    from mapo.train.batches import rows_at
+
+    whole = run(tmp_path / "whole", sdxl, pairs, cache, steps=4)
+    shutil.copytree(cache, tmp_path / "cache")
+    opened = PairSet(pairs)
+    (row,) = rows_at([9], len(opened), seed=0)  # of the third step
+    entry = Cache(tmp_path / "cache", key_of(sdxl)).index.find(bytes.fromhex(opened[row].chosen))["0"]
+    data = bytearray(entry.path.read_bytes())
+    data[entry.start + 17] ^= 4
+    entry.path.write_bytes(data)
+    with pytest.raises(MapoError) as said:
+        run(tmp_path / "r", sdxl, pairs, tmp_path / "cache", steps=4)
+    assert f"{entry.path} is damaged (it holds other bytes than were written). Delete this file" in str(said.value)
+    assert "What was trained up to step 2 is kept." in str(said.value)
+    assert [line["step"] for line in metrics(tmp_path / "r")] == [1, 2]
+    assert [path.name for path in (tmp_path / "r" / "checkpoints").iterdir()] == ["step-00000002"]
+    entry.path.unlink()
+    assert_same(run(tmp_path / "r", sdxl, pairs, tmp_path / "cache", steps=4), whole)

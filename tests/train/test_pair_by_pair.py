@@ -13,7 +13,6 @@ from mapo.train.objectives.own import constants_of
 from mapo.train.step import by_pair, pair_errors, pair_losses
 from mapo.train.train import _check_together, train
 from mapo.train.types import Batch, PairErrors
-from tiny import make_sd3
 
 PROCESS = Ddpm(DDPMScheduler().alphas_cumprod.double(), "epsilon")
 PAIRS = 3
@@ -71,25 +70,6 @@ def test_extras_may_carry_a_gradient_of_their_own():
     extras = {"together": lambda both: (both.chosen * both.rejected).flatten(1).mean(1)}
     one, other = (gradients(Objective(loss, extras=extras), "own", None, apart)[0] for apart in (True, False))
     assert torch.allclose(one, other, rtol=1e-10, atol=1e-14)
-
-
-@pytest.fixture(scope="module")
-def flow(tmp_path_factory):
-    return make_sd3(tmp_path_factory.mktemp("models") / "sd3", t5=False)
-
-
-CASES = [("sdxl", "mapo", "full"), ("sdxl", "sdpo", "lora"), ("flow", "kto", "full"), ("flow", "mapo_relative", "lora")]
-
-
-@pytest.mark.parametrize(("model", "objective", "kind"), CASES)
-def test_five_steps_are_those_of_both_pictures_at_once(request, tmp_path, pairs, model, objective, kind):
-    folder = request.getfixturevalue(model)
-    how = {"steps": 5, "pairs_per_device": 2, "optim": {"lr": 1e-3, "eps": 1e-4}}
-    together, apart = (
-        run(tmp_path / f"{one}", folder, pairs, tmp_path / "cache", objective, kind, pair_by_pair=one, **how)
-        for one in (False, True)
-    )
-    assert_same(apart, together, tolerance=1e-9)
 
 
 def test_text_encoders_read_a_prompt_for_each_of_its_pictures(tmp_path, sdxl, pairs):

@@ -113,20 +113,6 @@ def test_two_processes_without_a_gpu_are_one_training_whatever_accelerate_asks_f
     assert json.loads((tmp_path / "r" / "run.json").read_text())["steps"] == 3
 
 
-@pytest.mark.parametrize(("objective", "setting"), [("mapo", "pair_by_pair=true"), ("dpo", "reference=before")])
-def test_two_processes_go_pair_by_pair_and_run_the_reference_before_as_one(
-    tmp_path, sdxl, pairs, cache, objective, setting
-):
-    whole = run(tmp_path / "whole", sdxl, pairs, cache, objective, steps=3)
-    words = command(tmp_path / "r", sdxl, pairs, cache, "--objective", objective)
-    words += [
-        word for one in ("train.steps=3", "train.pairs_per_device=1", f"train.{setting}") for word in ("--set", one)
-    ]
-    found = ended(started(words, 2))
-    assert [code for code, _, _ in found] == [0, 0], found
-    assert_same(metrics(tmp_path / "r"), whole, tolerance=1e-6)
-
-
 def test_processes_encode_together_and_are_refused_together(tmp_path, sdxl):
     pairs = make_pairs(tmp_path / "pairs", 100)
     words = command(tmp_path / "r", sdxl, pairs, tmp_path / "cache", "--set", "train.steps=1")
@@ -192,18 +178,6 @@ def test_a_process_that_waits_for_others_says_so_and_hears_a_signal(tmp_path, sd
     assert process.returncode == 130 and "Stopped." in said
     gone = run_apart(*words, env={**env, "RANK": "1", "MASTER_ADDR": "nohost.invalid"})
     assert gone.returncode == 2 and "did not find the others at nohost.invalid" in gone.stderr
-
-
-def test_when_one_is_killed_the_other_says_so_in_a_sentence(tmp_path, sdxl, pairs, cache):
-    running = started(command(tmp_path / "r", sdxl, pairs, cache, "--set", "train.steps=100000"), 2)
-    log = tmp_path / "r" / "metrics.jsonl"
-    until = time.monotonic() + 200
-    while time.monotonic() < until and not (log.exists() and log.read_text().count("\n") > 2):
-        time.sleep(0.1)
-    running[1].kill()
-    found = ended(running)
-    assert found[0][0] == 2, found
-    assert "Another process of this training has stopped" in found[0][2] and "fault of mapo" not in found[0][2]
 
 
 def test_a_second_signal_stops_at_once(tmp_path):

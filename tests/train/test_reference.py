@@ -11,14 +11,8 @@ from mapo.errors import MapoError
 from mapo.train import reference
 from mapo.train.loop import Loop
 from mapo.train.objectives import OBJECTIVES, Objective
-from tiny import make_sd3
 
 FILE = "reference.safetensors"
-
-
-@pytest.fixture(scope="module")
-def flow(tmp_path_factory):
-    return make_sd3(tmp_path_factory.mktemp("models") / "sd3", t5=False)
 
 
 @pytest.fixture
@@ -32,24 +26,6 @@ def measured(monkeypatch):
 
     monkeypatch.setattr(reference, "_measured", counted)
     return seen
-
-
-CASES = [("sdxl", "dpo", "full"), ("sdxl", "sdpo", "lora"), ("flow", "kto", "full"), ("flow", "ipo", "lora")]
-
-
-@pytest.mark.parametrize(("model", "objective", "kind"), CASES)
-def test_training_is_that_with_the_reference_beside_it(request, tmp_path, pairs, model, objective, kind):
-    folder = request.getfixturevalue(model)
-    how = {"steps": 4, "pairs_per_device": 3, "optim": {"lr": 1e-3, "eps": 1e-4}}
-    one, other = (
-        run(tmp_path / when, folder, pairs, tmp_path / "cache", objective, kind, reference=when, **how)
-        for when in ("together", "before")
-    )
-    assert_same(other, one, tolerance=1e-9)
-    for ours, theirs in zip(other, one, strict=True):
-        assert ours["margin_over_reference"] == pytest.approx(theirs["margin_over_reference"], rel=1e-9, abs=1e-12)
-    kept = load_file(tmp_path / "before" / FILE)
-    assert kept["chosen"].shape == kept["rejected"].shape == (16,)
 
 
 def test_no_second_model_is_held(tmp_path, sdxl, pairs, cache, monkeypatch):

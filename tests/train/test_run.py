@@ -466,6 +466,72 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_last_one_and_says_so(tmp_path
     assert_same(run(tmp_path / "r", sdxl, pairs, cache, steps=2), whole)
 
 
+def kept_all(out, sdxl, pairs, cache, **settings):
+    return run(out, sdxl, pairs, cache, save_every_steps=1, keep_checkpoints="all", **settings)
+
+
+@pytest.mark.parametrize("damage", ["cut in half", "without moments", "half a state"])
+def test_a_checkpoint_that_is_damaged_is_set_aside_and_the_one_before_is_used(
+    tmp_path, sdxl, pairs, cache, heard, damage
+):
+    whole = run(tmp_path / "whole", sdxl, pairs, cache, steps=4)
+    kept_all(tmp_path / "r", sdxl, pairs, cache, steps=3)
+    newest = tmp_path / "r" / "checkpoints" / "step-00000003"
+    if damage == "cut in half":
+        weights = newest / "weights.safetensors"
+        weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    elif damage == "without moments":
+        (newest / "optimizer.safetensors").unlink()
+    else:
+        (newest / "state.json").write_text('{"step": 3, "pai')
+    heard()
+    assert_same(run(tmp_path / "r", sdxl, pairs, cache, steps=4), whole)
+    said = heard()
+    assert "The checkpoint of step 3 is damaged" in said and "so training goes on from that of step 2." in said
+    assert (tmp_path / "r" / "checkpoints" / "step-00000003.damaged").is_dir()
+    assert [int(path.name[5:]) for path in Run(tmp_path / "r").checkpoints()] == [1, 2, 3, 4]
+
+
+def test_a_damaged_checkpoint_with_none_before_it_is_refused_and_stays(tmp_path, sdxl, pairs, cache):
+    run(tmp_path / "r", sdxl, pairs, cache, steps=1)
+    weights = tmp_path / "r" / "checkpoints" / "step-00000001" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:2000])
+    with pytest.raises(MapoError, match="The checkpoint .*step-00000001 is damaged"):
+        run(tmp_path / "r", sdxl, pairs, cache, steps=2)
+    assert weights.exists()
+
+
+def test_other_settings_are_told_with_both_values_and_may_be_allowed(tmp_path, sdxl, pairs, cache, heard):
+    def again(allow_change=True, steps=4, **sections):
+        given = {"model": str(sdxl), "pairs": str(pairs), "train": {"steps": steps, **sections.pop("train", {})}}
+        train(make_config({**given, **sections}), tmp_path / "r", allow_change=allow_change)
+
+    run(tmp_path / "r", sdxl, pairs, cache, steps=2, optim={"lr": 1e-3, "schedule": "cosine"})
+    changed = {"optim": {"lr": 5e-4}, "objective": {"name": "mapo", "beta": 0.3}}
+    with pytest.raises(MapoError) as said:
+        again(allow_change=False, **changed)
+    assert (
+        "other settings (objective.beta, optim.lr): objective.beta was 0.1 and is now 0.3; optim.lr was 0.001 and is"
+        in str(said.value)
+    )
+    assert "To go on here all the same, add --allow-change." in str(said.value)
+    with pytest.raises(MapoError, match=r"--allow-change does not help: the checkpoint does not fit \(adapter.kind\)"):
+        again(adapter={"kind": "lora"}, **changed)
+    heard()
+    again(**changed)
+    assert "From step 2 on with other settings: objective.beta was 0.1 and is now 0.3; optim.lr was" in heard()
+    assert [line["step"] for line in metrics(tmp_path / "r")] == [1, 2, 3, 4]
+    (line,) = (tmp_path / "r" / "changes.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"step": 2, "changed": {"objective.beta": [0.1, 0.3], "optim.lr": [1e-3, 5e-4]}}
+    again(allow_change=False)  # which is what the run says now
+    with pytest.raises(MapoError, match="the content of pairs"):
+        again(
+            allow_change=False, pairs=str(make_pairs(tmp_path / "other", seed=9)), cache=str(tmp_path / "c2"), steps=5
+        )
+    again(pairs=str(tmp_path / "other"), cache=str(tmp_path / "c2"), steps=5)
+    assert len(metrics(tmp_path / "r")) == 5
+
+
 def test_a_run_folder_knows_its_steps(tmp_path, sdxl):
     pairs = make_pairs(tmp_path / "pairs", count=4)
     run(tmp_path / "r", sdxl, pairs, steps=1)

@@ -51,15 +51,6 @@ def whole(tmp_path_factory, sdxl, pairs, cache):
     return run(tmp_path_factory.mktemp("whole") / "run", sdxl, pairs, cache)
 
 
-def test_one_batch_of_four_is_four_of_one_accumulated(tmp_path, sdxl, pairs, cache, whole):
-    assert_same(run(tmp_path / "r", sdxl, pairs, cache, pairs_per_device=1), whole)
-    assert_same(run(tmp_path / "s", sdxl, pairs, cache, pairs_per_device=3), whole)
-
-
-def test_gradient_checkpointing_changes_nothing(tmp_path, sdxl, pairs, cache, whole):
-    assert_same(run(tmp_path / "r", sdxl, pairs, cache, gradient_checkpointing=True), whole)
-
-
 def test_a_run_that_goes_on_is_the_uninterrupted_run(tmp_path, sdxl, pairs, cache, whole):
     first = run(tmp_path / "r", sdxl, pairs, cache, steps=2)
     assert_same(first, whole[:2])
@@ -81,13 +72,7 @@ def test_a_run_cut_off_between_checkpoints_goes_on_from_the_last_one(tmp_path, s
     assert_same(run(tmp_path / "r", sdxl, pairs, cache, save_every_steps=2), whole)
 
 
-def test_training_that_encodes_by_itself_is_training_from_the_cache(tmp_path, sdxl, whole):
-    pairs = make_pairs(tmp_path / "pairs")
-    assert_same(run(tmp_path / "r", sdxl, pairs), whole)
-    assert (tmp_path / "cache" / "cache.json").exists()
-
-
-def test_two_processes_train_as_one(tmp_path, sdxl, pairs, cache, whole):
+def test_two_processes_of_torchrun_train_as_one(tmp_path, sdxl, pairs, cache, whole):
     script = tmp_path / "go.py"
     script.write_text(
         "import sys; sys.path[:0] = [sys.argv[1], sys.argv[1] + '/..']\n"

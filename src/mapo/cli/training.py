@@ -113,6 +113,10 @@ def _recipes() -> tuple[str, list[str]]:
 @LORA
 @click.option("--allow-distilled", is_flag=True, default=None, help="Train a model that was distilled to few steps.")
 @LONG_PROMPTS
+@click.option(
+    "--allow-change", is_flag=True,
+    help="Go on with a run although settings that decide its result are others now. What changed is written down.",
+)  # fmt: skip
 @click.option("--recipe", metavar="NAME", help="Settings that belong together, by a name of the list below.")
 @click.option("--config", "config_file", type=OUT, help="A TOML file of settings.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting, such as optim.lr=1e-5.")

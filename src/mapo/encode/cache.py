@@ -30,7 +30,7 @@ from torch import Tensor
 
 from mapo.encode.buckets import framed
 from mapo.encode.frame import Frame
-from mapo.encode.index import Entry, Index, digests_of, open_index
+from mapo.encode.index import CHECKS, Entry, Index, checksums, digests_of, open_index
 from mapo.errors import MapoError
 from mapo.files import PARTIAL, replacing, sweep
 from mapo.models import ModelFiles, Opened
@@ -155,7 +155,7 @@ def write_shard(folder: Path, kind: str, tensors: dict[str, Tensor]) -> None:
     """Add a shard of a kind, ``latents`` or ``text``."""
     name = hashlib.sha256("\n".join(sorted(tensors)).encode()).hexdigest()[:16]
     with replacing(folder / f"{kind}-{name}.safetensors") as temporary:
-        save_tensors(tensors, temporary)
+        save_tensors(tensors, temporary, {CHECKS: checksums(tensors)})
 
 
 def work_of(folder: Path) -> Path:

@@ -2,6 +2,9 @@
 
 The index is made from the headers of the shards and kept in ``index.safetensors``. It is no more than a short cut: it
 is made again where it is missing, damaged, or does not fit the shards that are there.
+
+The head of a shard has a checksum of each tensor, and whoever reads a tensor compares: a byte that has changed on the
+disk is never trained on. Shards of older versions have none, and are read as they are.
 """
 
 from __future__ import annotations
@@ -11,7 +14,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +25,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mapo.errors import MapoError
+from mapo.errors import CacheDamaged
 from mapo.files import replacing
 from mapo.models.parts.tensors import save_tensors
 
 NAME = "index.safetensors"
-VERSION = "1"
+VERSION = "2"
+CHECKS = "crc32"  # in a shard's head: the checksums of its tensors by their names, as JSON
+UNKNOWN = -1
 KINDS = ("latents", "text")  # of shards, as their names begin
 SUFFIX = ".safetensors"
 DTYPES = {
@@ -35,7 +41,15 @@ DTYPES = {
 }  # fmt: skip
 KEY = 16  # bytes of a picture's or a prompt's hash by which it is found
 RECORD = np.dtype(
-    [("head", ">u8"), ("tail", ">u8"), ("column", "<i4"), ("shard", "<i4"), ("form", "<i4"), ("start", "<i8")]
+    [
+        ("head", ">u8"),
+        ("tail", ">u8"),
+        ("column", "<i4"),
+        ("shard", "<i4"),
+        ("form", "<i4"),
+        ("start", "<i8"),
+        ("check", "<i8"),
+    ]
 )
 
 Shard = tuple[str, int, int]  # name, bytes, time of the last change
@@ -44,15 +58,16 @@ Digests = NDArray[np.uint8]  # "n 16" or more
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor: the file in which it lies, the byte at which it begins, its dtype and shape."""
+    """A tensor: the file in which it lies, the byte at which it begins, its dtype and shape, and its checksum."""
 
     path: Path
     start: int
     dtype: str
     shape: tuple[int, ...]
+    check: int = UNKNOWN
 
     def read(self) -> Tensor:
-        """The tensor; MapoError where the file is gone or shorter than it was."""
+        """The tensor; CacheDamaged where the file is gone, shorter than it was, or holds other numbers."""
         tensor = torch.empty(self.shape, dtype=DTYPES[self.dtype])
         wanted: Any = tensor.view(-1).view(torch.uint8).numpy()
         try:
@@ -63,7 +78,19 @@ class Entry:
             raise damaged(self.path, error.strerror or str(error)) from None
         if not whole:
             raise damaged(self.path, "it is shorter than it was")
+        if self.check != UNKNOWN and zlib.crc32(wanted) != self.check:
+            raise damaged(self.path, "it holds other bytes than were written")
         return tensor
+
+
+def checksums(tensors: Mapping[str, Tensor]) -> str:
+    """Those of some tensors, as the head of their shard has them."""
+
+    def check(tensor: Tensor) -> int:
+        numbers: Any = tensor.contiguous().view(-1).view(torch.uint8).numpy()
+        return zlib.crc32(numbers)
+
+    return json.dumps({name: check(tensor) for name, tensor in tensors.items()})
 
 
 class Index:
@@ -88,8 +115,9 @@ class Index:
         while place < len(heads) and int(heads[place]) == head:
             if int(tails[place]) == tail:
                 column, shard, form = (int(self.records[c][place]) for c in ("column", "shard", "form"))
-                start = int(self.records["start"][place])
-                found[self.columns[column]] = Entry(self.folder / self.shards[shard][0], start, *self.forms[form])
+                start, check = (int(self.records[c][place]) for c in ("start", "check"))
+                path = self.folder / self.shards[shard][0]
+                found[self.columns[column]] = Entry(path, start, *self.forms[form], check)
             place += 1
         return found
 
@@ -163,9 +191,9 @@ class Index:
         self.stale = False
 
 
-def damaged(path: Path, why: str) -> MapoError:
+def damaged(path: Path, why: str) -> CacheDamaged:
     """What to say of a shard that cannot be read."""
-    return MapoError(
+    return CacheDamaged(
         f"{path} is damaged ({why}). Delete this file and run the command again: what was in it is encoded again, "
         "everything else in the cache stays."
     )
@@ -250,7 +278,7 @@ def _read_header(
     rows = []
     try:
         header, base = _header(path, size)
-        header.pop("__metadata__", None)
+        checks = json.loads((header.pop("__metadata__", None) or {}).get(CHECKS, "{}"))
         for name, entry in header.items():
             digest, _, column = name.partition("|")
             form = (entry["dtype"], tuple(entry["shape"]))
@@ -260,7 +288,8 @@ def _read_header(
             if form[0] not in DTYPES or len(key := bytes.fromhex(digest)[:KEY]) < KEY:
                 raise ValueError(f"its entry {name!r} is of a kind that is not known")
             head, tail = int.from_bytes(key[:8], "big"), int.from_bytes(key[8:], "big")
-            rows.append((head, tail, _number(column, columns), number, _number(form, forms), base + first))
+            place = _number(column, columns), number, _number(form, forms), base + first
+            rows.append((head, tail, *place, int(checks.get(name, UNKNOWN))))
     except OSError as error:
         raise damaged(path, error.strerror or str(error)) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:

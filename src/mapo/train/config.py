@@ -300,6 +300,13 @@ class TrainConfig(Section):
         "`metrics.jsonl` has their error, the margin and the accuracy. Takes twice the time. The weights are the same "
         "but for rounding. No effect with other objectives.",
     )
+    shard: Literal["none", "fsdp2"] = told(
+        "none",
+        "What several processes have of the trained model: each all of it (`none`), or each a part of every weight, "
+        "gradient and moment (`fsdp2`), which are gathered block by block when they are needed. Changes memory and "
+        "speed, and the result by rounding only. docs/training.md says what does not go with it. No effect with one "
+        "process.",
+    )
     compile: bool = told(
         False,
         "Compile the denoiser's repeated blocks with torch.compile. The first step then takes longer. The same result "

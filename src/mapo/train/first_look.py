@@ -47,25 +47,28 @@ def look(loop: Loop) -> Look:
     rows = rows_at(range(number), len(loop.members), loop.config.train.seed)
     mine = range(number)[processes.rank :: processes.world]
     at_once = min(loop.config.train.pairs_per_device or loop.last - loop.first, loop.last - loop.first)
-    predict, found = loop.trained.predictor(loop.trained.denoiser), list[tuple[float, float, float]]()
-    loop.trained.denoiser.eval()  # without dropout
+    predict, found = loop.trained.predictor(loop.trained.network), list[tuple[float, float, float]]()
+    loop.trained.network.eval()  # without dropout
     try:
         with (
             torch.no_grad(),
             progress.bar(total=len(mine), desc="first look", unit="pair", shown=processes.main) as bar,
         ):
-            for portion in portions(mine, at_once, lambda k: loop.members.frame(rows[k])):
+            shares = portions(mine, at_once, lambda k: loop.members.frame(rows[k]))
+            for portion, counts in loop.in_turn(shares, [0]):
                 frame = loop.members.frame(rows[portion[0]])
                 shape = model.layout.latent(*(frame or square(loop.cache.resolution)))
                 drawn = draws(portion, number, loop.process, shape, seed=SEED)
                 drawn = [replace(one, row=rows[k]) for one, k in zip(drawn, portion, strict=True)]
                 batch = assemble(loop.members, drawn, loop.cache, model, loop.dtype, frame=frame).to(processes.device)
                 errors = pair_errors(predict, batch, loop.process)
+                if not counts:
+                    continue
                 both = (side.double().tolist() for side in (errors.chosen, errors.rejected))
                 found += zip(batch.timesteps.tolist(), *both, strict=True)
                 bar.update(len(portion))
     finally:
-        loop.trained.denoiser.train()
+        loop.trained.network.train()
     columns = np.array([row for share in processes.gather(found) for row in share]).T
     return Look(columns[0], columns[1], columns[2], time.perf_counter() - began)
 

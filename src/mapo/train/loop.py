@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields, replace
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from mapo.encode.cache import Cache
 from mapo.encode.frame import Frame, square
-from mapo.errors import DivergedError, MapoError, ObjectiveFailed, SaidElsewhere, count
+from mapo.errors import DivergedError, MapoError, SaidElsewhere, StepFailed, count
 from mapo.train.batches import Members, assemble, draws, portions, prefetched, rows_at
 from mapo.train.config import Config
 from mapo.train.late import Late, Told
@@ -25,6 +26,8 @@ from mapo.train.step import by_pair, pair_errors, pair_losses, pair_metrics
 from mapo.train.types import Batch, PairErrors
 from mapo.train.weights.dropout import drop_at
 from mapo.train.weights.opening import Trained, working_dtype
+
+T = TypeVar("T")
 
 
 class Loop:
@@ -86,9 +89,26 @@ class Loop:
 
     def micro_batches(self, step: int) -> list[list[int]]:
         """The positions of this process's pairs of a step, in portions of one frame that fit the device."""
-        start = step * self.config.train.pairs_per_step
-        most = self.config.train.pairs_per_device or self.last - self.first
-        return portions(range(start + self.first, start + self.last), most, self.frame_at)
+        return self._portions_of(self.processes.rank, step)
+
+    def _portions_of(self, rank: int, step: int) -> list[list[int]]:
+        size, world = self.config.train.pairs_per_step, self.processes.world
+        first, last = (step * size + size * place // world for place in (rank, rank + 1))
+        return portions(range(first, last), self.config.train.pairs_per_device or last - first, self.frame_at)
+
+    def rounds(self, step: int) -> int:
+        """The portions of a step in the process that has most of them. Known without asking."""
+        return max(len(self._portions_of(rank, step)) for rank in range(self.processes.world))
+
+    def in_turn(self, own: Sequence[T], spare: T) -> Iterator[tuple[T, bool]]:
+        """This process's portions of some work without gradients, each with whether it counts.
+
+        Where the network is shared, a process that has fewer than another runs it once more, with its last one or
+        ``spare``.
+        """
+        most = max(self.processes.gather(len(own))) if self.trained.sharded else len(own)
+        yield from ((portion, True) for portion in own)
+        yield from ((own[-1] if own else spare, False) for _ in range(most - len(own)))
 
     def total_weight(self, step: int) -> float:
         """The weight of the whole step's pairs over all processes."""
@@ -128,11 +148,11 @@ class Loop:
             if self.stopping:
                 return
 
-    def _tried(self, step: int, batches: Iterator[Batch]) -> tuple[Told | None, ObjectiveFailed | None]:
-        """A step, or what a user's own objective raised in it; the numbers of the step before are told first."""
+    def _tried(self, step: int, batches: Iterator[Batch]) -> tuple[Told | None, StepFailed | None]:
+        """A step, or why it could not be computed; the numbers of the step before are told first."""
         try:
             return self.one_step(step, batches), None
-        except ObjectiveFailed as error:
+        except StepFailed as error:
             return None, error
 
     def one_step(self, step: int, batches: Iterator[Batch]) -> Told:
@@ -143,16 +163,22 @@ class Loop:
         updater, objective, device = self.trained.updater, self.objective, self.processes.device
         updater.begin(step)
         total, places = self.total_weight(step), self.micro_batches(step)
-        portions: Iterable[Batch] = (next(batches).to(device) for _ in places)
+        own, rounds = len(places), self.rounds(step)
+        spare = rounds - own if self.trained.sharded else 0  # which count for nothing
+        places += places[-1:] * spare
+        portions: Iterable[Batch] = with_last_again((next(batches).to(device) for _ in range(own)), spare)
         constants, prepares = dict[str, float](), objective.prepare is not None
-        if prepares and len(places) > 1:
+        if prepares and rounds > 1:  # in every process, as what they do together has an order
             portions = list(portions)
-            constants = self._constants([self._look_at(*both) for both in zip(portions, places, strict=True)])
+            found = [self._look_at(*both) for both in zip(portions, places, strict=True)]
+            constants = self._constants(found[:own])
         sums: dict[str, Tensor] = {}
         finite: list[Tensor] = []  # whether each pair's loss is
 
-        def loss_of(batch: Batch, errors: PairErrors) -> Tensor:
-            if prepares and len(places) == 1:
+        def loss_of(batch: Batch, counts: bool, errors: PairErrors) -> Tensor:
+            if not counts:
+                return errors.chosen.sum() * 0
+            if prepares and rounds == 1:
                 constants.update(self._constants([errors]))
             settings = {**self.config.objective.settings, **constants}
             losses = pair_losses(objective, errors, settings, None if batch.certain else batch.preference)
@@ -161,10 +187,10 @@ class Loop:
                 sums[name] = sums.get(name, 0) + value.sum()
             return (losses * batch.weight.to(losses.device)).sum() / total * self.processes.world
 
-        for batch, positions in zip(portions, places, strict=True):
-            terms = self._terms(batch, positions, partial(loss_of, batch))
+        for place, (batch, positions) in enumerate(zip(portions, places, strict=True), 1):
+            terms = self._terms(batch, positions, partial(loss_of, batch, place <= own))
             for number in range(2 if self.apart else 1):
-                with self._synchronised(positions is places[-1] and number == int(self.apart)):
+                with self._synchronised(place == len(places) and number == int(self.apart)):
                     updater.backward(next(terms))
         stop = self.processes.world > 1 and self.asked_to_stop()
         flags = [torch.full((), float(flag), device=device) for flag in (stop, self.trouble is not None)]
@@ -275,6 +301,13 @@ class Loop:
             f"{batch.timesteps[:5].tolist()}. Try a lower optim.lr, "
             "or train.precision=float32."
         )
+
+
+def with_last_again(items: Iterable[T], times: int) -> Iterator[T]:
+    """``items``, and the last of them so many times more."""
+    for item in items:
+        yield item
+    yield from (item for _ in range(times))
 
 
 def _numbers(errors: PairErrors) -> dict[str, Tensor]:

@@ -22,15 +22,16 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
-from mapo.errors import MapoError, SaidElsewhere
+from mapo.errors import MapoError, SaidElsewhere, foreseen
 from mapo.shards import number_of, slurm_tasks
+from mapo.train.peers import Peers
 
 LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
 JOIN = timedelta(minutes=10)  # to wait for the other processes at the start
 PATIENCE = timedelta(seconds=2)  # of one look for them, between which signals are heard
-WAIT = timedelta(hours=3)  # for one of them that encodes or saves
+WAIT = timedelta(hours=3)  # for one of them that encodes or saves, and lives (``Peers``)
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 TORCHRUN = "Start the processes with `torchrun --nproc-per-node N -m mapo train …`"
 ASKS = {  # what saved settings of `accelerate launch` may ask for, and the values that ask for nothing
@@ -209,17 +210,26 @@ def joined() -> Iterator[Processes]:
             f"{os.environ['MASTER_PORT']} ({reason}). {TORCHRUN}, or unset RANK and WORLD_SIZE to train alone."
         ) from None
     try:
-        yield Processes(place, device)
-    except RuntimeError as error:
-        if not _is_of_the_connection(error):
-            raise
-        raise MapoError(
-            "Another process of this training has stopped, so this one stops too. What that one said is the reason. "
-            "The same command goes on from the last checkpoint."
-        ) from None
+        with Peers(store, place.rank, place.world) as peers:
+            try:
+                yield Processes(place, device)
+            except BaseException as error:
+                if isinstance(error, RuntimeError) and _is_of_the_connection(error):
+                    raise MapoError(peers.why()) from None
+                if not isinstance(error, SaidElsewhere):
+                    peers.tell(_reason(error))
+                raise
     finally:
         with contextlib.suppress(RuntimeError):
             dist.destroy_process_group()
+
+
+def _reason(error: BaseException) -> str:
+    """What a process says of its end to the others, in a line."""
+    if isinstance(error, KeyboardInterrupt):
+        return "it was told to"
+    said = foreseen(error) if isinstance(error, Exception) else None
+    return said or f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:300]}"
 
 
 def _is_of_the_connection(error: RuntimeError) -> bool:

@@ -81,7 +81,9 @@ def errors_before(loop: Loop, path: Path, identity: Identity) -> Tensor:
     steps, at_once = range(done // size, config.train.steps), max(1, PAIRS // size)
     with progress.bar(total=wanted, initial=done, desc="reference", unit="pair", shown=processes.main) as bar:
         for some in (steps[k : k + at_once] for k in range(0, len(steps), at_once)):
-            mine = [_measured(loop, positions) for step in some for positions in loop.micro_batches(step)]
+            places = [positions for step in some for positions in loop.micro_batches(step)]
+            measured = [(_measured(loop, positions), counts) for positions, counts in loop.in_turn(places, [])]
+            mine = [portion for portion, counts in measured if counts]
             for positions, errors in (portion for share in processes.gather(mine) for portion in share):
                 found[:, positions] = errors
             done = (some[-1] + 1) * size

@@ -22,7 +22,16 @@ from mapo.encode.buckets import framing
 from mapo.encode.cache import Cache, cache_key, hold
 from mapo.encode.fill import Holding, encode, holds_all
 from mapo.encode.seen import equal_once_cropped, frames_of, what_training_sees, with_chunks
-from mapo.errors import DivergedError, MapoError, ObjectiveFailed, SaidElsewhere, SpoiledError, count, memory_told
+from mapo.errors import (
+    DivergedError,
+    MapoError,
+    ObjectiveFailed,
+    SaidElsewhere,
+    SpoiledError,
+    StepFailed,
+    count,
+    memory_told,
+)
 from mapo.models import Opened, TokenModel, find_model, open_model
 from mapo.models.noise.flow import RectifiedFlow
 from mapo.pairs import PairSet
@@ -50,22 +59,23 @@ NOT_TOGETHER = {("bfloat16", "float16"), ("float64", "float16"), ("float64", "bf
 __all__ = ["Loop", "Run", "settled", "train"]
 
 
-def train(config: Config, out: Path, hands: Hands = NO_HANDS) -> bool:
+def train(config: Config, out: Path, hands: Hands = NO_HANDS, *, allow_change: bool = False) -> bool:
     """Train as ``config`` says into the run folder ``out``, or go on where an earlier run of it stopped.
 
     What ``config`` does not set by name is taken from the run, then from the defaults. ``hands`` are what other rooms
-    do meanwhile. Whether this process is the one that writes.
+    do meanwhile. With ``allow_change`` a run may go on with other settings. Whether this process is the one that
+    writes.
     """
     with joined() as processes, contextlib.ExitStack() as stack:
         if processes.main and (note := what_is_not_done()):
             LOG.info(note)
         run = Run(out)
         processes.first(lambda: stack.enter_context(run.held()))
-        _train(processes.first(lambda: settled(config, out)), run, processes, hands)
+        _train(processes.first(lambda: settled(config, out)), run, processes, hands, allow_change)
         return processes.main
 
 
-def _train(config: Config, run: Run, processes: Processes, hands: Hands) -> None:
+def _train(config: Config, run: Run, processes: Processes, hands: Hands, allow_change: bool) -> None:
     processes.first(lambda: check_shares(config, processes))
     _check_precisions(config, processes)
     processes.each(lambda: check_levers(config, processes))
@@ -100,7 +110,7 @@ def _train(config: Config, run: Run, processes: Processes, hands: Hands) -> None
     members = Members(pairs, seen.rows, seen_in)
     identity: Identity = {"pairs": (pairs.fingerprint(),), "model": model.files.revisions()}
     identity |= file_identity(config.objective.name)
-    checkpoint = processes.first(lambda: run.accept(config, identity))
+    checkpoint = processes.first(lambda: run.accept(config, identity, allow_change))
     done, finished = steps_of(checkpoint) if checkpoint else 0, processes.first(run.finished_steps)
     if finished == config.train.steps and (done == finished or not checkpoint):
         after = count(finished, "step")
@@ -128,7 +138,7 @@ def _train(config: Config, run: Run, processes: Processes, hands: Hands) -> None
     state["model_is"] = processes.first(lambda: run.about(config, model, sensitive))
 
     def save(step: int) -> None:
-        processes.first(lambda: _save(run, config, trained, {"step": step, **state}))
+        _save(run, config, trained, processes, {"step": step, **state})
 
     with interruptible() as interrupted:
         loop = Loop(config, objective, processes, members, cache, trained, interrupted)
@@ -165,9 +175,11 @@ def _train(config: Config, run: Run, processes: Processes, hands: Hands) -> None
         finally:
             trained.wrapped = trained.network  # what joins the processes has to go before they part
 
+    weights = trained.gathered(processes.main)
+
     def finish() -> None:
         with run.final_weights() as folder:
-            trained.save(folder)
+            trained.save(folder, weights)
         run.finish(config, model, config.train.steps, sensitive)
 
     processes.first(finish)
@@ -255,7 +267,8 @@ def _take_steps(loop: Loop, monitor: Monitor, done: int, save: Callable[[int], N
     """All steps that are left; a checkpoint now and then, at the end, and where the run is stopped or diverges."""
     config, main, run = loop.config.train, loop.processes.main, monitor.run
     saved = step = done
-    diverged = failed = ""
+    diverged = ""
+    failed: StepFailed | None = None
     spoiled = False
     with progress.bar(total=config.steps, initial=done, desc="train", unit="step", shown=main) as bar:
         try:
@@ -272,14 +285,16 @@ def _take_steps(loop: Loop, monitor: Monitor, done: int, save: Callable[[int], N
         except DivergedError as error:
             diverged = str(error)  # and no more of it: its frames hold what joins the processes
             spoiled = isinstance(error, SpoiledError)
-        except ObjectiveFailed as error:
-            failed = str(error)
-    if failed:
+        except StepFailed as error:
+            failed = type(error)(str(error))
+    if failed is not None:
         if loop.processes.world > 1:  # the others stand in this step
-            raise ObjectiveFailed(f"{failed} The same command goes on from the last checkpoint, once it is mended.")
+            raise type(failed)(f"{failed} The same command goes on from the last checkpoint, once it is mended.")
         if step > saved:
             save(step)
-        raise ObjectiveFailed(f"{failed} {_how_to_go_on(run, step)}")
+        same_again = isinstance(failed, ObjectiveFailed) or not step
+        what = _how_to_go_on(run, step) if same_again else f"What was trained up to step {step} is kept."
+        raise type(failed)(f"{failed} {what}")
     if spoiled:
         raise DivergedError(f"{diverged} {_how_to_go_on(run, saved)}")
     if diverged:
@@ -302,11 +317,12 @@ def _how_to_go_on(run: Run, step: int) -> str:
     )
 
 
-def _save(run: Run, config: Config, trained: Trained, state: dict[str, Any]) -> None:
+def _save(run: Run, config: Config, trained: Trained, processes: Processes, state: dict[str, Any]) -> None:
     step = state["step"]
     folder = run.checkpoint_at(step)
+    weights = trained.gathered(processes.main) if trained.lora else {}
     try:
-        save_checkpoint(folder, trained.groups(), state, trained.save_loras)
+        save_checkpoint(folder, trained.groups(), state, partial(trained.save_loras, weights=weights), processes)
     except OSError as error:
         kept = run.checkpoints()
         last = f"The checkpoint of step {steps_of(kept[-1])} is kept" if kept else "There is no earlier checkpoint"
@@ -314,7 +330,7 @@ def _save(run: Run, config: Config, trained: Trained, state: dict[str, Any]) -> 
             f"The checkpoint of step {step} could not be written to {folder.parent} ({error.strerror or error}). "
             f"{last}. Make room, then run the same command again."
         ) from None
-    run.keep(config.train.keep_checkpoints)
+    processes.first(lambda: run.keep(config.train.keep_checkpoints))
 
 
 def _check_space(run: Run, config: Config, trained: Trained) -> None:

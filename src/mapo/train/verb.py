@@ -23,13 +23,13 @@ SECTIONS = {
 
 def train(
     out: Path, settings: Mapping[str, Any], recipe: str | None = None, *, hands: Callable[[], Hands] | None = None,
-    **named: str | bool | list[str] | None,
+    allow_change: bool = False, **named: str | bool | list[str] | None,
 ) -> bool:  # fmt: skip
     """Train into ``out``, or go on there; whether this process is the one that writes.
 
     What is ``named`` (model, pairs, cache, loras, and the keys of ``SECTIONS``) comes before ``settings``, these before
     those of the ``recipe``, and these before what the run says that is there. ``hands`` gives what other rooms do
-    meanwhile.
+    meanwhile. With ``allow_change`` a run may go on with other settings.
     """
     values = _without_other_knobs(read_recipe(recipe), settings, named.get("objective")) if recipe else {}
     if isinstance(asked := settings.get("adapter"), Mapping) and asked.get("start") == "continued":
@@ -48,7 +48,7 @@ def train(
     config = make_config({key: before[key] for key in ("model", "pairs") if key in before} | values)
     if recipe:
         check_recipe(recipe, config.model)
-    return train(config, out, hands()) if hands else train(config, out)
+    return train(config, out, *([hands()] if hands else []), allow_change=allow_change)
 
 
 def _without_other_knobs(recipe: dict[str, Any], settings: Mapping[str, Any], named: Any) -> dict[str, Any]:

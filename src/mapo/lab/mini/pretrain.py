@@ -231,7 +231,7 @@ class Loop:
         """Go to the last step; ``loss_of(step)`` is the loss of one, ``snapshot()`` is called now and then."""
         self.module.train()
         bar = tqdm(total=self.total, initial=self.step, desc=f"pretrain {self.name}", unit="step", smoothing=0.05)
-        shown, began = 0.0, time.time()
+        shown, began = 0.0, time.monotonic()
         while self.step < self.total:
             for group in self.optimizer.param_groups:
                 group["lr"] = _rate(self.step, self.total, self.settings.warmup_steps, self.lr)
@@ -248,12 +248,12 @@ class Loop:
             bar.update()
             if self.step % 100 == 0 or self.step == self.total:
                 bar.set_postfix(loss=f"{shown:.4f}")
-                elapsed = self.seconds + time.time() - began
+                elapsed = self.seconds + time.monotonic() - began
                 line = {"part": self.name, "step": self.step, "loss": round(shown, 5), "seconds": round(elapsed)}
                 with self.log.open("a") as file:
                     file.write(json.dumps(line) + "\n")
             if self.step % self.settings.save_every_steps == 0 or self.step == self.total:
-                self.seconds, began = self.seconds + time.time() - began, time.time()
+                self.seconds, began = self.seconds + time.monotonic() - began, time.monotonic()
                 self.save()
                 if snapshot and self.step % (4 * self.settings.save_every_steps) == 0:
                     snapshot()

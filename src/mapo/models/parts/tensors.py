@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -23,6 +26,30 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
         save_file(tensors, path, metadata)
     except SafetensorError as error:
         raise as_os_error(error, str(path)) from None
+
+
+NAMES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+
+def save_in_turn(like: Mapping[str, Tensor], values: Iterable[Tensor], path: Path) -> None:
+    """Write a safetensors file of which only one tensor is in memory at a time.
+
+    ``like`` has names, dtypes and shapes, and ``values`` their numbers in the same order.
+    """
+    head, end = dict[str, Any](), 0
+    for name, tensor in like.items():
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        head[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(head).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in values:
+            numbers: Any = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+            file.write(numbers)
 
 
 def is_finite(tensor: Tensor) -> bool:

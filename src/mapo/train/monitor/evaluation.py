@@ -128,9 +128,12 @@ class Evaluation:
         loop.trained.network.eval()
         try:
             with torch.no_grad():
-                for portion in portions(mine, at_once, lambda one: self.members.frame(one[0])):
+                shares = portions(mine, at_once, lambda one: self.members.frame(one[0]))
+                for portion, counts in loop.in_turn(shares, [(0, 0)]):
                     batch = self._batch(portion)
                     errors = pair_errors(predict, batch, loop.process)
+                    if not counts:
+                        continue
                     sides = (side.double().tolist() for side in (errors.chosen, errors.rejected))
                     found += zip(*zip(*portion, strict=True), *sides, batch.timesteps.tolist(), strict=True)
         finally:

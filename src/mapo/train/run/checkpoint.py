@@ -5,19 +5,26 @@ A checkpoint is a folder that is either complete or absent (it is written under 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from mapo.errors import MapoError
 from mapo.files import replacing
-from mapo.models.parts.tensors import save_tensors
+from mapo.models.parts.tensors import save_in_turn
 from mapo.texts import read_object, write_json
+from mapo.train.processes import Place, Processes
+from mapo.train.weights.sharded import whole
 
 REMEDY = "Delete it, or restore it from a copy, then run the same command again."
+ALONE = Processes(Place(), torch.device("cpu"))
 
 
 def save_checkpoint(
@@ -25,19 +32,46 @@ def save_checkpoint(
     groups: Mapping[str, Mapping[str, Tensor]],
     state: Mapping[str, Any],
     add: Callable[[Path], None] | None = None,
+    processes: Processes = ALONE,
 ) -> None:
     """Write a complete checkpoint folder, atomically, and see that it is on the disk.
 
-    Each of ``groups`` is a file of its name. ``add`` writes more into the folder.
+    Each of ``groups`` is a file of its name. ``add`` writes more into the folder. All ``processes`` call this. The
+    first one writes; tensors of which each has a part it gets whole, one after another. An error there ends all.
     """
+    with ExitStack() as stack:
+        temporary = processes.first(lambda: stack.enter_context(_begun(folder)))
+        for name, tensors in groups.items():
+            _write(temporary / f"{name}.safetensors", tensors, processes)
+
+        def complete() -> None:
+            if add is not None:
+                add(temporary)
+            write_json(temporary / "state.json", dict(state))
+            stack.close()
+
+        processes.first(complete)
+
+
+@contextmanager
+def _begun(folder: Path) -> Iterator[Path]:
     with replacing(folder, sync=True) as temporary:
         temporary.mkdir(parents=True)
-        for name, tensors in groups.items():
-            plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-            save_tensors(plain, temporary / f"{name}.safetensors")
-        if add is not None:
-            add(temporary)
-        write_json(temporary / "state.json", dict(state))
+        yield temporary
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], processes: Processes) -> None:
+    """A file of tensors. All are gathered even where they can no longer be written: the other processes wait for it."""
+    gathered = (whole(tensor) for tensor in tensors.values())
+
+    def work() -> None:
+        try:
+            if processes.main:
+                save_in_turn(tensors, gathered, path)
+        finally:
+            deque(gathered, maxlen=0)
+
+    processes.each(work)
 
 
 def load_checkpoint(folder: Path, groups: Iterable[str] = ("weights", "optimizer")) -> dict[str, dict[str, Tensor]]:
@@ -46,6 +80,21 @@ def load_checkpoint(folder: Path, groups: Iterable[str] = ("weights", "optimizer
         return {name: load_file(folder / f"{name}.safetensors") for name in groups}
     except Exception as error:
         raise MapoError(f"The checkpoint {folder} is damaged ({error}). {REMEDY}") from None
+
+
+def why_damaged(folder: Path) -> str:
+    """Why a checkpoint is not whole, as far as its small state and the sizes of its files tell; empty where it is."""
+    try:
+        state = read_state(folder)
+        files = [folder / "weights.safetensors", folder / "optimizer.safetensors", *folder.glob("*.safetensors")]
+        for file in dict.fromkeys(files):
+            with safe_open(file, "pt"):  # which compares its size with what its head says
+                pass
+    except MapoError:
+        return "its state.json cannot be read"
+    except (OSError, SafetensorError):
+        return f"{file.name} is cut off or missing"
+    return "" if isinstance(state.get("step"), int) else "its state.json lacks the step"
 
 
 def read_state(folder: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@
     metrics.jsonl             a line per step, each step once
     evaluations.jsonl         a line per measurement on held-out pairs; evaluation_base.json has those of the base
     alarms.jsonl              what `mapo train` warned of, and when
+    changes.jsonl             from which step on --allow-change gave it other settings
     pictures/step-…           what the model drew then, where train.pictures_every asks for it
     checkpoints/step-…        weights, moments, and a small state.json that is read without them; RUN@STEP is a model
     weights/                  what was trained, in diffusers' format
@@ -23,7 +24,7 @@ import logging
 import os
 import shutil
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ from mapo.texts import append_lines, read_lines, read_object, write_json
 from mapo.train.config import RANK, Config, make_config, to_toml
 from mapo.train.kept import kept
 from mapo.train.objectives.own import all_settings, stable_name
-from mapo.train.run.checkpoint import REMEDY, read_state
+from mapo.train.run.checkpoint import REMEDY, read_state, why_damaged
 
 LOG = logging.getLogger(__name__)
 
@@ -66,11 +67,16 @@ MAY_CHANGE = {
     "train.pair_by_pair",
     "train.measure_rejected",
     "train.reference",
+    "train.shard",
     "train.compile",
     "train.channels_last",
     "train.tf32",
     "data.images_per_batch",
 }
+MUST_STAY = {  # with others the tensors of a checkpoint would not fit
+    "adapter.kind", "adapter.rank", "adapter.targets", "adapter.start", "adapter.text_encoders", "optim.name",
+    "train.weights", "train.ema",
+}  # fmt: skip
 # Settings that came after 0.1.0, with what they mean in a run that does not name them.
 AS_IN_0_1_0: dict[str, Any] = {
     "vae": None,
@@ -85,7 +91,7 @@ AS_IN_0_1_0: dict[str, Any] = {
     "train": {
         "base_precision": "float32", "guidance": 1.0, "allow_distilled": False, "keep_checkpoints": 1,
         "weights": "float32", "ema": None,
-        "pair_by_pair": False, "measure_rejected": True, "reference": "together", "compile": False,
+        "pair_by_pair": False, "measure_rejected": True, "reference": "together", "shard": "none", "compile": False,
         "channels_last": False, "tf32": False,
         "evaluate_every": 0, "evaluate_pairs": 64, "pictures_every": 0, "picture_prompts": None, "trackers": [],
     },
@@ -101,7 +107,7 @@ class Run:
         self.folder = folder = Path(folder)
         self.log, self.alarm_log = folder / "metrics.jsonl", folder / "alarms.jsonl"
         self.evaluation_log, self.evaluation_base = folder / EVALUATIONS, folder / "evaluation_base.json"
-        self._settings = folder / "config.toml"
+        self.change_log, self._settings = folder / "changes.jsonl", folder / "config.toml"
 
     def __fspath__(self) -> str:
         return str(self.folder)
@@ -147,30 +153,48 @@ class Run:
         steps = read_object(path, "a run", REMEDY).get("steps", 0)
         return steps if isinstance(steps, int) else 0
 
-    def accept(self, config: Config, identity: Identity) -> Path | None:
-        """The newest checkpoint, if any; ``config`` is refused in a sentence where it does not go on from there."""
+    def accept(self, config: Config, identity: Identity, allow_change: bool = False) -> Path | None:
+        """The newest checkpoint that is whole, if any; ``config`` is refused in a sentence where it does not go on.
+
+        With ``allow_change`` settings may be others than before, where the checkpoint's tensors still fit. A newer
+        checkpoint that is damaged is set aside, which is said.
+        """
         if not self._settings.exists():
             others = [p for p in self.folder.iterdir() if p.name != REFERENCE] if self.folder.is_dir() else []
             if others or (self.folder.exists() and not self.folder.is_dir()):
                 raise MapoError(f"{self.folder} exists and is not a run folder. Choose another --out.")
             return None
-        found = self.checkpoints()
+        found, damaged = self.checkpoints(), list[tuple[Path, str]]()
+        is_done = bool(found) and steps_of(found[-1]) == config.train.steps == self.finished_steps()
+        whole = [path for path in found if is_done or not why_damaged(path)]
+        if whole:  # else the newest one says what is wrong with it
+            found, damaged = whole, [(p, why_damaged(p)) for p in found if p > whole[-1]]
         if found or self.finished_steps():  # else nothing is bound to the settings yet
-            self._refuse_another(config, found[-1] if found else None, identity)
+            self._refuse_another(config, found[-1] if found else None, identity, allow_change)
+        for path, why in damaged:
+            path.rename(path.with_name(f"{path.name}.damaged"))
+            LOG.warning(
+                f"The checkpoint of step {steps_of(path)} is damaged ({why}), so training goes on from that of step "
+                f"{steps_of(found[-1])}. The damaged one is now {path.name}.damaged."
+            )
         return found[-1] if found else None
 
     def bind(self, config: Config, step: int) -> None:
         """Write the settings that are trained with from here on, and leave out of the log what came after ``step``.
 
-        What a killed process left in the folder is swept.
+        Settings that are others than before are written down. What a killed process left in the folder is swept.
         """
+        before = self.before()
         self.folder.mkdir(exist_ok=True)
         for place in (self.folder, self.folder / "checkpoints"):
             sweep(place)
-        write_text(self._settings, to_toml(config), sync=True)
-        for log in (self.log, self.evaluation_log, self.alarm_log):
+        for log in (self.log, self.evaluation_log, self.alarm_log, self.change_log):
             if log.exists():
                 self._cut(log, step)
+        if before and step and (changed := self._changed(config, before)):
+            append_lines(self.change_log, [{"step": step, "changed": changed}])
+            LOG.info(f"From step {step} on with other settings: {told_changes(changed)}.")
+        write_text(self._settings, to_toml(config), sync=True)
         for later in self.pictures():
             if later > step:
                 shutil.rmtree(self.pictures_at(later), ignore_errors=True)
@@ -183,18 +207,29 @@ class Run:
         kept = [line for line in lines if line["step"] <= step]
         write_text(log, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
 
-    def _refuse_another(self, config: Config, checkpoint: Path | None, identity: Identity) -> None:
+    def _changed(self, config: Config, before: dict[str, Any]) -> dict[str, list[Any]]:
+        """Settings that decide the result and are others than before, with both values; none is null."""
+        now = tomllib.loads(to_toml(config))
+        names = [name for name in differences(before, now) if name not in MAY_CHANGE]
+        return {name: [_value(name, before), _value(name, now)] for name in names}
+
+    def _refuse_another(self, config: Config, checkpoint: Path | None, identity: Identity, allow_change: bool) -> None:
         before, state = self.before(), read_state(checkpoint) if checkpoint else None
         if state is not None and not identity.keys() <= state.keys():
             raise MapoError(f"{checkpoint}/state.json is damaged: it does not say what was trained. {REMEDY}")
-        changed = [k for k in differences(before, tomllib.loads(to_toml(config))) if k not in MAY_CHANGE]
+        changed = self._changed(config, before)
         own = f"{config.objective.name.rpartition(':')[0]} or of a file that it imports"
         others = [key for key, forms in identity.items() if state and state[key] not in forms]
-        changed += [f"the content of {own if key == 'objective' else key}" for key in others]
-        if changed:
+        contents = [f"the content of {own if key == 'objective' else key}" for key in others]
+        fixed = [name for name in changed if name in MUST_STAY] + contents * ("model" in others)
+        if (changed or contents) and (fixed or not allow_change):
+            values = f": {told_changes(changed)}" if changed else ""
+            remedy = "" if fixed else "To go on here all the same, add --allow-change. "
+            if fixed and allow_change:
+                remedy = f"--allow-change does not help: the checkpoint does not fit ({', '.join(fixed)}). "
             raise MapoError(
-                f"{self.folder} was made with other settings ({', '.join(changed)}). Choose another --out, or delete "
-                "it first."
+                f"{self.folder} was made with other settings ({', '.join([*changed, *contents])}){values}. {remedy}"
+                "Choose another --out, or delete it first."
             )
         done = steps_of(checkpoint) if checkpoint else self.finished_steps()
         asked, planned = config.train.steps, before["train"]["steps"]
@@ -205,7 +240,7 @@ class Run:
                 f"{self.folder} has its final weights of {count(done, 'step')} but no checkpoint to go on from. Train "
                 f"further from them in another folder: mapo train --model {self.folder} --out OTHER."
             )
-        if config.optim.schedule != "constant" and asked not in (planned, done):
+        if config.optim.schedule != "constant" and asked not in (planned, done) and not allow_change:
             raise MapoError(
                 f"{self.folder} was begun with {count(planned, 'step')} of optim.schedule={config.optim.schedule}, and "
                 f"its rate falls to zero there. With {count(asked, 'step')} the rate would jump after step {done}. "
@@ -293,6 +328,24 @@ class Run:
             about["denoiser"] = "weights"
             about["holds_loras_below"] = True  # one file for what was trained here and for the LoRAs that it stands on
         write_json(self.folder / "run.json", about, sync=True)
+
+
+def _value(name: str, settings: Mapping[str, Any]) -> Any:
+    """The value of a setting by its whole name; none where it is left out."""
+    found: Any = settings
+    for key in name.split("."):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found
+
+
+def told_changes(changed: Mapping[str, Sequence[Any]]) -> str:
+    """The first settings that differ, with both values."""
+    shown = [f"{name} was {_told(was)} and is now {_told(now)}" for name, (was, now) in list(changed.items())[:5]]
+    return "; ".join(shown) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
+
+
+def _told(value: Any) -> str:
+    return "left out" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def _are_whole(weights: Path) -> bool:

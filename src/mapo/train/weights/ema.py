@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from mapo.train.weights.sharded import joined_parts, own, part_of
 from mapo.train.weights.updater import Updater
 
 
@@ -41,9 +42,9 @@ class WithMean:
         good = good if norm is None else good.to(norm.device) & torch.isfinite(norm)
         kept = min(self.decay, (1 + self.step) / (10 + self.step))
         for name, weight in self.updater.weights().items():
-            mean = self.means[name]
+            mean = own(self.means[name])
             share = torch.where(good, 1 - kept, 0.0).to(mean.device, mean.dtype)
-            mean.lerp_(weight.to(mean.dtype), share)
+            mean.lerp_(own(weight).to(mean.dtype), share)
         return norm
 
     def weights(self) -> dict[str, Tensor]:
@@ -64,9 +65,9 @@ class WithMean:
         if means.keys() != self.means.keys():
             raise ValueError("its running means are not those of the model")
         for name, mean in self.means.items():
-            mean.copy_(means[name])
+            own(mean).copy_(part_of(means[name], mean))
 
 
 def _exactly(weight: Tensor) -> Tensor:
     wide = torch.float64 if weight.dtype is torch.float64 else torch.float32
-    return weight.detach().to(wide, copy=True, memory_format=torch.contiguous_format)
+    return joined_parts(own(weight.detach()).to(wide, copy=True, memory_format=torch.contiguous_format), weight)

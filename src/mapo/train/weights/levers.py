@@ -17,6 +17,38 @@ def check_levers(config: Config, processes: Processes) -> None:
         _check_in_backward(config, processes.world)
     if config.train.weights != "float32":
         _check_weights(config)
+    if is_sharded(config, processes):
+        _check_shard(config)
+
+
+def is_sharded(config: Config, processes: Processes) -> bool:
+    """Whether each process has a part of every weight."""
+    return config.train.shard == "fsdp2" and processes.world > 1
+
+
+def _check_shard(config: Config) -> None:
+    train, setting = config.train, "train.shard=fsdp2"
+    if config.optim.name != "adamw":
+        why = {
+            "adamw8bit": "shares one scale among 256 numbers of a tensor, which other parts would cut differently",
+            "adafactor": "needs means over whole rows and columns, of which each process has a part",
+        }
+        raise MapoError(
+            f"{setting}: optim.name={config.optim.name} {why[config.optim.name]}. Take optim.name=adamw, whose moments "
+            "the processes share too."
+        )
+    if train.weights != "float32":
+        raise MapoError(
+            f"{setting} keeps the parts in float32, and train.weights={train.weights} was not tried with it. Leave one "
+            "of them out; train.precision=bfloat16 goes with it."
+        )
+    if train.channels_last:
+        raise MapoError(f"{setting}: torch shares tensors of the usual layout only. Leave train.channels_last out.")
+    if train.pictures_every:
+        raise MapoError(
+            f"{setting}: pictures are drawn by one process, which has a part of the model only. Set "
+            "train.pictures_every=0, and draw from a checkpoint: mapo sample --model RUN@STEP."
+        )
 
 
 def _check_in_backward(config: Config, world: int) -> None:

@@ -7,6 +7,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +30,10 @@ from mapo.train.weights.adapters import (
 )
 from mapo.train.weights.blocks import checkpoint_blocks, checkpoint_layers
 from mapo.train.weights.ema import WithMean
+from mapo.train.weights.levers import is_sharded
+from mapo.train.weights.sharded import Root, exchange, shard, whole
 from mapo.train.weights.speed import speed_up
-from mapo.train.weights.stored import Keep, Plain, Rounded, Stored, WithMaster
+from mapo.train.weights.stored import Keep, Plain, Rounded, Shared, Stored, WithMaster
 from mapo.train.weights.updater import AtEnd, InBackward, Updater
 
 DTYPES = {
@@ -67,7 +70,8 @@ class Trained:
     """A denoiser in training, and its text encoders where they are trained too.
 
     ``network`` is all of it as one, and ``wrapped`` the same as the processes share it. ``reference`` is DPO's copy,
-    where there is one.
+    where there is one. ``sharded``: each process has a part of every weight, so all of them have to run a network for
+    one of them to run it.
     """
 
     model: Opened
@@ -81,6 +85,7 @@ class Trained:
     lora: bool
     autocast: bool  # arithmetic in bfloat16 on weights in float32
     dtype: torch.dtype  # of what the denoiser is given
+    sharded: bool = False
     ema: bool = False  # whether a running mean of the weights is saved
     continued: bool = False  # whether training starts with a LoRA that was there before
     buffers: Mapping[str, Tensor] = field(default_factory=dict)  # of the denoiser, where it has them rounded
@@ -116,19 +121,33 @@ class Trained:
         groups = {"weights": self.updater.weights(), "optimizer": self.updater.state()}
         return {**groups, "ema": self.updater.final()} if self.ema else groups
 
-    def save(self, folder: Path) -> None:
-        """Write what was trained in diffusers' format."""
-        self.denoiser.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        if not self.lora:
-            with self._as_saved():
-                self.model.save(self.denoiser.float() if self.dtype is torch.float64 else self.denoiser, folder)
-        self.save_loras(folder)
+    def gathered(self, main: bool) -> dict[str, Tensor]:
+        """What becomes the weights of the run, whole: running means or masters where there are some.
 
-    def save_loras(self, folder: Path) -> None:
+        Every process has to ask where weights are shared. Those that are not ``main`` get nothing then, and without
+        that nothing is copied.
+        """
+        if not self.sharded:
+            return {**self.updater.final(), **self.buffers}
+        found = {}
+        for name, tensor in self.updater.final().items():
+            all_of_it = whole(tensor)
+            if main:
+                found[name] = all_of_it.cpu()
+        return found
+
+    def save(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        """Write what was trained in diffusers' format; ``weights`` are those that were :meth:`gathered`."""
+        if not self.lora:
+            with self._holding(weights):
+                self.model.save(self.denoiser, folder)
+        self.save_loras(folder, weights)
+
+    def save_loras(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
         """Write the LoRA that was trained, or what LoRAs below changed beside the weights that were trained."""
         if self.lora:
             networks = {self.model.denoiser_part: self.denoiser, **self.encoders}
-            with self._as_saved():
+            with self._holding(weights):
                 self.model.save_lora(networks, folder, self.continued)
         else:
             self.model.save_text_loras(folder)
@@ -140,25 +159,40 @@ class Trained:
         before = {name: self.parameters[name].data for name in means}
         try:
             for name, mean in means.items():
-                self.parameters[name].data = mean.to(before[name].device, before[name].dtype)
+                if self.sharded:
+                    exchange(before[name], mean)
+                else:
+                    self.parameters[name].data = mean.to(before[name].device, before[name].dtype)
             yield
         finally:
             for name, data in before.items():
-                self.parameters[name].data = data
+                if self.sharded:
+                    exchange(data, means[name])
+                else:
+                    self.parameters[name].data = data
 
     @contextlib.contextmanager
-    def _as_saved(self) -> Iterator[None]:
-        """Inside, the network has the weights that are saved: running means or masters. Nothing is copied."""
-        saved = {**self.updater.final(), **self.buffers}
-        tensors = {**self.parameters, **{name: self.denoiser.get_buffer(name) for name in self.buffers}}
-        before = {name: tensor.data for name, tensor in tensors.items()}
+    def _holding(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """Inside, the networks have these tensors, laid out as files have them and none in float64.
+
+        They are not computed with meanwhile.
+        """
+        networks = {"": self.denoiser, **self.encoders}
+        exact = self.dtype is torch.float64 and not self.lora
+        held = dict(weights) | (dict(self.denoiser.named_buffers()) if exact else {})
+        before: list[tuple[dict[str, Tensor | None], str, Tensor | None]] = []
         try:
-            for name, tensor in tensors.items():
-                tensor.data = saved[name]
+            for name, tensor in held.items():
+                part = next((part for part in self.encoders if name.startswith(f"{part}.")), "")
+                owner, _, leaf = name.removeprefix(f"{part}." if part else "").rpartition(".")
+                module: Any = networks[part].get_submodule(owner)
+                place = module._parameters if leaf in module._parameters else module._buffers
+                before.append((place, leaf, place[leaf]))
+                place[leaf] = (tensor.float() if exact and tensor.is_floating_point() else tensor).contiguous()
             yield
         finally:
-            for name, tensor in tensors.items():
-                tensor.data = before[name]
+            for place, leaf, was in before:
+                place[leaf] = was
 
 
 def working_dtype(config: Config) -> torch.dtype:
@@ -176,19 +210,24 @@ def base_dtype(config: Config) -> torch.dtype:
 def open_trained(
     config: Config, model: Opened, objective: Objective, processes: Processes, checkpoint: Path | None
 ) -> Trained:
-    """What is trained, in every process, with the state of ``checkpoint``."""
-    dtype = base_dtype(config)
+    """What is trained, in every process, with the state of ``checkpoint``.
+
+    Weights that are shared are first whole in the memory of the machine, in every process, and go to its device in
+    parts.
+    """
+    dtype, sharded = base_dtype(config), is_sharded(config, processes)
+    device = torch.device("cpu") if sharded else processes.device
     fused = config.adapter.start == "fused"
     master = config.train.weights == "bfloat16-master"
     loaded = torch.float32 if master else dtype
-    denoiser = processes.each(lambda: model.denoiser(processes.device, loaded, loras=fused))
+    denoiser = processes.each(lambda: model.denoiser(device, loaded, loras=fused))
     masters, buffers = _exactly(denoiser) if master else ({}, {})
     reference = None
     if objective.needs_reference and config.adapter.kind == "full" and config.train.reference == "together":
         reference = copy.deepcopy(denoiser).requires_grad_(False).eval()
     before = [] if fused else processes.each(lambda: loras_before(model, config.adapter))
     processes.each(lambda: add_adapter(denoiser, model, config.adapter, config.train.seed, before))
-    encoders = processes.each(lambda: _text_encoders(config, model, processes, dtype))
+    encoders = processes.each(lambda: _text_encoders(config, model, device, dtype))
     if every := int(config.train.gradient_checkpointing):
         checkpoint_blocks(denoiser, every)
         for encoder in encoders.values():
@@ -196,8 +235,13 @@ def open_trained(
     for one in filter(None, (denoiser, reference)):
         speed_up(one, config)
     network = WithText(model, denoiser, encoders) if encoders else denoiser
+    if sharded:
+        network = network if encoders else Root(denoiser)
+        reference = None if reference is None else Root(reference).eval()
+        for one in filter(None, (network, reference)):
+            shard(one, processes)
     wrapped = network.train()
-    if processes.world > 1:
+    if processes.world > 1 and not sharded:
         wrapped = DistributedDataParallel(network, broadcast_buffers=False)
     of_text = {f"{part}.{name}": p for part, encoder in encoders.items() for name, p in trainable(encoder).items()}
     parameters = trainable(denoiser) | of_text
@@ -205,7 +249,8 @@ def open_trained(
     trained = Trained(
         model, denoiser, encoders, network, wrapped, reference, parameters, updater,
         lora=config.adapter.kind == "lora", autocast=config.train.precision == "bfloat16", dtype=dtype,
-        ema=config.train.ema is not None, continued=config.adapter.start == "continued", buffers=buffers,
+        sharded=sharded, ema=config.train.ema is not None, continued=config.adapter.start == "continued",
+        buffers=buffers,
     )  # fmt: skip
     if checkpoint:
         processes.each(lambda: restore(checkpoint, trained))
@@ -226,7 +271,12 @@ def _updater(
 ) -> Updater:  # fmt: skip
     """How the weights are kept and moved."""
     keep: Keep | None = None
-    if config.train.weights != "float32":
+    if is_sharded(config, processes):
+
+        def keep(name: str, parameter: nn.Parameter) -> Stored:
+            return Shared(parameter, config.optim)
+
+    elif config.train.weights != "float32":
 
         def keep(name: str, parameter: nn.Parameter) -> Stored:
             if parameter.dtype is not torch.bfloat16:  # which diffusers keeps in float32
@@ -241,7 +291,7 @@ def _updater(
     scale = HALF_SCALE if base_dtype(config) is torch.float16 else 1.0
     how = (parameters, config.optim, config.train.steps, scale, of_text, keep)
     portions = config.train.pairs_per_device is not None or config.train.pair_by_pair or config.data.buckets
-    apart = keep is not None and portions  # the gradients of portions are added in float32
+    apart = config.train.weights != "float32" and portions  # the gradients of portions are added in float32
     updater: Updater = (
         InBackward(*how)
         if config.optim.in_backward
@@ -250,13 +300,13 @@ def _updater(
     return updater if config.train.ema is None else WithMean(updater, config.train.ema)
 
 
-def _text_encoders(config: Config, model: Opened, processes: Processes, dtype: torch.dtype) -> dict[str, nn.Module]:
+def _text_encoders(config: Config, model: Opened, device: torch.device, dtype: torch.dtype) -> dict[str, nn.Module]:
     """Those that are trained, by their parts, each with its LoRA; none where the denoiser is trained alone."""
     adapter = config.adapter
     if not adapter.text_encoders:
         return {}
     assert isinstance(model, TokenModel)
-    encoders = model.load_text_encoders(processes.device, dtype, loras=adapter.start == "fused")
+    encoders = model.load_text_encoders(device, dtype, loras=adapter.start == "fused")
     add_text_adapters(encoders, model, adapter, config.train.seed, text_loras_before(model, adapter, encoders))
     return encoders
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mapo.train.batches import seed_of
 from mapo.train.config import OptimConfig
 from mapo.train.weights.optimizers import as_optimizer_sees
+from mapo.train.weights.sharded import own, part_of
 
 
 class Stored(Protocol):
@@ -100,6 +101,22 @@ class Plain:
         """Copy, in place."""
         with torch.no_grad():
             self.parameter.copy_(value)
+
+
+class Shared(Plain):
+    """Of the network's own numbers, which the processes share, each moves its part."""
+
+    def __init__(self, parameter: nn.Parameter, config: OptimConfig) -> None:
+        super().__init__(parameter, config)
+        self.moved = nn.Parameter(own(parameter.detach()))
+
+    def gradient(self) -> Tensor:
+        """The part that this process has of it."""
+        return own(super().gradient())
+
+    def put(self, value: Tensor) -> None:
+        """Copy this process's part."""
+        self.moved.detach().copy_(part_of(value, self.parameter))
 
 
 class _Half:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mapo.errors import SpoiledError
 from mapo.train.config import RATES, OptimConfig
 from mapo.train.weights import optimizers
+from mapo.train.weights.sharded import joined_parts, part_of, whole
 from mapo.train.weights.stored import Keep, Plain, Stored
 
 
@@ -44,7 +45,7 @@ class Updater(Protocol):
         """What becomes the weights of the run. Not copies."""
 
     def state(self) -> dict[str, Tensor]:
-        """What the next step depends on besides the weights, as ``parameter name/…`` → tensor on the CPU."""
+        """What the next step depends on besides the weights, as ``parameter name/…`` → tensor. Not copies."""
 
     def load(self, weights: Mapping[str, Tensor], state: Mapping[str, Tensor], means: Mapping[str, Tensor]) -> None:
         """Put back what was saved; KeyError, ValueError or RuntimeError where it is of other parameters.
@@ -95,7 +96,7 @@ class _Parts:
         self.kept: dict[str, Stored] = {
             name: keep(name, parameter) if keep else Plain(parameter, config) for name, parameter in parameters.items()
         }
-        self.plain = keep is None
+        self.plain = all(isinstance(one, Plain) for one in self.kept.values())
         together = self.plain and not self.in_backward
         shares = {name: config.text_share if name in of_text else 1.0 for name in parameters}
         self.parts = [self._part(shares)] if together else [self._part({name: shares[name]}) for name in shares]
@@ -124,7 +125,9 @@ class _Parts:
         """The moments."""
         found: dict[str, Tensor] = {}
         for part in self.parts:
-            found |= optimizers.optimizer_tensors(part.optimizer, part.moved)
+            for key, value in optimizers.optimizer_tensors(part.optimizer, part.moved).items():
+                one = self.kept[key.rpartition("/")[0]]
+                found[key] = joined_parts(value, one.parameter) if value.shape == one.moved.shape else value
         return found
 
     def load(self, weights: Mapping[str, Tensor], state: Mapping[str, Tensor], means: Mapping[str, Tensor]) -> None:
@@ -135,7 +138,9 @@ class _Parts:
             one.put(weights[name])
         by_name: dict[str, dict[str, Tensor]] = {name: {} for name in self.kept}
         for full_name, tensor in state.items():
-            by_name[full_name.rpartition("/")[0]][full_name] = tensor
+            name = full_name.rpartition("/")[0]
+            like = self.kept[name].parameter
+            by_name[name][full_name] = part_of(tensor, like) if tensor.shape == like.shape else tensor
         for part in self.parts:
             own = {key: tensor for name in part.kept for key, tensor in by_name[name].items()}
             optimizers.load_optimizer_tensors(part.optimizer, part.moved, own)
@@ -187,7 +192,7 @@ class AtEnd(_Parts):
         """The norm of the gradient, and what it is still to be multiplied by."""
         longest = self.config.clip_norm or math.inf
         if self.plain:
-            return nn.utils.clip_grad_norm_([one.parameter for one in kept], longest), 1.0
+            return whole(nn.utils.clip_grad_norm_([one.parameter for one in kept], longest)), 1.0
         norm = torch.stack([square(one.gradient()) for one in kept]).sum().sqrt()
         return norm, (longest / (norm + 1e-6)).clamp(max=1.0)
 
