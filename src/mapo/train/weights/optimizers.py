@@ -81,7 +81,10 @@ def step(optimizer: torch.optim.Optimizer, good: Tensor | None = None) -> None:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """The state of an optimizer as ``parameter name/moment`` → tensor. A moment in 8 bits is ``moment.codes`` …"""
+    """The state of an optimizer as ``parameter name/moment`` → tensor on the CPU. Not copies of what lies there already.
+
+    A moment in 8 bits is ``moment.codes`` …
+    """
     state, found = optimizer.state, dict[str, Any]()
     for name, parameter in names.items():
         for key, value in state.get(parameter, {}).items():
@@ -89,7 +92,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[str, nn.P
                 found |= {f"{name}/{key}.{part}": getattr(value, part) for part in PARTS}
             else:
                 found[f"{name}/{key}"] = value
-    return {key: torch.as_tensor(value).detach().cpu().contiguous().clone() for key, value in found.items()}
+    return {key: torch.as_tensor(value).detach().cpu().contiguous() for key, value in found.items()}
 
 
 def load_optimizer_tensors(
