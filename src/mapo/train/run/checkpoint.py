@@ -33,7 +33,9 @@ def save_checkpoint(
     with replacing(folder, sync=True) as temporary:
         temporary.mkdir(parents=True)
         for name, tensors in groups.items():
-            save_tensors({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary / f"{name}.safetensors")
+            save_tensors(
+                {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary / f"{name}.safetensors"
+            )
         if add is not None:
             add(temporary)
         write_json(temporary / "state.json", dict(state))
