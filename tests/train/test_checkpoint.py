@@ -44,6 +44,14 @@ def test_weights_and_moments_come_back_to_the_bit(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(layer.parameters(), other.parameters(), strict=True))
 
 
+def test_what_is_saved_of_the_optimizer_is_no_second_copy_of_it():
+    _, optimizer, names = stepped(0)
+    saved = optimizer_tensors(optimizer, names)
+    assert {saved[f"{name}/exp_avg"].data_ptr() for name in names} == {
+        optimizer.state[parameter]["exp_avg"].data_ptr() for parameter in names.values()
+    }
+
+
 def test_a_damaged_checkpoint_is_named(tmp_path):
     _, optimizer, names = stepped(0)
     save_checkpoint(tmp_path / "c", groups(optimizer, names), {"step": 3})

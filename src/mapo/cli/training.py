@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from mapo.cli.shared import (
     CLIP_SKIP,
     LONG_PROMPTS,
     LORA,
+    MODEL_OPTIONS,
     OUT,
     TRAINABLE,
     Verb,
@@ -85,41 +87,59 @@ def _recipes() -> tuple[str, list[str]]:
     return "Recipes", recipe_list()
 
 
+TRAINING = (
+    click.option("--model", help=TRAINABLE),
+    click.option("--pairs", help="A pairs set."),
+    click.option("--cache", help="A cache; default: the folder `cache` beside the pairs, made when it is not there."),
+    click.option(
+        "--objective",
+        help="mapo (default), mapo_aaai, mapo_relative, sft, orpo, dpo, ipo, poly_dpo, sdpo or kto; or a function of your "
+        "own, as file.py:name.",
+    ),
+    click.option("--adapter", type=click.Choice(["full", "lora"]), help="What is trained; default: full."),
+    click.option(
+        "--targets", multiple=True, metavar="PATTERN",
+        help="Layers to lay the LoRA beside, by their names or the ends of them, such as to_q or 'mid_block.*'; default: "
+        "those of attention.",
+    ),
+    click.option(
+        "--text-encoders", is_flag=True, default=None, help="A LoRA beside the text encoders too, with --adapter lora."
+    ),
+    *MODEL_OPTIONS,
+    LORA,
+    click.option("--allow-distilled", is_flag=True, default=None, help="Train a model that was distilled to few steps."),
+    LONG_PROMPTS,
+    click.option("--recipe", metavar="NAME", help="Settings that belong together, by a name of the list below."),
+    click.option("--config", "config_file", type=OUT, help="A TOML file of settings."),
+    click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting, such as optim.lr=1e-5."),
+)  # fmt: skip
+
+
+def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say what is trained and how, for `train` and `plan`."""
+    for option in reversed(TRAINING):
+        command = option(command)
+    return command
+
+
+def _settings(config_file: Path | None, assignments: tuple[str, ...]) -> dict[str, Any]:
+    from mapo.settings import merge, parse_set, read_toml
+
+    return merge(read_toml(config_file) if config_file else {}, parse_set(assignments))
+
+
 @cli.command(
     cls=Verb,
     more=_recipes,
     example="mapo train --model mini --pairs work/pairs --out work/run --set optim.lr=1e-4 --set train.steps=100\n"
     "mapo train --recipe mini-cartoon --pairs work/pairs --out work/run",
 )
-@click.option("--model", help=TRAINABLE)
-@click.option("--pairs", help="A pairs set.")
 @click.option("--out", type=OUT, required=True, help="The run folder. The same command again goes on where it stopped.")
-@click.option("--cache", help="A cache; default: the folder `cache` beside the pairs, made when it is not there.")
-@click.option(
-    "--objective",
-    help="mapo (default), mapo_aaai, mapo_relative, sft, orpo, dpo, ipo, poly_dpo, sdpo or kto; or a function of your "
-    "own, as file.py:name.",
-)
-@click.option("--adapter", type=click.Choice(["full", "lora"]), help="What is trained; default: full.")
-@click.option(
-    "--targets", multiple=True, metavar="PATTERN",
-    help="Layers to lay the LoRA beside, by their names or the ends of them, such as to_q or 'mid_block.*'; default: "
-    "those of attention.",
-)  # fmt: skip
-@click.option(
-    "--text-encoders", is_flag=True, default=None, help="A LoRA beside the text encoders too, with --adapter lora."
-)
-@model_options
-@LORA
-@click.option("--allow-distilled", is_flag=True, default=None, help="Train a model that was distilled to few steps.")
-@LONG_PROMPTS
 @click.option(
     "--allow-change", is_flag=True,
     help="Go on with a run although settings that decide its result are others now. What changed is written down.",
 )  # fmt: skip
-@click.option("--recipe", metavar="NAME", help="Settings that belong together, by a name of the list below.")
-@click.option("--config", "config_file", type=OUT, help="A TOML file of settings.")
-@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting, such as optim.lr=1e-5.")
+@training_options
 def train(
     out: Path, config_file: Path | None, assignments: tuple[str, ...], loras: tuple[str, ...],
     targets: tuple[str, ...], **flags: Any,
@@ -128,14 +148,37 @@ def train(
 
     Settings come from --recipe, then --config, then --set, then the other flags. The later one wins.
     """
-    from mapo.settings import merge, parse_set, read_toml
     from mapo.train.verb import train
     from mapo.watch.verb import hands
 
-    settings = merge(read_toml(config_file) if config_file else {}, parse_set(assignments))
+    settings = _settings(config_file, assignments)
     if train(out, settings, loras=list(loras) or None, targets=list(targets) or None, hands=hands, **flags):
         name = shlex.quote(str(out))
         say(f"the run is in {out}; look at it with: mapo sample --model {name} --prompts FILE --out IMAGES")
+
+
+@cli.command(
+    cls=Verb,
+    more=_recipes,
+    example="mapo plan --model mini --pairs work/pairs --adapter lora --memory 8GB",
+)
+@click.option("--out", type=OUT, help="A run whose settings count and whose steps were timed.")
+@click.option("--memory", metavar="SIZE", help="Such as 24GB; default: the memory of the device at hand.")
+@training_options
+def plan(
+    config_file: Path | None, assignments: tuple[str, ...], loras: tuple[str, ...], targets: tuple[str, ...],
+    **flags: Any,
+) -> None:  # fmt: skip
+    """Say what a training needs before it begins: memory by kind, and disk.
+
+    It takes the options of `mapo train`, reads no weights and writes nothing. Where the training does not fit it names
+    the smallest change that makes it fit.
+    """
+    from mapo.train.verb import plan
+
+    settings = _settings(config_file, assignments)
+    for line in plan(settings, loras=list(loras) or None, targets=list(targets) or None, **flags).lines():
+        say(line)
 
 
 @cli.command(cls=Verb, example="mapo watch work/run")

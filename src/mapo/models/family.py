@@ -118,6 +118,10 @@ class Opened(Protocol):
         """Why the model is one for few steps, which training makes worse; empty where nothing says so."""
 
     @property
+    def prompt_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The tensors that a prompt becomes, by name, at their longest; where prompts are read in chunks, of one."""
+
+    @property
     def prompt_numbers(self) -> int:
         """How many numbers the cache keeps of a prompt."""
 

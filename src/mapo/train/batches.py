@@ -37,6 +37,11 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(":".join(map(str, parts)).encode()).digest()[:8], "big") >> 1
 
 
+def generator_on(device: torch.device) -> torch.Generator:
+    """A generator of this device. Where tensors have no numbers, any will do."""
+    return torch.Generator("cpu" if device.type == "meta" else device)
+
+
 class Members(Sequence[Pair]):
     """Some pairs of a set, each read when it is asked for.
 

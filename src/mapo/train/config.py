@@ -294,6 +294,11 @@ class TrainConfig(Section):
         "there is none anyway. Changes memory only; docs/training.md says when it pays. No effect with other "
         "objectives.",
     )
+    allow_oversize: bool = told(
+        False,
+        "Begin a training that does not fit the memory by its plan. It will probably stop there. No effect where it "
+        "fits.",
+    )
     measure_rejected: bool = told(
         False,
         "Run the rejected pictures too where the objective does not learn from them, as with `sft`, so that "

@@ -43,6 +43,8 @@ from mapo.train.loop import Loop, check_shares
 from mapo.train.monitor.monitor import NO_HANDS, Hands, Monitor, checked
 from mapo.train.objectives.own import file_identity, objective_named
 from mapo.train.objectives.trial import doubts
+from mapo.train.plan.at_hand import checked_plan, told_when_full
+from mapo.train.plan.subject import Subject
 from mapo.train.processes import Processes, joined, what_is_not_done
 from mapo.train.reference import check_extras, errors_before
 from mapo.train.run.checkpoint import save_checkpoint
@@ -116,6 +118,10 @@ def _train(config: Config, run: Run, processes: Processes, hands: Hands, allow_c
         after = count(finished, "step")
         _say(processes, f"{run.folder} is finished, after {after}. Ask for more with --set train.steps=N.")
         return
+    subject = Subject(model, objective, pairs, members, processes.device.type, processes.world)
+    plan = processes.first(lambda: checked_plan(subject, config))
+    if plan:
+        _say(processes, plan.line())
     _say(processes, f"{seen.line()} {_passes(config, len(seen.rows))}")
     if data.buckets:
         _say(processes, members.told())
@@ -162,8 +168,9 @@ def _train(config: Config, run: Run, processes: Processes, hands: Hands, allow_c
         at_once = min(config.train.pairs_per_device or loop.last - loop.first, loop.last - loop.first)
         less = {"gradient_checkpointing": config.train.gradient_checkpointing, "pair_by_pair": loop.apart}
         rest = ", ".join(f"--set train.{name}=true" for name, used in less.items() if not used)
+        in_full = partial(told_when_full, subject, config, plan)
         try:
-            with memory_told(at_once, noun="pair", flag="--set train.pairs_per_device={}", rest=rest):
+            with memory_told(at_once, noun="pair", flag="--set train.pairs_per_device={}", rest=rest, plan=in_full):
                 if not checkpoint and isinstance(model.process, RectifiedFlow):
                     for sentence in sentences(look(loop), name, objective, settings):
                         _say(processes, sentence)

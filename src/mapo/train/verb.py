@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from mapo.errors import MapoError
 from mapo.settings import merge
-from mapo.train.config import make_config
+from mapo.train.config import Config, make_config
 from mapo.train.recipes.recipe import check_recipe, read_recipe
 
 if TYPE_CHECKING:
     from mapo.train.monitor.monitor import Hands
+    from mapo.train.plan.plan import Plan
 
 SECTIONS = {
     "objective": ("objective", "name"), "adapter": ("adapter", "kind"), "allow_distilled": ("train", "allow_distilled"),
@@ -31,6 +32,32 @@ def train(
     those of the ``recipe``, and these before what the run says that is there. ``hands`` gives what other rooms do
     meanwhile. With ``allow_change`` a run may go on with other settings.
     """
+    from mapo.train.train import train
+
+    config = _config(out, settings, recipe, named)
+    return train(config, out, *([hands()] if hands else []), allow_change=allow_change)
+
+
+def plan(
+    settings: Mapping[str, Any], recipe: str | None = None, *, out: Path | None = None, memory: str | None = None,
+    **named: str | bool | list[str] | None,
+) -> Plan:  # fmt: skip
+    """What `train` would need with the same settings, in ``memory`` (a text such as "24GB") or on the device at hand.
+
+    No weights are read, and nothing is written. Where ``out`` is a run its settings count, as they do for `train`.
+    """
+    from mapo.train.plan.at_hand import plan_here
+
+    return plan_here(_config(out, settings, recipe, named), out, memory)
+
+
+def _config(
+    out: Path | None,
+    settings: Mapping[str, Any],
+    recipe: str | None,
+    named: Mapping[str, str | bool | list[str] | None],
+) -> Config:
+    """What was said of a training, with model and pairs of the run that is there."""
     values = _without_other_knobs(read_recipe(recipe), settings, named.get("objective")) if recipe else {}
     if isinstance(asked := settings.get("adapter"), Mapping) and asked.get("start") == "continued":
         values.get("adapter", {}).pop("rank", None)  # the recipe's is that of a new LoRA
@@ -39,16 +66,16 @@ def train(
         if value is not None:
             section, name = SECTIONS.get(key, (key, ""))
             merge(values, {section: {name: value}} if name else {section: value})
-    from mapo.train.train import Run, train
+    from mapo.train.run.folder import Run
 
-    before = Run(out).before()
+    before = Run(out).before() if out else {}
     for key in ("model", "pairs"):
         if not (values.get(key) or before.get(key)):
             raise MapoError(f"Give --{key}, or {key} in the --config file.")
     config = make_config({key: before[key] for key in ("model", "pairs") if key in before} | values)
     if recipe:
         check_recipe(recipe, config.model)
-    return train(config, out, *([hands()] if hands else []), allow_change=allow_change)
+    return config
 
 
 def _without_other_knobs(recipe: dict[str, Any], settings: Mapping[str, Any], named: Any) -> dict[str, Any]:

@@ -368,13 +368,13 @@ def steps_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
-def settled(config: Config, out: Path) -> Config:
+def settled(config: Config, out: Path | None) -> Config:
     """The settings of a training into ``out``: what ``config`` says, then what the run there says, then the defaults.
 
-    ``config`` says what was set in it by name. An unknown objective or setting of it is an error.
+    ``config`` says what was set in it by name. Without ``out`` there is no run before. An unknown objective or setting of it is an error.
     """
     said = config.model_dump(exclude_unset=True)
-    before = Run(out).before()
+    before = Run(out).before() if out else {}
     merged = merge(merge({}, before), said)
     name = stable_name(merged.get("objective", {}).get("name", config.objective.name))
     if before and name != before["objective"]["name"]:

@@ -11,7 +11,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from mapo.train.batches import seed_of
+from mapo.train.batches import generator_on, seed_of
 
 
 class PairDropout(nn.Module):
@@ -32,7 +32,7 @@ class PairDropout(nn.Module):
         """Its numbers divided by 1 − share, and 0 where they are left out."""
         if not self.training:
             return x
-        mask, generator = torch.empty_like(x, memory_format=torch.contiguous_format), torch.Generator(x.device)
+        mask, generator = torch.empty_like(x, memory_format=torch.contiguous_format), generator_on(x.device)
         each = max(1, len(x) // len(self.positions))  # rows of a pair
         for row in range(len(x)):
             part, pair = (row % each, row // each) if self.prompts else (0, row % len(self.positions))

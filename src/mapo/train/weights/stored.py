@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from mapo.train.batches import seed_of
+from mapo.train.batches import generator_on, seed_of
 from mapo.train.config import OptimConfig
 from mapo.train.weights.optimizers import as_optimizer_sees
 from mapo.train.weights.sharded import own, part_of
@@ -237,7 +237,7 @@ def rounded(values: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _generator(device: torch.device, *parts: object) -> torch.Generator:
-    return torch.Generator(device).manual_seed(seed_of("rounding", *parts))
+    return generator_on(device).manual_seed(seed_of("rounding", *parts))
 
 
 Keep = Callable[[str, nn.Parameter], Stored]  # name and parameter → how it is kept

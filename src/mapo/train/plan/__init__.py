@@ -1,0 +1,1 @@
+"""What a training needs of memory and disk, known before it begins."""

@@ -1,0 +1,54 @@
+"""The plan of a training on the device at hand, as `mapo plan` asks for it and `mapo train` before it begins."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from mapo.errors import MapoError
+from mapo.train.config import Config
+from mapo.train.plan.machine import parse_size, room_of
+from mapo.train.plan.plan import Plan, make_plan
+from mapo.train.plan.subject import Subject, open_subject
+from mapo.train.processes import Place, Processes
+from mapo.train.run.folder import Run, settled
+from mapo.train.weights.levers import check_levers
+
+LAST = 20  # steps of a run whose time is told
+
+
+def plan_here(config: Config, out: Path | None = None, memory: str | None = None) -> Plan:
+    """The plan of a training on the device at hand, or in a ``memory`` of the size that this text says."""
+    room = parse_size(memory) if memory else None
+    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    config = settled(config, out)
+    check_levers(config, Processes(Place(), torch.device(device)))
+    plan = make_plan(open_subject(config, device), config, room or room_of(device))
+    rows = Run(out).metrics() if out else []
+    if not rows:
+        return plan
+    return replace(plan, seconds=statistics.median(float(row["seconds"]) for row in rows[-LAST:]))
+
+
+def checked_plan(subject: Subject, config: Config) -> Plan | None:
+    """The plan of a training that is about to begin; MapoError where it cannot fit, unless it is allowed to.
+
+    None where it surely takes so little that it need not be planned.
+    """
+    room = room_of(subject.device)
+    if subject.surely_small(config, room):
+        return None
+    plan = make_plan(subject, config, room, with_change=not config.train.allow_oversize)
+    if not plan.fits and not config.train.allow_oversize:
+        raise MapoError(f"{plan.line()} {plan.advice()}. Or begin all the same with --set train.allow_oversize=true.")
+    return plan
+
+
+def told_when_full(subject: Subject, config: Config, plan: Plan | None) -> str:
+    """What to say where the memory ran out in the middle of a training."""
+    plan = plan or make_plan(subject, config, room_of(subject.device), with_change=False)
+    less = make_plan(subject, config, int(0.9 * min(plan.memory, plan.room)))
+    return f"{plan.line()} {less.advice() if less.change else ''}".strip()

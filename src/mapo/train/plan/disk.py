@@ -1,0 +1,44 @@
+"""What a training's cache still takes on disk."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from mapo.encode.cache import DTYPES
+from mapo.encode.fill import Holding, lacking
+from mapo.encode.index import open_index
+from mapo.encode.seen import frames_of
+from mapo.models import Opened
+from mapo.pairs import PairSet
+from mapo.train.config import Config
+
+
+@dataclass(frozen=True)
+class Disk:
+    """What a cache lacks of a set, and how many bytes that takes at most."""
+
+    folder: Path
+    pictures: int
+    prompts: int
+    bytes: int
+
+
+def cache_folder(config: Config, pairs: PairSet) -> Path:
+    """The cache of a training."""
+    return Path(config.cache) if config.cache else pairs.folder.resolve().parent / "cache"
+
+
+def disk_of(config: Config, model: Opened, pairs: PairSet) -> Disk:
+    """What is still to be encoded: two tensors of a picture's latent, and the states of a prompt at their longest."""
+    data, folder = config.data, cache_folder(config, pairs)
+    holding: Holding = "and the empty prompt" if data.caption_dropout or model.files.chunks > 1 else "all"
+    if config.adapter.text_encoders:
+        holding = "pictures alone"
+    among = frames_of(model, data.resolution, data.buckets)
+    pictures, prompts = lacking(pairs, open_index(folder), holding=holding, among=among)
+    each = DTYPES[data.cache_precision].itemsize
+    latents = sum(2 * math.prod(model.layout.latent(*one.frame)) * each for one in pictures)
+    text = len(prompts) * model.prompt_numbers * each
+    return Disk(folder, len(pictures), len(prompts), latents * (2 if data.flip else 1) + text)

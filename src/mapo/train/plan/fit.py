@@ -1,0 +1,149 @@
+"""The smallest change of settings by which a training fits: the fewest levers, and of these the cheapest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from mapo.errors import MapoError
+from mapo.settings import merge, nested
+from mapo.train.config import Config, make_config
+from mapo.train.loop import needs_whole_pairs
+from mapo.train.plan.subject import Subject
+from mapo.train.processes import Place, Processes
+from mapo.train.reference import check_extras
+from mapo.train.weights.levers import LEAST_RATE, check_levers
+
+Settings = dict[str, Any]
+Lever = Callable[[Subject, Config], Iterator[Settings]]
+
+
+def smallest_change(subject: Subject, config: Config, room: int) -> Settings | None:
+    """The settings to change so that it fits into ``room`` bytes, as ``--set`` takes them; None where nothing helps.
+
+    A single lever where one is enough, the cheapest first; else all of them one after another until it fits, without
+    those that turn out not to be needed.
+    """
+    for lever in LEVERS:
+        for settings in _possible(lever, subject, config):
+            if subject.memory(changed(config, settings)) <= room:
+                return settings
+    used: list[Settings] = []
+    for lever in LEVERS:
+        now = changed(config, _together(used))
+        most: Settings = [{}, *_possible(lever, subject, now)][-1]
+        if most and subject.memory(changed(now, most)) < subject.memory(now):
+            used.append(most)
+        if used and subject.memory(changed(config, _together(used))) <= room:
+            break
+    else:
+        return None
+    for one in list(used):
+        without = [other for other in used if other is not one]
+        if _fits(subject, config, _together(without), room):
+            used = without
+    return _together(used)
+
+
+def changed(config: Config, settings: Mapping[str, Any]) -> Config:
+    """The configuration with other settings."""
+    values = merge(config.model_dump(exclude_none=True), nested(settings))
+    if settings.get("adapter.kind"):  # whose rate is another
+        values["optim"].pop("lr", None)
+    return make_config(values)
+
+
+def _together(some: list[Settings]) -> Settings:
+    return {key: value for one in some for key, value in one.items()}
+
+
+def _fits(subject: Subject, config: Config, settings: Settings, room: int) -> bool:
+    with_them = _allowed(subject, config, settings)
+    return with_them is not None and subject.memory(with_them) <= room
+
+
+def _possible(lever: Lever, subject: Subject, config: Config) -> Iterator[Settings]:
+    """What the lever may do, the mildest first, of what does not clash with the other settings."""
+    return (settings for settings in lever(subject, config) if _allowed(subject, config, settings) is not None)
+
+
+def _allowed(subject: Subject, config: Config, settings: Settings) -> Config | None:
+    try:
+        found = changed(config, settings)
+        check_levers(found, Processes(Place(0, subject.world), torch.device(subject.device)))
+    except MapoError:
+        return None
+    return None if found.train.pair_by_pair and found.optim.in_backward else found
+
+
+# ------------------------------------------------------------------ the levers, the cheapest first
+
+
+def _fewer_pairs(subject: Subject, config: Config) -> Iterator[Settings]:
+    share = -(-config.train.pairs_per_step // subject.world)
+    most = min(config.train.pairs_per_device or share, share) // 2
+    while most:
+        yield {"train.pairs_per_device": most}
+        most //= 2
+
+
+def _reference_before(subject: Subject, config: Config) -> Iterator[Settings]:
+    if subject.objective.needs_reference and config.adapter.kind == "full" and config.train.reference == "together":
+        try:
+            check_extras(subject.objective, config.objective.name)
+        except MapoError:
+            return
+        yield {"train.reference": "before"}
+
+
+def _half_base(subject: Subject, config: Config) -> Iterator[Settings]:
+    train = config.train
+    if config.adapter.kind == "lora" and train.base_precision == "float32" and train.precision != "float64":
+        yield {"train.base_precision": "bfloat16"}
+
+
+def _checkpointing(subject: Subject, config: Config) -> Iterator[Settings]:
+    if not config.train.gradient_checkpointing:
+        yield {"train.gradient_checkpointing": True}
+
+
+def _pair_by_pair(subject: Subject, config: Config) -> Iterator[Settings]:
+    if not config.train.pair_by_pair and needs_whole_pairs(config, subject.objective, subject.members):
+        yield {"train.pair_by_pair": True}
+
+
+def _smaller_optimizer(subject: Subject, config: Config) -> Iterator[Settings]:
+    if config.optim.name == "adamw" and find_spec("torchao"):
+        yield {"optim.name": "adamw8bit"}
+    if config.optim.name == "adamw":
+        yield {"optim.name": "adafactor"}
+
+
+def _in_backward(subject: Subject, config: Config) -> Iterator[Settings]:
+    if not config.optim.in_backward and config.adapter.kind == "full":
+        yield {"optim.in_backward": True, "optim.clip_norm": 0}
+
+
+def _half_weights(subject: Subject, config: Config) -> Iterator[Settings]:
+    if config.adapter.kind == "full" and config.train.weights == "float32" and config.rate >= LEAST_RATE:
+        yield {"train.weights": "bfloat16-stochastic"}
+
+
+def _lora(subject: Subject, config: Config) -> Iterator[Settings]:
+    if config.adapter.kind == "full" and "lora" in subject.model.adapters:
+        plain = {"train.weights": "float32", "optim.name": "adamw", "optim.in_backward": False}
+        now = {"train.weights": config.train.weights, "optim.name": config.optim.name}
+        now["optim.in_backward"] = config.optim.in_backward  # type: ignore[assignment]
+        back = {key: value for key, value in plain.items() if now[key] != value}
+        yield {"adapter.kind": "lora", **back}
+        if config.train.precision != "float64":
+            yield {"adapter.kind": "lora", **back, "train.base_precision": "bfloat16"}
+
+
+LEVERS: tuple[Lever, ...] = (
+    _fewer_pairs, _reference_before, _half_base, _checkpointing, _pair_by_pair, _smaller_optimizer, _in_backward,
+    _half_weights, _lora,
+)  # fmt: skip

@@ -1,0 +1,122 @@
+"""How many bytes live at a time while tensors without numbers go through real code: the peak, by kind."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+HEAP_MOST = 2**25  # glibc: larger ones go back to the system at once
+
+
+class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Inside, every storage that is made is counted from its making to its end, under the kind that is ``making``.
+
+    What asks for a number of a tensor is given 1.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.device = device
+        self.making = "activations"
+        self.held: Counter[str] = Counter()  # bytes by kind, now
+        self.total = self.peak = 0
+        self.freed = 0  # bytes of the largest storage that came to its end, of those up to ``HEAP_MOST``
+        self.at_peak: dict[str, int] = {}
+        self._known: dict[int, tuple[weakref.ref[Any], str, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operator and look at what it made."""
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return 1
+        if func is torch.ops.aten._to_copy.default and args[0].is_meta and _to_cpu(kwargs):
+            return torch.ones(args[0].shape, dtype=(kwargs or {}).get("dtype") or args[0].dtype)
+        output = func(*args, **(kwargs or {}))
+        if _gives_its_own(func):
+            return output
+        if isinstance(output, Tensor):
+            self._see(output)
+        else:
+            for one in tree_leaves(output):
+                if isinstance(one, Tensor):
+                    self._see(one)
+        return output
+
+    def _see(self, tensor: Tensor) -> None:
+        if tensor.device.type != self.device.type:
+            return
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._known:
+            return
+        size = storage.nbytes()
+        self._known[key] = weakref.ref(storage, lambda _: self._forget(key)), self.making, size
+        self.held[self.making] += size
+        self.total += size
+        self._look()
+
+    def _look(self) -> None:
+        if self.total > self.peak:
+            self.peak, self.at_peak = self.total, dict(self.held)
+
+    def _forget(self, key: int) -> None:
+        _, kind, size = self._known.pop(key)
+        self.held[kind] -= size
+        self.total -= size
+        if self.freed < size <= HEAP_MOST:
+            self.freed = size
+
+    def kind(self, tensor: Tensor) -> str:
+        """Of what kind a tensor's storage is; empty where it is not known."""
+        return self._known.get(tensor.untyped_storage()._cdata, (None, "", 0))[1]
+
+    def call(self, kind: str, tensors: Iterable[Tensor]) -> None:
+        """Let the storages of ``tensors`` be of this kind from now on."""
+        for tensor in tensors:
+            self._see(tensor)
+            key = tensor.untyped_storage()._cdata
+            reference, before, size = self._known.get(key, (None, "", 0))
+            if reference is not None and before != kind:
+                self._known[key] = reference, kind, size
+                self.held[before] -= size
+                self.held[kind] += size
+
+    def call_all(self, before: str, kind: str) -> None:
+        """Let everything of one kind be of another."""
+        for key, (reference, known, size) in self._known.items():
+            if known == before:
+                self._known[key] = reference, kind, size
+        self.held[kind] += self.held.pop(before, 0)
+
+    def again(self) -> None:
+        """Forget the peak."""
+        self.peak, self.at_peak = 0, {}
+        self._look()
+
+    @contextlib.contextmanager
+    def of(self, kind: str) -> Iterator[None]:
+        """Inside, what is made is of this kind."""
+        before, self.making = self.making, kind
+        try:
+            yield
+        finally:
+            self.making = before
+
+
+@lru_cache(maxsize=None)
+def _gives_its_own(func: Any) -> bool:
+    """Whether an operator gives back what it was given, or a view of it."""
+    return any(one.alias_info is not None for one in func._schema.returns)
+
+
+def _to_cpu(kwargs: Any) -> bool:
+    device = (kwargs or {}).get("device")
+    return device is not None and torch.device(device).type == "cpu"

@@ -1,0 +1,55 @@
+"""A model's parts without numbers: what loading them would give, on the meta device."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mapo.models.files import ModelFiles
+from mapo.models.parts.weights import WEIGHTS
+from mapo.models.single.header import read_header
+
+KINDS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+Mapped = Callable[[list[Tensor]], None]
+
+
+@dataclass(frozen=True)
+class Outlines(ModelFiles):
+    """The files of a model whose parts are loaded without their weights. ``mapped`` hears of tensors that would stay in
+    their file, as they lie there in the precision that is asked for: they take memory of files and none of their own.
+    """
+
+    mapped: Mapped = field(default=lambda tensors: None, compare=False)
+
+    def load(self, part: str, kind: Any, dtype: Any = torch.float32, loras: bool = True) -> Any:
+        """The network of a part, in ``dtype``, without numbers."""
+        network: nn.Module = copy.deepcopy(self.outline(part, kind))
+        exact = tuple(getattr(kind, "_keep_in_fp32_modules", None) or ())
+        named = list(chain(network.named_parameters(), network.named_buffers()))
+        for name, tensor in named:
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.to(torch.float32 if any(one in name for one in exact) else dtype)
+        changed = set[str]()
+        if loras and self.loras:
+            for layers in self.lora_layers({part: network}, heads_only=True):
+                changed |= {f"{layer.module}.weight" for layer in layers if layer.part == part}
+        if stored_in(self, part) == {dtype}:
+            self.mapped([p.data for name, p in network.named_parameters() if name not in changed])
+        return network
+
+
+def stored_in(files: ModelFiles, part: str) -> set[torch.dtype]:
+    """The precisions in which the weights of a part lie on disk; empty where they are not there."""
+    if files.single is not None and part in files.single.parts:
+        found = getattr(files.single, "dtypes", None)
+        return set(found(part)) if found else set()
+    base, part = files.place(part)
+    heads = [read_header(file) for file in (base / part).glob("*.safetensors") if WEIGHTS.fullmatch(file.name)]
+    return {KINDS[held.dtype] for head in heads for held in head.tensors.values() if held.dtype in KINDS}

@@ -1,0 +1,122 @@
+"""The plan of a training: parameters, memory by kind, disk of the cache, and whether it fits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mapo.errors import count
+from mapo.train.config import Config
+from mapo.train.plan.disk import Disk, disk_of
+from mapo.train.plan.fit import changed, smallest_change
+from mapo.train.plan.machine import shown
+from mapo.train.plan.subject import Subject
+
+KINDS = {  # in the order in which they are told
+    "mapped": "frozen weights, mapped from their file",
+    "weights": "frozen weights",
+    "trained": "trained weights",
+    "gradients": "gradients",
+    "optimizer": "the optimizer's state",
+    "mean": "the running mean",
+    "reference": "the reference",
+    "activations": "activations",
+    "update": "the update's own",
+    "batch": "batches",
+    "other": "other tensors",
+    "heap": "holes of the heap",
+    "libraries": "libraries",
+}
+
+
+@dataclass(frozen=True)
+class Change:
+    """Settings that make a training fit, and what it then takes. ``settings`` are as ``--set`` takes them."""
+
+    settings: Mapping[str, Any]
+    memory: int
+
+    def flags(self) -> str:
+        """What is to be added to the command."""
+        return " ".join(
+            f"--adapter {value}" if key == "adapter.kind" else f"--set {key}={_told(value)}"
+            for key, value in self.settings.items()
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a training needs. Bytes; ``kinds`` are those of its memory at the peak of a step, by the names of ``KINDS``.
+
+    ``room`` is the memory of the ``device`` ("cpu", "cuda" or "mps"), or the size that was given. ``change`` is the
+    smallest one by which it fits; None where it fits as it is, or nothing known makes it fit. ``seconds`` is the median
+    of a step of the run that was given, and None where no step was taken there.
+    """
+
+    device: str
+    room: int
+    kinds: Mapping[str, int]
+    parameters: int
+    trained: int
+    disk: Disk
+    change: Change | None = None
+    seconds: float | None = None
+
+    @property
+    def memory(self) -> int:
+        """All that it needs."""
+        return sum(self.kinds.values())
+
+    @property
+    def own_memory(self) -> int:
+        """That without what is mapped from files: anonymous memory on a CPU, all of it on a GPU."""
+        return self.memory - self.kinds.get("mapped", 0)
+
+    @property
+    def fits(self) -> bool:
+        """Whether that is no more than there is."""
+        return self.memory <= self.room
+
+    def line(self) -> str:
+        """In one line."""
+        most = sorted(self.kinds.items(), key=lambda one: -one[1])[:3]
+        parts = ", ".join(f"{KINDS[kind]} {shown(size)}" for kind, size in most)
+        return f"This training needs about {shown(self.memory)} of memory, of {shown(self.room)}: {parts}."
+
+    def advice(self) -> str:
+        """What to do where it does not fit."""
+        if self.change is None:
+            return "None of the settings that take less memory makes it fit; docs/training.md has them. Use a smaller "\
+                "model or data.resolution, or a device with more memory."  # fmt: skip
+        return f"The smallest change that makes it fit, in {shown(self.change.memory)}: {self.change.flags()}"
+
+    def lines(self) -> list[str]:
+        """All of it, for people."""
+        told = [f"parameters   {self.parameters:,}, of which {self.trained:,} are trained"]
+        told.append(f"memory       {shown(self.memory)} of {shown(self.room)} ({self.device})")
+        told += [f"  {shown(size):>10}  {KINDS[kind]}" for kind, size in self.kinds.items() if size >= 2**19]
+        disk = self.disk
+        lacks = f"{count(disk.pictures, 'picture')} and {count(disk.prompts, 'prompt')} to encode"
+        told.append(f"disk         {shown(disk.bytes)} more in the cache {disk.folder} ({lacks})")
+        if self.seconds is not None:
+            told.append(f"time         {self.seconds:.2f} s a step, as measured in this run")
+        told.append("It fits." if self.fits else f"It does not fit. {self.advice()}")
+        return told
+
+
+def _told(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def make_plan(subject: Subject, config: Config, room: int, *, with_change: bool = True) -> Plan:
+    """The plan of a training, with the smallest change that makes it fit where it does not."""
+    found, parameters, trained = subject.needs(config)
+    kinds = {kind: found[kind] for kind in KINDS if found.get(kind)}
+    plan = Plan(subject.device, room, kinds, parameters, trained, disk_of(config, subject.model, subject.pairs))
+    if plan.fits or not with_change:
+        return plan
+    settings = smallest_change(subject, config, room)
+    if settings is None:
+        return plan
+    return replace(plan, change=Change(settings, subject.memory(changed(config, settings))))
