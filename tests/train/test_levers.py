@@ -27,6 +27,7 @@ if find_spec("torchao") is None:
     EIGHT_BITS = pytest.param({}, marks=pytest.mark.skip(reason="torchao is not installed"), id="adamw8bit")
 ADAFACTOR = {"optim": {"name": "adafactor"}}
 EVERYWHERE = [
+    pytest.param({}, id="adamw"),
     EIGHT_BITS,
     pytest.param(ADAFACTOR, id="adafactor"),
     pytest.param({"optim": NOT_CLIPPED}, id="in-backward"),

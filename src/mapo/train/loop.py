@@ -163,11 +163,12 @@ class Loop:
         updater, objective, device = self.trained.updater, self.objective, self.processes.device
         updater.begin(step)
         total, places = self.total_weight(step), self.micro_batches(step)
-        own, rounds = len(places), self.rounds(step)
+        own, prepares = len(places), objective.prepare is not None
+        rounds = self.rounds(step) if self.trained.sharded or prepares else own
         spare = rounds - own if self.trained.sharded else 0  # which count for nothing
         places += places[-1:] * spare
         portions: Iterable[Batch] = with_last_again((next(batches).to(device) for _ in range(own)), spare)
-        constants, prepares = dict[str, float](), objective.prepare is not None
+        constants = dict[str, float]()
         if prepares and rounds > 1:  # in every process, as what they do together has an order
             portions = list(portions)
             found = [self._look_at(*both) for both in zip(portions, places, strict=True)]

@@ -51,13 +51,17 @@ class Peers:
                 self.store.set(FAILED, f"Process {self.rank} of {self.world} has stopped: {reason.rstrip('.')}.")
 
     def why(self) -> str:
-        """A sentence about the process that broke the connection. It may need a moment to give its reason."""
+        """A sentence about the process that broke the connection. It may need a moment to give its reason.
+
+        A launcher that then ends this one too by a signal does not change what is said.
+        """
         until = time.monotonic() + HEARD
-        while time.monotonic() < until and self.gone is None:
-            with contextlib.suppress(RuntimeError):
-                if self.store.check([FAILED]):
-                    self.gone = self.store.get(FAILED).decode(errors="replace")
-            time.sleep(0.1)
+        with contextlib.suppress(KeyboardInterrupt):
+            while time.monotonic() < until and self.gone is None:
+                with contextlib.suppress(RuntimeError):
+                    if self.store.check([FAILED]):
+                        self.gone = self.store.get(FAILED).decode(errors="replace")
+                time.sleep(0.1)
         found = self.gone or "Another process of this training has stopped without a word, as one does that is killed."
         return f"{found} So this one stops too. {ON}"
 
