@@ -1,8 +1,10 @@
 """The run folder: when it is finished, what goes on in it, what a kill or a full disk leaves."""
 
+import itertools
 import json
 import os
 import shutil
+import time
 import tomllib
 from pathlib import Path
 
@@ -530,6 +532,15 @@ def test_other_settings_are_told_with_both_values_and_may_be_allowed(tmp_path, s
         )
     again(pairs=str(tmp_path / "other"), cache=str(tmp_path / "c2"), steps=5)
     assert len(metrics(tmp_path / "r")) == 5
+
+
+def test_a_clock_that_jumps_changes_nothing(tmp_path, sdxl, pairs, cache, monkeypatch):
+    whole = run(tmp_path / "whole", sdxl, pairs, cache, "dpo", steps=2, reference="before")
+    jumps = itertools.count(2e9, -1e6)
+    monkeypatch.setattr(time, "time", lambda: next(jumps))
+    got = run(tmp_path / "r", sdxl, pairs, cache, "dpo", steps=2, reference="before")
+    assert_same(got, whole, tolerance=0)
+    assert all(0 < line["seconds"] < 1000 and line["pairs_per_second"] > 0 for line in got)
 
 
 def test_a_run_folder_knows_its_steps(tmp_path, sdxl):

@@ -19,6 +19,7 @@ from mapo.train.config import Config
 from mapo.train.objectives import Objective
 from mapo.train.processes import Processes
 from mapo.train.run.checkpoint import REMEDY, load_checkpoint
+from mapo.train.sharded import Root, exchange, shard, whole
 from mapo.train.step import Predict
 from mapo.train.weights.adapters import (
     add_adapter,
@@ -31,7 +32,6 @@ from mapo.train.weights.adapters import (
 from mapo.train.weights.blocks import checkpoint_blocks, checkpoint_layers
 from mapo.train.weights.ema import WithMean
 from mapo.train.weights.levers import is_sharded
-from mapo.train.weights.sharded import Root, exchange, shard, whole
 from mapo.train.weights.speed import speed_up
 from mapo.train.weights.stored import Keep, Plain, Rounded, Shared, Stored, WithMaster
 from mapo.train.weights.updater import AtEnd, InBackward, Updater

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from mapo.train.batches import generator_on, seed_of
 from mapo.train.config import OptimConfig
+from mapo.train.sharded import own, part_of
 from mapo.train.weights.optimizers import as_optimizer_sees
-from mapo.train.weights.sharded import own, part_of
 
 
 class Stored(Protocol):

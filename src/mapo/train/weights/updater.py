@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from mapo.errors import SpoiledError
 from mapo.train.config import RATES, OptimConfig
+from mapo.train.sharded import joined_parts, part_of, whole
 from mapo.train.weights import optimizers
-from mapo.train.weights.sharded import joined_parts, part_of, whole
 from mapo.train.weights.stored import Keep, Plain, Stored
 
 
