@@ -81,7 +81,7 @@ def step(optimizer: torch.optim.Optimizer, good: Tensor | None = None) -> None:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """The state of an optimizer as ``parameter name/moment`` → tensor on the CPU. Not copies of what lies there already.
+    """The state of an optimizer as ``parameter name/moment`` → tensor on the CPU, not copied where it lies there.
 
     A moment in 8 bits is ``moment.codes`` …
     """
