@@ -3,23 +3,25 @@
     python bench/plan.py [--work FOLDER] [--only NAME …] [--real] [--again] [--out bench/results]
 
 On a CPU: the most anonymous memory of `mapo train` over three steps and the saving of its checkpoint, from outside,
-against the plan's figure. On a GPU: the most that torch holds there. ``mini`` and ``mini-flow`` are the built-in models,
-``wide`` a UNet of SDXL's layout with 77 million random parameters; with ``--real`` SDXL and Stable Diffusion 1.5 of
-their real size with random weights too, which makes folders of 6.5 and 2.2 GB. Settings marked ``fitted`` are those by
-which the constants of ``mapo/train/plan/machine.py`` were chosen; the others were not looked at for that. What was measured
-before is not measured again, unless ``--again`` asks for it; the plan always is.
+against the plan's figure. On a GPU: the most that torch holds there. ``mini`` and ``mini-flow`` are the built-in
+models, ``wide`` a UNet of SDXL's layout with 77 million random parameters; with ``--real`` SDXL and Stable Diffusion
+1.5 of their real size with random weights too, which makes folders of 6.5 and 2.2 GB. By those marked ``fitted`` the
+constants of ``mapo/train/plan/machine.py`` were chosen; the others were measured after that. What was measured before
+is not measured again, unless ``--again`` asks for it; the plan always is.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +171,20 @@ def measured(command: list[str], out: Path) -> dict[str, Any]:
     return {"measured_mib": round(peak, 1), "seconds": [round(row["seconds"], 2) for row in rows]}
 
 
+def planned(command: list[str]) -> dict[str, Any]:
+    """The plan of the same training: MiB of its own memory, by kind, and the seconds that planning took."""
+    from mapo.settings import parse_set
+    from mapo.train.verb import plan
+
+    flags = {name.removeprefix("--"): value for name, value in pairwise(command) if name != "--set"}
+    named = {name: flags[name] for name in ("model", "pairs", "cache", "objective", "adapter")}
+    began = time.perf_counter()
+    found = plan(parse_set(b for a, b in pairwise(command) if a == "--set"), **named)
+    kinds = {kind: round(size / 2**20, 1) for kind, size in found.kinds.items()}
+    seconds = round(time.perf_counter() - began, 2)
+    return {"plan_mib": round(found.own_memory / 2**20, 1), "kinds_mib": kinds, "seconds_of_planning": seconds}
+
+
 def main() -> None:
     """Measure, plan, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -186,6 +202,7 @@ def main() -> None:
     known: dict[str, Any] = {}
     if (work / "measured.json").exists():
         known = json.loads((work / "measured.json").read_text())
+    rows: dict[str, Any] = {}
     all_settings = {**FITTED, **SETTINGS, **REAL}
     names = args.only or [*FITTED, *SETTINGS, *(REAL if args.real else ())]
     for name in names:
@@ -203,6 +220,31 @@ def main() -> None:
         if args.measure_only:
             print(name, known[name], flush=True)
             continue
+        rows[name] = {**known[name], **planned(words(setting, model, work))}
+        rows[name]["error"] = round(rows[name]["plan_mib"] / rows[name]["measured_mib"] - 1, 4)
+        rows[name]["fitted"] = name in FITTED
+        told = f"{rows[name]['plan_mib']:8.0f} {rows[name]['measured_mib']:8.0f} MiB {rows[name]['error']:+7.1%}"
+        print(f"{name:58} {told} {'fitted' * rows[name]['fitted']}", flush=True)
+    if args.measure_only:
+        return
+    others = [abs(row["error"]) for row in rows.values() if not row["fitted"]]
+    if others:
+        print(f"of {len(others)} that were not fitted: at most {max(others):.1%}, mean {sum(others) / len(others):.1%}")
+    import torch
+
+    about = {
+        "command": " ".join(["python bench/plan.py", *sys.argv[1:]]),
+        "machine": {
+            "processor": platform.processor() or platform.machine(),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"), "torch": torch.__version__,
+            "libc": " ".join(platform.libc_ver()), "python": platform.python_version(),
+        },
+        "rows": rows,
+    }  # fmt: skip
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "plan.json").write_text(json.dumps(about, indent=1) + "\n")
 
 
 if __name__ == "__main__":

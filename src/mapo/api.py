@@ -39,11 +39,12 @@ if TYPE_CHECKING:
     from mapo.encode.cache import Cache
     from mapo.export.verb import Exported
     from mapo.mismatch.mismatch import Mismatch
+    from mapo.train.plan.plan import Plan
     from mapo.train.run.folder import Run
 
 __all__ = [
     "Images", "MapoError", "Page", "PairSet", "Run", "Scores",
-    "build", "check", "encode", "export", "import_pairs", "mismatch", "report", "sample", "score", "train",
+    "build", "check", "encode", "export", "import_pairs", "mismatch", "plan", "report", "sample", "score", "train",
     "try_objective",
 ]  # fmt: skip
 
@@ -242,6 +243,25 @@ def train(
     lists = {"loras": several(loras) or None, "targets": several(targets) or None}
     verb.train(Path(out), nested(settings or {}), recipe, hands=hands, allow_change=allow_change, **named, **lists)
     return Run(out)
+
+
+@checked
+def plan(
+    *, model: Place | None = None, pairs: Place | None = None, cache: Place | None = None,
+    objective: Text | None = None, adapter: Text | None = None, recipe: Text | None = None, vae: Place | None = None,
+    prediction: Text | None = None, loras: Texts = (), targets: Texts = (), settings: Settings | None = None,
+    out: Place | None = None, memory: Text | None = None,
+) -> "Plan":  # fmt: skip
+    """Say what a training needs, and how it fits. The plan, with bytes by kind; no weights are read."""
+    from mapo.train import verb
+
+    folders = {"model": model, "pairs": pairs, "cache": cache, "vae": vae}
+    named = {name: as_text(given) for name, given in folders.items()}
+    named |= {"objective": objective, "adapter": adapter, "prediction": prediction}
+    lists = {"loras": several(loras) or None, "targets": several(targets) or None}
+    return verb.plan(
+        nested(settings or {}), recipe, out=None if out is None else Path(out), memory=memory, **named, **lists
+    )
 
 
 @checked

@@ -93,25 +93,29 @@ TRAINING = (
     click.option("--cache", help="A cache; default: the folder `cache` beside the pairs, made when it is not there."),
     click.option(
         "--objective",
-        help="mapo (default), mapo_aaai, mapo_relative, sft, orpo, dpo, ipo, poly_dpo, sdpo or kto; or a function of your "
-        "own, as file.py:name.",
+        help="mapo (default), mapo_aaai, mapo_relative, sft, orpo, dpo, ipo, poly_dpo, sdpo or kto; or a function of "
+        "your own, as file.py:name.",
     ),
     click.option("--adapter", type=click.Choice(["full", "lora"]), help="What is trained; default: full."),
     click.option(
         "--targets", multiple=True, metavar="PATTERN",
-        help="Layers to lay the LoRA beside, by their names or the ends of them, such as to_q or 'mid_block.*'; default: "
-        "those of attention.",
+        help="Layers to lay the LoRA beside, by their names or the ends of them, such as to_q or 'mid_block.*'; "
+        "default: those of attention.",
     ),
     click.option(
         "--text-encoders", is_flag=True, default=None, help="A LoRA beside the text encoders too, with --adapter lora."
     ),
     *MODEL_OPTIONS,
     LORA,
-    click.option("--allow-distilled", is_flag=True, default=None, help="Train a model that was distilled to few steps."),
+    click.option(
+        "--allow-distilled", is_flag=True, default=None, help="Train a model that was distilled to few steps."
+    ),
     LONG_PROMPTS,
     click.option("--recipe", metavar="NAME", help="Settings that belong together, by a name of the list below."),
     click.option("--config", "config_file", type=OUT, help="A TOML file of settings."),
-    click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting, such as optim.lr=1e-5."),
+    click.option(
+        "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting, such as optim.lr=1e-5."
+    ),
 )  # fmt: skip
 
 

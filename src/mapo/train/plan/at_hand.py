@@ -43,7 +43,7 @@ def checked_plan(subject: Subject, config: Config) -> Plan | None:
         return None
     plan = make_plan(subject, config, room, with_change=not config.train.allow_oversize)
     if not plan.fits and not config.train.allow_oversize:
-        raise MapoError(f"{plan.line()} {plan.advice()}. Or begin all the same with --set train.allow_oversize=true.")
+        raise MapoError(f"{plan.line()} {plan.advice()} Begin all the same with --set train.allow_oversize=true.")
     return plan
 
 

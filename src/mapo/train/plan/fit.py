@@ -27,14 +27,29 @@ def smallest_change(subject: Subject, config: Config, room: int) -> Settings | N
     A single lever where one is enough, the cheapest first; else all of them one after another until it fits, without
     those that turn out not to be needed.
     """
+    found = _found(subject, config, room)
+    if found is None:
+        return None
+    now = config.model_dump()
+    return {key: value for key, value in found.items() if now[key.split(".")[0]][key.split(".")[1]] != value}
+
+
+def _found(subject: Subject, config: Config, room: int) -> Settings | None:
+    strongest = config
     for lever in LEVERS:
+        strongest = changed(strongest, _most(lever, subject, strongest))
+    if subject.memory(strongest) > room:
+        return None
+    for lever in LEVERS:
+        if not _fits(subject, config, _most(lever, subject, config), room):
+            continue
         for settings in _possible(lever, subject, config):
             if subject.memory(changed(config, settings)) <= room:
                 return settings
     used: list[Settings] = []
     for lever in LEVERS:
         now = changed(config, _together(used))
-        most: Settings = [{}, *_possible(lever, subject, now)][-1]
+        most = _most(lever, subject, now)
         if most and subject.memory(changed(now, most)) < subject.memory(now):
             used.append(most)
         if used and subject.memory(changed(config, _together(used))) <= room:
@@ -68,6 +83,11 @@ def _fits(subject: Subject, config: Config, settings: Settings, room: int) -> bo
 def _possible(lever: Lever, subject: Subject, config: Config) -> Iterator[Settings]:
     """What the lever may do, the mildest first, of what does not clash with the other settings."""
     return (settings for settings in lever(subject, config) if _allowed(subject, config, settings) is not None)
+
+
+def _most(lever: Lever, subject: Subject, config: Config) -> Settings:
+    """The strongest that the lever may do; empty where it may do nothing."""
+    return [{}, *_possible(lever, subject, config)][-1]
 
 
 def _allowed(subject: Subject, config: Config, settings: Settings) -> Config | None:

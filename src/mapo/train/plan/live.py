@@ -6,7 +6,7 @@ import contextlib
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -111,7 +111,7 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.making = before
 
 
-@lru_cache(maxsize=None)
+@cache
 def _gives_its_own(func: Any) -> bool:
     """Whether an operator gives back what it was given, or a view of it."""
     return any(one.alias_info is not None for one in func._schema.returns)

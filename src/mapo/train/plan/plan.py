@@ -87,9 +87,11 @@ class Plan:
     def advice(self) -> str:
         """What to do where it does not fit."""
         if self.change is None:
-            return "None of the settings that take less memory makes it fit; docs/training.md has them. Use a smaller "\
-                "model or data.resolution, or a device with more memory."  # fmt: skip
-        return f"The smallest change that makes it fit, in {shown(self.change.memory)}: {self.change.flags()}"
+            return (
+                "No setting that is known to take less memory makes it fit. Take a smaller model, a smaller "
+                "data.resolution, or a device with more memory."
+            )
+        return f"The smallest change that makes it fit, in {shown(self.change.memory)}, is {self.change.flags()}."
 
     def lines(self) -> list[str]:
         """All of it, for people."""

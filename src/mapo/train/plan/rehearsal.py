@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mapo.encode.cache import DTYPES
-from mapo.encode.frame import Frame, square
+from mapo.encode.frame import Frame
 from mapo.models import Frames, Opened, TokenModel, open_model
 from mapo.models.family import Cond
 from mapo.train.batches import Members
@@ -54,7 +55,7 @@ def rehearse(
     share = math.ceil(config.train.pairs_per_step / world)
     config = config.model_copy(update={"train": config.train.model_copy(update={"pairs_per_step": share})})
     processes = Processes(Place(), META)
-    with Live(META) as live, attention_of(device):
+    with warnings.catch_warnings(action="ignore"), Live(META) as live, attention_of(device):
         with live.of("other"), META:
             files = Outlines(**vars(model.files), mapped=lambda tensors: live.call("mapped", tensors))
             model = open_model(files, to_train=False)
@@ -62,7 +63,7 @@ def rehearse(
             for network in (trained.network, trained.reference):
                 if network is not None and trained.autocast:
                     round_products(network, device)
-            loop = Loop(config, objective, processes, members, cast(Any, None), trained)
+            loop = Loop(config, objective, processes, members, cast("Any", None), trained)
         _name_kinds(live, trained)
         _first_update(live, trained)
         with live.of("batch"):

@@ -17,7 +17,6 @@ from mapo.train.plan.machine import beside
 from mapo.train.plan.rehearsal import rehearse
 from mapo.train.weights.adapters import check_adapter
 
-
 SMALL = 20  # a training that surely takes less than this part of the memory need not be planned
 
 

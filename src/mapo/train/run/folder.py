@@ -371,7 +371,8 @@ def steps_of(checkpoint: Path) -> int:
 def settled(config: Config, out: Path | None) -> Config:
     """The settings of a training into ``out``: what ``config`` says, then what the run there says, then the defaults.
 
-    ``config`` says what was set in it by name. Without ``out`` there is no run before. An unknown objective or setting of it is an error.
+    ``config`` says what was set in it by name. Without ``out`` there is no run before. An unknown objective or
+    setting of it is an error.
     """
     said = config.model_dump(exclude_unset=True)
     before = Run(out).before() if out else {}

@@ -1,0 +1,207 @@
+"""What a training needs, known before it begins."""
+
+import json
+import math
+
+import pytest
+import torch
+from test_train import run
+
+from mapo.api import plan
+from mapo.errors import MapoError
+from mapo.pairs import PairSet
+from mapo.train.config import make_config
+from mapo.train.plan.at_hand import told_when_full
+from mapo.train.plan.fit import changed
+from mapo.train.plan.machine import parse_size, room_of, shown
+from mapo.train.plan.subject import open_subject
+from mapo.train.run.folder import settled
+from tiny import MAKERS, make_sdxl
+
+SPLIT = {"data.split": "all", "train.pairs_per_step": 4}
+
+
+def planned(model, pairs, **how):
+    settings = {**SPLIT, **how.pop("settings", {})}
+    return plan(model=model, pairs=pairs, settings=settings, **how)
+
+
+def parameters_of(model, part="unet"):
+    from safetensors import safe_open
+
+    (file,) = (model / part).glob("*.safetensors")
+    with safe_open(file, "pt") as held:
+        return sum(math.prod(held.get_slice(key).get_shape()) for key in held.keys())  # noqa: SIM118
+
+
+def test_the_bytes_of_full_training_are_those_that_can_be_counted_by_hand(sdxl, pairs):
+    number = parameters_of(sdxl)
+    found = planned(sdxl, pairs)
+    assert (found.parameters, found.trained) == (number, number)
+    assert found.kinds["trained"] == 4 * number
+    tensors = sum(1 for _ in _denoiser(sdxl).parameters())
+    assert found.kinds["optimizer"] in (8 * number, 8 * number + 4 * tensors)  # and the number of steps of each
+    assert "mapped" not in found.kinds and "reference" not in found.kinds and "mean" not in found.kinds
+
+
+def _denoiser(model):
+    from mapo.models import find_model, open_model
+
+    return open_model(find_model(str(model))).outline("unet")
+
+
+def test_a_lora_leaves_the_frozen_weights_in_their_file_unless_they_are_rounded(sdxl, pairs):
+    number = parameters_of(sdxl)
+    found = planned(sdxl, pairs, adapter="lora")
+    assert found.kinds["mapped"] == 4 * number and found.own_memory == found.memory - 4 * number
+    assert found.trained < number < found.parameters
+    half = planned(sdxl, pairs, adapter="lora", settings={"train.base_precision": "bfloat16"})
+    assert half.kinds["weights"] == 2 * number and "mapped" not in half.kinds
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "bytes_each"),
+    [
+        ({"train.ema": 0.99}, "mean", 4),
+        ({"train.weights": "bfloat16-master"}, "trained", 6),
+        ({"train.weights": "bfloat16-stochastic"}, "trained", 2),
+        ({"objective.name": "dpo"}, "reference", 4),
+    ],
+)
+def test_each_setting_has_its_bytes_for_each_number(sdxl, pairs, settings, kind, bytes_each):
+    assert planned(sdxl, pairs, settings=settings).kinds[kind] == bytes_each * parameters_of(sdxl)
+
+
+def test_levers_take_away_what_they_are_there_for(sdxl, pairs):
+    plain = planned(sdxl, pairs)
+    assert planned(sdxl, pairs, settings={"optim.name": "adafactor"}).kinds["optimizer"] < plain.kinds["optimizer"] / 4
+    before = {"objective.name": "dpo", "train.reference": "before"}
+    assert "reference" not in planned(sdxl, pairs, settings=before).kinds
+    lora = planned(sdxl, pairs, adapter="lora")
+    for less in ({"train.gradient_checkpointing": True}, {"train.pair_by_pair": True}):
+        assert planned(sdxl, pairs, adapter="lora", settings=less).kinds["activations"] < lora.kinds["activations"]
+
+
+def test_what_is_rehearsed_is_what_a_step_on_the_device_holds(sdxl, pairs, cache):
+    """The same loop with numbers on the CPU, followed in the same way."""
+    from mapo.encode.cache import Cache, cache_key
+    from mapo.encode.frame import square
+    from mapo.train.loop import Loop
+    from mapo.train.plan.live import Live
+    from mapo.train.plan.rehearsal import rehearse
+    from mapo.train.processes import Place, Processes
+    from mapo.train.weights.opening import open_trained
+
+    class Counted(Live):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten._local_scalar_dense.default:
+                return func(*args, **(kwargs or {}))
+            return super().__torch_dispatch__(func, types, args, kwargs)
+
+    values = {"model": str(sdxl), "pairs": str(pairs), "adapter": {"kind": "lora"}, "data": {"split": "all"}}
+    config = settled(make_config({**values, "train": {"pairs_per_step": 4, "steps": 9}}), None)
+    subject = open_subject(config, "cpu")
+    side = subject.model.layout.side
+    cpu = Processes(Place(), torch.device("cpu"))
+    trained = open_trained(config, subject.model, subject.objective, cpu, None)
+    known = Cache(cache, cache_key(subject.model))
+    loop = Loop(config, subject.objective, cpu, subject.members, known, trained)
+    batches = [[loop.batch_at(places) for places in loop.micro_batches(step)] for step in range(2)]
+    loop.one_step(0, iter(batches[0]))
+    with Counted(torch.device("cpu")) as live:
+        loop.one_step(1, iter(batches[1]))
+    found = rehearse(config, subject.model, subject.objective, subject.members, [square(side)], "cpu")
+    held = sum(size for kind, size in found.kinds.items() if kind in ("activations", "gradients", "update"))
+    assert held == pytest.approx(live.peak, rel=0.01)
+
+
+@pytest.mark.parametrize("family", sorted(MAKERS))
+def test_every_family_can_be_planned_from_its_small_files_alone(tmp_path, family, pairs):
+    model = MAKERS[family](tmp_path / "model")
+    for file in model.glob("*/*.safetensors"):
+        file.unlink()
+    found = planned(model, pairs, adapter="lora", settings={"train.allow_distilled": True})
+    assert found.fits and found.kinds["activations"] > 0 and found.trained > 0
+    checkpointed = {"train.gradient_checkpointing": True, "train.precision": "bfloat16"}
+    less = planned(model, pairs, adapter="lora", settings={"train.allow_distilled": True, **checkpointed})
+    assert less.kinds["activations"] < found.kinds["activations"]
+
+
+def test_the_smallest_change_is_one_lever_where_one_is_enough_and_it_fits(sdxl, pairs):
+    whole = planned(sdxl, pairs, settings={"train.pairs_per_step": 64})
+    found = planned(sdxl, pairs, settings={"train.pairs_per_step": 64}, memory=f"{whole.memory - 1}")
+    assert not found.fits and found.change is not None
+    assert found.change.settings == {"train.pairs_per_device": 32}
+    again = planned(sdxl, pairs, settings={"train.pairs_per_step": 64, **found.change.settings})
+    assert again.memory == found.change.memory <= whole.memory - 1
+    assert "--set train.pairs_per_device=32" in found.lines()[-1]
+
+
+def test_several_levers_are_named_where_one_is_not_enough_and_none_that_is_not_needed(sdxl, pairs):
+    config = settled(make_config({"model": str(sdxl), "pairs": str(pairs), **{"data": {"split": "all"}}}), None)
+    subject = open_subject(config, "cpu")
+    from mapo.train.plan.fit import smallest_change
+
+    two = {"optim.name": "adafactor", "train.pairs_per_device": 1, "train.gradient_checkpointing": True}
+    room = subject.memory(changed(config, two))
+    settings = smallest_change(subject, config, room)
+    assert settings and subject.memory(changed(config, settings)) <= room
+    assert len(settings) < 5
+
+
+def test_what_nothing_makes_fit_is_said_plainly(sdxl, pairs):
+    found = planned(sdxl, pairs, memory="100MB")
+    assert found.change is None and not found.fits
+    assert "No setting that is known to take less memory makes it fit." in found.lines()[-1]
+
+
+def test_the_disk_is_what_the_cache_lacks(tmp_path, sdxl, pairs, cache):
+    found = planned(sdxl, pairs, cache=tmp_path / "none").disk
+    model = open_subject(
+        settled(make_config({"model": str(sdxl), "pairs": str(pairs), "data": {"split": "all"}}), None), "cpu"
+    ).model
+    latent = math.prod(model.layout.latent(model.layout.side))
+    assert found.pictures == PairSet(pairs).number_of_images()
+    assert found.bytes == found.pictures * 2 * latent * 4 + found.prompts * model.prompt_numbers * 4
+    assert planned(sdxl, pairs, cache=cache).disk.bytes == 0
+
+
+def test_train_says_the_plan_first_and_refuses_what_cannot_fit(tmp_path, sdxl, pairs, cache, monkeypatch, heard):
+    from mapo.train.plan import at_hand
+
+    monkeypatch.setattr(at_hand, "room_of", lambda device: 400 * 2**20)
+    with pytest.raises(
+        MapoError, match=r"This training needs about .*smallest change .*allow_oversize=true|No setting"
+    ):
+        run(tmp_path / "r", sdxl, pairs, cache, steps=1, pairs_per_step=64)
+    assert not (tmp_path / "r" / "config.toml").exists()
+    monkeypatch.setattr(at_hand, "room_of", lambda device: 600 * 2**20)
+    run(tmp_path / "r", sdxl, pairs, cache, steps=1)
+    assert "This training needs about" in heard()
+
+
+def test_where_the_memory_runs_out_the_plan_is_told(sdxl, pairs):
+    config = settled(make_config({"model": str(sdxl), "pairs": str(pairs), "data": {"split": "all"}}), None)
+    said = told_when_full(open_subject(config, "cpu"), config, None)
+    assert said.startswith("This training needs about ") and "libraries" in said
+
+
+def test_planning_reads_no_weights_and_writes_nothing(tmp_path, pairs):
+    model = make_sdxl(tmp_path / "model")
+    for file in model.glob("*/*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-8])  # cut off: what reads numbers would fail
+        head = json.loads(file.read_bytes()[8:][: int.from_bytes(file.read_bytes()[:8], "little")])
+        assert head
+        file.unlink()
+    before = sorted(path for path in tmp_path.rglob("*"))
+    planned(model, pairs, out=tmp_path / "run", cache=tmp_path / "cache")
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+def test_sizes_are_read_and_shown_as_people_write_them():
+    assert [parse_size(t) for t in ("24GB", "1.5 GiB", "512M", "100")] == [24 * 10**9, 3 * 2**29, 512 * 10**6, 100]
+    assert [shown(n) for n in (5 * 2**30, 340 * 2**20, 3)] == ["5.0 GiB", "340 MiB", "less than 1 MiB"]
+    for wrong in ("much", "GB", "0GB", "-1GB"):
+        with pytest.raises(MapoError, match="is not a size"):
+            parse_size(wrong)
+    assert room_of("cpu") > 2**28
