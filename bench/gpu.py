@@ -11,10 +11,10 @@ dpo      MaPO against Diffusion-DPO, all else equal, all weights and a LoRA, wit
 cache    training from the cache against the same with the VAE in float32 and both text encoders in every step
 levers   one row for each lever: what it gave and what it cost
 
-Each row is a process of its own, so that no memory is left over from another. What is compared takes turns, and a ratio
-is of one turn: the median, the least and the most. The model folder (6.5 GB) and two dozen encoded pairs are made first,
-which takes no part of the ten minutes if ``--work`` is kept. Steps before the first that counts are not measured. Any
-other model folder (``--model mini --side 64``) goes through the same code without a GPU, to see that it runs.
+Each row is a process of its own, so that no memory is left over from another. What is compared takes turns, and a
+ratio is of one turn: the median, the least and the most. The model folder (6.5 GB) and 32 encoded pairs are made first
+and kept in ``--work``. The first steps are not counted. Any other model folder (``--model mini --side 64``) goes
+through the same code without a GPU, to see that it runs.
 """
 
 from __future__ import annotations
@@ -119,12 +119,12 @@ def make_set(folder: Path, side: int) -> Path:
 def prepared(work: Path, model: str | None, side: int) -> str:
     """The model folder, the pairs, and what the model's encoders make of them; what is there already stays."""
     import torch
-    from real_size import make_model
 
     from mapo.devices import best_device
     from mapo.encode.fill import encode
     from mapo.models import find_model, open_model
     from mapo.pairs import PairSet
+    from real_size import make_model
 
     name = model or str(make_model(work / "sdxl"))
     pairs = PairSet(make_set(work / f"pairs-{side}", side))
