@@ -148,7 +148,7 @@ def make_loop(model_name: str, work: Path, row: Row, size: int, side: int) -> An
     from mapo.train.config import make_config
     from mapo.train.loop import Loop
     from mapo.train.objectives import OBJECTIVES
-    from mapo.train.processes import Place, Processes
+    from mapo.train.processes.processes import Place, Processes
     from mapo.train.weights.levers import check_levers
     from mapo.train.weights.opening import open_trained
 

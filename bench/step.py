@@ -99,7 +99,7 @@ def make_loop(model_name: str, folder: Path, kind: str, size: int) -> Any:
     from mapo.train.config import make_config
     from mapo.train.loop import Loop
     from mapo.train.objectives import OBJECTIVES
-    from mapo.train.processes import Place, Processes
+    from mapo.train.processes.processes import Place, Processes
     from mapo.train.weights.opening import open_trained
 
     objective, settings = KINDS[kind]

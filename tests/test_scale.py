@@ -14,7 +14,7 @@ from mapo.models import find_model, open_model
 from mapo.settings import parse_set
 from mapo.shards import shard_of_environment
 from mapo.train.config import make_config
-from mapo.train.processes import Place, place_of_environment
+from mapo.train.processes.processes import Place, place_of_environment
 from real import REAL, needs_real, published
 from test_docs import ROOT, parse
 

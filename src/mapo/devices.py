@@ -10,7 +10,7 @@ from mapo.shards import LOCAL_PLACES, number_of
 
 
 def best_device() -> str:
-    """``cuda`` where there is such a GPU, else ``cpu``; training takes a Mac's too (``train/processes.py``)."""
+    """``cuda`` where there is such a GPU, else ``cpu``; training takes a Mac's too (``train/processes/``)."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -12,7 +12,7 @@ from mapo.encode.cache import Cache, cache_key
 from mapo.models import find_model, open_model
 from mapo.pairs import PairSet
 from mapo.train.batches import assemble, draws, rows_at
-from mapo.train.first_look import SEED, Look, look, sentences
+from mapo.train.monitor.first_look import SEED, Look, look, sentences
 from mapo.train.objectives import OBJECTIVES
 from mapo.train.step import pair_errors
 from mapo.train.weights import opening

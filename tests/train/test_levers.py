@@ -12,7 +12,7 @@ from together import train_together
 
 from mapo.errors import DivergedError, MapoError
 from mapo.train.config import OptimConfig
-from mapo.train.processes import Place, Processes
+from mapo.train.processes.processes import Place, Processes
 from mapo.train.weights import levers, optimizers
 from mapo.train.weights.ema import WithMean
 from mapo.train.weights.levers import check_levers

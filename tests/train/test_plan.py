@@ -89,7 +89,7 @@ def test_what_is_rehearsed_is_what_a_step_on_the_device_holds(sdxl, pairs, cache
     from mapo.train.loop import Loop
     from mapo.train.plan.live import Live
     from mapo.train.plan.rehearsal import rehearse
-    from mapo.train.processes import Place, Processes
+    from mapo.train.processes.processes import Place, Processes
     from mapo.train.weights.opening import open_trained
 
     class Counted(Live):

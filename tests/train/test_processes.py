@@ -17,8 +17,8 @@ from mapo.encode.fill import encode
 from mapo.errors import MapoError
 from mapo.models import find_model, open_model
 from mapo.pairs import PairSet
-from mapo.train import processes
-from mapo.train.processes import Place, place_of_environment
+from mapo.train.processes import processes
+from mapo.train.processes.processes import Place, place_of_environment
 from tiny import make_pairs
 
 NAMES = (

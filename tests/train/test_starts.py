@@ -17,7 +17,7 @@ from mapo.train.batches import Members
 from mapo.train.config import make_config
 from mapo.train.loop import Loop
 from mapo.train.objectives import OBJECTIVES
-from mapo.train.processes import joined
+from mapo.train.processes.processes import joined
 from mapo.train.train import train
 from mapo.train.verb import train as of_recipe
 from mapo.train.weights.opening import open_trained

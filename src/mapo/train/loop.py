@@ -21,7 +21,7 @@ from mapo.train.config import Config
 from mapo.train.late import Late, Told
 from mapo.train.objectives import Objective
 from mapo.train.objectives.own import constants_of
-from mapo.train.processes import Processes
+from mapo.train.processes.processes import Processes
 from mapo.train.step import by_pair, pair_errors, pair_losses, pair_metrics
 from mapo.train.types import Batch, PairErrors
 from mapo.train.weights.dropout import drop_at

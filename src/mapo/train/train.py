@@ -37,15 +37,15 @@ from mapo.models.noise.flow import RectifiedFlow
 from mapo.pairs import PairSet
 from mapo.train.batches import Members
 from mapo.train.config import Config
-from mapo.train.first_look import look, sentences
 from mapo.train.kept import kept
 from mapo.train.loop import Loop, check_shares
+from mapo.train.monitor.first_look import look, sentences
 from mapo.train.monitor.monitor import NO_HANDS, Hands, Monitor, checked
 from mapo.train.objectives.own import file_identity, objective_named
 from mapo.train.objectives.trial import doubts
 from mapo.train.plan.at_hand import checked_plan, told_when_full
 from mapo.train.plan.subject import Subject
-from mapo.train.processes import Processes, joined, what_is_not_done
+from mapo.train.processes.processes import Processes, joined, what_is_not_done
 from mapo.train.reference import check_extras, errors_before
 from mapo.train.run.checkpoint import save_checkpoint
 from mapo.train.run.folder import REFERENCE, Identity, Run, settled, steps_of

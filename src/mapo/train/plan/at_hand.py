@@ -13,7 +13,7 @@ from mapo.train.config import Config
 from mapo.train.plan.machine import parse_size, room_of
 from mapo.train.plan.plan import Plan, make_plan
 from mapo.train.plan.subject import Subject, open_subject
-from mapo.train.processes import Place, Processes
+from mapo.train.processes.processes import Place, Processes
 from mapo.train.run.folder import Run, settled
 from mapo.train.weights.levers import check_levers
 

@@ -13,7 +13,7 @@ from mapo.settings import merge, nested
 from mapo.train.config import Config, make_config
 from mapo.train.loop import needs_whole_pairs
 from mapo.train.plan.subject import Subject
-from mapo.train.processes import Place, Processes
+from mapo.train.processes.processes import Place, Processes
 from mapo.train.reference import check_extras
 from mapo.train.weights.levers import LEAST_RATE, check_levers
 

@@ -22,7 +22,7 @@ from mapo.train.objectives import Objective
 from mapo.train.plan.kernels import attention_of, round_products
 from mapo.train.plan.live import Live
 from mapo.train.plan.outlines import Outlines
-from mapo.train.processes import Place, Processes
+from mapo.train.processes.processes import Place, Processes
 from mapo.train.step import Predict
 from mapo.train.types import Batch
 from mapo.train.weights.opening import Trained, open_trained

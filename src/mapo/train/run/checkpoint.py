@@ -20,8 +20,8 @@ from mapo.errors import MapoError
 from mapo.files import replacing
 from mapo.models.parts.tensors import save_in_turn
 from mapo.texts import read_object, write_json
-from mapo.train.processes import Place, Processes
-from mapo.train.sharded import whole
+from mapo.train.processes.processes import Place, Processes
+from mapo.train.processes.sharded import whole
 
 REMEDY = "Delete it, or restore it from a copy, then run the same command again."
 ALONE = Processes(Place(), torch.device("cpu"))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from mapo.train.sharded import joined_parts, own, part_of
+from mapo.train.processes.sharded import joined_parts, own, part_of
 from mapo.train.weights.updater import Updater
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mapo.errors import MapoError
 from mapo.train.config import Config
-from mapo.train.processes import Processes
+from mapo.train.processes.processes import Processes
 from mapo.train.weights.optimizers import check_optimizer
 
 LEAST_RATE = 1e-6  # of an update that is rounded at random: below, the rounding moves weights further than the gradient

@@ -17,9 +17,9 @@ from mapo.errors import MapoError
 from mapo.models import Opened, TokenModel
 from mapo.train.config import Config
 from mapo.train.objectives import Objective
-from mapo.train.processes import Processes
+from mapo.train.processes.processes import Processes
+from mapo.train.processes.sharded import Root, exchange, shard, whole
 from mapo.train.run.checkpoint import REMEDY, load_checkpoint
-from mapo.train.sharded import Root, exchange, shard, whole
 from mapo.train.step import Predict
 from mapo.train.weights.adapters import (
     add_adapter,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mapo.train.batches import generator_on, seed_of
 from mapo.train.config import OptimConfig
-from mapo.train.sharded import own, part_of
+from mapo.train.processes.sharded import own, part_of
 from mapo.train.weights.optimizers import as_optimizer_sees
 
 

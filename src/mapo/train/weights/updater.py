@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mapo.errors import SpoiledError
 from mapo.train.config import RATES, OptimConfig
-from mapo.train.sharded import joined_parts, part_of, whole
+from mapo.train.processes.sharded import joined_parts, part_of, whole
 from mapo.train.weights import optimizers
 from mapo.train.weights.stored import Keep, Plain, Stored
 

@@ -24,7 +24,7 @@ from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from mapo.errors import MapoError, SaidElsewhere, foreseen
 from mapo.shards import number_of, slurm_tasks
-from mapo.train.peers import Peers
+from mapo.train.processes.peers import Peers
 
 LOG = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""How several processes train as one: their sums and their order, who has stopped, and parts of tensors."""
