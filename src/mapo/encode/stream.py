@@ -86,8 +86,9 @@ def _is_made(pairs: Path, source: str, options: Mapping[str, Any]) -> bool:
         return False
     if not is_import_of(there.info.get("provenance", {}), source, **options):
         raise MapoError(
-            f"{pairs} was streamed from another source than {source}, from an older state of it, or with other options. "
-            f"Choose another --pairs, or delete it first. To encode {pairs} as it is, leave SOURCE and --stream out."
+            f"{pairs} was streamed from another source than {source}, from an older state of it, or with other "
+            f"options. Choose another --pairs, or delete it first. To encode {pairs} as it is, leave SOURCE and "
+            "--stream out."
         )
     return True
 
