@@ -257,6 +257,17 @@ def test_references_of_a_set_without_pictures_are_refused(streamed):
         References(streamed / "pairs", set())
 
 
+def test_a_set_of_another_source_or_of_other_options_is_not_taken_for_made(tmp_path, source, sdxl, streamed):
+    there = everything(streamed)
+    with pytest.raises(MapoError, match="was streamed from another source .* or with other options"):
+        go(source, sdxl, streamed, imports={"ties": "keep"})
+    other = shutil.copytree(source, tmp_path / source.name)  # of the same name
+    with pytest.raises(MapoError, match="was streamed from another source"):
+        go(other, sdxl, streamed)
+    go(source, sdxl, streamed)
+    assert everything(streamed) == there
+
+
 def test_wrong_ways_to_stream_are_refused_in_a_sentence(tmp_path, source, sdxl, imported, monkeypatch):
     common = ["--model", sdxl, "--pairs", tmp_path / "p", "--out", tmp_path / "c"]
     assert "Give SOURCE and --stream together" in refused("encode", source, *common)

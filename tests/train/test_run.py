@@ -494,6 +494,25 @@ def test_a_checkpoint_that_is_damaged_is_set_aside_and_the_one_before_is_used(
     assert [int(path.name[5:]) for path in Run(tmp_path / "r").checkpoints()] == [1, 2, 3, 4]
 
 
+def test_a_checkpoint_that_is_damaged_a_second_time_is_set_aside_too(tmp_path, sdxl, pairs, cache):
+    run(tmp_path / "whole", sdxl, pairs, cache, steps=4)
+    for steps in (3, 4):
+        kept_all(tmp_path / "r", sdxl, pairs, cache, steps=steps)
+        for path in Run(tmp_path / "r").checkpoints()[2:]:
+            (path / "optimizer.safetensors").write_bytes(b"half")
+    assert_same(run(tmp_path / "r", sdxl, pairs, cache, steps=5), run(tmp_path / "whole", sdxl, pairs, cache, steps=5))
+    aside = sorted(path.name for path in (tmp_path / "r" / "checkpoints").glob("*.damaged*"))
+    assert aside == ["step-00000003.damaged", "step-00000003.damaged-2", "step-00000004.damaged"]
+
+
+def test_moments_of_which_a_name_is_damaged_are_told_before_the_first_step(tmp_path, sdxl, pairs, cache):
+    run(tmp_path / "r", sdxl, pairs, cache, steps=1)
+    moments = tmp_path / "r" / "checkpoints" / "step-00000001" / "optimizer.safetensors"
+    moments.write_bytes(moments.read_bytes().replace(b"/exp_avg_sq", b"/exp_evg_sq", 1))
+    with pytest.raises(MapoError, match=r"The checkpoint .* is damaged \(of .* exp_evg_sq, .*not the moments"):
+        run(tmp_path / "r", sdxl, pairs, cache, steps=2)
+
+
 def test_a_damaged_checkpoint_with_none_before_it_is_refused_and_stays(tmp_path, sdxl, pairs, cache):
     run(tmp_path / "r", sdxl, pairs, cache, steps=1)
     weights = tmp_path / "r" / "checkpoints" / "step-00000001" / "weights.safetensors"

@@ -8,7 +8,7 @@ set; they are encoded when it is whole.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from mapo.encode.index import digests_of, open_index
 from mapo.errors import MapoError
 from mapo.importers import import_pairs
 from mapo.importers.elsewhere import Elsewhere
-from mapo.importers.sources import find_source
+from mapo.importers.importing import is_import_of
 from mapo.models import Opened
 from mapo.models.family import ImageEncoder
 from mapo.pairs import PairSet
@@ -52,7 +52,7 @@ def stream(
     """
     if is_cache(folder):
         check_head(folder, key)
-    if _is_made(pairs, source):
+    if _is_made(pairs, source, options):
         return Read()
     refuse_existing(pairs)
     begun = time.perf_counter()
@@ -80,12 +80,17 @@ def _begun(folder: Path, key: CacheKey) -> Iterator[Any]:
         raise
 
 
-def _is_made(pairs: Path, source: str) -> bool:
-    """Whether the set is there, and was streamed from this source."""
-    if not (pairs / "set.json").is_file():
+def _is_made(pairs: Path, source: str, options: Mapping[str, Any]) -> bool:
+    """Whether the set is there and was streamed from this source in this way; MapoError where in another."""
+    if not (pairs / "set.json").is_file() or not (there := PairSet(pairs)).keeps_none():
         return False
-    there = PairSet(pairs)
-    return there.keeps_none() and there.info.get("provenance", {}).get("imported") == find_source(source).short_name
+    if not is_import_of(there.info.get("provenance", {}), source, **options):
+        raise MapoError(
+            f"{pairs} was streamed from another source than {source}, from an older state of it, or with other "
+            f"options. Choose another --pairs, or delete it first. To encode {pairs} as it is, leave SOURCE and "
+            "--stream out."
+        )
+    return True
 
 
 def _taker(encoder: ImageEncoder, key: CacheKey, folder: Path, model: str, images_per_batch: int) -> Take:

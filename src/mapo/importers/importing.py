@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 from collections import Counter
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 
 from mapo import progress
 from mapo.errors import MapoError, count, printable, suggest
+from mapo.files import sha256
 from mapo.importers.checking import checked_rows
 from mapo.importers.containers.cells import plain
 from mapo.importers.containers.rows import rows_in
@@ -59,8 +61,7 @@ def import_pairs(
     number. An interrupted import goes on where it stopped when it is called again in the same way.
     """
     asked = Options(**options, columns=parse_columns(columns))
-    if format is not None and format not in IMPORTERS:
-        raise MapoError(f"There is no format {format!r}. {suggest(format, IMPORTERS)}")
+    check_format(format)
     refuse_existing(out)
     source = replace(find_source(given), columns=asked.columns)
     module: Importer
@@ -70,8 +71,9 @@ def import_pairs(
     counts = {"pairs": 0, "ties": 0, "repeats": 0, "bad": 0}
     how = {"format": name, **asked.recorded()}
     provenance = {"imported": source.short_name, **how, "licence": licence, "counts": counts}
-    job = {"source": source.identity(), "licence": licence, "on_bad_row": asked.on_bad_row, **how}
+    job = _job(source, name, asked, licence)
     if elsewhere:
+        provenance["of"] = _digest(job)  # whoever comes again with the same command is to know it
         job["elsewhere"] = elsewhere.identity
     if partners:
         provenance["rejected_from"] = Path(partners.others.name).name
@@ -101,6 +103,37 @@ def import_pairs(
     for line in (*source.notes, *told.lines(), *_held_out(out, asked.split, bool(told.facts().get("splits")))):
         LOG.info(printable(line))
     return counts
+
+
+def is_import_of(
+    provenance: Mapping[str, Any], given: str, *, format: str | None = None, licence: str | None = None,
+    columns: str | Mapping[str, str] | None = None, **options: Any,
+) -> bool:  # fmt: skip
+    """Whether a set of this ``provenance`` came from this source, as it is now, with these options of an import.
+
+    Only sets that keep no pictures tell it.
+    """
+    asked = Options(**options, columns=parse_columns(columns))
+    check_format(format)
+    source = replace(find_source(given), columns=asked.columns)
+    name, _, _ = find_importer(source, format)
+    return provenance.get("of") == _digest(_job(source, name, asked, licence))
+
+
+def check_format(format: str | None) -> None:
+    """MapoError about a format that is not known."""
+    if format is not None and format not in IMPORTERS:
+        raise MapoError(f"There is no format {format!r}. {suggest(format, IMPORTERS)}")
+
+
+def _job(source: Source, name: str, asked: Options, licence: str | None) -> dict[str, Any]:
+    """All that decides what an import makes."""
+    how = {"format": name, **asked.recorded()}
+    return {"source": source.identity(), "licence": licence, "on_bad_row": asked.on_bad_row, **how}
+
+
+def _digest(job: Mapping[str, Any]) -> str:
+    return sha256(json.dumps(job, sort_keys=True).encode())
 
 
 def _held_out(out: Path, split: str | None, published: bool) -> list[str]:

@@ -172,10 +172,11 @@ class Run:
         if found or self.finished_steps():  # else nothing is bound to the settings yet
             self._refuse_another(config, found[-1] if found else None, identity, allow_change)
         for path, why in damaged:
-            path.rename(path.with_name(f"{path.name}.damaged"))
+            aside = _free(path.with_name(f"{path.name}.damaged"))
+            path.rename(aside)
             LOG.warning(
                 f"The checkpoint of step {steps_of(path)} is damaged ({why}), so training goes on from that of step "
-                f"{steps_of(found[-1])}. The damaged one is now {path.name}.damaged."
+                f"{steps_of(found[-1])}. The damaged one is now {aside.name}."
             )
         return found[-1] if found else None
 
@@ -346,6 +347,13 @@ def told_changes(changed: Mapping[str, Sequence[Any]]) -> str:
 
 def _told(value: Any) -> str:
     return "left out" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _free(path: Path) -> Path:
+    """``path``, or where that is taken a name beside it with the first number that is free."""
+    taken = {there.name for there in path.parent.iterdir()}
+    names = (path.name, *(f"{path.name}-{number}" for number in range(2, len(taken) + 3)))
+    return path.with_name(next(name for name in names if name not in taken))
 
 
 def _are_whole(weights: Path) -> bool:

@@ -17,6 +17,11 @@ from mapo.train.config import RATES, OptimConfig
 
 FUSED = ("cuda",)  # where torch's AdamW goes over all tensors at once without holding copies of them
 PARTS = ("codes", "scale", "qmap")  # of a moment in 8 bits
+STATES = {  # what each optimizer has of a parameter that was moved
+    "AdamW": ({"step", "exp_avg", "exp_avg_sq"},),
+    "AdamW8bit": ({"step", "exp_avg", "exp_avg_sq"},),
+    "Adafactor": ({"step", "variance"}, {"step", "row_var", "col_var"}),
+}
 
 
 def check_optimizer(config: OptimConfig) -> None:
@@ -110,6 +115,10 @@ def load_optimizer_tensors(
         else:
             on_cpu = tensor.ndim == 0 and not fused
             optimizer.state[parameter][key] = tensor.clone() if on_cpu else tensor.to(parameter.device, copy=True)
+    for name, parameter in names.items():
+        found = optimizer.state[parameter].keys() if parameter in optimizer.state else set()
+        if found and set(found) not in STATES[type(optimizer).__name__]:
+            raise ValueError(f"of {name} it has {', '.join(sorted(found))}, which are not the moments of the optimizer")
 
 
 def _blank(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, key: str, part: str) -> Tensor:
