@@ -177,7 +177,7 @@ def planned(command: list[str]) -> dict[str, Any]:
     from mapo.train.verb import plan
 
     flags = {name.removeprefix("--"): value for name, value in pairwise(command) if name != "--set"}
-    named = {name: flags[name] for name in ("model", "pairs", "cache", "objective", "adapter")}
+    named: dict[str, Any] = {name: flags[name] for name in ("model", "pairs", "cache", "objective", "adapter")}
     began = time.perf_counter()
     found = plan(parse_set(b for a, b in pairwise(command) if a == "--set"), **named)
     kinds = {kind: round(size / 2**20, 1) for kind, size in found.kinds.items()}
