@@ -233,7 +233,7 @@ def main() -> None:
     import torch
 
     about = {
-        "command": " ".join(["python bench/plan.py", *sys.argv[1:]]),
+        "command": "python bench/plan.py" + " --real" * args.real + " --out bench/results",
         "machine": {
             "processor": platform.processor() or platform.machine(),
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",

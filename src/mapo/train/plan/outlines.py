@@ -46,10 +46,9 @@ class Outlines(ModelFiles):
 
 
 def stored_in(files: ModelFiles, part: str) -> set[torch.dtype]:
-    """The precisions in which the weights of a part lie on disk; empty where they are not there."""
+    """The precisions in which the weights of a part lie on disk; empty where they are not there, or in one file."""
     if files.single is not None and part in files.single.parts:
-        found = getattr(files.single, "dtypes", None)
-        return set(found(part)) if found else set()
+        return set()
     base, part = files.place(part)
     heads = [read_header(file) for file in (base / part).glob("*.safetensors") if WEIGHTS.fullmatch(file.name)]
     return {KINDS[held.dtype] for head in heads for held in head.tensors.values() if held.dtype in KINDS}

@@ -63,6 +63,7 @@ MAY_CHANGE = {
     "train.pairs_per_device",
     "train.gradient_checkpointing",
     "train.allow_distilled",
+    "train.allow_oversize",
     "optim.in_backward",
     "train.pair_by_pair",
     "train.measure_rejected",
@@ -92,7 +93,7 @@ AS_IN_0_1_0: dict[str, Any] = {
         "base_precision": "float32", "guidance": 1.0, "allow_distilled": False, "keep_checkpoints": 1,
         "weights": "float32", "ema": None,
         "pair_by_pair": False, "measure_rejected": True, "reference": "together", "shard": "none", "compile": False,
-        "channels_last": False, "tf32": False,
+        "channels_last": False, "tf32": False, "allow_oversize": False,
         "evaluate_every": 0, "evaluate_pairs": 64, "pictures_every": 0, "picture_prompts": None, "trackers": [],
     },
 }  # fmt: skip
