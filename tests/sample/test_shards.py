@@ -188,3 +188,9 @@ def test_two_processes_at_the_same_time_fill_one_folder(tmp_path, sdxl, whole, h
     assert sum("12 pictures in" in out for _, out, _ in found) == 1
     assert contents(tmp_path / "many") == contents(whole)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["many", "prompts.txt"]
+
+
+def test_a_folder_of_which_shares_lack_is_read_by_nobody_and_says_why(tmp_path, sdxl):
+    assert draw(sdxl, tmp_path / "many", (0, 2)) is None
+    with pytest.raises(MapoError, match=r"many is not finished: .*Give the same command again, or with --shard 0/1"):
+        read_images(tmp_path / "many")

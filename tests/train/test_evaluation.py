@@ -265,6 +265,39 @@ def test_a_base_of_other_pairs_is_refused(tmp_path, sdxl, held):
         run(tmp_path / "r", sdxl, held, steps=2, evaluate_every=1)
 
 
+def test_a_base_that_was_measured_with_other_settings_is_not_compared_with(tmp_path, sdxl, held):
+    def trained(kind, steps, seed, pairs=64):
+        out = tmp_path / f"{kind}-{pairs}"
+        how = {"steps": steps, "seed": seed, "evaluate_every": 1, "evaluate_pairs": pairs, "optim": {"lr": 1e-3}}
+        return run(out, sdxl, held, kind=kind, allow_change=True, **how) and out
+
+    for kind in ("lora", "full"):
+        trained(kind, 1, seed=0)
+    before = (tmp_path / "full-64" / "config.toml").read_text()
+    with pytest.raises(MapoError, match=r"the base of .*full-64 was measured .*train.seed was 0 and is now 4"):
+        trained("full", 2, seed=4)
+    assert (tmp_path / "full-64" / "config.toml").read_text() == before  # nothing is bound to settings that are refused
+    trained("lora", 2, seed=4)  # whose base is measured again, with the new noise
+    run(tmp_path / "new", sdxl, held, kind="lora", steps=1, seed=4, evaluate_every=1)
+    bases = [json.loads((tmp_path / name / "evaluation_base.json").read_text()) for name in ("lora-64", "new")]
+    assert bases[0] == bases[1]
+
+
+def test_fewer_held_out_pairs_than_before_are_no_damage(tmp_path, sdxl, held):
+    how = {"kind": "lora", "evaluate_every": 1, "allow_change": True}
+    run(tmp_path / "r", sdxl, held, steps=1, **how)
+    run(tmp_path / "r", sdxl, held, steps=2, evaluate_pairs=2, **how)
+    assert [row["pairs"] for row in evaluations(tmp_path / "r")] == [HELD, HELD, 2]
+
+
+def test_a_measurement_without_numbers_is_named_as_damaged(tmp_path):
+    from mapo.models.checkpoints import best_step
+
+    (tmp_path / "evaluations.jsonl").write_text('{"step": 1, "accuracy": null}\n')
+    with pytest.raises(MapoError, match=r"evaluations.jsonl is damaged"):
+        best_step(tmp_path)
+
+
 def test_pairs_of_several_frames_are_measured_each_in_its_own(tmp_path, sdxl):
     pairs = make_held_out(tmp_path / "pairs", wide=16)
     data = {"buckets": True, "resolution": 16}

@@ -16,7 +16,7 @@ from tiny import make_pairs
 BASE = {"optim": {"lr": 1e-3, "warmup_steps": 2}, "train": {"steps": 4, "pairs_per_step": 4, "precision": "float64"}}
 
 
-def run(out: Path, model, pairs, cache=None, objective="mapo", kind="full", **train_settings):
+def run(out: Path, model, pairs, cache=None, objective="mapo", kind="full", allow_change=False, **train_settings):
     values = {
         "model": str(model),
         "pairs": str(pairs),
@@ -28,7 +28,7 @@ def run(out: Path, model, pairs, cache=None, objective="mapo", kind="full", **tr
     }
     if cache:
         values["cache"] = str(cache)
-    train(make_config(values), out)
+    train(make_config(values), out, allow_change=allow_change)
     return metrics(out)
 
 

@@ -31,9 +31,15 @@ def evaluations(run: Path) -> list[dict[str, Any]]:
     """What was measured on held-out pairs, in order; empty where nothing was. MapoError where the file is damaged."""
     path = run / EVALUATIONS
     rows = list(read_lines(path)) if path.exists() else []
-    if not all(isinstance(row, dict) and isinstance(row.get("step"), int) for row in rows):
+    if not all(map(_is_measured, rows)):
         raise MapoError(f"{path} is damaged: a line is not that of a step. Delete it, then run the same command again.")
     return rows
+
+
+def _is_measured(row: object) -> bool:
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        return False
+    return all(isinstance(row.get(name, 0.0), int | float) for name in ("accuracy", "margin"))
 
 
 def goodness(row: Mapping[str, Any]) -> tuple[float, float]:

@@ -39,6 +39,7 @@ from mapo.train.batches import Members
 from mapo.train.config import Config
 from mapo.train.kept import kept
 from mapo.train.loop import Loop, check_shares
+from mapo.train.monitor.evaluation import check_base
 from mapo.train.monitor.first_look import look, sentences
 from mapo.train.monitor.monitor import NO_HANDS, Hands, Monitor, checked
 from mapo.train.objectives.own import file_identity, objective_named
@@ -118,6 +119,7 @@ def _train(config: Config, run: Run, processes: Processes, hands: Hands, allow_c
         after = count(finished, "step")
         _say(processes, f"{run.folder} is finished, after {after}. Ask for more with --set train.steps=N.")
         return
+    processes.first(lambda: check_base(run, config, done))
     subject = Subject(model, objective, pairs, members, processes.device.type, processes.world)
     plan = processes.first(lambda: checked_plan(subject, config))
     if plan:

@@ -28,7 +28,7 @@ from mapo.train.loop import Loop
 from mapo.train.objectives import Objective
 from mapo.train.objectives.reach import ENDED, pushes
 from mapo.train.run.checkpoint import REMEDY
-from mapo.train.run.folder import Run
+from mapo.train.run.folder import Run, told_changes
 from mapo.train.step import Predict, pair_errors
 from mapo.train.types import Batch
 
@@ -81,6 +81,34 @@ def held_out_draw(row: int, pair: str, number: int, process: Process, shape: tup
     return Draw(row, times[at], False, noise, (samples[0], samples[1]))
 
 
+def decides(config: Config) -> dict[str, Any]:
+    """The settings that decide what the base's errors are, by their whole names."""
+    train = ("evaluate_pairs", "seed", "precision", "base_precision", "weights", "guidance")
+    data = ("resolution", "buckets", "ties", "cache_precision", "clip_skip", "long_prompts")
+    found = {f"train.{name}": getattr(config.train, name) for name in train}
+    return {**found, **{f"data.{name}": getattr(config.data, name) for name in data}, "prediction": config.prediction}
+
+
+def changed_since_base(run: Run, config: Config) -> dict[str, list[Any]]:
+    """The settings that are others than those with which the base was measured, with both values."""
+    kept = read_object(run.evaluation_base, "a run", REMEDY) if run.evaluation_base.exists() else {}
+    before, now = kept.get("settings"), decides(config)
+    before = before if isinstance(before, dict) else now  # older versions did not write them down
+    return {name: [before.get(name), value] for name, value in now.items() if before.get(name) != value}
+
+
+def check_base(run: Run, config: Config, done: int) -> None:
+    """MapoError where held-out pairs would be compared with a base that was measured in another way."""
+    if not (config.train.evaluate_every and done) or config.adapter.kind == "lora":  # whose base is measured again
+        return
+    if changed := changed_since_base(run, config):
+        raise MapoError(
+            f"train.evaluate_every: the base of {run.folder} was measured with other settings "
+            f"({told_changes(changed)}), and once all weights have been trained it cannot be measured again. Go on "
+            "with --set train.evaluate_every=0, or with the settings as they were."
+        )
+
+
 class Evaluation:
     """The held-out pairs of a run, what the base makes of them, and measurements of the model as it is.
 
@@ -97,7 +125,8 @@ class Evaluation:
         loop, processes, path = self.loop, self.loop.processes, self.run.evaluation_base
         ids = [pair.id for pair in self.members]
         kept = processes.first(lambda: read_object(path, "a run", REMEDY) if path.exists() else None)
-        if kept is not None and done:
+        others = processes.first(lambda: bool(changed_since_base(self.run, loop.config)))
+        if kept is not None and done and not others:
             try:
                 if kept["pairs"] != ids:
                     raise ValueError("it is of other pairs")
@@ -115,7 +144,7 @@ class Evaluation:
             )
         predict = loop.trained.reference_predictor() if done else loop.trained.predictor(loop.trained.network)
         found = self.measure(predict)
-        told = {"pairs": ids, **{name: values.tolist() for name, values in vars(found).items()}}
+        told = {"settings": decides(loop.config), "pairs": ids, **{name: values.tolist() for name, values in vars(found).items()}}
         processes.first(lambda: write_json(path, told))
         return found
 
