@@ -144,7 +144,11 @@ class Evaluation:
             )
         predict = loop.trained.reference_predictor() if done else loop.trained.predictor(loop.trained.network)
         found = self.measure(predict)
-        told = {"settings": decides(loop.config), "pairs": ids, **{name: values.tolist() for name, values in vars(found).items()}}
+        told = {
+            "settings": decides(loop.config),
+            "pairs": ids,
+            **{name: values.tolist() for name, values in vars(found).items()},
+        }
         processes.first(lambda: write_json(path, told))
         return found
 
