@@ -359,8 +359,8 @@ def _without_prompts(folder: Path, files: Files, pictures: Sequence[str]) -> str
     """What to do with a folder of pictures alone."""
     if "images.json" in (path.name for path in folder.iterdir()):  # `mapo sample` begins a folder with it
         return (
-            f"{folder} is not finished: `mapo sample` has not written its manifest yet. Give the same command again, or "
-            "with --shard 0/1 where it was shared out."
+            f"{folder} is not finished: `mapo sample` has not written its manifest yet. Give the same command again, "
+            "or with --shard 0/1 where it was shared out."
         )
     others = [name for name in files if name.lower().endswith(LISTS)]
     why = f" {others[0]} is not a list of prompts: it has no columns file_name and prompt." if others else ""
