@@ -472,7 +472,7 @@ def kept_all(out, sdxl, pairs, cache, **settings):
     return run(out, sdxl, pairs, cache, save_every_steps=1, keep_checkpoints="all", **settings)
 
 
-@pytest.mark.parametrize("damage", ["cut in half", "without moments", "half a state"])
+@pytest.mark.parametrize("damage", ["cut in half", "without moments", "half a state", "a byte"])
 def test_a_checkpoint_that_is_damaged_is_set_aside_and_the_one_before_is_used(
     tmp_path, sdxl, pairs, cache, heard, damage
 ):
@@ -484,6 +484,10 @@ def test_a_checkpoint_that_is_damaged_is_set_aside_and_the_one_before_is_used(
         weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
     elif damage == "without moments":
         (newest / "optimizer.safetensors").unlink()
+    elif damage == "a byte":
+        changed = bytearray((newest / "optimizer.safetensors").read_bytes())
+        changed[-100] ^= 1
+        (newest / "optimizer.safetensors").write_bytes(changed)
     else:
         (newest / "state.json").write_text('{"step": 3, "pai')
     heard()
@@ -509,6 +513,12 @@ def test_moments_of_which_a_name_is_damaged_are_told_before_the_first_step(tmp_p
     run(tmp_path / "r", sdxl, pairs, cache, steps=1)
     moments = tmp_path / "r" / "checkpoints" / "step-00000001" / "optimizer.safetensors"
     moments.write_bytes(moments.read_bytes().replace(b"/exp_avg_sq", b"/exp_evg_sq", 1))
+    with pytest.raises(MapoError, match=r"The checkpoint .* is damaged \(optimizer.safetensors is not as it was saved"):
+        run(tmp_path / "r", sdxl, pairs, cache, steps=2)
+    state = moments.with_name("state.json")
+    saved = json.loads(state.read_text())
+    del saved["checksums"]  # as of a run that was begun before there were any
+    state.write_text(json.dumps(saved))
     with pytest.raises(MapoError, match=r"The checkpoint .* is damaged \(of .* exp_evg_sq, .*not the moments"):
         run(tmp_path / "r", sdxl, pairs, cache, steps=2)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from mapo.errors import MapoError, as_os_error
 
+PORTION = 2**24  # bytes that are read at a time
 OTHERS = {  # how files of another kind begin
     b"PK\x03\x04": "pickle", b"\x80\x02": "pickle", b"\x80\x04": "pickle", b"GGUF": "gguf",
     b"version https://git-lfs": "pointer", b"<!DOCTYPE": "page", b"<html": "page", b"<!doctype": "page",
@@ -34,8 +36,8 @@ NAMES = {
 }  # fmt: skip
 
 
-def save_in_turn(like: Mapping[str, Tensor], values: Iterable[Tensor], path: Path) -> None:
-    """Write a safetensors file of which only one tensor is in memory at a time.
+def save_in_turn(like: Mapping[str, Tensor], values: Iterable[Tensor], path: Path) -> int:
+    """Write a safetensors file of which only one tensor is in memory at a time; the CRC-32 of its bytes.
 
     ``like`` has names, dtypes and shapes, and ``values`` their numbers in the same order.
     """
@@ -44,12 +46,24 @@ def save_in_turn(like: Mapping[str, Tensor], values: Iterable[Tensor], path: Pat
         start, end = end, end + tensor.numel() * tensor.element_size()
         head[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(head).encode()
-    text += b" " * (-len(text) % 8)
+    text = (len(text) + (-len(text) % 8)).to_bytes(8, "little") + text + b" " * (-len(text) % 8)
+    checksum = zlib.crc32(text)
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(text)
         for tensor in values:
             numbers: Any = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+            checksum = zlib.crc32(numbers, checksum)
             file.write(numbers)
+    return checksum
+
+
+def checksum_of(path: Path) -> int:
+    """The CRC-32 of a file's bytes, read in portions."""
+    found = 0
+    with path.open("rb") as file:
+        while portion := file.read(PORTION):
+            found = zlib.crc32(portion, found)
+    return found
 
 
 def is_finite(tensor: Tensor) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mapo.errors import MapoError
 from mapo.files import replacing
-from mapo.models.parts.tensors import save_in_turn
+from mapo.models.parts.tensors import checksum_of, save_in_turn
 from mapo.texts import read_object, write_json
 from mapo.train.processes.processes import Place, Processes
 from mapo.train.processes.sharded import whole
@@ -39,15 +39,16 @@ def save_checkpoint(
     Each of ``groups`` is a file of its name. ``add`` writes more into the folder. All ``processes`` call this. The
     first one writes; tensors of which each has a part it gets whole, one after another. An error there ends all.
     """
+    checksums: dict[str, int] = {}
     with ExitStack() as stack:
         temporary = processes.first(lambda: stack.enter_context(_begun(folder)))
         for name, tensors in groups.items():
-            _write(temporary / f"{name}.safetensors", tensors, processes)
+            _write(temporary / f"{name}.safetensors", tensors, processes, checksums)
 
         def complete() -> None:
             if add is not None:
                 add(temporary)
-            write_json(temporary / "state.json", dict(state))
+            write_json(temporary / "state.json", {**state, "checksums": checksums})
             stack.close()
 
         processes.first(complete)
@@ -60,14 +61,14 @@ def _begun(folder: Path) -> Iterator[Path]:
         yield temporary
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor], processes: Processes) -> None:
+def _write(path: Path, tensors: Mapping[str, Tensor], processes: Processes, checksums: dict[str, int]) -> None:
     """A file of tensors. All are gathered even where they can no longer be written: the other processes wait for it."""
     gathered = (whole(tensor) for tensor in tensors.values())
 
     def work() -> None:
         try:
             if processes.main:
-                save_in_turn(tensors, gathered, path)
+                checksums[path.name] = save_in_turn(tensors, gathered, path)
         finally:
             deque(gathered, maxlen=0)
 
@@ -83,7 +84,10 @@ def load_checkpoint(folder: Path, groups: Iterable[str] = ("weights", "optimizer
 
 
 def why_damaged(folder: Path) -> str:
-    """Why a checkpoint is not whole, as far as its small state and the sizes of its files tell; empty where it is."""
+    """Why a checkpoint is not what was saved; empty where it is. All of its files are read, unless it is an old one.
+
+    Those that were saved before there were checksums are told by the sizes of their files.
+    """
     try:
         state = read_state(folder)
         files = [folder / "weights.safetensors", folder / "optimizer.safetensors", *folder.glob("*.safetensors")]
@@ -94,7 +98,11 @@ def why_damaged(folder: Path) -> str:
         return "its state.json cannot be read"
     except (OSError, SafetensorError):
         return f"{file.name} is cut off or missing"
-    return "" if isinstance(state.get("step"), int) else "its state.json lacks the step"
+    if not isinstance(state.get("step"), int):
+        return "its state.json lacks the step"
+    saved = state.get("checksums")
+    changed = [n for n, value in (saved if isinstance(saved, dict) else {}).items() if checksum_of(folder / n) != value]
+    return f"{changed[0]} is not as it was saved" if changed else ""
 
 
 def read_state(folder: Path) -> dict[str, Any]:
