@@ -14,9 +14,10 @@ from mapo.train.train import train
 BREAK = """
 import os, signal, sys, time
 sys.argv[0] = "mapo"
-from mapo.train import loop, peers, train
+from mapo.train import loop, train
 from mapo.train.run import checkpoint
 from mapo.train.monitor import evaluation
+from mapo.train.processes import peers
 peers.BEAT, peers.SILENCE, peers.GRACE = 0.2, 3.0, 1.0
 me, how, where, when = int(os.environ["RANK"]), *sys.argv[1].split("-")
 del sys.argv[1]
