@@ -160,3 +160,8 @@ def test_without_a_goal_those_that_the_tables_offer_are_told(world):
         "Say what counts with --goal: prompt_following, cartoon, -nsfw",
     ]
     assert "--goal" not in ask(world, *scores, "--goal", "cartoon").stdout
+
+
+def test_a_goal_of_a_scorer_that_has_not_scored_says_how_to_let_it(world):
+    with pytest.raises(MapoError, match=r"pickscore has scored none of these pictures.*--scorer pickscore --out FILE"):
+        world.report(goal="pickscore")

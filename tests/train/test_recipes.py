@@ -7,7 +7,7 @@ import pytest
 
 from mapo.errors import MapoError
 from mapo.train.config import make_config
-from mapo.train.recipes.recipe import read_recipe, recipe_list, recipe_names, recipe_text
+from mapo.train.recipes.recipe import check_recipe, read_recipe, recipe_list, recipe_names, recipe_text
 from mapo.train.verb import train
 from tiny import MAKERS, make_pairs
 
@@ -90,3 +90,10 @@ def test_the_list_of_recipes_has_a_line_for_each_that_fits_a_terminal():
     found = recipe_list()
     assert [re.match(r"\S+", line)[0] for line in found] == recipe_names()
     assert max(map(len, found)) <= 118
+
+
+def test_a_recipe_for_a_much_larger_model_is_refused_and_a_fitting_one_named():
+    with pytest.raises(MapoError, match=r"trains at 1024 pixels, but mini draws 48\. Take the recipe mini-\w+, or set"):
+        check_recipe("sdxl-mapo-lora", "mini", 1024)
+    check_recipe("sdxl-mapo-lora", "mini", 96)
+    check_recipe("sdxl-mapo-lora", "mini", None)

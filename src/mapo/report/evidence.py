@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from mapo.errors import MapoError, count, suggest
 from mapo.sample.folder import Key, Rows
-from mapo.score.scorers import FLAWS
+from mapo.score.scorers import FLAWS, SCORERS
 from mapo.score.table import SCHEMA, read_scores
 from mapo.statistics import Interval, Pair, is_binary, mean, mean_difference, paired, win_rate
 
@@ -145,6 +145,11 @@ def compare(
     if wanted and wanted not in {m for _, m in scored}:
         if (GUARDS, wanted) in names:
             raise MapoError(f"--goal: {wanted} is a guard, which has no better or worse. Name a scorer's metric.")
+        if wanted in SCORERS:
+            raise MapoError(
+                f"--goal: {wanted} has scored none of these pictures. Let it score both folders, with `mapo score "
+                f"IMAGES --scorer {wanted} --out FILE.parquet`, and give both files as --scores."
+            )
         raise MapoError(f"--goal: no scorer gave {wanted!r}. {suggest(wanted, {m for _, m in scored})}")
     order = sorted(scored, key=lambda n: (n[1] != wanted, n[1] not in FOLLOWING, n[1], n[0] in judges_of_pairs, n[0]))
     found: list[Comparison] = []

@@ -71,10 +71,11 @@ def _config(
     before = Run(out).before() if out else {}
     for key in ("model", "pairs"):
         if not (values.get(key) or before.get(key)):
-            raise MapoError(f"Give --{key}, or {key} in the --config file.")
+            none = f"There is no run at {out} to go on with. " if out and not before else ""
+            raise MapoError(f"{none}Give --{key}, or {key} in the --config file.")
     config = make_config({key: before[key] for key in ("model", "pairs") if key in before} | values)
     if recipe:
-        check_recipe(recipe, config.model)
+        check_recipe(recipe, config.model, config.data.resolution)
     return config
 
 

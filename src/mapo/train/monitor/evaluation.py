@@ -62,7 +62,7 @@ def held_out(pairs: PairSet, config: Config) -> Rows:
     if not len(rows):
         raise MapoError(
             f"train.evaluate_every: {pairs.folder} has no pairs in the split {SPLIT}, so none is held out. Leave it "
-            "out, or add prompts to the set."
+            "out, or import again without --split train, or build with more prompts."
         )
     order = np.random.default_rng(seed_of("held out", config.train.seed)).permutation(len(rows))
     return np.sort(rows[order[: config.train.evaluate_pairs]])

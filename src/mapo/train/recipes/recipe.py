@@ -31,17 +31,30 @@ def read_recipe(name: str) -> dict[str, Any]:
     return {key: value for key, value in tomllib.loads(recipe_text(name)).items() if key not in ("about", "for")}
 
 
-def check_recipe(name: str, model: str) -> None:
-    """MapoError where ``model`` is of another kind than the one that the recipe is for."""
+MUCH_LARGER = 4  # a side of so many times the model's own is taken for a mistake
+
+
+def check_recipe(name: str, model: str, resolution: int | None) -> None:
+    """MapoError where ``model`` is of another kind than the one that the recipe is for, or much smaller.
+
+    ``resolution`` is the side in pixels that would be trained at; None: the model's own.
+    """
     recipe = tomllib.loads(recipe_text(name))
     if model == recipe["model"]:
         return
-    from mapo.models import find_model
+    from mapo.models import find_model, open_model
 
-    if (kind := find_model(model, weights=False).pipeline_class) != recipe["for"]:
+    files = find_model(model, weights=False)
+    if (kind := files.pipeline_class) != recipe["for"]:
         raise MapoError(
             f"The recipe {name} is for a {recipe['for']}, but {model} is a {kind}, for which its rate, size and beta "
             "were not chosen. Take another recipe, or leave --recipe out."
+        )
+    if resolution and resolution > MUCH_LARGER * (side := open_model(files).layout.side):
+        small = [other for other in recipe_names() if read_recipe(other)["model"] == model]
+        raise MapoError(
+            f"The recipe {name} trains at {resolution} pixels, but {model} draws {side}. "
+            f"{f'Take the recipe {small[0]}' if small else 'Take another recipe'}, or set data.resolution={side}."
         )
 
 
