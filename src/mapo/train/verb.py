@@ -71,7 +71,8 @@ def _config(
     before = Run(out).before() if out else {}
     for key in ("model", "pairs"):
         if not (values.get(key) or before.get(key)):
-            none = f"There is no run at {out} to go on with. " if out and not before else ""
+            going_on = out and not before and not (values.get("model") or values.get("pairs"))
+            none = f"There is no run at {out} to go on with. " if going_on else ""
             raise MapoError(f"{none}Give --{key}, or {key} in the --config file.")
     config = make_config({key: before[key] for key in ("model", "pairs") if key in before} | values)
     if recipe:
