@@ -237,11 +237,11 @@ def train(
     from mapo.train.run.folder import Run
     from mapo.watch.verb import hands
 
-    folders = {"model": model, "pairs": pairs, "cache": cache, "vae": vae}
-    named = {name: as_text(given) for name, given in folders.items()}
-    named |= {"objective": objective, "adapter": adapter, "prediction": prediction}
-    lists = {"loras": several(loras) or None, "targets": several(targets) or None}
-    verb.train(Path(out), nested(settings or {}), recipe, hands=hands, allow_change=allow_change, **named, **lists)
+    named = _named(
+        model=model, pairs=pairs, cache=cache, vae=vae, objective=objective, adapter=adapter, prediction=prediction,
+        loras=loras, targets=targets,
+    )  # fmt: skip
+    verb.train(Path(out), nested(settings or {}), recipe, hands=hands, allow_change=allow_change, **named)
     return Run(out)
 
 
@@ -255,13 +255,17 @@ def plan(
     """Say what a training needs, and how it fits. The plan, with bytes by kind; no weights are read."""
     from mapo.train import verb
 
-    folders = {"model": model, "pairs": pairs, "cache": cache, "vae": vae}
-    named = {name: as_text(given) for name, given in folders.items()}
-    named |= {"objective": objective, "adapter": adapter, "prediction": prediction}
-    lists = {"loras": several(loras) or None, "targets": several(targets) or None}
-    return verb.plan(
-        nested(settings or {}), recipe, out=None if out is None else Path(out), memory=memory, **named, **lists
-    )
+    named = _named(
+        model=model, pairs=pairs, cache=cache, vae=vae, objective=objective, adapter=adapter, prediction=prediction,
+        loras=loras, targets=targets,
+    )  # fmt: skip
+    return verb.plan(nested(settings or {}), recipe, out=None if out is None else Path(out), memory=memory, **named)
+
+
+def _named(*, loras: Any, targets: Any, **texts: Any) -> dict[str, Any]:
+    """What is said of a training by name, as the verbs take it: texts and places, and the two lists."""
+    named = {name: as_text(given) for name, given in texts.items()}
+    return {**named, "loras": several(loras) or None, "targets": several(targets) or None}
 
 
 @checked
@@ -286,7 +290,7 @@ def sample(
 ) -> Images:  # fmt: skip
     """Make pictures. Their folder and rows; MapoError where the folder holds pictures of other settings.
 
-    ``shard`` "0/4" draws a quarter of them; there are no rows where other shards are not done yet.
+    ``shard`` "0/4" draws a quarter of them; its rows are empty until all shards are done.
     """
     from mapo.sample import verb
     from mapo.shards import parse_shard

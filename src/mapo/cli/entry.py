@@ -12,14 +12,12 @@ import click
 from mapo.cli.shared import cli
 from mapo.errors import SaidElsewhere, printable, spoken
 
-QUIET = "TORCH_CPP_LOG_LEVEL", "ERROR"  # where a process is lost, torch would show its own frames beside our sentence
-
 
 def main() -> None:
     """Run a verb; what went wrong is said in a sentence (exit code 2, or 130 for Ctrl-C and SIGTERM)."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault(*QUIET)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else a lost process has torch's own frames beside our words
     _wait_passively()
     warnings.simplefilter("ignore", FutureWarning)  # libraries talking to programmers
     warnings.filterwarnings("ignore", module="PIL")  # about pictures that are refused or counted by us

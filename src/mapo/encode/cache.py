@@ -182,7 +182,7 @@ def hold(folder: Path, wait: bool = False) -> Iterator[None]:
 
 
 def _keep_shards_away(work: Path, wait: bool, stack: contextlib.ExitStack) -> bool:
-    """Hold the locks of all shards of an encoding; False where there is no such work."""
+    """Hold the locks of all shards of an encoding; False where no shards are at work."""
     try:
         stack.enter_context(locked(work, all_locks(work)))
     except FileNotFoundError:

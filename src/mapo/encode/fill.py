@@ -206,7 +206,7 @@ def lacking(
     numbers, which = framing(pairs, among).pictures(pairs)
     digests = pairs.digests_of(numbers)
     pictures, keys = framed_digests(digests, which, among), digests_of(map(prompt_key, prompts))
-    kept = pairs.which_kept(numbers)  # those that are kept as latents are no work, and have files of their own
+    kept = pairs.which_kept(numbers)  # those that are kept as latents need no encoding, and have files of their own
     order = np.where(kept, np.cumsum(kept), np.cumsum(~kept)) - 1
     absent = [
         ~index.holds(pictures) & _in_shard(order, shard),

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from mapo.errors import CacheDamaged
 from mapo.files import replacing
-from mapo.models.parts.tensors import save_tensors
+from mapo.models.parts.tensors import DTYPES, bytes_of, save_tensors
 
 NAME = "index.safetensors"
 VERSION = "2"
@@ -35,10 +35,6 @@ CHECKS = "crc32"  # in a shard's head: the checksums of its tensors by their nam
 UNKNOWN = -1
 KINDS = ("latents", "text")  # of shards, as their names begin
 SUFFIX = ".safetensors"
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
 KEY = 16  # bytes of a picture's or a prompt's hash by which it is found
 RECORD = np.dtype(
     [
@@ -69,7 +65,7 @@ class Entry:
     def read(self) -> Tensor:
         """The tensor; CacheDamaged where the file is gone, shorter than it was, or holds other numbers."""
         tensor = torch.empty(self.shape, dtype=DTYPES[self.dtype])
-        wanted: Any = tensor.view(-1).view(torch.uint8).numpy()
+        wanted = bytes_of(tensor)
         try:
             with self.path.open("rb", buffering=0) as file:
                 file.seek(self.start)
@@ -85,12 +81,7 @@ class Entry:
 
 def checksums(tensors: Mapping[str, Tensor]) -> str:
     """Those of some tensors, as the head of their shard has them."""
-
-    def check(tensor: Tensor) -> int:
-        numbers: Any = tensor.contiguous().view(-1).view(torch.uint8).numpy()
-        return zlib.crc32(numbers)
-
-    return json.dumps({name: check(tensor) for name, tensor in tensors.items()})
+    return json.dumps({name: zlib.crc32(bytes_of(tensor)) for name, tensor in tensors.items()})
 
 
 class Index:

@@ -33,7 +33,7 @@ class Elsewhere:
             self.flush()
 
     def flush(self) -> None:
-        """Hand on what waits, though it is no full portion."""
+        """Hand on what waits, also where that is less than a portion."""
         if self._waiting:
             self._take([picture for _, picture in self._waiting])
             self.taken += len(self._waiting)

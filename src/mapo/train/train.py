@@ -20,7 +20,7 @@ from typing import Any
 from mapo import progress
 from mapo.encode.buckets import framing
 from mapo.encode.cache import Cache, cache_key, hold
-from mapo.encode.fill import Holding, encode, holds_all
+from mapo.encode.fill import encode, holds_all
 from mapo.encode.seen import equal_once_cropped, frames_of, what_training_sees, with_chunks
 from mapo.errors import (
     DivergedError,
@@ -45,6 +45,7 @@ from mapo.train.monitor.monitor import NO_HANDS, Hands, Monitor, checked
 from mapo.train.objectives.own import file_identity, objective_named
 from mapo.train.objectives.trial import doubts
 from mapo.train.plan.at_hand import checked_plan, told_when_full
+from mapo.train.plan.disk import cache_folder, holding_of
 from mapo.train.plan.subject import Subject
 from mapo.train.processes.processes import Processes, joined, what_is_not_done
 from mapo.train.reference import check_extras, errors_before
@@ -251,11 +252,7 @@ def _say(processes: Processes, text: str) -> None:
 
 def _open_cache(config: Config, model: Opened, pairs: PairSet, processes: Processes) -> Cache:
     """The cache of the pairs. What it lacks is encoded first, by each process its share."""
-    folder = Path(config.cache) if config.cache else pairs.folder.resolve().parent / "cache"
-    data = config.data
-    holding: Holding = "and the empty prompt" if data.caption_dropout else "all"
-    if config.adapter.text_encoders:
-        holding = "pictures alone"  # prompts are encoded in every step
+    folder, data, holding = cache_folder(config, pairs), config.data, holding_of(config)
     key = cache_key(model, data.resolution, data.flip, data.cache_precision)
     among = frames_of(model, data.resolution, data.buckets)
     fill = partial(

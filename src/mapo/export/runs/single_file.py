@@ -18,6 +18,7 @@ from mapo.models.family import Opened
 from mapo.models.files import ModelFiles
 from mapo.models.names.original import Original
 from mapo.models.parts.config import CONFIGS, read_config
+from mapo.models.parts.tensors import bytes_of
 from mapo.models.single.file import beside_of, open_single
 from mapo.models.single.layout import LAYOUTS, class_of, placed
 from mapo.models.single.tables import copy_small_files, write_config
@@ -63,7 +64,7 @@ def write_single_file(opened: Opened, path: Path, precision: str = "float16") ->
         out.write(_head(plan, marks, code, _metadata(opened, path, "v_pred" in marks)))
         for part, (made, entries) in plan.items():
             for tensor in _tensors(opened, part, made, entries, dtype, path):
-                out.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+                out.write(bytes_of(tensor))
     if not _is_of_published_size(path):
         _describe(files, beside)
 

@@ -30,10 +30,16 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
         raise as_os_error(error, str(path)) from None
 
 
-NAMES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
-    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+DTYPES = {  # as safetensors calls them
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def bytes_of(tensor: Tensor) -> Any:
+    """The bytes of a tensor as a file has them, an array; in the same memory where that is possible."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def save_in_turn(like: Mapping[str, Tensor], values: Iterable[Tensor], path: Path) -> int:
@@ -51,7 +57,7 @@ def save_in_turn(like: Mapping[str, Tensor], values: Iterable[Tensor], path: Pat
     with path.open("wb") as file:
         file.write(text)
         for tensor in values:
-            numbers: Any = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+            numbers = bytes_of(tensor)
             checksum = zlib.crc32(numbers, checksum)
             file.write(numbers)
     return checksum

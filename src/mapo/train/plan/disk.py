@@ -30,12 +30,19 @@ def cache_folder(config: Config, pairs: PairSet) -> Path:
     return Path(config.cache) if config.cache else pairs.folder.resolve().parent / "cache"
 
 
+def holding_of(config: Config) -> Holding:
+    """What a training wants of the cache. Prompts of text encoders that are trained are encoded in every step."""
+    if config.adapter.text_encoders:
+        return "pictures alone"
+    return "and the empty prompt" if config.data.caption_dropout else "all"
+
+
 def disk_of(config: Config, model: Opened, pairs: PairSet) -> Disk:
     """What is still to be encoded: two tensors of a picture's latent, and the states of a prompt at their longest."""
     data, folder = config.data, cache_folder(config, pairs)
-    holding: Holding = "and the empty prompt" if data.caption_dropout or model.files.chunks > 1 else "all"
-    if config.adapter.text_encoders:
-        holding = "pictures alone"
+    holding = holding_of(config)
+    if holding == "all" and model.files.chunks > 1:
+        holding = "and the empty prompt"
     among = frames_of(model, data.resolution, data.buckets)
     pictures, prompts = lacking(pairs, open_index(folder), holding=holding, among=among)
     each = DTYPES[data.cache_precision].itemsize

@@ -89,13 +89,6 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.held[before] -= size
                 self.held[kind] += size
 
-    def call_all(self, before: str, kind: str) -> None:
-        """Let everything of one kind be of another."""
-        for key, (reference, known, size) in self._known.items():
-            if known == before:
-                self._known[key] = reference, kind, size
-        self.held[kind] += self.held.pop(before, 0)
-
     def again(self) -> None:
         """Forget the peak."""
         self.peak, self.at_peak = 0, {}

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from mapo.models.files import ModelFiles
+from mapo.models.parts.tensors import DTYPES
 from mapo.models.parts.weights import WEIGHTS
 from mapo.models.single.header import read_header
-
-KINDS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 Mapped = Callable[[list[Tensor]], None]
 
@@ -51,4 +50,5 @@ def stored_in(files: ModelFiles, part: str) -> set[torch.dtype]:
         return set()
     base, part = files.place(part)
     heads = [read_header(file) for file in (base / part).glob("*.safetensors") if WEIGHTS.fullmatch(file.name)]
-    return {KINDS[held.dtype] for head in heads for held in head.tensors.values() if held.dtype in KINDS}
+    found = {DTYPES.get(held.dtype) for head in heads for held in head.tensors.values()}
+    return {dtype for dtype in found if dtype is not None and dtype.is_floating_point}

@@ -156,21 +156,20 @@ def _batch(loop: Loop, pairs: int, frames: Sequence[Frame]) -> Batch:
     model, config = loop.trained.model, loop.config
     frame = max(frames, key=lambda one: one.height * one.width)
     shape = model.layout.latent(*frame)
-    text = torch.zeros
     known = DTYPES[config.data.cache_precision]
     found: Cond = {}
     tokens: Cond = {}
     if config.adapter.text_encoders:
         assert isinstance(model, TokenModel)
         tokens = {
-            name: text(pairs, model.files.chunks, *value.shape[1:], dtype=value.dtype, device=META)
+            name: torch.zeros(pairs, model.files.chunks, *value.shape[1:], dtype=value.dtype, device=META)
             for name, value in model.tokens([""])[0].items()
         }
         tokens["zero"] = torch.zeros(pairs, dtype=torch.bool, device=META)
     else:
         for name, sides in model.prompt_shapes.items():
             long = (sides[0] * model.files.chunks, *sides[1:]) if len(sides) > 1 else sides
-            found[name] = text(pairs, *long, dtype=known, device=META)
+            found[name] = torch.zeros(pairs, *long, dtype=known, device=META)
     sizes = torch.zeros(2 * pairs, 4, dtype=torch.int32, device=META)
     ones = torch.ones(pairs, dtype=torch.float64, device=META)
     time = loop.process.draw_time(1, torch.Generator(), shape)

@@ -167,15 +167,16 @@ class Run:
             return None
         found, damaged = self.checkpoints(), list[tuple[Path, str]]()
         is_done = bool(found) and steps_of(found[-1]) == config.train.steps == self.finished_steps()
-        newest, alone = found[-1:], ""
         while found and not is_done and (why := why_damaged(found[-1])):
             damaged.append((found.pop(), why))
-        if newest and not found:
-            found, alone, damaged = newest, damaged[0][1], []
+        alone = damaged if not found else []  # then nothing is set aside
+        if alone:
+            found, damaged = [alone[0][0]], []
         if found or self.finished_steps():  # else nothing is bound to the settings yet
             self._refuse_another(config, found[-1] if found else None, identity, allow_change)
         if alone:
-            raise MapoError(f"The checkpoint {newest[0]} is damaged ({alone}). {REMEDY}")
+            path, why = alone[0]
+            raise MapoError(f"The checkpoint {path} is damaged ({why}). {REMEDY}")
         for path, why in damaged:
             aside = _free(path.with_name(f"{path.name}.damaged"))
             path.rename(aside)
