@@ -264,7 +264,7 @@ def test_what_0_1_0_wrote_knows_no_tokenizers_and_is_taken_up(tmp_path, sdxl, pa
 
 
 def test_a_setting_that_came_later_has_its_old_meaning_in_an_old_run(tmp_path, sdxl, pairs, cache, monkeypatch):
-    import mapo.train.run.folder as module
+    import mapo.train.run.changes as module
 
     run(tmp_path / "r", sdxl, pairs, cache, steps=1)
     path = tmp_path / "r" / "config.toml"
@@ -276,7 +276,7 @@ def test_a_setting_that_came_later_has_its_old_meaning_in_an_old_run(tmp_path, s
 
 
 def test_every_setting_that_came_after_0_1_0_says_what_it_means_in_older_runs():
-    import mapo.train.run.folder as module
+    import mapo.train.run.changes as module
     from mapo.settings import merge
     from mapo.train.config import Config
 

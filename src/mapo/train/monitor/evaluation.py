@@ -27,8 +27,9 @@ from mapo.train.config import Config
 from mapo.train.loop import Loop
 from mapo.train.objectives import Objective
 from mapo.train.objectives.reach import ENDED, pushes
+from mapo.train.run.changes import told_changes
 from mapo.train.run.checkpoint import REMEDY
-from mapo.train.run.folder import Run, told_changes
+from mapo.train.run.folder import Run
 from mapo.train.step import Predict, pair_errors
 from mapo.train.types import Batch
 

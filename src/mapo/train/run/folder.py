@@ -24,7 +24,7 @@ import logging
 import os
 import shutil
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,69 +35,19 @@ from mapo.errors import MapoError, count
 from mapo.files import prepare_out, replacing, sweep, write_text
 from mapo.models import Opened
 from mapo.models.checkpoints import EVALUATIONS, best_of, checkpoints, evaluations, pictures
-from mapo.settings import differences, merge
+from mapo.settings import merge
 from mapo.shards import owned
 from mapo.texts import append_lines, read_lines, read_object, write_json
 from mapo.train.config import RANK, Config, make_config, to_toml
 from mapo.train.kept import kept
 from mapo.train.objectives.own import all_settings, stable_name
+from mapo.train.run.changes import MUST_STAY, changed_settings, in_full, told_changes
 from mapo.train.run.checkpoint import REMEDY, read_state, why_damaged
 
 LOG = logging.getLogger(__name__)
 
 FORMAT, VERSION = "mapo-run", 1
 REFERENCE = "reference.safetensors"
-MAY_CHANGE = {
-    "cache",
-    "pairs",
-    "model",
-    "loras",
-    "vae",
-    "train.steps",
-    "train.save_every_steps",
-    "train.keep_checkpoints",
-    "train.evaluate_every",
-    "train.pictures_every",
-    "train.picture_prompts",
-    "train.trackers",
-    "train.pairs_per_device",
-    "train.gradient_checkpointing",
-    "train.allow_distilled",
-    "train.allow_oversize",
-    "optim.in_backward",
-    "train.pair_by_pair",
-    "train.measure_rejected",
-    "train.reference",
-    "train.shard",
-    "train.compile",
-    "train.channels_last",
-    "train.tf32",
-    "data.images_per_batch",
-}
-MUST_STAY = {  # with others the tensors of a checkpoint would not fit
-    "adapter.kind", "adapter.rank", "adapter.targets", "adapter.start", "adapter.text_encoders", "optim.name",
-    "train.weights", "train.ema",
-}  # fmt: skip
-# Settings that came after 0.1.0, with what they mean in a run that does not name them.
-AS_IN_0_1_0: dict[str, Any] = {
-    "vae": None,
-    "prediction": None,
-    "loras": [],
-    "adapter": {"alpha": None, "dropout": 0.0, "targets": None, "start": "fused", "text_encoders": False},
-    "optim": {"name": "adamw", "text_lr": None, "in_backward": False},
-    "data": {
-        "images_per_batch": 8, "cache_precision": "float32", "clip_skip": None, "long_prompts": None,
-        "caption_dropout": 0.0, "buckets": False,
-    },
-    "train": {
-        "base_precision": "float32", "guidance": 1.0, "allow_distilled": False, "keep_checkpoints": 1,
-        "weights": "float32", "ema": None,
-        "pair_by_pair": False, "measure_rejected": True, "reference": "together", "shard": "none", "compile": False,
-        "channels_last": False, "tf32": False, "allow_oversize": False,
-        "evaluate_every": 0, "evaluate_pairs": 64, "pictures_every": 0, "picture_prompts": None, "trackers": [],
-    },
-}  # fmt: skip
-
 Identity = dict[str, tuple[str, ...]]  # of what is trained: its hash, and the forms that it had in older versions
 
 
@@ -138,7 +88,7 @@ class Run:
         except (OSError, ValueError) as error:
             raise MapoError(f"{self._settings} cannot be read ({error}). {REMEDY}") from None
         try:
-            return make_config(merge(merge({}, AS_IN_0_1_0), found)).model_dump(exclude_none=True)
+            return in_full(found).model_dump(exclude_none=True)
         except MapoError as error:
             raise MapoError(f"{self._settings}: {error} {REMEDY}") from None
 
@@ -198,7 +148,7 @@ class Run:
         for log in (self.log, self.evaluation_log, self.alarm_log, self.change_log):
             if log.exists():
                 self._cut(log, step)
-        if before and step and (changed := self._changed(config, before)):
+        if before and step and (changed := changed_settings(config, before)):
             append_lines(self.change_log, [{"step": step, "changed": changed}])
             LOG.info(f"From step {step} on with other settings: {told_changes(changed)}.")
         write_text(self._settings, to_toml(config), sync=True)
@@ -214,17 +164,11 @@ class Run:
         kept = [line for line in lines if line["step"] <= step]
         write_text(log, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
 
-    def _changed(self, config: Config, before: dict[str, Any]) -> dict[str, list[Any]]:
-        """Settings that decide the result and are others than before, with both values; none is null."""
-        now = tomllib.loads(to_toml(config))
-        names = [name for name in differences(before, now) if name not in MAY_CHANGE]
-        return {name: [_value(name, before), _value(name, now)] for name in names}
-
     def _refuse_another(self, config: Config, checkpoint: Path | None, identity: Identity, allow_change: bool) -> None:
         before, state = self.before(), read_state(checkpoint) if checkpoint else None
         if state is not None and not identity.keys() <= state.keys():
             raise MapoError(f"{checkpoint}/state.json is damaged: it does not say what was trained. {REMEDY}")
-        changed = self._changed(config, before)
+        changed = changed_settings(config, before)
         own = f"{config.objective.name.rpartition(':')[0]} or of a file that it imports"
         others = [key for key, forms in identity.items() if state and state[key] not in forms]
         contents = [f"the content of {own if key == 'objective' else key}" for key in others]
@@ -335,24 +279,6 @@ class Run:
             about["denoiser"] = "weights"
             about["holds_loras_below"] = True  # one file for what was trained here and for the LoRAs that it stands on
         write_json(self.folder / "run.json", about, sync=True)
-
-
-def _value(name: str, settings: Mapping[str, Any]) -> Any:
-    """The value of a setting by its whole name; none where it is left out."""
-    found: Any = settings
-    for key in name.split("."):
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found
-
-
-def told_changes(changed: Mapping[str, Sequence[Any]]) -> str:
-    """The first settings that differ, with both values."""
-    shown = [f"{name} was {_told(was)} and is now {_told(now)}" for name, (was, now) in list(changed.items())[:5]]
-    return "; ".join(shown) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
-
-
-def _told(value: Any) -> str:
-    return "left out" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def _free(path: Path) -> Path:
