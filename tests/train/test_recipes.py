@@ -1,7 +1,9 @@
 """Recipes: every one is read, trains a small model of its family, and says what is published and what is not measured."""
 
+import json
 import re
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,7 @@ from mapo.train.recipes.recipe import check_recipe, read_recipe, recipe_list, re
 from mapo.train.verb import train
 from tiny import MAKERS, make_pairs
 
+RESULTS = Path(__file__).parents[2] / "bench" / "results"
 FAMILIES = {
     "stabilityai/stable-diffusion-xl-base-1.0": "StableDiffusionXLPipeline",
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "StableDiffusionPipeline",
@@ -52,6 +55,14 @@ def test_a_recipe_trains_a_small_model_of_its_family_with_every_setting_but_size
         for key, value in recipe.get(section, {}).items():
             assert kept[section][key] == changed.get(key, value), key
     assert (tmp_path / "run" / "run.json").exists()
+
+
+def test_the_recipe_of_the_flow_model_has_what_the_search_of_the_study_chose():
+    recipe = read_recipe("mini-flow-cartoon")
+    tuned = json.loads((RESULTS / "study-flow" / "tuned.json").read_text())["cartoon mapo"]["result"]
+    settings = {"lr": recipe["optim"]["lr"], "beta": recipe["objective"]["beta"]}
+    assert recipe["train"]["steps"] == tuned["steps"]
+    assert settings == pytest.approx(tuned["settings"], rel=0.01)
 
 
 @pytest.mark.parametrize("name", recipe_names())
