@@ -1,6 +1,6 @@
 """The training step against the bare work it cannot avoid, in one run on one machine.
 
-    python bench/step.py [--model mini|wide] [--pairs-per-step 16] [--rounds 15] [--out bench/results]
+    python bench/step.py [--model mini|wide] [--side PIXELS] [--pairs-per-step 16] [--rounds 15] [--out bench/results]
 
 (1) our step (batch from the cache to updated weights) against forward, backward and optimizer of the same UNet on the
 same batch; (2) MaPO against Diffusion-DPO, time and peak anonymous memory, each in a process of its own, with the
@@ -8,7 +8,8 @@ number of forwards and the seconds of a step's parts beside it; (3) our step aga
 and both text encoders in every step; (4) MaPO with one picture of a pair in memory at a time, SFT without its rejected
 pictures, and DPO whose reference was run before: time and memory against the same without. Rounds of the variants
 alternate; a ratio is of one round, and its median, least and most over the rounds are shown. ``wide`` is the built-in
-model with a random UNet of 77 million parameters.
+model with a random UNet of 77 million parameters and SDXL's VAE in its published size, at 256 pixels; its text encoders
+stay tiny, which is to the public way's advantage.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ AGAINST = {
 }  # fmt: skip
 
 
-def make_set(folder: Path, count: int) -> Path:
-    """Pairs of drawings: cartoon over realistic."""
+def make_set(folder: Path, count: int, pixels: int | None = None) -> Path:
+    """Pairs of drawings: cartoon over realistic, enlarged to so many pixels."""
     from dataclasses import replace
 
     from PIL import Image
@@ -60,16 +61,18 @@ def make_set(folder: Path, count: int) -> Path:
         while writer.count < count:
             scene = next(plain)
             sides = [draw(replace(scene, style=style), rng) for style in ("cartoon", "realistic")]
-            writer.add_pair(scenes.context(scene), *(png_bytes(Image.fromarray(s)) for s in sides))
+            images = [Image.fromarray(side) for side in sides]
+            images = [image.resize((pixels, pixels)) for image in images] if pixels else images
+            writer.add_pair(scenes.context(scene), *map(png_bytes, images))
     return folder
 
 
-def make_wide(folder: Path) -> Path:
-    """The built-in model with a larger UNet of the same layout and random weights."""
+def make_wide(folder: Path, vae: dict[str, Any] | None = None) -> Path:
+    """The built-in model with a larger UNet, and with such a ``vae`` where one is given; random weights."""
     import shutil
 
     import torch
-    from diffusers import UNet2DConditionModel
+    from diffusers import AutoencoderKL, UNet2DConditionModel
 
     from mapo.models import find_model
 
@@ -80,10 +83,13 @@ def make_wide(folder: Path) -> Path:
     torch.manual_seed(0)
     shutil.rmtree(folder / "unet")
     UNet2DConditionModel.from_config({**config, **wide}).save_pretrained(folder / "unet")
+    if vae:
+        shutil.rmtree(folder / "vae")
+        AutoencoderKL(**vae).save_pretrained(folder / "vae")
     return folder
 
 
-def make_loop(model_name: str, folder: Path, kind: str, size: int) -> Any:
+def make_loop(model_name: str, folder: Path, kind: str, size: int, pixels: int | None = None) -> Any:
     """The training loop exactly as `mapo train` builds it, and its parts.
 
     Errors of a reference that was run before are made up: they are read from a table in any case.
@@ -110,12 +116,13 @@ def make_loop(model_name: str, folder: Path, kind: str, size: int) -> Any:
             "model": model_name,
             "pairs": str(folder / "pairs"),
             "objective": {"name": objective, **OBJECTIVES[objective].settings},
+            "data": {"resolution": pixels},
             "train": {"pairs_per_step": size, "steps": 10_000, **settings},
         }
     )
     processes = Processes(Place(), torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    encode(model, pairs, folder / "cache", device=processes.device)
-    cache = Cache(folder / "cache", cache_key(model))
+    encode(model, pairs, folder / "cache", resolution=pixels, device=processes.device)
+    cache = Cache(folder / "cache", cache_key(model, pixels))
     trained = open_trained(config, model, OBJECTIVES[objective], processes, None)
     members = Members(pairs, np.arange(len(pairs)))
     loop = Loop(config, OBJECTIVES[objective], processes, members, cache, trained)
@@ -167,7 +174,7 @@ def public_steps(loop: Any, folder: Path, model_name: str) -> Callable[[], None]
     model, device = loop.trained.model, loop.processes.device
     encode_pictures, encode_prompts = model.image_encoder(device), model.text_encoder(device)
     pairs, size = PairSet(folder / "pairs"), loop.config.train.pairs_per_step
-    side, updater = model.layout.side, loop.trained.updater
+    side, updater = loop.config.data.resolution or model.layout.side, loop.trained.updater
     predict, settings = loop.trained.predictor(loop.trained.denoiser), loop.config.objective.settings
     done = 0
 
@@ -291,11 +298,11 @@ def anonymous_memory() -> float:
     return int(next(line for line in status.read_text().splitlines() if line.startswith("RssAnon")).split()[1]) / 1024
 
 
-def memory_of(model: str, folder: Path, kind: str, size: int) -> dict[str, float]:
+def memory_of(model: str, folder: Path, kind: str, size: int, pixels: int | None) -> dict[str, float]:
     """Peak memory over a few steps, above the state with the model loaded, sampled while they run."""
     import threading
 
-    loop = make_loop(model, folder, kind, size)
+    loop = make_loop(model, folder, kind, size, pixels)
     loaded, peak, stop = anonymous_memory(), 0.0, threading.Event()
 
     def watch() -> None:
@@ -319,39 +326,45 @@ def main() -> None:
     """Measure, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="mini")
+    parser.add_argument("--side", type=int, help="pixels; default: the model's own, of wide 256")
     parser.add_argument("--pairs-per-step", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    size = args.pairs_per_step
+    size, pixels = args.pairs_per_step, args.side or (256 if args.model == "wide" else None)
     if args.memory_of:
-        print(json.dumps(memory_of(args.model, args.folder, args.memory_of, size)))
+        print(json.dumps(memory_of(args.model, args.folder, args.memory_of, size, pixels)))
         return
     import torch
 
+    from real_size import VAE, VAES
+
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        make_set(folder / "pairs", 4 * size)
-        name_of_model = str(make_wide(folder / "wide")) if args.model == "wide" else args.model
-        loop, dpo = (make_loop(name_of_model, folder, name, size) for name in ("mapo", "dpo"))
+        make_set(folder / "pairs", 4 * size, pixels)
+        name_of_model = str(make_wide(folder / "wide", VAE | VAES["sdxl"])) if args.model == "wide" else args.model
+        loop, dpo = (make_loop(name_of_model, folder, name, size, pixels) for name in ("mapo", "dpo"))
         parameters = sum(p.numel() for p in loop.trained.denoiser.parameters())
         variants = {
             "mapo": our_steps(loop),
             "bare": bare_steps(loop),
             "dpo": our_steps(dpo),
-            "public_way": public_steps(make_loop(name_of_model, folder, "mapo", size), folder, name_of_model),
+            "public_way": public_steps(make_loop(name_of_model, folder, "mapo", size, pixels), folder, name_of_model),
         }
         forwards = {"mapo": forwards_of(loop), "dpo": forwards_of(dpo)}
         seconds = alternate(variants, args.rounds)
         parts = parts_of(dpo, args.rounds)
         del loop, dpo, variants
-        ways = alternate({kind: our_steps(make_loop(name_of_model, folder, kind, size)) for kind in KINDS}, args.rounds)
+        others = {kind: our_steps(make_loop(name_of_model, folder, kind, size, pixels)) for kind in KINDS}
+        ways = alternate(others, args.rounds)
+        del others
         run = partial(subprocess.run, capture_output=True, text=True, check=True)
         memory = {}
         for name in KINDS:
             command = [sys.executable, str(HERE), "--model", name_of_model, "--pairs-per-step", str(size)]
+            command += ["--side", str(pixels)] if pixels else []
             done = run([*command, "--memory-of", name, "--folder", str(folder)])
             memory[name] = json.loads(done.stdout.strip().splitlines()[-1])
     ratios = {
@@ -368,6 +381,7 @@ def main() -> None:
     ratios["peak memory above the loaded model, mapo / dpo"] = spread([above[0] / above[1]])
     result = {
         "command": " ".join(["python bench/step.py", *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%d"),
         "machine": {
             "processor": platform.processor() or platform.machine(),
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
