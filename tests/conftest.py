@@ -32,7 +32,7 @@ LONGEST = [
     "train/test_starts.py", "encode/test_cache.py", "models/test_long_prompts.py", "train/test_recipes.py",
     "train/test_own_objectives.py", "train/test_processes.py", "importers/test_interrupted.py",
     "check/test_training.py", "lab/mini/test_model.py", "test_api.py", "score/scorers/test_vlm.py",
-    "lab/study/test_things.py", "train/test_text_encoders.py", "score/scorers/test_clip.py", "lab/test_demo.py",
+    "lab/study/test_subjects.py", "train/test_text_encoders.py", "score/scorers/test_clip.py", "lab/test_demo.py",
 ]  # fmt: skip
 
 

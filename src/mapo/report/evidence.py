@@ -153,17 +153,17 @@ def compare(
         raise MapoError(f"--goal: no scorer gave {wanted!r}. {suggest(wanted, {m for _, m in scored})}")
     order = sorted(scored, key=lambda n: (n[1] != wanted, n[1] not in FOLLOWING, n[1], n[0] in judges_of_pairs, n[0]))
     found: list[Comparison] = []
-    silent: list[str] = []
+    without_numbers: list[str] = []
     for name in order:
         pairs, unnumbered = gather(before, after, name)
         if pairs:
             lower, made = goal == f"-{name[1]}" or name[1] in FLAWS - {goal}, name[0] in judges_of_pairs
             found.append(_compare(name, pairs, _version(before, name[0]), pictures, unnumbered, lower, made))
         else:
-            silent.append(f"{name[0]} gave no pair of pictures a number for {name[1]}, so it is not shown.")
+            without_numbers.append(f"{name[0]} gave no pair of pictures a number for {name[1]}, so it is not shown.")
     if wanted and wanted not in {c.metric for c in found}:
         raise MapoError(f"--goal: no pair of pictures has a number for {wanted!r}: its scorer gave none.")
-    return found, silent
+    return found, without_numbers
 
 
 def gather(before: pa.Table, after: pa.Table, name: tuple[str, str]) -> tuple[list[Pair], tuple[int, int]]:

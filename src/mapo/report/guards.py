@@ -28,18 +28,18 @@ def compare_guards(before: pa.Table, after: pa.Table) -> tuple[list[Guard], list
     """All guards that were scored, by name, and a sentence on each that has no numbers."""
     rows = [*before.select(["scorer", "metric"]).to_pylist(), *after.select(["scorer", "metric"]).to_pylist()]
     found: list[Guard] = []
-    silent: list[str] = []
+    without_numbers: list[str] = []
     for metric in sorted({r["metric"] for r in rows if r["scorer"] == GUARDS}):
         pairs, _ = gather(before, after, (GUARDS, metric))
         if not pairs:
             why = Guards.why_none.get(metric, f"The guard {metric.replace('_', ' ')} has no numbers for these pictures")
-            silent.append(f"{why}.")
+            without_numbers.append(f"{why}.")
             continue
         first, second = [p.before for p in pairs], [p.after for p in pairs]
         clusters = [p.prompt_id for p in pairs]
         parts = mean(first, clusters), mean(second, clusters), mean_difference(first, second, clusters)
         found.append(Guard(metric, pairs, *parts, _spread(first, clusters)))
-    return found, silent
+    return found, without_numbers
 
 
 def _spread(values: list[float], clusters: list[str]) -> float:

@@ -90,15 +90,15 @@ def write_report(
     judges = sorted({*judges_of_pairs, *training.judges})
     if goal == PREFERENCE and not votes:
         raise MapoError(f"--goal {PREFERENCE} is what people say. Give their --votes.")
-    comparisons, silent = compare(one, two, len(first), None if goal == PREFERENCE else goal, judges)
-    guards, mute = compare_guards(one, two)
+    comparisons, without_numbers = compare(one, two, len(first), None if goal == PREFERENCE else goal, judges)
+    guards, guards_without_numbers = compare_guards(one, two)
     if cast:
         comparisons.insert(0, compare_people(cast, first, second, training.annotators))
     if not comparisons:
-        why = " ".join(silent) or (
+        why = " ".join(without_numbers) or (
             "Guards know no better or worse. Score both folders by another scorer too, or let people judge with `mapo "
             "label`."
-            if guards or mute
+            if guards or guards_without_numbers
             else "Run `mapo score` on both folders first."
         )
         raise MapoError(f"There are no scores to compare these pictures by. {why}")
@@ -106,7 +106,7 @@ def write_report(
     for folder, rows in ((before, first), (after, second)):
         check_pictures(folder, rows.values())
     warnings = [warning(g) for g in guards if g.warns] + cautions(first, second, comparisons)
-    warnings += [*silent, *mute, *about_run, *_about_prompts(training, seen, run, second)]
+    warnings += [*without_numbers, *guards_without_numbers, *about_run, *_about_prompts(training, seen, run, second)]
     summary = _plain(_summary(first, second, comparisons, guards, verdict, goal, judges, warnings))
     page = _environment().get_template("page.html.j2").render(
         sensitive=blur or is_sensitive(before) or is_sensitive(after) or _sensitive(run),

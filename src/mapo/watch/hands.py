@@ -38,8 +38,8 @@ def _draw(live: Live, prompts: Sequence[str], seed: int, folder: Path) -> None:
         precision = str(live.dtype).removeprefix("torch.")
         sampler = Sampler(files, precision, device, pipeline=pipeline, revisions=(live.revision,))
         how = default_sampling(files, images_per_batch=len(prompts))
-        silent = progress.show_with(progress.Bar)  # there is the bar of training
-        with silent, torch.autocast(device.type, torch.bfloat16, enabled=live.autocast):
+        no_bar = progress.show_with(progress.Bar)  # there is the bar of training
+        with no_bar, torch.autocast(device.type, torch.bfloat16, enabled=live.autocast):
             sampler.fill(folder, [(prompt, seed) for prompt in prompts], how, desc="pictures")
     finally:
         del pipeline

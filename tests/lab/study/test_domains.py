@@ -6,7 +6,7 @@ import pytest
 from mapo.lab.mini.draw import draw
 from mapo.lab.mini.scenes import BACKGROUNDS, COLOURS, Scene, Thing, context, parse
 from mapo.lab.study.domains import DOMAINS, Eyes, diversity, right_attributes
-from mapo.lab.study.things import motif_by_search, subject_by_search, subject_scene
+from mapo.lab.study.subjects import motif_by_search, subject_by_search, subject_scene
 from mapo.pairs import PairSet
 from mapo.pairs.splits import split_of
 

@@ -26,7 +26,7 @@ from mapo.errors import MapoError, count
 from mapo.lab.mini.draw import draw
 from mapo.lab.mini.judges import JUDGES, attributes, follows
 from mapo.lab.mini.scenes import BACKGROUNDS, COLOURS, Scene, caption, context, parse
-from mapo.lab.study.things import (
+from mapo.lab.study.subjects import (
     LearnedProbe,
     Pictures,
     motif_by_learning,

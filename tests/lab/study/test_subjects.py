@@ -7,7 +7,7 @@ import pytest
 from mapo.lab.mini.draw import draw
 from mapo.lab.mini.judges import JUDGES, accuracy, drawings
 from mapo.lab.mini.scenes import BACKGROUNDS, COLOURS, context, parse
-from mapo.lab.study.things import (
+from mapo.lab.study.subjects import (
     CORNERS,
     LearnedProbe,
     draw_subject,
