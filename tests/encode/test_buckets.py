@@ -123,7 +123,7 @@ def test_what_is_cut_away_is_counted_by_check_and_training_alike(mixed, model, s
 
 
 def test_buckets_without_a_model_are_refused_by_check(mixed, tmp_path):
-    with pytest.raises(MapoError, match="--buckets are of a model"):
+    with pytest.raises(MapoError, match="--buckets depends on"):
         check_pairs(PairSet(mixed), tmp_path / "check.html", buckets=True)
 
 

@@ -121,7 +121,7 @@ def test_train_says_how_many_layers_and_numbers_are_trained(model, sdxl, pairs, 
     add_adapter(network, model, AdapterConfig(), 0)
     assert (
         told(network, "unet")
-        == f"All {sum(p.numel() for p in network.parameters()):,} numbers of the unet are trained."
+        == f"All {sum(p.numel() for p in network.parameters()):,} weights of the unet are trained."
     )
 
 

@@ -174,7 +174,7 @@ RECORDS = {
     ),
     "the reference's own errors": (
         "needs_reference=True",
-        "not finite where the errors are those of the reference. In the first step",
+        "not finite where the errors equal those of the reference. In the first step",
     ),
     "a logit fails": ("logit=lambda e: e.chosen / e.size", r"cannot be used \(AttributeError, line 7"),
 }

@@ -57,12 +57,12 @@ def check_pairs(
     ``errors``, ``warnings`` and ``notes`` count the findings; ``findings`` and ``leaks`` list them.
     """
     if told.get("long_prompts") and not model:
-        raise MapoError("--long-prompts is of a model. Name it with --model.")
+        raise MapoError("--long-prompts says how a model reads its prompts. Name the model with --model.")
     pairs.refuse_without_pictures("mapo check")
     if told.get("buckets") and not model:
-        raise MapoError("--buckets are of a model. Name it with --model.")
+        raise MapoError("--buckets depends on the sizes that a model can draw. Name the model with --model.")
     if told.get("loras") and not model:
-        raise MapoError("--lora lies on a model. Name it with --model.")
+        raise MapoError("--lora is added to a model. Name the model with --model.")
     if json_file and json_file.resolve() == out.resolve():
         raise MapoError(f"--json names the page {out} itself. Give it a file of its own.")
     _refuse(out, pairs)

@@ -110,8 +110,8 @@ def _refuse(trial: _Trial) -> None:
         same = replace(errors, ref_chosen=errors.chosen, ref_rejected=errors.rejected)
         if not trial.ask(same).isfinite().all():
             raise MapoError(
-                f"{this} has a loss or a gradient that is not finite where the errors are those of the reference. In "
-                "the first step of a run they are."
+                f"{this} has a loss or a gradient that is not finite where the errors equal those of the "
+                "reference. In the first step of a run they do."
             )
     if trial.logit(errors).shape != (pairs,):
         shape = list(trial.logit(errors).shape)
@@ -124,8 +124,8 @@ def _refuse_needs(trial: _Trial, found: Tensor) -> None:
     unknown = trial.ask(replace(errors, rejected=torch.full_like(errors.rejected, torch.nan)))
     if objective.extras or objective.prepare or found[2].any() or not _alike(unknown[:2], found[:2]):
         raise MapoError(
-            f"{trial.this} says needs_rejected=False, so rejected images are not run, and yet its loss depends on "
-            "their error, or it has extras or prepare, which may. Leave needs_rejected out."
+            f"{trial.this} says needs_rejected=False, so the rejected images would not be run. But its loss "
+            "depends on their errors, or it has extras or prepare, which may use them. Leave needs_rejected out."
         )
 
 

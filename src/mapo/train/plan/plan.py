@@ -25,7 +25,7 @@ KINDS = {  # in the order in which they are told
     "update": "the update's own",
     "batch": "batches",
     "other": "other tensors",
-    "heap": "holes of the heap",
+    "heap": "freed memory that the allocator keeps",
     "libraries": "libraries",
 }
 

@@ -232,7 +232,7 @@ def told(denoiser: nn.Module, part: str) -> str:
     numbers = sum(parameter.numel() for parameter in trainable(denoiser).values())
     layers = [layer for layer in _lora_layers(denoiser) if TRAINED in layer.lora_A]
     if not layers:
-        return f"All {numbers:,} numbers of the {part} are trained."
+        return f"All {numbers:,} weights of the {part} are trained."
     ranks = sorted({layer.r[TRAINED] for layer in layers})
     scales = sorted({layer.scaling[TRAINED] for layer in layers})
     rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"

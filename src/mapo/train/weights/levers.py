@@ -43,7 +43,10 @@ def _check_shard(config: Config) -> None:
             "of them out; train.precision=bfloat16 goes with it."
         )
     if train.channels_last:
-        raise MapoError(f"{setting}: torch shares tensors of the usual layout only. Leave train.channels_last out.")
+        raise MapoError(
+            f"{setting} does not go with train.channels_last: torch shares tensors of the usual layout only. Leave one "
+            "of them out."
+        )
     if train.pictures_every:
         raise MapoError(
             f"{setting}: pictures are drawn by one process, which has a part of the model only. Set "
