@@ -135,8 +135,12 @@ REAL: dict[str, Setting] = {
     "SDXL, LoRA, 64 pixels, float32": Setting("sdxl", 64, ONE, adapter="lora"),
     "SDXL, LoRA, 64 pixels, bfloat16": Setting("sdxl", 64, {**ONE, **BFLOAT}, adapter="lora"),
     "SDXL, LoRA, 256 pixels, bfloat16": Setting("sdxl", 256, {**ONE, **BFLOAT}, adapter="lora"),
-    "SDXL, 64 pixels, bfloat16-stochastic, adafactor in backward": Setting("sdxl", 64, LEAN | {"optim.name": "adafactor"}),
-    "SDXL, 64 pixels, bfloat16-stochastic, adamw8bit in backward": Setting("sdxl", 64, LEAN | {"optim.name": "adamw8bit"}),
+    "SDXL, 64 pixels, bfloat16-stochastic, adafactor in backward": Setting(
+        "sdxl", 64, LEAN | {"optim.name": "adafactor"}
+    ),
+    "SDXL, 64 pixels, bfloat16-stochastic, adamw8bit in backward": Setting(
+        "sdxl", 64, LEAN | {"optim.name": "adamw8bit"}
+    ),
     "SD 1.5, LoRA, 256 pixels, float32": Setting("sd15", 256, ONE, adapter="lora"),
     "SD 1.5, LoRA, 256 pixels, bfloat16": Setting("sd15", 256, {**ONE, **BFLOAT}, adapter="lora"),
 }  # fmt: skip

@@ -193,7 +193,7 @@ def test_the_backward_pass_of_several_processes_does_not_update():
 SHARDS_CANNOT = [
     ({"optim": {"name": "adafactor"}}, "optim.name=adafactor needs means over whole rows and columns"),
     ({"train": {"weights": "bfloat16-master"}}, "train.weights=bfloat16-master was not tried with it"),
-    ({"train": {"channels_last": True}}, "Leave train.channels_last out"),
+    ({"train": {"channels_last": True}}, "does not go with train.channels_last"),
     ({"train": {"pictures_every": 5}}, "pictures are drawn by one process, which has a part of the model only"),
     ({"optim": NOT_CLIPPED}, "the gradients of 2 processes are only added up after"),
 ]

@@ -2,6 +2,7 @@
 
 import json
 import math
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -42,6 +43,13 @@ def test_the_bytes_of_full_training_are_those_that_can_be_counted_by_hand(sdxl, 
     tensors = sum(1 for _ in _denoiser(sdxl).parameters())
     assert found.kinds["optimizer"] in (8 * number, 8 * number + 4 * tensors)  # and the number of steps of each
     assert "mapped" not in found.kinds and "reference" not in found.kinds and "mean" not in found.kinds
+
+
+@pytest.mark.skipif(find_spec("torchao") is None, reason="torchao is not installed")
+def test_an_optimizer_that_compiles_its_step_is_planned_too(sdxl, pairs):
+    number = parameters_of(sdxl)
+    found = planned(sdxl, pairs, settings={"optim.name": "adamw8bit"}).kinds["optimizer"]
+    assert 2 * number < found < 8 * number  # two moments of a byte each, but for small tensors
 
 
 def _denoiser(model):

@@ -80,7 +80,7 @@ def step(optimizer: torch.optim.Optimizer, good: Tensor | None = None) -> None:
     elif good is not None and not bool(good):
         return
     device = optimizer.param_groups[0]["params"][0].device.type
-    eager = type(optimizer).__module__.startswith("torchao") and device == "cpu"
+    eager = type(optimizer).__module__.startswith("torchao") and device in ("cpu", "meta")
     with torch.compiler.set_stance("force_eager") if eager else contextlib.nullcontext():
         optimizer.step()
 
