@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mapo import progress
+from mapo.captions.beside import MANIFEST
 from mapo.errors import MapoError
 from mapo.files import PARTIAL, prepare_out, sweep
 from mapo.sample.folder import (
@@ -30,7 +31,6 @@ from mapo.sample.folder import (
     whole_rows,
     write_rows,
 )
-from mapo.sample.foreign import MANIFEST
 from mapo.shards import WHOLE, Shard, in_shares, locked, owned
 from mapo.texts import read_object, write_json
 

@@ -20,11 +20,12 @@ from types import UnionType
 
 from PIL import Image
 
+from mapo.captions.beside import MANIFEST, NAMED, Found, is_ours
 from mapo.errors import MapoError, count, printable
 from mapo.files import inside, replacing, sha256, write_text
 from mapo.pairs.pictures import check_picture, decode_picture
 from mapo.pairs.splits import prompt_id
-from mapo.sample.foreign import MANIFEST, NAMED, Found, find_pictures, is_ours
+from mapo.sample.foreign import find_pictures
 from mapo.texts import append_lines, numbered_lines, read_object
 
 LOG = logging.getLogger(__name__)
