@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mapo.build.context as module
-from mapo.build.context import Contexts, clean, open_rewriter, without_style
+from mapo.build.context import Contexts, clean, open_rewriter
+from mapo.captions.clean import without_style
 from mapo.score.scorers import endpoint
 from mapo.score.scorers.endpoint import KEY
 

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Protocol
 
+from mapo.captions.clean import without_style
 from mapo.devices import best_device
 from mapo.errors import MapoError
 from mapo.score.scorers.endpoint import ASKED_AT_ONCE, Endpoint, NoAnswer
@@ -50,37 +51,6 @@ def open_rewriter(how: str, model: str | None = None) -> Rewriter | None:
     raise MapoError(f"--context {how!r} is not known. Write rules, local:MODEL, endpoint:URL or none.")
 
 
-MEDIUM = (
-    r"(?:(?:digital|oil|acrylic|watercolou?r|gouache|pencil|charcoal|ink|pastel|matte|concept|fan|pixel|vector|line|3d|"
-    r"low[- ]poly|hyper[- ]?realistic|photo[- ]?realistic|realistic|detailed|beautiful|stunning|cinematic|professional|"
-    r"black and white|vintage|highly detailed|award[- ]winning|macro|colou?r|\d+k|"
-    r"anime|manga|cartoon|comic|disney|pixar|ghibli)[ -]+)*"
-    r"(?:painting|drawing|sketch|illustration|render(?:ing)?|photo(?:graph)?|artwork|art|portrait|poster|print|cartoon|"
-    r"caricature|comic|collage|engraving|fresco|still|wallpaper|picture|image|close-?up shot|shot)"
-)
-OPENING = re.compile(rf"^(?:an? |the )?{MEDIUM} (?:of|showing|depicting) ", re.IGNORECASE)
-INNER = re.compile(
-    r"\b(?:in|with) (?:the |an? )?(?:[\w'-]+ ){0,4}(?:style|aesthetic)(?: of [^,.;]+)?"
-    r"|\b(?:painted|drawn|rendered|photographed|illustrated|directed|designed|art(?:work)?|painting|photo) "
-    r"(?:by|in|with) [^,.;]+"
-    r"|\bby [A-Z][\w.'-]+(?: (?:[A-Z][\w.'-]+|and|van|von|de|da|del))*"
-    r"|\b(?:as|like) an? " + MEDIUM + r"\b",
-)
-STYLE_WORD = re.compile(
-    r"\b(?:art ?station|deviant ?art|pixiv|cgsociety|behance|unsplash|shutterstock|unreal engine(?: \d)?|octane|"
-    r"blender|v-?ray|redshift|ray ?trac(?:ed|ing)|\d+ ?k|u?hd|hdr|hq|uhq|dslr|bokeh|depth of field|"
-    r"f/?\d(?:\.\d)?|\d+ ?mm|"
-    r"(?:highly|ultra|hyper|very|super|extremely|intricate(?:ly)?|insanely)[- ]*(?:detail(?:ed|s)?|realistic|sharp)|"
-    r"detailed|intricate|masterpiece|best quality|high(?:est)? (?:quality|resolution|detail)|award[- ]winning|"
-    r"trending|sharp focus|smooth|(?:photo|hyper|sur)?[- ]?realis(?:m|tic)|impressionis[mt](?:ic)?|cubis[mt]|baroque|"
-    r"art (?:nouveau|deco)|cyberpunk|steampunk|synthwave|vaporwave|anime|manga|cartoon(?:ish)?|comic book|disney|pixar|"
-    r"(?:studio )?ghibli|pixel art|voxel|low[- ]poly|cel[- ]?shad(?:ed|ing)|water ?colou?r|oil on canvas|concept art|"
-    r"(?:digital|fantasy|vector|line|fan) art|(?:dramatic|studio|volumetric|soft|cinematic) light(?:ing)?|cinematic|"
-    r"photograph(?:y|ic)?|illustrat(?:ion|ed)|rendered|render|painting|sketch(?:ed)?|aesthetic|stylized)\b",
-    re.IGNORECASE,
-)
-
-
 class Rules:
     """A list of rules: it takes out the style words that stand in it, and leaves all others."""
 
@@ -90,19 +60,6 @@ class Rules:
         """Each prompt in turn."""
         for prompt in prompts:
             yield prompt, without_style(prompt)
-
-
-def without_style(prompt: str) -> str:
-    """The parts between commas, without openings such as "an oil painting of"; a part of style words goes whole."""
-    kept = []
-    for part in re.split(r"[,;|]|(?<=[\w)])\.(?:\s|$)", prompt):
-        bare = " ".join(INNER.sub(" ", OPENING.sub("", part.strip())).split())
-        left = re.sub(
-            r"\b(?:on|in|with|and|the|an?|by|of|style|art|very)\b|\W", "", STYLE_WORD.sub("", bare), flags=re.I
-        )
-        if left:
-            kept.append(" ".join(STYLE_WORD.sub(" ", bare).split()))
-    return re.sub(r"\b([Aa])n (?![aeiouhAEIOUH])", r"\1 ", ", ".join(kept))
 
 
 def clean(answer: str) -> str:
