@@ -36,6 +36,7 @@ from mapo.settings import nested
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from mapo.captions.ledger import Caption
     from mapo.encode.cache import Cache
     from mapo.export.verb import Exported
     from mapo.mismatch.mismatch import Mismatch
@@ -44,8 +45,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Images", "MapoError", "Page", "PairSet", "Run", "Scores",
-    "build", "check", "encode", "export", "import_pairs", "mismatch", "plan", "report", "sample", "score", "train",
-    "try_objective",
+    "build", "caption", "check", "encode", "export", "import_pairs", "mismatch", "plan", "report", "sample", "score",
+    "train", "try_objective",
 ]  # fmt: skip
 
 LOG = logging.getLogger(__name__)
@@ -159,6 +160,18 @@ def import_pairs(
         ties=ties, rankings=rankings, least_gap=least_gap, split=split, licence=licence,
     )  # fmt: skip
     return PairSet(out)
+
+
+@checked
+def caption(
+    pictures: Place, *, out: Place, caption_with: Place | None = None, raw: Switch = False, images_per_batch: Whole = 8
+) -> "list[Caption]":
+    """Put the captions of a folder of pictures into one file. The captions; MapoError names pictures without one."""
+    from mapo.captions import verb
+
+    return verb.caption(
+        Path(pictures), Path(out), caption_with=as_text(caption_with), raw=raw, images_per_batch=images_per_batch
+    )
 
 
 @checked

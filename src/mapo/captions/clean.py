@@ -119,3 +119,13 @@ def without_style(prompt: str) -> str:
         if left:
             kept.append(" ".join(STYLE_WORD.sub(" ", bare).split()))
     return re.sub(r"\b([Aa])n (?![aeiouhAEIOUH])", r"\1 ", ", ".join(kept))
+
+
+def style_words(text: str) -> set[str]:
+    """The style words in a caption that the rules know, in small letters."""
+    found = set[str]()
+    for part in re.split(r"[,;|]", text):
+        opening = OPENING.search(part.strip())
+        found |= {match.lower() for match in re.findall(MEDIUM, opening[0], re.IGNORECASE)} if opening else set()
+        found |= {" ".join(match[0].lower().split()) for rule in (INNER, STYLE_WORD) for match in rule.finditer(part)}
+    return found

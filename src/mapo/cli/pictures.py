@@ -77,6 +77,30 @@ def sample(model: str, prompts: str, seeds: str, out: Path, shard: str | None, *
         say(f"they are laid out in {out / 'grid.png'}")
 
 
+@cli.command(cls=Verb, example="mapo caption my-pictures --out work/captions.jsonl")
+@click.argument("pictures", type=OUT)
+@click.option("--out", type=OUT, required=True, help="The file of captions to write, or to bring up to date.")
+@click.option(
+    "--caption-with",
+    metavar="MODEL",
+    help="Let a model write the captions that are missing: a folder or hub id of Florence-2, BLIP or another model of "
+    "transformers that describes pictures.",
+)
+@click.option("--raw", is_flag=True, help="Keep weights in brackets, LoRAs and style words, which are else taken out.")
+@click.option("--images-per-batch", type=int, default=8, show_default=True, help="Pictures given to the model at once.")
+def caption(pictures: Path, out: Path, **how: Any) -> None:
+    """Put the captions of a folder of PICTURES into one file, a line each, to be read and changed by hand.
+
+    A caption comes from a list (metadata.jsonl, a CSV), else from NAME.txt or NAME.caption beside NAME.png, else from
+    what A1111, Forge, ComfyUI, Fooocus, InvokeAI, SwarmUI or NovelAI wrote into the picture. A picture without any is
+    named, and nothing is written. The same command again keeps what was changed by hand.
+    """
+    from mapo.captions.verb import caption, counted
+
+    captions = caption(pictures, out, **how)
+    say(f"{count(len(captions), 'caption')} in {out}: {counted(captions)}")
+
+
 def _scorers() -> tuple[str, list[str]]:
     """What the help of `mapo score` says of them."""
     from mapo.score.scorers import GROUPS, SCORERS

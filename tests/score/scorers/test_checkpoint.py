@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import save_file
 
 from mapo.errors import MapoError
+from mapo.pretrained import Repository
 from mapo.score.scorers.checkpoint import check_shapes, find_checkpoint, read_tensors
-from mapo.score.scorers.weights import Repository
 from small_scorers import place_in_hub
 
 REPOSITORY = Repository("some/one", "0123456789abcdef0123456789abcdef01234567")

@@ -15,11 +15,11 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from mapo.pretrained import MODEL, PROCESSOR, Repository, find_files, quiet
 from mapo.score.scorers import check_inputs
 from mapo.score.scorers.checkpoint import check_shapes, find_checkpoint, read_tensors
 from mapo.score.scorers.clip import CLIP, clip_similarity
 from mapo.score.scorers.similarity import join
-from mapo.score.scorers.weights import MODEL, PROCESSOR, Repository, find_files, quiet
 
 HEAD = Repository("trl-lib/ddpo-aesthetic-predictor", "cf4bd10345610935a80a5d3be9a3133c50f121e4")
 FILE = "aesthetic-model.pth"

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mapo.errors import MapoError
 from mapo.files import sha256
-from mapo.score.scorers.weights import Repository, find_files, repository
+from mapo.pretrained import Repository, find_files, repository
 from mapo.texts import read_json, write_json
 
 PICKLES = (".pt", ".pth")

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mapo.errors import MapoError
+from mapo.pretrained import at_hand
 from mapo.sample.folder import ImageRow
 from mapo.score.scorers import SCORERS, scorer_class
-from mapo.score.scorers.weights import at_hand
 from mapo.texts import read_object
 from mapo.worlds import WORLDS, World, find, world_of
 

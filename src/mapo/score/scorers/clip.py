@@ -14,8 +14,8 @@ from PIL.Image import Image
 from torch import Tensor
 
 from mapo.errors import MapoError
-from mapo.score.scorers.similarity import Similarity, check_side, check_type, join, load_model, load_part, process
-from mapo.score.scorers.weights import MODEL, PROCESSOR, Repository, find_files
+from mapo.pretrained import MODEL, PROCESSOR, Repository, check_type, find_files, load_model, load_part, process
+from mapo.score.scorers.similarity import Similarity, check_side, join
 
 CLIP = Repository("openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41")
 PICKSCORE = Repository("yuvalkirstain/PickScore_v1", "a4e4367c6dfa7288a00c550414478f865b875800")

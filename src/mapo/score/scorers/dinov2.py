@@ -11,9 +11,19 @@ from PIL.Image import Image
 from torch import Tensor
 
 from mapo.errors import MapoError, count
+from mapo.pretrained import (
+    MODEL,
+    PICTURES,
+    Repository,
+    check_type,
+    computing,
+    find_files,
+    load_model,
+    load_part,
+    process,
+)
 from mapo.score.scorers import check_inputs, check_pictures
-from mapo.score.scorers.similarity import check_type, computing, device, join, load_model, load_part, process
-from mapo.score.scorers.weights import MODEL, PICTURES, Repository, find_files
+from mapo.score.scorers.similarity import device, join
 
 DINOV2 = Repository("facebook/dinov2-base", "f9e44c814b77203eaa57a6bdbbd535f21ede1415")
 

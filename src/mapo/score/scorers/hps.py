@@ -18,10 +18,10 @@ from PIL import Image
 from torch import Tensor
 
 from mapo.errors import MapoError
+from mapo.pretrained import MODEL, TOKENIZER, Repository, check_type, find_files, load_model, load_part, quiet, reason
 from mapo.score.scorers.checkpoint import Checkpoint, check_shapes, checkpoints, find_checkpoint, read_tensors
 from mapo.score.scorers.clip import PICKSCORE_PROCESSOR
-from mapo.score.scorers.similarity import Similarity, check_type, join, load_model, load_part, reason
-from mapo.score.scorers.weights import MODEL, TOKENIZER, Repository, find_files, quiet
+from mapo.score.scorers.similarity import Similarity, join
 
 HPS = Repository("xswu/HPSv2", "697403c78157020a1ae59d23f111aa58ced35b0a")
 PUBLISHED = {  # the first digits of a file's sha256 → what it is, by the pages of that repository

@@ -22,11 +22,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mapo.errors import MapoError
+from mapo.pretrained import TOKENIZER, Repository, computing, find_files, quiet, read_json_object, reason
 from mapo.score.scorers import check_inputs
-from mapo.score.scorers.auto import read_json_object
 from mapo.score.scorers.checkpoint import check_shapes, find_checkpoint, read_tensors
-from mapo.score.scorers.similarity import computing, device, join, reason, told_of_cuts
-from mapo.score.scorers.weights import TOKENIZER, Repository, find_files, quiet
+from mapo.score.scorers.similarity import device, join, told_of_cuts
 
 WEIGHTS = Repository("THUDM/ImageReward", "5736be03b2652728fb87788c9797b0570450ab72")
 WORDS = Repository("google-bert/bert-base-uncased", "86b5e0934494bd15c9632b12f734a8a67f723594")

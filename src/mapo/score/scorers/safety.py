@@ -15,10 +15,20 @@ from PIL.Image import Image
 from torch import Tensor
 
 from mapo.errors import MapoError
+from mapo.pretrained import (
+    MODEL,
+    PICTURES,
+    Repository,
+    computing,
+    find_files,
+    load_model,
+    load_processor,
+    process,
+    quiet,
+    read_json_object,
+)
 from mapo.score.scorers import check_inputs
-from mapo.score.scorers.auto import load_processor, read_json_object
-from mapo.score.scorers.similarity import computing, device, join, load_model, process
-from mapo.score.scorers.weights import MODEL, PICTURES, Repository, find_files, quiet
+from mapo.score.scorers.similarity import device, join
 
 CLASSIFIER = Repository("Falconsai/nsfw_image_detection", "96cb0d0342c7afb80cab76ecc58b265fa44da256")
 UNSAFE = frozenset(

@@ -12,8 +12,8 @@ from PIL.Image import Image
 from torch import Tensor
 
 from mapo.errors import MapoError
-from mapo.score.scorers.similarity import Similarity, check_side, check_type, join, load_model, load_part, process
-from mapo.score.scorers.weights import MODEL, PICTURES, Repository, find_files
+from mapo.pretrained import MODEL, PICTURES, Repository, check_type, find_files, load_model, load_part, process
+from mapo.score.scorers.similarity import Similarity, check_side, join
 
 SIGLIP = Repository("google/siglip-so400m-patch14-384", "9fdffc58afc957d1a03a25b10dba0329ab15c2a3")
 WORDS = (*PICTURES, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")

@@ -1,27 +1,24 @@
-"""What scorers built on a transformers model share: reading it whole, preparing pictures by PIL, cosines of embeddings.
+"""What scorers built on a transformers model share: the cosines of embeddings.
 
 In float32, on CUDA where there is one, without TF32.
 """
 
 from __future__ import annotations
 
-import contextlib
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from PIL.Image import Image
 from torch import Tensor
 
 from mapo.devices import best_device
 from mapo.errors import MapoError, count
+from mapo.pretrained import computing, quiet
 from mapo.score.scorers import check_inputs, check_pictures
-from mapo.score.scorers.weights import quiet
-from mapo.texts import parse_json
 
 NAMED = 5
 
@@ -123,56 +120,6 @@ def device() -> str:
     return best_device()
 
 
-@contextlib.contextmanager
-def computing() -> Iterator[None]:
-    """No gradients, no TF32, and libraries keep quiet."""
-    with quiet(), torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
-        yield
-
-
-def check_type(kind: str, folder: Path, wanted: str, title: str) -> None:
-    """Refuse a folder whose config.json tells of another class of models."""
-    try:
-        found = str(parse_json((folder / "config.json").read_text("utf-8")).get("model_type"))
-    except (ValueError, AttributeError):
-        found = "damaged"
-    if found != wanted:
-        raise MapoError(f"{kind}: {folder} is not a {title} model; its config.json says {found}. Give one that is.")
-
-
-def load_model(kind: str, folder: Path, name: str, **how: Any) -> Any:
-    """The model of transformers' class ``name``. Weights that the file lacks are an error: they would be random."""
-    try:
-        with quiet():
-            model, info = getattr(transformers, name).from_pretrained(
-                folder, use_safetensors=True, output_loading_info=True, **how
-            )
-    except Exception as error:
-        raise MapoError(f"{kind}: {folder} cannot be loaded ({reason(error)}).") from None
-    if info["missing_keys"]:
-        first = sorted(info["missing_keys"])[0]
-        raise MapoError(f"{kind}: the weights in {folder} are not whole; they lack {first}.")
-    return model
-
-
-def load_part(kind: str, folder: Path, name: str) -> Any:
-    """A tokenizer or picture processor of transformers' class ``name``.
-
-    transformers 5 has a class ending in Pil beside each picture processor; before, the plain one was PIL's.
-    """
-    try:
-        with quiet():
-            return (getattr(transformers, f"{name}Pil", None) or getattr(transformers, name)).from_pretrained(folder)
-    except Exception as error:
-        raise MapoError(f"{kind}: {folder} is damaged ({reason(error)}).") from None
-
-
-def process(processor: Any, pictures: Sequence[Image]) -> Tensor:
-    """Pictures as a transformers processor prepares them, "n c h w"."""
-    pixels: Tensor = processor(list(pictures), return_tensors="pt", input_data_format="channels_last")["pixel_values"]
-    return pixels
-
-
 def check_side(kind: str, folder: Path, size: Any, side: int) -> None:
     """Refuse pictures prepared at another side than the model in ``folder`` takes."""
     made = dict(size)
@@ -181,11 +128,6 @@ def check_side(kind: str, folder: Path, size: Any, side: int) -> None:
             f"{kind}: the model in {folder} takes pictures of {side} × {side}, and its preprocessor_config.json makes "
             f"{made.get('height')} × {made.get('width')}. Put the model's own file there."
         )
-
-
-def reason(error: Exception) -> str:
-    """An error of a library in a line."""
-    return (str(error).strip() or type(error).__name__).split("\n")[0][:200].rstrip(".")
 
 
 def join(*revisions: str) -> str:

@@ -25,10 +25,10 @@ from PIL.Image import Image
 from mapo.devices import best_device
 from mapo.errors import MapoError, count
 from mapo.files import sha256
+from mapo.pretrained import CHAT, MODEL, Repository
 from mapo.sample.folder import png_bytes
 from mapo.score.scorers import Unfinished, check_inputs
 from mapo.score.scorers.endpoint import ASKED_AT_ONCE, Endpoint, NoAnswer
-from mapo.score.scorers.weights import CHAT, MODEL, Repository
 from mapo.texts import read_text
 
 TEMPLATE = "MAPO_VLM_TEMPLATE"  # the environment variable with the path of a question of the user's own
@@ -174,9 +174,8 @@ class Local:
     """
 
     def __init__(self, source: str | None) -> None:
-        from mapo.score.scorers.auto import load_processor, read_json_object
-        from mapo.score.scorers.similarity import join, reason
-        from mapo.score.scorers.weights import find_files, quiet
+        from mapo.pretrained import find_files, load_processor, quiet, read_json_object, reason
+        from mapo.score.scorers.similarity import join
 
         weights = source or QWEN
         model, chat = (find_files("vlm", weights, files) for files in (MODEL, CHAT))
@@ -206,7 +205,7 @@ class Local:
     def model(self) -> Any:
         """The network, in the precision of its file."""
 
-        from mapo.score.scorers.similarity import load_model
+        from mapo.pretrained import load_model
 
         model = load_model("vlm", self.folder, "AutoModelForImageTextToText", dtype="auto")
         return model.eval().to(best_device())
@@ -218,7 +217,7 @@ class Local:
     def _ask(self, picture: Image, question: str) -> tuple[int | None, str]:
         import torch
 
-        from mapo.score.scorers.weights import quiet
+        from mapo.pretrained import quiet
 
         with quiet(), torch.inference_mode():
             try:

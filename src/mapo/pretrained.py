@@ -1,6 +1,7 @@
-"""Where the weights behind a scorer lie: a repository of the hub at a fixed commit, or a folder.
+"""Models of transformers: where their files lie, reading them whole, and their picture processors in PIL's form.
 
-Models are read as safetensors; the few that are published only as a pickle go through ``checkpoint.py``.
+A model is a folder, or a repository of the hub at a fixed commit. It is read as safetensors, and none of its own code
+is run. ``kind`` is what a message begins with: a scorer, or the flag that named the model.
 """
 
 from __future__ import annotations
@@ -9,12 +10,17 @@ import contextlib
 import hashlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mapo.errors import MapoError
 from mapo.texts import parse_json
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
 
 MODEL = ("config.json", "model*.safetensors", "model.safetensors.index.json")
 PICTURES = ("preprocessor_config.json",)
@@ -58,7 +64,9 @@ def find_files(scorer: str, source: str | Repository, patterns: tuple[str, ...])
     if lack := _lacks(folder, patterns):
         whole = {MODEL: "a model in safetensors", PROCESSOR: "what prepares its pictures and texts"}
         what = whole.get(patterns, "what is needed")
-        raise MapoError(f"{scorer}: {folder} does not hold {what}: it lacks {lack}. Give another with {scorer}@FOLDER.")
+        raise MapoError(
+            f"{scorer}: {folder} does not hold {what}: it lacks {lack}. Give another with {_as(scorer, 'FOLDER')}."
+        )
     return found
 
 
@@ -66,10 +74,15 @@ def repository(scorer: str, source: str, kinds: str = "a folder") -> Repository:
     """The repository of that name. Raises MapoError for what is not a name of one, hence a path that leads nowhere."""
     if source.count("/") != 1 or source.startswith((".", "/", "~")) or source.endswith("/"):
         raise MapoError(
-            f"{scorer}@{source}: there is no {kinds.removeprefix('a ')} {source}. Give {kinds}, or a repository of the "
-            f"hub such as {scorer}@owner/name."
+            f"{_as(scorer, source)}: there is no {kinds.removeprefix('a ')} {source}. Give {kinds}, or a repository of "
+            f"the hub such as {_as(scorer, 'owner/name')}."
         )
     return Repository(source)
+
+
+def _as(kind: str, source: str) -> str:
+    """How a person names a source: ``clip@SOURCE``, or ``--flag SOURCE``."""
+    return f"{kind} {source}" if kind.startswith("--") else f"{kind}@{source}"
 
 
 def _lacks(folder: Path, patterns: tuple[str, ...]) -> str | None:
@@ -127,7 +140,7 @@ def snapshot(scorer: str, source: Repository, patterns: tuple[str, ...]) -> Path
         command = f"hf download {source.name}{commit} " + " ".join(f'--include "{kind}"' for kind in kinds)
         raise MapoError(
             f"{scorer}: {source.name} is not on this machine and could not be fetched ({reason}); where there is a "
-            f"network, type `{command}`, or give a folder with {scorer}@FOLDER."
+            f"network, type `{command}`, or give a folder with {_as(scorer, 'FOLDER')}."
         ) from None
 
 
@@ -151,3 +164,85 @@ def quiet(bars: bool = False) -> Iterator[None]:
         hub.setLevel(before[1])
         if before[2]:
             messages.enable_progress_bar()
+
+
+# ------------------------------------------------------------------ reading them
+
+
+@contextlib.contextmanager
+def computing() -> Iterator[None]:
+    """No gradients, no TF32, and libraries keep quiet."""
+    import torch
+
+    with quiet(), torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+        yield
+
+
+def check_type(kind: str, folder: Path, wanted: str, title: str) -> None:
+    """Refuse a folder whose config.json tells of another class of models."""
+    try:
+        found = str(parse_json((folder / "config.json").read_text("utf-8")).get("model_type"))
+    except (ValueError, AttributeError):
+        found = "damaged"
+    if found != wanted:
+        raise MapoError(f"{kind}: {folder} is not a {title} model; its config.json says {found}. Give one that is.")
+
+
+def load_model(kind: str, folder: Path, name: str, **how: Any) -> Any:
+    """The model of transformers' class ``name``. Weights that the file lacks are an error: they would be random."""
+    import transformers
+
+    try:
+        with quiet():
+            model, info = getattr(transformers, name).from_pretrained(
+                folder, use_safetensors=True, output_loading_info=True, **how
+            )
+    except Exception as error:
+        raise MapoError(f"{kind}: {folder} cannot be loaded ({reason(error)}).") from None
+    if info["missing_keys"]:
+        first = sorted(info["missing_keys"])[0]
+        raise MapoError(f"{kind}: the weights in {folder} are not whole; they lack {first}.")
+    return model
+
+
+def load_part(kind: str, folder: Path, name: str) -> Any:
+    """A tokenizer or picture processor of transformers' class ``name``.
+
+    transformers 5 has a class ending in Pil beside each picture processor; before, the plain one was PIL's.
+    """
+    import transformers
+
+    try:
+        with quiet():
+            return (getattr(transformers, f"{name}Pil", None) or getattr(transformers, name)).from_pretrained(folder)
+    except Exception as error:
+        raise MapoError(f"{kind}: {folder} is damaged ({reason(error)}).") from None
+
+
+def load_processor(kind: str, folder: Path) -> Any:
+    """The picture processor that ``preprocessor_config.json`` names, in its PIL form whatever else is installed."""
+    config = read_json_object(kind, folder / "preprocessor_config.json")
+    named = str(config.get("image_processor_type") or config.get("feature_extractor_type"))
+    return load_part(kind, folder, named.removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor"))
+
+
+def read_json_object(kind: str, path: Path) -> dict[str, Any]:
+    """The object in a JSON file; MapoError where there is none."""
+    try:
+        found = parse_json(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise MapoError(f"{kind}: {path} is damaged ({reason(error)}).") from None
+    if not isinstance(found, dict):
+        raise MapoError(f"{kind}: {path} is damaged (it is not a JSON object).")
+    return found
+
+
+def process(processor: Any, pictures: Sequence[Image]) -> Tensor:
+    """Pictures as a transformers processor prepares them, "n c h w"."""
+    pixels: Tensor = processor(list(pictures), return_tensors="pt", input_data_format="channels_last")["pixel_values"]
+    return pixels
+
+
+def reason(error: Exception) -> str:
+    """An error of a library in a line."""
+    return (str(error).strip() or type(error).__name__).split("\n")[0][:200].rstrip(".")

@@ -1,0 +1,102 @@
+"""Whether a folder of pictures and captions can be learned from: refusals in a sentence, before anything is drawn."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from mapo import progress
+from mapo.captions.beside import named, some
+from mapo.captions.clean import style_words
+from mapo.captions.ledger import Caption
+from mapo.errors import MapoError, count
+from mapo.files import inside, sha256
+from mapo.pairs.pictures import decode_picture
+
+LOG = logging.getLogger(__name__)
+
+FEWEST = 5
+
+
+def refuse_unfit(folder: Path, captions: Sequence[Caption], *, fewest: int = FEWEST, side: int = 0) -> None:
+    """MapoError where the pictures and captions that are kept cannot be learned from.
+
+    Every picture is decoded. ``fewest`` pictures must be different; each must have ``side`` pixels on both sides.
+    """
+    kept = [one for one in captions if one.keep]
+    _refuse_few(folder, len(kept), fewest)
+    refuse_style_in_every_line(folder, kept)
+    looked = _look(folder, [one.file for one in kept])
+    if damaged := [f"{name} ({said})" for name, said in looked.items() if isinstance(said, str)]:
+        raise MapoError(
+            f"{folder}: {some(damaged, 'picture is', 'pictures are')} damaged: {named(damaged)}. Put whole ones there, "
+            "or take them out."
+        )
+    sizes = {name: said[0] for name, said in looked.items() if not isinstance(said, str)}
+    if small := [f"{name} ({w} × {h})" for name, (w, h) in sizes.items() if min(w, h) < side]:
+        raise MapoError(
+            f"{folder}: {some(small, 'picture has', 'pictures have')} fewer than {side} pixels on a side: "
+            f"{named(small)}. Put larger ones there, or take them out."
+        )
+    _refuse_copies(folder, {name: said[1] for name, said in looked.items() if not isinstance(said, str)}, fewest)
+
+
+def _refuse_few(folder: Path, number: int, fewest: int) -> None:
+    if number < fewest:
+        raise MapoError(
+            f"{folder} has {count(number, 'picture')} with a caption, and {fewest} is the least to learn from. Add "
+            "more."
+        )
+
+
+def _refuse_copies(folder: Path, hashes: dict[str, str], fewest: int) -> None:
+    """Copies are the same pixels, whatever the file. Few different pictures are refused, other copies are told."""
+    alike: dict[str, list[str]] = {}
+    for name, found in hashes.items():
+        alike.setdefault(found, []).append(name)
+    copies = [names for names in alike.values() if len(names) > 1]
+    if len(alike) < fewest:
+        most = max(alike.values(), key=len)
+        raise MapoError(
+            f"{folder} has {count(len(hashes), 'picture')}, of which {len(alike)} {'is' if len(alike) == 1 else 'are'} "
+            f"different: {most[0]} is there {len(most)} times ({named(most[1:])}). {fewest} different pictures are the "
+            "least to learn from. Add more."
+        )
+    for names in copies[:FEWEST]:
+        LOG.warning(f"{folder}: {named(names)} are the same picture, which then counts {len(names)} times.")
+
+
+def _look(folder: Path, names: Sequence[str]) -> dict[str, str | tuple[tuple[int, int], str]]:
+    """The size and the hash of the pixels of each picture, or why it cannot be read."""
+
+    def look(name: str) -> str | tuple[tuple[int, int], str]:
+        try:
+            picture = decode_picture(inside(folder, name, str(folder)).read_bytes())
+        except OSError as error:
+            return error.strerror or str(error)
+        except ValueError as error:
+            return str(error)
+        return picture.size, sha256(b"%d %d " % picture.size + picture.tobytes())
+
+    found: dict[str, str | tuple[tuple[int, int], str]] = {}
+    with ThreadPoolExecutor(os.cpu_count()) as pool, progress.bar(total=len(names), desc="look", unit="picture") as bar:
+        for name, said in zip(names, pool.map(look, names), strict=True):
+            found[name] = said
+            bar.update()
+    return found
+
+
+def refuse_style_in_every_line(folder: Path, captions: Iterable[Caption]) -> None:
+    """MapoError where all captions say the same style words: a model then learns that these words mean the style."""
+    kept = [one for one in captions if one.keep]
+    shared = set.intersection(*(style_words(one.caption) for one in kept)) if kept else set()
+    if shared:
+        words = ", ".join(f"“{word}”" for word in sorted(shared))
+        raise MapoError(
+            f"{folder}: all {len(kept)} captions say {words}. The model would learn to draw so where a prompt says it, "
+            "and it then has nothing to learn from plain prompts. Take these words out of the captions, or leave --raw "
+            "out."
+        )

@@ -1,0 +1,121 @@
+"""The captions of a folder of pictures: of a list, else of the text beside the picture, else of its metadata."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mapo.captions.beside import files_of, in_order, lists_of, named, read_list, some, stem_of, text_of, texts_beside
+from mapo.captions.clean import clean_caption
+from mapo.captions.ledger import Caption
+from mapo.captions.metadata import told_in
+from mapo.captions.programs.told import OddMetadata
+from mapo.errors import MapoError
+from mapo.files import inside
+from mapo.pairs.pictures import ENDS
+
+LIST, BESIDE, METADATA = "list", "beside", "metadata: "
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What a folder says of its pictures."""
+
+    pictures: list[str]  # by their paths in the folder, in the order of their names
+    captions: dict[str, Caption]
+    without: dict[str, str]  # pictures without a caption, and why, where there is more to say
+    passed_over: int  # files of other kinds
+
+
+def read_captions(folder: Path, *, raw: bool = False) -> list[Caption]:
+    """The caption of every picture of a folder. MapoError names those that have none.
+
+    ``raw``: captions stay as they were written, with weights and style words.
+    """
+    found = look_in(folder, raw=raw)
+    refuse_silent(folder, found.without, found.captions.values())
+    return [found.captions[name] for name in found.pictures]
+
+
+def look_in(folder: Path, *, raw: bool = False, but: Path | None = None) -> Folder:
+    """What is said of the pictures of a folder, and of which nothing is. ``but`` is a list that is not asked."""
+    files = files_of(folder, "a folder of pictures")
+    _refuse_linked_folders(folder)
+    if but is not None:
+        files = {name: path for name, path in files.items() if (folder / path).resolve() != but.resolve()}
+    pictures = sorted((name for name in files if name.lower().endswith(ENDS)), key=in_order)
+    if not pictures:
+        raise MapoError(f"{folder} has no pictures. Name a folder of pictures, such as .png, .jpg and .webp.")
+    said: dict[str, tuple[str, str]] = {}
+    used = {files[name] for name in pictures}
+    for name in lists_of(folder, files):
+        used.add(files[name])
+        for one in read_list(folder, name, files)[0]:
+            said[one.file] = one.prompt, LIST
+    texts, owners = texts_beside(folder, files, pictures)
+    for stem, picture in owners.items():
+        if stem in texts:
+            used.update(files[name] for name in texts[stem])
+            if files[picture] not in said and (text := text_of(folder, [files[name] for name in texts[stem]])[0]):
+                said[files[picture]] = text, BESIDE
+    without: dict[str, str] = {}
+    captions: dict[str, Caption] = {}
+    for path in (files[name] for name in pictures):
+        text, source = said.get(path) or _of_metadata(folder, path, without)
+        if text:
+            captions[path] = Caption(path, made(text, source, raw=raw), source, text)
+    return Folder([files[name] for name in pictures], captions, without, len(files) - len(used))
+
+
+def made(text: str, source: str, *, raw: bool = False) -> str:
+    """The caption that becomes of a text from there."""
+    return " ".join(text.split()) if raw else clean_caption(text, of_program=source.startswith(METADATA))
+
+
+def _of_metadata(folder: Path, path: str, without: dict[str, str]) -> tuple[str, str]:
+    """The prompt in a picture and its program; where there is none it is noted in ``without``, with the reason."""
+    try:
+        told = told_in(inside(folder, path, str(folder)))
+    except OddMetadata as error:
+        without[path] = str(error)
+        return "", ""
+    except OSError as error:
+        raise MapoError(
+            f"{folder / path} cannot be read ({error.strerror or error}). Mend it, or take it out."
+        ) from None
+    if told is None:
+        without[path] = ""
+        return "", ""
+    return told.prompt, METADATA + told.program
+
+
+def refuse_silent(folder: Path, without: Mapping[str, str], captions: Iterable[Caption]) -> None:
+    """MapoError names the pictures that have no caption, and those whose caption is of style words alone."""
+    if without:
+        shown = [f"{name} ({why})" if why else name for name, why in without.items()]
+        example = stem_of(next(iter(without)))
+        raise MapoError(
+            f"{folder}: {some(shown, 'picture has', 'pictures have')} no caption: {named(shown)}. Write it into a text "
+            f"of the same name beside the picture, such as {example}.txt, or let a model write it with --caption-with."
+        )
+    empty = [one for one in captions if one.keep and not one.caption]
+    if empty:
+        shown = [f"{one.file} (“{one.raw[:60]}”)" for one in empty]
+        raise MapoError(
+            f"{folder}: of {some(shown, 'caption', 'captions')} nothing is left without style words and weights: "
+            f"{named(shown)}. Say what the pictures show, or take captions as they are with --raw."
+        )
+
+
+def _refuse_linked_folders(folder: Path) -> None:
+    """What lies behind a link to a folder would be passed over in silence."""
+    for place, below, _ in os.walk(folder):
+        below[:] = [name for name in below if not name.startswith(".")]
+        for name in below:
+            if (path := Path(place, name)).is_symlink():
+                raise MapoError(
+                    f"{path} is a link to a folder, which is not followed. Put the pictures themselves there, or take "
+                    "the link out."
+                )
