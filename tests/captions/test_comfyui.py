@@ -82,6 +82,20 @@ WAYS = {
         "n5": node("KSampler (Efficient)", seed=7, model=["20", 0], positive=["20", 1], negative=["20", 2], latent_image=["20", 3]),
         "n20": node("Efficient Loader", ckpt_name="base.safetensors", positive="a red fox", negative="blurry"),
     },
+    "pipes": {
+        "n5": node("KSampler (pipe)", seed=7, basic_pipe=["20", 0], latent_image=["4", 0]),
+        "n20": node("EditBasicPipe", basic_pipe=["21", 0]),
+        "n21": node("ToBasicPipe", model=["1", 0], positive=["2", 0], negative=["3", 0]),
+    },
+    "pipe of texts": {
+        "n5": node("easy kSampler", pipe=["20", 0], seed=7),
+        "n20": node("easy preSampling", pipe=["21", 0], steps=20),
+        "n21": node("easy fullLoader", ckpt_name="base.safetensors", positive="a red fox", negative="blurry"),
+    },
+    "context": {
+        "n5": node("KSampler", seed=7, model=["20", 1], positive=["20", 4], negative=["20", 5], latent_image=["4", 0]),
+        "n20": node("Context (rgthree)", base_ctx=["21", 0], model=["1", 0], positive=["2", 0], negative=["3", 0]),
+    },
     "two savers": {"n70": node("SaveImage", images=["71", 0]), "n71": node("VAEDecode", samples=["72", 0]),
         "n72": node("KSampler", seed=9, model=["1", 0], positive=["2", 0], negative=["3", 0], latent_image=["4", 0])},
 }  # fmt: skip

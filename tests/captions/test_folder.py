@@ -45,6 +45,15 @@ def test_a_list_comes_before_a_text_and_a_text_before_metadata(tmp_path):
     assert look_in(tmp_path).passed_over == 3
 
 
+def test_an_empty_line_of_a_list_leaves_the_word_to_the_next_source(tmp_path):
+    fill(tmp_path)
+    (tmp_path / "metadata.csv").write_text("file_name,text\nlisted.PNG,\n10.png,a wolf\n")
+    (tmp_path / "deep/er/beside.txt").write_text("")
+    assert [(one.caption, one.source) for one in read_captions(tmp_path)] == [
+        ("a wolf", "list"), ("a harbour", "metadata: A1111"), ("a harbour", "metadata: A1111"), ("not this", "beside"),
+    ]  # fmt: skip
+
+
 def test_captions_stay_as_they_are_where_that_is_asked(tmp_path):
     found = read_captions(fill(tmp_path), raw=True)
     assert [one.caption for one in found] == [one.raw for one in ALL]

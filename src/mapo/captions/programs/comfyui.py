@@ -24,6 +24,8 @@ ASIDE = re.compile(  # links that lead away from what was drawn
     re.IGNORECASE,
 )
 NOT_WORDS = re.compile(r"model|clip|vae|image|pixels|latent|samples|mask|control_net|sampler|sigmas", re.IGNORECASE)
+PIPES = ("basic_pipe", "pipe", "detailer_pipe", "base_ctx")
+LOADS = {"model", "ckpt_name", "base_ctx"}  # of nodes that give a model as well, so that places count otherwise
 LATENTS = ("latent_image", "latent", "samples", "sigmas")
 
 Nodes = Mapping[str, dict[str, Any]]  # each node's inputs, and its kind under KIND
@@ -86,6 +88,8 @@ def _is_sampler(nodes: Nodes, name: str) -> bool:
     node = nodes[name]
     if _link(nodes, node.get("guider")) is not None:
         return True
+    if "sampler" in node[KIND].lower() and _piped(nodes, name, "positive") != name:
+        return True
     if not node.get("positive"):
         return False
     return any(_link(nodes, node.get(key)) is not None for key in LATENTS) or "sampler" in node[KIND].lower()
@@ -142,13 +146,25 @@ def _first_sampler(nodes: Nodes, last: str) -> str:
 # ------------------------------------------------------------------ from a sampler to its text
 
 
+def _piped(nodes: Nodes, name: str, key: str) -> str:
+    """The node that has this input, up through pipes, which carry several things at once; else the node itself."""
+    at: str | None = name
+    for _ in range(DEEPEST):
+        if at is None:
+            break
+        if nodes[at].get(key):
+            return at
+        at = next((to for pipe in PIPES if (to := _link(nodes, nodes[at].get(pipe)))), None)
+    return name
+
+
 def _prompt(nodes: Nodes, sampler: str, side: str) -> str:
     """The text of one side of a sampler, ``positive`` or ``negative``."""
     node = nodes[sampler]
     if (guider := _link(nodes, node.get("guider"))) is not None:
         node = nodes[guider]
         side = side if side in node or side == "negative" else "conditioning" if "conditioning" in node else "cond1"
-    given = node.get(side)
+    given = node.get(side) or nodes[_piped(nodes, sampler, side)].get(side)
     if isinstance(given, str):
         return given.strip()
     return ", ".join(dict.fromkeys(_conditioned(nodes, given, side, set(), 0)))
@@ -174,7 +190,9 @@ def _conditioned(nodes: Nodes, given: object, side: str, seen: set[str], depth: 
         return [text] if (text := node[word].strip()) else []
     if _link(nodes, node.get("positive")) is not None and "negative" in node:
         assert isinstance(given, list)
-        return _conditioned(nodes, node["negative" if given[1] == 1 else "positive"], side, seen, depth + 1)
+        if LOADS.isdisjoint(node):
+            word = "negative" if given[1] == 1 else "positive"
+        return _conditioned(nodes, node[word], side, seen, depth + 1)
     keys = [key for key, _ in _links(nodes, name) if not NOT_WORDS.search(key)]
     near = [key for key in keys if "cond" in key.lower() or key in ("positive", "negative")] or keys
     return [text for key in near for text in _conditioned(nodes, node[key], side, seen, depth + 1)]
@@ -244,7 +262,5 @@ def _model(nodes: Nodes, sampler: str) -> str | None:
         node = nodes[name]
         if found := next((text for key in MODELS if (text := as_text(node.get(key)))), None):
             return found
-        name = next(
-            (to for key in ("model", "guider", "basic_pipe", "pipe") if (to := _link(nodes, node.get(key)))), None
-        )
+        name = next((to for key in ("model", "guider", *PIPES) if (to := _link(nodes, node.get(key)))), None)
     return None
