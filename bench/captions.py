@@ -134,7 +134,7 @@ def main() -> None:
         "pictures": given.pictures,
         "side": given.side,
         "rounds": ROUNDS,
-        "load_before": os.getloadavg()[0],
+        "load_at_the_end": os.getloadavg()[0],
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
     }
     print(json.dumps(found, indent=1))

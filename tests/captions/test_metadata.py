@@ -1,8 +1,10 @@
 """The prompt of a picture is read from what its program wrote into it, and anything else is said in a sentence."""
 
 import json
+import struct
 import zlib
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -159,6 +161,37 @@ def test_what_novelai_hides_in_the_alpha_channel_is_read(tmp_path, zipped):
     assert read_metadata(hidden(tmp_path / "b.png", A1111, zipped)) == SAID
 
 
+@pytest.mark.parametrize("filtered", range(5))
+def test_a_magic_word_is_found_in_the_first_rows_whatever_their_filter(tmp_path, filtered):
+    """Rows are filtered here by the definition of each filter, at the hand of all columns."""
+
+    def rows(picture):
+        lines = [b"\0" * picture.width * 4]
+        for y in range(picture.height):
+            line, above = picture.crop((0, y, picture.width, y + 1)).tobytes(), lines[-1]
+            left = b"\0\0\0\0" + line[:-4]
+            beyond = b"\0\0\0\0" + above[:-4]
+            near = [
+                min((a, b, c), key=lambda v, p=a + b - c: abs(p - v))
+                for a, b, c in zip(left, above, beyond, strict=True)
+            ]
+            taken = [[0] * len(line), left, above, [(a + b) // 2 for a, b in zip(left, above, strict=True)], near]
+            yield bytes([filtered, *((v - t) % 256 for v, t in zip(line, taken[filtered], strict=True))])
+            lines.append(line)
+
+    text = json.dumps({"Description": "a fox", "Software": "NovelAI", "Comment": json.dumps(NOVEL)})
+    for path, hides in ((hidden(tmp_path / "a.png", text), True), (tmp_path / "b.png", False)):
+        picture = Image.open(tmp_path / "a.png").convert("RGBA")
+        picture = picture if hides else picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        data = zlib.compress(b"".join(rows(picture)))
+        head = struct.pack(">IIBBBBB", 64, 150, 8, 6, 0, 0, 0)
+        parts = [chunk(b"IDAT", data[place : place + 500]) for place in range(0, len(data), 500)]
+        path.write_bytes(metadata.PNG + chunk(b"IHDR", head) + b"".join(parts) + chunk(b"IEND", b""))
+        with path.open("rb") as file:
+            assert metadata.hides_text(file) == hides
+        assert np.array_equal(np.asarray(Image.open(path)), np.asarray(picture))
+
+
 def test_pixels_are_decoded_only_where_a_png_with_alpha_says_nothing(tmp_path, monkeypatch):
     def fail(*_):
         raise AssertionError("pixels were decoded")
@@ -167,14 +200,17 @@ def test_pixels_are_decoded_only_where_a_png_with_alpha_says_nothing(tmp_path, m
     texts += [
         with_exif(tmp_path / f"a.{end}", {0x9286: b"ASCII\0\0\0" + A1111.encode()}) for end in ("jpg", "webp", "avif")
     ]
-    opaque, clear = png(tmp_path / "b.png"), png(tmp_path / "c.png", mode="RGBA")
+    opaque, clear = png(tmp_path / "b.png"), tmp_path / "c.png"
+    Image.new("RGBA", (4, 150), (1, 2, 3, 254)).save(clear)
+    hiding = hidden(tmp_path / "d.png", "x")
     for kind in (Image.Image, ImageFile.ImageFile):
         monkeypatch.setattr(kind, "load", fail)
     monkeypatch.setattr(metadata, "_hidden_text", fail)
     assert [read_metadata(picture) for picture in texts] == [SAID] * 4
     assert read_metadata(opaque) is None
+    assert read_metadata(clear) is None
     with pytest.raises(AssertionError, match="pixels were decoded"):
-        read_metadata(clear)
+        read_metadata(hiding)
 
 
 @pytest.mark.parametrize(
@@ -218,6 +254,16 @@ def test_a_chunk_that_says_it_is_huge_is_not_read(tmp_path):
     (tmp_path / "a.png").write_bytes(metadata.PNG + b"\x7f\xff\xff\xfftEXtparameters\0a")
     with pytest.raises(MapoError, match="its texts are larger"):
         read_metadata(tmp_path / "a.png")
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), st.binary(max_size=300), st.booleans())
+def test_whatever_a_png_with_alpha_holds_nothing_else_is_raised(tmp_path_factory, width, height, data, small):
+    width, height = (width % 5, 120 + height % 3) if small else (width, height)
+    path = tmp_path_factory.mktemp("odd") / "a.png"
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0))
+    for body in (data, zlib.compress(data * 50), zlib.compress(data * 50)[:-9]):
+        path.write_bytes(metadata.PNG + head + chunk(b"IDAT", body) + chunk(b"IEND", b""))
+        assert told_in(path) is None
 
 
 KEYS = ["parameters", "prompt", "workflow", "Comment", "Description", "Software", "invokeai_metadata", "sd-metadata", "Dream",
