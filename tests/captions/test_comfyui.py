@@ -23,8 +23,8 @@ def test_a_plain_graph_gives_prompt_seed_and_model(tmp_path):
 
 
 def test_webp_pictures_have_the_graph_in_exif(tmp_path):
-    tags = {0x0110: "prompt:" + json.dumps(graph()), 0x010F: "workflow:{}"}
-    for end in ("webp", "jpg"):
+    for end, word in (("webp", "prompt:"), ("jpg", "Prompt:")):
+        tags = {0x0110: word + json.dumps(graph()), 0x010F: "workflow:{}"}
         assert read_metadata(with_exif(tmp_path / f"a.{end}", tags)) == PLAIN
 
 

@@ -204,8 +204,8 @@ def _fields_of_exif(data: bytes) -> dict[str, str]:
         fields["fooocus_scheme"] = scheme
     for tag in COMFY_TAGS:
         key, colon, text = _plain(tags.get(tag)).partition(":")
-        if colon and key in ("prompt", "workflow"):
-            fields[key] = text
+        if colon and key.lower() in ("prompt", "workflow"):  # some nodes write them large
+            fields[key.lower()] = text
     return fields
 
 
