@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mapo.train.processes.processes import Processes
@@ -41,6 +41,8 @@ def shard(network: nn.Module, processes: Processes) -> None:
     for module in reversed(list(network.modules())):  # inner ones first
         if module is network or type(module).__name__ in names:
             fully_shard(module, mesh=mesh, reshard_after_forward=True)
+            if processes.device.type == "cpu" and isinstance(module, FSDPModule):
+                module.set_force_sum_reduction_for_comms(True)  # gloo of torch 2.8 takes a mean for a sum
 
 
 def own(tensor: Tensor) -> Tensor:
