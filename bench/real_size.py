@@ -7,9 +7,9 @@
 Makes a pipeline folder of the model's published layout part by part (SDXL: 6.5 GB in float16, made once): the denoiser,
 its VAE, and both CLIP text encoders in their real depth and width, with the built-in world's own vocabulary; Stable
 Diffusion 3.5 without T5, which a folder may leave out. Then encodes two pairs and trains, each as the command a user
-would type, and watches the process from outside: seconds of a step, and the most anonymous memory (on a GPU: also the
-most of the GPU's). A random model learns nothing; what is measured is that every step runs, is finite, and what it
-takes.
+would type, and watches the process from outside: seconds of a step, and the most anonymous memory. On a GPU the most of
+its memory that tensors took in training is read from the run, which writes it down for every step. A random model
+learns nothing; what is measured is that every step runs, is finite, and what it takes.
 
 FLUX.1 dev is opened on the meta device only, where nothing has numbers: one step of a LoRA goes through all its layers,
 forward and backward, and what its weights and its LoRA would take is counted.
@@ -237,6 +237,15 @@ def watched(words: list[str]) -> tuple[float, float]:
     return time.perf_counter() - began, peak
 
 
+def row_of(seconds: float, peak: float, steps: list[dict[str, Any]], on_gpu: bool) -> dict[str, Any]:
+    """What a training took, by the lines of its run. On a GPU ``memory`` there is torch.cuda.max_memory_allocated."""
+    found = {
+        "seconds": seconds, "peak_anonymous_gib": peak, "seconds_of_steps": [s["seconds"] for s in steps],
+        "losses": [s["loss"] for s in steps], "gradient_norms": [s["grad_norm"] for s in steps],
+    }  # fmt: skip
+    return {**found, "peak_gpu_gib": max(s["memory"] for s in steps) / 2**30} if on_gpu else found
+
+
 def main() -> None:
     """Make, train, watch, print, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
@@ -277,13 +286,11 @@ def main() -> None:
         words = ["train", *common, "--cache", str(cache), "--out", str(out), "--adapter", args.adapter, *sets]
         seconds, peak = watched(words)
         steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-        rows[precision] = {
-            "seconds": seconds, "peak_anonymous_gib": peak, "seconds_of_steps": [s["seconds"] for s in steps],
-            "losses": [s["loss"] for s in steps], "gradient_norms": [s["grad_norm"] for s in steps],
-        }  # fmt: skip
-        last = rows[precision]
+        last = rows[precision] = row_of(seconds, peak, steps, torch.cuda.is_available())
+        of_gpu = f"{last['peak_gpu_gib']:.1f} GiB of the GPU, " if "peak_gpu_gib" in last else ""
         print(
-            f"{precision}: {peak:.1f} GiB, steps of {', '.join(f'{s:.1f}' for s in last['seconds_of_steps'])} s, "
+            f"{precision}: {peak:.1f} GiB, {of_gpu}"
+            f"steps of {', '.join(f'{s:.1f}' for s in last['seconds_of_steps'])} s, "
             f"losses {', '.join(f'{v:.3f}' for v in last['losses'])}"
         )
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads"

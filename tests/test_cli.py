@@ -14,6 +14,7 @@ from apart import Apart, run_apart
 from data_fixtures import encoded, noise
 from mapo.cli import cli
 from mapo.pairs import PairWriter
+from mapo.sample.folder import read_images
 from tiny import make_pairs
 
 VERBS = [
@@ -67,7 +68,11 @@ def test_every_example_in_the_help_is_a_command_that_parses(verb):
     ("words", "sentence"),
     [
         (["trian"], r"No such command 'trian'. Did you mean 'train'\?"),
-        (["train", "--lr", "1"], r"No such option: --lr|No such option '--lr'"),
+        (["train", "--lr", "1"], r"--lr is not a flag of `mapo train` but a setting: --set optim.lr=VALUE\.$"),
+        (["plan", "--warmup-steps=1"], r"--warmup-steps is not a flag of `mapo plan` but a setting: --set optim.warmup_steps="),
+        (["train", "--optim.lr", "1"], "--set optim.lr=VALUE"),
+        (["train", "--beta", "1"], r"a setting: --set objective.beta=VALUE\.$"),
+        (["train", "--nonsense", "1"], r"No such option: --nonsense|No such option '--nonsense'"),
         (["train", "--out", "x"], "Give --model, or model in the --config file"),
         (["train", "--model", "mini", "--pairs", "nowhere", "--out", "x"], "There is no pairs set at nowhere"),
         (["train", "--model", "m", "--pairs", "p", "--out", "x", "--set", "optim.warmup=1"], "Did you mean 'optim.warmup_steps'"),
@@ -77,6 +82,12 @@ def test_every_example_in_the_help_is_a_command_that_parses(verb):
         (["train", "--config", "no.toml", "--out", "x"], "there is no file no.toml"),
         (["sample", "--model", "./nowhere", "--prompts", "mini:test", "--out", "x"], "there is no folder or file ./nowhere"),
         (["sample", "--model", "mini", "--prompts", "no.txt", "--out", "x"], "there is no file no.txt"),
+        (["sample", "--model", "mini", "--prompts", "a red fox", "--out", "x"],
+         "--prompts names a file or a set of prompts, and there is none called 'a red fox'. .* `mapo sample` with --prompt;"),
+        (["build", "pick-style-cartoon", "--model", "mini", "--prompts", "a fox: red", "--num-pairs", "1", "--out", "x"],
+         "none called 'a fox: red'. .* for other verbs write it into a .txt file"),
+        (["sample", "--model", "mini", "--out", "x"], "Give either --prompts, .* or --prompt TEXT"),
+        (["sample", "--model", "mini", "--prompts", "p.txt", "--prompt", "a fox", "--out", "x"], "Give either --prompts"),
         (["sample", "--model", "mini", "--prompts", "mini:tset", "--out", "x"], "no built-in list 'mini:tset'"),
         (["sample", "--model", "mini", "--prompts", "mini:test", "--seeds", "a", "--out", "x"], "not a list of seeds"),
         (["score", "nowhere", "--scorer", "mini", "--out", "x"], "nowhere is not an images folder"),
@@ -97,6 +108,29 @@ def test_bad_input_is_one_sentence_and_exit_code_2(words, sentence, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     assert re.search(sentence, refused(*words))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_prompts_are_given_as_they_are_one_by_one(tmp_path, sdxl):
+    words = ["sample", "--model", sdxl, "--prompt", "a red fox", "--prompt", "a blue, round: thing", "--steps", 1]
+    done = CliRunner().invoke(cli, [str(word) for word in (*words, "--out", tmp_path / "images")])
+    assert done.exit_code == 0, done.output
+    assert [row.prompt for row in read_images(tmp_path / "images")] == ["a red fox", "a blue, round: thing"]
+
+
+def test_a_misspelt_scorer_is_told_before_a_table_that_is_there(tmp_path, sdxl):
+    from mapo.score.table import write_scores
+
+    write_scores(tmp_path / "t.parquet", [{
+        "image": "0", "prompt_id": "p", "prompt": "p", "seed": 0, "model": "m", "scorer": "clip", "metric": "clip_score",
+        "version": "1", "revision": "", "reference": "", "value": 1.0,
+    }])  # fmt: skip
+    done = CliRunner().invoke(
+        cli, ["sample", "--model", str(sdxl), "--prompt", "p", "--steps", "1", "--out", str(tmp_path / "i")]
+    )
+    assert done.exit_code == 0
+    words = ["score", tmp_path / "i", "--out", tmp_path / "t.parquet", "--scorer"]
+    assert "There is no scorer 'clpi'. Did you mean 'clip'" in refused(*words, "clpi")
+    assert "holds scores of other pictures" in refused(*words, "mini")
 
 
 def test_folders_that_are_no_model_are_told_from_missing_ones(tmp_path, pairs):

@@ -1,5 +1,7 @@
 """Each process of a machine computes on a GPU of its own."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -45,3 +47,12 @@ def test_every_verb_that_shares_its_work_asks_for_its_gpu_before_it_loads_anythi
     images = sample(model=sdxl, prompts=["a red square"], out=tmp_path / "images", steps=1)
     score(images, scorer="guards", out=tmp_path / "scores.parquet")
     assert asked == ["mapo.encode.verb", "mapo.sample.sample", "mapo.score.score"]
+
+
+def test_the_bench_at_real_size_says_the_most_of_a_gpu_where_there_is_one(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "bench")
+    from real_size import row_of
+
+    steps = [{"seconds": 1.0, "loss": 0.5, "grad_norm": 1.0, "memory": k * 2**30} for k in (2, 5, 4)]
+    assert row_of(9.0, 1.0, steps, on_gpu=True)["peak_gpu_gib"] == 5
+    assert "peak_gpu_gib" not in row_of(9.0, 1.0, steps, on_gpu=False)

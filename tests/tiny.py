@@ -177,8 +177,10 @@ def make_sd3(folder: Path, seed: int = 0, t5: bool = True, shift: float = 3.0, t
     return folder
 
 
-def make_flux(folder: Path, seed: int = 0, guidance: bool = True, dynamic: bool = True, **settings) -> Path:
-    """A FluxPipeline folder with random weights: dev, or schnell where it is told no guidance."""
+def make_flux(
+    folder: Path, seed: int = 0, guidance: bool = True, dynamic: bool = True, width: int = 32, **settings
+) -> Path:
+    """A FluxPipeline folder with random weights: dev, or schnell where it is told no guidance; ``width`` is T5's."""
     import torch
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
     from transformers import CLIPTextModel
@@ -188,11 +190,11 @@ def make_flux(folder: Path, seed: int = 0, guidance: bool = True, dynamic: bool 
     transformer = FluxTransformer2DModel(
         **{
             "in_channels": 16, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 8,
-            "num_attention_heads": 2, "joint_attention_dim": 32, "pooled_projection_dim": 24,
+            "num_attention_heads": 2, "joint_attention_dim": width, "pooled_projection_dim": 24,
             "guidance_embeds": guidance, "axes_dims_rope": (2, 2, 4), **settings,
         }
     )  # fmt: skip
-    t5_tokenizer, encoder = make_t5()
+    t5_tokenizer, encoder = make_t5(width)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0 if dynamic else 1.0, use_dynamic_shifting=dynamic)
     FluxPipeline(
         scheduler, _flow_vae(), CLIPTextModel(_text(tokenizer, 24)), tokenizer, encoder, t5_tokenizer, transformer

@@ -36,6 +36,18 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+def keys_called(settings: type[BaseModel], name: str) -> list[str]:
+    """The settings with this name or with it as their last word, such as ``optim.lr`` for ``lr``."""
+    keys: list[str] = []
+    for key, field in settings.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            keys += [f"{key}.{own}" for own in inner.model_fields]
+        else:
+            keys.append(key)
+    return [key for key in keys if name in (key, key.rpartition(".")[2])]
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """The values of a TOML file."""
     try:

@@ -19,6 +19,7 @@ from mapo.errors import MapoError
 from mapo.models import find_model, open_model
 from mapo.models.files import ModelFiles
 from mapo.pairs import PairSet
+from tiny import make_flux, make_pairs
 
 
 def parts(sdxl):
@@ -50,6 +51,66 @@ def test_the_cache_holds_what_the_encoders_say(sdxl, pairs, cache):
     assert stored.keys() == text.keys()
     for key, value in stored.items():
         assert torch.allclose(value, text[key][0], atol=1e-5)
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16", "float16"])
+def of_any(request, any_model, tmp_path_factory):
+    """A model of any family, a set, and its cache in each precision."""
+    folder, prompts = tmp_path_factory.mktemp("any"), ["a small red circle", "zebra, ünïcode " * 30]
+    opened = PairSet(make_pairs(folder / "pairs", count=4, prompts=prompts))
+    encode(parts(any_model), opened, folder / "cache", precision=request.param, holding="and the empty prompt")
+    return parts(any_model), opened, folder / "cache", request.param
+
+
+def test_each_prompt_of_every_family_is_stored_once_in_its_precision_and_with_no_more_than_it_says(of_any):
+    model, opened, cache, precision = of_any
+    prompts, stored = {"", *(pair.prompt for pair in opened)}, contents(cache)
+    texts = {name: value for name, value in stored.items() if name.split("|")[0] in set(map(prompt_key, prompts))}
+    assert len(prompts) == 3 and {name.split("|")[0] for name in texts} == set(map(prompt_key, prompts))
+    assert {name.split("|")[0] for name in stored.keys() - texts.keys()} == set(opened.image_names())
+    assert {name.split("|")[1] for name in texts} == set(model.prompt_shapes) and len(texts) == 3 * len(
+        model.prompt_shapes
+    )
+    assert {value.dtype for value in texts.values()} == {getattr(torch, precision)}
+    most = model.prompt_numbers * (4 if precision == "float32" else 2)
+    each = [sum(v.nbytes for k, v in texts.items() if k.startswith(prompt_key(p))) for p in prompts]
+    assert max(each) <= most and (max(each) == most or model.files.pipeline_class == "ZImagePipeline")
+
+
+def test_the_cache_of_every_family_holds_what_the_encoders_say_in_its_precision(of_any):
+    model, opened, cache, precision = of_any
+    kind = getattr(torch, precision)
+    read = Cache(cache, cache_key(model, precision=precision))
+    encoder = model.text_encoder("cpu", torch.float32 if precision == "float32" else torch.bfloat16)
+    for prompt in ("", *(pair.prompt for pair in opened)):
+        text, stored = encoder([prompt]), read.text(prompt)
+        assert stored.keys() == text.keys()
+        for key, value in stored.items():
+            wanted = text[key][0].to(kind)
+            assert value.shape == wanted.shape, (prompt, key)
+            assert torch.allclose(value.float(), wanted.float(), atol=1e-5 if precision == "float32" else 0.06), key
+    name = opened.image_names()[0]
+    mean, _ = model.image_encoder("cpu")(to_pixels(opened.image(name), square(16))[0][None])
+    assert torch.allclose(read.latents(name, False)[0].float(), mean[0], atol=1e-5 if precision == "float32" else 0.02)
+
+
+def test_how_much_prompts_take_is_said_before_they_are_encoded_where_each_takes_megabytes(tmp_path, pairs, heard):
+    """512 tokens of T5 with 512 numbers each are a MiB, as those of FLUX.1 are 8."""
+    said = []
+    for width, precision in ((512, "float32"), (512, "bfloat16"), (32, "float32")):
+        model = parts(make_flux(tmp_path / f"{width}", width=width))
+
+        def encoder(*given, real=model.text_encoder):
+            said.append(heard())
+            return real(*given)
+
+        heard()
+        model.text_encoder = encoder
+        encode(model, PairSet(pairs), tmp_path / f"cache-{width}-{precision}", precision=precision)
+    first = (
+        "8 prompts: each takes up to 1.0 MiB in float32, all of them 0.0 GiB. data.cache_precision=bfloat16 takes half."
+    )
+    assert said == [first + "\n", "", ""]
 
 
 def test_the_text_conditioning_is_that_of_the_diffusers_pipeline(sdxl):

@@ -177,6 +177,32 @@ def test_some_of_the_layers_that_are_one_there_are_enough(tmp_path, ranks):
     assert all(torch.allclose(again[name], wanted[name], atol=1e-5) for name in wanted)
 
 
+@pytest.mark.parametrize("name", ["sdxl", "flux"])
+def test_a_run_s_lora_on_named_ones_of_other_ranks_alphas_and_weights_leaves_as_all_of_them(tmp_path, name):
+    """Readers know one rank and one alpha of a layer: α/r · up · down has to be the sum of the three."""
+    model = opened(KNOWN[name](tmp_path / "m"))
+    below = (("a", (2, 3), 0.5, 0.7), ("b", (1,), 3.0, -1.0), ("own", (4,), 0.25, 1.0))
+    wanted, loras = model.denoiser("cpu").state_dict(), []
+    for number, (file, ranks, scale, weight) in enumerate(below):
+        ends = (".to_q", ".to_k", ".to_v")[: 1 + number]  # so some layers are of one LoRA, others of two or three
+        layers = random_layers(model, lambda _, module, ends=ends: module.endswith(ends), ranks, scale)
+        write_layers(tmp_path / f"{file}.safetensors", layers)
+        loras.append(f"{tmp_path}/{file}.safetensors:{weight}")
+        for one in layers:
+            key = f"{one.module}.weight"
+            wanted[key] = wanted[key] + weight * scale * (one.up @ one.down)
+    write_kohya(opened(tmp_path / "m", *loras), tmp_path / "k.safetensors")
+    (found,) = opened(tmp_path / "m", tmp_path / "k.safetensors").lora_layers()
+    assert {4, 1 + 4} < {one.rank for one in found} <= {4, 1 + 4, 2 + 1 + 4, 3 + 1 + 4}
+    again = opened(tmp_path / "m", tmp_path / "k.safetensors").denoiser("cpu").state_dict()
+    assert all(torch.allclose(again[key], wanted[key], atol=1e-5) for key in wanted)
+    plain = opened(tmp_path / "m").denoiser("cpu")
+    tensors, _ = as_published(plain, name)
+    patched = laid_on(tensors, load_file(tmp_path / "k.safetensors"), "lora_unet")
+    plain.load_state_dict(wanted)
+    assert all(torch.allclose(patched[key], value, atol=1e-5) for key, value in as_published(plain, name)[0].items())
+
+
 def test_what_lies_at_no_strength_has_none_in_the_file_although_an_alpha_of_0_means_the_rank(tmp_path):
     layers = random_layers(opened(make_sd3(tmp_path / "m")), lambda _, name: name.endswith((".to_q", "ff.net.2")))
     write_layers(tmp_path / "own.safetensors", layers)

@@ -180,6 +180,53 @@ def test_what_the_card_says_to_type_works(work, monkeypatch, form, kind):
     assert far[0] < (0.01 if form == "diffusers" else 1e-4) < far[1], far  # which was rounded to half precision
 
 
+def trained(base: Path, pairs: Path, out: Path, loras: tuple[str, ...] = ()) -> Path:
+    values = {
+        "model": str(base), "pairs": str(pairs), "adapter": {"kind": "lora", "rank": 2}, "optim": {"lr": 1e-1},
+        "train": {"steps": 2, "pairs_per_step": 2}, "loras": list(loras),
+    }  # fmt: skip
+    train(make_config(values), out)
+    return out
+
+
+@pytest.mark.parametrize("form", ["lora", "diffusers"])
+def test_what_the_card_says_to_type_works_for_every_family(any_model, run_of_any, tmp_path, monkeypatch, form):
+    export(str(run_of_any), form, tmp_path / "out")
+    (code,) = [block.split("```")[0] for block in (tmp_path / "out" / "README.md").read_text().split("```python\n")[1:]]
+    (tmp_path / any_model.name).symlink_to(any_model)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tqdm.std.tqdm.display", lambda *args, **named: None)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert Path("picture.png").is_file()
+    made = latents(names["pipeline"])
+    far = [float((made - of_run(name)).abs().mean() / made.abs().mean()) for name in (run_of_any, any_model)]
+    assert far[0] < 1e-4 < far[1], far
+
+
+@pytest.fixture(scope="module")
+def run_of_any(any_model, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    return trained(any_model, make_pairs(folder / "pairs", count=2), folder / "run")
+
+
+def test_the_card_names_every_lora_below_whose_licence_holds_too(work, tmp_path):
+    from tiny import make_lora
+
+    for k, name in enumerate(("first", "second")):
+        make_lora(find_model(str(work / "base")), tmp_path / f"{name}.safetensors", seed=k)
+    one = trained(work / "base", work / "my pairs", tmp_path / "one", (f"{tmp_path}/first.safetensors",))
+    two = trained(one, work / "my pairs", tmp_path / "two", (f"{tmp_path}/second.safetensors:0.5",))
+    for run, says in (
+        (one, "this LoRA too, and what its licence asks holds for it as well: first.safetensors."),
+        (two, "these LoRAs too, and what their licences ask holds for it as well: first.safetensors, second.safetensors."),
+    ):  # fmt: skip
+        export(str(run), "lora", tmp_path / f"{run.name}-out", licence="mit")
+        assert f"It stands on {says}" in card_of(tmp_path / f"{run.name}-out").text
+    export(str(work / "lora"), "lora", tmp_path / "plain")
+    assert "It stands on" not in card_of(tmp_path / "plain").text
+
+
 def test_the_card_says_what_was_trained_on_what_and_nothing_of_this_machine(work, lora):
     card = card_of(lora)
     for row in (
@@ -271,6 +318,36 @@ def test_a_base_s_own_card_names_its_licence_and_else_the_hub_is_asked(tmp_path)
     assert inherited("a/b", None, None) is None and inherited("", None, "cc-by-4.0").name == "cc-by-4.0"
     with pytest.raises(MapoError, match="write the hub's name for it"):
         inherited("", None, "My Licence")
+
+
+def test_the_licence_of_flux_dev_and_sd3_is_that_of_their_kind_where_no_id_and_no_card_says_it(any_model, run_of_any):
+    """A file or a bare folder has no name on the hub."""
+    from mapo.export.runs.licences import inherited, licence_of_kind
+
+    kind = licence_of_kind(opened := open_model(find_model(str(run_of_any))))
+    wanted = {
+        "FluxPipeline": "flux-1-dev-non-commercial-license", "StableDiffusion3Pipeline": "stabilityai-ai-community"
+    }.get(opened.files.pipeline_class)  # fmt: skip
+    if wanted is None:
+        assert kind is None
+        return
+    out = run_of_any.parent / "published"
+    with pytest.raises(
+        MapoError, match=r"--license is mit, but the base is a model of the kind of .*--base-model OWNER"
+    ):
+        export(str(run_of_any), "hub", out, licence="mit")
+    export(str(run_of_any), "hub", out)
+    assert card_of(out).data.to_dict()["license_name"] == wanted
+    assert inherited("owner/other", None, "mit", None, kind).name == "mit"  # --base-model says otherwise
+    with_card(run_of_any.parent / "carded", "license: apache-2.0")
+    assert inherited("", run_of_any.parent / "carded", None, None, kind).name == "apache-2.0"
+
+
+def test_what_is_made_of_flux_without_guidance_may_have_any_licence(tmp_path):
+    from mapo.export.runs.licences import licence_of_kind
+    from tiny import make_flux
+
+    assert licence_of_kind(open_model(find_model(str(make_flux(tmp_path / "m", guidance=False))))) is None
 
 
 # ------------------------------------------------------------------ the hub

@@ -15,6 +15,7 @@ from mapo.errors import MapoError
 from mapo.models import Frames, find_model, fingerprint, open_model, together
 from mapo.models.families import FAMILIES
 from mapo.models.families.flux import unpack
+from mapo.models.files import ModelFiles
 from mapo.models.noise.process import Ddpm
 from tiny import MAKERS, make_pairs
 
@@ -277,6 +278,23 @@ def test_every_other_verb_takes_it(any_model, work):
     mapo("report", "--before", work / "before", "--after", work / "after", *scores, "--run", work / "lora",
          "--out", work / "report.html")  # fmt: skip
     assert (work / "report.html").stat().st_size > 10_000
+
+
+def test_a_second_training_on_the_same_data_loads_the_denoiser_alone(any_model, work, monkeypatch):
+    real, asked = ModelFiles.load, []
+
+    def load(files, part, *given, **named):
+        asked.append(part)
+        return real(files, part, *given, **named)
+
+    monkeypatch.setattr(ModelFiles, "load", load)
+    words = ("train", "--model", any_model, "--pairs", work / "pairs", "--adapter", "lora", "--set", "train.steps=1",
+             "--set", "train.pairs_per_step=2")  # fmt: skip
+    mapo(*words, "--out", work / "second")
+    assert asked == [opened(any_model).denoiser_part]
+    asked.clear()
+    mapo(*words, "--out", work / "third", "--cache", work / "fresh-cache")
+    assert set(asked) == {"vae", *opened(any_model).text_encoders, opened(any_model).denoiser_part}
 
 
 def test_training_further_on_a_run_stands_on_it(work):

@@ -16,6 +16,8 @@ from mapo.errors import MapoError
 from mapo.models import Frames, find_model, open_model, together
 from mapo.models.families.flux import pack, places, unpack
 from mapo.models.noise.flow import RectifiedFlow
+from mapo.train.config import make_config
+from mapo.train.train import train
 from tiny import make_flux, make_pairs, make_sd3, make_sdxl, make_z_image
 
 
@@ -203,7 +205,7 @@ def test_flux_is_trained_with_a_lora_only(tmp_path, pairs):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_distilled_model_needs_leave_to_be_trained(tmp_path, pairs):
+def test_a_distilled_model_needs_leave_to_be_trained_and_what_that_does_is_said_then_too(tmp_path, pairs, heard):
     named = make_sdxl(tmp_path / "sdxl-turbo")
     without = make_flux(tmp_path / "flux", guidance=False, dynamic=False)
     for folder, words in (
@@ -217,6 +219,12 @@ def test_a_distilled_model_needs_leave_to_be_trained(tmp_path, pairs):
         assert isinstance(done.exception, MapoError) and words in str(done.exception)
         assert "--allow-distilled" in str(done.exception) and not (tmp_path / "run").exists()
     assert run(*asked, "--allow-distilled").exit_code == 0
+    values = {"model": str(without), "pairs": str(pairs), "cache": str(tmp_path / "cache-flux"), "adapter": {"kind": "lora"},
+              "train": {"steps": 1, "pairs_per_step": 2, "allow_distilled": True}}  # fmt: skip
+    train(make_config(values), tmp_path / "again")
+    said = f"Warning: {without} is a distilled model. It has no guidance embedding, as FLUX.1 schnell"
+    told = [line for line in heard().splitlines() if line.startswith(said)]
+    assert len(told) == 1 and told[0].endswith("pictures in few steps become blurred.")
 
 
 @pytest.mark.parametrize("name", ["my-turbot-fish", "hyperrealistic", "flashlight", "distillery", "schnelle-nummer"])

@@ -18,7 +18,7 @@ from mapo.models.loras.read import Kind, Tensors, read_layers
 from mapo.models.loras.write import write_layers
 from mapo.models.names.kohya import PREFIXES, kohya_layers, layer_shapes
 from mapo.models.names.original import Change
-from mapo.models.single.header import read_header
+from mapo.models.parts.header import read_header
 from tiny import MAKERS, make_sd3, make_sdxl
 
 TABLES = Path(mapo.models.single.__file__).parent / "tables"
@@ -350,7 +350,8 @@ REFUSED = {
     "FLUX": (kohya("lora_unet_double_blocks_0_img_attn_proj"), None, "which .*m lacks. It seems to be a LoRA of FLUX.1"),
     "SD 1.5": (kohya("lora_te_text_model_encoder_layers_0_mlp_fc1"), None, "It seems to be a LoRA of Stable Diffusion 1"),
     "other widths": (kohya(QUERY, 320, 320), None, "to_q has another size .320 by 320, not 32 × 32"),
-    "two ranks": ({**kohya(QUERY), f"{QUERY}.lora_up.weight": torch.ones(32, 3)}, None, "has another size"),
+    "two ranks": ({**kohya(QUERY), f"{QUERY}.lora_up.weight": torch.ones(32, 3)}, None,
+                  "to_q is of rank 4 by its down matrix, and of rank 3 by its up matrix"),
     "not finite": (kohya(QUERY, alpha=torch.tensor(float("nan"))), None, "alpha of .* is not a finite number"),
     "not a number": (kohya(QUERY, **{"lora_up.weight": torch.full((32, 4), float("nan"))}), None, "lora_up.* not finite"),
     "infinite": (kohya(QUERY, **{"lora_down.weight": torch.full((4, 32), float("inf"))}), None, "lora_down.* not finite"),
@@ -360,6 +361,7 @@ REFUSED = {
     "alpha is a word": (PEFT, {"lora_adapter_metadata": '{"unet.lora_alpha": "much"}'}, "metadata that cannot be read"),
     "no JSON": (PEFT, {"lora_adapter_metadata": "{"}, "metadata that cannot be read"),
     "a list": ({"0": torch.ones(4, 4), "1": torch.ones(4, 4), "2": torch.ones(4)}, None, "is a list of tensors"),
+    "a list as numpy writes it": ({"arr_0": torch.ones(4, 4), "arr_1": torch.ones(4, 4)}, None, "is a list of tensors"),
     "an embedding": ({"clip_l": torch.ones(2, 16), "clip_g": torch.ones(2, 24)}, None, "is an embedding"),
     "an old embedding": ({"emb_params": torch.ones(2, 16)}, None, "is an embedding"),
     "a VAE": ({"decoder.conv_in.weight": torch.ones(4, 4, 3, 3)}, None, "is a VAE and not a LoRA"),
@@ -380,13 +382,23 @@ def test_a_file_of_which_not_everything_could_be_used_is_refused_by_name(model, 
 
 
 def test_files_that_are_no_safetensors_are_refused(model, tmp_path):
-    (tmp_path / "half.safetensors").write_bytes(save_bytes(kohya(QUERY))[:-100])
+    whole = save_bytes(kohya(QUERY))
+    contents = {
+        "half": whole[:-100], "head": whole[:20], "empty": b"", "page": b"<!DOCTYPE html>", "gguf": b"GGUF\3\0\0\0",
+        "pointer": b"version https://git-lfs.github.com/spec/v1", "picture": b"\x89PNG\r\n\x1a\n", "text": b"a letter to you",
+    }  # fmt: skip
+    for name, content in contents.items():
+        (tmp_path / f"{name}.safetensors").write_bytes(content)
     (tmp_path / "a.pt").write_bytes(b"PK")
     torch.save(kohya(QUERY), tmp_path / "saved.safetensors")
     (tmp_path / "folder").mkdir()
     for name, says in {
-        "half.safetensors": "is damaged or not a safetensors file", "a.pt": "is a pickle, which can run code",
-        "saved.safetensors": "is a pickle, which can run code",
+        "half.safetensors": r"is cut off: it has [\d,]+ of [\d,]+ bytes. Download it again",
+        "head.safetensors": "is cut off: it has only 20 bytes. Download it again",
+        "empty.safetensors": "is empty. Download it again", "page.safetensors": "is a web page",
+        "pointer.safetensors": "git lfs pull", "picture.safetensors": "is a picture, not a file of weights",
+        "gguf.safetensors": "is a GGUF file", "text.safetensors": "does not begin as one. Download it again",
+        "a.pt": "is a pickle. Such a file can run code", "saved.safetensors": "is a pickle. Such a file can run code",
         "folder": "neither a run of `mapo train` nor a folder with pytorch_lora_weights", "none.safetensors": "there is no file",
     }.items():  # fmt: skip
         with pytest.raises(MapoError, match=says):

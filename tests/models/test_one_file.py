@@ -203,6 +203,20 @@ def test_marks_and_metadata_are_those_that_other_programs_read(file, sdxl, tmp_p
         assert found.metadata()["modelspec.prediction_type"] == "epsilon"
 
 
+def test_flux_without_guidance_leaves_as_schnell_in_both_kinds_of_file(tmp_path):
+    from mapo.export.runs.kohya import write_kohya
+    from tiny import make_flux, make_lora
+
+    for guidance, name in ((True, "flux-1-dev"), (False, "flux-1-schnell")):
+        folder = make_flux(tmp_path / name, guidance=guidance)
+        lora = make_lora(find_model(str(folder)), tmp_path / f"{name}-lora.safetensors")
+        write_single_file(opened(folder), tmp_path / "whole.safetensors")
+        write_kohya(opened(folder, loras=[str(lora)]), tmp_path / "kohya.safetensors")
+        for file, ending in (("whole", ""), ("kohya", "/lora")):
+            with safe_open(tmp_path / f"{file}.safetensors", "pt") as found:
+                assert found.metadata()["modelspec.architecture"] == name + ending
+
+
 @pytest.mark.parametrize("name", ["sdxl", "sd"])
 def test_diffusers_opens_the_file_with_the_same_denoiser(name, sdxl, tmp_path):
     import diffusers

@@ -10,7 +10,7 @@ from mapo.build.build import build
 from mapo.build.recipe import read_recipe
 from mapo.build.remake import remake
 from mapo.errors import MapoError
-from mapo.models import find_model
+from mapo.models import find_model, open_model
 from mapo.models.pipelines import open_pipeline, pipeline_class, too_long
 from mapo.pairs.pairs import PairSet, sha256
 from mapo.sample.folder import read_images
@@ -135,7 +135,12 @@ def test_latents_need_a_model_that_can_be_trained(tmp_path, aura):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("StableDiffusionXLInpaintPipeline", "does not make pictures from text alone"),
+        ("StableDiffusionXLInpaintPipeline", "Pipeline, a model for inpainting. Give the model that it was made from"),
+        ("FluxFillPipeline", "Pipeline, a model for inpainting. Give the model that it was made from"),
+        ("StableDiffusionXLImg2ImgPipeline", "which begins with a picture and not with text. Give the model"),
+        ("FluxControlNetPipeline", "which needs a ControlNet beside its model. Give the model alone"),
+        ("StableDiffusionInstructPix2PixPipeline", "a model for editing pictures. Give the model"),
+        ("FluxControlPipeline", "a model that copies a layout .FLUX.1 Depth or Canny"),
         ("LTXPipeline", "does not make pictures from text alone"),
         ("DDPMPipeline", "does not make pictures from text alone"),
         ("NoSuchPipeline", "which this diffusers does not know"),
@@ -147,6 +152,21 @@ def test_what_makes_no_pictures_from_text_is_refused(tmp_path, kind, message):
     (tmp_path / "m" / "model_index.json").write_text(json.dumps({"_class_name": kind}))
     with pytest.raises(MapoError, match=message):
         pipeline_class(find_model(str(tmp_path / "m")))
+    if "Give" in message:
+        with pytest.raises(MapoError, match=message):
+            open_model(find_model(str(tmp_path / "m")))
+
+
+@pytest.mark.parametrize("kind", ["StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLPipeline"])
+def test_the_refiner_is_called_by_its_name_by_whoever_trains_and_by_whoever_samples(tmp_path, kind):
+    """As it is published: without a first text encoder, and told a score of beauty."""
+    (tmp_path / "m").mkdir()
+    index = {"_class_name": kind, "requires_aesthetics_score": True, "text_encoder": [None, None]}
+    (tmp_path / "m" / "model_index.json").write_text(json.dumps(index))
+    model = find_model(str(tmp_path / "m"))
+    for use in (open_model, pipeline_class):
+        with pytest.raises(MapoError, match=r"m is the refiner of SDXL, which only finishes .* Give the base model"):
+            use(model)
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])

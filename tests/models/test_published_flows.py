@@ -20,6 +20,14 @@ PUBLISHED = {
     "FLUX.1-schnell": (11_891_178_560, 19 * 12 + 38 * 3, 1.0),
 }
 
+TIED = {"encoder.embed_tokens.weight"}  # of T5, which is its shared.weight under another name
+
+
+@needs_real("configs")
+def test_there_are_published_indexes_of_transformers_and_of_t5():
+    found = {index.parent.name for name in PUBLISHED for index in (REAL / "configs" / name).glob("*/*.index*.json")}
+    assert found == {"transformer", "text_encoder_2", "text_encoder_3"}
+
 
 @needs_real("configs")
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -34,9 +42,10 @@ def test_a_published_model_is_opened_without_its_weights(tmp_path, name):
     assert bool(model.distilled) == (name == "FLUX.1-schnell")
     network = deepcopy(model.files.outline(model.denoiser_part, model.denoiser_kind))
     assert sum(p.numel() for p in network.parameters()) == parameters
-    index = REAL / "configs" / name / "transformer" / "diffusion_pytorch_model.safetensors.index.json"
-    if index.exists():
-        assert set(network.state_dict()) == set(json.loads(index.read_text())["weight_map"])
+    for index in (REAL / "configs" / name).glob("*/*.index*.json"):
+        part = index.parent.name
+        ours = set(model.files.outline(part, model.networks[part]).state_dict())
+        assert ours - TIED == set(json.loads(index.read_text())["weight_map"]) - TIED, index
     sizes = torch.tensor([[1024, 1024, 0, 0]])
     text = {key: torch.zeros(1, *shape, device="meta") for key, shape in model.prompt_shapes.items()}
     cond = model.condition(text, Frames.square(sizes, 1024))

@@ -145,7 +145,87 @@ def test_weights_that_lack_a_tensor_are_refused(tmp_path):
         open_model(model).text_encoder("cpu")
 
 
+def test_a_folder_that_lacks_a_part_or_its_configuration_is_told_in_words(tmp_path):
+    shutil.copytree(MINI, tmp_path / "m")
+    (tmp_path / "m" / "unet" / "config.json").unlink()
+    with pytest.raises(MapoError, match=r"m is not whole: there is no unet/config.json in it. Download the folder"):
+        open_for_training(tmp_path / "m")
+    shutil.rmtree(tmp_path / "m" / "unet")
+    with pytest.raises(MapoError, match=r"m is not whole: there is no unet/ in it. Download the folder again"):
+        open_for_training(tmp_path / "m")
+
+
+OTHER_FOLDERS = {
+    "a LoRA": ({"pytorch_lora_weights.safetensors": ""}, "is the folder of a LoRA, not a model.* this with --lora"),
+    "peft": ({"adapter_config.json": "{}", "adapter_model.safetensors": ""}, "is the folder of a LoRA, not a model"),
+    "a VAE": ({"config.json": '{"_class_name": "AutoencoderKL"}'}, "is a VAE .AutoencoderKL., .* Give it with --vae"),
+    "an embedding": ({"learned_embeds.safetensors": ""}, "is an embedding .textual inversion., not a model"),
+    "a UNet": ({"config.json": '{"_class_name": "UNet2DConditionModel"}'}, "is only a denoiser .*model_index.json"),
+    "a text encoder": ({"config.json": '{"architectures": ["CLIPTextModel"]}'}, "is a text encoder .CLIPTextModel"),
+    "a ControlNet": ({"config.json": '{"_class_name": "ControlNetModel"}'}, "is a ControlNet .ControlNetModel"),
+    "one file": (
+        {"model.safetensors": ""},
+        "is not a diffusers pipeline .* Perhaps you mean the file .*x/model.safetensors",
+    ),
+    "anything": ({"config.json": "{", "b.txt": ""}, "is neither a diffusers pipeline"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_FOLDERS)
+def test_a_folder_that_is_something_else_than_a_model_is_called_by_its_name(tmp_path, kind):
+    files, says = OTHER_FOLDERS[kind]
+    (tmp_path / "x").mkdir()
+    for name, content in files.items():
+        (tmp_path / "x" / name).write_text(content)
+    with pytest.raises(MapoError, match=f"--model: {tmp_path}/x {says}"):
+        find_model(str(tmp_path / "x"))
+
+
+def test_a_folder_within_a_run_is_told_by_the_name_of_the_run(tmp_path, monkeypatch):
+    for folder in ("weights", "checkpoints/step-00000007"):
+        (tmp_path / "run" / folder).mkdir(parents=True)
+        (tmp_path / "run" / folder / "pytorch_lora_weights.safetensors").touch()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MapoError, match=r"run/weights lies in the run run. Name the run, or .* as run@STEP"):
+        find_model("run/weights")
+    with pytest.raises(MapoError, match="step-00000007 is a checkpoint of the run run. Name it run@7"):
+        find_model("run/checkpoints/step-00000007")
+
+
 # ------------------------------------------------------------------ files of weights
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(None, r"is cut off: it has [\d,]+ of [\d,]+ bytes"), (b"", "is empty"),
+     (b"version https://git-lfs.github.com/spec/v1", "is only the pointer that Git LFS leaves"),
+     (b"<!DOCTYPE html><html>", "is a web page")],
+)  # fmt: skip
+def test_weights_in_a_folder_that_were_not_downloaded_whole_are_told_as_what_they_are(tmp_path, content, says):
+    from mapo.models.pipelines import open_pipeline
+
+    shutil.copytree(MINI, tmp_path / "m")
+    for part, use in (("unet", lambda m: open_model(m).files.check_weights("unet")),
+                      ("vae", lambda m: open_model(m).image_encoder("cpu")),
+                      ("vae", lambda m: open_pipeline(m, "cpu", torch.float32))):  # fmt: skip
+        path = next((tmp_path / "m" / part).glob("*.safetensors"))
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-9] if content is None else content)
+        with pytest.raises(MapoError, match=rf"cannot be loaded, as .*{part}/.*safetensors {says}") as told:
+            use(find_model(str(tmp_path / "m")))
+        assert content or "Download the folder again" in str(told.value)
+        path.write_bytes(whole)
+
+
+def test_a_shard_that_an_index_names_and_that_is_not_there_is_named(tmp_path):
+    shutil.copytree(MINI, tmp_path / "m")
+    index = {"weight_map": {"a": "diffusion_pytorch_model-00002-of-00002.safetensors"}}
+    (tmp_path / "m" / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(
+        MapoError, match=r"unet has no .*00002-of-00002.safetensors, which .*index.json names. Download"
+    ):
+        open_model(find_model(str(tmp_path / "m"))).files.check_weights("unet")
 
 
 def halves(folder: Path, parts: tuple[str, ...]) -> Path:

@@ -13,7 +13,7 @@ from mapo.errors import MapoError
 from mapo.models import find_model, open_model
 from mapo.models.names.original import open_clip_placing, originals, shapes_of, unet_placing
 from mapo.models.noise.process import Ddpm
-from mapo.models.single.header import as_safetensors, read_header
+from mapo.models.parts.header import as_safetensors, read_header
 from mapo.models.single.layout import class_of, outline
 from mapo.models.single.prediction import prediction_of
 from mapo.models.single.tables import clip_vocabulary, table, write_folder, write_tokenizer
@@ -75,6 +75,12 @@ def test_parts_of_flux_and_sd3_that_a_file_lacks_are_named(tmp_path):
         assert "Take a file that holds every part. Or: Give the model as a folder" in said
     sd3 = {key: shape for key, shape in checkpoint("sd3").items() if "clip_g" not in key}
     assert "without its second text encoder (CLIP-G)" in refused(write_sparse(tmp_path / "sd3.safetensors", sd3))
+
+
+def test_a_file_that_is_refused_says_nothing_else_before(tmp_path, heard):
+    unet = {key: shape for key, shape in checkpoint("sd15").items() if key.startswith(INSIDE)}
+    assert "Stable Diffusion 1.5 without its" in refused(write_sparse(tmp_path / "unet.safetensors", unet))
+    assert heard() == ""
 
 
 def test_sd3_may_come_without_t5(tmp_path):
@@ -143,6 +149,8 @@ OTHERS = {
     "is an embedding": {"<cat-toy>": (1, 768)},
     "is a ControlNet": {"control_model.input_blocks.0.0.weight": (3, 3), "control_model.x.weight": (3, 3)},
     "list of tensors without names": {"0": (3, 3), "1": (4, 4)},
+    "is a list of tensors without names": {"tensor_0": (3, 3), "tensor_1": (4, 4)},
+    "a list of tensors without names": {"arr_0": (3, 3), "arr_1": (4, 4)},
     "holds no tensors": {},
     "scaled 8-bit weights": {f"{INSIDE}double_blocks.0.img_attn.qkv.weight": ("F8_E4M3", (3, 3)), "scaled_fp8": ("F8_E4M3", (0,))},
     "holds quantized weights": {f"{INSIDE}double_blocks.0.img_attn.qkv.weight": ("U8", (3, 3)), "img_in.weight": (3, 64)},
@@ -169,7 +177,8 @@ def test_damaged_and_half_downloaded_files_are_said_to_be_so(tmp_path):
     cases = {
         b"": "is empty", b"\x10\x27\0\0\0\0\0\0{": "is cut off", b"\x08\0\0\0\0\0\0\0{broken}": "is damaged",
         b"<!DOCTYPE html><html>": "is a web page", b"version https://git-lfs.github.com/spec": "git lfs pull",
-        b"GGUF\x03\0\0\0": "is a GGUF file",
+        b"GGUF\x03\0\0\0": "is a GGUF file", b"\x89PNG\r\n\x1a\n": "is a picture, not a file of weights",
+        b"Dear Sir or Madam": "is not a safetensors file",
     }  # fmt: skip
     for content, why in cases.items():
         (tmp_path / "x.safetensors").write_bytes(content)
@@ -186,6 +195,17 @@ def test_a_pickle_is_refused_and_the_command_that_is_told_writes_it_anew(tmp_pat
     renamed = tmp_path / "renamed.safetensors"
     renamed.write_bytes(pickle.dumps({"a": 1}, protocol=4))
     assert "is a pickle" in refused(renamed)
+
+
+def test_the_command_that_writes_a_pickle_anew_writes_over_no_file(tmp_path):
+    path = tmp_path / "x.safetensors"
+    torch.save({"a": torch.ones(2)}, path)
+    before = path.read_bytes()
+    for name in ("x-2", "x-3"):
+        said = refused(path)
+        exec(said.partition('python -c "')[2].removesuffix('"'), {})
+        assert torch.equal(load_file(tmp_path / f"{name}.safetensors")["a"], torch.ones(2))
+    assert path.read_bytes() == before
 
 
 # ---------------------------------------------------------------------- what is predicted

@@ -93,7 +93,7 @@ NOT_ITS_OWN = {
     "no such layer": (renamed("down_blocks.1", "down_blocks.9"), r"has the layer unet\.down_blocks\.9.*, which its model lacks"),
     "no layer but a list": (renamed("attentions.0.transformer_blocks.0.attn1.to_k", "attentions"), "which its model"),
     "another size": (lambda t: {**t, f"{LAYER}.down.weight": torch.zeros(4, 77)}, "to_k has another size"),
-    "two ranks in a layer": (lambda t: {**t, f"{LAYER}.down.weight": torch.zeros(3, 80)}, "to_k has another size"),
+    "two ranks in a layer": (lambda t: {**t, f"{LAYER}.down.weight": torch.zeros(3, 80)}, "to_k is of rank 3 by its down matrix"),
     "half a layer": (lambda t: {n: v for n, v in t.items() if n != f"{LAYER}.up.weight"}, "only half of the layer"),
     "an encoder's": (renamed("unet.down_blocks.1", "text_encoder.layers"), "has the layer text_encoder.*, which its model"),
     "no part named": (renamed("unet.", ""), "which does not say of which part of a model it is"),

@@ -22,17 +22,17 @@ from mapo.cli.shared import (
     say,
     shard_done,
 )
-from mapo.errors import count
+from mapo.errors import MapoError, count
 
 
 @cli.command(cls=Verb, example="mapo sample --model mini --prompts mini:test --seeds 0-1 --out work/before")
 @click.option("--model", required=True, help=DRAWS)
 @click.option(
     "--prompts",
-    required=True,
     help="mini:test, a .txt, .csv, .tsv, .json, .jsonl or .parquet file, or a set on the hub (owner/name, "
     "hf://owner/name/path); SOURCE:COLUMN for another column than prompt or caption.",
 )
+@click.option("--prompt", "texts", multiple=True, metavar="TEXT", help="One prompt, in place of --prompts; repeatable.")
 @click.option(
     "--seeds", default="0", show_default=True, help="0-3 makes four pictures per prompt; 4 makes one, with seed 4."
 )
@@ -63,12 +63,16 @@ from mapo.errors import count
     help="Put the same pictures of this images folder beside them in the grid. May be repeated; implies --grid.",
 )
 @click.option("--shard", metavar="I/N", help="Draw this share of the pictures; default: as torchrun or Slurm say.")
-def sample(model: str, prompts: str, seeds: str, out: Path, shard: str | None, **how: Any) -> None:
+def sample(
+    model: str, prompts: str | None, texts: tuple[str, ...], seeds: str, out: Path, shard: str | None, **how: Any
+) -> None:  # fmt: skip
     """Make pictures. Same prompts and seeds, same noise, whatever the model and however many processes."""
     from mapo.sample.verb import sample
 
+    if (prompts is None) == (not texts):
+        raise MapoError("Give either --prompts, a file or set of prompts, or --prompt TEXT, one prompt or several.")
     how["shard"] = asked_shard(shard)
-    rows = sample(model, prompts, seeds, out, **how)
+    rows = sample(model, prompts if prompts is not None else list(texts), seeds, out, **how)
     if rows is None:
         say(shard_done(how["shard"], out))
         return

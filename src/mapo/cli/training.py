@@ -119,6 +119,35 @@ TRAINING = (
 )  # fmt: skip
 
 
+class OfSettings(Verb):
+    """A verb whose flags are few and whose settings are many: a setting that is written as a flag is told how to be."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the flags; MapoError where one is a setting's name."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            name = error.option_name.lstrip("-").replace("-", "_")
+            if keys := _settings_called(name):
+                told = " or ".join(f"--set {key}=VALUE" for key in keys)
+                raise MapoError(
+                    f"{error.option_name} is not a flag of `mapo {self.name}` but a setting: {told}."
+                ) from None
+            raise
+
+
+def _settings_called(name: str) -> list[str]:
+    from mapo.settings import keys_called
+    from mapo.train.config import Config
+
+    if found := keys_called(Config, name):
+        return found
+    from mapo.train.objectives import OBJECTIVES
+
+    of_objectives = {f"objective.{key}" for objective in OBJECTIVES.values() for key in objective.settings}
+    return [key for key in sorted(of_objectives) if name in (key, key.rpartition(".")[2])]
+
+
 def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say what is trained and how, for `train` and `plan`."""
     for option in reversed(TRAINING):
@@ -133,7 +162,7 @@ def _settings(config_file: Path | None, assignments: tuple[str, ...]) -> dict[st
 
 
 @cli.command(
-    cls=Verb,
+    cls=OfSettings,
     more=_recipes,
     example="mapo train --model mini --pairs work/pairs --out work/run --set optim.lr=1e-4 --set train.steps=100\n"
     "mapo train --recipe mini-cartoon --pairs work/pairs --out work/run",
@@ -162,7 +191,7 @@ def train(
 
 
 @cli.command(
-    cls=Verb,
+    cls=OfSettings,
     more=_recipes,
     example="mapo plan --model mini --pairs work/pairs --adapter lora --memory 8GB",
 )

@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mapo.models.families.opening import is_of_a_family, open_model
+    from mapo.models.families.opening import is_of_a_family, open_model, other_kind
     from mapo.models.family import Cond, Frames, Layout, Opened, TokenModel, together
     from mapo.models.files import ModelFiles
     from mapo.models.parts.config import read_config
@@ -26,12 +26,13 @@ __all__ = [
     "fingerprint",
     "is_of_a_family",
     "open_model",
+    "other_kind",
     "read_config",
     "together",
 ]
 
 HOMES = {
-    "families.opening": ("is_of_a_family", "open_model"),
+    "families.opening": ("is_of_a_family", "open_model", "other_kind"),
     "family": ("Cond", "Frames", "Layout", "Opened", "TokenModel", "together"),
     "files": ("ModelFiles",),
     "parts.config": ("read_config",),

@@ -14,12 +14,12 @@ from typing import Any
 from torch import nn
 
 from mapo.errors import MapoError, count
-from mapo.models import ModelFiles, is_of_a_family, open_model, read_config
+from mapo.models import ModelFiles, is_of_a_family, open_model, other_kind, read_config
 from mapo.models.families.tokens import check_tokenizer_files
 from mapo.models.files import MOST_TOKENS
 from mapo.models.parts.kinds import SIDES, SIZES, check_kinds
 from mapo.models.parts.tensors import check_finite, is_finite
-from mapo.models.parts.weights import quietly, reason, refuse_pickles, variants
+from mapo.models.parts.weights import not_loaded, quietly, refuse_pickles, variants
 
 GUIDED_ABOVE = {  # from where on a pipeline looks at the negative prompt
     "StableDiffusionXLPipeline": 1.0, "StableDiffusionPipeline": 1.0, "StableDiffusion3Pipeline": 1.0,
@@ -36,6 +36,8 @@ def pipeline_class(model: ModelFiles) -> tuple[str, Any]:
     kind = getattr(diffusers, name, None)
     if not isinstance(kind, type) or not issubclass(kind, diffusers.DiffusionPipeline):
         raise MapoError(f"{model.name} is a {name or 'pipeline without a class'}, which this diffusers does not know.")
+    if told := other_kind(model):
+        raise MapoError(told)
     taken = accepts(kind)
     if "prompt" not in taken or taken.keys() & {"image", "num_frames", "video", "audio_length_in_s"}:
         raise MapoError(f"{model.name} is a {name}, which does not make pictures from text alone.")
@@ -126,7 +128,7 @@ def open_pipeline(model: ModelFiles, device: Any, dtype: Any) -> Any:
         with quietly():
             made = kind.from_pretrained(model.base, torch_dtype=dtype, use_safetensors=True, variant=variant)
     except Exception as error:
-        raise MapoError(f"The model folder {model.base} cannot be loaded ({reason(error)}).") from None
+        raise not_loaded(model.base, error) from None
     for part, network in made.components.items():
         if isinstance(network, nn.Module):
             check_finite(network, part, model.name)

@@ -118,6 +118,11 @@ def _find(source: str) -> tuple[Source, str | None]:
     if name.startswith("hf:/") or is_hub_id(name):
         return find_source(name), column or None
     if not name or not Path(name).exists():
+        if " " in source.strip():
+            raise MapoError(
+                f"--prompts names a file or a set of prompts, and there is none called {source!r}. A prompt itself is "
+                "given to `mapo sample` with --prompt; for other verbs write it into a .txt file, a prompt a line."
+            )
         raise MapoError(f"--prompts: there is no file {name}. {GIVE}.")
     return Source(path=Path(name)), column or None
 

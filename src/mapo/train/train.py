@@ -99,6 +99,8 @@ def _train(config: Config, run: Run, processes: Processes, hands: Hands, allow_c
     )  # fmt: skip
     model = with_chunks(open_model(replace(files, guidance=config.train.guidance)), pairs)
     _check_trainable(config, model)
+    if why := _distilled(model):
+        _say(processes, f"Warning: {why}")
     model.layout.checked(data.resolution)
     model.files.check_weights(model.denoiser_part)  # before anything is encoded
     for part in model.encoder_parts if config.adapter.text_encoders else ():
@@ -207,12 +209,20 @@ def _check_trainable(config: Config, model: Opened) -> None:
             f"adapter.text_encoders: {model.files.name} is a {model.files.pipeline_class}; only the text encoders of "
             "SDXL and Stable Diffusion 1 and 2 are trained. Leave it out."
         )
-    if (why := model.distilled) and not config.train.allow_distilled:
+    if (why := _distilled(model)) and not config.train.allow_distilled:
         raise MapoError(
-            f"{model.files.name} is a distilled model. {why} Training on the denoising error undoes that: pictures in "
-            "few steps become blurred. Train the model that it was made from, or train it all the same with "
-            "--allow-distilled."
+            f"{why} Train the model that it was made from, or train it all the same with --allow-distilled."
         )
+
+
+def _distilled(model: Opened) -> str:
+    """What training does to a model for few steps, in sentences; empty where it is none."""
+    if not (why := model.distilled):
+        return ""
+    return (
+        f"{model.files.name} is a distilled model. {why} Training on the denoising error undoes that: pictures in few "
+        "steps become blurred."
+    )
 
 
 def _check_together(config: Config) -> None:

@@ -48,6 +48,7 @@ class RunFacts:
     config: Mapping[str, Any]
     base: Base
     training: Training
+    loras: Sequence[Mapping[str, Any]] = ()  # that lay on it and on the runs below it: their file, weight and sha256
 
     @property
     def is_lora(self) -> bool:
@@ -76,8 +77,9 @@ def read_facts(name: str, opened: Opened, base_model: str | None = None) -> RunF
     folder, step = found if found else (Path(name), None)
     about = _about(name)
     assert about is not None  # it was opened
-    base = _base(_root(name), opened, base_model)
-    return RunFacts(folder, step, about, Run(folder).before(), base, read_training(folder))
+    root, loras = _below(name)
+    base = _base(root, opened, base_model)
+    return RunFacts(folder, step, about, Run(folder).before(), base, read_training(folder), loras)
 
 
 def _about(name: str) -> Mapping[str, Any] | None:
@@ -90,15 +92,17 @@ def _about(name: str) -> Mapping[str, Any] | None:
     return read_object(path, "a run folder", "Run the same `mapo train` command again: it writes the file anew.")
 
 
-def _root(name: str) -> str:
-    """The name of the model at the bottom: runs may stand on runs."""
+def _below(name: str) -> tuple[str, list[Mapping[str, Any]]]:
+    """The name of the model at the bottom, and the LoRAs that were named on the way: runs may stand on runs."""
     seen: set[str] = set()
+    loras: list[Mapping[str, Any]] = []
     while name not in seen and (about := _about(name)) is not None:
         seen.add(name)
+        loras = [*(about.get("loras") or ()), *loras]
         folder = found[0] if (found := at_step(name)) else Path(name)
         near = str((folder / str(about.get("base_from_here", ""))).resolve())  # where both were moved together
         name = near if about.get("base_from_here") and is_there(near) else str(about["base"])
-    return name
+    return name, loras
 
 
 def _base(root: str, opened: Opened, base_model: str | None) -> Base:

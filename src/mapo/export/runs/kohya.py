@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mapo.errors import MapoError
 from mapo.export.runs.lora import layers_to_write
+from mapo.export.runs.specification import SD2_WIDTH, architecture_of
 from mapo.files import replacing
 
 if TYPE_CHECKING:
@@ -25,13 +26,12 @@ if TYPE_CHECKING:
     from mapo.models.names.original import Original
 
 STABILITY = "https://github.com/Stability-AI/generative-models"
-ARCHITECTURES = {  # pipeline: of modelspec, who made its code, ss_base_model_version, ss_network_module
-    "StableDiffusionXLPipeline": ("stable-diffusion-xl-v1-base", STABILITY, "sdxl_base_v1-0", "networks.lora"),
-    "StableDiffusionPipeline": ("stable-diffusion-v1", "diffusers", "sd_v1", "networks.lora"),
-    "StableDiffusion3Pipeline": ("stable-diffusion-3", STABILITY, "sd3", "networks.lora_sd3"),
-    "FluxPipeline": ("flux-1-dev", "https://github.com/black-forest-labs/flux", "flux1", "networks.lora_flux"),
+VERSIONS = {  # pipeline: who made its code, ss_base_model_version, ss_network_module
+    "StableDiffusionXLPipeline": (STABILITY, "sdxl_base_v1-0", "networks.lora"),
+    "StableDiffusionPipeline": ("diffusers", "sd_v1", "networks.lora"),
+    "StableDiffusion3Pipeline": (STABILITY, "sd3", "networks.lora_sd3"),
+    "FluxPipeline": ("https://github.com/black-forest-labs/flux", "flux1", "networks.lora_flux"),
 }
-SD2_WIDTH = 1024  # of the text that the UNet of Stable Diffusion 2 reads
 
 
 def write_kohya(opened: Opened, path: Path) -> None:
@@ -109,15 +109,12 @@ def _as_in_the_file(original: Original, layers: Mapping[str, Layer]) -> tuple[Te
 def kohya_metadata(opened: Opened, layers: Sequence[Layer], title: str) -> dict[str, str]:
     """What tools read of a LoRA's file: which model it is for, its rank and alpha, how big its pictures are."""
     files = opened.files
-    architecture, made_by, version, module = ARCHITECTURES[files.pipeline_class]
+    made_by, version, module = VERSIONS[files.pipeline_class]
     scheduler = files.config("scheduler")
     is_v = scheduler.get("prediction_type") == "v_prediction"
     is_sd2 = files.config(opened.denoiser_part).get("cross_attention_dim") == SD2_WIDTH
     if is_sd2:
-        architecture = "stable-diffusion-v2-768-v" if is_v else "stable-diffusion-v2-512"
         version = "sd_v2_v" if is_v else "sd_v2"
-    if files.pipeline_class == "FluxPipeline" and not files.config(opened.denoiser_part).get("guidance_embeds"):
-        architecture = "flux-1-schnell"
     side = opened.layout.side
     said = {
         "ss_v2": str(is_sd2),
@@ -130,7 +127,7 @@ def kohya_metadata(opened: Opened, layers: Sequence[Layer], title: str) -> dict[
         "ss_output_name": title,
         "ss_tag_frequency": json.dumps({}),
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": f"{architecture}/lora",
+        "modelspec.architecture": f"{architecture_of(opened)}/lora",
         "modelspec.implementation": made_by,
         "modelspec.title": title,
         "modelspec.resolution": f"{side}x{side}",

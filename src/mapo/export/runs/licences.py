@@ -6,10 +6,13 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mapo.errors import MapoError
 from mapo.export.hub import LICENCE
+
+if TYPE_CHECKING:
+    from mapo.models import Opened
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,10 @@ BASES = (  # pattern of a hub id, and the licence of these models
     (r"black-forest-labs/flux\.1-dev", "flux-1-dev-non-commercial-license"),
     (r"black-forest-labs/flux\.1-schnell|tongyi-mai/z-image(-turbo)?", "apache-2.0"),
 )  # fmt: skip
+KINDS = {  # of a pipeline: what such models are called, and the licence of those that they are made of
+    "StableDiffusion3Pipeline": ("Stable Diffusion 3", "stabilityai-ai-community"),
+    "FluxPipeline": ("FLUX.1 dev", "flux-1-dev-non-commercial-license"),
+}
 HOW = (
     "Look at the page of that model and give its licence with --license, by the hub's name for it, such as openrail++ "
     "or apache-2.0. Where the base is a model of the hub, --base-model OWNER/NAME may be enough."
@@ -83,6 +90,17 @@ def licence_of_id(hub_id: str) -> Licence | None:
     """The licence of a model on the hub, where it is one that is known here."""
     name = re.split(r"[@:]", hub_id)[0].lower()
     return next((LICENCES[licence] for pattern, licence in BASES if re.fullmatch(pattern, name)), None)
+
+
+def licence_of_kind(opened: Opened) -> tuple[str, Licence] | None:
+    """How a model's kind is called, and its licence, where all models of this kind come from one maker's."""
+    files = opened.files
+    if files.pipeline_class == "FluxPipeline" and not files.config(opened.denoiser_part).get("guidance_embeds"):
+        return None  # schnell and what was made of it may be passed on under any licence
+    if files.pipeline_class not in KINDS:
+        return None
+    called, licence = KINDS[files.pipeline_class]
+    return called, LICENCES[licence]
 
 
 def licence_of_card(about: Mapping[str, Any]) -> Licence | None:
@@ -113,11 +131,13 @@ def read_card(folder: Path) -> Mapping[str, Any]:
 
 
 def inherited(
-    base: str, folder: Path | None, given: str | None, ask: Callable[[str], Mapping[str, Any]] | None = None
-) -> Licence | None:
+    base: str, folder: Path | None, given: str | None, ask: Callable[[str], Mapping[str, Any]] | None = None,
+    kind: tuple[str, Licence] | None = None,
+) -> Licence | None:  # fmt: skip
     """The licence of what was made of a model; None where it is not known.
 
     ``base`` is the model's hub id or "", ``folder`` where it lies. ``ask`` fetches the head of a card from the hub.
+    ``kind`` is that of :func:`licence_of_kind`, which counts where neither an id nor a card is there.
     MapoError where ``given`` is another licence than the base's, which has to be passed on.
     """
     if given is not None and not LICENCE.fullmatch(given):
@@ -127,6 +147,14 @@ def inherited(
         found = licence_of_card(read_card(folder))
     if found is None and base and ask is not None:
         found = licence_of_card(ask(base))
+    if found is None and not base and kind is not None:
+        found = kind[1]
+        if given not in (None, found.name, found.called):
+            raise MapoError(
+                f"--license is {given}, but the base is a model of the kind of {kind[0]}, and these are under "
+                f"{found.title} ({found.called}), which has to be passed on. Leave --license out. If this base has "
+                "another licence, name it with --base-model OWNER/NAME, or write the licence into its README.md."
+            )
     if given is None:
         return found
     if found is not None and found.passes_on and given not in (found.name, found.called):

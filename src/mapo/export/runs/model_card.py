@@ -86,6 +86,7 @@ def write_card(
             and Evaluation(
                 [cell(model) for model in evaluation.models], [(cell(m), n, means) for m, n, means in evaluation.rows]
             ),
+            loras=[cell(name) for name in dict.fromkeys(Path(one["file"]).name for one in facts.loras)],
             licence=licence and f"{licence.title} (`{licence.called}`)",
             restricts=licence.restricts if licence else "",
             link=licence.link if licence else "",

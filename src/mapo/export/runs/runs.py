@@ -15,7 +15,7 @@ import torch
 from mapo.errors import MapoError, suggest
 from mapo.export import hub
 from mapo.export.runs.facts import RunFacts, read_evaluation, read_facts
-from mapo.export.runs.licences import HOW, Licence, inherited
+from mapo.export.runs.licences import HOW, Licence, inherited, licence_of_kind
 from mapo.export.runs.model_card import Exporting, is_export_of, write_card
 from mapo.export.runs.pipeline_folder import PRECISIONS, write_diffusers
 from mapo.files import prepare_out, replacing, sweep
@@ -98,7 +98,7 @@ def export_run(name: str, to: str, out: Path, asked: Asked, api: Any = None) -> 
         from huggingface_hub import HfApi
 
         api = HfApi()
-    licence = _licence(facts, asked, to == "hub", api)
+    licence = _licence(opened, facts, asked, to == "hub", api)
     private = True
     if asked.repo is not None:
         private = hub.check_repo(asked.repo, asked.private, facts.sensitive, api, "model")
@@ -129,7 +129,7 @@ def _precision(to: str, form: Form, asked: str | None) -> str:
     return asked
 
 
-def _licence(facts: RunFacts, asked: Asked, for_hub: bool, api: Any) -> Licence | None:
+def _licence(opened: Opened, facts: RunFacts, asked: Asked, for_hub: bool, api: Any) -> Licence | None:
     """The licence that the base hands down; MapoError where it is not known and the model is to be published."""
 
     def ask(base: str) -> Mapping[str, Any]:
@@ -142,7 +142,7 @@ def _licence(facts: RunFacts, asked: Asked, for_hub: bool, api: Any) -> Licence 
         found = inherited("", None, asked.licence) if asked.licence else inherited("", None, "apache-2.0")
     else:
         folder = base.place if base.place.is_dir() else None
-        found = inherited(base.hub_id, folder, asked.licence, ask if api is not None else None)
+        found = inherited(base.hub_id, folder, asked.licence, ask if api is not None else None, licence_of_kind(opened))
     if found is None and for_hub:
         raise MapoError(f"The licence of {base.called}, which the model inherits, is not known. {HOW}")
     return found

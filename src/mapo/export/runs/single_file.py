@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mapo.errors import MapoError, suggest
+from mapo.export.runs.specification import architecture_of
 from mapo.files import replacing
 from mapo.models.family import Opened
 from mapo.models.files import ModelFiles
@@ -24,11 +25,11 @@ from mapo.models.single.layout import LAYOUTS, class_of, placed
 from mapo.models.single.tables import copy_small_files, write_config
 
 DTYPES = {"float16": (torch.float16, "F16"), "float32": (torch.float32, "F32")}
-SPECIFICATION = {  # of modelspec: architecture, implementation
-    "StableDiffusionXLPipeline": ("stable-diffusion-xl-v1-base", "https://github.com/Stability-AI/generative-models"),
-    "StableDiffusionPipeline": ("stable-diffusion-v1", "https://github.com/Stability-AI/generative-models"),
-    "StableDiffusion3Pipeline": ("stable-diffusion-3", "https://github.com/comfyanonymous/ComfyUI"),
-    "FluxPipeline": ("flux-1-dev", "https://github.com/black-forest-labs/flux"),
+IMPLEMENTATIONS = {  # of modelspec
+    "StableDiffusionXLPipeline": "https://github.com/Stability-AI/generative-models",
+    "StableDiffusionPipeline": "https://github.com/Stability-AI/generative-models",
+    "StableDiffusion3Pipeline": "https://github.com/comfyanonymous/ComfyUI",
+    "FluxPipeline": "https://github.com/black-forest-labs/flux",
 }
 WIDTH_OF_SD2 = 1024
 Plan = dict[str, tuple[Any, dict[str, Original]]]  # by part: its class, and its tensors in the file
@@ -124,10 +125,10 @@ def _head(plan: Plan, marks: Mapping[str, tuple[int, ...]], code: str, metadata:
 
 def _metadata(opened: Opened, path: Path, predicts_v: bool) -> dict[str, str]:
     """What other programs show of a file (Stability's specification of a model's metadata)."""
-    architecture, implementation = SPECIFICATION[opened.files.pipeline_class]
+    implementation = IMPLEMENTATIONS[opened.files.pipeline_class]
     side = opened.layout.side
     said = {
-        "sai_model_spec": "1.0.1", "architecture": architecture, "implementation": implementation,
+        "sai_model_spec": "1.0.1", "architecture": architecture_of(opened), "implementation": implementation,
         "title": path.stem, "resolution": f"{side}x{side}", "date": datetime.now(UTC).date().isoformat(),
     }  # fmt: skip
     if opened.denoiser_part == "unet":

@@ -34,7 +34,7 @@ from mapo.models.parts.kinds import (
     check_lengths,
 )
 from mapo.models.parts.tensors import check_finite
-from mapo.models.parts.weights import quietly, reason, refuse_pickles
+from mapo.models.parts.weights import not_loaded, quietly, refuse_pickles
 
 NOTHING: Mapping[str, Any] = {}
 
@@ -248,7 +248,7 @@ class LatentModel(ABC):
             with quietly():
                 return self.pipeline_kind.from_pretrained(self.files.base, **how)
         except Exception as error:
-            raise MapoError(f"The model folder {self.files.base} cannot be loaded ({reason(error)}).") from None
+            raise not_loaded(self.files.base, error) from None
 
     def own_parts(self, dtype: Any, given: Mapping[str, Any]) -> dict[str, Any]:
         """The networks of :meth:`pipeline` that are not those of the base folder, some of them ``given``."""

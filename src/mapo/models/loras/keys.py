@@ -28,6 +28,7 @@ OTHER_KINDS = (  # part of a tensor's name, and what such a file is
     ("w_norm", "a LoRA with differences of norms"),
     ("b_norm", "a LoRA with differences of norms"),
 )
+WITHOUT_NAMES = re.compile(r"(tensor|arr|param)?[_.]?\d+")  # such as those of `numpy.savez`
 WHOLE_MODELS = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.", "conditioner.embedders.")
 VAES = ("decoder.conv_in.", "encoder.conv_in.", "decoder.mid", "encoder.mid")
 EMBEDDINGS = ("clip_l", "clip_g", "t5xxl", "emb_params", "string_to_param")
@@ -99,12 +100,12 @@ def _why_not(unread: list[str], has_layers: bool) -> str:
         return f"holds {first}: it is a VAE and not a LoRA."
     if any(name.startswith(WHOLE_MODELS) or (".weight" in name and "blocks" in name) for name in unread):
         return f"holds {first}: it is a whole model or its denoiser and not a LoRA."
+    if all(WITHOUT_NAMES.fullmatch(name) for name in unread):
+        return f"is a list of tensors ({first} …) that does not name the layers they belong to."
     if any(name.split(".")[0] in EMBEDDINGS or name.startswith("<") for name in unread) or (
-        len(unread) <= 2 and not any("." in name for name in unread) and not any(name.isdigit() for name in unread)
+        len(unread) <= 2 and not any("." in name for name in unread)
     ):
         return f"holds {first}: it is an embedding (textual inversion) and not a LoRA."
-    if all(re.fullmatch(r"(tensor|arr|param)?[_.]?\d+", name) for name in unread):
-        return f"is a list of tensors ({first} …) that does not name the layers they belong to."
     return f"holds {first}, and nothing in it is called as the layers of a LoRA are."
 
 

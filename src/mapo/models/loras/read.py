@@ -25,10 +25,10 @@ from mapo.models.loras.keys import Names, family_of, layers_named
 from mapo.models.loras.layers import Layer
 from mapo.models.names.kohya import PREFIXES, original_layers, own_layers, underscored
 from mapo.models.names.original import Change, Original, Shape
-from mapo.models.parts.tensors import is_finite, kind_of_other
+from mapo.models.parts.header import read_header
+from mapo.models.parts.tensors import is_finite
 
 METADATA = "lora_adapter_metadata"  # diffusers' settings of peft, as JSON, where alpha is not the rank
-PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 DOTTED = "diffusion_model"
 Table = Mapping[str, Original]
 
@@ -52,13 +52,14 @@ class Tensors:
 
 
 @contextmanager
-def opened(path: Path, remedy: str, heads_only: bool = False) -> Iterator[Tensors]:
-    """The tensors of a file; with ``heads_only`` their shapes, on the meta device, but for alphas."""
-    if path.suffix.lower() in PICKLES or _begins_as_pickle(path):
-        raise MapoError(
-            f"{path} is a pickle, which can run code when it is opened, so it is not read. If you trust it, write it "
-            "anew as safetensors: safetensors.torch.save_file(torch.load(FILE, weights_only=True), NEW)."
-        )
+def opened(path: Path, remedy: str, again: str, heads_only: bool = False) -> Iterator[Tensors]:
+    """The tensors of a file; with ``heads_only`` their shapes, on the meta device, but for alphas.
+
+    MapoError where it is not a whole safetensors file; ``again`` says how to get it anew.
+    """
+    if not path.exists():
+        raise MapoError(f"There is no file {path}. {remedy}")
+    read_header(path, again)
     try:
         with safe_open(path, "pt") as file:
 
@@ -69,21 +70,10 @@ def opened(path: Path, remedy: str, heads_only: bool = False) -> Iterator[Tensor
                 return tensor
 
             yield Tensors(tuple(file.keys()), get, file.metadata() or {})
-    except FileNotFoundError:
-        raise MapoError(f"There is no file {path}. {remedy}") from None
     except OSError as error:
         raise MapoError(f"{path} cannot be read ({error.strerror or error}). {remedy}") from None
     except SafetensorError:
-        raise MapoError(f"{path} is damaged or not a safetensors file. {remedy}") from None
-
-
-def _begins_as_pickle(path: Path) -> bool:
-    """Whether it is a file of `torch.save` under whatever name."""
-    try:
-        with path.open("rb") as file:
-            return kind_of_other(file.read(32)) == "pickle"
-    except OSError:
-        return False  # the library says why it cannot be read
+        raise MapoError(f"{path} is damaged. {again}") from None
 
 
 def read_layers(path: Path, tensors: Tensors, networks: Mapping[str, nn.Module], kind: Kind) -> list[Layer]:
@@ -223,6 +213,11 @@ def _records(
         _numbers(path, entry.down, tensors, kind), _numbers(path, entry.up, tensors, kind), layer.shape
     )
     rank = len(down) if down.ndim else 0
+    if rank and up.ndim > 1 and up.shape[1] != rank:
+        raise MapoError(
+            f"{path} is damaged: {name} is of rank {rank} by its down matrix, and of rank {up.shape[1]} by its up "
+            f"matrix. {kind.remedy}"
+        )
     is_odd = not rank or up.ndim != len(layer.shape) or any(side != 1 for side in up.shape[2:])
     if is_odd or (down.shape[1:], up.shape[:1], up.shape[1:2]) != (layer.shape[1:], layer.shape[:1], down.shape[:1]):
         family = family_of([name])

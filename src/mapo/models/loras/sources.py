@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from mapo.models.parts.fingerprints import add_samples, fingerprint
+from mapo.models.parts.header import AGAIN
 
 if TYPE_CHECKING:
     from mapo.models.loras.layers import Layer
@@ -34,11 +35,16 @@ class Lora:
         """What helps where it cannot be used."""
         return OF_OTHERS if self.named else OF_A_RUN
 
+    @property
+    def again(self) -> str:
+        """How to get its file anew where that is damaged."""
+        return AGAIN if self.named else OF_A_RUN
+
     def parts(self, pipeline: str, model: str) -> set[str]:
         """The parts of the pipeline that it changes. Only the file's head is read."""
         from mapo.models.loras.read import opened, parts_named
 
-        with opened(self.path, self.remedy, heads_only=True) as tensors:
+        with opened(self.path, self.remedy, self.again, heads_only=True) as tensors:
             return parts_named(tensors, self.path, self._kind(pipeline, model))
 
     def layers(
@@ -47,7 +53,7 @@ class Lora:
         """Its layers in ``networks`` (parts by name) at its strength; MapoError where it is not one of this model."""
         from mapo.models.loras.read import opened, read_layers
 
-        with opened(self.path, self.remedy, heads_only) as tensors:
+        with opened(self.path, self.remedy, self.again, heads_only) as tensors:
             found = read_layers(self.path, tensors, networks, self._kind(pipeline, model))
         return [layer.weighted(self.weight) for layer in found]
 

@@ -22,5 +22,15 @@ def read_config(base: Path, name: str) -> dict[str, Any]:
         if not isinstance(found, dict):
             raise ValueError("it is not an object")
         return found
+    except FileNotFoundError:
+        lacking = name if (base / name).parent.is_dir() else f"{name.partition('/')[0]}/"
+        raise MapoError(f"The model folder {base} is not whole: there is no {lacking} in it. {again(base)}") from None
     except (OSError, ValueError) as error:
-        raise MapoError(f"The model folder {base} is not whole: {name} cannot be read ({error}).") from None
+        why = getattr(error, "strerror", None) or error
+        raise MapoError(f"The model folder {base} is not whole: {name} cannot be read ({why}).") from None
+
+
+def again(base: Path) -> str:
+    """What to do where the files of a model folder are damaged: one of a run is trained, others were downloaded."""
+    is_run = base.name == "weights" and (base.parent / "config.toml").is_file()
+    return f"Train {base.parent} again." if is_run else "Download the folder again."

@@ -17,8 +17,9 @@ from mapo.errors import MapoError, as_os_error
 
 PORTION = 2**24  # bytes that are read at a time
 OTHERS = {  # how files of another kind begin
-    b"PK\x03\x04": "pickle", b"\x80\x02": "pickle", b"\x80\x04": "pickle", b"GGUF": "gguf",
+    b"PK\x03\x04": "pickle", b"\x80\x02": "pickle", b"\x80\x04": "pickle", b"\x80\x05": "pickle", b"GGUF": "gguf",
     b"version https://git-lfs": "pointer", b"<!DOCTYPE": "page", b"<html": "page", b"<!doctype": "page",
+    b"\x89PNG": "picture", b"\xff\xd8\xff": "picture", b"GIF8": "picture", b"RIFF": "picture",
 }  # fmt: skip
 
 

@@ -16,6 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from mapo.errors import MapoError
+from mapo.models.parts.config import again
+from mapo.models.parts.header import read_header
 from mapo.texts import parse_json
 
 WEIGHTS = re.compile(
@@ -67,7 +69,7 @@ def load_part(kind: Any, base: Path, part: str, dtype: Any = torch.float32, vari
         are = "tensor is" if len(lacking) == 1 else "tensors are"
         raise MapoError(
             f"The model folder {base} is not whole: the weights of {part} lack {lacking[0]} "
-            f"({len(lacking)} {are} missing). Download the folder again."
+            f"({len(lacking)} {are} missing). {again(base)}"
         )
     return network
 
@@ -86,20 +88,43 @@ def check_weights(base: Path, part: str) -> None:
     files = [file for file in sorted((base / part).glob("*.safetensors")) if WEIGHTS.fullmatch(file.name)]
     try:
         for index in (base / part).glob("*.safetensors.index.json"):
-            named = parse_json(index.read_text("utf-8"))["weight_map"].values()
-            files += [base / part / name for name in sorted(set(named))]
+            named = sorted(set(parse_json(index.read_text("utf-8"))["weight_map"].values()))
+            if absent := [name for name in named if not (base / part / name).exists()]:
+                raise MapoError(
+                    f"The model folder {base} is not whole: {part} has no {absent[0]}, which {index.name} names. "
+                    f"{again(base)}"
+                )
+            files += [base / part / name for name in named]
         for file in files:
             with safe_open(file, "pt"):
                 pass
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise not_whole(base, part, error) from None
     if not files:
-        raise MapoError(f"The model folder {base} is not whole: {part}/ has no weights. Download the folder again.")
+        raise MapoError(f"The model folder {base} is not whole: {part}/ has no weights. {again(base)}")
 
 
 def not_whole(base: Path, part: str, error: Exception) -> MapoError:
-    """What to say where a library could not load a part."""
-    return MapoError(f"The model folder {base} is not whole: {part} cannot be loaded ({reason(error)}).")
+    """What to say where a library could not load a part: which file is to blame, or else the library's words."""
+    damaged = _damaged(base, part)
+    why = damaged or f" ({reason(error)}). {again(base)}"
+    return MapoError(f"The model folder {base} is not whole: {part} cannot be loaded{why}")
+
+
+def not_loaded(base: Path, error: Exception) -> MapoError:
+    """The same of a whole pipeline."""
+    damaged = _damaged(base, "*")
+    return MapoError(f"The model folder {base} cannot be loaded{damaged or f' ({reason(error)}).'}")
+
+
+def _damaged(base: Path, parts: str) -> str:
+    """Which file of weights in some parts is not whole, as the end of a sentence; empty where all are."""
+    for file in sorted(base.glob(f"{parts}/*.safetensors")):
+        try:
+            read_header(file, again(base))
+        except MapoError as told:
+            return f", as {told}"
+    return ""
 
 
 def reason(error: Exception) -> str:

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 from mapo.errors import MapoError
-from mapo.models.single.header import TAKE_WHOLE, Header
+from mapo.models.loras.keys import WITHOUT_NAMES
+from mapo.models.parts.header import TAKE_WHOLE, Header
 
 INSIDE = "model.diffusion_model."  # before the names of a denoiser in a whole checkpoint
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -40,7 +41,7 @@ def refuse_what_is_no_model(header: Header) -> None:
     path, names = header.path, header.tensors
     if not names:
         raise MapoError(f"{path} holds no tensors. Download it again.")
-    if all(name.isdigit() for name in names):
+    if all(WITHOUT_NAMES.fullmatch(name) for name in names):
         raise MapoError(
             f"{path} is a list of tensors without names, so nothing says where they belong. Save it again with names."
         )

@@ -21,9 +21,9 @@ from safetensors import safe_open
 from mapo.errors import MapoError, count
 from mapo.models.names.original import Original
 from mapo.models.parts.config import CONFIGS, read_config
+from mapo.models.parts.header import Header, read_header
 from mapo.models.parts.weights import quietly, reason
 from mapo.models.single.detect import EIGHT_BITS, FOLDER, inside, refuse_what_is_no_model, table_of
-from mapo.models.single.header import Header, read_header
 from mapo.models.single.layout import LAYOUTS, placed
 from mapo.models.single.prediction import BIAS_OF_SD2, PREDICTIONS, prediction_of
 from mapo.models.single.tables import copy_small_files, table, write_config, write_folder
@@ -109,12 +109,13 @@ def _open(path: Path, marks: object, prediction: str | None, other_vae: bool) ->
         name = table_of(header)
         title = table(name)["title"]
         write_folder(base, name)
+    parts = _parts(header, title, base, other_vae)
     _note_prediction(header, base, prediction)
     if any(held.dtype in EIGHT_BITS for held in header.tensors.values()):
         LOG.info(
             f"{header.path} holds weights in 8 bits, which have lost digits. Train the file in 16 bits if you can."
         )
-    return SingleFile(header, title, base, _parts(header, title, base, other_vae))
+    return SingleFile(header, title, base, parts)
 
 
 def _check_pipeline(beside: Path, base: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 
 from mapo.errors import MapoError
-from mapo.models.single.header import Header
+from mapo.models.parts.header import Header
 
 PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}  # as --prediction and as schedulers call it
 SPOKEN = {"epsilon": "epsilon", "eps": "epsilon", "v": "v", "v_prediction": "v", "v-prediction": "v"}

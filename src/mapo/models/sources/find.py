@@ -15,6 +15,7 @@ from mapo.models.files import LONG_PROMPTS, ModelFiles, at_step, is_there
 from mapo.models.loras.sources import LORA_FILE, Lora
 from mapo.models.sources.hub import fetch_model, hub_name
 from mapo.models.sources.loras import find_loras
+from mapo.models.sources.others import other_folder
 from mapo.models.sources.steps import checkpoint_of, on_base, steps_told
 from mapo.texts import read_object
 from mapo.worlds import MODELS
@@ -77,6 +78,8 @@ def _find_folder(name: str, path: Path, weights: bool) -> tuple[Path, str | None
         raise MapoError(
             f"--model: the run {name} is not finished. Its checkpoints can be used as models. {steps_told(path)}"
         )
+    if path.is_dir() and (told := other_folder(path)):
+        raise MapoError(f"--model: {name} {told}")
     if path.is_dir():
         raise MapoError(
             f"--model: {name} is neither a diffusers pipeline (it has no model_index.json) nor a finished run of "

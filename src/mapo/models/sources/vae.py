@@ -13,9 +13,9 @@ from mapo.errors import MapoError
 from mapo.models.names.original import Original, Place
 from mapo.models.parts.config import read_config
 from mapo.models.parts.fingerprints import fingerprint
+from mapo.models.parts.header import Header, read_header
 from mapo.models.parts.weights import load_part
 from mapo.models.single.file import check_tensors, fingerprint_of, load_from
-from mapo.models.single.header import Header, read_header
 from mapo.models.single.layout import VAE_ALONE, Places, placed
 from mapo.models.sources.hub import fetch_vae, hub_name
 from mapo.worlds import MODELS

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from mapo.models.files import ModelFiles
+from mapo.models.parts.header import read_header
 from mapo.models.parts.tensors import DTYPES
 from mapo.models.parts.weights import WEIGHTS
-from mapo.models.single.header import read_header
 
 Mapped = Callable[[list[Tensor]], None]
 
