@@ -177,7 +177,7 @@ def test_draws_are_of_the_pair_and_the_seed_alone(sdxl):
 
 
 def test_with_a_reference_accuracy_counts_margins_over_the_bases(tmp_path, sdxl, held):
-    run(tmp_path / "r", sdxl, held, objective="dpo", kind="lora", steps=2, evaluate_every=2, optim={"lr": 1e-2})
+    run(tmp_path / "r", sdxl, held, objective="dpo", kind="lora", steps=3, evaluate_every=3, optim={"lr": 3e-2})
     first, last = evaluations(tmp_path / "r")
     assert first["accuracy"] == 0.5 and last["accuracy"] != 0.5
     assert last["margin_over_base"] != 0

@@ -19,7 +19,7 @@ RAISES = (
 )
 FAKE_TORCHVISION = {
     "torchvision/__init__.py": "__version__ = '0.99.0'\n",
-    "torchvision/io/__init__.py": "",
+    "torchvision/io/__init__.py": RAISES,
     "torchvision/transforms/__init__.py": "from enum import Enum\n"
     "InterpolationMode = Enum('InterpolationMode', {n: n.lower() for n in "
     "'NEAREST NEAREST_EXACT BILINEAR BICUBIC BOX HAMMING LANCZOS'.split()})\n",
