@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from mapo import __version__
-from mapo.errors import MapoError, printable
+from mapo.errors import printable
 from mapo.progress import on_terminal
 
 OUT = click.Path(path_type=Path)
@@ -98,13 +98,11 @@ def import_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def imports_of(how: dict[str, Any], stream: bool) -> dict[str, Any]:
-    """These options, taken out of a verb's; MapoError where they are given and no source is streamed."""
-    found, asked = {name: how.pop(name) for name in IMPORT_NAMES}, click.get_current_context().get_parameter_source
-    if not stream and (given := [name for name in found if asked(name) is ParameterSource.COMMANDLINE]):
-        flag = f"--{given[0].replace('_', '-')}"
-        raise MapoError(f"{flag} says how SOURCE is read. Give SOURCE and --stream, or leave it out.")
-    return found
+def imports_of(how: dict[str, Any]) -> dict[str, Any]:
+    """Those of these options that were given, taken out of a verb's."""
+    asked = click.get_current_context().get_parameter_source
+    found = {name: how.pop(name) for name in IMPORT_NAMES}
+    return {name: value for name, value in found.items() if asked(name) is ParameterSource.COMMANDLINE}
 
 
 LORA = click.option(

@@ -69,7 +69,7 @@ def encode(
 
     if stream != (source is not None):
         raise MapoError("Give SOURCE and --stream together: SOURCE is encoded while it is read. Or give neither.")
-    imports = imports_of(how, stream)
+    imports = imports_of(how)
     how["shard"] = asked_shard(shard)
     made = encode(pairs=pairs, out=out, source=source, imports=imports, **how)
     if made.read and made.read.seconds:
