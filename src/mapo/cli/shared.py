@@ -14,11 +14,12 @@ from mapo.errors import printable
 from mapo.progress import on_terminal
 
 OUT = click.Path(path_type=Path)
-TRAINABLE = "mini, a diffusers folder, a safetensors file, a run folder, RUN@STEP, or a hub id."
-DRAWS = "mini, a folder, safetensors file or hub id of a text-to-image model, a run, or RUN@STEP."
+TRAINABLE = "The model: mini, a diffusers folder, a safetensors file, a run folder, RUN@STEP, or a hub id."
+DRAWS = "The model: mini, a folder, safetensors file or hub id of a text-to-image model, a run, or RUN@STEP."
 CLIP_SKIP = click.option(
     "--clip-skip", type=click.IntRange(min=0),
-    help="Layers left out at the end of the text encoder, for Stable Diffusion 1 and 2; default: as a run was trained.",
+    help="How many layers are left out at the end of the text encoder, for Stable Diffusion 1 and 2; default: as a run "
+    "was trained.",
 )  # fmt: skip
 
 LONG_PROMPTS = click.option(
@@ -33,7 +34,7 @@ GUIDANCE = click.option(
 )
 PRECISION = click.option(
     "--precision", type=click.Choice(["float32", "bfloat16", "float16"]),
-    help="Of the model while it makes pictures; default: the model's own advice, else float32.",
+    help="In which numbers the model computes while it makes pictures; default: the model's own advice, else float32.",
 )  # fmt: skip
 
 
@@ -59,8 +60,8 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 IMPORT_OPTIONS = (
     click.option(
         "--format",
-        help="pickapic, preference, ranking, scores, hpdv2, imagereward, jsonl or folders; found by itself when left "
-        "out.",
+        help="The format of the source: pickapic, preference, ranking, scores, hpdv2, imagereward, jsonl or "
+        "folders; found by itself when left out.",
     ),
     click.option(
         "--columns", metavar="NAME=COLUMN,…", help="What the source calls columns, such as prompt=text,chosen=image_w."
@@ -70,11 +71,17 @@ IMPORT_OPTIONS = (
         type=click.Choice(["first", "join", "each"]),
         help="Where a pair has several captions: take the first, join them with commas, or make a pair of each.",
     ),
-    click.option("--on-bad-row", type=click.Choice(["stop", "drop"]), default="stop", show_default=True),
-    click.option("--ties", type=click.Choice(["drop", "keep"]), default="drop", show_default=True),
+    click.option(
+        "--on-bad-row", type=click.Choice(["stop", "drop"]), default="stop", show_default=True,
+        help="What happens at a row that cannot become a pair: stop and name it, or drop it and count it.",
+    ),
+    click.option(
+        "--ties", type=click.Choice(["drop", "keep"]), default="drop", show_default=True,
+        help="What happens to pairs of which neither picture is better: drop them, or keep them with preference 0.5.",
+    ),
     click.option(
         "--rankings", type=click.Choice(["all", "best-worst"]), default="all", show_default=True,
-        help="The pairs of a ranking.",
+        help="Which pairs of a ranking are made: all, or only the best picture with the worst.",
     ),
     click.option("--least-gap", type=float, default=0, help="Best and worst of scores closer than this are a tie."),
     click.option(
