@@ -249,6 +249,9 @@ MAKERS = {  # one for each family
 }  # fmt: skip
 
 
+UNETS = ("StableDiffusionXLPipeline", "StableDiffusionPipeline")  # of which a model may predict v
+
+
 def make_lora(model, file: Path, seed: int = 0, rank: int = 2) -> Path:
     """A LoRA beside the attention of a model's denoiser (``find_model``), with random weights."""
     import torch

@@ -11,12 +11,11 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 from mapo.errors import MapoError
 from mapo.files import naming, write_text
 
-T = TypeVar("T")
 MOST_NESTED = 100  # lists and objects of JSON: what reads and writes them goes down by recursion
 TOO_NESTED = f"its lists and objects are nested more than {MOST_NESTED} deep"
 
@@ -107,10 +106,10 @@ def read_lines(path: Path) -> Iterator[Any]:
 
 def numbered_lines(
     path: Path,
-    parse: Callable[[bytes], T] = parse_json,
+    parse: Callable[[bytes], Any] = parse_json,
     what: str = "JSON",
     remedy: str = "Mend the line, or delete it.",
-) -> Iterator[tuple[int, T]]:
+) -> Iterator[tuple[int, Any]]:
     """The values of a file of lines, each with the number of its line. Empty lines are passed over.
 
     A last line that a killed process left half written is left out. Raises MapoError naming any other line that is not
