@@ -118,7 +118,7 @@ def open_pipeline(model: ModelFiles, device: Any, dtype: Any) -> Any:
     variant = model.variant or next(iter(variants(model.base, parts).values()), None)
     try:
         with quietly():
-            made = kind.from_pretrained(model.base, torch_dtype=dtype, use_safetensors=True, variant=variant)
+            made = kind.from_pretrained(model.base, dtype=dtype, use_safetensors=True, variant=variant)
     except Exception as error:
         raise not_loaded(model.base, error) from None
     for part, network in made.components.items():

@@ -72,11 +72,11 @@ def make_transformer(width: int) -> SD3Transformer2DModel:
 
 def open_first(folder: Path) -> tuple[AutoencoderKL, CLIPTextModelWithProjection, CLIPTextModelWithProjection]:
     """VAE and text encoders of the first model in float32. SD3's first encoder has a projection too: a random one."""
-    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=torch.float32)
-    plain = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", torch_dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", dtype=torch.float32)
+    plain = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=torch.float32)
     first = CLIPTextModelWithProjection(plain.config)
     first.text_model.load_state_dict(getattr(plain, "text_model", plain).state_dict())
-    second = CLIPTextModelWithProjection.from_pretrained(folder, subfolder="text_encoder_2", torch_dtype=torch.float32)
+    second = CLIPTextModelWithProjection.from_pretrained(folder, subfolder="text_encoder_2", dtype=torch.float32)
     return vae, first, second
 
 

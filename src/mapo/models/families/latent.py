@@ -232,7 +232,7 @@ class LatentModel(ABC):
 
     def _assembled(self, dtype: Any, **parts: Any) -> Any:
         """The folder's pipeline with these parts in place of its own."""
-        how = {"torch_dtype": dtype, "use_safetensors": True, **self.pipeline_settings, **parts}
+        how = {"dtype": dtype, "use_safetensors": True, **self.pipeline_settings, **parts}
         if self.files.prediction:  # else the scheduler is as the folder says
             config = self.files.config("scheduler")
             how["scheduler"] = getattr(diffusers, config["_class_name"]).from_config(config)
