@@ -54,6 +54,10 @@ Places = Annotated[
 ]
 Text = Annotated[str, Argument("text", _is_text)]
 Texts = Annotated[str | Sequence[str], Argument("text or a list of texts", lambda v: _is_text(v) or _are(_is_text)(v))]
+Prompts = Annotated[
+    str | os.PathLike[str] | Sequence[str],
+    Argument("text, a path, or a list of texts", lambda v: _is_path(v) or _are(_is_text)(v)),
+]
 Whole = Annotated[int, Argument("a whole number", _is_whole)]
 Number = Annotated[float, Argument("a number", _is_number)]
 Switch = Annotated[bool, Argument("True or False", lambda v: isinstance(v, bool))]
@@ -147,3 +151,13 @@ def as_text(given: str | os.PathLike[str] | None) -> str | None:
 def as_paths(given: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
     """One place or several, as a list."""
     return [Path(given)] if isinstance(given, str | os.PathLike) else [Path(one) for one in given]
+
+
+def as_texts(given: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
+    """One place or several as they were written, as a list."""
+    return [os.fspath(one) for one in ([given] if isinstance(given, str | os.PathLike) else given)]
+
+
+def as_prompts(given: str | os.PathLike[str] | Sequence[str]) -> str | Sequence[str]:
+    """A source of prompts as it was written, or a list of prompts."""
+    return os.fspath(given) if isinstance(given, os.PathLike) else given

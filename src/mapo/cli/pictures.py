@@ -96,10 +96,11 @@ def sample(
 @click.option("--raw", is_flag=True, help="Keep weights in brackets, LoRAs and style words, which are else taken out.")
 @click.option("--images-per-batch", type=int, default=8, show_default=True, help="Pictures given to the model at once.")
 def caption(pictures: Path, out: Path, **how: Any) -> None:
-    """Put the captions of a folder of PICTURES into one file, a line each, to be read and changed by hand.
+    """Put the captions of pictures into one file.
 
-    A caption comes from a list (metadata.jsonl, a CSV), else from NAME.txt or NAME.caption beside NAME.png, else from
-    what A1111, Forge, ComfyUI, Fooocus, InvokeAI, SwarmUI or NovelAI wrote into the picture. A picture without any is
+    PICTURES is a folder. The file has a line for each picture, to be read and changed by hand. A caption comes from a
+    list (metadata.jsonl, a CSV), else from NAME.txt or NAME.caption beside NAME.png, else from what A1111, Forge,
+    ComfyUI, Fooocus, InvokeAI, SwarmUI or NovelAI wrote into the picture. A picture without any is
     named, and nothing is written. The same command again keeps what was changed by hand.
     """
     from mapo.captions.verb import caption, counted
