@@ -32,7 +32,9 @@ from mapo.errors import MapoError, count
     help="Where the prompts are: mini:test, a .txt, .csv, .tsv, .json, .jsonl or .parquet file, or a set on the hub "
     "(owner/name, hf://owner/name/path); SOURCE:COLUMN for another column than prompt or caption.",
 )
-@click.option("--prompt", "texts", multiple=True, metavar="TEXT", help="One prompt, in place of --prompts. May be repeated.")
+@click.option(
+    "--prompt", "texts", multiple=True, metavar="TEXT", help="One prompt, in place of --prompts. May be repeated."
+)
 @click.option(
     "--seeds",
     default="0",
