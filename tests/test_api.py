@@ -143,7 +143,7 @@ def test_importing_it_loads_no_network_library_and_prints_nothing():
         (lambda: mapo.api.encode(model="mini", pairs="p", out="o", source="s", imports={"ties": 3}), "encode(): imports['ties'] is 3; it must be text."),
         (lambda: mapo.api.encode(model="mini", pairs="p", out="o", source="s", imports={"least_gap": "1"}), "encode(): imports['least_gap'] is '1'; it must be a number."),
         (lambda: mapo.api.encode(model="mini", pairs="p", out="o", imports={"ties": "keep"}), "--ties says how SOURCE is read. Give SOURCE and --stream, or leave it out."),
-        (lambda: mapo.api.plan(model="mini", pairs="p", memory="8"), "--memory '8' does not say of what. Write it as 8GB or 8GiB."),
+        (lambda: mapo.api.plan(model="mini", pairs="p", memory="8"), "--memory '8' would be 8 bytes. Give a unit, as in 24GB or 22.5GiB."),
         (lambda: mapo.api.build("r", model="mini", prompts="mini:train", num_pairs="16", out="o"), "build(): num_pairs is '16'; it must be a whole number."),
         (lambda: mapo.api.build("r", model="mini", prompts="mini:train", num_pairs=16, out="o"), "There is no recipe 'r'."),
         (lambda: mapo.api.report(before="a", after="b", out="o", scores=[1]), "report(): scores is [1]; it must be a path or a list of paths."),

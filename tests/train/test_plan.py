@@ -229,6 +229,8 @@ def test_sizes_are_read_and_shown_as_people_write_them():
     for wrong in ("much", "GB", "0GB", "-1GB"):
         with pytest.raises(MapoError, match="is not a size"):
             parse_size(wrong)
-    with pytest.raises(MapoError, match="--memory '8' does not say of what. Write it as 8GB or 8GiB"):
-        parse_size("8")
+    for bare in ("8", "24000"):
+        with pytest.raises(MapoError, match=f"--memory '{bare}' would be {bare} bytes. Give a unit, as in 24GB"):
+            parse_size(bare)
+    assert parse_size(str(2**30)) == 2**30
     assert room_of("cpu") > 2**28
