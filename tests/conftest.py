@@ -1,5 +1,6 @@
 """Small models of SDXL's real classes and layout, and pairs for them: made once per test session."""
 
+import functools
 import importlib
 import os
 import signal
@@ -13,7 +14,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 from real import ABSENT
-from tiny import MAKERS, make_pairs, make_sdxl
+from tiny import MAKERS, UNETS, make_pairs, make_sdxl
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it starts in the background
 os.fsync = lambda descriptor: None  # no test cuts the power, and the disk would be waited for ten thousand times
@@ -94,7 +95,26 @@ def cache(tmp_path_factory, sdxl, pairs) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory):
+    """Makes a small model of a family, which predicts another thing if that is said; each of them once."""
+
+    @functools.cache
+    def make(family: str, *prediction: str) -> Path:
+        return MAKERS[family](tmp_path_factory.mktemp("models") / "model", *prediction)
+
+    return make
+
+
 @pytest.fixture(scope="session", params=MAKERS)
-def any_model(request, tmp_path_factory) -> Path:
+def any_model(request, small_model) -> Path:
     """A small model of each family in turn."""
-    return MAKERS[request.param](tmp_path_factory.mktemp("models") / "model")
+    return small_model(request.param)
+
+
+@pytest.fixture(
+    scope="session", params=[(family,) for family in MAKERS] + [(u, "v_prediction") for u in UNETS], ids="-".join
+)
+def any_prediction(request, small_model) -> Path:
+    """A small model of each family in turn, and of those with a UNet one more that predicts v."""
+    return small_model(*request.param)

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,15 @@ def test_the_page_names_every_argument_with_its_default(verb):
     assert section.startswith(f"{verb}({', '.join([*unnamed, '…'])})")
 
 
+def test_the_page_names_the_commands_that_are_not_functions():
+    from mapo.cli import cli
+
+    told = PAGE.read_text("utf-8").partition("**What is only a command.**")[2].partition("\n\n")[0]
+    for name in cli.commands.keys() - {*VERBS}:
+        assert f"`{name}" in told or f"`mapo {name}`" in told, name
+    assert not [name for name in VERBS if f"`{name}` " in told.replace("shares of `build` and `score` ", "")]
+
+
 def test_importing_it_loads_no_network_library_and_prints_nothing():
     code = "import sys, mapo.api; from mapo.api import train, PairSet; sys.stderr.write(' '.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -116,7 +126,7 @@ def test_importing_it_loads_no_network_library_and_prints_nothing():
         (lambda: sample(model="mini", prompts=["p"], out="o", seeds=[]), "--seeds is empty; give at least one seed."),
         (lambda: sample(model="mini", prompts=["p"], out="o", seeds=-1), "--seeds: -1 is not a seed."),
         (lambda: sample(model="mini", prompts=[], out="o"), "--prompts: the list holds no prompts."),
-        (lambda: sample(model="mini", prompts=["p", 3], out="o"), "sample(): prompts is ['p', 3]; it must be text or a list of texts."),
+        (lambda: sample(model="mini", prompts=["p", 3], out="o"), "sample(): prompts is ['p', 3]; it must be text, a path, or a list of texts."),
         (lambda: sample(model="mini", prompts=["p"], out="o", steps="4"), "sample(): steps is '4'; it must be a whole number."),
         (lambda: sample(model="mini", prompts=["p"], out="o", steps=True), "sample(): steps is True; it must be a whole number."),
         (lambda: sample(model="mini", prompts=["p"], out="o", guidance="high"), "sample(): guidance is 'high'; it must be a number."),
@@ -124,7 +134,16 @@ def test_importing_it_loads_no_network_library_and_prints_nothing():
         (lambda: mapo.api.encode(model="mini", pairs="p", out="o", flip=1), "encode(): flip is 1; it must be True or False."),
         (lambda: mapo.api.encode(model="mini", pairs="p", out="o", precision="float8"), "--precision 'float8' is not known."),
         (lambda: mapo.api.encode(model="mini", pairs="p", out="o"), "There is no pairs set at p."),
-        (lambda: mapo.api.import_pairs("p", out="o", columns=3), "import_pairs(): columns is 3; it must be a mapping such as"),
+        (lambda: mapo.api.import_pairs("p", out="o", columns=3), "import_pairs(): columns is 3; it must be a mapping of texts to texts, such as"),
+        (lambda: mapo.api.import_pairs("p", out="o", columns={3: "x"}), "import_pairs(): columns is {3: 'x'}; it must be a mapping of texts to texts, such as"),
+        (lambda: mapo.api.import_pairs("p", out="o", columns={"prompt": 3}), "import_pairs(): columns is {'prompt': 3}; it must be a mapping of texts to texts, such as"),
+        (lambda: mapo.api.try_objective("mapo", settings={3: 1}), "try_objective(): settings is {3: 1}; it must be a mapping of names to numbers, such as"),
+        (lambda: mapo.api.try_objective("mapo", settings={"beta": "1"}), "try_objective(): settings is {'beta': '1'}; it must be a mapping of names to numbers, such as"),
+        (lambda: mapo.api.encode(model="mini", pairs="p", out="o", source="s", imports={"columns": 3}), "encode(): imports['columns'] is 3; it must be a mapping of texts to texts, such as"),
+        (lambda: mapo.api.encode(model="mini", pairs="p", out="o", source="s", imports={"ties": 3}), "encode(): imports['ties'] is 3; it must be text."),
+        (lambda: mapo.api.encode(model="mini", pairs="p", out="o", source="s", imports={"least_gap": "1"}), "encode(): imports['least_gap'] is '1'; it must be a number."),
+        (lambda: mapo.api.encode(model="mini", pairs="p", out="o", imports={"ties": "keep"}), "--ties says how SOURCE is read. Give SOURCE and --stream, or leave it out."),
+        (lambda: mapo.api.plan(model="mini", pairs="p", memory="8"), "--memory '8' would be 8 bytes. Give a unit, as in 24GB or 22.5GiB."),
         (lambda: mapo.api.build("r", model="mini", prompts="mini:train", num_pairs="16", out="o"), "build(): num_pairs is '16'; it must be a whole number."),
         (lambda: mapo.api.build("r", model="mini", prompts="mini:train", num_pairs=16, out="o"), "There is no recipe 'r'."),
         (lambda: mapo.api.report(before="a", after="b", out="o", scores=[1]), "report(): scores is [1]; it must be a path or a list of paths."),
@@ -155,6 +174,28 @@ def test_a_list_of_prompts_is_read_as_a_file_of_them_is(tmp_path, heard):
     )  # fmt: skip
     assert [(row.prompt, row.seed) for row in images.rows] == [("a red square", 3), ("a blue circle", 3)]
     assert "1 prompt occurs twice; it is used once." in heard()
+
+
+def test_prompts_and_loras_may_be_paths_and_what_another_function_returned(tmp_path, sdxl, pairs, cache):
+    (tmp_path / "prompts.txt").write_text("a red square\n")
+    run = train(model=sdxl, pairs=pairs, cache=cache, adapter="lora", out=tmp_path / "run",
+                settings={"train.steps": 1, "optim.lr": 1e-2, "train.pairs_per_step": 2})  # fmt: skip
+    made = {}
+    for name, loras in {"none": (), "run": [run], "path": Path(run), "file": f"{os.fspath(run)}:0.5"}.items():
+        out = tmp_path / f"images-{name}"
+        images = sample(model=sdxl, prompts=tmp_path / "prompts.txt", loras=loras, steps=1, guidance=1.0, out=out)
+        assert [row.prompt for row in images.rows] == ["a red square"]
+        made[name] = (out / "images.json").read_text()
+    assert "loras" not in made["none"] and made["run"] == made["path"] != made["file"]
+
+
+def test_nothing_that_a_model_is_loaded_with_is_warned_of(sdxl):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        from mapo.models import find_model, open_model
+
+        open_model(find_model(str(sdxl))).pipeline("cpu")
+        open_model(find_model(str(sdxl))).denoiser("cpu")
 
 
 def test_settings_may_be_written_with_dots_or_as_sections():

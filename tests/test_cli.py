@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -17,10 +18,11 @@ from mapo.pairs import PairWriter
 from mapo.sample.folder import read_images
 from tiny import make_pairs
 
-VERBS = [
-    "build", "remake", "import", "check", "label", "encode", "train", "sample", "score", "report", "export", "demo",
-    "mismatch", "study",
-]  # fmt: skip
+GROUPS = {name: command for name, command in cli.commands.items() if isinstance(command, click.Group)}
+VERBS = sorted(cli.commands.keys() - GROUPS.keys())
+COMMANDS = {verb: cli.commands[verb] for verb in VERBS} | {
+    f"{group} {name}": command for group, made in GROUPS.items() for name, command in made.commands.items()
+}
 
 
 def mapo(*words):
@@ -53,6 +55,24 @@ def test_help_answers_without_loading_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert all(verb in done.stdout for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_every_option_and_argument_has_help_in_whole_sentences(verb):
+    command = COMMANDS[verb]
+    for parameter in command.params:
+        if isinstance(parameter, click.Argument):
+            assert re.search(rf"\b{parameter.human_readable_name}\b", command.help), parameter.name
+        else:
+            said = parameter.help or ""
+            assert re.fullmatch(r"[A-Z].*\.", said, re.S) and len(said.split()) >= 3, (parameter.opts, said)
+
+
+def test_the_first_line_of_every_verb_stands_whole_in_the_list_of_verbs():
+    listed = CliRunner().invoke(cli, ["--help"], terminal_width=80).output.partition("Commands:")[2]
+    for name, command in cli.commands.items():
+        assert f"  {name} " in listed and "..." not in listed
+        assert re.fullmatch(r"[A-Z].*\.", command.help.split("\n")[0]), name
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -1,12 +1,16 @@
 """Each process of a machine computes on a GPU of its own."""
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
+import mapo
 from mapo.api import encode, sample, score
-from mapo.devices import use_own_device
+from mapo.devices import best_device, use_own_device
+from mapo.train.processes import processes
+from mapo.train.processes.processes import Place
 from tiny import make_pairs
 
 OF_LAUNCHERS = ("LOCAL_RANK", "SLURM_LOCALID")
@@ -56,3 +60,18 @@ def test_the_bench_at_real_size_says_the_most_of_a_gpu_where_there_is_one(monkey
     steps = [{"seconds": 1.0, "loss": 0.5, "grad_norm": 1.0, "memory": k * 2**30} for k in (2, 5, 4)]
     assert row_of(9.0, 1.0, steps, on_gpu=True)["peak_gpu_gib"] == 5
     assert "peak_gpu_gib" not in row_of(9.0, 1.0, steps, on_gpu=False)
+
+
+def test_a_macs_gpu_is_for_a_training_in_one_process_alone(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert best_device() == "cpu" and best_device(or_a_macs=True) == "mps"
+    assert [processes._device(Place(0, world)).type for world in (1, 2)] == ["mps", "cpu"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert best_device() == best_device(or_a_macs=True) == "cuda"
+
+
+def test_no_other_module_chooses_a_device():
+    asked = re.compile(r"mps\.is_available|['\"]cuda['\"] if ")
+    found = {path.name for path in Path(mapo.__file__).parent.rglob("*.py") if asked.search(path.read_text("utf-8"))}
+    assert found == {"devices.py"}

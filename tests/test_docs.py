@@ -98,14 +98,18 @@ def settings_reference() -> str:
     add(Config, "")
     lines += [
         "\n## Settings of the objectives\n",
-        "Each is a number and stands beside `objective.name`: `--set objective.beta=0.2`. What they do:",
-        "[objectives.md](objectives.md). A function of your own has the keyword arguments that it gives a default.\n",
-        "| objective | settings and their defaults |",
-        "|---|---|",
+        "Each is a number and stands beside `objective.name`: `--set objective.beta=0.2`. Errors are means of squares, so they",
+        "have the unit of latents squared; the formulas are on the page of [objectives](objectives.md). A function of your",
+        "own has the keyword arguments that it gives a default.\n",
+        "| objective | setting | default | what it does |",
+        "|---|---|---|---|",
     ]
     for name, objective in OBJECTIVES.items():
-        knobs = ", ".join(f"`objective.{knob}` {value:g}" for knob, value in objective.settings.items())
-        lines.append(f"| `{name}` | {knobs or 'none'} |")
+        for knob, value in objective.settings.items():
+            lines.append(f"| `{name}` | `objective.{knob}` | {value:g} | {objective.told[knob]} |")
+    lines += [
+        "\n" + ", ".join(f"`{n}`" for n, objective in OBJECTIVES.items() if not objective.settings) + " has none."
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -114,6 +118,12 @@ def test_the_page_of_settings_is_what_the_program_says():
     if os.environ.get("MAPO_UPDATE_DOCS"):
         page.write_text(settings_reference())
     assert page.read_text() == settings_reference()
+
+
+def test_every_setting_of_an_objective_says_in_whole_sentences_what_it_does():
+    for name, objective in OBJECTIVES.items():
+        assert objective.told.keys() == objective.settings.keys(), name
+        assert all(re.fullmatch(r"[A-Z].*\.", said) for said in objective.told.values()), name
 
 
 def test_every_setting_says_what_it_may_be():
@@ -224,6 +234,19 @@ def test_every_objective_and_setting_is_documented():
         for knob, value in OBJECTIVES[name].settings.items():
             row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
             assert f"`{knob}`" in row and f"{value:g}" in row
+
+
+def test_the_files_of_golden_numbers_are_named_with_the_objectives_in_them():
+    import json
+
+    page = (ROOT / "docs" / "objectives.md").read_text()
+    for file in sorted((ROOT / "tests" / "golden").glob("*objectives.json")):
+        told = re.search(rf"`tests/golden/{file.name}` \((.*?)\)", page)
+        assert told, file.name
+        names = re.findall(r"`(\w+)`", told[1])
+        if file.name.startswith("more"):
+            assert sorted(names) == sorted(json.loads(file.read_text()))
+        assert set(names) <= OBJECTIVES.keys()
 
 
 def test_the_layers_of_the_architecture_page_are_those_that_are_enforced():

@@ -7,7 +7,17 @@ from scipy import stats
 
 from mapo.errors import MapoError
 from mapo.score.table import SCHEMA
-from mapo.statistics import is_binary, mean, mean_difference, mean_share, paired, ratio, win_rate
+from mapo.statistics import (
+    Estimate,
+    is_binary,
+    mean,
+    mean_difference,
+    mean_share,
+    paired,
+    percentiles,
+    ratio,
+    win_rate,
+)
 
 
 def table(values, model="m", **changes):
@@ -325,3 +335,25 @@ def test_where_nothing_differs_but_by_chance_about_one_interval_in_twenty_calls_
     for _ in range(200):
         called += win_rate(rng.choice([-1, 0, 1], prompts, p=[0.05, 0.9, 0.05]), names(prompts)).conclusive
     assert called <= 12
+
+
+def test_every_interval_of_the_package_is_an_estimate():
+    from mapo.check.leak import share
+    from mapo.lab.study.estimates import estimate
+
+    whole = win_rate([1, -1] * 10, [str(k) for k in range(20)])
+    told = share(np.array([0.0, 1.0] * 10), np.arange(20))
+    percent = estimate([np.array([[0.25, 0.75, 0.5], [0.0, 1.0, 0.5]])])
+    for found in (whole, told, percent):
+        assert isinstance(found, Estimate) and found.value == 0.5
+        assert found.covers(0.5) and not found.covers(found.high + 0.01)
+
+
+def test_percentiles_pass_over_resamples_without_a_value():
+    values = np.array([0.0, 1.0, 2.0, 3.0])
+
+    def mean_of_some(rows):
+        return float("nan") if len(set(rows.tolist())) < 2 else float(values[rows].mean())
+
+    low, high = percentiles(mean_of_some, 4, 500)
+    assert 0 <= low < 1.5 < high <= 3 and (low, high) == percentiles(mean_of_some, 4, 500)

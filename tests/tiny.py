@@ -69,13 +69,15 @@ def _vae(**settings):
     )
 
 
-def make_sdxl(folder: Path, prediction_type: str = "epsilon", seed: int = 0, **unet_settings) -> Path:
+def make_sdxl(
+    folder: Path, prediction_type: str = "epsilon", seed: int = 0, tokenizer=None, text=None, **unet_settings
+) -> Path:
     """A StableDiffusionXLPipeline folder with random weights; other sizes than the built-in model's."""
     import torch
     from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionXLPipeline
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-    tokenizer = _tokenizer(folder)
+    tokenizer = tokenizer or _tokenizer(folder)
     torch.manual_seed(seed)
     unet = _unet(
         **{
@@ -92,7 +94,8 @@ def make_sdxl(folder: Path, prediction_type: str = "epsilon", seed: int = 0, **u
     scheduler = (
         EulerDiscreteScheduler(**schedule) if prediction_type == "epsilon" else DDIMScheduler(**schedule, **ZERO_SNR)
     )
-    first, second = CLIPTextModel(_text(tokenizer, 16)), CLIPTextModelWithProjection(_text(tokenizer, 24))
+    first = CLIPTextModel(_text(tokenizer, 16, **(text or {})))
+    second = CLIPTextModelWithProjection(_text(tokenizer, 24, **(text or {})))
     StableDiffusionXLPipeline(
         vae, first, second, tokenizer, tokenizer, unet, scheduler, force_zeros_for_empty_prompt=True,
         add_watermarker=False,
@@ -244,6 +247,9 @@ MAKERS = {  # one for each family
     "StableDiffusionXLPipeline": make_sdxl, "StableDiffusionPipeline": make_sd,
     "StableDiffusion3Pipeline": make_sd3, "FluxPipeline": make_flux, "ZImagePipeline": make_z_image,
 }  # fmt: skip
+
+
+UNETS = ("StableDiffusionXLPipeline", "StableDiffusionPipeline")  # of which a model may predict v
 
 
 def make_lora(model, file: Path, seed: int = 0, rank: int = 2) -> Path:

@@ -18,6 +18,7 @@ from mapo.arguments import (
     Numbers,
     Place,
     Places,
+    Prompts,
     Seeds,
     Settings,
     Switch,
@@ -25,7 +26,9 @@ from mapo.arguments import (
     Texts,
     Whole,
     as_paths,
+    as_prompts,
     as_text,
+    as_texts,
     checked,
 )
 from mapo.errors import MapoError, several
@@ -124,22 +127,22 @@ if not TYPE_CHECKING:  # Run comes with torch, so it is loaded when it is named
 
 @checked
 def build(
-    recipe: Place, *, model: Place, prompts: Texts, num_pairs: Whole, out: Place, judges: Texts = (),
+    recipe: Place, *, model: Place, prompts: Prompts, num_pairs: Whole, out: Place, judges: Texts = (),
     prefixes: Texts = (), candidates: Whole | None = None, seeds: Text | None = None, context: Text | None = None,
     context_model: Text | None = None, keep: Text = "pictures", latents_for: Place | None = None,
     steps: Whole | None = None, guidance: Number | None = None, precision: Text | None = None,
     images_per_batch: Whole | None = None, clip_skip: Whole | None = None, vae: Place | None = None,
-    prediction: Text | None = None, loras: Texts = (), long_prompts: Text | None = None,
+    prediction: Text | None = None, loras: Places = (), long_prompts: Text | None = None,
 ) -> PairSet:  # fmt: skip
     """Let a model make pairs. The set; MapoError where too few pairs are kept, or what is asked for cannot be."""
     from mapo.build import verb
 
     verb.build(
-        os.fspath(recipe), os.fspath(model), prompts, num_pairs, Path(out), judges=several(judges), prefixes=prefixes,
-        candidates=candidates, seeds=seeds, context=context, context_model=context_model, keep=keep,
+        os.fspath(recipe), os.fspath(model), as_prompts(prompts), num_pairs, Path(out), judges=several(judges),
+        prefixes=prefixes, candidates=candidates, seeds=seeds, context=context, context_model=context_model, keep=keep,
         latents_for=None if latents_for is None else os.fspath(latents_for), steps=steps, guidance=guidance,
         precision=precision, images_per_batch=images_per_batch, clip_skip=clip_skip, vae=as_text(vae),
-        prediction=prediction, loras=several(loras), long_prompts=long_prompts,
+        prediction=prediction, loras=as_texts(loras), long_prompts=long_prompts,
     )  # fmt: skip
     return PairSet(out)
 
@@ -177,7 +180,7 @@ def caption(
 @checked
 def check(
     pairs: Place, *, out: Place = "check.html", model: Place | None = None, json_file: Place | None = None,
-    vae: Place | None = None, prediction: Text | None = None, loras: Texts = (), long_prompts: Text | None = None,
+    vae: Place | None = None, prediction: Text | None = None, loras: Places = (), long_prompts: Text | None = None,
     buckets: Switch = False,
 ) -> Page:  # fmt: skip
     """Look for what is wrong in a set. The page; what is wrong is in its numbers, and not an exception."""
@@ -187,7 +190,7 @@ def check(
         Path(out),
         verb.check(
             Path(pairs), Path(out), model=as_text(model), json_file=None if json_file is None else Path(json_file),
-            vae=as_text(vae), prediction=prediction, loras=several(loras), long_prompts=long_prompts, buckets=buckets,
+            vae=as_text(vae), prediction=prediction, loras=as_texts(loras), long_prompts=long_prompts, buckets=buckets,
         ),
     )  # fmt: skip
 
@@ -198,7 +201,7 @@ def mismatch(
     num_pairs: Whole = 128, seeds: Seeds = "1000-1001", seed: Whole = 0, steps: Whole | None = None,
     guidance: Number | None = None, precision: Text | None = None, images_per_batch: Whole | None = None,
     clip_skip: Whole | None = None, vae: Place | None = None, prediction: Text | None = None,
-    loras: Texts = (), long_prompts: Text | None = None,
+    loras: Places = (), long_prompts: Text | None = None,
 ) -> "Mismatch":  # fmt: skip
     """Measure how far a set is from a model. The numbers; MapoError where the split has no pairs."""
     from mapo.mismatch import verb
@@ -206,7 +209,7 @@ def mismatch(
     found, _ = verb.mismatch(
         os.fspath(model), Path(pairs), Path(out), seeds, encoder=encoder, split=split, num_pairs=num_pairs, seed=seed,
         steps=steps, guidance=guidance, precision=precision, images_per_batch=images_per_batch, clip_skip=clip_skip,
-        vae=as_text(vae), prediction=prediction, loras=several(loras), long_prompts=long_prompts,
+        vae=as_text(vae), prediction=prediction, loras=as_texts(loras), long_prompts=long_prompts,
     )  # fmt: skip
     return found
 
@@ -216,7 +219,7 @@ def encode(
     *, model: Place, pairs: Place, out: Place, resolution: Whole | None = None, flip: Switch = False,
     precision: Text = "float32", clip_skip: Whole | None = None, images_per_batch: Whole = 8,
     vae: Place | None = None, prediction: Text | None = None,
-    loras: Texts = (), long_prompts: Text | None = None, buckets: Switch = False, shard: Text = "0/1",
+    loras: Places = (), long_prompts: Text | None = None, buckets: Switch = False, shard: Text = "0/1",
     source: Place | None = None, imports: Settings | None = None,
 ) -> "Cache":  # fmt: skip
     """Encode pictures and prompts once. The cache; MapoError where it was encoded in another way before.
@@ -230,7 +233,7 @@ def encode(
     made = verb.encode(
         os.fspath(model), Path(pairs), Path(out), resolution=resolution, flip=flip, precision=precision,
         clip_skip=clip_skip, images_per_batch=images_per_batch, vae=as_text(vae), prediction=prediction,
-        loras=several(loras), long_prompts=long_prompts, buckets=buckets, shard=parse_shard(shard),
+        loras=as_texts(loras), long_prompts=long_prompts, buckets=buckets, shard=parse_shard(shard),
         source=as_text(source), imports=imports,
     )  # fmt: skip
     if made.losses:
@@ -242,7 +245,7 @@ def encode(
 def train(
     *, out: Place, model: Place | None = None, pairs: Place | None = None, cache: Place | None = None,
     objective: Text | None = None, adapter: Text | None = None, recipe: Text | None = None, vae: Place | None = None,
-    prediction: Text | None = None, loras: Texts = (), targets: Texts = (), settings: Settings | None = None,
+    prediction: Text | None = None, loras: Places = (), targets: Texts = (), settings: Settings | None = None,
     allow_change: Switch = False,
 ) -> "Run":  # fmt: skip
     """Train, or go on with the run that is in ``out``. The run; MapoError, KeyboardInterrupt where it was stopped."""
@@ -262,7 +265,7 @@ def train(
 def plan(
     *, model: Place | None = None, pairs: Place | None = None, cache: Place | None = None,
     objective: Text | None = None, adapter: Text | None = None, recipe: Text | None = None, vae: Place | None = None,
-    prediction: Text | None = None, loras: Texts = (), targets: Texts = (), settings: Settings | None = None,
+    prediction: Text | None = None, loras: Places = (), targets: Texts = (), settings: Settings | None = None,
     out: Place | None = None, memory: Text | None = None,
 ) -> "Plan":  # fmt: skip
     """Say what a training needs, and how it fits. The plan, with bytes by kind; no weights are read."""
@@ -278,7 +281,7 @@ def plan(
 def _named(*, loras: Any, targets: Any, **texts: Any) -> dict[str, Any]:
     """What is said of a training by name, as the verbs take it: texts and places, and the two lists."""
     named = {name: as_text(given) for name, given in texts.items()}
-    return {**named, "loras": several(loras) or None, "targets": several(targets) or None}
+    return {**named, "loras": as_texts(loras) or None, "targets": several(targets) or None}
 
 
 @checked
@@ -294,11 +297,11 @@ def try_objective(objective: Text, *, settings: Numbers | None = None) -> list[s
 
 @checked
 def sample(
-    *, model: Place, prompts: Texts, out: Place, seeds: Seeds = 0, steps: Whole | None = None,
+    *, model: Place, prompts: Prompts, out: Place, seeds: Seeds = 0, steps: Whole | None = None,
     guidance: Number | None = None, sampler: Text | None = None, width: Whole | None = None,
     height: Whole | None = None, prefix: Text = "", negative_prompt: Text = "", precision: Text | None = None,
     images_per_batch: Whole | None = None, clip_skip: Whole | None = None, vae: Place | None = None,
-    prediction: Text | None = None, loras: Texts = (), long_prompts: Text | None = None, grid: Switch = False,
+    prediction: Text | None = None, loras: Places = (), long_prompts: Text | None = None, grid: Switch = False,
     compare: Places = (), shard: Text = "0/1",
 ) -> Images:  # fmt: skip
     """Make pictures. Their folder and rows; MapoError where the folder holds pictures of other settings.
@@ -309,10 +312,10 @@ def sample(
     from mapo.shards import parse_shard
 
     rows = verb.sample(
-        os.fspath(model), prompts, seeds, Path(out), steps=steps, guidance=guidance, sampler=sampler,
+        os.fspath(model), as_prompts(prompts), seeds, Path(out), steps=steps, guidance=guidance, sampler=sampler,
         width=width, height=height, prefix=prefix, negative_prompt=negative_prompt, precision=precision,
         images_per_batch=images_per_batch, clip_skip=clip_skip, vae=as_text(vae), prediction=prediction,
-        loras=several(loras), long_prompts=long_prompts, grid=grid, compare=as_paths(compare),
+        loras=as_texts(loras), long_prompts=long_prompts, grid=grid, compare=as_paths(compare),
         shard=parse_shard(shard),
     )  # fmt: skip
     return Images(Path(out), rows or [])

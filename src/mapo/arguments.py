@@ -43,6 +43,10 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _maps_to(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda given: isinstance(given, Mapping) and all(_is_text(k) and fits(v) for k, v in given.items())
+
+
 Place = Annotated[str | os.PathLike[str], Argument("a path, as text or as a Path", _is_path)]
 Places = Annotated[
     str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
@@ -50,6 +54,10 @@ Places = Annotated[
 ]
 Text = Annotated[str, Argument("text", _is_text)]
 Texts = Annotated[str | Sequence[str], Argument("text or a list of texts", lambda v: _is_text(v) or _are(_is_text)(v))]
+Prompts = Annotated[
+    str | os.PathLike[str] | Sequence[str],
+    Argument("text, a path, or a list of texts", lambda v: _is_path(v) or _are(_is_text)(v)),
+]
 Whole = Annotated[int, Argument("a whole number", _is_whole)]
 Number = Annotated[float, Argument("a number", _is_number)]
 Switch = Annotated[bool, Argument("True or False", lambda v: isinstance(v, bool))]
@@ -61,18 +69,15 @@ Seeds = Annotated[
 ]
 Settings = Annotated[
     Mapping[str, Any],
-    Argument(
-        'a mapping of names to values, such as {"train.steps": 100}',
-        lambda v: isinstance(v, Mapping) and all(map(_is_text, v)),
-    ),
+    Argument('a mapping of names to values, such as {"train.steps": 100}', _maps_to(lambda value: True)),
 ]
 Numbers = Annotated[
     Mapping[str, float],
-    Argument('a mapping of names to numbers, such as {"beta": 0.5}', lambda v: isinstance(v, Mapping)),
+    Argument('a mapping of names to numbers, such as {"beta": 0.5}', _maps_to(_is_number)),
 ]
 Names = Annotated[
     str | Mapping[str, str],
-    Argument('a mapping such as {"prompt": "text"}', lambda v: _is_text(v) or isinstance(v, Mapping)),
+    Argument('a mapping of texts to texts, such as {"prompt": "text"}', lambda v: _is_text(v) or _maps_to(_is_text)(v)),
 ]
 
 
@@ -121,11 +126,16 @@ def _checked(verb: str, parameter: inspect.Parameter, value: Any) -> Any:
     """The value, where it is of the kind that the argument asks for; numbers of other libraries as Python's own."""
     if value is None and parameter.default is None:
         return None
-    asked = next(one for part in (parameter.annotation, *get_args(parameter.annotation)) for one in _described(part))
+    return of_kind(f"{verb}(): {parameter.name}", parameter.annotation, value)
+
+
+def of_kind(what: str, annotation: Any, value: Any) -> Any:
+    """The value, where it is of the kind that is asked for; MapoError that says ``what`` it is where it is not."""
+    asked = next(one for part in (annotation, *get_args(annotation)) for one in _described(part))
     if not asked.fits(value):
         shown = repr(value)
         shown = shown if len(shown) <= 60 else f"{shown[:59]}…"
-        raise MapoError(f"{verb}(): {parameter.name} is {shown}; it must be {asked.words}.")
+        raise MapoError(f"{what} is {shown}; it must be {asked.words}.")
     return int(value) if _is_whole(value) else float(value) if _is_number(value) else value
 
 
@@ -141,3 +151,13 @@ def as_text(given: str | os.PathLike[str] | None) -> str | None:
 def as_paths(given: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
     """One place or several, as a list."""
     return [Path(given)] if isinstance(given, str | os.PathLike) else [Path(one) for one in given]
+
+
+def as_texts(given: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
+    """One place or several as they were written, as a list."""
+    return [os.fspath(one) for one in ([given] if isinstance(given, str | os.PathLike) else given)]
+
+
+def as_prompts(given: str | os.PathLike[str] | Sequence[str]) -> str | Sequence[str]:
+    """A source of prompts as it was written, or a list of prompts."""
+    return os.fspath(given) if isinstance(given, os.PathLike) else given

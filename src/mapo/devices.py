@@ -9,11 +9,17 @@ from pathlib import Path
 from mapo.shards import LOCAL_PLACES, number_of
 
 
-def best_device() -> str:
-    """``cuda`` where there is such a GPU, else ``cpu``; training takes a Mac's too (``train/processes/``)."""
+def best_device(or_a_macs: bool = False) -> str:
+    """``cuda`` where there is such a GPU, else ``cpu``; with ``or_a_macs`` ``mps`` before that.
+
+    Only a training in one process asks for a Mac's GPU: what the other verbs compute was never compared there with what
+    a CPU gives, and several processes cannot share one.
+    """
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if or_a_macs and torch.backends.mps.is_available() else "cpu"
 
 
 def memory_in_use(device: str) -> int:

@@ -53,24 +53,30 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Interval:
-    """An estimate and its 95 % interval, in the unit of what was estimated (win rates and rates as shares of 1).
+class Estimate:
+    """A value and its 95 % interval, in the unit of what was estimated (win rates and rates as shares of 1)."""
+
+    value: float
+    low: float
+    high: float
+
+    def covers(self, value: float) -> bool:
+        """Whether ``value`` lies within the interval, its ends included."""
+        return self.low <= value <= self.high
+
+
+@dataclass(frozen=True)
+class Interval(Estimate):
+    """An estimate over pairs, which resamples whole prompts.
 
     ``conclusive`` is false with fewer than 20 pairs or 10 prompts, and when the interval of a win rate covers 50 % or
     that of a difference covers 0; it does so too where a dozen prompts or fewer differ and an exact test cannot tell.
     Bounds are infinite where the data cannot give any (real numbers of one prompt).
     """
 
-    value: float
-    low: float
-    high: float
     pairs: int
     prompts: int
     conclusive: bool
-
-    def covers(self, value: float) -> bool:
-        """Whether ``value`` lies within the interval, its ends included."""
-        return self.low <= value <= self.high
 
 
 def paired(before: pa.Table, after: pa.Table, scorer: str, metric: str) -> list[Pair]:
@@ -264,6 +270,23 @@ def _bootstrap(sums: Floats, counts: Floats, rng: int | np.random.Generator) -> 
             ).confidence_interval  # fmt: skip
         if math.isfinite(low) and math.isfinite(high):
             break
+    return float(low), float(high)
+
+
+def percentiles(
+    statistic: Callable[[NDArray[np.int64]], float], rows: int, resamples: int, rng: int | np.random.Generator = 0
+) -> tuple[float, float]:
+    """Bounds of a ``statistic`` of ``rows`` that is not a mean: the percentiles of what resampled rows give.
+
+    A resample in which it is not defined (NaN) is passed over.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        drawn = stats.bootstrap(
+            (np.arange(rows),), statistic, vectorized=False, method="percentile", n_resamples=resamples, batch=1,
+            rng=np.random.default_rng(rng),
+        ).bootstrap_distribution  # fmt: skip
+    low, high = np.nanpercentile(drawn, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
     return float(low), float(high)
 
 

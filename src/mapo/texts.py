@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import errno
 import io
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,6 +18,37 @@ from mapo.files import naming, write_text
 
 MOST_NESTED = 100  # lists and objects of JSON: what reads and writes them goes down by recursion
 TOO_NESTED = f"its lists and objects are nested more than {MOST_NESTED} deep"
+
+
+def parse_json(text: str | bytes, **how: Any) -> Any:
+    """The value of a text of JSON; ValueError says why it cannot be read.
+
+    What is nested more than :data:`MOST_NESTED` deep, or has a number of thousands of digits, is refused too.
+    """
+    with json_told():
+        value = json.loads(text, **how)
+    opened = text.count(b"[") + text.count(b"{") if isinstance(text, bytes) else text.count("[") + text.count("{")
+    if opened > MOST_NESTED:
+        _refuse_nested(value)
+    return value
+
+
+def parse_row(text: str | bytes) -> Any:
+    """As :func:`parse_json`, for a row of a user's: no object in it may have two values under one name."""
+    return parse_json(text, object_pairs_hook=_object)
+
+
+@contextlib.contextmanager
+def json_told() -> Iterator[None]:
+    """Inside, what Python cannot read of JSON is a ValueError in our words."""
+    try:
+        yield
+    except RecursionError:
+        raise ValueError(TOO_NESTED) from None
+    except ValueError as error:
+        if "set_int_max_str_digits" in str(error):
+            raise ValueError("a number in it has too many digits") from None
+        raise
 
 
 def write_json(path: Path, value: Any, sync: bool = False) -> None:
@@ -28,14 +60,43 @@ def append_lines(path: Path, values: Iterable[Any]) -> None:
     """Add a line of JSON for each value. A last line that a killed process left half written goes first."""
     lines = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
     with naming(path), path.open("a+b") as file:
-        end = file.seek(0, os.SEEK_END)
-        if end and not _ends_a_line(file, end):
-            torn = _last_line(file, end)
-            if _is_json(torn):  # a file that was edited by hand
-                lines = "\n" + lines
-            else:
-                file.truncate(end - len(torn))
+        mend_last_line(file)
         file.write(lines.encode())
+
+
+def append_synced(file: IO[bytes], value: Any) -> None:
+    """Add a line of JSON to a file that is open without a buffer, and wait until it is on the disk.
+
+    On an OSError the file is as it was before. Its last line is to be whole: :func:`mend_last_line`.
+    """
+    line = (json.dumps(value, ensure_ascii=False) + "\n").encode()
+    size = os.fstat(file.fileno()).st_size
+    try:
+        if os.write(file.fileno(), line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
+        os.fsync(file.fileno())
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.ftruncate(file.fileno(), size)
+        raise
+
+
+def mend_last_line(file: IO[bytes], parse: Callable[[bytes], Any] = parse_json) -> None:
+    """Take away a last line that a killed process left half written; end one that only lacks its line feed.
+
+    ``parse`` raises ValueError for a line that is not whole.
+    """
+    end = file.seek(0, os.SEEK_END)
+    if not end or _ends_a_line(file, end):
+        return
+    torn = _last_line(file, end)
+    try:
+        parse(torn)
+    except ValueError:
+        file.truncate(end - len(torn))
+    else:  # a file that was edited by hand
+        file.seek(0, os.SEEK_END)
+        file.write(b"\n")
 
 
 def read_lines(path: Path) -> Iterator[Any]:
@@ -43,22 +104,27 @@ def read_lines(path: Path) -> Iterator[Any]:
     return (value for _, value in numbered_lines(path))
 
 
-def numbered_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """The values of a file of JSON lines, each with the number of its line. Empty lines are passed over.
+def numbered_lines(
+    path: Path,
+    parse: Callable[[bytes], Any] = parse_json,
+    what: str = "JSON",
+    remedy: str = "Mend the line, or delete it.",
+) -> Iterator[tuple[int, Any]]:
+    """The values of a file of lines, each with the number of its line. Empty lines are passed over.
 
-    A last line that a killed process left half written is left out. Raises MapoError naming any other
-    line that is not JSON.
+    A last line that a killed process left half written is left out. Raises MapoError naming any other line that is not
+    ``what`` it has to be, which ``parse`` tells by a ValueError.
     """
     with path.open("rb") as file:  # bytes, as a killed process may have stopped inside a character
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
-                value = parse_json(line)
+                value = parse(line)
             except ValueError as error:
                 if not line.endswith(b"\n"):
                     return
-                raise MapoError(f"{path} line {number} is not JSON ({error}). Mend the line, or delete it.") from None
+                raise MapoError(f"{path} line {number} is not {what} ({error}). {remedy}") from None
             yield number, value
 
 
@@ -92,45 +158,6 @@ def _last_line(file: IO[bytes], end: int) -> bytes:
         file.seek(place)
         found = file.read(step) + found
     return found.rpartition(b"\n")[2]
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        parse_json(line)
-    except ValueError:
-        return False
-    return True
-
-
-def parse_json(text: str | bytes, **how: Any) -> Any:
-    """The value of a text of JSON; ValueError says why it cannot be read.
-
-    What is nested more than :data:`MOST_NESTED` deep, or has a number of thousands of digits, is refused too.
-    """
-    with json_told():
-        value = json.loads(text, **how)
-    opened = text.count(b"[") + text.count(b"{") if isinstance(text, bytes) else text.count("[") + text.count("{")
-    if opened > MOST_NESTED:
-        _refuse_nested(value)
-    return value
-
-
-def parse_row(text: str | bytes) -> Any:
-    """As :func:`parse_json`, for a row of a user's: no object in it may have two values under one name."""
-    return parse_json(text, object_pairs_hook=_object)
-
-
-@contextlib.contextmanager
-def json_told() -> Iterator[None]:
-    """Inside, what Python cannot read of JSON is a ValueError in our words."""
-    try:
-        yield
-    except RecursionError:
-        raise ValueError(TOO_NESTED) from None
-    except ValueError as error:
-        if "set_int_max_str_digits" in str(error):
-            raise ValueError("a number in it has too many digits") from None
-        raise
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from apart import Apart
 from mapo.encode import fill
-from mapo.encode.cache import Cache, cache_key, prompt_key
+from mapo.encode.cache import Cache, cache_key, means_and_sizes, prompt_key
 from mapo.encode.fill import encode, lacking, to_pixels
 from mapo.encode.frame import square
 from mapo.errors import MapoError
@@ -45,6 +45,10 @@ def test_the_cache_holds_what_the_encoders_say(sdxl, pairs, cache):
     mean, logvar = model.image_encoder("cpu")(to_pixels(opened.image(name), square(16))[0][None])
     assert torch.allclose(read.latents(name, False)[0], mean[0], atol=1e-5)
     assert torch.allclose(read.latents(name, False)[1], logvar[0], atol=1e-5)
+    entries = {k: v for k, v in contents(cache).items() if k.partition("|")[2] in ("0", "size")}
+    means, sizes = means_and_sizes({**entries, f"{name}|1": -entries[f"{name}|0"]})
+    assert means.keys() == sizes.keys() == set(opened.image_names())
+    assert torch.equal(means[name], read.latents(name, False)[0]) and torch.equal(sizes[name], read.size(name))
     prompt = opened[2].prompt
     text = model.text_encoder("cpu")([prompt])
     stored = read.text(prompt)

@@ -129,6 +129,21 @@ def test_a_bad_name_is_told_and_can_be_dropped(tmp_path: Path, name: str) -> Non
     assert counts == {"pairs": 1, "ties": 0, "repeats": 0, "bad": 1}
 
 
+@pytest.mark.parametrize(
+    ("bad", "starts"), [(2, "2 pairs are bad. chosen/c0"), (7, "7 pairs are bad. The first 5: chosen/c0")]
+)
+def test_several_bad_names_are_told_at_once(tmp_path: Path, bad: int, starts: str) -> None:
+    root = make(tmp_path / "in")
+    for k in range(bad):
+        (root / "chosen" / f"c{k}.png").write_bytes((root / "chosen" / "a.png").read_bytes())
+    with pytest.raises(MapoError) as told:
+        import_pairs(root, tmp_path / "set")
+    said = str(told.value)
+    assert said.startswith(starts) and said.endswith("Mend them, or leave such pairs out with --on-bad-row drop.")
+    assert [f"c{k}.png has no partner in rejected/" in said for k in range(bad)] == [k < 5 for k in range(bad)]
+    assert not (tmp_path / "set").exists()
+
+
 def test_a_file_where_folders_are_wanted_is_called_a_file(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("prompt,chosen,rejected\n")
     with pytest.raises(MapoError, match=r"a\.csv is a file; the format folders is a folder"):

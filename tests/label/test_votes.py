@@ -72,6 +72,30 @@ def test_a_file_cut_at_any_byte_is_read_and_goes_on_with_a_fresh_line(
     assert path.read_bytes() == whole
 
 
+@pytest.mark.parametrize("torn", [b'{"time"', b'{"time": "now"}', b"[1]"])
+def test_a_last_line_that_is_not_yet_a_vote_gives_way_to_the_next_one(torn: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "votes.jsonl"
+    path.write_bytes(write(path, VOTE) + torn)
+    assert read_votes(path) == [VOTE]
+    later = replace(VOTE, pair="2" * 16)
+    write(path, later)
+    assert read_votes(path) == [VOTE, later] and torn + b"{" not in path.read_bytes()
+
+
+def test_a_vote_is_kept_only_once_it_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "votes.jsonl"
+    before = write(path, VOTE)
+
+    def fails(file: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with VoteLog(path) as log:
+        monkeypatch.setattr(os, "fsync", fails)
+        with pytest.raises(OSError, match="Input/output"):
+            log.append(replace(VOTE, pair="1" * 16))
+        assert path.read_bytes() == before and log.lines == [VOTE]
+
+
 @pytest.mark.parametrize(
     ("line", "why"),
     [

@@ -4,6 +4,7 @@ import inspect
 import json
 import shutil
 
+import diffusers
 import pytest
 import torch
 from click.testing import CliRunner
@@ -17,12 +18,9 @@ from mapo.models.families import FAMILIES
 from mapo.models.families.flux import unpack
 from mapo.models.files import ModelFiles
 from mapo.models.noise.process import Ddpm
-from tiny import MAKERS, make_pairs
+from tiny import MAKERS, UNETS, make_pairs
 
 PROMPTS = ["a small red circle on a gray background", "", "zebra, ünïcode " * 30]
-
-
-UNETS = ("StableDiffusionXLPipeline", "StableDiffusionPipeline")
 
 
 def opened(folder):
@@ -64,8 +62,8 @@ def condition(model, prompts=PROMPTS[:1], side=16):
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_predict_gives_the_denoiser_what_the_pipeline_gives_it_and_gets_the_same_back(any_model, precision):
-    model, seen, steps = opened(any_model), [], []
+def test_predict_gives_the_denoiser_what_the_pipeline_gives_it_and_gets_the_same_back(any_prediction, precision):
+    model, seen, steps = opened(any_prediction), [], []
     pipeline = model.pipeline("cpu", precision)
     if isinstance(model.process, Ddpm):
         pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
@@ -147,8 +145,8 @@ def without_guidance(pipeline):
     return {name: value for name, value in wanted.items() if name in accepts_of(pipeline.encode_prompt)}
 
 
-def test_a_target_turned_back_gives_the_picture(any_model):
-    process = opened(any_model).process
+def test_a_target_turned_back_gives_the_picture(any_prediction):
+    process = opened(any_prediction).process
     x, noise = torch.randn(4, 4, 8, 8).double(), torch.randn(4, 4, 8, 8).double()
     t = process.time(torch.tensor([0, 10, 500, 900]))
     x_t, target = process.add_noise(x, noise, t), process.target(x, noise, t)
@@ -162,22 +160,20 @@ def test_a_target_turned_back_gives_the_picture(any_model):
     assert torch.allclose(back, x, atol=1e-9)
 
 
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("family", UNETS)
-def test_the_process_of_a_unet_is_its_schedulers_own(family, tmp_path):
-    model = opened(MAKERS[family](tmp_path / "m"))
-    scheduler = DDPMScheduler.from_config(model.files.config("scheduler"))
+def test_the_process_of_a_unet_is_its_schedulers_own(family, prediction, small_model):
+    model = opened(small_model(family, *(() if prediction == "epsilon" else (prediction,))))
+    config = model.files.config("scheduler")
+    scheduler = DDPMScheduler.from_config(config)
+    own = getattr(diffusers, config["_class_name"]).from_config(config)
+    assert model.process.prediction_type == own.config.prediction_type == prediction
+    assert torch.equal(model.process.alphas_cumprod, own.alphas_cumprod)
     x, noise, t = torch.randn(4, 4, 8, 8), torch.randn(4, 4, 8, 8), torch.tensor([0, 10, 500, 999])
     assert model.process.num_timesteps == scheduler.config.num_train_timesteps
     assert torch.allclose(model.process.add_noise(x, noise, t), scheduler.add_noise(x, noise, t), atol=1e-6)
-    velocity = scheduler.config.prediction_type == "v_prediction"
-    wanted = scheduler.get_velocity(x, noise, t) if velocity else noise
+    wanted = scheduler.get_velocity(x, noise, t) if prediction == "v_prediction" else noise
     assert torch.allclose(model.process.target(x, noise, t), wanted, atol=1e-6)
-
-
-@pytest.mark.parametrize("family", UNETS)
-def test_the_schedule_is_the_models_own(family, tmp_path):
-    one, other = (opened(MAKERS[family](tmp_path / kind, kind)).process for kind in ("epsilon", "v_prediction"))
-    assert one.prediction_type == "epsilon" and other.prediction_type == "v_prediction"
 
 
 def test_times_are_drawn_from_the_generator_alone_and_reach_over_the_whole_schedule(any_model):

@@ -129,6 +129,33 @@ def test_a_tokenizer_that_is_not_whole_is_refused_for_training_and_for_sampling(
             use(tmp_path / "m")
 
 
+@pytest.mark.parametrize("part", ["tokenizer", "tokenizer_2"])
+@pytest.mark.parametrize("named", ["BertTokenizer", "T5Tokenizer", "T5TokenizerFast", "GemmaTokenizer"])
+def test_a_tokenizer_that_names_another_class_is_refused_with_its_file(tmp_path, part, named):
+    folder = changed(tmp_path / "m", f"{part}/tokenizer_config.json", tokenizer_class=named)
+    with pytest.raises(MapoError, match=rf"{part}/tokenizer_config.json names {named}; .*a CLIPTokenizer"):
+        open_for_training(folder)
+    with pytest.raises(MapoError, match=f"names {named}"):
+        open_view(str(folder))
+
+
+@pytest.mark.parametrize("named", ["CLIPTokenizer", "CLIPTokenizerFast", "TokenizersBackend", None])
+def test_a_tokenizer_of_the_kind_is_taken_whatever_its_library_calls_it(tmp_path, named):
+    open_for_training(changed(tmp_path / "m", "tokenizer/tokenizer_config.json", tokenizer_class=named))
+
+
+def test_a_tokenizer_that_knows_no_word_is_refused_though_it_has_as_many(tmp_path):
+    """All prompts would be the same to the model."""
+    folder = changed(tmp_path / "m", "tokenizer/tokenizer_config.json", tokenizer_class=None)
+    path = folder / "tokenizer" / "tokenizer.json"
+    words = {f"word{k}": k for k in range(674)} | {"<|startoftext|>": 674, "<|endoftext|>": 675}
+    whole = json.loads(path.read_text())
+    whole["model"] = {"type": "WordLevel", "vocab": words, "unk_token": "<|endoftext|>"}
+    path.write_text(json.dumps(whole | {"pre_tokenizer": {"type": "Whitespace"}, "normalizer": None}))
+    with pytest.raises(MapoError, match=r"The tokenizer in .*tokenizer knows no word of 'a photo of a cat"):
+        open_for_training(folder)
+
+
 def test_no_more_tokens_are_read_than_the_encoder_has_places_for(tmp_path):
     folder = changed(tmp_path / "m", "tokenizer/tokenizer_config.json", model_max_length=None)
     assert open_view(str(folder)).most_tokens == 32

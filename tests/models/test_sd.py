@@ -15,7 +15,7 @@ from mapo.encode.cache import cache_key
 from mapo.errors import MapoError
 from mapo.models import find_model, open_model
 from real import needs_real, published
-from tiny import make_pairs, make_sd
+from tiny import make_pairs, make_sd, make_sdxl
 
 PROMPTS = ["a small red circle", "", "a photo of an astronaut riding a horse, ünïcode 雪, " * 12]
 
@@ -65,11 +65,13 @@ def test_layers_are_left_out_under_either_layout_of_transformers(sd):
             super().__init__()
             self.text_model, self.config = inner, inner.config
 
-    encoder = CLIPTextModel.from_pretrained(sd / "text_encoder")
-    inner = getattr(encoder, "text_model", encoder)
+    encoder = CLIPTextModel.from_pretrained(sd / "text_encoder").eval()
+    inner, ids = getattr(encoder, "text_model", encoder), torch.arange(12).reshape(2, 6)
     assert len(inner.encoder.layers) == 3
-    leave_out_last_layers(Older(inner), 1)
-    assert len(inner.encoder.layers) == 2
+    with torch.no_grad():
+        wanted = inner.final_layer_norm(encoder(ids, output_hidden_states=True).hidden_states[-2])
+        made = leave_out_last_layers(Older(inner), 1).text_model(ids)[0]
+    assert torch.equal(made, wanted) and len(inner.encoder.layers) == 2
 
 
 def test_a_run_keeps_its_clip_skip_in_every_later_verb(sd, tmp_path):
@@ -203,6 +205,25 @@ def test_the_published_models_are_opened_without_their_weights(tmp_path, name):
     unet.add_adapter(LoraConfig(r=4, target_modules=list(model.lora_targets)))
     layers = sum("lora_A" in key for key, _ in unet.named_parameters())
     assert layers == {"stable-diffusion-xl-base-1.0": 560}.get(name, 128)
+
+
+@needs_real("clip_tokenizer")
+def test_with_the_real_tokenizers_sdxls_prompts_are_encoded_as_the_pipeline_encodes_them(tmp_path):
+    found = published(tmp_path / "published", "stable-diffusion-xl-base-1.0")
+    parts = ("tokenizer", "tokenizer_2")
+    first = CLIPTokenizer.from_pretrained(found / "tokenizer")
+    folder = make_sdxl(tmp_path / "m", tokenizer=first, text={"max_position_embeddings": 77})
+    for part in parts:
+        shutil.rmtree(folder / part)
+        shutil.copytree(found / part, folder / part)
+    model = opened(folder)
+    pipeline = model.pipeline("cpu", torch.float32)
+    states, _, pooled, _ = pipeline.encode_prompt(list(PROMPTS), device="cpu", do_classifier_free_guidance=False)
+    ours = model.text_encoder("cpu")(PROMPTS)
+    assert ours["prompt_embeds"].shape == (3, 77, 40)
+    assert torch.equal(ours["prompt_embeds"], states) and torch.equal(ours["text_embeds"], pooled)
+    last = [int(t("a", padding="max_length", max_length=77).input_ids[-1]) for t in model.tokenizers()]
+    assert last == [49407, 0]  # the second one fills up with "!"
 
 
 @needs_real("clip_tokenizer")

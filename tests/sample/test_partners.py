@@ -69,6 +69,16 @@ def test_pictures_of_a_prompt_are_paired_by_seed_and_the_others_are_counted_and_
     said = done.stdout.splitlines()
     assert f"7 pictures of {good} have no partner in {own}: 2.png, 3.png, 4.png, 5.png, 6.png and 2 more" in said
     assert f"2 pictures of {own} have no partner in {good}: 3.png, 2.png" in said
+    assert "have one prompt" not in done.stdout
+
+
+def test_several_pictures_of_one_prompt_are_told_how_each_comes_to_a_partner(tmp_path):
+    good = good_pictures(tmp_path / "good", ["a red fox"] * 5)
+    own = listed(tmp_path / "own", [("a red fox", 0)])
+    done = ask(good, "--rejected-from", own, "--out", tmp_path / "pairs")
+    assert done.exit_code == 0 and len(PairSet(tmp_path / "pairs")) == 1
+    told = f"up to 5 pictures of {good} have one prompt: each needs a rejected picture of its own; draw as many with"
+    assert f"{told} `mapo sample --seeds 0-4`" in done.stdout.splitlines()
 
 
 def test_a_set_whose_rejected_pictures_come_from_a_sensitive_folder_is_sensitive(tmp_path):

@@ -224,9 +224,13 @@ def test_planning_reads_no_weights_and_writes_nothing(tmp_path, pairs):
 
 
 def test_sizes_are_read_and_shown_as_people_write_them():
-    assert [parse_size(t) for t in ("24GB", "1.5 GiB", "512M", "100")] == [24 * 10**9, 3 * 2**29, 512 * 10**6, 100]
+    assert [parse_size(t) for t in ("24GB", "1.5 GiB", "512M", "100B")] == [24 * 10**9, 3 * 2**29, 512 * 10**6, 100]
     assert [shown(n) for n in (5 * 2**30, 340 * 2**20, 3)] == ["5.0 GiB", "340 MiB", "less than 1 MiB"]
     for wrong in ("much", "GB", "0GB", "-1GB"):
         with pytest.raises(MapoError, match="is not a size"):
             parse_size(wrong)
+    for bare in ("8", "24000"):
+        with pytest.raises(MapoError, match=f"--memory '{bare}' would be {bare} bytes. Give a unit, as in 24GB"):
+            parse_size(bare)
+    assert parse_size(str(2**30)) == 2**30
     assert room_of("cpu") > 2**28

@@ -1,6 +1,7 @@
 """What the page of a run is told, and that looking disturbs nobody."""
 
 import json
+import re
 import time
 
 import numpy as np
@@ -28,6 +29,23 @@ def test_it_tells_the_step_the_speed_and_what_is_left(tmp_path):
     assert ("objective", "mapo (beta 0.1, snr 0.5, num_timesteps 1000)") in told["about"] or (
         "objective", "mapo (beta 0.1)"
     ) in told["about"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "pictures", "says"),
+    [(50, 0, ["No pictures"]), (0, 50, ["Pairs that are not trained on"]), (0, 0, ["Pairs that", "No pictures"]), (5, 5, [])],
+)  # fmt: skip
+def test_what_the_page_will_not_have_is_told_with_its_setting(tmp_path, evaluate, pictures, says):
+    run = make_run(tmp_path / "run")
+    path = run.folder / "config.toml"
+    text = re.sub(r"(evaluate_every) = \d+", rf"\1 = {evaluate}", path.read_text())
+    path.write_text(re.sub(r"(pictures_every) = \d+", rf"\1 = {pictures}", text))
+    told = Watched(run.folder).state()["missing"]
+    assert len(told) == len(says) and all(one.startswith(start) for one, start in zip(told, says, strict=True))
+    assert ["train.evaluate_every=" in " ".join(told), "train.pictures_every=" in " ".join(told)] == [
+        not evaluate,
+        not pictures,
+    ]
 
 
 def test_curves_hold_the_numbers_of_the_files(tmp_path):

@@ -305,10 +305,10 @@ def check_leaks(leaks: list[Leak], together: Together) -> list[Finding]:
         found = [leak for leak in leaks if leak.of_the_file == of_the_file and leak.tells]
         if found:
             found.sort(key=lambda leak: -abs(leak.paired.value - 0.5))
-            listed = ", ".join(f"{statistic(leak.name)} ({auc_words(leak.paired)})" for leak in found)
-            what = "the file" if of_the_file else "simple statistics of the picture"
+            listed = ", ".join(statistic(leak.name) for leak in found)
+            what = "the file gives" if of_the_file else "simple statistics of the pictures give"
             name = "leak_file" if of_the_file else "leak_content"
-            says = f"Leak: chosen is told from rejected by {what}: {listed}.{_how_it_is_known(found)}"
+            says = f"Leak: {what} away which picture was chosen: {listed}. {_clearest(found)}{_how_it_is_known(found)}"
             findings.append(Finding(name, severity, says, remedy))
     findings += _too_few_to_tell(leaks)
     if together.share.low > 0.5 + MARGIN:
@@ -319,6 +319,16 @@ def check_leaks(leaks: list[Leak], together: Together) -> list[Finding]:
     return findings
 
 
+def _clearest(found: list[Leak]) -> str:
+    """How often chosen has more, or less, of the first of these."""
+    first = found[0].paired
+    more, value, low, high = "more", first.value, first.low, first.high
+    if value < 0.5:
+        more, value, low, high = "less", 1 - value, 1 - high, 1 - low
+    of = "it" if len(found) == 1 else statistic(found[0].name)
+    return f"Chosen has {more} of {of} in {value:.0%} of pairs (95 % interval {low:.0%} to {high:.0%})."
+
+
 def _how_it_is_known(found: list[Leak]) -> str:
     """Of an exact test, what it is over; nothing where an interval over prompts decided."""
     if found[0].p is None:
@@ -326,7 +336,7 @@ def _how_it_is_known(found: list[Leak]) -> str:
     most = max(leak.differing for leak in found)
     p = min(leak.p for leak in found if leak.p is not None)
     return (
-        f" These pairs have fewer than {FEW_PROMPTS} prompts, so pairs that share no picture were counted one by one: "
+        f" There are fewer than {FEW_PROMPTS} prompts, so pairs that share no picture were counted one by one. "
         f"{most} differ in it (exact sign test, p = {p:.2g})."
     )
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy import optimize, stats
 
 from mapo.check.pictures import Pictures
+from mapo.statistics import Estimate
 
 EVEN = 0.5
 MARGIN = 0.05  # an AUC is called when its whole interval lies farther than this from one half
@@ -30,12 +31,9 @@ Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Share:
-    """A share of pairs with its 95 % interval, and how many pairs and prompts it rests on."""
+class Share(Estimate):
+    """A share of pairs, and how many pairs and prompts it rests on."""
 
-    value: float
-    low: float
-    high: float
     pairs: int
     prompts: int
 

@@ -13,10 +13,16 @@ from mapo.cli.shared import OUT, Verb, cli, say
 @cli.command(cls=Verb, example="mapo demo --out demo")
 @click.option("--out", type=OUT, default=Path("demo"), show_default=True, help="The folder to work in.")
 @click.option(
-    "--recipe", default="pick-style-cartoon", show_default=True, help="Or pick-style-pixel-art, pick-safety-hazard."
+    "--recipe",
+    default="pick-style-cartoon",
+    show_default=True,
+    help="The recipe of the pairs; others are pick-style-pixel-art and pick-safety-hazard.",
 )
 def demo(out: Path, recipe: str) -> None:
-    """Align the built-in model to a style, from prompts to a report, in minutes."""
+    """Align the built-in model to a style, in minutes.
+
+    It goes the whole way from prompts to a report.
+    """
     from mapo.lab.demo import demo
 
     demo(out, recipe)
@@ -41,8 +47,9 @@ def demo(out: Path, recipe: str) -> None:
 )
 @click.option("--workers", type=int, help="Trainings at a time; default: one per core, or one on a GPU.")
 def study(out: Path, **how: Any) -> None:
-    """Test the paper's claims on the built-in world: methods, domains, numbers of pairs, with intervals.
+    """Test the paper's claims on the built-in world.
 
+    Methods, domains and numbers of pairs are compared, with intervals.
     Every training is kept as soon as it is done; the same command goes on, and another choice adds to what is there.
     """
     from mapo.lab.study.study import study

@@ -37,7 +37,7 @@ from mapo.errors import MapoError, count
 @click.option(
     "--prompts",
     required=True,
-    help="mini:train, a .txt, .csv, .tsv, .json, .jsonl or .parquet file, or a set on the hub.",
+    help="Where the prompts are: mini:train, a .txt, .csv, .tsv, .json, .jsonl or .parquet file, or a set on the hub.",
 )
 @click.option("--num-pairs", type=int, required=True, help="How many pairs the set shall hold.")
 @click.option("--out", type=OUT, required=True, help="The pairs set to write. The same command again goes on.")
@@ -50,13 +50,24 @@ from mapo.errors import MapoError, count
 )
 @click.option("--prefix", "prefixes", multiple=True, metavar="SIDE=WORDS", help="Another prefix, chosen or rejected.")
 @click.option("--candidates", type=int, help="Pictures of each prompt, for a recipe that takes the best and the worst.")
-@click.option("--seeds", type=click.Choice(["same", "other"]), help="Of a prompt's pictures; default: the recipe's.")
+@click.option(
+    "--seeds",
+    type=click.Choice(["same", "other"]),
+    help="Whether both pictures of a pair begin with the same noise; default: as the recipe says.",
+)
 @click.option(
     "--context", metavar="HOW", help="Take style words out of prompts: rules, local:MODEL, endpoint:URL, none."
 )
 @click.option("--context-model", metavar="NAME", help="The model at the endpoint; its key: MAPO_ENDPOINT_KEY.")
-@click.option("--keep", type=click.Choice(["pictures", "rejected-as-latents"]), default="pictures", show_default=True)
-@click.option("--latents-for", metavar="MODEL", help="Whose VAE encodes rejected pictures not kept; default: --model.")
+@click.option(
+    "--keep", type=click.Choice(["pictures", "rejected-as-latents"]), default="pictures", show_default=True,
+    help="What the set keeps: all pictures, or of rejected ones only latents, which nobody can look at.",
+)  # fmt: skip
+@click.option(
+    "--latents-for",
+    metavar="MODEL",
+    help="The model whose VAE encodes the rejected pictures that are not kept; default: --model.",
+)
 @click.option("--shard", metavar="I/N", help="Make this share of the work; default: as torchrun or Slurm say.")
 @click.option("--steps", type=int, help="Denoising steps; default: the model's own advice.")
 @GUIDANCE
@@ -67,7 +78,10 @@ from mapo.errors import MapoError, count
 @CLIP_SKIP
 @LONG_PROMPTS
 def build(recipe: str, model: str, prompts: str, num_pairs: int, out: Path, shard: str | None, **how: Any) -> None:
-    """Let a model make pairs by RECIPE: a name such as pick-style-cartoon, or a TOML file."""
+    """Let a model make pairs by a recipe.
+
+    RECIPE is a name such as pick-style-cartoon, or a TOML file.
+    """
     from mapo.build.verb import build
 
     how["shard"] = asked_shard(shard)
@@ -87,7 +101,10 @@ def build(recipe: str, model: str, prompts: str, num_pairs: int, out: Path, shar
 )
 @click.option("--out", type=OUT, required=True, help="The folder to write the pictures into.")
 def remake(pairs: Path, ids: tuple[str, ...], out: Path) -> None:
-    """Make the pictures of built pairs again from their rows, and compare. The exit code is 1 where one differs."""
+    """Make the pictures of built pairs again, and compare.
+
+    They are made from their rows in the set PAIRS. The exit code is 1 where one differs.
+    """
     from mapo.build.remake import remake_pairs
     from mapo.pairs import PairSet
 
@@ -110,7 +127,9 @@ def remake(pairs: Path, ids: tuple[str, ...], out: Path) -> None:
 )  # fmt: skip
 @import_options
 def import_(source: str, out: Path, **how: Any) -> None:
-    """Make a pairs set from SOURCE: a file, a folder, or a set on the hub (owner/name, or hf://owner/name/path).
+    """Make a pairs set from what you have.
+
+    SOURCE is a file, a folder, or a set on the hub (owner/name, or hf://owner/name/path).
 
     Two folders chosen/ and rejected/ (or w/ and l/): the two pictures of a pair have one name, and the prompt is the
     line of NAME.txt beside either. Or rows: pairs (prompt, chosen, rejected), rankings or scores, as Parquet, JSON
@@ -133,7 +152,10 @@ def import_(source: str, out: Path, **how: Any) -> None:
 @cli.command(cls=Verb, example="mapo check work/pairs --model mini --out work/check.html")
 @click.argument("pairs", type=OUT)
 @click.option("--out", type=OUT, default=Path("check.html"), show_default=True, help="The HTML page to write.")
-@click.option("--model", help="mini, a folder, a file or a hub id: its tokenizers measure prompts, its side pictures.")
+@click.option(
+    "--model",
+    help="The model that the set is for: mini, a folder, a file or a hub id. Prompts and pictures are measured by it.",
+)
 @model_options
 @LORA
 @LONG_PROMPTS
@@ -141,7 +163,7 @@ def import_(source: str, out: Path, **how: Any) -> None:
 @click.option("--json", "json_file", type=OUT, help="Write the numbers into this file too.")
 @click.option("--strict", is_flag=True, help="Warnings count as errors.")
 def check(pairs: Path, strict: bool, **how: Any) -> None:
-    """Look for what is wrong in a set. The exit code is 1 when there are errors, 0 when there are none."""
+    """Look for what is wrong in the set PAIRS. The exit code is 1 when there are errors, 0 when there are none."""
     from mapo.check.check import lines
     from mapo.check.verb import check
 
@@ -159,10 +181,19 @@ def check(pairs: Path, strict: bool, **how: Any) -> None:
 @click.option(
     "--encoder", help="A scorer that embeds pictures, such as dinov2, or none; default: dinov2, for mini mini-learned."
 )
-@click.option("--split", default="train", show_default=True, help="train, validation, test or all.")
+@click.option(
+    "--split", default="train", show_default=True, help="The split to measure: train, validation, test or all."
+)
 @click.option("--num-pairs", type=int, default=128, show_default=True, help="Measure at most so many, at random.")
-@click.option("--seeds", default="1000-1001", show_default=True, help="Of own samples; not those the set is made of.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the choice of pairs, noise and timesteps.")
+@click.option(
+    "--seeds",
+    default="1000-1001",
+    show_default=True,
+    help="The seeds of the model's own samples. Take others than those that the set was made with.",
+)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="The seed by which pairs, noise and timesteps are chosen."
+)
 @click.option("--steps", type=int, help="Denoising steps; default: the model's own advice.")
 @GUIDANCE
 @PRECISION
@@ -172,7 +203,9 @@ def check(pairs: Path, strict: bool, **how: Any) -> None:
 @CLIP_SKIP
 @LONG_PROMPTS
 def mismatch(model: str, pairs: Path, out: Path, seeds: str, **how: Any) -> None:
-    """Measure how far the pairs are from the model before anything is trained.
+    """Measure how far the pairs are from the model.
+
+    This is asked before anything is trained.
 
     The model's own samples of the same prompts, which lie in an images folder beside --out, are compared with the
     chosen and the rejected pictures: by the distance of embeddings, and by the model's denoising error.
@@ -192,17 +225,31 @@ def mismatch(model: str, pairs: Path, out: Path, seeds: str, **how: Any) -> None
 @click.option("--keep-ties", is_flag=True, help="With --apply: keep pairs on which the votes are even.")
 @click.option("--keep-unlabeled", is_flag=True, help="With --apply: keep pairs without a vote as they are.")
 @click.option("--before", type=OUT, help="Compare two images folders blindly, anybody's too: that of the model before.")
-@click.option("--after", type=OUT, help="That of the model after, same prompts and seeds.")
+@click.option("--after", type=OUT, help="The images folder of the model after, of the same prompts and seeds.")
 @click.option("--out", type=OUT, help="With --before: the votes.jsonl to write. With --apply: the new pairs set.")
 @click.option("--blur", is_flag=True, help="Blur pictures until asked, as those of a sensitive set always are.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Any but this machine's own asks for a token.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any that is free.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="The address that the page listens at. Any but this machine's own asks for a token.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    help="The port of the page. 0 takes any that is free.",
+)
 @click.option("--token", help="What the page's address must carry; default beyond this machine: a random one.")
 def label(
     pairs: Path | None, before: Path | None, after: Path | None, out: Path | None, summary: bool, apply: bool,
     keep_ties: bool, keep_unlabeled: bool, **how: Any,
 ) -> None:  # fmt: skip
-    """Judge the pairs of a set by hand, on a local web page that does not say which picture is which."""
+    """Judge pairs by hand, on a local web page.
+
+    The page does not say which picture of the set PAIRS is which.
+    """
     from mapo.label.blind import of_folders, of_pairs
     from mapo.label.consensus import apply_votes, spoken, summarise
     from mapo.label.votes import read_votes
@@ -238,8 +285,8 @@ def label(
     "--to",
     "format",
     required=True,
-    help="Of a run: diffusers (a whole model), lora, kohya (a LoRA for ComfyUI and A1111), single-file (a checkpoint "
-    "for them), or hub. Of a pairs set: preference (Hugging Face), pickapic, or hub.",
+    help="The form to write. Of a run: diffusers (a whole model), lora, kohya (a LoRA for ComfyUI and A1111), "
+    "single-file (a checkpoint for them), or hub. Of a pairs set: preference (Hugging Face), pickapic, or hub.",
 )
 @click.option(
     "--out",
@@ -257,19 +304,30 @@ def label(
     "--license",
     "--licence",
     "licence",
-    help="By the hub's name for it, such as cc-by-4.0. Of a run: where that of its base is not known.",
+    help="The licence, by the hub's name for it, such as cc-by-4.0. Of a run: where that of its base is not known.",
 )
-@click.option("--precision", help="Of a run's weights: float32, float16, or bfloat16 (only with diffusers).")
+@click.option(
+    "--precision", help="The precision of a run's weights: float32, float16, or bfloat16 (only with diffusers)."
+)
 @click.option(
     "--scores", type=OUT, multiple=True, help="Tables of `mapo score` with pictures of the run, for its card."
 )
 @click.option("--base-model", metavar="OWNER/NAME", help="The hub id of a run's base that is a folder or a file here.")
-@click.option("--on-missing-picture", type=click.Choice(["stop", "drop"]), default="stop", show_default=True)
 @click.option(
-    "--source-license", "source_licences", multiple=True, metavar="SOURCE=LICENSE", help="Of what a set is made."
+    "--on-missing-picture", type=click.Choice(["stop", "drop"]), default="stop", show_default=True,
+    help="What happens at a pair of which the set keeps no picture: stop and say so, or leave the pair out.",
+)  # fmt: skip
+@click.option(
+    "--source-license",
+    "source_licences",
+    multiple=True,
+    metavar="SOURCE=LICENSE",
+    help="The licence of a source that the set is made of. May be repeated.",
 )
 def export(source: str, format: str, out: Path | None, **how: Any) -> None:
-    """Write a run as other programs open it, or a pairs set as they read it, or publish either.
+    """Write a run or a pairs set for other programs.
+
+    A run is written as they open it, a pairs set as they read it. Either can be published on the hub.
 
     SOURCE is a run folder, a checkpoint of one (RUN@STEP), or a pairs set. --to hub without --repo only writes the
     folder: look at its README.md, mend it, then repeat the command with --repo.

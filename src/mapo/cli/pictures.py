@@ -29,12 +29,17 @@ from mapo.errors import MapoError, count
 @click.option("--model", required=True, help=DRAWS)
 @click.option(
     "--prompts",
-    help="mini:test, a .txt, .csv, .tsv, .json, .jsonl or .parquet file, or a set on the hub (owner/name, "
-    "hf://owner/name/path); SOURCE:COLUMN for another column than prompt or caption.",
+    help="Where the prompts are: mini:test, a .txt, .csv, .tsv, .json, .jsonl or .parquet file, or a set on the hub "
+    "(owner/name, hf://owner/name/path); SOURCE:COLUMN for another column than prompt or caption.",
 )
-@click.option("--prompt", "texts", multiple=True, metavar="TEXT", help="One prompt, in place of --prompts; repeatable.")
 @click.option(
-    "--seeds", default="0", show_default=True, help="0-3 makes four pictures per prompt; 4 makes one, with seed 4."
+    "--prompt", "texts", multiple=True, metavar="TEXT", help="One prompt, in place of --prompts. May be repeated."
+)
+@click.option(
+    "--seeds",
+    default="0",
+    show_default=True,
+    help="The seeds. 0-3 makes four pictures per prompt; 4 makes one, with seed 4.",
 )
 @click.option("--out", type=OUT, required=True, help="The images folder to write, or to complete.")
 @click.option("--steps", type=int, help="Denoising steps; default: the model's own advice.")
@@ -44,8 +49,8 @@ from mapo.errors import MapoError, count
     help="How noise is taken away: ddim, ddpm, euler, euler_a, euler_karras, heun, lms, dpmpp_2m, dpmpp_2m_karras, "
     "dpmpp_2m_sde, dpmpp_2m_sde_karras, unipc; flow_euler for models of flow matching. Default: the model's own.",
 )
-@click.option("--width", type=int, help="In pixels; default: the model's own.")
-@click.option("--height", type=int, help="In pixels; default: the model's own.")
+@click.option("--width", type=int, help="The width in pixels; default: the model's own.")
+@click.option("--height", type=int, help="The height in pixels; default: the model's own.")
 @click.option("--prefix", default="", help="Words to put before every prompt.")
 @click.option("--negative-prompt", default="", help="What pictures should not show. No effect without guidance.")
 @PRECISION
@@ -93,10 +98,11 @@ def sample(
 @click.option("--raw", is_flag=True, help="Keep weights in brackets, LoRAs and style words, which are else taken out.")
 @click.option("--images-per-batch", type=int, default=8, show_default=True, help="Pictures given to the model at once.")
 def caption(pictures: Path, out: Path, **how: Any) -> None:
-    """Put the captions of a folder of PICTURES into one file, a line each, to be read and changed by hand.
+    """Put the captions of pictures into one file.
 
-    A caption comes from a list (metadata.jsonl, a CSV), else from NAME.txt or NAME.caption beside NAME.png, else from
-    what A1111, Forge, ComfyUI, Fooocus, InvokeAI, SwarmUI or NovelAI wrote into the picture. A picture without any is
+    PICTURES is a folder. The file has a line for each picture, to be read and changed by hand. A caption comes from a
+    list (metadata.jsonl, a CSV), else from NAME.txt or NAME.caption beside NAME.png, else from what A1111, Forge,
+    ComfyUI, Fooocus, InvokeAI, SwarmUI or NovelAI wrote into the picture. A picture without any is
     named, and nothing is written. The same command again keeps what was changed by hand.
     """
     from mapo.captions.verb import caption, counted
@@ -127,8 +133,9 @@ def _scorers() -> tuple[str, list[str]]:
 @click.option("--shard", metavar="I/N", help="Score this share of the pictures; default: as torchrun or Slurm say.")
 @click.option("--images-per-batch", type=int, default=64, show_default=True, help="Pictures given to a scorer at once.")
 def score(images: Path, scorer: str | None, out: Path, shard: str | None, **how: Any) -> None:
-    """Give numbers to the pictures of an IMAGES folder: of `mapo sample`, or anybody's pictures with their prompts.
+    """Give numbers to the pictures of a folder.
 
+    IMAGES is a folder of `mapo sample`, or anybody's pictures with their prompts.
     Prompts lie in metadata.jsonl or a CSV (file_name, prompt, and seed if you like), or in NAME.txt beside NAME.png.
     The same command again goes on where it was stopped, and scores only pictures that are new or have changed.
     """
@@ -169,7 +176,10 @@ def score(images: Path, scorer: str | None, out: Path, shard: str | None, **how:
 @click.option("--blur", is_flag=True, help="Blur pictures until asked; done by itself after a sensitive pairs set.")
 @click.option("--out", type=OUT, required=True, help="The HTML page to write.")
 def report(before: Path, after: Path, out: Path, **how: Any) -> None:
-    """Compare two images folders: one page with pictures, win rates and intervals."""
+    """Compare two images folders.
+
+    One page shows pictures, win rates and intervals.
+    """
     from mapo.report.verb import report
 
     summary = report(before, after, out, **how)

@@ -10,15 +10,16 @@ import click
 from click.core import ParameterSource
 
 from mapo import __version__
-from mapo.errors import MapoError, printable
+from mapo.errors import printable
 from mapo.progress import on_terminal
 
 OUT = click.Path(path_type=Path)
-TRAINABLE = "mini, a diffusers folder, a safetensors file, a run folder, RUN@STEP, or a hub id."
-DRAWS = "mini, a folder, safetensors file or hub id of a text-to-image model, a run, or RUN@STEP."
+TRAINABLE = "The model: mini, a diffusers folder, a safetensors file, a run folder, RUN@STEP, or a hub id."
+DRAWS = "The model: mini, a folder, safetensors file or hub id of a text-to-image model, a run, or RUN@STEP."
 CLIP_SKIP = click.option(
     "--clip-skip", type=click.IntRange(min=0),
-    help="Layers left out at the end of the text encoder, for Stable Diffusion 1 and 2; default: as a run was trained.",
+    help="How many layers are left out at the end of the text encoder, for Stable Diffusion 1 and 2; default: as a run "
+    "was trained.",
 )  # fmt: skip
 
 LONG_PROMPTS = click.option(
@@ -33,7 +34,7 @@ GUIDANCE = click.option(
 )
 PRECISION = click.option(
     "--precision", type=click.Choice(["float32", "bfloat16", "float16"]),
-    help="Of the model while it makes pictures; default: the model's own advice, else float32.",
+    help="In which numbers the model computes while it makes pictures; default: the model's own advice, else float32.",
 )  # fmt: skip
 
 
@@ -59,8 +60,8 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 IMPORT_OPTIONS = (
     click.option(
         "--format",
-        help="pickapic, preference, ranking, scores, hpdv2, imagereward, jsonl or folders; found by itself when left "
-        "out.",
+        help="The format of the source: pickapic, preference, ranking, scores, hpdv2, imagereward, jsonl or "
+        "folders; found by itself when left out.",
     ),
     click.option(
         "--columns", metavar="NAME=COLUMN,…", help="What the source calls columns, such as prompt=text,chosen=image_w."
@@ -70,11 +71,17 @@ IMPORT_OPTIONS = (
         type=click.Choice(["first", "join", "each"]),
         help="Where a pair has several captions: take the first, join them with commas, or make a pair of each.",
     ),
-    click.option("--on-bad-row", type=click.Choice(["stop", "drop"]), default="stop", show_default=True),
-    click.option("--ties", type=click.Choice(["drop", "keep"]), default="drop", show_default=True),
+    click.option(
+        "--on-bad-row", type=click.Choice(["stop", "drop"]), default="stop", show_default=True,
+        help="What happens at a row that cannot become a pair: stop and name it, or drop it and count it.",
+    ),
+    click.option(
+        "--ties", type=click.Choice(["drop", "keep"]), default="drop", show_default=True,
+        help="What happens to pairs of which neither picture is better: drop them, or keep them with preference 0.5.",
+    ),
     click.option(
         "--rankings", type=click.Choice(["all", "best-worst"]), default="all", show_default=True,
-        help="The pairs of a ranking.",
+        help="Which pairs of a ranking are made: all, or only the best picture with the worst.",
     ),
     click.option("--least-gap", type=float, default=0, help="Best and worst of scores closer than this are a tie."),
     click.option(
@@ -98,13 +105,11 @@ def import_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def imports_of(how: dict[str, Any], stream: bool) -> dict[str, Any]:
-    """These options, taken out of a verb's; MapoError where they are given and no source is streamed."""
-    found, asked = {name: how.pop(name) for name in IMPORT_NAMES}, click.get_current_context().get_parameter_source
-    if not stream and (given := [name for name in found if asked(name) is ParameterSource.COMMANDLINE]):
-        flag = f"--{given[0].replace('_', '-')}"
-        raise MapoError(f"{flag} says how SOURCE is read. Give SOURCE and --stream, or leave it out.")
-    return found
+def imports_of(how: dict[str, Any]) -> dict[str, Any]:
+    """Those of these options that were given, taken out of a verb's."""
+    asked = click.get_current_context().get_parameter_source
+    found = {name: how.pop(name) for name in IMPORT_NAMES}
+    return {name: value for name, value in found.items() if asked(name) is ParameterSource.COMMANDLINE}
 
 
 LORA = click.option(

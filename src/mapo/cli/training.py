@@ -59,7 +59,9 @@ from mapo.errors import MapoError, count
 def encode(
     source: str | None, stream: bool, pairs: Path, out: Path, shard: str | None, **how: Any
 ) -> None:  # fmt: skip
-    """Encode the pictures and prompts of a set once, for all training runs. The same command again goes on.
+    """Encode a set once, for all training runs.
+
+    Pictures become latents, and prompts what the model reads of them. The same command again goes on.
 
     With --stream the set does not have to be there: SOURCE is what `mapo import` reads, a file, a folder or a set on
     the hub. Each picture is encoded while it is read, and never kept. The set then has prompts, and hashes in place of
@@ -69,7 +71,7 @@ def encode(
 
     if stream != (source is not None):
         raise MapoError("Give SOURCE and --stream together: SOURCE is encoded while it is read. Or give neither.")
-    imports = imports_of(how, stream)
+    imports = imports_of(how)
     how["shard"] = asked_shard(shard)
     made = encode(pairs=pairs, out=out, source=source, imports=imports, **how)
     if made.read and made.read.seconds:
@@ -93,8 +95,8 @@ TRAINING = (
     click.option("--cache", help="A cache; default: the folder `cache` beside the pairs, made when it is not there."),
     click.option(
         "--objective",
-        help="mapo (default), mapo_aaai, mapo_relative, sft, orpo, dpo, ipo, poly_dpo, sdpo or kto; or a function of "
-        "your own, as file.py:name.",
+        help="The objective: mapo (default), mapo_aaai, mapo_relative, sft, orpo, dpo, ipo, poly_dpo, sdpo or kto; or "
+        "a function of your own, as file.py:name.",
     ),
     click.option("--adapter", type=click.Choice(["full", "lora"]), help="What is trained; default: full."),
     click.option(
@@ -202,10 +204,10 @@ def plan(
     config_file: Path | None, assignments: tuple[str, ...], loras: tuple[str, ...], targets: tuple[str, ...],
     **flags: Any,
 ) -> None:  # fmt: skip
-    """Say what a training needs before it begins: memory by kind, and disk.
+    """Say what a training needs before it begins.
 
-    It takes the options of `mapo train`, reads no weights and writes nothing. Where the training does not fit it names
-    the smallest change that makes it fit.
+    That is memory, by kind, and disk. It takes the options of `mapo train`, reads no weights and writes nothing. Where
+    the training does not fit it names the smallest change that makes it fit.
     """
     from mapo.train.verb import plan
 
@@ -217,13 +219,25 @@ def plan(
 @cli.command(cls=Verb, example="mapo watch work/run")
 @click.argument("run", type=OUT)
 @click.option("--blur", is_flag=True, help="Blur pictures until asked, as those of a sensitive set always are.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Any but this machine's own asks for a token.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8001, show_default=True, help="0: any that is free.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="The address that the page listens at. Any but this machine's own asks for a token.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8001,
+    show_default=True,
+    help="The port of the page. 0 takes any that is free.",
+)
 @click.option("--token", help="What the page's address must carry; default beyond this machine: a random one.")
 def watch(run: Path, **how: Any) -> None:
-    """Show a RUN on a local web page while it goes on, or afterwards: curves, alarms, pictures.
+    """Show a run on a local web page while it goes on.
 
-    It only reads the run folder. The training is not slowed, and goes on when the page is ended.
+    The page has curves, alarms and pictures, and shows them afterwards too. It only reads the folder RUN. The training
+    is not slowed, and goes on when the page is ended.
     """
     from mapo.watch.verb import watch
 

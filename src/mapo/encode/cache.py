@@ -235,6 +235,12 @@ def read_latents(folders: Iterable[Path], names: Iterable[str]) -> Iterator[dict
         yield found
 
 
+def means_and_sizes(entries: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Of pictures whose ``entries`` these are: the mean "c h w" of each, not mirrored, and its sizes "4"."""
+    means = {name.removesuffix("|0"): both[0] for name, both in entries.items() if name.endswith("|0")}
+    return means, {name: entries[f"{name}|size"] for name in means}
+
+
 class Cache:
     """A cache opened for reading. What a tensor costs does not depend on how many there are."""
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mapo.arguments import Names, Number, Text, of_kind
 from mapo.devices import best_device, use_own_device
 from mapo.encode.cache import DTYPES, Cache, cache_key
 from mapo.encode.fill import IMAGES_PER_BATCH, encode_shard
@@ -17,6 +18,9 @@ from mapo.importers import Options
 from mapo.models import find_model, open_model
 from mapo.pairs import PairSet
 from mapo.shards import WHOLE, Shard
+
+IMPORTS: Mapping[str, Any] = {"columns": Names, "least_gap": Number}  # all other options of an import are texts
+MAY_BE_NONE = ("format", "licence", "columns", "captions", "split")
 
 
 class Encoded(NamedTuple):
@@ -44,6 +48,10 @@ def encode(
     """
     if precision not in DTYPES:
         raise MapoError(f"--precision {precision!r} is not known. {suggest(precision, DTYPES)}")
+    if imports and source is None:
+        flag = "--" + next(iter(imports)).replace("_", "-")
+        raise MapoError(f"{flag} says how SOURCE is read. Give SOURCE and --stream, or leave it out.")
+    asked = _known(imports or {})
     opened = PairSet(pairs) if source is None else None
     told: dict[str, Any] = {"vae": vae, "prediction": prediction, "loras": loras, "long_prompts": long_prompts}
     found = open_model(find_model(model, clip_skip=clip_skip, **told))
@@ -56,7 +64,7 @@ def encode(
         with memory_told(images_per_batch, rest=""):
             read = stream(
                 found, key, source, pairs, out, device=best_device(), images_per_batch=images_per_batch,
-                **_known(imports or {}),
+                **asked,
             )  # fmt: skip
     opened = opened or PairSet(pairs)
     found = with_chunks(found, opened)
@@ -87,8 +95,9 @@ def _refuse_with_stream(buckets: bool, shard: Shard) -> None:
 
 
 def _known(imports: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The options of an import, all of them known."""
+    """The options of an import, all of them known and of their kind."""
     names = ["format", "licence", *Options.__dataclass_fields__]
     if unknown := [name for name in imports if name not in names]:
         raise MapoError(f"There is no option {unknown[0]!r} of an import. {suggest(unknown[0], names)}")
-    return imports
+    there = {name: value for name, value in imports.items() if value is not None or name not in MAY_BE_NONE}
+    return {name: of_kind(f"encode(): imports[{name!r}]", IMPORTS.get(name, Text), there[name]) for name in there}

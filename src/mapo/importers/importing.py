@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -194,7 +195,8 @@ def _import(
                 except ValueError as error:
                     where = item.where if isinstance(item, BadRow) else item[0].where
                     if options.on_bad_row == "stop":
-                        raise MapoError(_refusal(where, str(error).rstrip("."))) from None
+                        more = [] if where else _bad_behind(module, source, options, number)
+                        raise MapoError(_refusal(where, str(error).rstrip("."), more)) from None
                     counts["bad"] += 1
                     if len(complaints) < COMPLAINTS_SHOWN:
                         complaints.append(f"{where}: {error}" if where else str(error))
@@ -209,7 +211,22 @@ def _import(
     return complaints, told
 
 
-def _refusal(where: str, why: str) -> str:
+def _bad_behind(module: Importer, source: Source, options: Options, number: int) -> list[str]:
+    """Why some rows behind a bad one are bad too, so that they can be mended at once. Pictures are not looked at."""
+    rows = itertools.islice(module.read(replace(source, notes=[]), options, number + 1), ROWS_PER_COMMIT)
+    try:
+        return [item.why.rstrip(".") for row in rows for item in row if isinstance(item, BadRow)]
+    except (MapoError, OSError):
+        return []
+
+
+def _refusal(where: str, why: str, more: Sequence[str] = ()) -> str:
+    if more:
+        shown = "; ".join([why, *more[: COMPLAINTS_SHOWN - 1]])
+        first = f"The first {COMPLAINTS_SHOWN}: " if len(more) >= COMPLAINTS_SHOWN else ""
+        return (
+            f"{len(more) + 1} pairs are bad. {first}{shown}. Mend them, or leave such pairs out with --on-bad-row drop."
+        )
     if not where:
         return f"{why}. Mend it, or leave such pairs out with --on-bad-row drop."
     return f"{where}: {why}. Mend the row, or leave such rows out with --on-bad-row drop."

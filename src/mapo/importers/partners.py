@@ -5,6 +5,7 @@ It is not one of ``IMPORTERS``, as it takes two sources: the caller reads both f
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -59,6 +60,7 @@ class Partners:
         left = {picture.name for partners in waiting.values() for picture in partners}
         self.notes = [
             *_alone(alone, good, others),
+            *_how_to_pair(alone, good),
             *_alone([picture for picture in others.pictures if picture.name in left], others, good),
         ]
 
@@ -77,6 +79,18 @@ class Partners:
         for one, other in self.pairs[start:]:
             meta = {"file": one.name, "rejected_file": other.name}
             yield [RawPair(f"{one.name} and {other.name}", one.prompt, one.read(), other.read(), meta=meta)]
+
+
+def _how_to_pair(alone: Sequence[Picture], good: Folder) -> list[str]:
+    """How good pictures of a prompt that has others too come to partners of their own; nothing where none has."""
+    without, all_of = (Counter(prompt_id(one.prompt) for one in some) for some in (alone, good.pictures))
+    most = max((all_of[prompt] for prompt in without if all_of[prompt] > 1), default=0)
+    if not most:
+        return []
+    return [
+        f"up to {most} pictures of {good.name} have one prompt: each needs a rejected picture of its own; draw as many "
+        f"with `mapo sample --seeds 0-{most - 1}`"
+    ]
 
 
 def _alone(pictures: Sequence[Picture], folder: Folder, other: Folder) -> list[str]:

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import shutil
-import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +29,6 @@ from mapo.texts import read_json, write_json
 
 VALUES = ("first", "second", "tie", "bad")  # first, second: the pictures of a pair, by the order of their hashes
 RESAMPLES = 1_000
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ def agreement(votes: Iterable[Vote], seed: int = 0) -> Agreement:
 
     The same votes come to the same numbers in whatever order they stand.
     """
-    from scipy import stats
+    from mapo.statistics import percentiles
 
     counts = value_counts(votes)
     counts = counts[counts.sum(1) >= 2]
@@ -87,14 +85,8 @@ def agreement(votes: Iterable[Vote], seed: int = 0) -> Agreement:
         return Agreement(None, None, len(counts))
     if (counts.max(1) == counts.sum(1)).all():
         return Agreement(alpha, None, len(counts))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a resample in which all votes are alike has no alpha, and is passed over
-        drawn = stats.bootstrap(
-            (np.arange(len(counts)),), lambda rows: _alpha(counts[rows]), vectorized=False, method="percentile",
-            n_resamples=RESAMPLES, batch=1, rng=np.random.default_rng(seed),
-        ).bootstrap_distribution  # fmt: skip
-    low, high = np.nanpercentile(drawn, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
-    return Agreement(alpha, (float(low), float(high)), len(counts))
+    # a resample in which all votes are alike has no alpha, and is passed over
+    return Agreement(alpha, percentiles(lambda rows: _alpha(counts[rows]), len(counts), RESAMPLES, seed), len(counts))
 
 
 def _alpha(counts: NDArray[np.int64]) -> float:

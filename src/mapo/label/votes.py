@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -14,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from mapo.errors import MapoError
-from mapo.texts import parse_json
+from mapo.texts import append_synced, mend_last_line, numbered_lines, parse_json
 
 CHOICES = ("left", "right", "tie", "bad", "skip")
 UNDO = "undo"
@@ -72,7 +70,7 @@ def read_votes(path: Path) -> list[Vote]:
     on a pair (files put together), the later vote stands. Raises MapoError naming a line that is not a vote.
     """
     try:
-        return standing(_parse(path.read_bytes(), path)[0])
+        return standing(_lines(path))
     except FileNotFoundError:
         return []
 
@@ -87,33 +85,21 @@ def standing(lines: Iterable[Vote]) -> list[Vote]:
     return list(votes.values())
 
 
-def _parse(data: bytes, path: Path) -> tuple[list[Vote], int]:
-    """The lines of the file, and how many bytes of it are whole (without a half-written last line)."""
-    votes: list[Vote] = []
-    end = 0
-    for number, line in enumerate(data.splitlines(keepends=True), 1):
-        try:
-            if line.strip():
-                votes.append(_vote(line))
-        except (ValueError, TypeError, RecursionError) as error:
-            if line.endswith(b"\n"):
-                raise MapoError(f"{path} line {number} is not a vote ({error}). {REMEDY}") from None
-            break
-        end += len(line)
-    return votes, end
+def _lines(path: Path) -> list[Vote]:
+    return [vote for _, vote in numbered_lines(path, _vote, "a vote", REMEDY)]
 
 
 def _vote(line: bytes) -> Vote:
     values = parse_json(line)
     if not isinstance(values, dict):
-        raise TypeError("it is not a JSON object")
+        raise ValueError("it is not a JSON object")
     if missing := [f.name for f in fields(Vote) if f.default is MISSING and f.name not in values]:
-        raise TypeError(f"it lacks {', '.join(missing)}")
+        raise ValueError(f"it lacks {', '.join(missing)}")
     vote = Vote(**{f.name: values[f.name] for f in fields(Vote) if f.name in values})
     for field in fields(vote):
         kind = int if field.name == "seed" else str
         if type(value := getattr(vote, field.name)) is not kind:
-            raise TypeError(f"{field.name} is {value!r}")
+            raise ValueError(f"{field.name} is {value!r}")
     if vote.vote not in (*CHOICES, UNDO):
         raise ValueError(f"vote is {vote.vote!r}, it must be one of {', '.join(CHOICES)} or {UNDO}")
     return vote
@@ -126,22 +112,17 @@ class VoteLog:
         self.path = path
         new = not path.exists()
         try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            self._file = path.open("a+b", buffering=0)
         except OSError as error:
             raise MapoError(f"Votes cannot be written to {path} ({error.strerror}). Change its permissions.") from None
         try:
             self._lock()
             if new:
                 _sync_folder(path.parent)
-            with os.fdopen(os.dup(self._file), "rb") as file:
-                data = file.read()
-            self.lines, end = _parse(data, path)
-            if end < len(data):
-                os.ftruncate(self._file, end)  # half a line, which nobody was told had been kept
-            elif data and not data.endswith(b"\n"):
-                os.write(self._file, b"\n")
+            self.lines = _lines(path)
+            mend_last_line(self._file, _vote)  # half a line, which nobody was told had been kept
         except BaseException:
-            os.close(self._file)
+            self._file.close()
             raise
 
     def _lock(self) -> None:
@@ -156,23 +137,14 @@ class VoteLog:
     def append(self, vote: Vote) -> None:
         """Write a line and wait until it is on the disk; on an OSError the file is as it was before."""
         values = {k: v for k, v in asdict(vote).items() if vote.before or k not in COMPARISON}
-        line = (json.dumps(values, ensure_ascii=False) + "\n").encode()
-        size = os.fstat(self._file).st_size
-        try:
-            if os.write(self._file, line) < len(line):
-                raise OSError(28, "No space left on device", str(self.path))
-            os.fsync(self._file)
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._file, size)
-            raise
+        append_synced(self._file, values)
         self.lines.append(vote)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
-        os.close(self._file)
+        self._file.close()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mapo import progress
 from mapo.devices import best_device
-from mapo.encode.cache import LATENTS, CacheKey, latents_key, read_latents
+from mapo.encode.cache import LATENTS, CacheKey, latents_key, means_and_sizes, read_latents
 from mapo.encode.fill import encode_pictures, encode_prompts, release
 from mapo.errors import MapoError
 from mapo.mismatch.material import CHOSEN, OWN, REJECTED, Material, portions
@@ -82,9 +82,9 @@ def encode(model: Opened, pairs: PairSet, key: CacheKey, material: Material, ima
             bar.update(len(portion))
     del encoder
     release()
-    means = {name.split("|")[0]: both[0] for name, both in entries.items() if name.endswith("|0")}
+    means, sizes = means_and_sizes(entries)
     latents = {name: model.scale(one[None])[0] for name, one in means.items()}
-    return Encoded(latents, {name: entries[f"{name}|size"] for name in latents}, texts, key.resolution)
+    return Encoded(latents, sizes, texts, key.resolution)
 
 
 def _kept_latents(pairs: PairSet, material: Material, model: Opened, key: CacheKey) -> dict[str, Tensor]:

@@ -150,6 +150,22 @@ class ModelFiles:
             return True
         return self.single is not None and part in self.single.parts and self.place(part)[0] == self.base
 
+    def refuse_clip_skip(self, kind: str) -> None:
+        """MapoError where layers are to be left out of a text encoder of a pipeline, ``kind``, that leaves out none."""
+        if self.clip_skip:
+            raise MapoError(
+                f"clip_skip is {self.clip_skip}, but {self.name} is a {kind}; only Stable Diffusion 1 and 2 leave out "
+                "layers of their text encoder. Leave it out."
+            )
+
+    def refuse_chunks(self, kind: str) -> None:
+        """MapoError where prompts are to be read in chunks by a pipeline, ``kind``, that reads none."""
+        if self.long_prompts == "chunk":
+            raise MapoError(
+                f"long_prompts is chunk, but {self.name} is a {kind}; only Stable Diffusion 1 and 2 and SDXL read long "
+                "prompts in chunks. Take cut."
+            )
+
     def loaded_apart(self, parts: Sequence[str]) -> tuple[str, ...]:
         """Those of ``parts`` that diffusers would not load by itself from the base folder."""
         halves = variants(self.base, tuple(parts))

@@ -108,16 +108,8 @@ def open_pipeline(model: ModelFiles, device: Any, dtype: Any) -> Any:
         return open_model(model, to_train=False).pipeline(device, dtype)
     if model.loras:
         raise MapoError(f"--lora: {model.name} is a {name}, of which no layers of LoRAs are known. Leave it out.")
-    if model.clip_skip:
-        raise MapoError(
-            f"clip_skip is {model.clip_skip}, but {model.name} is a {name}; only Stable Diffusion 1 and 2 leave out "
-            "layers of their text encoder. Leave it out."
-        )
-    if model.long_prompts == "chunk":
-        raise MapoError(
-            f"long_prompts is chunk, but {model.name} is a {name}; only Stable Diffusion 1 and 2 and SDXL read long "
-            "prompts in chunks. Take cut."
-        )
+    model.refuse_clip_skip(name)
+    model.refuse_chunks(name)
     if model.vae or model.prediction:
         raise MapoError(f"--vae and --prediction are for models that can be trained; {model.name} is a {name}.")
     parts = tuple(config.parent.name for config in sorted(model.base.glob("*/config.json")))
@@ -126,7 +118,7 @@ def open_pipeline(model: ModelFiles, device: Any, dtype: Any) -> Any:
     variant = model.variant or next(iter(variants(model.base, parts).values()), None)
     try:
         with quietly():
-            made = kind.from_pretrained(model.base, torch_dtype=dtype, use_safetensors=True, variant=variant)
+            made = kind.from_pretrained(model.base, dtype=dtype, use_safetensors=True, variant=variant)
     except Exception as error:
         raise not_loaded(model.base, error) from None
     for part, network in made.components.items():

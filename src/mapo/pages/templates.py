@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import markupsafe
 
 SHARED = Path(__file__).parent  # page.css.j2, the look of all pages
 
@@ -20,5 +22,12 @@ def environment(folder: Path, **filters: Callable[..., Any]) -> jinja2.Environme
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    made.filters["flags"] = flags
     made.filters.update(filters)
     return made
+
+
+def flags(text: str) -> markupsafe.Markup:
+    """A sentence in which no flag such as ``--goal`` is broken over two lines."""
+    escaped = str(markupsafe.escape(text))
+    return markupsafe.Markup(re.sub(r"--[a-z][\w-]*(=\S*\w)?", r'<span class="flag">\g<0></span>', escaped))

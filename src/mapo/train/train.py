@@ -1,7 +1,7 @@
 """Training: from a cache of pairs to a run folder.
 
 All state is one integer, the number of steps done: batches, noise, timesteps and the learning rate are functions of
-it and of the seed. ``run.py`` owns the folder, ``loop.py`` takes the steps, ``processes.py`` is how several agree.
+it and of the seed. ``run/folder.py`` owns the folder, ``loop.py`` takes the steps, ``processes/`` is how several agree.
 """
 
 from __future__ import annotations

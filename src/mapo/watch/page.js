@@ -93,6 +93,8 @@
     $("figures").replaceChildren(...figures.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))));
     $("alarms").hidden = !state.alarms.length;
     $("alarms").replaceChildren(...state.alarms.map((alarm) => make("p", {}, make("b", {}, "At step " + alarm.step + ":"), " " + alarm.says)));
+    $("missing").hidden = !state.missing.length;
+    $("missing").textContent = state.missing.join(" ");
     $("waiting").hidden = state.step > 0 || state.curves.length > 0;
     for (const [id, wanted] of [["held", true], ["trained", false]]) {
       const curves = state.curves.filter((curve) => Boolean(curve.held) === wanted && curve.lines.some((line) => line.points.length));

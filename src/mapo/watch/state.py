@@ -79,6 +79,7 @@ class Watched:
             **self._speed(metrics, steps - done),
             "alarms": [{"step": line["step"], "says": str(line.get("says", ""))} for line in self._alarms.read()],
             "curves": [*held_out(evaluations), *trained(metrics)],
+            "missing": _missing(before["train"]),
             "best": best_of(evaluations, [row["step"] for row in evaluations]),
             "pictures": pictures,
             "sensitive": self.blur or any(is_sensitive(self.run.pictures_at(step)) for step in pictures["steps"]),
@@ -121,6 +122,18 @@ class Watched:
 
 def _shown(step: int, row: ImageRow | None) -> dict[str, Any] | None:
     return None if row is None else {"from": f"picture/{step}/{row.file}", "width": row.width, "height": row.height}
+
+
+def _missing(train: Mapping[str, Any]) -> list[str]:
+    """A sentence for each section that the page will not have, as a setting is at none."""
+    asked = {
+        "evaluate_every": "Pairs that are not trained on are not measured in this run",
+        "pictures_every": "No pictures are drawn in this run",
+    }
+    return [
+        f"{says}. Begin one with --set train.{name}=50 to see them every 50 steps."
+        for name, says in asked.items() if not train.get(name)
+    ]  # fmt: skip
 
 
 def _objective(values: Mapping[str, Any]) -> str:

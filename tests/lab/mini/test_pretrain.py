@@ -3,12 +3,14 @@
 import json
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from mapo.cli import cli
 from mapo.errors import MapoError
-from mapo.lab.mini.pretrain import Settings, make_settings
+from mapo.lab.mini.pretrain import Loop, Settings, make_settings
 from mapo.models import find_model, open_model
+from mapo.texts import read_lines
 
 TINY = ["vae_steps=2", "vae_batch=2", "steps=2", "batch=2", "pictures=128", "save_every_steps=1"]
 
@@ -37,6 +39,15 @@ def test_the_model_of_flow_matching_is_made_on_the_parts_of_the_first_and_goes_o
     assert model.prompt_shapes == {"clip_embeds": (32, 160), "text_embeds": (160,)}
     log = [json.loads(line) for line in (tmp_path / "m.work" / "log.jsonl").read_text().splitlines()]
     assert [(row["part"], row["step"]) for row in log] == [("denoiser", 1), ("denoiser", 2)]
+
+
+def test_a_log_whose_last_line_is_half_written_goes_on_with_whole_lines(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"part": "x", "step": 1}\n{"part": "x", "st')
+    weights = torch.nn.Linear(2, 1)
+    loop = Loop("x", weights, 1, 1e-3, Settings(), tmp_path)
+    loop.run(lambda step: weights(torch.ones(1, 2)).mean())
+    assert [row["step"] for row in read_lines(tmp_path / "log.jsonl")] == [1, 1]
+    assert (tmp_path / "log.jsonl").read_text().count("\n") == 2
 
 
 def test_settings_of_pretraining_are_checked():

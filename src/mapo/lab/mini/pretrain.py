@@ -31,7 +31,7 @@ from mapo.files import replacing
 from mapo.lab.mini import scenes
 from mapo.lab.mini.draw import SIDE, draw
 from mapo.shards import owned
-from mapo.texts import write_json
+from mapo.texts import append_lines, write_json
 from mapo.train.run.checkpoint import (
     load_checkpoint,
     read_state,
@@ -250,8 +250,7 @@ class Loop:
                 bar.set_postfix(loss=f"{shown:.4f}")
                 elapsed = self.seconds + time.monotonic() - began
                 line = {"part": self.name, "step": self.step, "loss": round(shown, 5), "seconds": round(elapsed)}
-                with self.log.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+                append_lines(self.log, [line])
             if self.step % self.settings.save_every_steps == 0 or self.step == self.total:
                 self.seconds, began = self.seconds + time.monotonic() - began, time.monotonic()
                 self.save()
@@ -300,6 +299,30 @@ def time_ids(count: int) -> Tensor:
     return torch.tensor([SIDE, SIDE, 0, 0, SIDE, SIDE], dtype=torch.float32).expand(count, 6)
 
 
+class Draws:
+    """What the steps of a denoiser's training draw, which the seed and the step decide."""
+
+    def __init__(
+        self, tokenizer: CLIPTokenizer, captions: list[str], mean: Tensor, deviation: Tensor, seed: int, batch: int,
+        prompt_dropout: float,
+    ) -> None:  # fmt: skip
+        pad = {"padding": "max_length", "max_length": TOKENS, "truncation": True, "return_tensors": "pt"}
+        self.ids, self.empty = tokenizer(captions, **pad).input_ids, tokenizer([""], **pad).input_ids[0]
+        self.mean, self.deviation = mean, deviation
+        self.seed, self.batch, self.prompt_dropout = seed, batch, prompt_dropout
+
+    def of(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Tokens "b l", latents that are not scaled yet and noise "b c h w", and places in time in [0, 1) "b"."""
+        draws = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        pick = torch.randint(len(self.ids), (self.batch,), generator=draws)
+        tokens = self.ids[pick].clone()
+        tokens[torch.rand(self.batch, generator=draws) < self.prompt_dropout] = self.empty
+        latents = self.mean[pick] + self.deviation[pick] * torch.randn(self.mean[pick].shape, generator=draws)
+        noise = torch.randn(latents.shape, generator=draws)
+        places = (torch.arange(self.batch) + torch.rand(self.batch, generator=draws)) / self.batch
+        return tokens, latents, noise, places
+
+
 def train_denoiser(
     vae: AutoencoderKL,
     unet: UNet2DConditionModel,
@@ -311,8 +334,7 @@ def train_denoiser(
 ) -> None:
     """ε-prediction on SDXL's schedule; both text encoders learn together with the UNet."""
     captions, mean, deviation = encode_pool(vae, settings)
-    pad = {"padding": "max_length", "max_length": TOKENS, "truncation": True, "return_tensors": "pt"}
-    ids, empty = tokenizer(captions, **pad).input_ids, tokenizer([""], **pad).input_ids[0]
+    draws = Draws(tokenizer, captions, mean, deviation, settings.seed, settings.batch, settings.prompt_dropout)
     alphas = scheduler().alphas_cumprod
     snr = alphas / (1 - alphas)
     weights = torch.clamp(snr, max=settings.snr_cap) / snr
@@ -321,14 +343,8 @@ def train_denoiser(
     size = time_ids(settings.batch)
 
     def loss_of(step: int) -> Tensor:
-        draws = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
-        pick = torch.randint(len(captions), (settings.batch,), generator=draws)
-        tokens = ids[pick].clone()
-        tokens[torch.rand(settings.batch, generator=draws) < settings.prompt_dropout] = empty
-        latents = mean[pick] + deviation[pick] * torch.randn(mean[pick].shape, generator=draws)
+        tokens, latents, noise, places = draws.of(step)
         latents = latents * vae.config.scaling_factor
-        noise = torch.randn(latents.shape, generator=draws)
-        places = (torch.arange(settings.batch) + torch.rand(settings.batch, generator=draws)) / settings.batch
         t = (places * len(alphas)).long().clamp(max=len(alphas) - 1)
         a = alphas[t].view(-1, 1, 1, 1)
         hidden = [e(tokens, output_hidden_states=True) for e in encoders]

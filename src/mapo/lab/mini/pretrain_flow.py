@@ -22,7 +22,7 @@ from diffusers import (
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from mapo.lab.mini.pretrain import LATENT_SIDE, TOKENS, Loop, encode_pool, save_pipeline
+from mapo.lab.mini.pretrain import LATENT_SIDE, Draws, Loop, encode_pool, save_pipeline
 from mapo.lab.mini.pretrain import Settings as PictureSettings
 from mapo.shards import owned
 from mapo.texts import write_json
@@ -72,11 +72,11 @@ def make_transformer(width: int) -> SD3Transformer2DModel:
 
 def open_first(folder: Path) -> tuple[AutoencoderKL, CLIPTextModelWithProjection, CLIPTextModelWithProjection]:
     """VAE and text encoders of the first model in float32. SD3's first encoder has a projection too: a random one."""
-    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=torch.float32)
-    plain = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", torch_dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", dtype=torch.float32)
+    plain = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=torch.float32)
     first = CLIPTextModelWithProjection(plain.config)
     first.text_model.load_state_dict(getattr(plain, "text_model", plain).state_dict())
-    second = CLIPTextModelWithProjection.from_pretrained(folder, subfolder="text_encoder_2", torch_dtype=torch.float32)
+    second = CLIPTextModelWithProjection.from_pretrained(folder, subfolder="text_encoder_2", dtype=torch.float32)
     return vae, first, second
 
 
@@ -103,20 +103,13 @@ def train_denoiser(
     """Velocity = noise − x₀ at x = (1 − σ) x₀ + σ noise; both text encoders learn together with the transformer."""
     captions, mean, deviation = encode_pool(vae, settings.of_pictures())
     vae.register_to_config(shift_factor=round(mean.mean().item(), 4))
-    pad = {"padding": "max_length", "max_length": TOKENS, "truncation": True, "return_tensors": "pt"}
-    ids, empty = tokenizer(captions, **pad).input_ids, tokenizer([""], **pad).input_ids[0]
+    draws = Draws(tokenizer, captions, mean, deviation, settings.seed, settings.batch, settings.prompt_dropout)
     everything = nn.ModuleDict({"transformer": transformer, "text_encoder": encoders[0], "text_encoder_2": encoders[1]})
     loop = Loop("denoiser", everything, settings.steps, settings.lr, settings.of_pictures(), work)
 
     def loss_of(step: int) -> Tensor:
-        draws = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
-        pick = torch.randint(len(captions), (settings.batch,), generator=draws)
-        tokens = ids[pick].clone()
-        tokens[torch.rand(settings.batch, generator=draws) < settings.prompt_dropout] = empty
-        latents = mean[pick] + deviation[pick] * torch.randn(mean[pick].shape, generator=draws)
+        tokens, latents, noise, places = draws.of(step)
         latents = (latents - vae.config.shift_factor) * vae.config.scaling_factor
-        noise = torch.randn(latents.shape, generator=draws)
-        places = (torch.arange(settings.batch) + torch.rand(settings.batch, generator=draws)) / settings.batch
         sigma = noise_levels(places.clamp(1e-4, 1 - 1e-4), settings.shift)
         s = sigma.view(-1, 1, 1, 1)
         hidden = [e(tokens, output_hidden_states=True) for e in encoders]

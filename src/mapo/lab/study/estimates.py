@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from mapo.lab.study.domains import CONFIRMED_BY
+from mapo.statistics import Estimate
 
 Floats = NDArray[np.float64]
 Key = tuple[str, str, int]  # domain, method, number of pairs
@@ -22,12 +23,8 @@ Cells = Mapping[Key, "Cell"]
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A value with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
+class Percent(Estimate):
+    """A share or a difference of shares, which people read in percent."""
 
     def __str__(self) -> str:
         return f"{100 * self.value:.0f} [{100 * self.low:.0f}, {100 * self.high:.0f}]"
@@ -54,7 +51,7 @@ def both(one: str, other: str) -> str:
     return "".join("1" if a == b == "1" else "0" for a, b in zip(one, other, strict=True))
 
 
-def estimate(parts: Sequence[Floats], least: float = 0.0, level: float = 0.95) -> Estimate:
+def estimate(parts: Sequence[Floats], least: float = 0.0, level: float = 0.95) -> Percent:
     """The mean of the parts' means, with its interval within ``least`` … 1; each part is "seeds prompts".
 
     Variance of the mean = that among seeds + that among prompts − what is in both; Student's t with the degrees of
@@ -66,14 +63,14 @@ def estimate(parts: Sequence[Floats], least: float = 0.0, level: float = 0.95) -
     prompts = min(part.shape[1] for part in parts)
     if len(parts) == 1 and np.ptp(parts[0]) == 0 and value in (0, 1) and least == 0:
         exact = stats.binomtest(round(value * prompts), prompts).proportion_ci(level, "exact")
-        return Estimate(value, float(exact.low), float(exact.high))
+        return Percent(value, float(exact.low), float(exact.high))
     return around(value, *variance_of(parts), least, level)
 
 
-def around(value: float, variance: float, freedom: float, least: float, level: float) -> Estimate:
+def around(value: float, variance: float, freedom: float, least: float, level: float) -> Percent:
     """A value with the interval that its variance and degrees of freedom give it, within ``least`` … 1."""
     reach = float(stats.t.ppf((1 + level) / 2, freedom)) * variance**0.5
-    return Estimate(value, max(least, value - reach), min(1.0, value + reach))
+    return Percent(value, max(least, value - reach), min(1.0, value + reach))
 
 
 def variance_of(parts: Sequence[Floats]) -> tuple[float, float]:

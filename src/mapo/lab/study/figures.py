@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from mapo.files import replacing
 from mapo.lab.study.domains import DOMAINS, MADE_BY
-from mapo.lab.study.estimates import Cell, Estimate, Key, estimate
+from mapo.lab.study.estimates import Cell, Key, Percent, estimate
 from mapo.lab.study.runs import Ledger
 from mapo.lab.study.search import value
 from mapo.statistics import MIN_PROMPTS
@@ -97,7 +97,7 @@ def _by_mismatch(tables: Mapping[str, Any], titles: Mapping[str, str]) -> Figure
         if not here:
             continue
         x = [100 * at[r["domain"]]["gap"]["value"] for r in here]
-        found = [Estimate(r["value"], r["low"], r["high"]) for r in here]
+        found = [Percent(r["value"], r["low"], r["high"]) for r in here]
         errors = [[100 * (v.value - v.low) for v in found], [100 * (v.high - v.value) for v in found]]
         axes.errorbar(
             x, [100 * v.value for v in found], errors, color=COLOURS.get(method), label=titles[method], marker="o",
@@ -120,12 +120,12 @@ def _by_mismatch(tables: Mapping[str, Any], titles: Mapping[str, str]) -> Figure
     return figure
 
 
-def by_beta(out: Path) -> dict[str, dict[str, dict[float, Estimate]]]:
+def by_beta(out: Path) -> dict[str, dict[str, dict[float, Percent]]]:
     """Score on validation prompts by method, domain and β, from the trials of the search: the best of those with each
     β, one training each. Where the search went on from a β it tried more learning rates, so other points are lower
     bounds, and the intervals are over prompts alone. A domain with fewer scenes than a conclusion takes is left out.
     """
-    found: dict[str, dict[str, dict[float, Estimate]]] = {}
+    found: dict[str, dict[str, dict[float, Percent]]] = {}
     ledger = Ledger(out / "trials.jsonl").rows.values()
     trials = [row for row in ledger if row["job"]["version"] == DOMAINS[row["job"]["domain"]].version]
     last = min((row["job"]["steps"][-1] for row in trials), default=0)

@@ -15,7 +15,7 @@ import numpy as np
 from mapo.errors import MapoError
 from mapo.files import write_text
 from mapo.lab.study.domains import DOMAINS, MADE_BY
-from mapo.lab.study.estimates import Cell, Cells, Estimate, Key, around, estimate, variance_of
+from mapo.lab.study.estimates import Cell, Cells, Key, Percent, around, estimate, variance_of
 from mapo.lab.study.figures import draw_figures
 from mapo.lab.study.methods import METHODS
 from mapo.lab.study.runs import Ledger
@@ -116,7 +116,7 @@ def _row(key: tuple[str, str, int], cell: Cell) -> dict[str, Any]:
     return row
 
 
-def difference(one: Cell, other: Cell, level: float = 0.95) -> Estimate:
+def difference(one: Cell, other: Cell, level: float = 0.95) -> Percent:
     """By how much the score of ``one`` exceeds that of ``other``, on the same prompts and training seeds.
 
     The untrained model has no training seed; it stands against each.
@@ -125,7 +125,7 @@ def difference(one: Cell, other: Cell, level: float = 0.95) -> Estimate:
     return estimate([a - b for a, b in pairs], -1.0, level)
 
 
-def mean_difference(cells: Cells, one: str, other: str, pairs: int, level: float = 0.95) -> Estimate:
+def mean_difference(cells: Cells, one: str, other: str, pairs: int, level: float = 0.95) -> Percent:
     """The mean of :func:`difference` between two methods over the domains that have both, each of the same weight.
 
     Trainings and prompts of different domains have nothing to do with each other, so variances add up.
@@ -189,7 +189,7 @@ def _markdown(tables: Mapping[str, Any], titles: Mapping[str, str]) -> str:
     ]
     base = {row["domain"]: row for row in tables["rows"] if row["method"] == "base"}
     for row in tables["rows"]:
-        told = [str(Estimate(**row[what])) for what in ("score", "reached", "followed")]
+        told = [str(Percent(**row[what])) for what in ("score", "reached", "followed")]
         error, untrained = row["error chosen"], base.get(row["domain"], {}).get("error chosen")
         seeds = f"{row['seeds']}" + (f" ({row['diverged']} diverged)" if row.get("diverged") else "")
         lines.append(
@@ -201,7 +201,7 @@ def _markdown(tables: Mapping[str, Any], titles: Mapping[str, str]) -> str:
     if tables["leads"]:
         lines += ["", "| domain | pairs | method | lead over Diffusion-DPO, points |", "|---|---|---|---|"]
         for row in tables["leads"]:
-            told_lead = Estimate(row["value"], row["low"], row["high"]).signed
+            told_lead = Percent(row["value"], row["low"], row["high"]).signed
             mark = "" if row["sure"] else " (not sure)"
             lines.append(
                 f"| {DOMAINS[row['domain']].title} | {row['pairs']} | {titles[row['method']]} | {told_lead}{mark} |"
@@ -219,7 +219,7 @@ def _markdown(tables: Mapping[str, Any], titles: Mapping[str, str]) -> str:
         lines += ["", "| pairs | method | domains | lowest score | mean score | behind the highest mean, points |"]
         lines += ["|---|---|---|---|---|---|"]
         for row in tables["means"]:
-            behind = Estimate(**row["behind"]).signed if row["behind"] else "-"
+            behind = Percent(**row["behind"]).signed if row["behind"] else "-"
             lines.append(
                 f"| {row['pairs']} | {titles[row['method']]} | {row['domains']} | {100 * row['least']:.0f} | "
                 f"{100 * row['mean']:.1f} | {behind} |"

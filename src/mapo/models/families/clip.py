@@ -16,7 +16,9 @@ from mapo.models.files import ModelFiles
 
 def clip_tokenizer(files: ModelFiles, part: str, encoder_part: str) -> CLIPTokenizer:
     """The tokenizer of a CLIP text encoder. It reads no more tokens than the encoder has places for."""
-    return limited(open_tokenizer(CLIPTokenizer, files, part, encoder_part), files.config(encoder_part))
+    return limited(
+        open_tokenizer(CLIPTokenizer, "CLIPTokenizer", files, part, encoder_part), files.config(encoder_part)
+    )
 
 
 def limited(tokenizer: Any, encoder: Mapping[str, Any]) -> Any:

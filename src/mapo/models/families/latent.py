@@ -134,19 +134,11 @@ class LatentModel(ABC):
 
     def check_long_prompts(self) -> None:
         """MapoError where prompts are to be read in chunks and this model reads none."""
-        if self.files.long_prompts == "chunk":
-            raise MapoError(
-                f"long_prompts is chunk, but {self.files.name} is a {self.pipeline_kind.__name__}; only Stable "
-                "Diffusion 1 and 2 and SDXL read long prompts in chunks. Take cut."
-            )
+        self.files.refuse_chunks(self.pipeline_kind.__name__)
 
     def check_clip_skip(self) -> None:
         """MapoError where ``clip_skip`` is asked for, or is more than this model can leave out."""
-        if self.files.clip_skip:
-            raise MapoError(
-                f"clip_skip is {self.files.clip_skip}, but {self.files.name} is a {self.pipeline_kind.__name__}; only "
-                "Stable Diffusion 1 and 2 leave out layers of their text encoder. Leave it out."
-            )
+        self.files.refuse_clip_skip(self.pipeline_kind.__name__)
 
     def check_values(self) -> None:
         """MapoError where a JSON file lacks a value or has one of another kind, or prompts cannot be read as asked."""
@@ -240,7 +232,7 @@ class LatentModel(ABC):
 
     def _assembled(self, dtype: Any, **parts: Any) -> Any:
         """The folder's pipeline with these parts in place of its own."""
-        how = {"torch_dtype": dtype, "use_safetensors": True, **self.pipeline_settings, **parts}
+        how = {"dtype": dtype, "use_safetensors": True, **self.pipeline_settings, **parts}
         if self.files.prediction:  # else the scheduler is as the folder says
             config = self.files.config("scheduler")
             how["scheduler"] = getattr(diffusers, config["_class_name"]).from_config(config)

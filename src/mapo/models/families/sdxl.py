@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ class StableDiffusionXL(UNetModel):
         )
         return {"prompt_embeds": (tokens, width), "text_embeds": (second.get("projection_dim", 512),)}
 
-    @property
+    @cached_property
     def zero_without_prompt(self) -> bool:
         """As ``model_index.json`` says; the pipeline's class takes it for granted."""
         return bool(read_config(self.files.base, "model_index.json").get("force_zeros_for_empty_prompt", True))

@@ -16,7 +16,7 @@ def t5_tokenizer(tokens: int) -> Callable[[ModelFiles, str, str], Any]:
     """A loader of T5's tokenizer, which reads ``tokens``, or as many as the model folder says."""
 
     def load(files: ModelFiles, part: str, encoder_part: str) -> Any:
-        tokenizer = open_tokenizer(T5TokenizerFast, files, part, encoder_part)
+        tokenizer = open_tokenizer(T5TokenizerFast, "T5Tokenizer", files, part, encoder_part)
         tokenizer.model_max_length = tokens if files.text_tokens is None else files.text_tokens
         return tokenizer
 

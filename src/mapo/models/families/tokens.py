@@ -12,12 +12,18 @@ from mapo.models.parts.config import TOKENIZER_CONFIG
 from mapo.models.parts.weights import not_whole, quietly
 
 SPARE = 1024  # rows that an encoder's table of words may have beyond its tokenizer's, as tables are padded
+UNSAID = ("TokenizersBackend", "PreTrainedTokenizerFast")  # names that say nothing of the kind; a file may have none
+PROBE = "a photo of a cat on a red chair"
 VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))  # each is enough
 
 
-def open_tokenizer(kind: Any, files: ModelFiles, part: str, encoder_part: str) -> Any:
-    """The tokenizer of a text encoder, as the class ``kind`` loads it; MapoError where it is not whole."""
+def open_tokenizer(kind: Any, name: str, files: ModelFiles, part: str, encoder_part: str) -> Any:
+    """The tokenizer of a text encoder, as the class ``kind`` loads it; MapoError where it is not whole or another's.
+
+    ``name`` is the class that its file names, with or without "Fast".
+    """
     check_tokenizer_files(files.base, part)
+    check_class(files, part, name)
     encoder = files.config(encoder_part)
     try:
         with quietly():
@@ -30,7 +36,28 @@ def open_tokenizer(kind: Any, files: ModelFiles, part: str, encoder_part: str) -
             f"{files.base / part / TOKENIZER_CONFIG} has no pad_token, so nothing says what prompts are filled up "
             "with. Take the file from the model's own page."
         )
+    check_reads(files.base, tokenizer, part)
     return tokenizer
+
+
+def check_class(files: ModelFiles, part: str, name: str) -> None:
+    """MapoError where a tokenizer's file names another class than ``name``."""
+    said = files.config(part).get("tokenizer_class")
+    if said is not None and said not in (name, f"{name}Fast", *UNSAID):
+        raise MapoError(
+            f"{files.config_path(part)} names {said}; the text encoder reads what a {name} makes of a prompt. Take "
+            f"{part}/ from the model's own page."
+        )
+
+
+def check_reads(base: Path, tokenizer: Any, part: str) -> None:
+    """MapoError where a tokenizer knows nothing of a plain sentence, so that all prompts would be the same to it."""
+    ids = tokenizer(PROBE).input_ids
+    if set(ids) <= {*tokenizer.all_special_ids, tokenizer.unk_token_id, tokenizer.pad_token_id}:
+        raise MapoError(
+            f"The tokenizer in {base / part} knows no word of {PROBE!r}, so all prompts would be the same to the "
+            f"model. It is of another kind. Take {part}/ from the model's own page."
+        )
 
 
 def check_tokenizer_files(base: Path, part: str) -> None:

@@ -24,7 +24,7 @@ SIDE = 1024  # in pixels; none of the published files says it
 
 def chat_tokenizer(files: ModelFiles, part: str, encoder_part: str) -> Any:
     """Qwen's tokenizer with its template of a conversation."""
-    tokenizer = open_tokenizer(AutoTokenizer, files, part, encoder_part)
+    tokenizer = open_tokenizer(AutoTokenizer, "Qwen2Tokenizer", files, part, encoder_part)
     if not tokenizer.chat_template:
         raise MapoError(
             f"{files.base / part} has no chat template, in which prompts are put. Download it from the model's page."

@@ -59,7 +59,7 @@ def load_part(kind: Any, base: Path, part: str, dtype: Any = torch.float32, vari
     refuse_pickles(base, part)
     if variant is None or not any((base / part).glob(f"*.{variant}*.safetensors")):
         variant = variant_of(base / part)
-    how = {"torch_dtype": dtype, "use_safetensors": True, "variant": variant}
+    how = {"dtype": dtype, "use_safetensors": True, "variant": variant}
     try:
         with quietly():
             network, report = kind.from_pretrained(base, subfolder=part, output_loading_info=True, **how)

@@ -228,7 +228,7 @@ def load_from(path: Path, entries: Mapping[str, Original], kind: Any, config: Ma
                 return _load_diffusers(path, entries, kind, config, dtype)
             made = kind.config_class(**config)
             tensors = _read(path, entries, None)
-            return kind.from_pretrained(None, config=made, state_dict=tensors, torch_dtype=dtype).eval()
+            return kind.from_pretrained(None, config=made, state_dict=tensors, dtype=dtype).eval()
     except Exception as error:
         raise MapoError(f"{path} is not whole: {kind.__name__} cannot be loaded from it ({reason(error)}).") from None
 

@@ -211,7 +211,7 @@ class Objective:
     further numbers of each pair, from its residuals, which ``loss`` finds in ``errors.extras``. ``prepare``
     makes constants from the errors of all pairs of a step, over all processes; ``loss`` takes them as keyword
     arguments without defaults. ``needs_rejected`` is false where the loss of a pair whose preference is certain does
-    not depend on the rejected image at all, which then need not be run.
+    not depend on the rejected image at all, which then need not be run. ``told`` says what each knob does.
     """
 
     loss: Callable[..., PerPair]
@@ -220,6 +220,7 @@ class Objective:
     needs_rejected: bool = field(default=True, kw_only=True)
     extras: Mapping[str, Callable[[Residuals], PerPair]] = field(default_factory=dict)
     prepare: Callable[[PairErrors], Mapping[str, float]] | None = None
+    told: Mapping[str, str] = field(default_factory=dict, kw_only=True)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -232,18 +233,69 @@ class Objective:
         }
 
 
+TO_REFERENCE = (
+    "How soon a pair counts as learned, as its margin grows over the reference's. More stops sooner and keeps the "
+    "model closer to the reference. One over an error."
+)
+
 OBJECTIVES: dict[str, Objective] = {
-    "mapo": Objective(mapo, mapo_logit),
-    "mapo_aaai": Objective(mapo_aaai, mapo_aaai_logit),
-    "mapo_relative": Objective(mapo_relative, mapo_relative_logit),
+    "mapo": Objective(
+        mapo, mapo_logit,
+        told={
+            "beta": "The weight of the margin beside the chosen picture's error. A number without a unit; 0 is `sft`.",
+            "snr": "How fast the score of a picture falls with its error. One over an error.",
+            "num_timesteps": "What the difference of both scores is multiplied by. A number without a unit; more lets "
+            "the margin saturate sooner.",
+        },
+    ),
+    "mapo_aaai": Objective(
+        mapo_aaai, mapo_aaai_logit,
+        told={"beta": "The exponent of the scores; one over it is the weight of the margin. A number without a unit."},
+    ),
+    "mapo_relative": Objective(
+        mapo_relative, mapo_relative_logit,
+        told={
+            "beta": "The most that the rejected picture is pushed away, where 1 is the pull of the chosen one. A "
+            "number without a unit.",
+            "sharpness": "How soon the push ends, as the rejected error exceeds the chosen one. One over a share of "
+            "their size; more ends it sooner.",
+            "floor": "An error that is added to the size of a pair's errors, so that it is never 0. In the unit of "
+            "errors.",
+        },
+    ),
     "sft": Objective(sft, needs_rejected=False),
-    "dpo": Objective(dpo, dpo_logit, needs_reference=True),
-    "ipo": Objective(ipo, ipo_logit, needs_reference=True),
-    "poly_dpo": Objective(poly_dpo, dpo_logit, needs_reference=True),
-    "sdpo": Objective(sdpo, dpo_logit, needs_reference=True, extras={"agreement": agreement}),
-    "kto": Objective(kto, needs_reference=True, prepare=kto_baseline),
-    "orpo": Objective(orpo, orpo_logit),
-}
+    "dpo": Objective(dpo, dpo_logit, needs_reference=True, told={"beta": TO_REFERENCE}),
+    "ipo": Objective(
+        ipo, ipo_logit, needs_reference=True,
+        told={"beta": "The margin is to grow by half of one over it, no less and no more. One over an error."},
+    ),
+    "poly_dpo": Objective(
+        poly_dpo, dpo_logit, needs_reference=True,
+        told={
+            "beta": TO_REFERENCE,
+            "alpha": "Above 0 it attends less to pairs that are far from learned, below 0 more; 0 is `dpo`. A number "
+            "without a unit.",
+        },
+    ),
+    "sdpo": Objective(
+        sdpo, dpo_logit, needs_reference=True, extras={"agreement": agreement},
+        told={
+            "beta": TO_REFERENCE,
+            "mu": "The share of the chosen picture's descent that is kept when the rejected one is pushed away, from "
+            "0 to 1.",
+        },
+    ),
+    "kto": Objective(
+        kto, needs_reference=True, prepare=kto_baseline,
+        told={"beta": "How soon a picture counts as learned, as its error leaves the reference's. One over an error."},
+    ),
+    "orpo": Objective(
+        orpo, orpo_logit,
+        told={
+            "beta": "The weight of the margin beside the chosen picture's error. A number without a unit; 0 is `sft`.",
+        },
+    ),
+}  # fmt: skip
 
 
 def soft(objective: Objective, errors: PairErrors, preference: PerPair, **settings: float) -> PerPair:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from mapo.devices import best_device
 from mapo.errors import MapoError
 from mapo.train.config import Config
 from mapo.train.plan.machine import parse_size, room_of
@@ -23,7 +24,7 @@ LAST = 20  # steps of a run whose time is told
 def plan_here(config: Config, out: Path | None = None, memory: str | None = None) -> Plan:
     """The plan of a training on the device at hand, or in a ``memory`` of the size that this text says."""
     room = parse_size(memory) if memory else None
-    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = best_device(or_a_macs=True)
     config = settled(config, out)
     check_levers(config, Processes(Place(), torch.device(device)))
     plan = make_plan(open_subject(config, device), config, room or room_of(device))

@@ -42,11 +42,17 @@ def room_of(device: str) -> int:
 
 
 def parse_size(text: str) -> int:
-    """``24GB``, ``22.5 GiB`` or ``24G`` as bytes; MapoError for another text."""
+    """``24GB``, ``22.5 GiB`` or ``24G`` as bytes, and a bare number of them; MapoError for another text.
+
+    A bare number of less than 1 MiB is refused: whoever writes 8 or 24000 means another unit.
+    """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", text.lower())
     if not found or found[2] not in UNITS or not float(found[1]):
         raise MapoError(f"--memory {text!r} is not a size. Write it as 24GB or 22.5GiB.")
-    return int(float(found[1]) * UNITS[found[2]])
+    size = int(float(found[1]) * UNITS[found[2]])
+    if size < 2**20 and text.strip()[-1].isdigit():
+        raise MapoError(f"--memory {text!r} would be {size} bytes. Give a unit, as in 24GB or 22.5GiB.")
+    return size
 
 
 def shown(number: float) -> str:

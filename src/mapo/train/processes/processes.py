@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
+from mapo.devices import best_device
 from mapo.errors import MapoError, SaidElsewhere, foreseen
 from mapo.shards import number_of, slurm_tasks
 from mapo.train.processes.peers import Peers
@@ -265,7 +266,8 @@ def _meet(place: Place) -> Any:
 
 
 def _device(place: Place) -> torch.device:
-    if torch.cuda.is_available():
+    kind = best_device(or_a_macs=place.world == 1)
+    if kind == "cuda":
         if place.world > 1 and place.local >= torch.cuda.device_count():
             raise MapoError(
                 f"Process {place.local + 1} on this machine finds only {torch.cuda.device_count()} GPUs. Start one "
@@ -273,6 +275,4 @@ def _device(place: Place) -> torch.device:
             )
         torch.cuda.set_device(place.local if place.world > 1 else torch.cuda.current_device())
         return torch.device("cuda", torch.cuda.current_device())
-    if torch.backends.mps.is_available() and place.world == 1:
-        return torch.device("mps")
-    return torch.device("cpu")
+    return torch.device(kind)
