@@ -176,6 +176,40 @@ def test_the_search_takes_one_lever_where_one_is_enough_and_none_that_is_not_nee
     assert smallest_change(subject, config, room) == settings
 
 
+def test_processes_that_share_the_model_need_their_part_of_it_and_the_largest_block(sdxl, pairs):
+    alone = planned(sdxl, pairs)
+    found = planned(sdxl, pairs, settings={"train.shard": "fsdp2"}, processes=4)
+    for kind in ("trained", "optimizer"):
+        assert found.kinds[kind] == pytest.approx(alone.kinds[kind] / 4, rel=0.01)
+    number = parameters_of(sdxl)
+    assert 0 < found.kinds["gathered"] < 4 * 3 * number
+    assert "on each of 4 devices" in found.line() and "on each of 4 devices" in found.lines()[1]
+    assert planned(sdxl, pairs, processes=4).kinds["trained"] == alone.kinds["trained"]
+    lora = {"train.shard": "fsdp2", "train.base_precision": "bfloat16"}
+    assert planned(sdxl, pairs, adapter="lora", settings=lora, processes=4).kinds["weights"] == pytest.approx(
+        2 * number / 4, rel=0.01
+    )
+
+
+def test_sharing_the_model_is_offered_where_there_are_several_processes(sdxl, pairs):
+    whole = planned(sdxl, pairs, processes=4)
+    found = planned(sdxl, pairs, processes=4, memory=f"{whole.memory - 1}")
+    assert not found.fits and found.change is not None and found.change.settings == {"train.shard": "fsdp2"}
+
+
+def test_what_train_refuses_the_plan_refuses_too(sdxl, pairs):
+    together = {"train.pair_by_pair": True, "optim.in_backward": True, "optim.clip_norm": 0}
+    refused = [(together, "does not go together"), ({"train.pairs_per_step": 1}, "there are 2 processes")]
+    if not torch.cuda.is_available():
+        refused.append(({"train.tf32": True}, "no such arithmetic"))
+    for settings, says in refused:
+        with pytest.raises(MapoError, match=says):
+            planned(sdxl, pairs, settings=settings, processes=2 if "2 processes" in says else 1)
+    half = {"train.precision": "bfloat16", "train.base_precision": "float16"}
+    with pytest.raises(MapoError, match="base_precision=float16 does not go together"):
+        planned(sdxl, pairs, adapter="lora", settings=half)
+
+
 def test_what_nothing_makes_fit_is_said_plainly(sdxl, pairs):
     found = planned(sdxl, pairs, memory="100MB")
     assert found.change is None and not found.fits

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mapo.encode.cache import Cache
 from mapo.encode.frame import Frame, square
-from mapo.errors import DivergedError, MapoError, SaidElsewhere, StepFailed, count
+from mapo.errors import DivergedError, SaidElsewhere, StepFailed, count
 from mapo.train.batches import Members, assemble, draws, portions, prefetched, rows_at
 from mapo.train.config import Config
 from mapo.train.late import Late, Told
@@ -322,10 +322,3 @@ def _numbers(errors: PairErrors) -> dict[str, Tensor]:
 def needs_whole_pairs(config: Config, objective: Objective, members: Members) -> bool:
     """Whether rejected images are run: where the loss depends on them, or their errors are asked for."""
     return objective.needs_rejected or config.train.measure_rejected or not members.certain
-
-
-def check_shares(config: Config, processes: Processes) -> None:
-    """Every process needs a pair of each step."""
-    size, world = config.train.pairs_per_step, processes.world
-    if size < world:
-        raise MapoError(f"train.pairs_per_step is {size}, but there are {world} processes. Make it at least {world}.")

@@ -13,20 +13,24 @@ from mapo.train.config import Config
 from mapo.train.plan.machine import parse_size, room_of
 from mapo.train.plan.plan import Plan, make_plan
 from mapo.train.plan.subject import Subject, open_subject
-from mapo.train.processes.processes import Place, Processes
+from mapo.train.processes.processes import Place, Processes, kind_of_device, place_of_environment
 from mapo.train.run.folder import Run, settled
-from mapo.train.weights.levers import check_levers
+from mapo.train.weights.levers import check_settings
 
 LAST = 20  # steps of a run whose time is told
 
 
-def plan_here(config: Config, out: Path | None = None, memory: str | None = None) -> Plan:
-    """The plan of a training on the device at hand, or in a ``memory`` of the size that this text says."""
+def plan_here(config: Config, out: Path | None = None, memory: str | None = None, processes: int | None = None) -> Plan:
+    """The plan of a training on the device at hand, or in a ``memory`` of the size that this text says.
+
+    It is that of each of so many ``processes``, one to a device; left out, of those that were started.
+    """
     room = parse_size(memory) if memory else None
-    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    world = processes or place_of_environment().world
+    device = kind_of_device(world)
     config = settled(config, out)
-    check_levers(config, Processes(Place(), torch.device(device)))
-    plan = make_plan(open_subject(config, device), config, room or room_of(device))
+    check_settings(config, Processes(Place(0, world), torch.device(device)))
+    plan = make_plan(open_subject(config, device, world), config, room or room_of(device))
     rows = Run(out).metrics() if out else []
     if not rows:
         return plan

@@ -21,6 +21,7 @@ KINDS = {  # in the order in which they are told
     "optimizer": "the optimizer's state",
     "mean": "the running mean",
     "reference": "the reference",
+    "gathered": "blocks that are gathered whole",
     "activations": "activations",
     "update": "the update's own",
     "batch": "batches",
@@ -49,9 +50,10 @@ class Change:
 class Plan:
     """What a training needs. Bytes; ``kinds`` are those of its memory at the peak of a step, by the names of ``KINDS``.
 
-    ``room`` is the memory of the ``device`` ("cpu", "cuda" or "mps"), or the size that was given. ``change`` is the
-    smallest one by which it fits; None where it fits as it is, or nothing known makes it fit. ``seconds`` is the median
-    of a step of the run that was given, and None where no step was taken there.
+    It is that of each of so many ``processes``. ``room`` is the memory of the ``device`` ("cpu", "cuda" or "mps"), or
+    the size that was given. ``change`` is the smallest one by which it fits; None where it fits as it is, or nothing
+    known makes it fit. ``seconds`` is the median of a step of the run that was given, and None where no step was taken
+    there.
     """
 
     device: str
@@ -62,6 +64,7 @@ class Plan:
     disk: Disk
     change: Change | None = None
     seconds: float | None = None
+    processes: int = 1
 
     @property
     def memory(self) -> int:
@@ -70,8 +73,8 @@ class Plan:
 
     @property
     def own_memory(self) -> int:
-        """That without what is mapped from files: anonymous memory on a CPU, all of it on a GPU."""
-        return self.memory - self.kinds.get("mapped", 0)
+        """What can be measured of it: on a CPU that without what is mapped from files, on a GPU what torch holds."""
+        return self.memory - self.kinds.get("mapped" if self.device == "cpu" else "libraries", 0)
 
     @property
     def fits(self) -> bool:
@@ -82,7 +85,8 @@ class Plan:
         """In one line."""
         most = sorted(self.kinds.items(), key=lambda one: -one[1])[:3]
         parts = ", ".join(f"{KINDS[kind]} {shown(size)}" for kind, size in most)
-        return f"This training needs about {shown(self.memory)} of memory, of {shown(self.room)}: {parts}."
+        each = f" on each of {self.processes} devices" if self.processes > 1 else ""
+        return f"This training needs about {shown(self.memory)} of memory{each}, of {shown(self.room)}: {parts}."
 
     def advice(self) -> str:
         """What to do where it does not fit."""
@@ -96,7 +100,8 @@ class Plan:
     def lines(self) -> list[str]:
         """All of it, for people."""
         told = [f"parameters   {self.parameters:,}, of which {self.trained:,} are trained"]
-        told.append(f"memory       {shown(self.memory)} of {shown(self.room)} ({self.device})")
+        each = f" on each of {self.processes} devices" if self.processes > 1 else ""
+        told.append(f"memory       {shown(self.memory)} of {shown(self.room)} ({self.device}){each}")
         told += [f"  {shown(size):>10}  {KINDS[kind]}" for kind, size in self.kinds.items() if size >= 2**19]
         disk = self.disk
         lacks = f"{count(disk.pictures, 'picture')} and {count(disk.prompts, 'prompt')} to encode"
@@ -115,7 +120,8 @@ def make_plan(subject: Subject, config: Config, room: int, *, with_change: bool 
     """The plan of a training, with the smallest change that makes it fit where it does not."""
     found, parameters, trained = subject.needs(config)
     kinds = {kind: found[kind] for kind in KINDS if found.get(kind)}
-    plan = Plan(subject.device, room, kinds, parameters, trained, disk_of(config, subject.model, subject.pairs))
+    disk = disk_of(config, subject.model, subject.pairs)
+    plan = Plan(subject.device, room, kinds, parameters, trained, disk, processes=subject.world)
     if plan.fits or not with_change:
         return plan
     settings = smallest_change(subject, config, room)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mapo.encode.seen import frames_of, what_training_sees, with_chunks
 from mapo.errors import MapoError
-from mapo.models import Opened, find_model, open_model
+from mapo.models import Opened, TokenModel, find_model, open_model
 from mapo.pairs import PairSet
 from mapo.train.batches import Members
 from mapo.train.config import Config
@@ -18,6 +18,50 @@ from mapo.train.plan.rehearsal import rehearse
 from mapo.train.weights.adapters import check_adapter
 
 SMALL = 20  # a training that surely takes less than this part of the memory need not be planned
+
+
+def open_named(config: Config, *, weights: bool) -> tuple[Opened, PairSet]:
+    """The model and the set of a training; MapoError where this model is not trained so.
+
+    Without ``weights`` the model's small files are enough.
+    """
+    pairs, data = PairSet(Path(config.pairs)), config.data
+    files = find_model(
+        config.model, weights=weights, clip_skip=data.clip_skip, vae=config.vae, prediction=config.prediction,
+        long_prompts=data.long_prompts, loras=config.loras,
+    )  # fmt: skip
+    model = with_chunks(open_model(replace(files, guidance=config.train.guidance)), pairs)
+    _check_trainable(config, model)
+    model.layout.checked(data.resolution)
+    return model, pairs
+
+
+def _check_trainable(config: Config, model: Opened) -> None:
+    """MapoError where this adapter is not for this family, or the model is one for few steps."""
+    if config.adapter.kind not in model.adapters:
+        raise MapoError(
+            f"{model.files.name} is trained with a LoRA only: --adapter {config.adapter.kind} would need its weights "
+            "several times in memory. Use --adapter lora."
+        )
+    if config.adapter.text_encoders and not isinstance(model, TokenModel):
+        raise MapoError(
+            f"adapter.text_encoders: {model.files.name} is a {model.files.pipeline_class}; only the text encoders of "
+            "SDXL and Stable Diffusion 1 and 2 are trained. Leave it out."
+        )
+    if (why := distilled(model)) and not config.train.allow_distilled:
+        raise MapoError(
+            f"{why} Train the model that it was made from, or train it all the same with --allow-distilled."
+        )
+
+
+def distilled(model: Opened) -> str:
+    """What training does to a model for few steps, in sentences; empty where it is none."""
+    if not (why := model.distilled):
+        return ""
+    return (
+        f"{model.files.name} is a distilled model. {why} Training on the denoising error undoes that: pictures in few "
+        "steps become blurred."
+    )
 
 
 @dataclass(frozen=True)
@@ -63,14 +107,8 @@ class Subject:
 def open_subject(config: Config, device: str, world: int = 1) -> Subject:
     """Open what ``config`` names, without weights; MapoError where it cannot be trained so."""
     objective = objective_named(config.objective.name)
-    pairs, data = PairSet(Path(config.pairs)), config.data
-    files = find_model(
-        config.model, weights=False, clip_skip=data.clip_skip, vae=config.vae, prediction=config.prediction,
-        long_prompts=data.long_prompts, loras=config.loras,
-    )  # fmt: skip
-    model = with_chunks(open_model(replace(files, guidance=config.train.guidance)), pairs)
-    if config.adapter.kind not in model.adapters:
-        raise MapoError(f"{model.files.name} is trained with a LoRA only. Use --adapter lora.")
+    model, pairs = open_named(config, weights=False)
+    data = config.data
     check_adapter(model, config.adapter)
     seen = what_training_sees(
         pairs, model, split=data.split, ties=data.ties, resolution=data.resolution, buckets=data.buckets

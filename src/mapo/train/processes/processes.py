@@ -264,8 +264,16 @@ def _meet(place: Place) -> Any:
     return store
 
 
-def _device(place: Place) -> torch.device:
+def kind_of_device(world: int) -> str:
+    """On what each of ``world`` processes trains here: "cuda", "mps" or "cpu"."""
     if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() and world == 1 else "cpu"
+
+
+def _device(place: Place) -> torch.device:
+    kind = kind_of_device(place.world)
+    if kind == "cuda":
         if place.world > 1 and place.local >= torch.cuda.device_count():
             raise MapoError(
                 f"Process {place.local + 1} on this machine finds only {torch.cuda.device_count()} GPUs. Start one "
@@ -273,6 +281,4 @@ def _device(place: Place) -> torch.device:
             )
         torch.cuda.set_device(place.local if place.world > 1 else torch.cuda.current_device())
         return torch.device("cuda", torch.cuda.current_device())
-    if torch.backends.mps.is_available() and place.world == 1:
-        return torch.device("mps")
-    return torch.device("cpu")
+    return torch.device(kind)
