@@ -2,21 +2,25 @@
 
 import json
 import math
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
 import torch
-from test_train import run
+from diffusers import UNet2DConditionModel
+from test_train import assert_same, run
 
 from mapo.api import plan
 from mapo.errors import MapoError
 from mapo.pairs import PairSet
 from mapo.train.config import make_config
+from mapo.train.loop import Loop
 from mapo.train.plan.at_hand import told_when_full
-from mapo.train.plan.fit import smallest_change
+from mapo.train.plan.fit import LATER, smallest_change
 from mapo.train.plan.machine import parse_size, room_of, shown
 from mapo.train.plan.subject import Subject, open_subject
-from mapo.train.run.folder import settled
+from mapo.train.run.changes import MAY_CHANGE, MUST_STAY
+from mapo.train.run.folder import Run, settled
 from tiny import MAKERS, make_sdxl
 
 SPLIT = {"data.split": "all", "train.pairs_per_step": 4}
@@ -241,8 +245,59 @@ def test_train_says_the_plan_first_and_refuses_what_cannot_fit(tmp_path, sdxl, p
 
 def test_where_the_memory_runs_out_the_plan_is_told(sdxl, pairs):
     config = settled(make_config({"model": str(sdxl), "pairs": str(pairs), "data": {"split": "all"}}), None)
-    said = told_when_full(open_subject(config, "cpu"), config, None)
-    assert said.startswith("This training needs about ") and "libraries" in said
+    said = told_when_full(open_subject(config, "cpu"), config, None, lambda: False)
+    assert said.startswith("This training needs about ") and "libraries" in said and "By that it fits" in said
+
+
+def test_a_run_that_goes_on_is_advised_what_it_may_change(sdxl, pairs):
+    config = settled(make_config({"model": str(sdxl), "pairs": str(pairs), "data": {"split": "all"}}), None)
+    subject = Weighed(**vars(open_subject(config, "cpu")))
+    assert smallest_change(subject, config, 306, begun=True) == {
+        "train.pairs_per_device": 1, "train.gradient_checkpointing": True
+    }  # fmt: skip
+    assert smallest_change(subject, config, 300, begun=True) is None
+    keys = [key for lever in LATER for settings in lever(replace(subject, world=2), config) for key in settings]
+    assert set(keys) <= MAY_CHANGE and len(set(keys)) > 3
+
+
+def out_of_memory(monkeypatch, owner, name, call):
+    """Let the memory run out in a call of this number of a function that is there."""
+    real, calls = getattr(owner, name), []
+
+    def failing(*args, **how):
+        calls.append(1)
+        if len(calls) == call:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return real(*args, **how)
+
+    monkeypatch.setattr(owner, name, failing)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_where_the_memory_runs_out_in_a_step_the_steps_before_are_kept(tmp_path, sdxl, pairs, cache, monkeypatch, late):
+    whole = run(tmp_path / "whole", sdxl, pairs, cache, steps=3)
+    if late:  # as on a GPU, where a step's numbers are read in the next one
+        begin = Loop.__init__
+        monkeypatch.setattr(Loop, "__init__", lambda loop, *all: (begin(loop, *all), setattr(loop, "late", True))[0])
+    with monkeypatch.context() as inside:
+        out_of_memory(inside, UNet2DConditionModel, "forward", 3)
+        says = r"ran out with 4 pairs at a time.*This training needs about .*What was trained up to step 2 is kept\.$"
+        with pytest.raises(MapoError, match=says) as said:
+            run(tmp_path / "r", sdxl, pairs, cache, steps=3)
+    assert [path.name for path in Run(tmp_path / "r").checkpoints()] == ["step-00000002"]
+    assert not any(name in str(said.value) for name in MUST_STAY | {"optim.in_backward", "--adapter"})
+    assert_same(run(tmp_path / "r", sdxl, pairs, cache, steps=3, pairs_per_device=1), whole)
+
+
+def test_where_the_memory_runs_out_in_an_update_no_weights_of_it_are_saved(tmp_path, sdxl, pairs, cache, monkeypatch):
+    out_of_memory(monkeypatch, torch.optim.AdamW, "step", 4)
+    with pytest.raises(MapoError, match=r"what was trained after step 2 is lost\.$"):
+        run(tmp_path / "r", sdxl, pairs, cache, steps=4, save_every_steps=2)
+    assert [path.name for path in Run(tmp_path / "r").checkpoints()] == ["step-00000002"]
+    out_of_memory(monkeypatch, torch.optim.AdamW, "step", 4)
+    with pytest.raises(MapoError, match=r"had begun to move on"):
+        run(tmp_path / "b", sdxl, pairs, cache, steps=3, optim={"in_backward": True, "clip_norm": 0})
+    assert not Run(tmp_path / "b").checkpoints()
 
 
 def test_planning_reads_no_weights_and_writes_nothing(tmp_path, pairs):

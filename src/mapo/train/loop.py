@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mapo.encode.cache import Cache
 from mapo.encode.frame import Frame, square
-from mapo.errors import DivergedError, SaidElsewhere, StepFailed, count
+from mapo.errors import DivergedError, MemoryFull, SaidElsewhere, StepFailed, count, is_out_of_memory
 from mapo.train.batches import Members, assemble, draws, portions, prefetched, rows_at
 from mapo.train.config import Config
 from mapo.train.late import Late, Told
@@ -56,6 +56,7 @@ class Loop:
         self.known: Tensor | None = None  # the reference's errors at every position, where they were computed before
         self.whole = needs_whole_pairs(config, objective, members)
         self.apart = config.train.pair_by_pair and self.whole
+        self.done: int | None = None  # steps that the weights have seen; None while a step moves them
         self.good = torch.ones((), dtype=torch.bool, device=processes.device)  # whether all was finite so far
         self.late = processes.device.type == "cuda"  # whether a step's numbers are read in the next one
         self._asked = False  # whether a process was asked to stop in a step whose numbers were read
@@ -126,7 +127,7 @@ class Loop:
         Raises DivergedError in every process where a loss or gradient of one is not finite. That step and those after
         it leave the weights as they are.
         """
-        steps = range(first_step, self.config.train.steps)
+        steps, self.done = range(first_step, self.config.train.steps), first_step
         batches = prefetched(partial(self._ready, places) for step in steps for places in self.micro_batches(step))
         before: Told | None = None
         for step in steps:
@@ -154,6 +155,10 @@ class Loop:
             return self.one_step(step, batches), None
         except StepFailed as error:
             return None, error
+        except (MemoryError, RuntimeError) as error:
+            if self.done is None or not is_out_of_memory(error):
+                raise
+            return None, MemoryFull()  # and not the error, whose frames hold the tensors of the step
 
     def one_step(self, step: int, batches: Iterator[Batch]) -> Told:
         """Errors, loss, gradient and update of one step, given to the device; nothing is waited for.
@@ -190,6 +195,7 @@ class Loop:
 
         for place, (batch, positions) in enumerate(zip(portions, places, strict=True), 1):
             terms = self._terms(batch, positions, partial(loss_of, batch, place <= own))
+            self.done = None if self.config.optim.in_backward else step
             for number in range(2 if self.apart else 1):
                 with self._synchronised(place == len(places) and number == int(self.apart)):
                     updater.backward(next(terms))
@@ -199,7 +205,9 @@ class Loop:
         kind = torch.float32 if device.type == "mps" else torch.float64
         numbers = self.processes.sum(torch.stack([v.to(device, kind) for v in (bad, *flags, *sums.values())]))
         self.good = self.good & (numbers[0] == 0)
+        self.done = None
         norm = updater.end(self.good)
+        self.done = step + 1
         if norm is not None:
             self.good = self.good & torch.isfinite(norm)
             numbers = torch.cat([numbers, norm.to(kind).view(1)])

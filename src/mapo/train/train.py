@@ -14,7 +14,7 @@ import signal
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from mapo import progress
 from mapo.encode.buckets import framing
@@ -24,11 +24,13 @@ from mapo.encode.seen import equal_once_cropped, frames_of, what_training_sees
 from mapo.errors import (
     DivergedError,
     MapoError,
+    MemoryFull,
     ObjectiveFailed,
     SaidElsewhere,
     SpoiledError,
     StepFailed,
     count,
+    is_out_of_memory,
     memory_told,
 )
 from mapo.models import Opened
@@ -110,7 +112,7 @@ def _train(config: Config, run: Run, processes: Processes, hands: Hands, allow_c
         return
     processes.first(lambda: check_base(run, config, done))
     subject = Subject(model, objective, pairs, members, processes.device.type, processes.world)
-    plan = processes.first(lambda: checked_plan(subject, config))
+    plan = processes.first(lambda: checked_plan(subject, config, begun=bool(done)))
     if plan:
         _say(processes, plan.line())
     _say(processes, f"{seen.line()} {_passes(config, len(seen.rows))}")
@@ -157,9 +159,10 @@ def _train(config: Config, run: Run, processes: Processes, hands: Hands, allow_c
                 "With train.pairs_per_device each pair goes through the model once more for that, without gradients.",
             )
         at_once = min(config.train.pairs_per_device or loop.last - loop.first, loop.last - loop.first)
-        less = {"gradient_checkpointing": config.train.gradient_checkpointing, "pair_by_pair": loop.apart}
+        apart = loop.apart or not loop.whole or config.optim.in_backward
+        less = {"gradient_checkpointing": config.train.gradient_checkpointing, "pair_by_pair": apart}
         rest = ", ".join(f"--set train.{name}=true" for name, used in less.items() if not used)
-        in_full = partial(told_when_full, subject, config, plan)
+        in_full = partial(told_when_full, subject, config, plan, lambda: bool(run.checkpoints()))
         try:
             with memory_told(at_once, noun="pair", flag="--set train.pairs_per_device={}", rest=rest, plan=in_full):
                 if not checkpoint and isinstance(model.process, RectifiedFlow):
@@ -240,14 +243,12 @@ def _take_steps(loop: Loop, monitor: Monitor, done: int, save: Callable[[int], N
             spoiled = isinstance(error, SpoiledError)
         except StepFailed as error:
             failed = type(error)(str(error))
+        except (MemoryError, RuntimeError) as error:  # of what is done between two steps
+            if not is_out_of_memory(error):
+                raise
+            failed = MemoryFull()
     if failed is not None:
-        if loop.processes.world > 1:  # the others stand in this step
-            raise type(failed)(f"{failed} The same command goes on from the last checkpoint, once it is mended.")
-        if step > saved:
-            save(step)
-        same_again = isinstance(failed, ObjectiveFailed) or not step
-        what = _how_to_go_on(run, step) if same_again else f"What was trained up to step {step} is kept."
-        raise type(failed)(f"{failed} {what}")
+        _stop_after(failed, loop, run, step, saved, save)
     if spoiled:
         raise DivergedError(f"{diverged} {_how_to_go_on(run, saved)}")
     if diverged:
@@ -258,6 +259,23 @@ def _take_steps(loop: Loop, monitor: Monitor, done: int, save: Callable[[int], N
     loop.processes.each(loop.say_trouble)
     if loop.stopping and step < config.steps:
         raise KeyboardInterrupt
+
+
+def _stop_after(
+    failed: StepFailed, loop: Loop, run: Run, step: int, saved: int, save: Callable[[int], None]
+) -> NoReturn:
+    """Save what was trained before ``step`` failed, where it can be, and say so."""
+    what = f"What was trained up to step {step} is kept."
+    if loop.processes.world > 1:  # the others stand in this step
+        what = "The same command goes on from the last checkpoint, once it is mended."
+    elif isinstance(failed, MemoryFull) and loop.done != step:
+        what = f"The weights had begun to move on, so what was trained after step {saved} is lost."
+    else:
+        if step > saved:
+            save(step)
+        if isinstance(failed, ObjectiveFailed) or not step:
+            what = _how_to_go_on(run, step)
+    raise type(failed)(f"{failed} {what}".strip())
 
 
 def _how_to_go_on(run: Run, step: int) -> str:

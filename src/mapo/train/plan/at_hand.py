@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 
 from mapo.errors import MapoError
 from mapo.train.config import Config
-from mapo.train.plan.machine import parse_size, room_of
+from mapo.train.plan.machine import parse_size, room_of, shown
 from mapo.train.plan.plan import Plan, make_plan
 from mapo.train.plan.subject import Subject, open_subject
 from mapo.train.processes.processes import Place, Processes, kind_of_device, place_of_environment
@@ -37,22 +38,28 @@ def plan_here(config: Config, out: Path | None = None, memory: str | None = None
     return replace(plan, seconds=statistics.median(float(row["seconds"]) for row in rows[-LAST:]))
 
 
-def checked_plan(subject: Subject, config: Config) -> Plan | None:
+def checked_plan(subject: Subject, config: Config, *, begun: bool = False) -> Plan | None:
     """The plan of a training that is about to begin; MapoError where it cannot fit, unless it is allowed to.
 
+    Where it has ``begun`` and goes on from a checkpoint, a change is one that may be made there.
     None where it surely takes so little that it need not be planned.
     """
     room = room_of(subject.device)
     if subject.surely_small(config, room):
         return None
-    plan = make_plan(subject, config, room, with_change=not config.train.allow_oversize)
+    plan = make_plan(subject, config, room, with_change=not config.train.allow_oversize, begun=begun)
     if not plan.fits and not config.train.allow_oversize:
         raise MapoError(f"{plan.line()} {plan.advice()} Begin all the same with --set train.allow_oversize=true.")
     return plan
 
 
-def told_when_full(subject: Subject, config: Config, plan: Plan | None) -> str:
-    """What to say where the memory ran out in the middle of a training."""
+def told_when_full(subject: Subject, config: Config, plan: Plan | None, begun: Callable[[], bool]) -> str:
+    """What to say where the memory ran out in the middle of a training, ``begun`` if it goes on from a checkpoint."""
     plan = plan or make_plan(subject, config, room_of(subject.device), with_change=False)
-    less = make_plan(subject, config, int(0.9 * min(plan.memory, plan.room)))
-    return f"{plan.line()} {less.advice() if less.change else ''}".strip()
+    less = make_plan(subject, config, int(0.9 * min(plan.memory, plan.room)), begun=begun())
+    said = [plan.line()]
+    if plan.fits:
+        said.append("By that it fits, so something else takes memory too, or it is too low.")
+    if less.change is not None:
+        said.append(f"It would need about {shown(less.change.memory)} with {less.change.flags()}.")
+    return " ".join(said)

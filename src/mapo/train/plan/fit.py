@@ -21,14 +21,17 @@ Settings = dict[str, Any]
 Lever = Callable[[Subject, Config], Iterator[Settings]]
 
 
-def smallest_change(subject: Subject, config: Config, room: int) -> Settings | None:
+def smallest_change(subject: Subject, config: Config, room: int, *, begun: bool = False) -> Settings | None:
     """The settings to change so that it fits into ``room`` bytes, as ``--set`` takes them; None where nothing helps.
+
+    Of a training that has ``begun`` only those are changed with which it may go on.
 
     A single lever where one is enough, the cheapest first; else all of them one after another until it fits, without
     those that turn out not to be needed.
     """
-    without = tuple(lever for lever in LEVERS if lever is not _shared)  # which excludes others
-    found = _found(subject, config, room, LEVERS) or _found(subject, config, room, without)
+    levers = LATER if begun else LEVERS
+    without = tuple(lever for lever in levers if lever is not _shared)  # which excludes others
+    found = _found(subject, config, room, levers) or _found(subject, config, room, without)
     if found is None:
         return None
     now = config.model_dump()
@@ -173,3 +176,4 @@ LEVERS: tuple[Lever, ...] = (
     _fewer_pairs, _reference_before, _half_base, _shared, _checkpointing, _pair_by_pair, _smaller_optimizer,
     _in_backward, _half_weights, _lora,
 )  # fmt: skip
+LATER: tuple[Lever, ...] = (_fewer_pairs, _reference_before, _shared, _checkpointing, _pair_by_pair)  # see MAY_CHANGE

@@ -116,15 +116,20 @@ def _told(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def make_plan(subject: Subject, config: Config, room: int, *, with_change: bool = True) -> Plan:
-    """The plan of a training, with the smallest change that makes it fit where it does not."""
+def make_plan(
+    subject: Subject, config: Config, room: int, *, with_change: bool = True, begun: bool = False
+) -> Plan:  # fmt: skip
+    """The plan of a training, with the smallest change that makes it fit where it does not.
+
+    Where it has ``begun`` it is one with which its checkpoint goes on.
+    """
     found, parameters, trained = subject.needs(config)
     kinds = {kind: found[kind] for kind in KINDS if found.get(kind)}
     disk = disk_of(config, subject.model, subject.pairs)
     plan = Plan(subject.device, room, kinds, parameters, trained, disk, processes=subject.world)
     if plan.fits or not with_change:
         return plan
-    settings = smallest_change(subject, config, room)
+    settings = smallest_change(subject, config, room, begun=begun)
     if settings is None:
         return plan
     return replace(plan, change=Change(settings, subject.memory(changed(config, settings))))
