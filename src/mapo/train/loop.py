@@ -16,7 +16,7 @@ from torch import Tensor
 from mapo.encode.cache import Cache
 from mapo.encode.frame import Frame, square
 from mapo.errors import DivergedError, MemoryFull, SaidElsewhere, StepFailed, count, is_out_of_memory
-from mapo.train.batches import Members, assemble, draws, portions, prefetched, rows_at
+from mapo.train.batches import Draw, Members, assemble, draws, portions, prefetched, rows_at
 from mapo.train.config import Config
 from mapo.train.late import Late, Told
 from mapo.train.objectives import Objective
@@ -28,6 +28,7 @@ from mapo.train.weights.dropout import drop_at
 from mapo.train.weights.opening import Trained, working_dtype
 
 T = TypeVar("T")
+NAMED = 5  # pairs of a bad step
 
 
 class Loop:
@@ -67,17 +68,24 @@ class Loop:
         """The frame of the pair at a position of the run; None: the square of the cache."""
         return self.members.frame(rows_at([position], len(self.members), self.config.train.seed)[0])
 
-    def batch_at(self, positions: Sequence[int]) -> Batch:
-        """The pairs at some positions of the run, which are seen in one frame."""
-        model, seed = self.trained.model, self.config.train.seed
+    def drawn_at(self, positions: Sequence[int]) -> list[Draw]:
+        """What is drawn at some positions of the run, whose pairs are seen in one frame."""
         frame = self.frame_at(positions[0])
-        shape = model.layout.latent(*(frame or square(self.cache.resolution)))
+        shape = self.trained.model.layout.latent(*(frame or square(self.cache.resolution)))
         data = self.config.data
-        drawn = draws(
-            positions, len(self.members), self.process, shape, seed=seed, flip=data.flip,
+        return draws(
+            positions, len(self.members), self.process, shape, seed=self.config.train.seed, flip=data.flip,
             caption_dropout=data.caption_dropout,
         )  # fmt: skip
-        as_tokens = self.config.adapter.text_encoders
+
+    def batch_at(self, positions: Sequence[int]) -> Batch:
+        """The pairs at some positions of the run, which are seen in one frame."""
+        drawn, frame, as_tokens = (
+            self.drawn_at(positions),
+            self.frame_at(positions[0]),
+            self.config.adapter.text_encoders,
+        )
+        model = self.trained.model
         return assemble(self.members, drawn, self.cache, model, self.dtype, as_tokens=as_tokens, frame=frame)
 
     def _ready(self, positions: Sequence[int]) -> Batch:
@@ -297,18 +305,19 @@ class Loop:
                 mine += [f"{batch.ids[i]} (timestep {int(batch.timesteps[i])})" for i in places]
         named = [name for found in self.processes.gather(mine) for name in found]
         return (
-            f"Step {told.step + 1}: the loss is not finite for {count(len(named), 'pair')}: {', '.join(named[:5])}. "
+            f"Step {told.step + 1}: the loss is not finite for {count(len(named), 'pair')}: {', '.join(named[:NAMED])}. "
             "The weights were left as they were. Look at these pictures, try a lower optim.lr, or "
             "train.precision=float32."
         )
 
     def _bad_gradient(self, told: Told) -> str:
-        batch = self.batch_at(self.micro_batches(told.step)[-1])
+        size = self.config.train.pairs_per_step
+        drawn = [self.drawn_at([told.step * size + place])[0] for place in range(min(size, NAMED))]
+        named = ", ".join(f"{self.members[draw.row].id} (timestep {int(draw.time)})" for draw in drawn)
+        rest = f" and {size - NAMED} more" if size > NAMED else ""
         return (
-            f"Step {told.step + 1}: the gradient is not finite; the weights were left as they were. "
-            f"{'Pair' if len(batch.ids) == 1 else 'Pairs'} {', '.join(batch.ids[:5])}, timesteps "
-            f"{batch.timesteps[:5].tolist()}. Try a lower optim.lr, "
-            "or train.precision=float32."
+            f"Step {told.step + 1}: the gradient is not finite; the weights were left as they were. It is that of "
+            f"{count(size, 'pair')} together: {named}{rest}. Try a lower optim.lr, or train.precision=float32."
         )
 
 

@@ -293,6 +293,7 @@ def _save(run: Run, config: Config, trained: Trained, processes: Processes, stat
     folder = run.checkpoint_at(step)
     weights = trained.gathered(processes.main) if trained.lora else {}
     try:
+        state = {**state, "line": run.last_line}
         save_checkpoint(folder, trained.groups(), state, partial(trained.save_loras, weights=weights), processes)
     except OSError as error:
         kept = run.checkpoints()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mapo.encode.seen import frames_of, what_training_sees, with_chunks
-from mapo.errors import MapoError
+from mapo.errors import MapoError, count
 from mapo.models import Opened, TokenModel, find_model, open_model
 from mapo.pairs import PairSet
 from mapo.train.batches import Members
@@ -16,6 +16,7 @@ from mapo.train.objectives.own import objective_named
 from mapo.train.plan.machine import beside
 from mapo.train.plan.rehearsal import rehearse
 from mapo.train.weights.adapters import check_adapter
+from mapo.train.weights.blocks import number_of_blocks
 
 SMALL = 20  # a training that surely takes less than this part of the memory need not be planned
 
@@ -47,6 +48,12 @@ def _check_trainable(config: Config, model: Opened) -> None:
         raise MapoError(
             f"adapter.text_encoders: {model.files.name} is a {model.files.pipeline_class}; only the text encoders of "
             "SDXL and Stable Diffusion 1 and 2 are trained. Leave it out."
+        )
+    every = int(config.train.gradient_checkpointing)
+    if every > 1 and every > (most := number_of_blocks(model.outline(model.denoiser_part))):
+        raise MapoError(
+            f"train.gradient_checkpointing={every}: {model.files.name} has {count(most, 'block')}, so there is no "
+            f"{every}th one, and nothing would be saved. Take a number up to {most}, or true for all of them."
         )
     if (why := distilled(model)) and not config.train.allow_distilled:
         raise MapoError(
