@@ -305,9 +305,9 @@ class Loop:
                 mine += [f"{batch.ids[i]} (timestep {int(batch.timesteps[i])})" for i in places]
         named = [name for found in self.processes.gather(mine) for name in found]
         return (
-            f"Step {told.step + 1}: the loss is not finite for {count(len(named), 'pair')}: {', '.join(named[:NAMED])}. "
-            "The weights were left as they were. Look at these pictures, try a lower optim.lr, or "
-            "train.precision=float32."
+            f"Step {told.step + 1}: the loss is not finite for {count(len(named), 'pair')}: "
+            f"{', '.join(named[:NAMED])}. The weights were left as they were. Look at these pictures, try a lower "
+            "optim.lr, or train.precision=float32."
         )
 
     def _bad_gradient(self, told: Told) -> str:
