@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -241,6 +242,22 @@ def test_train_says_the_plan_first_and_refuses_what_cannot_fit(tmp_path, sdxl, p
     monkeypatch.setattr(at_hand, "room_of", lambda device: 600 * 2**20)
     run(tmp_path / "r", sdxl, pairs, cache, steps=1)
     assert "This training needs about" in heard()
+    monkeypatch.setattr(at_hand, "room_of", lambda device: 2**40)  # of which it is a small part
+    run(tmp_path / "r", sdxl, pairs, cache, steps=2)
+    found = re.search(r"This training needs less than (\d+) MiB of memory, of 1,024.0 GiB\.", heard())
+    assert found and int(found[1]) * 2**20 > planned(sdxl, pairs).memory
+
+
+def test_a_step_is_timed_by_a_run_of_this_device_beside_it(tmp_path, sdxl, pairs, cache):
+    run(tmp_path / "r", sdxl, pairs, cache, steps=2)
+    how = {"train.precision": "float64", "adapter.rank": 4, "data.split": "train"}
+    found = planned(sdxl, pairs, settings=how, out=tmp_path / "new")
+    assert found.seconds and f"s a step, as {tmp_path}/r on this device measured" in "\n".join(found.lines())
+    for other in ({"train.gradient_checkpointing": True}, {"train.pairs_per_step": 3}):
+        assert planned(sdxl, pairs, settings={**how, **other}, out=tmp_path / "new").seconds is None
+    about = tmp_path / "r" / "run.json"
+    about.write_text(about.read_text().replace('"device": "', '"device": "Another '))
+    assert planned(sdxl, pairs, settings=how, out=tmp_path / "new").seconds is None
 
 
 def test_where_the_memory_runs_out_the_plan_is_told(sdxl, pairs):

@@ -111,6 +111,10 @@ TRAINING = (
         "--allow-distilled", is_flag=True, default=None, help="Train a model that was distilled to few steps."
     ),
     LONG_PROMPTS,
+    click.option(
+        "--keep", metavar="RULE",
+        help="Checkpoints that stay, such as best,last,every:1000 (for train.keep_checkpoints); default: the last one.",
+    ),
     click.option("--recipe", metavar="NAME", help="Settings that belong together, by a name of the list below."),
     click.option("--config", "config_file", type=OUT, help="A TOML file of settings."),
     click.option(

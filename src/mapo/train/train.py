@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mapo import progress
+from mapo.devices import device_name
 from mapo.encode.buckets import framing
 from mapo.encode.cache import Cache, cache_key, hold
 from mapo.encode.fill import encode, holds_all
@@ -112,9 +113,8 @@ def _train(config: Config, run: Run, processes: Processes, hands: Hands, allow_c
         return
     processes.first(lambda: check_base(run, config, done))
     subject = Subject(model, objective, pairs, members, processes.device.type, processes.world)
-    plan = processes.first(lambda: checked_plan(subject, config, begun=bool(done)))
-    if plan:
-        _say(processes, plan.line())
+    plan, line = processes.first(lambda: checked_plan(subject, config, begun=bool(done)))
+    _say(processes, line)
     _say(processes, f"{seen.line()} {_passes(config, len(seen.rows))}")
     if data.buckets:
         _say(processes, members.told())
@@ -181,7 +181,7 @@ def _train(config: Config, run: Run, processes: Processes, hands: Hands, allow_c
     def finish() -> None:
         with run.final_weights() as folder:
             trained.save(folder, weights)
-        run.finish(config, model, config.train.steps, sensitive)
+        run.finish(config, model, sensitive, device_name(processes.device.type), processes.world)
 
     processes.first(finish)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SECTIONS = {
     "objective": ("objective", "name"), "adapter": ("adapter", "kind"), "allow_distilled": ("train", "allow_distilled"),
     "long_prompts": ("data", "long_prompts"), "text_encoders": ("adapter", "text_encoders"),
-    "targets": ("adapter", "targets"),
+    "targets": ("adapter", "targets"), "keep": ("train", "keep_checkpoints"),
 }  # fmt: skip
 
 

@@ -52,8 +52,8 @@ class Plan:
 
     It is that of each of so many ``processes``. ``room`` is the memory of the ``device`` ("cpu", "cuda" or "mps"), or
     the size that was given. ``change`` is the smallest one by which it fits; None where it fits as it is, or nothing
-    known makes it fit. ``seconds`` is the median of a step of the run that was given, and None where no step was taken
-    there.
+    known makes it fit. ``seconds`` is the median of a step of the run ``timed_in``: the one that was given, or another
+    on this device with the same settings. None where no step was taken there.
     """
 
     device: str
@@ -64,6 +64,7 @@ class Plan:
     disk: Disk
     change: Change | None = None
     seconds: float | None = None
+    timed_in: str = ""
     processes: int = 1
 
     @property
@@ -107,7 +108,7 @@ class Plan:
         lacks = f"{count(disk.pictures, 'picture')} and {count(disk.prompts, 'prompt')} to encode"
         told.append(f"disk         {shown(disk.bytes)} more in the cache {disk.folder} ({lacks})")
         if self.seconds is not None:
-            told.append(f"time         {self.seconds:.2f} s a step, as measured in this run")
+            told.append(f"time         {self.seconds:.2f} s a step, as {self.timed_in} measured")
         told.append("It fits." if self.fits else f"It does not fit. {self.advice()}")
         return told
 

@@ -18,8 +18,6 @@ from mapo.train.plan.rehearsal import rehearse
 from mapo.train.weights.adapters import check_adapter
 from mapo.train.weights.blocks import number_of_blocks
 
-SMALL = 20  # a training that surely takes less than this part of the memory need not be planned
-
 
 def open_named(config: Config, *, weights: bool) -> tuple[Opened, PairSet]:
     """The model and the set of a training; MapoError where this model is not trained so.
@@ -97,8 +95,8 @@ class Subject:
         """All bytes with these settings."""
         return sum(self.needs(config)[0].values())
 
-    def surely_small(self, config: Config, room: int) -> bool:
-        """Whether a training takes so little that rehearsing it would be a waste: by a bound that is far too high."""
+    def most(self, config: Config) -> int:
+        """A bound of a training's tensors that is far too high, and known without a rehearsal."""
         outline = self.model.outline(self.model.denoiser_part)
         sides = [p.shape[0] for p in outline.parameters() if p.ndim > 1]
         frame = max(
@@ -108,7 +106,7 @@ class Subject:
         images = 2 * min(config.train.pairs_per_device or config.train.pairs_per_step, config.train.pairs_per_step)
         layers = sum(1 for module in outline.modules() if not any(True for _ in module.children()))
         activations = 4 * images * height * width * max(sides, default=1) * layers
-        return 32 * sum(p.numel() for p in outline.parameters()) + activations < room / SMALL
+        return 32 * sum(p.numel() for p in outline.parameters()) + activations
 
 
 def open_subject(config: Config, device: str, world: int = 1) -> Subject:

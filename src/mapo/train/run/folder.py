@@ -281,10 +281,12 @@ class Run:
             about["base_revision"] = files.without_named_loras().revision()
         return about
 
-    def finish(self, config: Config, model: Opened, step: int, sensitive: bool) -> None:
-        """Write ``run.json``, which says that the weights are whole and what they stand on."""
+    def finish(self, config: Config, model: Opened, sensitive: bool, device: str, processes: int) -> None:
+        """Write ``run.json``: that the weights are whole, what they stand on, and what they were trained on."""
+        step = config.train.steps
         about = {"format": FORMAT, "version": VERSION, **self.about(config, model, sensitive)}
         about |= {"steps": step, "pairs_seen": step * config.train.pairs_per_step}
+        about |= {"device": device, "processes": processes}  # of the last steps
         about["denoiser"] = f"weights/{model.denoiser_part}"
         if config.adapter.kind == "lora":
             about["denoiser"] = "weights"
