@@ -10,7 +10,7 @@ from mapo.errors import count
 from mapo.train.config import Config
 from mapo.train.plan.disk import Disk, disk_of
 from mapo.train.plan.fit import changed, smallest_change
-from mapo.train.plan.machine import shown
+from mapo.train.plan.machine import SPARE, shown
 from mapo.train.plan.subject import Subject
 
 KINDS = {  # in the order in which they are told
@@ -79,8 +79,8 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether that is no more than there is."""
-        return self.memory <= self.room
+        """Whether there is so much; on a CPU a tenth more, as the plan may be too low and others take memory too."""
+        return self.memory <= usable(self.room, self.device)
 
     def line(self) -> str:
         """In one line."""
@@ -109,8 +109,14 @@ class Plan:
         told.append(f"disk         {shown(disk.bytes)} more in the cache {disk.folder} ({lacks})")
         if self.seconds is not None:
             told.append(f"time         {self.seconds:.2f} s a step, as {self.timed_in} measured")
-        told.append("It fits." if self.fits else f"It does not fit. {self.advice()}")
+        close = "It may not fit: a tenth has to be left." if self.memory <= self.room else "It does not fit."
+        told.append("It fits." if self.fits else f"{close} {self.advice()}")
         return told
+
+
+def usable(room: int, device: str) -> int:
+    """The bytes of ``room`` that a plan may fill."""
+    return int(room / (1 + SPARE)) if device == "cpu" else room
 
 
 def _told(value: Any) -> str:
@@ -130,7 +136,7 @@ def make_plan(
     plan = Plan(subject.device, room, kinds, parameters, trained, disk, processes=subject.world)
     if plan.fits or not with_change:
         return plan
-    settings = smallest_change(subject, config, room, begun=begun)
+    settings = smallest_change(subject, config, usable(room, subject.device), begun=begun)
     if settings is None:
         return plan
     return replace(plan, change=Change(settings, subject.memory(changed(config, settings))))

@@ -20,7 +20,7 @@ from mapo.train.config import Config
 from mapo.train.loop import Loop
 from mapo.train.objectives import Objective
 from mapo.train.plan.kernels import attention_of, round_products
-from mapo.train.plan.live import Live
+from mapo.train.plan.live import HEAP_MOST, Live
 from mapo.train.plan.outlines import Outlines
 from mapo.train.processes.processes import Place, Processes
 from mapo.train.processes.sharded import groups_of
@@ -87,7 +87,8 @@ def rehearse(
         kinds["gradients"] = kinds.get("gradients", 0) + sum(_bytes(p) for p in trained.parameters.values())
     of_all = [p for one in (trained.denoiser, *trained.encoders.values()) for p in one.parameters()]
     numbers = sum(p.numel() for p in of_all), sum(p.numel() for p in trained.parameters.values())
-    return Rehearsed(kinds, *numbers, live.freed)
+    laid_out = (_bytes(p) for p in of_all if _bytes(p) <= HEAP_MOST)  # anew by kernels of the CPU, in memory of theirs
+    return Rehearsed(kinds, *numbers, max(live.freed, *laid_out))
 
 
 def _gathered(trained: Trained) -> int:
