@@ -170,7 +170,7 @@ CANNOT = [
     ({"optim": NOT_CLIPPED}, {"data": {"buckets": True}}, r"optim.in_backward: .*Leave data.buckets out"),
     ({"optim": {"lr": 9e-7}}, {"weights": "bfloat16-stochastic"}, r"optim.lr is 9e-07: .*bfloat16-master"),
     ({}, {"weights": "bfloat16-master", "precision": "float64"}, r"does not go together with train.precision=float64"),
-    ({}, {"gradient_checkpointing": 12}, r"has 11 blocks, so there is no 12th one, .*Take a number up to 11, or true"),
+    ({}, {"gradient_checkpointing": 12}, r"has 11 blocks, so none would be computed twice. Take a number up to 11, or"),
     ({}, {"kind": "lora", "weights": "bfloat16-master"}, r"is for full training; a LoRA stays in float32"),
 ]
 
@@ -376,7 +376,7 @@ def test_checkpointing_every_second_block_changes_nothing_and_holds_between(tmp_
     folder, cached = found if model == "flow" else (found, cache)
     train = partial(go, model=folder, pairs=pairs, cache=cached, precision="float64", steps=2)
     whole = train(tmp_path / "none")
-    for every in (2, 3):
+    for every in (2, 3) if model == "sdxl" else (2,):  # of the blocks that it has
         assert_same(train(tmp_path / str(every), gradient_checkpointing=every), whole)
     with pytest.raises(MapoError, match="should be true, false or a whole number, at least 1"):
         train(tmp_path / "less", gradient_checkpointing=-1)

@@ -91,7 +91,7 @@ def checked_plan(subject: Subject, config: Config, *, begun: bool = False) -> tu
         return None, f"This training needs less than {shown(most)} of memory, of {shown(room)}."
     plan = make_plan(subject, config, room, with_change=not config.train.allow_oversize, begun=begun)
     if not plan.fits and not config.train.allow_oversize:
-        close = "A tenth has to be left. " if plan.memory <= room else ""
+        close = "A tenth and 200 MiB have to be left. " if plan.memory <= room else ""
         begin = "Begin all the same with --set train.allow_oversize=true."
         raise MapoError(f"{plan.line()} {close}{plan.advice()} {begin}")
     return plan, plan.line()

@@ -10,7 +10,7 @@ from mapo.errors import count
 from mapo.train.config import Config
 from mapo.train.plan.disk import Disk, disk_of
 from mapo.train.plan.fit import changed, smallest_change
-from mapo.train.plan.machine import SPARE, shown
+from mapo.train.plan.machine import SPARE, SPARE_BYTES, shown
 from mapo.train.plan.subject import Subject
 
 KINDS = {  # in the order in which they are told
@@ -79,7 +79,7 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether there is so much; on a CPU a tenth more, as the plan may be too low and others take memory too."""
+        """Whether there is so much; on a CPU a tenth and 200 MiB more, as the plan may be too low."""
         return self.memory <= usable(self.room, self.device)
 
     def line(self) -> str:
@@ -109,14 +109,16 @@ class Plan:
         told.append(f"disk         {shown(disk.bytes)} more in the cache {disk.folder} ({lacks})")
         if self.seconds is not None:
             told.append(f"time         {self.seconds:.2f} s a step, as {self.timed_in} measured")
-        close = "It may not fit: a tenth has to be left." if self.memory <= self.room else "It does not fit."
+        close = (
+            "It may not fit: a tenth and 200 MiB have to be left." if self.memory <= self.room else "It does not fit."
+        )
         told.append("It fits." if self.fits else f"{close} {self.advice()}")
         return told
 
 
 def usable(room: int, device: str) -> int:
     """The bytes of ``room`` that a plan may fill."""
-    return int(room / (1 + SPARE)) if device == "cpu" else room
+    return max(0, int((room - SPARE_BYTES) / (1 + SPARE))) if device == "cpu" else room
 
 
 def _told(value: Any) -> str:

@@ -50,8 +50,8 @@ def _check_trainable(config: Config, model: Opened) -> None:
     every = int(config.train.gradient_checkpointing)
     if every > 1 and every > (most := number_of_blocks(model.outline(model.denoiser_part))):
         raise MapoError(
-            f"train.gradient_checkpointing={every}: {model.files.name} has {count(most, 'block')}, so there is no "
-            f"{every}th one, and nothing would be saved. Take a number up to {most}, or true for all of them."
+            f"train.gradient_checkpointing={every}: {model.files.name} has {count(most, 'block')}, so none "
+            f"would be computed twice. Take a number up to {most}, or true for all of them."
         )
     if (why := distilled(model)) and not config.train.allow_distilled:
         raise MapoError(
