@@ -49,6 +49,9 @@ def _wide(pairs: int = 2, side: int = 128, **how: Any) -> Setting:
 
 
 BFLOAT = {"train.base_precision": "bfloat16"}
+SMALLEST = {
+    "train.weights": "bfloat16-stochastic", "optim.name": "adafactor", "optim.in_backward": True, "optim.clip_norm": 0,
+}  # fmt: skip
 FITTED: dict[str, Setting] = {  # by which the constants were chosen
     "mini, 16 pairs": Setting("mini", 48, {"train.pairs_per_step": 16}),
     "wide, 1 pair": _wide(1),
@@ -83,6 +86,9 @@ FITTED: dict[str, Setting] = {  # by which the constants were chosen
     "wide, DPO": _wide(objective="dpo"),
     "wide, DPO, reference before": _wide(objective="dpo", sets={"train.reference": "before"}),
     "wide, DPO, LoRA": _wide(objective="dpo", adapter="lora"),
+    # that two of them were too low was how the constants were looked at again
+    "wide, LoRA, pair by pair": _wide(4, adapter="lora", sets={"train.pair_by_pair": True}),
+    "wide, bfloat16-stochastic, adafactor in backward, 1 pair": _wide(1, sets=SMALLEST),
 }  # fmt: skip
 SETTINGS: dict[str, Setting] = {  # which were measured after that
     "mini, 8 pairs of 144 pixels": Setting("mini", 144, {"train.pairs_per_step": 8}),
@@ -96,16 +102,8 @@ SETTINGS: dict[str, Setting] = {  # which were measured after that
     "wide, LoRA of rank 32, bfloat16, checkpointing": _wide(
         4, adapter="lora", sets={**BFLOAT, "adapter.rank": 32, "train.gradient_checkpointing": True}
     ),
-    "wide, LoRA, pair by pair": _wide(4, adapter="lora", sets={"train.pair_by_pair": True}),
     "wide, adafactor, checkpointing, 3 pairs": _wide(
         3, sets={"optim.name": "adafactor", "train.gradient_checkpointing": True}
-    ),
-    "wide, bfloat16-stochastic, adafactor in backward, 1 pair": _wide(
-        1,
-        sets={
-            "train.weights": "bfloat16-stochastic", "optim.name": "adafactor", "optim.in_backward": True,
-            "optim.clip_norm": 0,
-        },
     ),
     "wide, bfloat16-master, running mean, 1 pair": _wide(
         1, sets={"train.weights": "bfloat16-master", "train.ema": 0.99}
@@ -121,6 +119,15 @@ SETTINGS: dict[str, Setting] = {  # which were measured after that
             "train.weights": "bfloat16-stochastic", "optim.name": "adamw8bit", "optim.in_backward": True,
             "optim.clip_norm": 0,
         },
+    ),
+    "wide, LoRA, pair by pair, 2 pairs": _wide(2, adapter="lora", sets={"train.pair_by_pair": True}),
+    "wide, LoRA of rank 16, checkpointing, 2 pairs of 192 pixels": _wide(
+        2, 192, adapter="lora", sets={"adapter.rank": 16, "train.gradient_checkpointing": True}
+    ),
+    "wide, bfloat16-stochastic, adafactor in backward, 3 pairs": _wide(3, sets=SMALLEST),
+    "wide, bfloat16-stochastic, adafactor, checkpointing, 2 pairs": _wide(
+        2,
+        sets={"train.weights": "bfloat16-stochastic", "optim.name": "adafactor", "train.gradient_checkpointing": True},
     ),
 }  # fmt: skip
 ONE = {"train.pairs_per_step": 1}

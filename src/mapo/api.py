@@ -266,16 +266,20 @@ def plan(
     *, model: Place | None = None, pairs: Place | None = None, cache: Place | None = None,
     objective: Text | None = None, adapter: Text | None = None, recipe: Text | None = None, vae: Place | None = None,
     prediction: Text | None = None, loras: Places = (), targets: Texts = (), settings: Settings | None = None,
-    out: Place | None = None, memory: Text | None = None,
+    out: Place | None = None, memory: Text | None = None, processes: Whole | None = None,
 ) -> "Plan":  # fmt: skip
-    """Say what a training needs, and how it fits. The plan, with bytes by kind; no weights are read."""
+    """Say what a training needs, and how it fits. The plan, with bytes by kind; no weights are read.
+
+    It is that of each of so many ``processes``; left out, of those that were started.
+    """
     from mapo.train import verb
 
     named = _named(
         model=model, pairs=pairs, cache=cache, vae=vae, objective=objective, adapter=adapter, prediction=prediction,
         loras=loras, targets=targets,
     )  # fmt: skip
-    return verb.plan(nested(settings or {}), recipe, out=None if out is None else Path(out), memory=memory, **named)
+    place = None if out is None else Path(out)
+    return verb.plan(nested(settings or {}), recipe, out=place, memory=memory, processes=processes, **named)
 
 
 def _named(*, loras: Any, targets: Any, **texts: Any) -> dict[str, Any]:

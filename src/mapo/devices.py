@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import platform
 import sys
 from pathlib import Path
 
+from mapo.errors import count
 from mapo.shards import LOCAL_PLACES, number_of
 
 
@@ -20,6 +22,19 @@ def best_device(or_a_macs: bool = False) -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if or_a_macs and torch.backends.mps.is_available() else "cpu"
+
+
+def device_name(device: str) -> str:
+    """What a process computes on, as its maker calls it; of a CPU with the number of threads."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return f"{name}, its GPU" if device == "mps" else f"{name}, {count(torch.get_num_threads(), 'thread')}"
 
 
 def memory_in_use(device: str) -> int:

@@ -39,6 +39,10 @@ class CacheDamaged(StepFailed):
     """What the cache holds is gone, or is not what was written."""
 
 
+class MemoryFull(StepFailed):
+    """The memory ran out in a step, before weights were moved by it. :func:`memory_told` says the rest."""
+
+
 class SaidElsewhere(MapoError):
     """The reason why all processes of a job stop, which another one of them says."""
 
@@ -111,7 +115,9 @@ def as_os_error(error: Exception, path: str | None = None) -> OSError:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, of a GPU or of the machine."""
     said = str(error).lower()
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in said for w in MEMORY))
+    return isinstance(error, MemoryError | MemoryFull) or (
+        isinstance(error, RuntimeError) and any(w in said for w in MEMORY)
+    )
 
 
 def _traceback_file(error: Exception) -> str:
@@ -146,14 +152,15 @@ def memory_told(
     """
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, MemoryFull) as error:
         if not is_out_of_memory(error):
             raise
+        kept = f" {error}" if isinstance(error, MemoryFull) else ""
         when = f"with {at_once} {noun}{'s' * (at_once > 1)} at a time" if at_once else "while the model was loaded"
         remedy = f"Repeat the command with {flag.format(at_once // 2)}, or use" if at_once > 1 else "Use"
         other = f"{rest}, or " if rest and at_once < 2 else ""
         more = f" {plan()}" if plan else ""
-        raise MapoError(f"The memory ran out {when}. {remedy} {other}a machine with more memory.{more}") from None
+        raise MapoError(f"The memory ran out {when}. {remedy} {other}a machine with more memory.{more}{kept}") from None
 
 
 def several(given: str | Sequence[str]) -> list[str]:

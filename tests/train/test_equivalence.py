@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from test_train import assert_same, metrics
 from together import train_together
 
+from mapo.encode.fill import to_pixels
+from mapo.encode.frame import square
 from mapo.train.config import make_config
 from mapo.train.train import train
 from tiny import make_sd3
@@ -29,7 +31,6 @@ ALONE = {  # name: model, objective, what is trained, settings
     "pair by pair, LoRA": ("mapo_relative", "lora", BY_PAIR),
     "pair by pair, what a step prepares": ("kto", "full", BY_PAIR),
     "pair by pair, extras": ("sdpo", "lora", BY_PAIR),
-    "not cached before": ("mapo", "full", {"cache": None}),
     "reference before": ("dpo", "full", {**BEFORE, "pairs_per_device": 3}),
     "reference before, LoRA": ("ipo", "lora", {**BEFORE, "pairs_per_device": 3}),
     "reference before, extras": ("sdpo", "lora", {**BEFORE, "pairs_per_device": 3}),
@@ -61,15 +62,11 @@ def given(tmp_path_factory, sdxl, pairs, cache):
 
 def values_of(given, model, objective, kind, settings):
     name, cache = given[model]
-    values = {
+    return {
         "model": str(name), "pairs": str(given["pairs"]), "cache": str(cache), "objective": {"name": objective},
         "adapter": {"kind": kind, "rank": 4}, "optim": {"lr": 1e-3, "eps": 1e-4, "warmup_steps": 2},
         "train": {"steps": 5, "pairs_per_step": 4, "precision": "float64", **settings},
     }  # fmt: skip
-    if "cache" in values["train"]:
-        values["cache"] = str(given["folder"] / f"cache-of-{model}")
-        del values["train"]["cache"]
-    return values
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +100,47 @@ def test_a_run_that_is_cut_up_otherwise_is_the_plain_one(tmp_path, given, plain,
     if "reference" in settings:
         kept = load_file(tmp_path / "r" / "reference.safetensors")
         assert kept["chosen"].shape == kept["rejected"].shape == (20,)
+
+
+class Encoded:
+    """What stands in a cache's place: every picture and prompt is encoded when it is asked for, and nothing is kept."""
+
+    def __init__(self, model, pairs):
+        self.pairs, self.resolution = pairs, model.layout.side
+        self.images, self.texts = model.image_encoder("cpu"), model.text_encoder("cpu")
+
+    def seen(self, picture):
+        return to_pixels(self.pairs.image(picture), square(self.resolution))
+
+    def latents(self, picture, flip, to=None):
+        pixels = self.seen(picture)[0][None]
+        mean, logvar = self.images(pixels.flip(-1) if flip else pixels)
+        return mean[0], logvar[0]
+
+    def size(self, picture, to=None):
+        return torch.tensor(self.seen(picture)[1], dtype=torch.int32)
+
+    def text(self, prompt):
+        return {name: value[0] for name, value in self.texts([prompt]).items()}
+
+    def equal_pairs(self, chosen, rejected):
+        return 0
+
+
+@pytest.mark.parametrize("model", ["sdxl", "flow"])
+def test_a_run_without_any_cache_is_that_with_one(tmp_path, given, monkeypatch, model):
+    def encoded(config, opened, pairs, processes):
+        return Encoded(opened, pairs)
+
+    monkeypatch.setattr("mapo.train.train._open_cache", encoded)
+    values = values_of(given, model, "mapo", "full", {})
+    train(make_config({**values, "cache": str(tmp_path / "none"), "data": {"flip": True}}), tmp_path / "r")
+    assert not (tmp_path / "none").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr("mapo.encode.fill.PROMPTS_PER_IMAGE", 1)  # one at a time too, as encoders are in float32
+    data = {"flip": True, "images_per_batch": 1}
+    train(make_config({**values, "cache": str(tmp_path / "cache"), "data": data}), tmp_path / "cached")
+    assert_same(metrics(tmp_path / "r"), metrics(tmp_path / "cached"))
 
 
 ON = {"precision": "float32", "steps": 4, "save_every_steps": 2, "ema": 0.9}  # of runs that are taken up again

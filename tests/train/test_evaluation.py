@@ -17,8 +17,8 @@ from mapo.models.noise.flow import RectifiedFlow
 from mapo.pairs import PairSet
 from mapo.train.batches import assemble
 from mapo.train.monitor.evaluation import DRAWS, held_out_draw
+from mapo.train.run.folder import Run
 from mapo.train.step import pair_errors
-from mapo.train.train import Run
 from tiny import make_pairs
 
 HELD = 6
@@ -48,7 +48,10 @@ def assert_equal_rows(one, two, tolerance):
     assert [row["step"] for row in one] == [row["step"] for row in two]
     for a, b in zip(untimed(one), untimed(two), strict=True):
         for name, value in a.items():
-            assert value == pytest.approx(b[name], rel=tolerance, abs=tolerance), (a["step"], name)
+            close = (isinstance(value, str) and value == b[name]) or value == pytest.approx(
+                b[name], tolerance, tolerance
+            )
+            assert close, (a["step"], name)
 
 
 @pytest.fixture(scope="module")
@@ -219,6 +222,22 @@ def test_the_best_checkpoint_is_kept_and_is_a_model(tmp_path, sdxl, held, monkey
     assert found.revision() == find_model(f"{tmp_path}/r@2").revision() != find_model(str(tmp_path / "r")).revision()
 
 
+def test_the_best_is_kept_where_the_base_is_better_and_where_what_is_measured_changes(
+    tmp_path, sdxl, held, monkeypatch
+):
+    from mapo.train.monitor import evaluation
+
+    told = iter([0.8, 0.7, 0.5, 0.4, 0.45, 0.3, 0.2])
+    real = evaluation.numbers
+    monkeypatch.setattr(evaluation, "numbers", lambda *args: real(*args) | {"accuracy": next(told)})
+    how = {"kind": "lora", "evaluate_every": 1, "keep_checkpoints": "best,last", "save_every_steps": 9}
+    run(tmp_path / "r", sdxl, held, **how)
+    assert [*Run(tmp_path / "r").checkpoints()] == [Run(tmp_path / "r").checkpoint_at(k) for k in (1, 4)]
+    run(tmp_path / "r", sdxl, held, steps=6, evaluate_pairs=2, allow_change=True, **how)
+    assert [*Run(tmp_path / "r").checkpoints()] == [Run(tmp_path / "r").checkpoint_at(k) for k in (5, 6)]
+    assert find_model(f"{tmp_path}/r@best").name == f"{tmp_path}/r@5"
+
+
 def test_the_best_of_a_run_without_measurements_is_refused_in_a_sentence(tmp_path, sdxl, pairs, cache):
     run(tmp_path / "r", sdxl, pairs, cache, steps=1)
     with pytest.raises(
@@ -257,9 +276,14 @@ def test_measuring_may_begin_later_where_the_base_can_still_be_had(tmp_path, sdx
         run(tmp_path / "full-late", sdxl, held, steps=2, evaluate_every=1, optim={"lr": 1e-2})
 
 
-def test_a_base_of_other_pairs_is_refused(tmp_path, sdxl, held):
+def test_a_base_of_other_pairs_is_refused_and_a_missing_one_is_named(tmp_path, sdxl, held):
     run(tmp_path / "r", sdxl, held, steps=1, evaluate_every=1)
     path = tmp_path / "r" / "evaluation_base.json"
+    text = path.read_text()
+    path.unlink()
+    with pytest.raises(MapoError, match=r"evaluation_base.json is missing, and once all weights have been trained"):
+        run(tmp_path / "r", sdxl, held, steps=2, evaluate_every=1)
+    path.write_text(text)
     path.write_text(path.read_text().replace('"pairs": [\n  "', '"pairs": [\n  "x'))
     with pytest.raises(MapoError, match=r"evaluation_base.json is damaged \(it is of other pairs\)"):
         run(tmp_path / "r", sdxl, held, steps=2, evaluate_every=1)

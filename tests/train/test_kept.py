@@ -55,6 +55,15 @@ def test_the_best_has_the_highest_accuracy_then_the_higher_margin_then_is_the_ea
     assert best_of(rows, [5]) is None
 
 
+def test_the_base_is_not_the_best_nor_is_what_was_measured_in_another_way():
+    rows = [
+        {"step": k, "accuracy": a, "of": of}
+        for k, a, of in ((0, 0.8, "a"), (1, 0.9, "a"), (2, 0.6, "b"), (3, 0.5, "b"))
+    ]
+    assert best_of(rows, range(4)) == 2
+    assert best_of(rows[:2], range(4)) == 1 and best_of(rows[:1], range(4)) is None
+
+
 def test_the_best_without_measurements_is_refused_in_a_sentence():
     values = {"model": "mini", "pairs": "p", "train": {"keep_checkpoints": "best,last"}}
     with pytest.raises(MapoError, match=r"keep_checkpoints = 'best' needs train.evaluate_every, by which the best is"):

@@ -10,7 +10,9 @@ from safetensors.torch import load_file
 from test_train import assert_same, run
 
 from mapo.errors import DivergedError
+from mapo.pairs import PairSet
 from mapo.train import loop
+from mapo.train.batches import rows_at
 from mapo.train.config import OptimConfig
 from mapo.train.late import Late
 from mapo.train.loop import Loop
@@ -61,20 +63,24 @@ def test_lines_and_checkpoints_are_those_of_a_run_that_waits_for_each_step(
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_a_bad_step_and_the_one_after_it_leave_the_weights_alone(tmp_path, sdxl, pairs, cache, monkeypatch, late, what):
     real, calls = loop.pair_losses, []
+    portions = {} if what == "loss" else {"pairs_per_device": 2}
 
     def broken(objective, errors, *rest):
         calls.append(1)
-        if len(calls) == 3 and what == "gradient":
+        if len(calls) == 5 and what == "gradient":
             errors.chosen.register_hook(lambda gradient: gradient * math.nan)
         return real(objective, errors, *rest) * (math.nan if len(calls) == 3 and what == "loss" else 1)
 
     with monkeypatch.context() as patch, pytest.raises(DivergedError) as stopped:
         patch.setattr(loop, "pair_losses", broken)
-        run(tmp_path / "r", sdxl, pairs, cache, steps=6)
+        run(tmp_path / "r", sdxl, pairs, cache, steps=6, **portions)
     says = "Step 3: the loss is not finite for 4 pairs" if what == "loss" else "Step 3: the gradient is not finite"
     assert says in str(stopped.value) and "timestep" in str(stopped.value)
-    assert "up to step 2 is kept" in str(stopped.value) and len(calls) == 4  # the fourth was on its way
-    run(tmp_path / "two", sdxl, pairs, cache, steps=2)
+    places = rows_at(range(8, 12), len(PairSet(pairs)), 0)
+    assert all(PairSet(pairs)[row].id in str(stopped.value) for row in places)  # of all portions
+    assert "up to step 2 is kept" in str(stopped.value)
+    assert len(calls) == (4 if what == "loss" else 8)  # the fourth was on its way
+    run(tmp_path / "two", sdxl, pairs, cache, steps=2, **portions)
     for name in ("weights", "optimizer"):
         ours, theirs = (
             load_file(tmp_path / folder / "checkpoints" / "step-00000002" / f"{name}.safetensors")

@@ -10,9 +10,11 @@ from mapo.models.noise.process import Ddpm
 from mapo.train.config import make_config
 from mapo.train.objectives import OBJECTIVES, Objective
 from mapo.train.objectives.own import constants_of
+from mapo.train.processes.processes import Place, Processes
 from mapo.train.step import by_pair, pair_errors, pair_losses
-from mapo.train.train import _check_together, train
+from mapo.train.train import train
 from mapo.train.types import Batch, PairErrors
+from mapo.train.weights.levers import check_levers
 
 PROCESS = Ddpm(DDPMScheduler().alphas_cumprod.double(), "epsilon")
 PAIRS = 3
@@ -103,10 +105,11 @@ def test_a_run_may_go_on_pair_by_pair(tmp_path, sdxl, pairs, cache):
 
 def test_it_is_refused_where_weights_move_while_the_gradient_is_taken():
     config = make_config({"model": "mini", "pairs": "p", "train": {"pair_by_pair": True}})
-    _check_together(config)
+    alone = Processes(Place(), torch.device("cpu"))
+    check_levers(config, alone)
     object.__setattr__(config.optim, "in_backward", True)
     with pytest.raises(MapoError, match=r"pair_by_pair=true does not go together with optim\.in_backward=true"):
-        _check_together(config)
+        check_levers(config, alone)
 
 
 def test_errors_of_chosen_pictures_alone_are_those_of_both():

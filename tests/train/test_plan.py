@@ -2,24 +2,35 @@
 
 import json
 import math
+import re
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
 import torch
-from test_train import run
+from diffusers import UNet2DConditionModel
+from test_train import assert_same, run
 
 from mapo.api import plan
 from mapo.errors import MapoError
 from mapo.pairs import PairSet
 from mapo.train.config import make_config
+from mapo.train.loop import Loop
 from mapo.train.plan.at_hand import told_when_full
-from mapo.train.plan.fit import smallest_change
-from mapo.train.plan.machine import parse_size, room_of, shown
+from mapo.train.plan.fit import LATER, smallest_change
+from mapo.train.plan.machine import SPARE, SPARE_BYTES, parse_size, room_of, shown
 from mapo.train.plan.subject import Subject, open_subject
-from mapo.train.run.folder import settled
+from mapo.train.run.changes import MAY_CHANGE, MUST_STAY
+from mapo.train.run.folder import Run, settled
 from tiny import MAKERS, make_sdxl
 
 SPLIT = {"data.split": "all", "train.pairs_per_step": 4}
+
+
+def tight(whole):
+    """A size into which a training just does not fit."""
+    room = whole.memory if torch.cuda.is_available() else whole.memory * (1 + SPARE) + SPARE_BYTES
+    return f"{room - 2**12:.0f}"
 
 
 def planned(model, pairs, **how):
@@ -137,12 +148,14 @@ def test_every_family_can_be_planned_from_its_small_files_alone(tmp_path, family
 
 def test_the_smallest_change_is_one_lever_where_one_is_enough_and_it_fits(sdxl, pairs):
     whole = planned(sdxl, pairs, settings={"train.pairs_per_step": 64})
-    found = planned(sdxl, pairs, settings={"train.pairs_per_step": 64}, memory=f"{whole.memory - 1}")
+    found = planned(sdxl, pairs, settings={"train.pairs_per_step": 64}, memory=tight(whole))
     assert not found.fits and found.change is not None
     assert found.change.settings == {"train.pairs_per_device": 32}
     again = planned(sdxl, pairs, settings={"train.pairs_per_step": 64, **found.change.settings})
     assert again.memory == found.change.memory <= whole.memory - 1
     assert "--set train.pairs_per_device=32" in found.lines()[-1]
+    if not torch.cuda.is_available():
+        assert found.lines()[-1].startswith("It may not fit: a tenth and 200 MiB have to be left. The smallest change")
 
 
 LORA = {"adapter.kind": "lora", "train.base_precision": "bfloat16"}
@@ -176,6 +189,40 @@ def test_the_search_takes_one_lever_where_one_is_enough_and_none_that_is_not_nee
     assert smallest_change(subject, config, room) == settings
 
 
+def test_processes_that_share_the_model_need_their_part_of_it_and_the_largest_block(sdxl, pairs):
+    alone = planned(sdxl, pairs)
+    found = planned(sdxl, pairs, settings={"train.shard": "fsdp2"}, processes=4)
+    for kind in ("trained", "optimizer"):
+        assert found.kinds[kind] == pytest.approx(alone.kinds[kind] / 4, rel=0.01)
+    number = parameters_of(sdxl)
+    assert 0 < found.kinds["gathered"] < 4 * 3 * number
+    assert "on each of 4 devices" in found.line() and "on each of 4 devices" in found.lines()[1]
+    assert planned(sdxl, pairs, processes=4).kinds["trained"] == alone.kinds["trained"]
+    lora = {"train.shard": "fsdp2", "train.base_precision": "bfloat16"}
+    assert planned(sdxl, pairs, adapter="lora", settings=lora, processes=4).kinds["weights"] == pytest.approx(
+        2 * number / 4, rel=0.01
+    )
+
+
+def test_sharing_the_model_is_offered_where_there_are_several_processes(sdxl, pairs):
+    whole = planned(sdxl, pairs, processes=4)
+    found = planned(sdxl, pairs, processes=4, memory=tight(whole))
+    assert not found.fits and found.change is not None and found.change.settings == {"train.shard": "fsdp2"}
+
+
+def test_what_train_refuses_the_plan_refuses_too(sdxl, pairs):
+    together = {"train.pair_by_pair": True, "optim.in_backward": True, "optim.clip_norm": 0}
+    refused = [(together, "does not go together"), ({"train.pairs_per_step": 1}, "there are 2 processes")]
+    if not torch.cuda.is_available():
+        refused.append(({"train.tf32": True}, "no such arithmetic"))
+    for settings, says in refused:
+        with pytest.raises(MapoError, match=says):
+            planned(sdxl, pairs, settings=settings, processes=2 if "2 processes" in says else 1)
+    half = {"train.precision": "bfloat16", "train.base_precision": "float16"}
+    with pytest.raises(MapoError, match="base_precision=float16 does not go together"):
+        planned(sdxl, pairs, adapter="lora", settings=half)
+
+
 def test_what_nothing_makes_fit_is_said_plainly(sdxl, pairs):
     found = planned(sdxl, pairs, memory="100MB")
     assert found.change is None and not found.fits
@@ -200,15 +247,86 @@ def test_train_says_the_plan_first_and_refuses_what_cannot_fit(tmp_path, sdxl, p
     with pytest.raises(MapoError, match=r"This training needs about .*No setting .*allow_oversize=true"):
         run(tmp_path / "r", sdxl, pairs, cache, steps=1, pairs_per_step=64)
     assert not (tmp_path / "r" / "config.toml").exists()
-    monkeypatch.setattr(at_hand, "room_of", lambda device: 600 * 2**20)
+    monkeypatch.setattr(at_hand, "room_of", lambda device: 800 * 2**20)
     run(tmp_path / "r", sdxl, pairs, cache, steps=1)
-    assert "This training needs about" in heard()
+    about = 2**20 * int(re.findall(r"needs about (\d+) MiB", heard())[-1])
+    monkeypatch.setattr(at_hand, "room_of", lambda device: int(1.05 * about))
+    if not torch.cuda.is_available():
+        with pytest.raises(MapoError, match=r"This training needs about .*A tenth and 200 MiB have to be left\."):
+            run(tmp_path / "r", sdxl, pairs, cache, steps=2)
+    monkeypatch.setattr(at_hand, "room_of", lambda device: 2**40)  # of which it is a small part
+    run(tmp_path / "r", sdxl, pairs, cache, steps=2)
+    found = re.search(r"This training needs less than (\d+) MiB of memory, of 1,024.0 GiB\.", heard())
+    assert found and int(found[1]) * 2**20 > planned(sdxl, pairs).memory
+
+
+def test_a_step_is_timed_by_a_run_of_this_device_beside_it(tmp_path, sdxl, pairs, cache):
+    run(tmp_path / "r", sdxl, pairs, cache, steps=2)
+    how = {"train.precision": "float64", "adapter.rank": 4, "data.split": "train"}
+    found = planned(sdxl, pairs, settings=how, out=tmp_path / "new")
+    assert found.seconds and f"s a step, as {tmp_path}/r on this device measured" in "\n".join(found.lines())
+    for other in ({"train.gradient_checkpointing": True}, {"train.pairs_per_step": 3}):
+        assert planned(sdxl, pairs, settings={**how, **other}, out=tmp_path / "new").seconds is None
+    about = tmp_path / "r" / "run.json"
+    about.write_text(about.read_text().replace('"device": "', '"device": "Another '))
+    assert planned(sdxl, pairs, settings=how, out=tmp_path / "new").seconds is None
 
 
 def test_where_the_memory_runs_out_the_plan_is_told(sdxl, pairs):
     config = settled(make_config({"model": str(sdxl), "pairs": str(pairs), "data": {"split": "all"}}), None)
-    said = told_when_full(open_subject(config, "cpu"), config, None)
-    assert said.startswith("This training needs about ") and "libraries" in said
+    said = told_when_full(open_subject(config, "cpu"), config, None, lambda: False)
+    assert said.startswith("This training needs about ") and "libraries" in said and "By that it fits" in said
+
+
+def test_a_run_that_goes_on_is_advised_what_it_may_change(sdxl, pairs):
+    config = settled(make_config({"model": str(sdxl), "pairs": str(pairs), "data": {"split": "all"}}), None)
+    subject = Weighed(**vars(open_subject(config, "cpu")))
+    assert smallest_change(subject, config, 306, begun=True) == {
+        "train.pairs_per_device": 1, "train.gradient_checkpointing": True
+    }  # fmt: skip
+    assert smallest_change(subject, config, 300, begun=True) is None
+    keys = [key for lever in LATER for settings in lever(replace(subject, world=2), config) for key in settings]
+    assert set(keys) <= MAY_CHANGE and len(set(keys)) > 3
+
+
+def out_of_memory(monkeypatch, owner, name, call):
+    """Let the memory run out in a call of this number of a function that is there."""
+    real, calls = getattr(owner, name), []
+
+    def failing(*args, **how):
+        calls.append(1)
+        if len(calls) == call:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return real(*args, **how)
+
+    monkeypatch.setattr(owner, name, failing)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_where_the_memory_runs_out_in_a_step_the_steps_before_are_kept(tmp_path, sdxl, pairs, cache, monkeypatch, late):
+    whole = run(tmp_path / "whole", sdxl, pairs, cache, steps=3)
+    if late:  # as on a GPU, where a step's numbers are read in the next one
+        begin = Loop.__init__
+        monkeypatch.setattr(Loop, "__init__", lambda loop, *all: (begin(loop, *all), setattr(loop, "late", True))[0])
+    with monkeypatch.context() as inside:
+        out_of_memory(inside, UNet2DConditionModel, "forward", 3)
+        says = r"ran out with 4 pairs at a time.*This training needs about .*What was trained up to step 2 is kept\.$"
+        with pytest.raises(MapoError, match=says) as said:
+            run(tmp_path / "r", sdxl, pairs, cache, steps=3)
+    assert [path.name for path in Run(tmp_path / "r").checkpoints()] == ["step-00000002"]
+    assert not any(name in str(said.value) for name in MUST_STAY | {"optim.in_backward", "--adapter"})
+    assert_same(run(tmp_path / "r", sdxl, pairs, cache, steps=3, pairs_per_device=1), whole)
+
+
+def test_where_the_memory_runs_out_in_an_update_no_weights_of_it_are_saved(tmp_path, sdxl, pairs, cache, monkeypatch):
+    out_of_memory(monkeypatch, torch.optim.AdamW, "step", 4)
+    with pytest.raises(MapoError, match=r"what was trained after step 2 is lost\.$"):
+        run(tmp_path / "r", sdxl, pairs, cache, steps=4, save_every_steps=2)
+    assert [path.name for path in Run(tmp_path / "r").checkpoints()] == ["step-00000002"]
+    out_of_memory(monkeypatch, torch.optim.AdamW, "step", 4)
+    with pytest.raises(MapoError, match=r"had begun to move on"):
+        run(tmp_path / "b", sdxl, pairs, cache, steps=3, optim={"in_backward": True, "clip_norm": 0})
+    assert not Run(tmp_path / "b").checkpoints()
 
 
 def test_planning_reads_no_weights_and_writes_nothing(tmp_path, pairs):

@@ -472,7 +472,7 @@ def kept_all(out, sdxl, pairs, cache, **settings):
     return run(out, sdxl, pairs, cache, save_every_steps=1, keep_checkpoints="all", **settings)
 
 
-@pytest.mark.parametrize("damage", ["cut in half", "without moments", "half a state", "a byte"])
+@pytest.mark.parametrize("damage", ["cut in half", "without moments", "half a state", "a byte", "of a step"])
 def test_a_checkpoint_that_is_damaged_is_set_aside_and_the_one_before_is_used(
     tmp_path, sdxl, pairs, cache, heard, damage
 ):
@@ -488,6 +488,9 @@ def test_a_checkpoint_that_is_damaged_is_set_aside_and_the_one_before_is_used(
         changed = bytearray((newest / "optimizer.safetensors").read_bytes())
         changed[-100] ^= 1
         (newest / "optimizer.safetensors").write_bytes(changed)
+    elif damage == "of a step":
+        state = json.loads((newest / "state.json").read_text())
+        (newest / "state.json").write_text(json.dumps({**state, "step": 2}))
     else:
         (newest / "state.json").write_text('{"step": 3, "pai')
     heard()
@@ -496,6 +499,14 @@ def test_a_checkpoint_that_is_damaged_is_set_aside_and_the_one_before_is_used(
     assert "The checkpoint of step 3 is damaged" in said and "so training goes on from that of step 2." in said
     assert (tmp_path / "r" / "checkpoints" / "step-00000003.damaged").is_dir()
     assert [int(path.name[5:]) for path in Run(tmp_path / "r").checkpoints()] == [1, 2, 3, 4]
+
+
+def test_a_torn_last_line_is_written_again_so_that_each_step_stands_once(tmp_path, sdxl, pairs, cache):
+    whole = run(tmp_path / "r", sdxl, pairs, cache, steps=2)
+    log = tmp_path / "r" / "metrics.jsonl"
+    log.write_bytes(log.read_bytes()[:-20])
+    found = run(tmp_path / "r", sdxl, pairs, cache, steps=3)
+    assert [row["step"] for row in found] == [1, 2, 3] and found[:2] == whole
 
 
 def test_a_checkpoint_that_is_damaged_a_second_time_is_set_aside_too(tmp_path, sdxl, pairs, cache):

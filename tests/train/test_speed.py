@@ -75,6 +75,20 @@ def test_channels_last_is_the_same_training_and_its_weights_are_saved_as_others(
     assert more[:2] == other
 
 
+def test_without_tf32_products_and_convolutions_are_in_float32():
+    """By torch's own default convolutions are rounded."""
+    flags = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [one.allow_tf32 for one in flags]
+    try:
+        for one in flags:
+            one.allow_tf32 = True
+        speed_up(torch.nn.Conv2d(1, 1, 1), config())
+        assert not any(one.allow_tf32 for one in flags)
+    finally:
+        for one, value in zip(flags, before, strict=True):
+            one.allow_tf32 = value
+
+
 def test_what_the_device_does_not_have_is_refused_in_a_sentence(monkeypatch):
     cpu = torch.device("cpu")
     check_speed(config(), cpu)

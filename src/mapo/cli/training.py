@@ -113,6 +113,10 @@ TRAINING = (
         "--allow-distilled", is_flag=True, default=None, help="Train a model that was distilled to few steps."
     ),
     LONG_PROMPTS,
+    click.option(
+        "--keep", metavar="RULE",
+        help="Checkpoints that stay, such as best,last,every:1000 (for train.keep_checkpoints); default: the last one.",
+    ),
     click.option("--recipe", metavar="NAME", help="Settings that belong together, by a name of the list below."),
     click.option("--config", "config_file", type=OUT, help="A TOML file of settings."),
     click.option(
@@ -199,6 +203,9 @@ def train(
 )
 @click.option("--out", type=OUT, help="A run whose settings count and whose steps were timed.")
 @click.option("--memory", metavar="SIZE", help="Such as 24GB; default: the memory of the device at hand.")
+@click.option(
+    "--processes", type=click.IntRange(1), help="Of the training, one to a device; default: those that are started."
+)
 @training_options
 def plan(
     config_file: Path | None, assignments: tuple[str, ...], loras: tuple[str, ...], targets: tuple[str, ...],
@@ -212,7 +219,8 @@ def plan(
     from mapo.train.verb import plan
 
     settings = _settings(config_file, assignments)
-    for line in plan(settings, loras=list(loras) or None, targets=list(targets) or None, **flags).lines():
+    found = plan(settings, loras=list(loras) or None, targets=list(targets) or None, **flags)
+    for line in found.lines() if asked_shard(None)[0] == 0 else ():  # of several processes the first one says it
         say(line)
 
 

@@ -49,8 +49,12 @@ def goodness(row: Mapping[str, Any]) -> tuple[float, float]:
 
 def best_of(rows: Iterable[Mapping[str, Any]], among: Collection[int]) -> int | None:
     """The step ``among`` these with the highest held-out accuracy; of equal ones that with the higher margin, then the
-    earlier one. None where none of them was measured."""
-    there = [row for row in rows if row["step"] in among]
+    earlier one. None where none of them was measured.
+
+    The base, step 0, is not among them, nor is what was measured with other pairs or settings than the last time.
+    """
+    rows = list(rows)
+    there = [row for row in rows if row["step"] and row["step"] in among and row.get("of") == rows[-1].get("of")]
     return max(there, key=lambda row: (*goodness(row), -row["step"]))["step"] if there else None
 
 

@@ -271,8 +271,9 @@ class TrainConfig(Section):
         "float32",
         "How the trained weights are kept with `full`: in float32; in bfloat16, with a master in float32 that the "
         "optimizer moves (`bfloat16-master`); or in bfloat16 alone, each update rounded at random so that small ones "
-        "are not lost on average (`bfloat16-stochastic`, for rates of 1e-6 and more). The arithmetic of bfloat16 "
-        "weights is in bfloat16. A LoRA is always in float32.",
+        "are not lost on average (`bfloat16-stochastic`, for rates of 1e-6 and more). The highest rate counts: "
+        "where `optim.schedule` lets it fall to 0 the last steps are below that, and rounding moves weights further "
+        "than they do. The arithmetic of bfloat16 weights is in bfloat16. A LoRA is always in float32.",
     )
     ema: Annotated[Number, Field(gt=0, lt=1)] | None = told(
         None,
@@ -337,7 +338,8 @@ class TrainConfig(Section):
         "Which checkpoints are kept: so many of the newest ones, or `all`, or words between commas: `last` or `last:N` "
         "(the newest), `best` (the one with the highest accuracy on held-out pairs, which needs "
         "`train.evaluate_every`), `every:N` (those at multiples of N steps). The newest one is always kept. Each can "
-        "be used as a model, as RUN@STEP or RUN@best. With all weights of SDXL one takes 31 GB. Changes no result.",
+        "be used as a model, as RUN@STEP or RUN@best. With 1 there is none to go back to where the one on the disk is "
+        "damaged; 2 keeps one more for that. With all weights of SDXL one takes 31 GB. Changes no result.",
     )
     evaluate_every: NotNegative = told(
         0,

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from mapo.encode.cache import Cache
 from mapo.encode.frame import Frame, square
-from mapo.errors import DivergedError, MapoError, SaidElsewhere, StepFailed, count
-from mapo.train.batches import Members, assemble, draws, portions, prefetched, rows_at
+from mapo.errors import DivergedError, MemoryFull, SaidElsewhere, StepFailed, count, is_out_of_memory
+from mapo.train.batches import Draw, Members, assemble, draws, portions, prefetched, rows_at
 from mapo.train.config import Config
 from mapo.train.late import Late, Told
 from mapo.train.objectives import Objective
@@ -28,6 +28,7 @@ from mapo.train.weights.dropout import drop_at
 from mapo.train.weights.opening import Trained, working_dtype
 
 T = TypeVar("T")
+NAMED = 5  # pairs of a bad step
 
 
 class Loop:
@@ -56,6 +57,7 @@ class Loop:
         self.known: Tensor | None = None  # the reference's errors at every position, where they were computed before
         self.whole = needs_whole_pairs(config, objective, members)
         self.apart = config.train.pair_by_pair and self.whole
+        self.done: int | None = None  # steps that the weights have seen; None while a step moves them
         self.good = torch.ones((), dtype=torch.bool, device=processes.device)  # whether all was finite so far
         self.late = processes.device.type == "cuda"  # whether a step's numbers are read in the next one
         self._asked = False  # whether a process was asked to stop in a step whose numbers were read
@@ -66,17 +68,24 @@ class Loop:
         """The frame of the pair at a position of the run; None: the square of the cache."""
         return self.members.frame(rows_at([position], len(self.members), self.config.train.seed)[0])
 
-    def batch_at(self, positions: Sequence[int]) -> Batch:
-        """The pairs at some positions of the run, which are seen in one frame."""
-        model, seed = self.trained.model, self.config.train.seed
+    def drawn_at(self, positions: Sequence[int]) -> list[Draw]:
+        """What is drawn at some positions of the run, whose pairs are seen in one frame."""
         frame = self.frame_at(positions[0])
-        shape = model.layout.latent(*(frame or square(self.cache.resolution)))
+        shape = self.trained.model.layout.latent(*(frame or square(self.cache.resolution)))
         data = self.config.data
-        drawn = draws(
-            positions, len(self.members), self.process, shape, seed=seed, flip=data.flip,
+        return draws(
+            positions, len(self.members), self.process, shape, seed=self.config.train.seed, flip=data.flip,
             caption_dropout=data.caption_dropout,
         )  # fmt: skip
-        as_tokens = self.config.adapter.text_encoders
+
+    def batch_at(self, positions: Sequence[int]) -> Batch:
+        """The pairs at some positions of the run, which are seen in one frame."""
+        drawn, frame, as_tokens = (
+            self.drawn_at(positions),
+            self.frame_at(positions[0]),
+            self.config.adapter.text_encoders,
+        )
+        model = self.trained.model
         return assemble(self.members, drawn, self.cache, model, self.dtype, as_tokens=as_tokens, frame=frame)
 
     def _ready(self, positions: Sequence[int]) -> Batch:
@@ -126,7 +135,7 @@ class Loop:
         Raises DivergedError in every process where a loss or gradient of one is not finite. That step and those after
         it leave the weights as they are.
         """
-        steps = range(first_step, self.config.train.steps)
+        steps, self.done = range(first_step, self.config.train.steps), first_step
         batches = prefetched(partial(self._ready, places) for step in steps for places in self.micro_batches(step))
         before: Told | None = None
         for step in steps:
@@ -154,6 +163,10 @@ class Loop:
             return self.one_step(step, batches), None
         except StepFailed as error:
             return None, error
+        except (MemoryError, RuntimeError) as error:
+            if self.done is None or not is_out_of_memory(error):
+                raise
+            return None, MemoryFull()  # and not the error, whose frames hold the tensors of the step
 
     def one_step(self, step: int, batches: Iterator[Batch]) -> Told:
         """Errors, loss, gradient and update of one step, given to the device; nothing is waited for.
@@ -190,6 +203,7 @@ class Loop:
 
         for place, (batch, positions) in enumerate(zip(portions, places, strict=True), 1):
             terms = self._terms(batch, positions, partial(loss_of, batch, place <= own))
+            self.done = None if self.config.optim.in_backward else step
             for number in range(2 if self.apart else 1):
                 with self._synchronised(place == len(places) and number == int(self.apart)):
                     updater.backward(next(terms))
@@ -199,7 +213,9 @@ class Loop:
         kind = torch.float32 if device.type == "mps" else torch.float64
         numbers = self.processes.sum(torch.stack([v.to(device, kind) for v in (bad, *flags, *sums.values())]))
         self.good = self.good & (numbers[0] == 0)
+        self.done = None
         norm = updater.end(self.good)
+        self.done = step + 1
         if norm is not None:
             self.good = self.good & torch.isfinite(norm)
             numbers = torch.cat([numbers, norm.to(kind).view(1)])
@@ -289,18 +305,19 @@ class Loop:
                 mine += [f"{batch.ids[i]} (timestep {int(batch.timesteps[i])})" for i in places]
         named = [name for found in self.processes.gather(mine) for name in found]
         return (
-            f"Step {told.step + 1}: the loss is not finite for {count(len(named), 'pair')}: {', '.join(named[:5])}. "
-            "The weights were left as they were. Look at these pictures, try a lower optim.lr, or "
-            "train.precision=float32."
+            f"Step {told.step + 1}: the loss is not finite for {count(len(named), 'pair')}: "
+            f"{', '.join(named[:NAMED])}. The weights were left as they were. Look at these pictures, try a lower "
+            "optim.lr, or train.precision=float32."
         )
 
     def _bad_gradient(self, told: Told) -> str:
-        batch = self.batch_at(self.micro_batches(told.step)[-1])
+        size = self.config.train.pairs_per_step
+        drawn = [self.drawn_at([told.step * size + place])[0] for place in range(min(size, NAMED))]
+        named = ", ".join(f"{self.members[draw.row].id} (timestep {int(draw.time)})" for draw in drawn)
+        rest = f" and {size - NAMED} more" if size > NAMED else ""
         return (
-            f"Step {told.step + 1}: the gradient is not finite; the weights were left as they were. "
-            f"{'Pair' if len(batch.ids) == 1 else 'Pairs'} {', '.join(batch.ids[:5])}, timesteps "
-            f"{batch.timesteps[:5].tolist()}. Try a lower optim.lr, "
-            "or train.precision=float32."
+            f"Step {told.step + 1}: the gradient is not finite; the weights were left as they were. It is that of "
+            f"{count(size, 'pair')} together: {named}{rest}. Try a lower optim.lr, or train.precision=float32."
         )
 
 
@@ -322,10 +339,3 @@ def _numbers(errors: PairErrors) -> dict[str, Tensor]:
 def needs_whole_pairs(config: Config, objective: Objective, members: Members) -> bool:
     """Whether rejected images are run: where the loss depends on them, or their errors are asked for."""
     return objective.needs_rejected or config.train.measure_rejected or not members.certain
-
-
-def check_shares(config: Config, processes: Processes) -> None:
-    """Every process needs a pair of each step."""
-    size, world = config.train.pairs_per_step, processes.world
-    if size < world:
-        raise MapoError(f"train.pairs_per_step is {size}, but there are {world} processes. Make it at least {world}.")

@@ -12,33 +12,35 @@ import math
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from mapo import progress
+from mapo.devices import device_name
 from mapo.encode.buckets import framing
 from mapo.encode.cache import Cache, cache_key, hold
 from mapo.encode.fill import encode, holds_all
-from mapo.encode.seen import equal_once_cropped, frames_of, what_training_sees, with_chunks
+from mapo.encode.seen import equal_once_cropped, frames_of, what_training_sees
 from mapo.errors import (
     DivergedError,
     MapoError,
+    MemoryFull,
     ObjectiveFailed,
     SaidElsewhere,
     SpoiledError,
     StepFailed,
     count,
+    is_out_of_memory,
     memory_told,
 )
-from mapo.models import Opened, TokenModel, find_model, open_model
+from mapo.models import Opened
 from mapo.models.noise.flow import RectifiedFlow
 from mapo.pairs import PairSet
 from mapo.train.batches import Members
 from mapo.train.config import Config
 from mapo.train.kept import kept
-from mapo.train.loop import Loop, check_shares
+from mapo.train.loop import Loop
 from mapo.train.monitor.evaluation import check_base
 from mapo.train.monitor.first_look import look, sentences
 from mapo.train.monitor.monitor import NO_HANDS, Hands, Monitor, checked
@@ -46,19 +48,16 @@ from mapo.train.objectives.own import file_identity, objective_named
 from mapo.train.objectives.trial import doubts
 from mapo.train.plan.at_hand import checked_plan, told_when_full
 from mapo.train.plan.disk import cache_folder, holding_of
-from mapo.train.plan.subject import Subject
+from mapo.train.plan.subject import Subject, distilled, open_named
 from mapo.train.processes.processes import Processes, joined, what_is_not_done
 from mapo.train.reference import check_extras, errors_before
 from mapo.train.run.checkpoint import save_checkpoint
 from mapo.train.run.folder import REFERENCE, Identity, Run, settled, steps_of
 from mapo.train.weights.adapters import check_adapter, told
-from mapo.train.weights.levers import check_levers
+from mapo.train.weights.levers import check_settings
 from mapo.train.weights.opening import Trained, checkpoint_size, open_trained, restore
-from mapo.train.weights.speed import check_speed
 
 LOG = logging.getLogger(__name__)
-
-NOT_TOGETHER = {("bfloat16", "float16"), ("float64", "float16"), ("float64", "bfloat16")}  # precision, base_precision
 
 __all__ = ["Loop", "Run", "settled", "train"]
 
@@ -80,28 +79,18 @@ def train(config: Config, out: Path, hands: Hands = NO_HANDS, *, allow_change: b
 
 
 def _train(config: Config, run: Run, processes: Processes, hands: Hands, allow_change: bool) -> None:
-    processes.first(lambda: check_shares(config, processes))
-    _check_precisions(config, processes)
-    processes.each(lambda: check_levers(config, processes))
-    _check_together(config)
-    processes.each(lambda: check_speed(config, processes.device))
+    processes.first(lambda: check_settings(config, processes))
+    processes.each(lambda: check_settings(config, processes))  # another machine may lack what this one has
     name, settings = config.objective.name, config.objective.settings
     objective = processes.each(lambda: objective_named(name))
     if objective.needs_reference and config.train.reference == "before":
         processes.each(lambda: check_extras(objective, name))
     for doubt in processes.each(lambda: doubts(name, objective, settings)):
         _say(processes, doubt)
-    pairs = PairSet(Path(config.pairs))
+    model, pairs = open_named(config, weights=True)
     data = config.data
-    files = find_model(
-        config.model, clip_skip=data.clip_skip, vae=config.vae, prediction=config.prediction,
-        long_prompts=data.long_prompts, loras=config.loras,
-    )  # fmt: skip
-    model = with_chunks(open_model(replace(files, guidance=config.train.guidance)), pairs)
-    _check_trainable(config, model)
-    if why := _distilled(model):
+    if why := distilled(model):
         _say(processes, f"Warning: {why}")
-    model.layout.checked(data.resolution)
     model.files.check_weights(model.denoiser_part)  # before anything is encoded
     for part in model.encoder_parts if config.adapter.text_encoders else ():
         if part.startswith("text_encoder"):
@@ -124,9 +113,8 @@ def _train(config: Config, run: Run, processes: Processes, hands: Hands, allow_c
         return
     processes.first(lambda: check_base(run, config, done))
     subject = Subject(model, objective, pairs, members, processes.device.type, processes.world)
-    plan = processes.first(lambda: checked_plan(subject, config))
-    if plan:
-        _say(processes, plan.line())
+    plan, line = processes.first(lambda: checked_plan(subject, config, begun=bool(done)))
+    _say(processes, line)
     _say(processes, f"{seen.line()} {_passes(config, len(seen.rows))}")
     if data.buckets:
         _say(processes, members.told())
@@ -171,9 +159,10 @@ def _train(config: Config, run: Run, processes: Processes, hands: Hands, allow_c
                 "With train.pairs_per_device each pair goes through the model once more for that, without gradients.",
             )
         at_once = min(config.train.pairs_per_device or loop.last - loop.first, loop.last - loop.first)
-        less = {"gradient_checkpointing": config.train.gradient_checkpointing, "pair_by_pair": loop.apart}
+        apart = loop.apart or not loop.whole or config.optim.in_backward
+        less = {"gradient_checkpointing": config.train.gradient_checkpointing, "pair_by_pair": apart}
         rest = ", ".join(f"--set train.{name}=true" for name, used in less.items() if not used)
-        in_full = partial(told_when_full, subject, config, plan)
+        in_full = partial(told_when_full, subject, config, plan, lambda: bool(run.checkpoints()))
         try:
             with memory_told(at_once, noun="pair", flag="--set train.pairs_per_device={}", rest=rest, plan=in_full):
                 if not checkpoint and isinstance(model.process, RectifiedFlow):
@@ -192,58 +181,9 @@ def _train(config: Config, run: Run, processes: Processes, hands: Hands, allow_c
     def finish() -> None:
         with run.final_weights() as folder:
             trained.save(folder, weights)
-        run.finish(config, model, config.train.steps, sensitive)
+        run.finish(config, model, sensitive, device_name(processes.device.type), processes.world)
 
     processes.first(finish)
-
-
-def _check_trainable(config: Config, model: Opened) -> None:
-    """MapoError where this adapter is not for this family, or the model is one for few steps."""
-    if config.adapter.kind not in model.adapters:
-        raise MapoError(
-            f"{model.files.name} is trained with a LoRA only: --adapter {config.adapter.kind} would need its weights "
-            "several times in memory. Use --adapter lora."
-        )
-    if config.adapter.text_encoders and not isinstance(model, TokenModel):
-        raise MapoError(
-            f"adapter.text_encoders: {model.files.name} is a {model.files.pipeline_class}; only the text encoders of "
-            "SDXL and Stable Diffusion 1 and 2 are trained. Leave it out."
-        )
-    if (why := _distilled(model)) and not config.train.allow_distilled:
-        raise MapoError(
-            f"{why} Train the model that it was made from, or train it all the same with --allow-distilled."
-        )
-
-
-def _distilled(model: Opened) -> str:
-    """What training does to a model for few steps, in sentences; empty where it is none."""
-    if not (why := model.distilled):
-        return ""
-    return (
-        f"{model.files.name} is a distilled model. {why} Training on the denoising error undoes that: pictures in few "
-        "steps become blurred."
-    )
-
-
-def _check_together(config: Config) -> None:
-    """MapoError where two settings do not go together."""
-    if config.train.pair_by_pair and config.optim.in_backward:
-        raise MapoError(
-            "train.pair_by_pair=true does not go together with optim.in_backward=true, which moves the weights after "
-            "the chosen pictures, before the gradient of the rejected ones is known. Leave one of them out."
-        )
-
-
-def _check_precisions(config: Config, processes: Processes) -> None:
-    """MapoError where two precisions do not go together, or the device has not the one."""
-    precision, base = config.train.precision, config.train.base_precision
-    if precision == "float64" and processes.device.type == "mps":
-        raise MapoError("train.precision=float64: this GPU has no such numbers. Train with float32.")
-    if config.adapter.kind == "lora" and (precision, base) in NOT_TOGETHER:
-        raise MapoError(
-            f"train.base_precision={base} does not go together with train.precision={precision}. Set train.precision "
-            f"to {'float32' if base == 'float16' else 'float32 or bfloat16'}."
-        )
 
 
 def _passes(config: Config, pairs: int) -> str:
@@ -303,14 +243,12 @@ def _take_steps(loop: Loop, monitor: Monitor, done: int, save: Callable[[int], N
             spoiled = isinstance(error, SpoiledError)
         except StepFailed as error:
             failed = type(error)(str(error))
+        except (MemoryError, RuntimeError) as error:  # of what is done between two steps
+            if not is_out_of_memory(error):
+                raise
+            failed = MemoryFull()
     if failed is not None:
-        if loop.processes.world > 1:  # the others stand in this step
-            raise type(failed)(f"{failed} The same command goes on from the last checkpoint, once it is mended.")
-        if step > saved:
-            save(step)
-        same_again = isinstance(failed, ObjectiveFailed) or not step
-        what = _how_to_go_on(run, step) if same_again else f"What was trained up to step {step} is kept."
-        raise type(failed)(f"{failed} {what}")
+        _stop_after(failed, loop, run, step, saved, save)
     if spoiled:
         raise DivergedError(f"{diverged} {_how_to_go_on(run, saved)}")
     if diverged:
@@ -321,6 +259,23 @@ def _take_steps(loop: Loop, monitor: Monitor, done: int, save: Callable[[int], N
     loop.processes.each(loop.say_trouble)
     if loop.stopping and step < config.steps:
         raise KeyboardInterrupt
+
+
+def _stop_after(
+    failed: StepFailed, loop: Loop, run: Run, step: int, saved: int, save: Callable[[int], None]
+) -> NoReturn:
+    """Save what was trained before ``step`` failed, where it can be, and say so."""
+    what = f"What was trained up to step {step} is kept."
+    if loop.processes.world > 1:  # the others stand in this step
+        what = "The same command goes on from the last checkpoint, once it is mended."
+    elif isinstance(failed, MemoryFull) and loop.done != step:
+        what = f"The weights had begun to move on, so what was trained after step {saved} is lost."
+    else:
+        if step > saved:
+            save(step)
+        if isinstance(failed, ObjectiveFailed) or not step:
+            what = _how_to_go_on(run, step)
+    raise type(failed)(f"{failed} {what}".strip())
 
 
 def _how_to_go_on(run: Run, step: int) -> str:
@@ -338,6 +293,7 @@ def _save(run: Run, config: Config, trained: Trained, processes: Processes, stat
     folder = run.checkpoint_at(step)
     weights = trained.gathered(processes.main) if trained.lora else {}
     try:
+        state = {**state, "line": run.last_line}
         save_checkpoint(folder, trained.groups(), state, partial(trained.save_loras, weights=weights), processes)
     except OSError as error:
         kept = run.checkpoints()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SECTIONS = {
     "objective": ("objective", "name"), "adapter": ("adapter", "kind"), "allow_distilled": ("train", "allow_distilled"),
     "long_prompts": ("data", "long_prompts"), "text_encoders": ("adapter", "text_encoders"),
-    "targets": ("adapter", "targets"),
+    "targets": ("adapter", "targets"), "keep": ("train", "keep_checkpoints"),
 }  # fmt: skip
 
 
@@ -40,15 +40,17 @@ def train(
 
 def plan(
     settings: Mapping[str, Any], recipe: str | None = None, *, out: Path | None = None, memory: str | None = None,
-    **named: str | bool | list[str] | None,
+    processes: int | None = None, **named: str | bool | list[str] | None,
 ) -> Plan:  # fmt: skip
     """What `train` would need with the same settings, in ``memory`` (a text such as "24GB") or on the device at hand.
+
+    It is that of each of so many ``processes``; left out, of those that were started.
 
     No weights are read, and nothing is written. Where ``out`` is a run its settings count, as they do for `train`.
     """
     from mapo.train.plan.at_hand import plan_here
 
-    return plan_here(_config(out, settings, recipe, named), out, memory)
+    return plan_here(_config(out, settings, recipe, named), out, memory, processes)
 
 
 def _config(

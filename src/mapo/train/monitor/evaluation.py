@@ -119,6 +119,8 @@ class Evaluation:
     def __init__(self, loop: Loop, run: Run, pairs: PairSet, done: int) -> None:
         self.loop, self.run = loop, run
         self.members = Members(pairs, held_out(pairs, loop.config), loop.members.seen_in)
+        what = [(pair.id, pair.chosen, pair.rejected, pair.prompt) for pair in self.members]
+        self.of = f"{seed_of(what, decides(loop.config), loop.objective.needs_reference):016x}"  # what is measured
         self.base = self._base(done)
 
     def _base(self, done: int) -> Measured:
@@ -138,10 +140,10 @@ class Evaluation:
             except (KeyError, TypeError, ValueError) as error:
                 raise MapoError(f"{path} is damaged ({error}). Set train.evaluate_every=0 to go on without.") from None
         if done and not loop.trained.lora:
+            missing = f"{path} is missing" if self.run.evaluations() else f"{self.run.folder} was begun without it"
             raise MapoError(
-                f"train.evaluate_every: {self.run.folder} was begun without it, and once all weights have been trained "
-                "the base cannot be measured any more. Go on with --set train.evaluate_every=0, or begin again in "
-                "another --out."
+                f"train.evaluate_every: {missing}, and once all weights have been trained the base cannot be measured "
+                "any more. Go on with --set train.evaluate_every=0, or begin again in another --out."
             )
         predict = loop.trained.reference_predictor() if done else loop.trained.predictor(loop.trained.network)
         found = self.measure(predict)
@@ -199,7 +201,13 @@ class Evaluation:
         objective, settings = loop.objective, loop.config.objective.settings
         values = numbers(found, self.base, objective.needs_reference) | spent(found, self.base, objective, settings)
         size = loop.config.train.pairs_per_step
-        return {"step": step, "pairs_seen": step * size, **values, "seconds": time.perf_counter() - began}
+        return {
+            "step": step,
+            "pairs_seen": step * size,
+            **values,
+            "of": self.of,
+            "seconds": time.perf_counter() - began,
+        }
 
 
 def numbers(found: Measured, base: Measured, over_base: bool) -> dict[str, Any]:

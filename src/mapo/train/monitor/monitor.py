@@ -10,7 +10,7 @@ from typing import Any
 from mapo.devices import memory_in_use
 from mapo.encode.seen import Rows
 from mapo.errors import MapoError
-from mapo.models.checkpoints import goodness
+from mapo.models.checkpoints import best_of, checkpoints, goodness
 from mapo.pairs import PairSet
 from mapo.texts import append_lines
 from mapo.train.config import Config
@@ -82,7 +82,7 @@ class Monitor:
         names = self.config.trackers if self.processes.main else ()
         self.trackers = self.processes.each(lambda: Trackers(names, run, loop.config))
         self.evaluation = Evaluation(loop, run, pairs, done) if self.config.evaluate_every else None
-        self.best = max(map(goodness, self.processes.first(run.evaluations)), default=None)
+        self.best = self.processes.first(self._best) if self.evaluation else None
         objective = loop.config.objective
         self.alarms = Alarms(objective.name, loop.objective, objective.settings, self._leak)
         self.processes.first(self._remember)
@@ -93,6 +93,13 @@ class Monitor:
         for values in self.run.metrics():
             self.alarms.step(values)
         self.alarms.evaluated = bool(self.run.evaluations())
+
+    def _best(self) -> tuple[float, float] | None:
+        """How good the best checkpoint is that there is, of those that were measured as it is done now."""
+        assert self.evaluation is not None
+        rows = [row for row in self.run.evaluations() if row.get("of") == self.evaluation.of]
+        best = best_of(rows, checkpoints(self.run.folder))
+        return next((goodness(row) for row in rows if row["step"] == best), None)
 
     def begin(self) -> None:
         """What is done before the first step of a run."""
@@ -139,7 +146,7 @@ class Monitor:
     def _evaluate(self, evaluation: Evaluation, step: int) -> bool:
         """Measure and write it down; whether it is the best so far."""
         row = evaluation.row(step)
-        better = self.best is None or goodness(row) > self.best
+        better = step > 0 and (self.best is None or goodness(row) > self.best)  # the base is not a checkpoint
         self.best = goodness(row) if better else self.best
         if self.processes.main:
             self.loop.guarded(lambda: self._tell_evaluation(row))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -21,33 +21,37 @@ Settings = dict[str, Any]
 Lever = Callable[[Subject, Config], Iterator[Settings]]
 
 
-def smallest_change(subject: Subject, config: Config, room: int) -> Settings | None:
+def smallest_change(subject: Subject, config: Config, room: int, *, begun: bool = False) -> Settings | None:
     """The settings to change so that it fits into ``room`` bytes, as ``--set`` takes them; None where nothing helps.
+
+    Of a training that has ``begun`` only those are changed with which it may go on.
 
     A single lever where one is enough, the cheapest first; else all of them one after another until it fits, without
     those that turn out not to be needed.
     """
-    found = _found(subject, config, room)
+    levers = LATER if begun else LEVERS
+    without = tuple(lever for lever in levers if lever is not _shared)  # which excludes others
+    found = _found(subject, config, room, levers) or _found(subject, config, room, without)
     if found is None:
         return None
     now = config.model_dump()
     return {key: value for key, value in found.items() if now[key.split(".")[0]][key.split(".")[1]] != value}
 
 
-def _found(subject: Subject, config: Config, room: int) -> Settings | None:
+def _found(subject: Subject, config: Config, room: int, levers: Sequence[Lever]) -> Settings | None:
     strongest = config
-    for lever in LEVERS:
+    for lever in levers:
         strongest = changed(strongest, _most(lever, subject, strongest))
     if subject.memory(strongest) > room:
         return None
-    for lever in LEVERS:
+    for lever in levers:
         if not _fits(subject, config, _most(lever, subject, config), room):
             continue
         for settings in _possible(lever, subject, config):
             if subject.memory(changed(config, settings)) <= room:
                 return settings
     used: list[Settings] = []
-    for lever in LEVERS:
+    for lever in levers:
         now = changed(config, _together(used))
         most = _most(lever, subject, now)
         if most and subject.memory(changed(now, most)) < subject.memory(now):
@@ -96,7 +100,7 @@ def _allowed(subject: Subject, config: Config, settings: Settings) -> Config | N
         check_levers(found, Processes(Place(0, subject.world), torch.device(subject.device)))
     except MapoError:
         return None
-    return None if found.train.pair_by_pair and found.optim.in_backward else found
+    return found
 
 
 # ------------------------------------------------------------------ the levers, the cheapest first
@@ -123,6 +127,11 @@ def _half_base(subject: Subject, config: Config) -> Iterator[Settings]:
     train = config.train
     if config.adapter.kind == "lora" and train.base_precision == "float32" and train.precision != "float64":
         yield {"train.base_precision": "bfloat16"}
+
+
+def _shared(subject: Subject, config: Config) -> Iterator[Settings]:
+    if subject.world > 1 and config.train.shard == "none":
+        yield {"train.shard": "fsdp2"}
 
 
 def _checkpointing(subject: Subject, config: Config) -> Iterator[Settings]:
@@ -164,6 +173,7 @@ def _lora(subject: Subject, config: Config) -> Iterator[Settings]:
 
 
 LEVERS: tuple[Lever, ...] = (
-    _fewer_pairs, _reference_before, _half_base, _checkpointing, _pair_by_pair, _smaller_optimizer, _in_backward,
-    _half_weights, _lora,
+    _fewer_pairs, _reference_before, _half_base, _shared, _checkpointing, _pair_by_pair, _smaller_optimizer,
+    _in_backward, _half_weights, _lora,
 )  # fmt: skip
+LATER: tuple[Lever, ...] = (_fewer_pairs, _reference_before, _shared, _checkpointing, _pair_by_pair)  # see MAY_CHANGE

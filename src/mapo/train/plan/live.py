@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import cache
 from typing import Any
 
@@ -20,12 +20,13 @@ HEAP_MOST = 2**25  # glibc: larger ones go back to the system at once
 class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Inside, every storage that is made is counted from its making to its end, under the kind that is ``making``.
 
-    What asks for a number of a tensor is given 1.
+    What asks for a number of a tensor is given 1. Of the kinds that are ``shared`` only this process's part counts, one
+    of so many as they are shared ``among``.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, shared: Collection[str] = (), among: int = 1) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.device = device
+        self.device, self.shared, self.among = device, shared, among
         self.making = "activations"
         self.held: Counter[str] = Counter()  # bytes by kind, now
         self.total = self.peak = 0
@@ -59,9 +60,13 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         size = storage.nbytes()
         self._known[key] = weakref.ref(storage, lambda _: self._forget(key)), self.making, size
-        self.held[self.making] += size
-        self.total += size
+        self._add(self.making, size)
         self._look()
+
+    def _add(self, kind: str, size: int) -> None:
+        size = round(size / self.among) if kind in self.shared else size
+        self.held[kind] += size
+        self.total += size
 
     def _look(self) -> None:
         if self.total > self.peak:
@@ -69,8 +74,7 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _forget(self, key: int) -> None:
         _, kind, size = self._known.pop(key)
-        self.held[kind] -= size
-        self.total -= size
+        self._add(kind, -size)
         if self.freed < size <= HEAP_MOST:
             self.freed = size
 
@@ -86,8 +90,8 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
             reference, before, size = self._known.get(key, (None, "", 0))
             if reference is not None and before != kind:
                 self._known[key] = reference, kind, size
-                self.held[before] -= size
-                self.held[kind] += size
+                self._add(before, -size)
+                self._add(kind, size)
 
     def again(self) -> None:
         """Forget the peak."""

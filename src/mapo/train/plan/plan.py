@@ -10,7 +10,7 @@ from mapo.errors import count
 from mapo.train.config import Config
 from mapo.train.plan.disk import Disk, disk_of
 from mapo.train.plan.fit import changed, smallest_change
-from mapo.train.plan.machine import shown
+from mapo.train.plan.machine import SPARE, SPARE_BYTES, shown
 from mapo.train.plan.subject import Subject
 
 KINDS = {  # in the order in which they are told
@@ -21,6 +21,7 @@ KINDS = {  # in the order in which they are told
     "optimizer": "the optimizer's state",
     "mean": "the running mean",
     "reference": "the reference",
+    "gathered": "blocks that are gathered whole",
     "activations": "activations",
     "update": "the update's own",
     "batch": "batches",
@@ -49,9 +50,10 @@ class Change:
 class Plan:
     """What a training needs. Bytes; ``kinds`` are those of its memory at the peak of a step, by the names of ``KINDS``.
 
-    ``room`` is the memory of the ``device`` ("cpu", "cuda" or "mps"), or the size that was given. ``change`` is the
-    smallest one by which it fits; None where it fits as it is, or nothing known makes it fit. ``seconds`` is the median
-    of a step of the run that was given, and None where no step was taken there.
+    It is that of each of so many ``processes``. ``room`` is the memory of the ``device`` ("cpu", "cuda" or "mps"), or
+    the size that was given. ``change`` is the smallest one by which it fits; None where it fits as it is, or nothing
+    known makes it fit. ``seconds`` is the median of a step of the run ``timed_in``: the one that was given, or another
+    on this device with the same settings. None where no step was taken there.
     """
 
     device: str
@@ -62,6 +64,8 @@ class Plan:
     disk: Disk
     change: Change | None = None
     seconds: float | None = None
+    timed_in: str = ""
+    processes: int = 1
 
     @property
     def memory(self) -> int:
@@ -70,19 +74,20 @@ class Plan:
 
     @property
     def own_memory(self) -> int:
-        """That without what is mapped from files: anonymous memory on a CPU, all of it on a GPU."""
-        return self.memory - self.kinds.get("mapped", 0)
+        """What can be measured of it: on a CPU that without what is mapped from files, on a GPU what torch holds."""
+        return self.memory - self.kinds.get("mapped" if self.device == "cpu" else "libraries", 0)
 
     @property
     def fits(self) -> bool:
-        """Whether that is no more than there is."""
-        return self.memory <= self.room
+        """Whether there is so much; on a CPU a tenth and 200 MiB more, as the plan may be too low."""
+        return self.memory <= usable(self.room, self.device)
 
     def line(self) -> str:
         """In one line."""
         most = sorted(self.kinds.items(), key=lambda one: -one[1])[:3]
         parts = ", ".join(f"{KINDS[kind]} {shown(size)}" for kind, size in most)
-        return f"This training needs about {shown(self.memory)} of memory, of {shown(self.room)}: {parts}."
+        each = f" on each of {self.processes} devices" if self.processes > 1 else ""
+        return f"This training needs about {shown(self.memory)} of memory{each}, of {shown(self.room)}: {parts}."
 
     def advice(self) -> str:
         """What to do where it does not fit."""
@@ -96,29 +101,44 @@ class Plan:
     def lines(self) -> list[str]:
         """All of it, for people."""
         told = [f"parameters   {self.parameters:,}, of which {self.trained:,} are trained"]
-        told.append(f"memory       {shown(self.memory)} of {shown(self.room)} ({self.device})")
+        each = f" on each of {self.processes} devices" if self.processes > 1 else ""
+        told.append(f"memory       {shown(self.memory)} of {shown(self.room)} ({self.device}){each}")
         told += [f"  {shown(size):>10}  {KINDS[kind]}" for kind, size in self.kinds.items() if size >= 2**19]
         disk = self.disk
         lacks = f"{count(disk.pictures, 'picture')} and {count(disk.prompts, 'prompt')} to encode"
         told.append(f"disk         {shown(disk.bytes)} more in the cache {disk.folder} ({lacks})")
         if self.seconds is not None:
-            told.append(f"time         {self.seconds:.2f} s a step, as measured in this run")
-        told.append("It fits." if self.fits else f"It does not fit. {self.advice()}")
+            told.append(f"time         {self.seconds:.2f} s a step, as {self.timed_in} measured")
+        close = (
+            "It may not fit: a tenth and 200 MiB have to be left." if self.memory <= self.room else "It does not fit."
+        )
+        told.append("It fits." if self.fits else f"{close} {self.advice()}")
         return told
+
+
+def usable(room: int, device: str) -> int:
+    """The bytes of ``room`` that a plan may fill."""
+    return max(0, int((room - SPARE_BYTES) / (1 + SPARE))) if device == "cpu" else room
 
 
 def _told(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def make_plan(subject: Subject, config: Config, room: int, *, with_change: bool = True) -> Plan:
-    """The plan of a training, with the smallest change that makes it fit where it does not."""
+def make_plan(
+    subject: Subject, config: Config, room: int, *, with_change: bool = True, begun: bool = False
+) -> Plan:  # fmt: skip
+    """The plan of a training, with the smallest change that makes it fit where it does not.
+
+    Where it has ``begun`` it is one with which its checkpoint goes on.
+    """
     found, parameters, trained = subject.needs(config)
     kinds = {kind: found[kind] for kind in KINDS if found.get(kind)}
-    plan = Plan(subject.device, room, kinds, parameters, trained, disk_of(config, subject.model, subject.pairs))
+    disk = disk_of(config, subject.model, subject.pairs)
+    plan = Plan(subject.device, room, kinds, parameters, trained, disk, processes=subject.world)
     if plan.fits or not with_change:
         return plan
-    settings = smallest_change(subject, config, room)
+    settings = smallest_change(subject, config, usable(room, subject.device), begun=begun)
     if settings is None:
         return plan
     return replace(plan, change=Change(settings, subject.memory(changed(config, settings))))

@@ -20,14 +20,17 @@ from mapo.train.config import Config
 from mapo.train.loop import Loop
 from mapo.train.objectives import Objective
 from mapo.train.plan.kernels import attention_of, round_products
-from mapo.train.plan.live import Live
+from mapo.train.plan.live import HEAP_MOST, Live
 from mapo.train.plan.outlines import Outlines
 from mapo.train.processes.processes import Place, Processes
+from mapo.train.processes.sharded import groups_of
 from mapo.train.step import Predict
 from mapo.train.types import Batch
+from mapo.train.weights.levers import is_sharded
 from mapo.train.weights.opening import Trained, open_trained
 
 META = torch.device("meta")
+SHARED = ("mapped", "weights", "trained", "gradients", "optimizer", "mean", "reference", "update")  # with fsdp2
 PORTIONS = 2  # of a step, beyond which nothing is held that was not held before
 
 
@@ -55,9 +58,14 @@ def rehearse(
     share = math.ceil(config.train.pairs_per_step / world)
     config = config.model_copy(update={"train": config.train.model_copy(update={"pairs_per_step": share})})
     processes = Processes(Place(), META)
-    with warnings.catch_warnings(action="ignore"), Live(META) as live, attention_of(device):
+    sharded = is_sharded(config, Processes(Place(0, world), META))
+    stays = device == "cpu" and not sharded  # in its file, where it is computed with
+    live = Live(META, SHARED if sharded else (), world)
+    with warnings.catch_warnings(action="ignore"), live, attention_of(device):
         with live.of("other"), META:
-            files = Outlines(**vars(model.files), mapped=lambda tensors: live.call("mapped", tensors))
+            files = Outlines(
+                **vars(model.files), mapped=lambda tensors: live.call("mapped" if stays else "weights", tensors)
+            )
             model = open_model(files, to_train=False)
             trained = open_trained(config, model, objective, processes, None)
             for network in (trained.network, trained.reference):
@@ -73,11 +81,24 @@ def rehearse(
         live.again()
         loop.one_step(0, iter(batches))
     kinds = {**live.at_peak, "batch": 2 * live.at_peak.get("batch", 0)}  # the next one waits
-    if world > 1:
+    if sharded:
+        kinds["gathered"] = _gathered(trained)
+    elif world > 1:
         kinds["gradients"] = kinds.get("gradients", 0) + sum(_bytes(p) for p in trained.parameters.values())
     of_all = [p for one in (trained.denoiser, *trained.encoders.values()) for p in one.parameters()]
     numbers = sum(p.numel() for p in of_all), sum(p.numel() for p in trained.parameters.values())
-    return Rehearsed(kinds, *numbers, live.freed)
+    laid_out = (_bytes(p) for p in of_all if _bytes(p) <= HEAP_MOST)  # anew by kernels of the CPU, in memory of theirs
+    return Rehearsed(kinds, *numbers, max(live.freed, *laid_out))
+
+
+def _gathered(trained: Trained) -> int:
+    """Bytes of what a process holds whole where weights are shared: what lies in no block, of two blocks the weights,
+    as the next one is fetched meanwhile, and of one the gradients, which are copied before they are added up.
+    """
+    *blocks, rest = groups_of(trained.network).values()
+    weights = max((sum(map(_bytes, block)) for block in blocks), default=0)
+    gradients = max((sum(_bytes(one) for one in block if one.requires_grad) for block in [*blocks, rest]), default=0)
+    return sum(map(_bytes, rest)) + 2 * weights + 2 * gradients
 
 
 def _bytes(tensor: Tensor) -> int:

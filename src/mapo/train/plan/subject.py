@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mapo.encode.seen import frames_of, what_training_sees, with_chunks
-from mapo.errors import MapoError
-from mapo.models import Opened, find_model, open_model
+from mapo.errors import MapoError, count
+from mapo.models import Opened, TokenModel, find_model, open_model
 from mapo.pairs import PairSet
 from mapo.train.batches import Members
 from mapo.train.config import Config
@@ -16,8 +16,57 @@ from mapo.train.objectives.own import objective_named
 from mapo.train.plan.machine import beside
 from mapo.train.plan.rehearsal import rehearse
 from mapo.train.weights.adapters import check_adapter
+from mapo.train.weights.blocks import number_of_blocks
 
-SMALL = 20  # a training that surely takes less than this part of the memory need not be planned
+
+def open_named(config: Config, *, weights: bool) -> tuple[Opened, PairSet]:
+    """The model and the set of a training; MapoError where this model is not trained so.
+
+    Without ``weights`` the model's small files are enough.
+    """
+    pairs, data = PairSet(Path(config.pairs)), config.data
+    files = find_model(
+        config.model, weights=weights, clip_skip=data.clip_skip, vae=config.vae, prediction=config.prediction,
+        long_prompts=data.long_prompts, loras=config.loras,
+    )  # fmt: skip
+    model = with_chunks(open_model(replace(files, guidance=config.train.guidance)), pairs)
+    _check_trainable(config, model)
+    model.layout.checked(data.resolution)
+    return model, pairs
+
+
+def _check_trainable(config: Config, model: Opened) -> None:
+    """MapoError where this adapter is not for this family, or the model is one for few steps."""
+    if config.adapter.kind not in model.adapters:
+        raise MapoError(
+            f"{model.files.name} is trained with a LoRA only: --adapter {config.adapter.kind} would need its weights "
+            "several times in memory. Use --adapter lora."
+        )
+    if config.adapter.text_encoders and not isinstance(model, TokenModel):
+        raise MapoError(
+            f"adapter.text_encoders: {model.files.name} is a {model.files.pipeline_class}; only the text encoders of "
+            "SDXL and Stable Diffusion 1 and 2 are trained. Leave it out."
+        )
+    every = int(config.train.gradient_checkpointing)
+    if every > 1 and every > (most := number_of_blocks(model.outline(model.denoiser_part))):
+        raise MapoError(
+            f"train.gradient_checkpointing={every}: {model.files.name} has {count(most, 'block')}, so none "
+            f"would be computed twice. Take a number up to {most}, or true for all of them."
+        )
+    if (why := distilled(model)) and not config.train.allow_distilled:
+        raise MapoError(
+            f"{why} Train the model that it was made from, or train it all the same with --allow-distilled."
+        )
+
+
+def distilled(model: Opened) -> str:
+    """What training does to a model for few steps, in sentences; empty where it is none."""
+    if not (why := model.distilled):
+        return ""
+    return (
+        f"{model.files.name} is a distilled model. {why} Training on the denoising error undoes that: pictures in few "
+        "steps become blurred."
+    )
 
 
 @dataclass(frozen=True)
@@ -46,8 +95,8 @@ class Subject:
         """All bytes with these settings."""
         return sum(self.needs(config)[0].values())
 
-    def surely_small(self, config: Config, room: int) -> bool:
-        """Whether a training takes so little that rehearsing it would be a waste: by a bound that is far too high."""
+    def most(self, config: Config) -> int:
+        """A bound of a training's tensors that is far too high, and known without a rehearsal."""
         outline = self.model.outline(self.model.denoiser_part)
         sides = [p.shape[0] for p in outline.parameters() if p.ndim > 1]
         frame = max(
@@ -57,20 +106,14 @@ class Subject:
         images = 2 * min(config.train.pairs_per_device or config.train.pairs_per_step, config.train.pairs_per_step)
         layers = sum(1 for module in outline.modules() if not any(True for _ in module.children()))
         activations = 4 * images * height * width * max(sides, default=1) * layers
-        return 32 * sum(p.numel() for p in outline.parameters()) + activations < room / SMALL
+        return 32 * sum(p.numel() for p in outline.parameters()) + activations
 
 
 def open_subject(config: Config, device: str, world: int = 1) -> Subject:
     """Open what ``config`` names, without weights; MapoError where it cannot be trained so."""
     objective = objective_named(config.objective.name)
-    pairs, data = PairSet(Path(config.pairs)), config.data
-    files = find_model(
-        config.model, weights=False, clip_skip=data.clip_skip, vae=config.vae, prediction=config.prediction,
-        long_prompts=data.long_prompts, loras=config.loras,
-    )  # fmt: skip
-    model = with_chunks(open_model(replace(files, guidance=config.train.guidance)), pairs)
-    if config.adapter.kind not in model.adapters:
-        raise MapoError(f"{model.files.name} is trained with a LoRA only. Use --adapter lora.")
+    model, pairs = open_named(config, weights=False)
+    data = config.data
     check_adapter(model, config.adapter)
     seen = what_training_sees(
         pairs, model, split=data.split, ties=data.ties, resolution=data.resolution, buckets=data.buckets

@@ -36,13 +36,23 @@ def shard(network: nn.Module, processes: Processes) -> None:
     weights may be moved or loaded between any two.
     """
     mesh = init_device_mesh(processes.device.type, (processes.world,))
+    for module in groups_of(network):
+        fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        if processes.device.type == "cpu" and isinstance(module, FSDPModule):
+            module.set_force_sum_reduction_for_comms(True)  # gloo of torch 2.8 takes a mean for a sum
+
+
+def groups_of(network: nn.Module) -> dict[nn.Module, list[nn.Parameter]]:
+    """What is gathered at a time, with its parameters: blocks, inner ones first, and last what is in none of them."""
     lists = (getattr(module, "_no_split_modules", None) or () for module in network.modules())
     names = {name for found in lists for name in found}
-    for module in reversed(list(network.modules())):  # inner ones first
+    groups: dict[nn.Module, list[nn.Parameter]] = {}
+    taken = set[nn.Parameter]()
+    for module in reversed(list(network.modules())):
         if module is network or type(module).__name__ in names:
-            fully_shard(module, mesh=mesh, reshard_after_forward=True)
-            if processes.device.type == "cpu" and isinstance(module, FSDPModule):
-                module.set_force_sum_reduction_for_comms(True)  # gloo of torch 2.8 takes a mean for a sum
+            groups[module] = [one for one in module.parameters() if one not in taken]
+            taken.update(groups[module])
+    return groups
 
 
 def own(tensor: Tensor) -> Tensor:

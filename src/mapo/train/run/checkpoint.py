@@ -98,8 +98,10 @@ def why_damaged(folder: Path) -> str:
         return "its state.json cannot be read"
     except (OSError, SafetensorError):
         return f"{file.name} is cut off or missing"
-    if not isinstance(state.get("step"), int):
+    if not isinstance(step := state.get("step"), int):
         return "its state.json lacks the step"
+    if folder.name.startswith("step-") and folder.name != f"step-{step:08d}":
+        return f"its state.json is that of step {step}"
     saved = state.get("checksums")
     changed = [n for n, value in (saved if isinstance(saved, dict) else {}).items() if checksum_of(folder / n) != value]
     return f"{changed[0]} is not as it was saved" if changed else ""

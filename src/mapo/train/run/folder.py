@@ -59,6 +59,7 @@ class Run:
         self.log, self.alarm_log = folder / "metrics.jsonl", folder / "alarms.jsonl"
         self.evaluation_log, self.evaluation_base = folder / EVALUATIONS, folder / "evaluation_base.json"
         self.change_log, self._settings = folder / "changes.jsonl", folder / "config.toml"
+        self.last_line: Mapping[str, float] = {}  # of the last step that was logged
 
     def __fspath__(self) -> str:
         return str(self.folder)
@@ -148,6 +149,8 @@ class Run:
         for log in (self.log, self.evaluation_log, self.alarm_log, self.change_log):
             if log.exists():
                 self._cut(log, step)
+        if step:
+            self._add_torn(step)
         if before and step and (changed := changed_settings(config, before)):
             append_lines(self.change_log, [{"step": step, "changed": changed}])
             LOG.info(f"From step {step} on with other settings: {told_changes(changed)}.")
@@ -163,6 +166,13 @@ class Run:
             raise MapoError(f"{log} is damaged: a line is not that of a step. {REMEDY}")
         kept = [line for line in lines if line["step"] <= step]
         write_text(log, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+
+    def _add_torn(self, step: int) -> None:
+        """Add the line of the step of a checkpoint where it was not whole on the disk: the checkpoint has it too."""
+        line = read_state(self.checkpoint_at(step)).get("line")
+        rows = self.metrics()
+        if isinstance(line, dict) and line.get("step") == step and (rows[-1]["step"] if rows else 0) == step - 1:
+            append_lines(self.log, [line])
 
     def _refuse_another(self, config: Config, checkpoint: Path | None, identity: Identity, allow_change: bool) -> None:
         before, state = self.before(), read_state(checkpoint) if checkpoint else None
@@ -219,6 +229,7 @@ class Run:
     def log_step(self, values: Mapping[str, float]) -> None:
         """Add the line of one step."""
         append_lines(self.log, [values])
+        self.last_line = values
 
     def keep(self, rule: int | str) -> None:
         """Remove the checkpoints that the ``rule`` (``train.keep_checkpoints``) does not keep; the newest one, which is
@@ -270,10 +281,12 @@ class Run:
             about["base_revision"] = files.without_named_loras().revision()
         return about
 
-    def finish(self, config: Config, model: Opened, step: int, sensitive: bool) -> None:
-        """Write ``run.json``, which says that the weights are whole and what they stand on."""
+    def finish(self, config: Config, model: Opened, sensitive: bool, device: str, processes: int) -> None:
+        """Write ``run.json``: that the weights are whole, what they stand on, and what they were trained on."""
+        step = config.train.steps
         about = {"format": FORMAT, "version": VERSION, **self.about(config, model, sensitive)}
         about |= {"steps": step, "pairs_seen": step * config.train.pairs_per_step}
+        about |= {"device": device, "processes": processes}  # of the last steps
         about["denoiser"] = f"weights/{model.denoiser_part}"
         if config.adapter.kind == "lora":
             about["denoiser"] = "weights"

@@ -8,6 +8,15 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from mapo.train.weights.speed import blocks_of
+
+
+def number_of_blocks(network: nn.Module) -> int:
+    """How many blocks a denoiser of diffusers has that it can compute twice; the weights need not be there."""
+    resnets = sum(type(module).__name__ == "ResnetBlock2D" for module in network.modules())
+    first_of_middle = bool(getattr(getattr(network, "mid_block", None), "resnets", ()))  # is always held
+    return len(blocks_of(network)) + resnets - first_of_middle
+
 
 def checkpoint_blocks(network: nn.Module, every: int) -> None:
     """Let every ``every``-th block of a denoiser of diffusers compute its activations twice; 1: all of them.

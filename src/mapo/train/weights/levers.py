@@ -1,4 +1,4 @@
-"""What the memory levers cannot have, said before anything is loaded."""
+"""What settings cannot have together, or with this device and these processes, said before anything is loaded."""
 
 from __future__ import annotations
 
@@ -6,8 +6,18 @@ from mapo.errors import MapoError
 from mapo.train.config import Config
 from mapo.train.processes.processes import Processes
 from mapo.train.weights.optimizers import check_optimizer
+from mapo.train.weights.speed import check_speed
 
+NOT_TOGETHER = {("bfloat16", "float16"), ("float64", "float16"), ("float64", "bfloat16")}  # precision, base_precision
 LEAST_RATE = 1e-6  # of an update that is rounded at random: below, the rounding moves weights further than the gradient
+
+
+def check_settings(config: Config, processes: Processes) -> None:
+    """MapoError where settings cannot be trained with here: `train` and `plan` refuse the same."""
+    _check_shares(config, processes)
+    _check_precisions(config, processes)
+    check_levers(config, processes)
+    check_speed(config, processes.device)
 
 
 def check_levers(config: Config, processes: Processes) -> None:
@@ -19,6 +29,25 @@ def check_levers(config: Config, processes: Processes) -> None:
         _check_weights(config)
     if is_sharded(config, processes):
         _check_shard(config)
+
+
+def _check_shares(config: Config, processes: Processes) -> None:
+    """Every process needs a pair of each step."""
+    size, world = config.train.pairs_per_step, processes.world
+    if size < world:
+        raise MapoError(f"train.pairs_per_step is {size}, but there are {world} processes. Make it at least {world}.")
+
+
+def _check_precisions(config: Config, processes: Processes) -> None:
+    """MapoError where two precisions do not go together, or the device has not the one."""
+    precision, base = config.train.precision, config.train.base_precision
+    if precision == "float64" and processes.device.type == "mps":
+        raise MapoError("train.precision=float64: this GPU has no such numbers. Train with float32.")
+    if config.adapter.kind == "lora" and (precision, base) in NOT_TOGETHER:
+        raise MapoError(
+            f"train.base_precision={base} does not go together with train.precision={precision}. Set train.precision "
+            f"to {'float32' if base == 'float16' else 'float32 or bfloat16'}."
+        )
 
 
 def is_sharded(config: Config, processes: Processes) -> bool:
@@ -56,6 +85,11 @@ def _check_shard(config: Config) -> None:
 
 def _check_in_backward(config: Config, world: int) -> None:
     train = config.train
+    if train.pair_by_pair:
+        raise MapoError(
+            "train.pair_by_pair=true does not go together with optim.in_backward=true, which moves the weights after "
+            "the chosen pictures, before the gradient of the rejected ones is known. Leave one of them out."
+        )
     if config.optim.clip_norm:
         raise MapoError(
             "optim.in_backward: the norm of the whole gradient is known only after the weights have moved, so it "

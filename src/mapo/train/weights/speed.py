@@ -46,8 +46,8 @@ def speed_up(denoiser: nn.Module, config: Config) -> None:
     The names of its parameters stay. A block is compiled once, however often it is repeated, and not the whole network,
     which would take many times as long.
     """
-    if config.train.tf32:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    if not any(parameter.is_meta for parameter in denoiser.parameters()):  # else nothing is computed with it
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.train.tf32
     if config.train.channels_last:
         denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.train.compile:
