@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mapo.encode.cache import Cache
 from mapo.encode.frame import Frame, square
-from mapo.errors import DivergedError, MapoError, SaidElsewhere, StepFailed, count
+from mapo.errors import DivergedError, MapoError, SaidElsewhere, SpoiledError, StepFailed, count
 from mapo.train.batches import Members, assemble, draws, portions, prefetched, rows_at
 from mapo.train.config import Config
 from mapo.train.late import Late, Told
@@ -228,7 +228,7 @@ class Loop:
             raise DivergedError(self._bad_losses(told))
         norm = {"grad_norm": found.pop()} if told.with_norm else {}
         if not all(map(math.isfinite, norm.values())):
-            raise DivergedError(self._bad_gradient(told))
+            raise (SpoiledError if self.trained.updater.in_backward else DivergedError)(self._bad_gradient(told))
         self._asked = self._asked or stop > 0
         size = self.config.train.pairs_per_step
         means = {name: value / size for name, value in zip(told.names, found, strict=True)}
@@ -296,8 +296,10 @@ class Loop:
 
     def _bad_gradient(self, told: Told) -> str:
         batch = self.batch_at(self.micro_batches(told.step)[-1])
+        spoiled = ", and with optim.in_backward weights have moved by it already. "
+        weights = spoiled if self.trained.updater.in_backward else "; the weights were left as they were. "
         return (
-            f"Step {told.step + 1}: the gradient is not finite; the weights were left as they were. "
+            f"Step {told.step + 1}: the gradient is not finite{weights}"
             f"{'Pair' if len(batch.ids) == 1 else 'Pairs'} {', '.join(batch.ids[:5])}, timesteps "
             f"{batch.timesteps[:5].tolist()}. Try a lower optim.lr, "
             "or train.precision=float32."
