@@ -121,8 +121,8 @@ def make_index(model: str, folder: Path) -> None:
     (folder / "model_index.json").write_text(json.dumps(index))
 
 
-def make_model(folder: Path, model: str = "sdxl") -> Path:
-    """The pipeline folder; what is there already stays."""
+def make_model(folder: Path, model: str = "sdxl", *, weights: bool = True) -> Path:
+    """The pipeline folder; what is there already stays. Without ``weights`` it has the parts' configurations alone."""
     import torch
     from diffusers import AutoencoderKL, SD3Transformer2DModel, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTokenizer
@@ -138,7 +138,14 @@ def make_model(folder: Path, model: str = "sdxl") -> Path:
         tokenizer.save_pretrained(folder / name)
 
     def make(part: str, build: Any) -> None:
-        if not (folder / part / "whole").exists():
+        if not weights:
+            with torch.device("meta"):
+                network = build()
+            if hasattr(network, "save_config"):
+                network.save_config(folder / part)
+            else:
+                network.config.save_pretrained(folder / part)
+        elif not (folder / part / "whole").exists():
             torch.manual_seed(0)
             torch.set_default_dtype(torch.float16)
             network = build()

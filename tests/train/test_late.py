@@ -2,21 +2,32 @@
 
 import math
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from test_train import assert_same, run
 
+from mapo.encode.frame import square
 from mapo.errors import DivergedError
+from mapo.models import find_model, open_model
 from mapo.pairs import PairSet
 from mapo.train import loop
-from mapo.train.batches import rows_at
-from mapo.train.config import OptimConfig
+from mapo.train.batches import Members, rows_at
+from mapo.train.config import OptimConfig, make_config
 from mapo.train.late import Late
 from mapo.train.loop import Loop
+from mapo.train.objectives import OBJECTIVES
+from mapo.train.plan import rehearsal
+from mapo.train.plan.live import Live
+from mapo.train.plan.outlines import Outlines
+from mapo.train.plan.rehearsal import META
+from mapo.train.processes.processes import Place, Processes
 from mapo.train.run.folder import Run
+from mapo.train.weights.opening import open_trained
 from mapo.train.weights.updater import AtEnd
 
 HERE = str(Path(loop.__file__).parents[1])  # the package
@@ -146,3 +157,104 @@ def test_an_update_is_left_out_whole_where_a_step_was_bad(fused):
         else:
             assert kept is None or not torch.equal(now["p"], kept["p"])
         kept = now
+
+
+class Waits(Live):
+    """What would wait for a GPU, whoever asks: numbers and copies to the CPU, and sizes that follow from numbers.
+
+    On the meta device, where nothing has numbers, they cannot be read unseen.
+    """
+
+    SIZES = ("nonzero", "masked_select", "unique", "_unique2", "bincount", "equal", "repeat_interleave.Tensor")
+
+    def __init__(self):
+        super().__init__(META)
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name, to = str(func), torch.device((kwargs or {}).get("device") or "meta")
+        on_device = any(isinstance(one, torch.Tensor) and one.is_meta for one in args)
+        copied = ("_to_copy" in name and to.type == "cpu") or ("copy_" in name and not args[0].is_meta)
+        if on_device and (
+            "_local_scalar_dense" in name or copied or any(f"aten.{size}" in name for size in self.SIZES)
+        ):
+            self.seen.append(name)
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+def waits_of_a_step(folder, sections, objective="mapo"):
+    """What the second step of a training on a GPU would wait for, by name."""
+    config = make_config(
+        {"model": "mini", "pairs": "none", "objective": {"name": objective}, **sections}
+        | {"train": {"pairs_per_step": 2, "steps": 9, **sections.get("train", {})}}
+    )
+    found, shown = OBJECTIVES[objective], Members.__new__(Members)
+    shown.weights, shown.certain, shown.seen_in, shown.rows = np.ones(4), True, None, np.arange(4)
+    with pytest.MonkeyPatch.context() as patch, Waits() as waits, META:
+        patch.setattr(sys.modules["torch.optim.adam"], "_device_dtype_check_for_fused", lambda *rest: None)
+        model = open_model(Outlines(**vars(find_model(str(folder)))), to_train=False)
+        trained = open_trained(config, model, found, Processes(Place(), META), None)
+        trained.predictor = lambda network: lambda x_t, *rest: model.predict(network, x_t.to(trained.dtype), *rest)
+        for part in getattr(trained.updater, "updater", trained.updater).parts:
+            if type(part.optimizer) is torch.optim.AdamW:
+                for group in (part.optimizer.defaults, *part.optimizer.param_groups):
+                    group["fused"] = True
+        loop = Loop(config, found, Processes(Place(), META), shown, None, trained)
+        portions = len(loop.micro_batches(0))
+        for step in range(2):
+            batches = [rehearsal._batch(loop, 2 // portions, [square(model.layout.side)]) for _ in range(portions)]
+            waits.seen.clear()
+            loop.one_step(step, iter(batches))
+    return waits.seen
+
+
+MASTER, ROUNDED = ({"train": {"weights": f"bfloat16-{kind}"}} for kind in ("master", "stochastic"))
+ADAFACTOR = {"optim": {"name": "adafactor"}}
+IN_BACKWARD = {"in_backward": True, "clip_norm": 0}
+UPDATERS = {
+    "adamw": {}, "adafactor": ADAFACTOR, "masters": MASTER, "rounded": ROUNDED, "masters-adafactor": MASTER | ADAFACTOR,
+    "rounded-adafactor": ROUNDED | ADAFACTOR, "in-backward": {"optim": IN_BACKWARD},
+    "rounded-adafactor-in-backward": ROUNDED | {"optim": {"name": "adafactor", **IN_BACKWARD}},
+    "portions": {"train": {"pairs_per_device": 1}}, "rounded-portions": {"train": {**ROUNDED["train"], "pairs_per_device": 1}},
+    "ema": {"train": {"ema": 0.9}}, "checkpointing": {"train": {"gradient_checkpointing": True}},
+    "pair-by-pair": {"train": {"pair_by_pair": True}}, "lora": {"adapter": {"kind": "lora"}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sections", UPDATERS.values(), ids=UPDATERS)
+def test_a_step_waits_for_nothing_whichever_the_updater_also_not_in_a_library(sdxl, sections):
+    assert waits_of_a_step(sdxl, sections) == []
+
+
+@pytest.mark.parametrize("objective", ["dpo", "sdpo", "sft"])
+def test_a_step_waits_for_nothing_whichever_the_objective(sdxl, objective):
+    assert waits_of_a_step(sdxl, {}, objective) == []
+
+
+def test_kto_which_needs_a_mean_before_its_gradient_waits(sdxl):
+    assert waits_of_a_step(sdxl, {}, "kto") != []
+
+
+@pytest.mark.skipif(find_spec("torchao") is None, reason="torchao is not installed")
+@pytest.mark.parametrize("optim", [{}, IN_BACKWARD])
+def test_8_bit_adamw_asks_once_a_step_whether_all_was_finite(sdxl, optim):
+    assert waits_of_a_step(sdxl, {"optim": {"name": "adamw8bit", **optim}}) == ["aten._local_scalar_dense.default"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("sections", UPDATERS.values(), ids=UPDATERS)
+def test_a_gpu_is_not_waited_for(tmp_path, sdxl, pairs, cache, monkeypatch, sections):
+    one_step = Loop.one_step
+
+    def watched(self, step, batches):
+        given = [next(batches) for _ in self.micro_batches(step)]
+        torch.cuda.set_sync_debug_mode("error" if step else "default")  # the first makes what is kept
+        try:
+            return one_step(self, step, iter(given))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(Loop, "one_step", watched)
+    kind = sections.get("adapter", {}).get("kind", "full")
+    settings = {"precision": "float32", "steps": 3, **sections.get("train", {}), "optim": sections.get("optim", {})}
+    assert len(run(tmp_path / "r", sdxl, pairs, cache, kind=kind, **settings)) == 3

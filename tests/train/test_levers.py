@@ -99,7 +99,11 @@ def test_one_batch_of_four_is_four_of_one_accumulated(tmp_path, sdxl, pairs, cac
     train = partial(go, model=sdxl, pairs=pairs, cache=cache, kind=kind, precision="float64", steps=3, **settings)
     assert_same(train(tmp_path / "four", pairs_per_device=1), train(tmp_path / "one"))
     four, one = (load(tmp_path / name) for name in ("four", "one"))
-    assert all(torch.allclose(four[k], one[k], rtol=1e-9, atol=1e-9) for k in one)
+    eight_bits = (
+        settings.get("optim", {}).get("name") == "adamw8bit"
+    )  # where rounding may take a moment to the next code
+    close = [torch.isclose(four[k], one[k], rtol=1e-9, atol=1e-9).flatten() for k in one]
+    assert torch.cat(close).double().mean() > 0.999 if eight_bits else all(same.all() for same in close)
 
 
 def load(folder):
@@ -136,13 +140,17 @@ def test_in_the_backward_pass_a_loss_that_is_not_finite_moves_no_weight_nor_does
         assert not math.isfinite(updater.end(GOOD)) and torch.equal(weight.detach(), torch.ones(3))
 
 
-def test_in_the_backward_pass_a_gradient_that_is_not_finite_is_told_though_weights_have_moved():
-    weight, other = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.zeros(3))
-    updater = InBackward({"w": weight, "o": other}, OptimConfig(lr=0.1, clip_norm=0), 10)
-    updater.begin(4)
-    updater.backward((weight * other.sqrt()).sum())  # whose gradient is infinite
-    with pytest.raises(DivergedError, match=r"Step 5: the gradient is not finite, and with optim.in_backward weights"):
-        updater.end(GOOD)
+def test_in_the_backward_pass_the_device_can_leave_out_a_step_whose_loss_is_bad_and_those_after_it():
+    weight = torch.nn.Parameter(torch.ones(4, 4))
+    updater = InBackward({"w": weight}, OptimConfig(name="adafactor", lr=0.1, clip_norm=0), 10)
+    kept = []
+    for step, loss in enumerate((lambda: weight.sum(), lambda: (weight / 0).sum(), lambda: weight.sum())):
+        updater.begin(step)
+        updater.backward(loss())
+        assert math.isfinite(updater.end(GOOD)) == (step == 0)
+        kept.append({"w": weight.detach().clone(), **{name: t.clone() for name, t in updater.state().items()}})
+    assert updater.on_device and not torch.equal(kept[0]["w"], torch.ones(4, 4))
+    assert all(torch.equal(kept[0][name], later[name]) for later in kept[1:] for name in later)
 
 
 def test_a_run_whose_weights_were_spoilt_keeps_its_last_checkpoint_and_no_other(tmp_path, sdxl, pairs, cache):
@@ -158,8 +166,9 @@ def test_a_run_whose_weights_were_spoilt_keeps_its_last_checkpoint_and_no_other(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(InBackward, "end", bad)
-        with pytest.raises(DivergedError, match=r"Step 4: .*What was trained up to step 2 is kept"):
+        with pytest.raises(DivergedError, match=r"Step 4: .*What was trained up to step 2 is kept") as stopped:
             go(tmp_path / "r", sdxl, pairs, cache, **settings)
+    assert "the gradient is not finite, and with optim.in_backward weights have moved by it" in str(stopped.value)
     assert calls == [2, 3]
     assert [p.name for p in (tmp_path / "r" / "checkpoints").iterdir()] == ["step-00000002"]
 
@@ -259,6 +268,64 @@ def test_adafactor_moves_a_convolution_alike_wherever_its_channels_lie(keep):
         updater.end(GOOD)
         got.append(kernel.detach().float().contiguous())
     assert torch.allclose(*got, atol=1e-6 if keep is None else 1e-2) and not torch.equal(got[0], torch.ones(8, 4, 3, 3))
+
+
+SHAPES = {"kernel": (6, 4, 3, 3), "matrix": (5, 7), "bias": (5,), "one": (1,)}
+
+
+@pytest.mark.parametrize("decay", [0, 0.1])
+def test_adafactor_is_that_of_torch_but_for_rounding_and_takes_up_its_state(decay):
+    generator = torch.Generator().manual_seed(0)
+    start = {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+    ours, theirs = ([torch.nn.Parameter(tensor.clone()) for tensor in start.values()] for _ in range(2))
+    how = {"lr": 0.05, "eps": (1e-15, 0.5), "weight_decay": decay}
+    made = optimizers.Adafactor(ours, **how), torch.optim.Adafactor(theirs, **how)
+    for step in range(5):
+        for one, other in zip(ours, theirs, strict=True):
+            one.grad = torch.randn(one.shape, generator=generator) * 10 ** (step - 2)
+            other.grad = one.grad.clone()
+        for optimizer in made:
+            optimizer.step()
+        for one, other in zip(ours, theirs, strict=True):
+            assert torch.allclose(one, other, rtol=1e-5, atol=1e-7)
+            kept, its = made[0].state[one], made[1].state[other]
+            assert kept.keys() == its.keys()
+            assert all(
+                torch.allclose(kept[key], its[key], rtol=1e-5) and kept[key].shape == its[key].shape for key in its
+            )
+    assert not any(torch.allclose(one, tensor, atol=1e-2) for one, tensor in zip(ours, start.values(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+@pytest.mark.parametrize("kept", ["plain", "master", "stochastic"])
+def test_a_bad_step_that_the_device_leaves_out_changes_nothing_however_weights_are_kept(name, kept):
+    config = OptimConfig(name=name, lr=0.1)
+    start = {key: torch.linspace(-1, 1, math.prod(shape)).view(shape) for key, shape in SHAPES.items()}
+    how = {
+        "plain": None,
+        "master": lambda key, p: WithMaster(p, config, start[key].clone()),
+        "stochastic": lambda key, p: Rounded(p, config, 0, key),
+    }[kept]
+    dtype = torch.float32 if kept == "plain" else torch.bfloat16
+    parameters = {key: torch.nn.Parameter(tensor.to(dtype, copy=True)) for key, tensor in start.items()}
+    updater = AtEnd(parameters, config, 10, keep=how)
+    for part in updater.parts if name == "adamw" else ():
+        for group in (part.optimizer.defaults, *part.optimizer.param_groups):
+            group["fused"] = True  # as on a GPU
+    assert updater.on_device
+    before = None
+    for step, (factor, good) in enumerate([(1.0, True), (math.nan, True), (1.0, False), (1.0, True)]):
+        updater.begin(step)
+        updater.backward(sum((p.float() * factor).sum() for p in parameters.values()))
+        norm = updater.end(torch.tensor(good))
+        now = {**updater.state(), **updater.weights(), **{f"{key} itself": p for key, p in parameters.items()}}
+        now = {key: tensor.detach().clone() for key, tensor in now.items()}
+        if step in (1, 2):
+            assert norm.isfinite() == (step == 2)
+            assert [key for key in now if not torch.equal(now[key], before[key])] == []
+        elif before:
+            assert not any(torch.equal(now[key], before[key]) for key in start)
+        before = now
 
 
 def test_random_rounding_is_right_on_average_and_leaves_what_bfloat16_has():

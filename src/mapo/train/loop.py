@@ -15,7 +15,15 @@ from torch import Tensor
 
 from mapo.encode.cache import Cache
 from mapo.encode.frame import Frame, square
-from mapo.errors import DivergedError, MemoryFull, SaidElsewhere, StepFailed, count, is_out_of_memory
+from mapo.errors import (
+    DivergedError,
+    MemoryFull,
+    SaidElsewhere,
+    SpoiledError,
+    StepFailed,
+    count,
+    is_out_of_memory,
+)
 from mapo.train.batches import Draw, Members, assemble, draws, portions, prefetched, rows_at
 from mapo.train.config import Config
 from mapo.train.late import Late, Told
@@ -244,7 +252,7 @@ class Loop:
             raise DivergedError(self._bad_losses(told))
         norm = {"grad_norm": found.pop()} if told.with_norm else {}
         if not all(map(math.isfinite, norm.values())):
-            raise DivergedError(self._bad_gradient(told))
+            raise (SpoiledError if self.trained.updater.in_backward else DivergedError)(self._bad_gradient(told))
         self._asked = self._asked or stop > 0
         size = self.config.train.pairs_per_step
         means = {name: value / size for name, value in zip(told.names, found, strict=True)}
@@ -315,9 +323,11 @@ class Loop:
         drawn = [self.drawn_at([told.step * size + place])[0] for place in range(min(size, NAMED))]
         named = ", ".join(f"{self.members[draw.row].id} (timestep {int(draw.time)})" for draw in drawn)
         rest = f" and {size - NAMED} more" if size > NAMED else ""
+        spoiled = ", and with optim.in_backward weights have moved by it already. "
+        weights = spoiled if self.trained.updater.in_backward else "; the weights were left as they were. "
         return (
-            f"Step {told.step + 1}: the gradient is not finite; the weights were left as they were. It is that of "
-            f"{count(size, 'pair')} together: {named}{rest}. Try a lower optim.lr, or train.precision=float32."
+            f"Step {told.step + 1}: the gradient is not finite{weights}It is that of {count(size, 'pair')} together: "
+            f"{named}{rest}. Try a lower optim.lr, or train.precision=float32."
         )
 
 

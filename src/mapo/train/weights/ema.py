@@ -27,6 +27,11 @@ class WithMean:
         """That of the step."""
         return self.updater.rate
 
+    @property
+    def in_backward(self) -> bool:
+        """As the updater says."""
+        return self.updater.in_backward
+
     def begin(self, step: int) -> None:
         """Begin the step."""
         self.step = step + 1

@@ -1,4 +1,4 @@
-"""The optimizers by name, and their state as plain tensors."""
+"""The optimizers by name, their state as plain tensors, and Adafactor, which waits for no number of the device."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ STATES = {  # what each optimizer has of a parameter that was moved
     "AdamW8bit": ({"step", "exp_avg", "exp_avg_sq"},),
     "Adafactor": ({"step", "variance"}, {"step", "row_var", "col_var"}),
 }
+DECAY = -0.8  # the share of a step in Adafactor's second moments, as a power of the steps so far
 
 
 def check_optimizer(config: OptimConfig) -> None:
@@ -40,7 +41,7 @@ def make_optimizer(groups: Iterable[dict[str, Any]], config: OptimConfig) -> tor
     if config.name == "adafactor":
         # The rate is multiplied by the root mean square of a tensor where that is above the second number of eps.
         # With 1 the rate is AdamW's distance, but for tensors of larger numbers than the weights of a network are.
-        return torch.optim.Adafactor(groups, lr=lr, eps=(1e-15, 1.0), weight_decay=decay)
+        return Adafactor(groups, lr=lr, eps=(1e-15, 1.0), weight_decay=decay)
     if config.name == "adamw8bit":
         with _unheard():
             from torchao.optim import AdamW8bit
@@ -70,15 +71,20 @@ def set_rates(optimizer: torch.optim.Optimizer, rate: float) -> None:
             group["lr"] = rate * group["share"]
 
 
-def step(optimizer: torch.optim.Optimizer, good: Tensor | None = None) -> None:
-    """Move the parameters, where ``good`` "" is true. A fused optimizer decides it on the device, without waiting.
+def decides_on_device(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the device itself can leave out an optimizer's update. Of the others torchao's is the one on a GPU."""
+    return isinstance(optimizer, Adafactor) or bool(optimizer.defaults.get("fused"))
 
-    torchao compiles its steps, which on a CPU takes minutes and gains little: not there.
+
+def step(optimizer: torch.optim.Optimizer, good: Tensor | None = None) -> None:
+    """Move the parameters, where ``good`` "" is true; only for one that :func:`decides_on_device`.
+
+    torchao compiles its steps, which on a CPU takes minutes and gains little: not there, nor where nothing is computed.
     """
-    if good is not None and optimizer.defaults.get("fused"):
+    if isinstance(optimizer, Adafactor):
+        optimizer.good = good
+    elif good is not None:
         optimizer.found_inf, optimizer.grad_scale = (~good).float(), None  # type: ignore[attr-defined]
-    elif good is not None and not bool(good):
-        return
     device = optimizer.param_groups[0]["params"][0].device.type
     eager = type(optimizer).__module__.startswith("torchao") and device in ("cpu", "meta")
     with torch.compiler.set_stance("force_eager") if eager else contextlib.nullcontext():
@@ -105,7 +111,6 @@ def load_optimizer_tensors(
 ) -> None:
     """Put back what :func:`optimizer_tensors` took out. ValueError where it is of another optimizer."""
     optimizer.state.clear()
-    fused = bool(optimizer.defaults.get("fused"))
     for full_name, tensor in tensors.items():
         name, _, key = full_name.rpartition("/")
         parameter = names[name]
@@ -113,7 +118,7 @@ def load_optimizer_tensors(
         if part:
             _blank(optimizer, parameter, key, part).copy_(tensor)
         else:
-            on_cpu = tensor.ndim == 0 and not fused
+            on_cpu = tensor.ndim == 0 and not decides_on_device(optimizer)
             optimizer.state[parameter][key] = tensor.clone() if on_cpu else tensor.to(parameter.device, copy=True)
     for name, parameter in names.items():
         found = optimizer.state[parameter].keys() if parameter in optimizer.state else set()
@@ -142,3 +147,73 @@ def _unheard() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
+
+
+class Adafactor(torch.optim.Optimizer):
+    """Shazeer and Stern's optimizer (arXiv 1804.04235), as ``torch.optim.Adafactor`` reads it, to rounding.
+
+    Of a matrix it keeps the mean squares of rows and columns in place of every number's. ``eps`` are the least mean
+    square's root, and the least root mean square of a tensor by which its rate is multiplied. Torch's asks the device
+    for two numbers of every tensor; here they stay there, and so does the count of steps. A step moves nothing, with
+    all state, where ``good`` "" is false.
+    """
+
+    def __init__(
+        self, params: Iterable[Any], lr: float, eps: tuple[float, float] = (1e-15, 1.0), weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(params, {"lr": lr, "eps": eps, "weight_decay": weight_decay})
+        self.good: Tensor | None = None
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Move every parameter that has a gradient, whose numbers are not to be used afterwards."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._move(parameter, parameter.grad, group)
+
+    def _move(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        (least, least_size), rate, state = group["eps"], group["lr"], self.state[parameter]
+        if not state:
+            state |= _nothing_yet(gradient)
+        wide = torch.float32 if parameter.device.type == "mps" else torch.float64  # of the few numbers of a tensor
+        good = torch.ones_like(state["step"], dtype=torch.bool) if self.good is None else self.good
+        gradient.masked_fill_(~good, 0)
+        state["step"] += good
+        count = state["step"].to(wide)
+        share = torch.where(good, count**DECAY, 0).to(gradient.dtype)
+        rate_now = torch.where(good, (count**-0.5).clamp(max=rate), 0)
+        distance = _size(parameter, wide).clamp(min=least_size) * rate_now
+        if group["weight_decay"]:
+            parameter.mul_((1 - rate * group["weight_decay"] * good.to(wide)).to(parameter.dtype))
+        update = _second_moment(state, gradient, share, least).clamp_(min=least**2).rsqrt_().mul_(gradient)
+        factor = distance / _size(update, wide).clamp(min=1)
+        parameter.sub_(update.mul_(factor.to(update.dtype)))
+
+
+def _nothing_yet(gradient: Tensor) -> dict[str, Tensor]:
+    """The state before the first step."""
+    count = torch.zeros((), device=gradient.device)
+    if gradient.ndim < 2:
+        return {"step": count, "variance": torch.zeros_like(gradient)}
+    *rows, columns = gradient.shape
+    row, column = gradient.new_zeros(*rows, 1), gradient.new_zeros(*rows[:-1], 1, columns)
+    return {"step": count, "row_var": row, "col_var": column}
+
+
+def _second_moment(state: dict[str, Any], gradient: Tensor, share: Tensor, least: float) -> Tensor:
+    """The mean square of each number, after this ``gradient`` has had its ``share`` in what is kept of them."""
+    if gradient.ndim < 2:
+        variance: Tensor = state["variance"].lerp_(gradient * gradient, share)
+        return variance.clone()
+    for name, side in (("row_var", -1), ("col_var", -2)):
+        # a norm, as the square would be a tensor as large as the gradient
+        state[name].lerp_(gradient.norm(dim=side, keepdim=True).square_().div_(gradient.size(side)), share)
+    found: Tensor = state["row_var"] @ state["col_var"]
+    return found.div_(state["row_var"].mean(dim=-2, keepdim=True).clamp_(min=least))
+
+
+def _size(values: Tensor, wide: torch.dtype) -> Tensor:
+    """The root mean square ""."""
+    size: Tensor = values.norm(2).to(wide) / values.numel() ** 0.5
+    return size

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from mapo.errors import SpoiledError
 from mapo.train.config import RATES, OptimConfig
 from mapo.train.processes.sharded import joined_parts, part_of, whole
 from mapo.train.weights import optimizers
@@ -25,6 +24,10 @@ class Updater(Protocol):
     def rate(self) -> float:
         """Of the step that has begun."""
 
+    @property
+    def in_backward(self) -> bool:
+        """Whether weights have moved before the norm of the gradient is known."""
+
     def begin(self, step: int) -> None:
         """Get ready for step 0 … steps−1."""
 
@@ -35,7 +38,8 @@ class Updater(Protocol):
         """Move the weights and return the norm of the gradient, where it is known, "".
 
         They stay as they are, with all state, where ``good`` "" is false or the norm is not finite. That is decided on
-        the device, which is not waited for.
+        the device, which is not waited for but with 8-bit AdamW. Who moves weights ``in_backward`` knows the loss only:
+        where that was finite and the norm is not, they are spoiled.
         """
 
     def weights(self) -> dict[str, Tensor]:
@@ -85,7 +89,7 @@ class _Parts:
     their own. ``keep`` says how a tensor is kept; left out, as it is.
     """
 
-    in_backward = False
+    in_backward: bool = False
 
     def __init__(
         self, parameters: Mapping[str, nn.Parameter], config: OptimConfig, steps: int, scale: float = 1.0,
@@ -100,6 +104,11 @@ class _Parts:
         together = self.plain and not self.in_backward
         shares = {name: config.text_share if name in of_text else 1.0 for name in parameters}
         self.parts = [self._part(shares)] if together else [self._part({name: shares[name]}) for name in shares]
+
+    @property
+    def on_device(self) -> bool:
+        """Whether it is the device that decides if a step moves anything."""
+        return all(optimizers.decides_on_device(part.optimizer) for part in self.parts)
 
     def _part(self, shares: Mapping[str, float]) -> Part:
         kept = {name: self.kept[name] for name in shares}
@@ -178,12 +187,10 @@ class AtEnd(_Parts):
                 one.gradient().div_(self.scale)
         norm, factor = self._clip(kept)
         good = good.to(norm.device) & torch.isfinite(norm)
-        if self.plain:
+        on_device = self.on_device
+        if on_device or bool(good):  # which is waited for
             for part in self.parts:
-                part.move(self.step, self.rate, good=good)
-        elif bool(good):  # which is waited for
-            for part in self.parts:
-                part.move(self.step, self.rate, factor)
+                part.move(self.step, self.rate, factor, good if on_device else None)
         for one in kept:
             one.forget()
         return norm
@@ -208,7 +215,7 @@ class InBackward(_Parts):
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self.squares: list[Tensor] = []
-        self.stopped = False
+        self.good: Tensor | None = None  # whether all was finite so far
         for part in self.parts:
             (one,) = part.kept.values()
             one.parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
@@ -218,25 +225,25 @@ class InBackward(_Parts):
     def _move(self, part: Part, parameter: Tensor) -> None:
         assert parameter.grad is not None
         self.squares.append(square(parameter.grad))
-        part.move(self.step, self.rate, 1 / self.scale)
+        good = self.good if optimizers.decides_on_device(part.optimizer) else None
+        part.move(self.step, self.rate, 1 / self.scale, good)
 
     def backward(self, loss: Tensor) -> None:
         """Move the weights, but not by a loss that is not finite, nor after one."""
-        self.stopped = self.stopped or not torch.isfinite(loss)
-        if self.stopped:
-            self.squares.append(torch.full_like(loss.detach(), math.nan))
-        else:
+        finite = torch.isfinite(loss.detach())
+        self.good = finite if self.good is None else self.good & finite
+        if self.on_device or bool(self.good):  # which is waited for
             self._scaled(loss).backward()  # type: ignore[no-untyped-call]
+        else:
+            self.squares.append(torch.full_like(loss.detach(), math.nan))
 
     def end(self, good: Tensor) -> Tensor:
-        """The norm of the gradient. SpoiledError where it is not finite and weights have moved by it."""
+        """The norm of the gradient; NaN where a loss was not finite."""
+        assert self.good is not None
         norm = torch.stack(self.squares).sum().sqrt() / self.scale
+        norm = torch.where(self.good, norm, math.nan)
         self.squares.clear()
-        if not self.stopped and not torch.isfinite(norm):
-            raise SpoiledError(
-                f"Step {self.step + 1}: the gradient is not finite, and with optim.in_backward weights have moved by "
-                "it already."
-            )
+        self.good = self.good & torch.isfinite(norm)
         return norm
 
 
