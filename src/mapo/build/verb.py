@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mapo.build.recipe import changed_recipe, read_recipe
+from mapo.errors import MapoError
+from mapo.files import inside
 from mapo.shards import WHOLE, Shard
 
 
@@ -27,3 +29,31 @@ def build(
     filters = [parse_filter(judge) for judge in judges]
     how["prompts_from"] = source_name(prompts) if isinstance(prompts, str) else None
     return build(found, model, asked_prompts(prompts), num_pairs, out, judges=filters, shard=shard, **how)
+
+
+def build_against(
+    chosen: Path, model: str, out: Path, *, captions: Path | None = None, drawn: Path | None = None,
+    judges: Sequence[str] = (), raw: bool = False, **how: Any,
+) -> dict[str, int]:  # fmt: skip
+    """Build a set of the pictures of a folder, which are chosen, and of what ``model`` draws from their captions.
+
+    Captions are those of the folder, or of a file that `mapo caption` wrote. The drawings lie in ``drawn``, by default
+    beside the set. The rest is as :func:`mapo.build.against.build_against` takes it.
+    """
+    from mapo.build.against import Own, build_against
+    from mapo.build.judge import parse_filter
+    from mapo.captions.fit import refuse_unfit
+    from mapo.captions.folder import read_captions
+    from mapo.captions.ledger import read_ledger
+
+    if len(judges) > 1:
+        raise MapoError("--judge: with --chosen one judge chooses among the drawings. Name one.")
+    found = list(read_ledger(captions).values()) if captions else read_captions(chosen, raw=raw)
+    kept = [one for one in found if one.keep]
+    if missing := [one.file for one in kept if not inside(chosen, one.file, str(captions)).is_file()]:
+        raise MapoError(f"{captions} names {missing[0]}, which is not in {chosen}. Give `mapo caption` again.")
+    refuse_unfit(chosen, kept, fewest=1)
+    own = [Own(one.file, one.caption, inside(chosen, one.file, str(chosen))) for one in kept]
+    judge = parse_filter(judges[0]) if judges else None
+    drawn = out.with_name(f"{out.name}-rejected") if drawn is None else drawn
+    return build_against(own, model, out, drawn, judge=judge, **how)

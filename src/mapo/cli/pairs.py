@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from mapo.cli.shared import (
     CLIP_SKIP,
@@ -32,14 +33,25 @@ from mapo.errors import MapoError, count
     cls=Verb,
     example="mapo build pick-style-cartoon --model mini --prompts mini:train --num-pairs 64 --out work/pairs",
 )
-@click.argument("recipe")
-@click.option("--model", required=True, help=DRAWS)
+@click.argument("recipe", required=False)
+@click.option("--model", help=DRAWS)
+@click.option("--prompts", help="Where the prompts are: mini:train, a .txt, .csv, .tsv, .json, .jsonl or .parquet file, or a set on the hub.")
+@click.option("--num-pairs", type=int, help="How many pairs the set shall hold.")
 @click.option(
-    "--prompts",
-    required=True,
-    help="Where the prompts are: mini:train, a .txt, .csv, .tsv, .json, .jsonl or .parquet file, or a set on the hub.",
+    "--chosen",
+    type=OUT,
+    metavar="PICTURES",
+    help="In place of a RECIPE: a folder of pictures with captions. They are chosen, each against a drawing.",
 )
-@click.option("--num-pairs", type=int, required=True, help="How many pairs the set shall hold.")
+@click.option("--rejected-from", metavar="MODEL", help="The model that draws from the same captions, with --chosen.")
+@click.option(
+    "--rejected-per-picture",
+    "per_picture",
+    type=int,
+    help="Drawings of each caption, with --chosen; 1 by default. All become pairs, or the one that --judge likes best.",
+)
+@click.option("--captions", type=OUT, help="A file that `mapo caption` wrote, with --chosen; default: as PICTURES say.")
+@click.option("--resolution", type=int, help="Pixels at which is trained, with --chosen; default: the model's own.")
 @click.option("--out", type=OUT, required=True, help="The pairs set to write. The same command again goes on.")
 @click.option(
     "--judge",
@@ -77,21 +89,64 @@ from mapo.errors import MapoError, count
 @LORA
 @CLIP_SKIP
 @LONG_PROMPTS
-def build(recipe: str, model: str, prompts: str, num_pairs: int, out: Path, shard: str | None, **how: Any) -> None:
-    """Let a model make pairs by a recipe.
+def build(out: Path, shard: str | None, **how: Any) -> None:
+    """Let a model make pairs.
 
-    RECIPE is a name such as pick-style-cartoon, or a TOML file.
+    RECIPE is a name such as pick-style-cartoon, or a TOML file. With --chosen PICTURES --rejected-from MODEL in its
+    place, make pairs of pictures of your own and of what the model draws from their captions.
     """
     from mapo.build.verb import build
 
+    if how["chosen"] is not None:
+        if shard is not None:
+            raise MapoError("--shard does not go with --chosen. Leave it out.")
+        _build_against(out, how)
+        return
+    for name in OF_PICTURES:
+        if how.pop(name) is not None:
+            raise MapoError(f"{_flag(name)} goes with --chosen.")
+    for name in ("recipe", "model", "prompts", "num_pairs"):
+        if how[name] is None:
+            what = "Name a RECIPE, or pictures of your own with --chosen" if name == "recipe" else f"Give {_flag(name)}"
+            raise MapoError(f"{what}. See mapo build --help.")
     how["shard"] = asked_shard(shard)
-    counts = build(recipe, model, prompts, num_pairs, out, **how)
+    counts = build(how.pop("recipe"), how.pop("model"), how.pop("prompts"), how.pop("num_pairs"), out, **how)
     if counts is None:
         say(shard_done(how["shard"], out))
         return
     from mapo.build.build import describe
 
     say(f"{count(counts['pairs'], 'pair')} in {out} ({describe(counts)})")
+
+
+OF_PICTURES = ("chosen", "rejected_from", "per_picture", "captions", "resolution")
+OF_A_RECIPE = (
+    "recipe", "model", "prompts", "num_pairs", "prefixes", "candidates", "seeds", "context", "context_model",
+    "latents_for", "keep",
+)  # fmt: skip
+
+
+def _flag(name: str) -> str:
+    return {"recipe": "RECIPE", "per_picture": "--rejected-per-picture", "prefixes": "--prefix"}.get(
+        name, f"--{name.replace('_', '-')}"
+    )
+
+
+def _build_against(out: Path, how: dict[str, Any]) -> None:
+    """Pairs of somebody's own pictures and of a model's drawings."""
+    from mapo.build.against import told
+    from mapo.build.verb import build_against
+
+    asked = click.get_current_context().get_parameter_source
+    for name in OF_A_RECIPE:
+        if asked(name) is ParameterSource.COMMANDLINE:
+            raise MapoError(f"{_flag(name)} does not go with --chosen. Leave it out.")
+        how.pop(name)
+    model = how.pop("rejected_from")
+    if model is None:
+        raise MapoError("--chosen needs --rejected-from MODEL, which draws the rejected pictures.")
+    how["per_picture"] = 1 if how["per_picture"] is None else how["per_picture"]
+    say(f"{out}: {told(build_against(how.pop('chosen'), model, out, **how))}")
 
 
 @cli.command(cls=Verb, example="mapo remake work/pairs --pair 0123456789abcdef --out work/again")

@@ -1,0 +1,240 @@
+"""Pairs of pictures that people have: theirs is chosen, and what a model draws from the same caption is rejected.
+
+Both pictures of a pair have the frame in which a training would see the chosen one, and lie in the set as PNG files of
+that size. So neither size nor shape nor the kind of file tells them apart.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mapo import progress
+from mapo.build.judge import Filter
+from mapo.devices import use_own_device
+from mapo.encode.buckets import nearest
+from mapo.encode.frame import Frame, crop
+from mapo.encode.seen import frames_of
+from mapo.errors import MapoError, count
+from mapo.files import sha256
+from mapo.models import ModelFiles, find_model, open_model
+from mapo.pairs.pairs import PairWriter
+from mapo.pairs.pictures import check_picture, decode_picture
+from mapo.pairs.splits import prompt_id
+from mapo.sample.folder import ImageRow, png_bytes, read_picture
+from mapo.sample.sample import Sampler, Sampling, default_sampling
+from mapo.shards import refuse_existing
+
+LOG = logging.getLogger(__name__)
+
+HELD_OUT = 0.1  # of the captions
+NAMED = 5
+
+
+@dataclass(frozen=True)
+class Own:
+    """A picture that somebody has: its name, its caption, and where it lies."""
+
+    name: str
+    caption: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be drawn for a picture: the frame of both, and the seeds of the rejected ones."""
+
+    own: Own
+    frame: Frame
+    seeds: tuple[int, ...]
+
+
+def build_against(
+    pictures: Sequence[Own], model: str, out: Path, drawn: Path, *, per_picture: int = 1, judge: Filter | None = None,
+    resolution: int | None = None, split: Mapping[str, str] | None = None, clip_skip: int | None = None,
+    vae: str | None = None, prediction: str | None = None, long_prompts: str | None = None, loras: Sequence[str] = (),
+    **how: Any,
+) -> dict[str, int]:  # fmt: skip
+    """Make the set ``out``: a pair of each picture and of each of ``per_picture`` drawings of its caption.
+
+    With a ``judge`` only the drawing that it likes best becomes a pair. The drawings lie in ``drawn``, an images folder
+    for each frame, where the same call goes on. ``split`` says to which split the captions belong, by
+    :func:`mapo.pairs.splits.prompt_id`; left out, :func:`held_out` says. ``how`` changes the sampling.
+
+    Returns how many ``pairs``, ``pictures`` and ``frames`` there are, and how many captions are ``held_out``.
+    MapoError where a picture is damaged or too small, or nothing can be drawn.
+    """
+    refuse_existing(out)
+    _refuse_nonsense(pictures, per_picture, judge, how)
+    told: dict[str, Any] = {
+        "clip_skip": clip_skip, "vae": vae, "prediction": prediction, "long_prompts": long_prompts, "loras": loras,
+    }  # fmt: skip
+    files = find_model(model, **told)
+    sampling = default_sampling(files, **how)
+    tasks = _tasks(pictures, files, resolution, per_picture)
+    split = held_out([one.caption for one in pictures]) if split is None else split
+    use_own_device()
+    rows = _draw(Sampler(files, sampling.precision), tasks, sampling, drawn)
+    best, unjudged = _judged(tasks, rows, judge, drawn) if judge else ({}, 0)
+    provenance = _provenance(files, sampling, pictures, per_picture, judge)
+    with PairWriter(out, provenance, sensitive=files.sensitive) as writer:
+        for place, task in enumerate(tasks):
+            chosen = _chosen(task)
+            kept = [best[place]] if place in best else list(task.seeds)
+            for seed in kept:
+                row = rows[task.frame][task.own.caption, seed]
+                writer.add_pair(
+                    task.own.caption, chosen, read_picture(_folder(drawn, task.frame), row), weight=1 / len(kept),
+                    split=split.get(prompt_id(task.own.caption), "train"), source=files.stable_name,
+                    meta={"file": task.own.name, "rejected_seed": seed, "rejected_model": row.model},
+                )  # fmt: skip
+        pairs = writer.count
+    return {
+        "pairs": pairs,
+        "pictures": len(pictures),
+        "frames": len({task.frame for task in tasks}),
+        "held_out": sum(name != "train" for name in split.values()),
+        "unjudged": unjudged,
+    }
+
+
+def told(counts: Mapping[str, int]) -> str:
+    """What :func:`build_against` counted, in words."""
+    said = [f"{count(counts['pairs'], 'pair')} of {count(counts['pictures'], 'picture')}"]
+    if counts["frames"] > 1:
+        said.append(f"in {counts['frames']} frames (train them with data.buckets=true)")
+    said.append(f"{count(counts['held_out'], 'caption')} held out")
+    if counts["unjudged"]:
+        said.append(f"{count(counts['unjudged'], 'picture')} with all drawings, as the judge gave no number")
+    return ", ".join(said)
+
+
+def held_out(captions: Sequence[str]) -> dict[str, str]:
+    """A split for each caption by its id: a tenth of the different ones is ``test``, one at least where there are two.
+
+    Which ones follows from the captions alone, not from their order.
+    """
+    names = {prompt_id(caption) for caption in captions}
+    number = max(1, round(HELD_OUT * len(names))) if len(names) > 1 else 0
+    last = set(sorted(names, key=lambda name: sha256(f"held out:{name}".encode()))[:number])
+    return {name: "test" if name in last else "train" for name in names}
+
+
+def _refuse_nonsense(pictures: Sequence[Own], per_picture: int, judge: Filter | None, how: Mapping[str, Any]) -> None:
+    if not pictures:
+        raise MapoError("There are no pictures to make pairs of.")
+    if per_picture < 1:
+        raise MapoError(f"--rejected-per-picture is {per_picture}; it must be at least 1.")
+    if judge and judge.threshold is not None:
+        raise MapoError(
+            "--judge chooses among the drawings of a caption here, so it has no threshold. Write SCORER:METRIC."
+        )
+    if judge and per_picture == 1:
+        raise MapoError("--judge chooses among several drawings. Ask for them with --rejected-per-picture.")
+    for name in ("width", "height"):
+        if how.get(name) is not None:
+            raise MapoError(f"--{name}: a drawing has the size of the picture beside it. Use --resolution.")
+
+
+def _tasks(pictures: Sequence[Own], files: ModelFiles, resolution: int | None, per_picture: int) -> list[Task]:
+    """What is to be drawn; the second picture of a caption has other seeds than the first."""
+    among = frames_of(open_model(files, to_train=False), resolution, buckets=True)
+    sizes = [_size(one) for one in pictures]
+    places = nearest(np.log(np.array([width / height for width, height in sizes])), among)
+    found = [among[place] for place in places]
+    small = [
+        f"{one.name} ({width} × {height})"
+        for one, (width, height), frame in zip(pictures, sizes, found, strict=True)
+        if 2 * width < frame.width or 2 * height < frame.height
+    ]
+    if small:
+        more = f" and {len(small) - NAMED} more" if len(small) > NAMED else ""
+        have = "has less" if len(small) == 1 else "have less"
+        raise MapoError(
+            f"{count(len(small), 'picture')} {have} than half the size at which the model is trained, "
+            f"{among[0].width} pixels: {', '.join(small[:NAMED])}{more}. Leave them out, or train smaller with "
+            "--resolution."
+        )
+    seen: Counter[str] = Counter()
+    tasks = []
+    for one, frame in zip(pictures, found, strict=True):
+        first = seen[prompt_id(one.caption)] * per_picture
+        seen[prompt_id(one.caption)] += 1
+        tasks.append(Task(one, frame, tuple(range(first, first + per_picture))))
+    return tasks
+
+
+def _size(one: Own) -> tuple[int, int]:
+    try:
+        picture = check_picture(one.path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise MapoError(f"The picture {one.path} cannot be used: {error}. Mend it, or leave it out.") from None
+    return picture.width, picture.height
+
+
+def _folder(drawn: Path, frame: Frame) -> Path:
+    """Where the drawings of a frame lie."""
+    return drawn / f"{frame.width}x{frame.height}"
+
+
+Rows = dict[Frame, dict[tuple[str, int], ImageRow]]  # of the drawings, by caption and seed
+
+
+def _draw(sampler: Sampler, tasks: Sequence[Task], sampling: Sampling, drawn: Path) -> Rows:
+    """The rejected pictures; those that are there already are not drawn again."""
+    rows: Rows = {}
+    for frame in sorted({task.frame for task in tasks}):
+        jobs = [(task.own.caption, seed) for task in tasks if task.frame == frame for seed in task.seeds]
+        how = replace(sampling, width=frame.width, height=frame.height)
+        found = sampler.fill(_folder(drawn, frame), jobs, how, f"draw {frame}")
+        rows[frame] = dict(zip(jobs, found, strict=True))
+    return rows
+
+
+def _judged(tasks: Sequence[Task], rows: Rows, judge: Filter, drawn: Path) -> tuple[dict[int, int], int]:
+    """The seed of the drawing that the judge likes best, for each task of which it gave all numbers; how many lack."""
+    best: dict[int, int] = {}
+    with progress.bar(total=len(tasks), desc=f"judge {judge.scorer.name}", unit="picture") as bar:
+        for place, task in enumerate(tasks):
+            found = [rows[task.frame][task.own.caption, seed] for seed in task.seeds]
+            images = [decode_picture(read_picture(_folder(drawn, task.frame), row)) for row in found]
+            values = judge.scorer(images, [task.own.caption] * len(images))[judge.metric]
+            known = [judge.sign * value for value in values if value is not None and math.isfinite(value)]
+            if len(known) == len(task.seeds):
+                best[place] = task.seeds[known.index(max(known))]
+            bar.update()
+    for note in judge.scorer.notes():
+        LOG.info(note)
+    return best, len(tasks) - len(best)
+
+
+def _chosen(task: Task) -> bytes:
+    """The picture itself in its frame."""
+    try:
+        picture = decode_picture(task.own.path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise MapoError(f"The picture {task.own.path} cannot be used: {error}. Mend it, or leave it out.") from None
+    return png_bytes(crop(picture, task.frame)[0])
+
+
+def _provenance(
+    files: ModelFiles, sampling: Sampling, pictures: Sequence[Own], per_picture: int, judge: Filter | None
+) -> dict[str, Any]:  # fmt: skip
+    captions = json.dumps([[one.name, one.caption] for one in pictures], ensure_ascii=False)
+    return {
+        "made": "pictures that somebody has, against what a model draws from their captions",
+        "model": files.stable_name,
+        "revision": files.revision(),
+        "sampling": {k: v for k, v in sampling.told().items() if k not in ("width", "height")},
+        "rejected_per_picture": per_picture,
+        "judges": [str(judge)] if judge else [],
+        "captions_sha256": sha256(captions.encode()),
+    }
