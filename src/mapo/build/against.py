@@ -144,8 +144,8 @@ def _refuse_nonsense(pictures: Sequence[Own], per_picture: int, judge: Filter | 
             raise MapoError(f"--{name}: a drawing has the size of the picture beside it. Use --resolution.")
 
 
-def _tasks(pictures: Sequence[Own], files: ModelFiles, resolution: int | None, per_picture: int) -> list[Task]:
-    """What is to be drawn; the second picture of a caption has other seeds than the first."""
+def frames_for(pictures: Sequence[Own], files: ModelFiles, resolution: int | None) -> list[Frame]:
+    """The frame of each picture; MapoError names those that are too small for theirs, or damaged."""
     among = frames_of(open_model(files, to_train=False), resolution, buckets=True)
     sizes = [_size(one) for one in pictures]
     places = nearest(np.log(np.array([width / height for width, height in sizes])), among)
@@ -163,9 +163,14 @@ def _tasks(pictures: Sequence[Own], files: ModelFiles, resolution: int | None, p
             f"{among[0].width} pixels: {', '.join(small[:NAMED])}{more}. Leave them out, or train smaller with "
             "--resolution."
         )
+    return found
+
+
+def _tasks(pictures: Sequence[Own], files: ModelFiles, resolution: int | None, per_picture: int) -> list[Task]:
+    """What is to be drawn; the second picture of a caption has other seeds than the first."""
     seen: Counter[str] = Counter()
     tasks = []
-    for one, frame in zip(pictures, found, strict=True):
+    for one, frame in zip(pictures, frames_for(pictures, files, resolution), strict=True):
         first = seen[prompt_id(one.caption)] * per_picture
         seen[prompt_id(one.caption)] += 1
         tasks.append(Task(one, frame, tuple(range(first, first + per_picture))))

@@ -1,0 +1,115 @@
+"""Stages of a longer work in one folder: each is made once, and again when what it was made from has changed.
+
+``FOLDER/stages.json`` has for each stage a digest of what it is made from, written before it begins, and whether it is
+done. A stage that was stopped goes on. One that was made from other things is removed and made again. So whoever
+changes a file of a stage by hand finds that the stages behind it follow.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mapo.errors import MapoError
+from mapo.files import sha256
+from mapo.texts import read_object, write_json
+
+LOG = logging.getLogger(__name__)
+
+FORMAT, VERSION = "mapo-stages", 1
+NAME = "stages.json"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """``do`` makes the files or folders ``makes``, by their names, from what ``made_from`` tells.
+
+    A stage ``again`` is done each time: what it does knows by itself what is there. Only where what it is made from has
+    changed are its files removed first. ``keeps`` are files that stay then, as they are never wrong.
+    """
+
+    name: str
+    says: str
+    makes: tuple[str, ...]
+    made_from: Callable[[], Sequence[str]]
+    do: Callable[[], None]
+    again: bool = False
+
+
+class Ledger:
+    """Which stages of a folder are begun and done."""
+
+    def __init__(self, folder: Path, asked: dict[str, Any]) -> None:
+        self.folder, self.path = folder, folder / NAME
+        self.asked = asked
+        self.stages: dict[str, dict[str, Any]] = {}
+        if self.path.is_file():
+            found = read_object(self.path, "the stages of a folder", "Delete it to make every stage again.")
+            if found.get("format") != FORMAT:
+                raise MapoError(f"{self.path} is not a list of stages. Choose another --out.")
+            if found.get("asked") != asked:
+                raise MapoError(_told_other(folder, found.get("asked"), asked))
+            self.stages = found.get("stages", {})
+        elif folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+            raise MapoError(f"{folder} exists and was not made by this command. Choose another --out.")
+
+    def run(self, stage: Stage) -> None:
+        """Do a stage, or find that it is done."""
+        digest = sha256("\n".join(stage.made_from()).encode())
+        known = self.stages.get(stage.name, {})
+        there = all((self.folder / name).exists() for name in stage.makes)
+        if known.get("from") == digest and known.get("done") and there and not stage.again:
+            return
+        if known and known.get("from") != digest:
+            LOG.info(f"{stage.name}: what it was made from has changed, so it is made again")
+            for name in stage.makes:
+                _remove(self.folder / name)
+        LOG.info(f"{stage.name}: {stage.says}")
+        self._write(stage.name, digest, done=False)
+        stage.do()
+        self._write(stage.name, digest, done=True)
+
+    def _write(self, name: str, digest: str, *, done: bool) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.stages[name] = {"from": digest, "done": done}
+        write_json(self.path, {"format": FORMAT, "version": VERSION, "asked": self.asked, "stages": self.stages})
+
+
+def _told_other(folder: Path, before: Any, now: dict[str, Any]) -> str:
+    before = before if isinstance(before, dict) else {}
+    changed = [f"{key} was {before.get(key)!r} and is now {now[key]!r}" for key in now if before.get(key) != now[key]]
+    return f"{folder} was begun with other things: {'; '.join(changed)}. Choose another --out, or give those of before."
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def digest_of(path: Path, but: Sequence[str] = ()) -> str:
+    """A digest of a file's bytes, or of the names, sizes and small files of a folder; empty where there is none.
+
+    Of files of more than a megabyte only the size and the first and last bytes count: pictures in a set carry their
+    hashes, and weights of another training differ at once.
+    """
+    if not path.exists():
+        return ""
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and p.name not in but)
+    said = [f"{file.relative_to(path)} {_digest_of_file(file)}" for file in files]
+    return sha256("\n".join(said).encode())
+
+
+def _digest_of_file(path: Path) -> str:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if size <= 2**20:
+            return sha256(file.read())
+        first = file.read(2**16)
+        file.seek(-(2**16), 2)
+        return sha256(b"%d " % size + first + file.read())

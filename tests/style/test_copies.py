@@ -1,0 +1,48 @@
+"""Copies are found by what pictures look like from afar, and by how often pictures of one folder do anyhow."""
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageFilter
+
+from mapo.style.copies import NEAR, bits_of, compared, nearest, told
+
+
+def scenes(number, first=0):
+    """Pictures of large shapes, each different."""
+    found = {}
+    for k in range(first, first + number):
+        rng = np.random.default_rng(k)
+        small = Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8))
+        found[f"{k}.png"] = small.resize((96, 64), Image.Resampling.BICUBIC)
+    return found
+
+
+def altered(picture):
+    """The same picture, smaller, softer and darker, as a model might draw it again."""
+    picture = picture.resize((48, 32)).filter(ImageFilter.GaussianBlur(1))
+    return ImageEnhance.Brightness(picture).enhance(0.8)
+
+
+def test_a_picture_that_is_drawn_again_is_near_and_another_is_not():
+    own = scenes(12)
+    assert all(np.count_nonzero(bits_of(p) != bits_of(altered(p))) <= NEAR for p in own.values())
+    again = nearest({f"drawn {name}": altered(p) for name, p in own.items()}, own)
+    assert [(one.drawing, one.own) for one in again] == [(f"drawn {name}", name) for name in own]
+    turned = {"turned": altered(own["3.png"]).transpose(Image.Transpose.FLIP_LEFT_RIGHT)}
+    assert nearest(turned, own)[0].own == "3.png"
+    others = nearest(scenes(12, 100), own)
+    assert min(one.bits for one in others) > NEAR
+
+
+def test_a_model_that_copies_is_told_and_pictures_that_are_alike_anyhow_are_not():
+    own, others = scenes(12), scenes(12, 100)
+    among, before = nearest(own, own), nearest(others, own)
+    copied = compared(among, before, nearest({f"drawn {n}": altered(p) for n, p in own.items()}, own))
+    assert copied["copies"] and copied["after"]["near"] == 12 and copied["before"]["near"] == 0
+    assert told(copied) == (
+        "12 of 12 drawings look like a picture of the folder. Before the training 0 did. Of the 12 pictures in the folder "
+        "0 look like another one. So the model copies: train fewer steps, or give it more pictures."
+    )
+    assert not compared(among, before, nearest(scenes(12, 200), own))["copies"]
+    alike = {name: altered(own["0.png"]) for name in own}
+    everywhere = compared(nearest(alike, alike), before, nearest({"drawn": altered(own["0.png"])}, alike))
+    assert not everywhere["copies"]

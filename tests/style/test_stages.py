@@ -1,0 +1,101 @@
+"""Stages are made once, go on where they were stopped, and follow what they are made from."""
+
+import json
+
+import pytest
+
+from mapo.errors import MapoError
+from mapo.style.stages import Ledger, Stage, digest_of
+
+ASKED = {"model": "mini"}
+
+
+def stage(folder, name, source, *, fails=False, again=False):
+    def do():
+        made.append(name)
+        (folder / f"{name}.txt").write_text(f"made of {(folder / source).read_text()}")
+        if fails:
+            raise KeyboardInterrupt
+
+    return Stage(name, "a file", (f"{name}.txt",), lambda: [digest_of(folder / source)], do, again=again)
+
+
+made = []
+
+
+@pytest.fixture
+def folder(tmp_path):
+    made.clear()
+    out = tmp_path / "out"
+    Ledger(out, ASKED)._write("none", "", done=True)
+    (out / "source.txt").write_text("x")
+    return out
+
+
+def test_what_is_done_is_not_done_again_and_what_changed_by_hand_is_followed(folder):
+    def all_stages():
+        ledger = Ledger(folder, ASKED)
+        for one in (stage(folder, "a", "source.txt"), stage(folder, "b", "a.txt")):
+            ledger.run(one)
+
+    all_stages()
+    all_stages()
+    assert made == ["a", "b"]
+    (folder / "a.txt").write_text("by hand")
+    all_stages()
+    assert made == ["a", "b", "b"] and (folder / "b.txt").read_text() == "made of by hand"
+    (folder / "source.txt").write_text("y")
+    all_stages()
+    assert made == ["a", "b", "b", "a", "b"] and (folder / "b.txt").read_text() == "made of made of y"
+    (folder / "b.txt").unlink()
+    all_stages()
+    assert made[5:] == ["b"]
+
+
+def test_a_stage_that_was_stopped_is_not_done_and_keeps_its_files(folder):
+    with pytest.raises(KeyboardInterrupt):
+        Ledger(folder, ASKED).run(stage(folder, "a", "source.txt", fails=True))
+    assert (folder / "a.txt").exists()
+    Ledger(folder, ASKED).run(stage(folder, "a", "source.txt"))
+    Ledger(folder, ASKED).run(stage(folder, "a", "source.txt"))
+    assert made == ["a", "a"]
+
+
+def test_a_stage_that_is_done_each_time_is_removed_only_where_its_source_has_changed(folder):
+    kept = folder / "a.txt"
+    one = Stage("a", "a file", ("a.txt",), lambda: [digest_of(folder / "source.txt")], lambda: kept.touch(), again=True)
+    Ledger(folder, ASKED).run(one)
+    kept.write_text("more")
+    Ledger(folder, ASKED).run(one)
+    assert kept.read_text() == "more"
+    (folder / "source.txt").write_text("y")
+    Ledger(folder, ASKED).run(one)
+    assert kept.read_text() == ""
+
+
+def test_a_folder_of_other_things_is_refused_and_nothing_in_it_is_touched(folder, tmp_path):
+    before = (folder / "stages.json").read_text()
+    with pytest.raises(MapoError, match="begun with other things: model was 'mini' and is now 'sdxl'"):
+        Ledger(folder, {"model": "sdxl"})
+    assert (folder / "stages.json").read_text() == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    with pytest.raises(MapoError, match="was not made by this command"):
+        Ledger(tmp_path / "mine", ASKED)
+    (folder / "stages.json").write_text(json.dumps({"format": "other"}))
+    with pytest.raises(MapoError, match="is not a list of stages"):
+        Ledger(folder, ASKED)
+
+
+def test_a_digest_tells_names_sizes_and_ends_of_large_files(tmp_path):
+    (tmp_path / "a").mkdir()
+    large = tmp_path / "a" / "large.bin"
+    large.write_bytes(bytes(3 * 2**20))
+    first = digest_of(tmp_path / "a")
+    assert first == digest_of(tmp_path / "a") != digest_of(large) and digest_of(tmp_path / "b") == ""
+    large.write_bytes(bytes(3 * 2**20 - 1) + b"x")
+    assert digest_of(tmp_path / "a") != first
+    large.write_bytes(bytes(3 * 2**20))
+    assert digest_of(tmp_path / "a") == first
+    large.rename(tmp_path / "a" / "other.bin")
+    assert digest_of(tmp_path / "a") != first

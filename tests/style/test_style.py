@@ -1,0 +1,156 @@
+"""From a folder of pictures to a style: every stage is there, goes on, and follows what is changed by hand."""
+
+import json
+import random
+import shutil
+from dataclasses import replace
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from mapo.cli import cli
+from mapo.errors import MapoError
+from mapo.lab.mini import scenes
+from mapo.lab.mini.draw import draw
+from mapo.pairs import PairSet
+from mapo.sample.folder import read_images
+from mapo.style.style import Style, preview
+from mapo.train.run.folder import Run
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Six drawings in a style, in two folders, with a note beside them."""
+    folder = tmp_path_factory.mktemp("own") / "pictures"
+    (folder / "more").mkdir(parents=True)
+    rng, found = random.Random(1), {}
+    for scene in scenes.random_plain_scenes("train", rng):
+        found.setdefault(scenes.context(scene), scene)
+        if len(found) == 6:
+            break
+    for number, (caption, scene) in enumerate(found.items()):
+        place = folder / ("more" if number > 3 else ".") / f"{number}.png"
+        Image.fromarray(draw(replace(scene, style="cartoon"), rng)).save(place)
+        place.with_suffix(".txt").write_text(caption)
+    (folder / "notes.md").write_text("mine")
+    (folder.parent / "eval.txt").write_text("a red square on a white background\n")
+    return folder
+
+
+def words(pictures, out, *more):
+    start = ["style", pictures, "--model", "mini", "--out", out, "--eval-prompts", pictures.parent / "eval.txt"]
+    quick = ["--steps", 2, "--sampling-steps", 1, "--scorer", "mini-search", "--set", "train.pairs_per_step=2"]
+    return list(map(str, [*start, *quick, *more]))
+
+
+def ask(*given):
+    return CliRunner().invoke(cli, words(*given))
+
+
+@pytest.fixture(scope="module")
+def made(pictures, tmp_path_factory):
+    out = tmp_path_factory.mktemp("made") / "out"
+    done = ask(pictures, out, "--yes")
+    assert done.exit_code == 0, done.exception
+    return out, done
+
+
+def copy_of(made, tmp_path):
+    return shutil.copytree(made[0], tmp_path / "out")
+
+
+def times(out):
+    return {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+
+
+def test_every_stage_is_there_as_the_ordinary_commands_leave_it(made, pictures):
+    out, done = made
+    pairs = PairSet(out / "pairs")
+    assert len(pairs) == 6 and sorted(p.split for p in pairs).count("test") == 1
+    assert Run(out / "run").finished_steps() == 2
+    held = {pair.prompt for pair in pairs if pair.split == "test"}
+    for folder in ("before", "after"):
+        shown = {row.prompt for row in read_images(out / folder)}
+        assert shown == {*held, "a red square on a white background"}
+    assert not {pair.prompt for pair in pairs if pair.split == "train"} & shown
+    for name in ("check.html", "mismatch.json", "report.html", "copies.json", "lora.safetensors", "captions.jsonl"):
+        assert (out / name).is_file()
+    lines = [json.loads(line) for line in (out / "captions.jsonl").read_text().splitlines()]
+    assert [line["file"] for line in lines] == ["0.png", "1.png", "2.png", "3.png", "more/4.png", "more/5.png"]
+    assert "6 pictures with captions" in done.stdout and "It fits." in done.stdout
+    assert "Pictures of real people need their consent" in done.stdout
+    assert str(out / "lora.safetensors") in done.stdout
+    from safetensors import safe_open
+
+    with safe_open(out / "lora.safetensors", "pt") as file:
+        assert any(name.startswith("lora_unet_") for name in file.keys())  # noqa: SIM118
+
+
+def test_the_same_command_makes_nothing_again(made, pictures):
+    out, _ = made
+    before = times(out)
+    again = ask(pictures, out, "--yes")
+    assert again.exit_code == 0, again.exception
+    changed = {p.relative_to(out).as_posix() for p, at in times(out).items() if before.get(p) != at}
+    assert changed <= {"stages.json", "run/config.toml"}
+
+
+def test_a_caption_changed_by_hand_is_drawn_and_learned_and_what_did_not_change_stays(made, pictures, tmp_path):
+    out = copy_of(made, tmp_path)
+    drawn = {row.prompt: row.sha256 for sub in (out / "rejected").iterdir() for row in read_images(sub)}
+    lines = [json.loads(line) for line in (out / "captions.jsonl").read_text().splitlines()]
+    lines[2]["caption"] = "a green ring on a blue background"
+    (out / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert ask(pictures, out, "--yes").exit_code == 0
+    pairs = PairSet(out / "pairs")
+    assert [pair.prompt for pair in pairs][2] == "a green ring on a blue background"
+    for pair in pairs:
+        assert pair.rejected == drawn.get(pair.prompt, pair.rejected)
+    assert Run(out / "run").finished_steps() == 2 and (out / "report.html").is_file()
+
+
+def test_more_steps_go_on_with_the_run_and_its_pictures_follow(made, pictures, tmp_path):
+    out = copy_of(made, tmp_path)
+    before = {row.prompt: row.sha256 for row in read_images(out / "before")}
+    after = {row.prompt: row.sha256 for row in read_images(out / "after")}
+    done = ask(pictures, out, "--yes", "--set", "train.steps=3", "--set", "optim.lr=1e-3")
+    assert done.exit_code == 0, done.exception
+    assert [line["step"] for line in Run(out / "run").metrics()] == [1, 2, 3]
+    assert {row.prompt: row.sha256 for row in read_images(out / "before")} == before
+    assert {row.prompt: row.sha256 for row in read_images(out / "after")} != after
+
+
+def test_what_would_be_done_is_said_and_nothing_is_written(pictures, tmp_path):
+    done = ask(pictures, tmp_path / "out", "--dry-run")
+    assert done.exit_code == 0, done.exception
+    assert "6 drawings by mini" in done.stdout and not any(tmp_path.iterdir())
+    lines = preview(Style(pictures, "mini", tmp_path / "out")).lines
+    assert "held out   1 caption and 16 plain prompts" in lines
+    unasked = ask(pictures, tmp_path / "out")
+    assert isinstance(unasked.exception, MapoError) and "Add --yes to begin" in str(unasked.exception)
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_cannot_be_learned_from_is_refused_before_anything_is_drawn(pictures, tmp_path):
+    few = tmp_path / "few"
+    few.mkdir()
+    for number in range(4):
+        Image.new("RGB", (48, 48), (number, 0, 0)).save(few / f"{number}.png")
+        (few / f"{number}.txt").write_text(f"a square {number}")
+    empty, bare, small = tmp_path / "empty", tmp_path / "bare", tmp_path / "small"
+    for folder in (empty, bare, small):
+        folder.mkdir()
+    for number in range(5):
+        Image.new("RGB", (48, 48), (number, 0, 0)).save(bare / f"{number}.png")
+        Image.new("RGB", (20, 48), (number, 0, 0)).save(small / f"{number}.png")
+        (small / f"{number}.txt").write_text(f"a square {number}")
+    for folder, said in (
+        (few, "has 4 pictures with a caption, and 5 is the least"),
+        (empty, "has no pictures"),
+        (bare, "5 pictures have no caption"),
+        (small, "5 pictures have fewer than 24 pixels"),
+    ):
+        done = ask(folder, tmp_path / "out", "--yes")
+        assert isinstance(done.exception, MapoError) and said in str(done.exception)
+        assert not (tmp_path / "out").exists()
