@@ -74,7 +74,15 @@ def test_every_stage_is_there_as_the_ordinary_commands_leave_it(made, pictures):
         shown = {row.prompt for row in read_images(out / folder)}
         assert shown == {*held, "a red square on a white background"}
     assert not {pair.prompt for pair in pairs if pair.split == "train"} & shown
-    for name in ("check.html", "mismatch.json", "report.html", "copies.json", "lora.safetensors", "captions.jsonl"):
+    for name in (
+        "check.html",
+        "mismatch.json",
+        "after/grid.png",
+        "report.html",
+        "copies.json",
+        "lora.safetensors",
+        "captions.jsonl",
+    ):
         assert (out / name).is_file()
     lines = [json.loads(line) for line in (out / "captions.jsonl").read_text().splitlines()]
     assert [line["file"] for line in lines] == ["0.png", "1.png", "2.png", "3.png", "more/4.png", "more/5.png"]
@@ -114,7 +122,7 @@ def test_more_steps_go_on_with_the_run_and_its_pictures_follow(made, pictures, t
     out = copy_of(made, tmp_path)
     before = {row.prompt: row.sha256 for row in read_images(out / "before")}
     after = {row.prompt: row.sha256 for row in read_images(out / "after")}
-    done = ask(pictures, out, "--yes", "--set", "train.steps=3", "--set", "optim.lr=1e-3")
+    done = ask(pictures, out, "--yes", "--steps", 3)
     assert done.exit_code == 0, done.exception
     assert [line["step"] for line in Run(out / "run").metrics()] == [1, 2, 3]
     assert {row.prompt: row.sha256 for row in read_images(out / "before")} == before

@@ -35,7 +35,10 @@ from mapo.errors import MapoError, count
 )
 @click.argument("recipe", required=False)
 @click.option("--model", help=DRAWS)
-@click.option("--prompts", help="Where the prompts are: mini:train, a .txt, .csv, .tsv, .json, .jsonl or .parquet file, or a set on the hub.")
+@click.option(
+    "--prompts",
+    help="Where the prompts are: mini:train, a .txt, .csv, .tsv, .json, .jsonl or .parquet file, or a set on the hub.",
+)
 @click.option("--num-pairs", type=int, help="How many pairs the set shall hold.")
 @click.option(
     "--chosen",

@@ -1,7 +1,7 @@
 """Whether a model draws copies of the pictures that it was trained on.
 
 A picture becomes 63 bits: which of the low frequencies of its brightness, at 32 × 32 pixels, are above their median
-(the perceptual hash of Krawetz and others). Pictures that differ in few bits look alike from afar. Pictures of one style
+(the perceptual hash of Krawetz and others). Pictures that differ in few bits look alike from afar. Those of one style
 do so now and then, so what counts is whether drawings are near to a picture more often than the pictures to each other.
 """
 

@@ -22,6 +22,9 @@ from mapo.files import inside, prepare_out, sha256
 from mapo.models import find_model, open_model
 from mapo.pairs import PairSet, PairWriter
 from mapo.pairs.splits import prompt_id
+from mapo.sample.folder import open_picture, read_images
+from mapo.score.scorers import scorer_names
+from mapo.score.scorers.choice import only_neutral
 from mapo.settings import merge
 from mapo.shards import owned
 from mapo.style import copies
@@ -63,6 +66,8 @@ class Style:
     def __post_init__(self) -> None:
         from mapo.train.recipes.recipe import read_recipe
 
+        for text in filter(None, (self.scorer, self.judge)):
+            scorer_names(text)  # a word that is misspelt is told before anything else
         self.files = find_model(self.model, loras=self.loras)
         if self.recipe is None:
             self.recipe = OWN_RECIPES.get(self.model) or self._fitting_recipe()
@@ -149,7 +154,8 @@ def _owed() -> list[str]:
 
 def _names(asked: Style) -> list[str]:
     last = ["lora.safetensors"] if asked.is_lora else []
-    return ["captions.jsonl", "pairs", "check.html", "mismatch.json", "run", "before", "after", "report.html", *last]
+    names = ["captions.jsonl", "pairs", "check.html", "mismatch.json", "run", "before", "after", "after/grid.png"]
+    return [*names, "report.html", *last]
 
 
 def _plan_lines(asked: Style, own: Sequence[Own], frames: Sequence[Frame]) -> list[str]:
@@ -198,7 +204,7 @@ def style(asked: Style, *, hands: Any = None) -> dict[str, Any]:
         for stage in _stages(asked, done, hands):
             ledger.run(stage)
     done["copies"] = read_object(asked.out / "copies.json", "what was found of copies", "Delete it.")
-    done["files"] = {name: str(asked.out / name) for name in _names(asked)}
+    done["files"] = {name: str(asked.out / name) for name in _names(asked) if (asked.out / name).exists()}
     return done
 
 
@@ -243,6 +249,12 @@ def _stages(asked: Style, done: dict[str, Any], hands: Any) -> list[Stage]:
         sample_verb.sample(model, _shown(asked, pairs), list(SEEDS), out / folder, **asked.sampling, **more)
 
     def report() -> None:
+        if asked.scorer is None and only_neutral({out / name: read_images(out / name) for name in BOTH}):
+            LOG.warning(
+                "No scorer that knows better from worse is on this machine, so there is no report. Look at "
+                "after/grid.png, or name one with --scorer, which is fetched once."
+            )
+            return
         numbers = report_verb.report(
             out / "before", out / "after", out / "report.html", scorer=asked.scorer, goal=asked.goal, run=run
         )
@@ -265,7 +277,8 @@ def _stages(asked: Style, done: dict[str, Any], hands: Any) -> list[Stage]:
         Stage("before", "pictures of the model as it was", ("before",), lambda: [*drawn, *_shown(asked, pairs)],
               lambda: sample(asked.model, "before", loras=asked.loras)),
         Stage("after", "pictures of the trained model", ("after",),
-              lambda: [*drawn, *_shown(asked, pairs), digest_of(run / "weights")], lambda: sample(str(run), "after")),
+              lambda: [*drawn, *_shown(asked, pairs), digest_of(run / "weights")],
+              lambda: sample(str(run), "after", grid=True, compare=[out / "before"])),
         Stage("report", "both beside each other", ("report.html",),
               lambda: [asked.scorer or "", asked.goal or "", *(digest_of(out / n / "manifest.jsonl") for n in BOTH)],
               report),
@@ -328,8 +341,6 @@ def _shown(asked: Style, pairs: Path) -> list[str]:
 
 def _copies(asked: Style, out: Path) -> dict[str, Any]:
     """Compare the drawings with the pictures, and write down what was found."""
-    from mapo.sample.folder import open_picture, read_images
-
     own = asked.own(list(read_ledger(asked.captions_file).values()))
     known = copies.read_folder(asked.pictures, [one.name for one in own])
     near = [

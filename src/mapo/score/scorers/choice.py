@@ -45,6 +45,11 @@ def choose_scorers(folders: Mapping[Path, Sequence[ImageRow]], references: bool 
     return ",".join(found), told
 
 
+def only_neutral(folders: Mapping[Path, Sequence[ImageRow]]) -> bool:
+    """Whether no scorer that knows better from worse would be chosen for the pictures of these folders."""
+    return set(choose_scorers(folders)[0].split(",")) <= {NEUTRAL, ""}
+
+
 def lacks(name: str) -> str | None:
     """None where the scorer has all that it needs on this machine, "" where it is fetched when it is named, else what
     to type; nothing is fetched to find out."""
