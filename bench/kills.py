@@ -118,6 +118,9 @@ def contents(out: Path) -> dict[str, Any]:
         if path.name == "metrics.jsonl":
             lines = [json.loads(line) for line in path.read_text().splitlines()]
             found[name] = [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+        elif path.name == "state.json":
+            state = json.loads(path.read_text())
+            found[name] = {**state, "line": {k: v for k, v in state["line"].items() if k not in TIMES}}
         elif path.suffix == ".parquet":
             found[name] = pq.read_table(path).to_pylist()
         elif path.suffix == ".safetensors" and (out / "cache.json").exists():

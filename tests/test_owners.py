@@ -4,6 +4,7 @@ import json
 import threading
 
 import pytest
+from PIL import Image
 
 from mapo.errors import MapoError
 from mapo.shards import locked, owned
@@ -84,6 +85,10 @@ def material(tmp_path_factory, sdxl):
     make_pairs(folder / "pairs")
     for name in ("before", "after"):
         sample(str(sdxl), ["a red square", "a blue heart"], [0, 1], folder / name, steps=1)
+    (folder / "pictures").mkdir()
+    for number in range(5):
+        Image.new("RGB", (32, 32), (number, 0, 0)).save(folder / "pictures" / f"{number}.png")
+        (folder / "pictures" / f"{number}.txt").write_text(f"a square, number {number}")
     (folder / "rows.jsonl").write_text(json.dumps({"prompt": "x", "chosen": "a.png", "rejected": "b.png"}) + "\n")
     (folder / "recipe.toml").write_text('about = "a"\n[chosen]\nprefix = "a"\n[rejected]\nprefix = "b"\n')
     return folder
@@ -93,6 +98,8 @@ COMMANDS = {
     "build": "build {}/recipe.toml --model {model} --prompts mini:test --num-pairs 2 --steps 1 --out {out}",
     "remake": "remake {}/pairs --pair 0123456789abcdef --out {out}",
     "import": "import {}/rows.jsonl --out {out}",
+    "caption": "caption {}/pictures --out {out}",
+    "style": "style {}/pictures --model {model} --yes --out {out}",
     "check": "check {}/pairs --out {out}",
     "encode": "encode --model {model} --pairs {}/pairs --out {out}",
     "train": "train --model {model} --pairs {}/pairs --out {out}",

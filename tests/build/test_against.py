@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from data_fixtures import encoded, noise
-from mapo.build.against import held_out
+from mapo.build.against import Own, held_out
 from mapo.cli import cli
 from mapo.encode.frame import Frame, crop
 from mapo.errors import MapoError
@@ -43,7 +43,7 @@ def test_each_picture_stands_against_a_drawing_of_its_caption_in_the_same_frame(
     folder = folder_of(tmp_path / "own", PICTURES)
     done = build(folder, tmp_path / "pairs")
     assert done.exit_code == 0, done.exception
-    said = f"{tmp_path / 'pairs'}: 4 pairs of 4 pictures, in 2 frames (train them with data.buckets=true), 1 caption held out"
+    said = f"{tmp_path / 'pairs'}: 4 pairs of 4 pictures, in 2 frames (train them with --set data.buckets=true), 1 caption held out"
     assert done.stdout.splitlines()[-1] == said
     pairs = PairSet(tmp_path / "pairs")
     assert [(p.prompt, p.meta["file"], p.meta["rejected_seed"]) for p in pairs] == [
@@ -92,13 +92,19 @@ def test_of_several_drawings_all_become_pairs_of_one_weight_or_the_best_alone(tm
         assert pair.rejected == both[values.index(max(values))].rejected
 
 
-def test_a_tenth_of_the_captions_is_held_out_whatever_their_order():
-    captions = [f"picture {number}" for number in range(50)]
-    found = held_out([*captions, "picture 3", "Picture  4"])
+def owned(*captions):
+    return [Own(f"{number}.png", caption, None) for number, caption in enumerate(captions)]
+
+
+def test_a_tenth_of_the_captions_is_held_out_whatever_their_order_and_their_words():
+    own = owned(*(f"picture {number}" for number in range(50)), "picture 3", "Picture  4")
+    found = held_out(own)
     assert sorted(found.values()).count("test") == 5 and len(found) == 50
-    assert held_out(captions[::-1]) == found
-    assert held_out(["one", "ONE"]) == {prompt_id("one"): "train"}
-    assert sorted(held_out(["one", "two"]).values()) == ["test", "train"]
+    assert held_out(own[::-1]) == found
+    other = [Own(one.name, f"a {one.caption}", None) for one in own[:50]]
+    assert [held_out(other)[prompt_id(one.caption)] for one in other] == [found[prompt_id(o.caption)] for o in own[:50]]
+    assert held_out(owned("one", "ONE")) == {prompt_id("one"): "train"}
+    assert sorted(held_out(owned("one", "two")).values()) == ["test", "train"]
 
 
 def test_captions_that_a_person_changed_are_the_ones_that_are_drawn(tmp_path):

@@ -162,3 +162,53 @@ def test_what_cannot_be_learned_from_is_refused_before_anything_is_drawn(picture
         done = ask(folder, tmp_path / "out", "--yes")
         assert isinstance(done.exception, MapoError) and said in str(done.exception)
         assert not (tmp_path / "out").exists()
+
+
+def test_what_will_be_made_again_is_said_before_and_a_finished_run_is_set_aside(made, pictures, tmp_path):
+    out = copy_of(made, tmp_path)
+    (out / "pairs" / ".DS_Store").write_text("of another program")
+    said = ask(pictures, out, "--dry-run")
+    assert said.exit_code == 0 and "made again" not in said.stdout
+    lines = (out / "captions.jsonl").read_text().splitlines()
+    line = {**json.loads(lines[0]), "caption": "a pink heart on a white background"}
+    (out / "captions.jsonl").write_text("\n".join([json.dumps(line), *lines[1:]]) + "\n")
+    said = ask(pictures, out, "--dry-run")
+    assert "made again pairs, check, mismatch, run, before, after" in said.stdout
+    assert ask(pictures, out, "--yes").exit_code == 0
+    assert Run(out / "run-2").finished_steps() == 2 and Run(out / "run").finished_steps() == 2
+
+
+def test_a_picture_that_is_gone_is_left_out_and_a_killed_stage_goes_on(made, pictures, tmp_path):
+    out = copy_of(made, tmp_path)
+    own = shutil.copytree(pictures.parent, tmp_path / "own") / "pictures"
+    stages = json.loads((out / "stages.json").read_text())
+    stages["asked"]["pictures"] = str(own.resolve())
+    stages["stages"]["pairs"]["done"] = False  # killed when the set was there and nobody had written so
+    (out / "stages.json").write_text(json.dumps(stages))
+    assert ask(own, out, "--yes").exit_code == 0
+    (own / "1.png").unlink()
+    (own / "1.txt").unlink()
+    done = ask(own, out, "--yes")
+    assert done.exit_code == 0, done.exception
+    assert len(PairSet(out / "pairs")) == 5
+
+
+def test_what_can_only_fail_is_refused_before_the_work(pictures, tmp_path):
+    for more, said in (
+        (("--judge", "mini-search:cartoon"), "--judge chooses among several drawings"),
+        (("--judge", "nobody:cartoon", "--rejected-per-picture", 2), "There is no scorer 'nobody'"),
+        (("--scorer", "guards"), "know no better or worse"),
+        (("--set", "train.steps=3"), "--steps and --set train.steps say the same"),
+        (("--recipe", "nothing"), "There is no recipe 'nothing'"),
+    ):
+        done = ask(pictures, tmp_path / "out", "--dry-run", *more)
+        assert isinstance(done.exception, MapoError) and said in str(done.exception)
+    done = ask(pictures, pictures / "out", "--dry-run")
+    assert isinstance(done.exception, MapoError) and "whose pictures are read" in str(done.exception)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    done = ask(pictures, tmp_path / "mine", "--dry-run")
+    assert isinstance(done.exception, MapoError) and "was not made by this command" in str(done.exception)
+    good = ask(pictures, tmp_path / "out", "--dry-run", "--judge", "mini-search:cartoon", "--rejected-per-picture", 2)
+    assert good.exit_code == 0 and "12 drawings by mini" in good.stdout
+    assert "recipe mini-style, 2 steps of 2 pairs" in good.stdout

@@ -73,14 +73,19 @@ def build_against(
     MapoError where a picture is damaged or too small, or nothing can be drawn.
     """
     refuse_existing(out)
-    _refuse_nonsense(pictures, per_picture, judge, how)
+    check_asked(per_picture, judge)
+    if not pictures:
+        raise MapoError("There are no pictures to make pairs of.")
+    for name in ("width", "height"):
+        if how.get(name) is not None:
+            raise MapoError(f"--{name}: a drawing has the size of the picture beside it. Use --resolution.")
     told: dict[str, Any] = {
         "clip_skip": clip_skip, "vae": vae, "prediction": prediction, "long_prompts": long_prompts, "loras": loras,
     }  # fmt: skip
     files = find_model(model, **told)
     sampling = default_sampling(files, **how)
     tasks = _tasks(pictures, files, resolution, per_picture)
-    split = held_out([one.caption for one in pictures]) if split is None else split
+    split = held_out(pictures) if split is None else split
     use_own_device()
     rows = _draw(Sampler(files, sampling.precision), tasks, sampling, drawn)
     best, unjudged = _judged(tasks, rows, judge, drawn) if judge else ({}, 0)
@@ -110,27 +115,29 @@ def told(counts: Mapping[str, int]) -> str:
     """What :func:`build_against` counted, in words."""
     said = [f"{count(counts['pairs'], 'pair')} of {count(counts['pictures'], 'picture')}"]
     if counts["frames"] > 1:
-        said.append(f"in {counts['frames']} frames (train them with data.buckets=true)")
+        said.append(f"in {counts['frames']} frames (train them with --set data.buckets=true)")
     said.append(f"{count(counts['held_out'], 'caption')} held out")
     if counts["unjudged"]:
         said.append(f"{count(counts['unjudged'], 'picture')} with all drawings, as the judge gave no number")
     return ", ".join(said)
 
 
-def held_out(captions: Sequence[str]) -> dict[str, str]:
+def held_out(pictures: Sequence[Own]) -> dict[str, str]:
     """A split for each caption by its id: a tenth of the different ones is ``test``, one at least where there are two.
 
-    Which ones follows from the captions alone, not from their order.
+    Which ones follows from the names of the pictures alone, so that another word in a caption moves none.
     """
-    names = {prompt_id(caption) for caption in captions}
+    names: dict[str, str] = {}
+    for one in pictures:
+        name = prompt_id(one.caption)
+        names[name] = min(one.name, names.get(name, one.name))
     number = max(1, round(HELD_OUT * len(names))) if len(names) > 1 else 0
-    last = set(sorted(names, key=lambda name: sha256(f"held out:{name}".encode()))[:number])
+    last = set(sorted(names, key=lambda name: sha256(f"held out:{names[name]}".encode()))[:number])
     return {name: "test" if name in last else "train" for name in names}
 
 
-def _refuse_nonsense(pictures: Sequence[Own], per_picture: int, judge: Filter | None, how: Mapping[str, Any]) -> None:
-    if not pictures:
-        raise MapoError("There are no pictures to make pairs of.")
+def check_asked(per_picture: int, judge: Filter | None) -> None:
+    """MapoError where so many drawings and such a judge make no sense together."""
     if per_picture < 1:
         raise MapoError(f"--rejected-per-picture is {per_picture}; it must be at least 1.")
     if judge and judge.threshold is not None:
@@ -139,9 +146,6 @@ def _refuse_nonsense(pictures: Sequence[Own], per_picture: int, judge: Filter | 
         )
     if judge and per_picture == 1:
         raise MapoError("--judge chooses among several drawings. Ask for them with --rejected-per-picture.")
-    for name in ("width", "height"):
-        if how.get(name) is not None:
-            raise MapoError(f"--{name}: a drawing has the size of the picture beside it. Use --resolution.")
 
 
 def frames_for(pictures: Sequence[Own], files: ModelFiles, resolution: int | None) -> list[Frame]:

@@ -58,6 +58,8 @@ def style(
 
     settings = parse_set(assignments)
     if steps is not None:
+        if "steps" in settings.get("train", {}):
+            raise MapoError("--steps and --set train.steps say the same. Leave one of them out.")
         settings.setdefault("train", {})["steps"] = steps
     sampling = {
         "steps": sampling_steps, "guidance": guidance, "precision": precision, "images_per_batch": images_per_batch,

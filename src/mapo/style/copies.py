@@ -85,6 +85,8 @@ def told(found: dict[str, Any]) -> str:
         f"{after['near']} of {number} look like a picture of the folder. Before the training {before['near']} did. Of "
         f"the {others} in the folder {own['near']} look like another one."
     )
+    if 2 * own["near"] >= own["pictures"]:
+        return f"{text} So many are alike that copies cannot be told here."
     if found["copies"]:
         text += " So the model copies: train fewer steps, or give it more pictures."
     return text

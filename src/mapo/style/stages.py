@@ -7,6 +7,7 @@ changes a file of a stage by hand finds that the stages behind it follow.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import shutil
 from collections.abc import Callable, Sequence
@@ -22,14 +23,15 @@ LOG = logging.getLogger(__name__)
 
 FORMAT, VERSION = "mapo-stages", 1
 NAME = "stages.json"
+REMEDY = "Move the folder away, or choose another --out."
 
 
 @dataclass(frozen=True)
 class Stage:
     """``do`` makes the files or folders ``makes``, by their names, from what ``made_from`` tells.
 
-    A stage ``again`` is done each time: what it does knows by itself what is there. Only where what it is made from has
-    changed are its files removed first. ``keeps`` are files that stay then, as they are never wrong.
+    Where what it is made from has changed, they are removed first, and so are those that it ``clears``; those ``aside``
+    are too dear for that and get another name. A stage ``again`` is done each time: what it does knows what is there.
     """
 
     name: str
@@ -38,6 +40,8 @@ class Stage:
     made_from: Callable[[], Sequence[str]]
     do: Callable[[], None]
     again: bool = False
+    aside: bool = False
+    clears: tuple[str, ...] = ()
 
 
 class Ledger:
@@ -48,25 +52,33 @@ class Ledger:
         self.asked = asked
         self.stages: dict[str, dict[str, Any]] = {}
         if self.path.is_file():
-            found = read_object(self.path, "the stages of a folder", "Delete it to make every stage again.")
+            found = read_object(self.path, "the stages of a folder", REMEDY)
             if found.get("format") != FORMAT:
                 raise MapoError(f"{self.path} is not a list of stages. Choose another --out.")
             if found.get("asked") != asked:
                 raise MapoError(_told_other(folder, found.get("asked"), asked))
-            self.stages = found.get("stages", {})
+            self.stages = _checked(self.path, found.get("stages"))
         elif folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise MapoError(f"{folder} exists and was not made by this command. Choose another --out.")
 
+    def stale(self, stages: Sequence[Stage]) -> list[str]:
+        """The stages that are there and will be made again: the first whose sources have changed, and all after it."""
+        known = [stage for stage in stages if stage.name in self.stages and stage.made_from()]
+        changed = [k for k, one in enumerate(known) if self.stages[one.name].get("from") != _digest(one)]
+        return [one.name for one in known[changed[0] :]] if changed else []
+
     def run(self, stage: Stage) -> None:
         """Do a stage, or find that it is done."""
-        digest = sha256("\n".join(stage.made_from()).encode())
+        digest = _digest(stage)
         known = self.stages.get(stage.name, {})
         there = all((self.folder / name).exists() for name in stage.makes)
         if known.get("from") == digest and known.get("done") and there and not stage.again:
             return
         if known and known.get("from") != digest:
             LOG.info(f"{stage.name}: what it was made from has changed, so it is made again")
-            for name in stage.makes:
+            for name in (*stage.makes, *stage.clears):
+                if stage.aside and (self.folder / name).exists():
+                    LOG.warning(f"What was there of {name} is now {_set_aside(self.folder / name)}.")
                 _remove(self.folder / name)
         LOG.info(f"{stage.name}: {stage.says}")
         self._write(stage.name, digest, done=False)
@@ -77,6 +89,22 @@ class Ledger:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.stages[name] = {"from": digest, "done": done}
         write_json(self.path, {"format": FORMAT, "version": VERSION, "asked": self.asked, "stages": self.stages})
+
+
+def _digest(stage: Stage) -> str:
+    return sha256("\n".join(stage.made_from()).encode())
+
+
+def _checked(path: Path, stages: Any) -> dict[str, dict[str, Any]]:
+    if not isinstance(stages, dict) or not all(isinstance(one, dict) for one in stages.values()):
+        raise MapoError(f"{path} is damaged. {REMEDY}")
+    return stages
+
+
+def _set_aside(path: Path) -> Path:
+    """Give a file or folder the first free name with a number."""
+    aside = next(new for k in itertools.count(2) if not (new := path.with_name(f"{path.name}-{k}")).exists())
+    return path.rename(aside)
 
 
 def _told_other(folder: Path, before: Any, now: dict[str, Any]) -> str:
@@ -92,15 +120,17 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def digest_of(path: Path, but: Sequence[str] = ()) -> str:
-    """A digest of a file's bytes, or of the names, sizes and small files of a folder; empty where there is none.
+def digest_of(path: Path) -> str:
+    """A digest of a file's bytes, or of those of all files of a folder but hidden ones; empty where there is none.
 
     Of files of more than a megabyte only the size and the first and last bytes count: pictures in a set carry their
     hashes, and weights of another training differ at once.
     """
     if not path.exists():
         return ""
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and p.name not in but)
+    files = (
+        [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+    )
     said = [f"{file.relative_to(path)} {_digest_of_file(file)}" for file in files]
     return sha256("\n".join(said).encode())
 

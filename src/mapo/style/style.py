@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import logging
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mapo.build.against import Own, build_against, frames_for, held_out, told
+from mapo.build.against import Own, build_against, check_asked, frames_for, held_out, told
+from mapo.build.judge import parse_filter
 from mapo.captions.fit import FEWEST, refuse_unfit
 from mapo.captions.folder import look_in, refuse_silent
 from mapo.captions.ledger import Caption, read_ledger
@@ -24,7 +26,7 @@ from mapo.pairs import PairSet, PairWriter
 from mapo.pairs.splits import prompt_id
 from mapo.sample.folder import open_picture, read_images
 from mapo.score.scorers import scorer_names
-from mapo.score.scorers.choice import only_neutral
+from mapo.score.scorers.choice import NEUTRAL, only_neutral
 from mapo.settings import merge
 from mapo.shards import owned
 from mapo.style import copies
@@ -66,8 +68,14 @@ class Style:
     def __post_init__(self) -> None:
         from mapo.train.recipes.recipe import read_recipe
 
-        for text in filter(None, (self.scorer, self.judge)):
-            scorer_names(text)  # a word that is misspelt is told before anything else
+        if self.out.resolve().is_relative_to(self.pictures.resolve()):
+            raise MapoError(f"--out {self.out} lies in {self.pictures}, whose pictures are read. Choose another place.")
+        if self.scorer and scorer_names(self.scorer) == [NEUTRAL]:
+            raise MapoError(f"--scorer: {NEUTRAL} alone know no better or worse. Name another scorer, or none.")
+        if self.goal and not self.scorer:
+            LOG.info(f"--goal {self.goal}: it has to be a metric of the scorers at hand; --scorer names others.")
+        self.chooser = parse_filter(self.judge) if self.judge else None
+        check_asked(self.per_picture, self.chooser)
         self.files = find_model(self.model, loras=self.loras)
         if self.recipe is None:
             self.recipe = OWN_RECIPES.get(self.model) or self._fitting_recipe()
@@ -100,9 +108,10 @@ class Style:
         return self.out / "captions.jsonl"
 
     def own(self, captions: Sequence[Caption]) -> list[Own]:
-        """The pictures that are kept."""
+        """The pictures that are kept and still there."""
         kept = [one for one in captions if one.keep]
-        return [Own(one.file, one.caption, inside(self.pictures, one.file, str(self.pictures))) for one in kept]
+        found = [Own(one.file, one.caption, inside(self.pictures, one.file, str(self.captions_file))) for one in kept]
+        return [one for one in found if one.path.is_file()]
 
 
 @dataclass(frozen=True)
@@ -118,6 +127,7 @@ class Preview:
 
 def preview(asked: Style) -> Preview:
     """What `style` will do, with the memory and the time of its training; nothing is written. MapoError as it would."""
+    ledger = Ledger(asked.out, _identity(asked))
     known = read_ledger(asked.captions_file) if asked.captions_file.is_file() else {}
     found = look_in(asked.pictures, raw=asked.raw)
     captions = [known.get(name) or found.captions[name] for name in found.pictures if name in {*known, *found.captions}]
@@ -133,7 +143,7 @@ def preview(asked: Style) -> Preview:
     sources = f"{count(len(own), 'picture')} with captions"
     if without:
         sources += f", {count(len(without), 'caption')} to be written by {asked.caption_with}"
-    tenth = [name for name in held_out([one.caption for one in own]).values() if name != "train"]
+    tenth = [name for name in held_out(own).values() if name != "train"]
     lines = [
         f"captions   {sources}",
         f"pairs      {count(drawings, 'drawing')} by {asked.model}, in {count(len(set(frames)), 'frame')}",
@@ -142,6 +152,8 @@ def preview(asked: Style) -> Preview:
         f"pictures   {2 * len(SEEDS) * (len(tenth) + len(prompts))}, half before and half after the training",
         f"out        {asked.out}: {', '.join(_names(asked))}",
     ]
+    if again := ledger.stale(_stages(asked, {}, None)) if known else []:
+        lines.append(f"made again {', '.join(again)}, as what they are made from has changed")
     return Preview(lines, _owed())
 
 
@@ -154,8 +166,8 @@ def _owed() -> list[str]:
 
 def _names(asked: Style) -> list[str]:
     last = ["lora.safetensors"] if asked.is_lora else []
-    names = ["captions.jsonl", "pairs", "check.html", "mismatch.json", "run", "before", "after", "after/grid.png"]
-    return [*names, "report.html", *last]
+    names = ["captions.jsonl", "rejected", "pairs", "check.html", "mismatch.json", "cache", "run", "before", "after"]
+    return [*names, "after/grid.png", "copies.json", *last, "report.html"]
 
 
 def _plan_lines(asked: Style, own: Sequence[Own], frames: Sequence[Frame]) -> list[str]:
@@ -171,7 +183,15 @@ def _plan_lines(asked: Style, own: Sequence[Own], frames: Sequence[Frame]) -> li
 
 
 def _training_told(asked: Style) -> str:
-    return f"as the recipe {asked.recipe} says" if asked.recipe else "a LoRA with default settings"
+    from mapo.train.config import TrainConfig
+    from mapo.train.recipes.recipe import read_recipe
+
+    values = read_recipe(asked.recipe) if asked.recipe else {}
+    train = merge({"train": TrainConfig().model_dump()}, merge({"train": values.get("train", {})}, asked.settings))[
+        "train"
+    ]
+    way = f"recipe {asked.recipe}" if asked.recipe else "a LoRA with default settings"
+    return f"{way}, {count(train['steps'], 'step')} of {count(train['pairs_per_step'], 'pair')}"
 
 
 def _blank_set(folder: Path, own: Sequence[Own], frames: Sequence[Frame]) -> Path:
@@ -179,7 +199,7 @@ def _blank_set(folder: Path, own: Sequence[Own], frames: Sequence[Frame]) -> Pat
 
     from mapo.sample.folder import png_bytes
 
-    split = held_out([one.caption for one in own])
+    split = held_out(own)
     with PairWriter(folder, {"made": "to plan with"}) as writer:
         for number, (one, frame) in enumerate(zip(own, frames, strict=True)):
             colours = [(number % 256, number // 256 % 256, k) for k in range(2)]
@@ -198,7 +218,7 @@ def style(asked: Style, *, hands: Any = None) -> dict[str, Any]:
     """
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     with owned(asked.out):
-        ledger = Ledger(asked.out, {"pictures": str(asked.pictures.resolve()), "model": asked.files.stable_name})
+        ledger = Ledger(asked.out, _identity(asked))
         prepare_out(asked.out)
         done: dict[str, Any] = {}
         for stage in _stages(asked, done, hands):
@@ -206,6 +226,12 @@ def style(asked: Style, *, hands: Any = None) -> dict[str, Any]:
     done["copies"] = read_object(asked.out / "copies.json", "what was found of copies", "Delete it.")
     done["files"] = {name: str(asked.out / name) for name in _names(asked) if (asked.out / name).exists()}
     return done
+
+
+def _identity(asked: Style) -> dict[str, Any]:
+    """What another command in the same folder has to ask for, too."""
+    pictures = str(asked.pictures.resolve())
+    return {"pictures": pictures, "model": asked.files.stable_name, "loras": [str(lora) for lora in asked.loras]}
 
 
 def _stages(asked: Style, done: dict[str, Any], hands: Any) -> list[Stage]:
@@ -222,12 +248,10 @@ def _stages(asked: Style, done: dict[str, Any], hands: Any) -> list[Stage]:
         _refuse_unfit(asked, found)
 
     def draw() -> None:
-        from mapo.build.judge import parse_filter
-
+        shutil.rmtree(pairs, ignore_errors=True)  # of a command that was killed when all but this was done
         own = asked.own(list(read_ledger(asked.captions_file).values()))
-        judge = parse_filter(asked.judge) if asked.judge else None
         counts = build_against(
-            own, asked.model, pairs, out / "rejected", per_picture=asked.per_picture, judge=judge,
+            own, asked.model, pairs, out / "rejected", per_picture=asked.per_picture, judge=asked.chooser,
             resolution=asked.resolution, loras=asked.loras, **asked.sampling,
         )  # fmt: skip
         LOG.info(told(counts))
@@ -266,28 +290,33 @@ def _stages(asked: Style, done: dict[str, Any], hands: Any) -> list[Stage]:
     def leave() -> None:
         export_verb.export(str(run), "kohya", out / "lora.safetensors")
 
-    drawn = [asked.judge or "", str(asked.per_picture), str(asked.resolution), str(sorted(asked.sampling.items()))]
+    by = [asked.files.revision(), *(f"{name}={value}" for name, value in sorted(asked.sampling.items()))]
+    drawn = [*by, asked.judge or "", str(asked.per_picture), str(asked.resolution)]
     stages = [
         Stage("captions", "what each picture shows", ("captions.jsonl",), lambda: [], captions, again=True),
+        Stage("rejected", "a folder for the drawings", ("rejected",), lambda: by,
+              lambda: (out / "rejected").mkdir(exist_ok=True)),
         Stage("pairs", f"{asked.model} draws the captions", ("pairs",), lambda: [*drawn, *_seen(asked)], draw),
         Stage("check", "what is wrong in the pairs", ("check.html",), lambda: [digest_of(pairs)], look),
         Stage("mismatch", "how far the pictures are from what the model draws", ("mismatch.json", "mismatch-images"),
-              lambda: [digest_of(pairs)], distance),
-        Stage("run", "the training", ("run", "cache"), lambda: [digest_of(pairs)], train, again=True),
-        Stage("before", "pictures of the model as it was", ("before",), lambda: [*drawn, *_shown(asked, pairs)],
+              lambda: [*by, digest_of(pairs)], distance),
+        Stage("run", "the training", ("run",), lambda: [digest_of(pairs)], train, again=True, aside=True),
+        Stage("before", "pictures of the model as it was", ("before",), lambda: [*by, *_shown(asked, pairs)],
               lambda: sample(asked.model, "before", loras=asked.loras)),
         Stage("after", "pictures of the trained model", ("after",),
-              lambda: [*drawn, *_shown(asked, pairs), digest_of(run / "weights")],
+              lambda: [*by, *_shown(asked, pairs), digest_of(run / "weights")],
               lambda: sample(str(run), "after", grid=True, compare=[out / "before"])),
-        Stage("report", "both beside each other", ("report.html",),
-              lambda: [asked.scorer or "", asked.goal or "", *(digest_of(out / n / "manifest.jsonl") for n in BOTH)],
-              report),
         Stage("copies", "whether the model draws copies", ("copies.json",),
               lambda: [digest_of(out / "after" / "manifest.jsonl"), *_seen(asked)], look_for_copies),
     ]  # fmt: skip
     if asked.is_lora:
         stages.append(Stage("lora", "a file for other programs", ("lora.safetensors",),
                             lambda: [digest_of(run / "weights")], leave))  # fmt: skip
+    stages.append(
+        Stage("report", "both beside each other", ("report.html",),
+              lambda: [asked.scorer or "", asked.goal or "", *(digest_of(out / n / "manifest.jsonl") for n in BOTH)],
+              report, clears=("before-scores.parquet", "after-scores.parquet"))
+    )  # fmt: skip
     return stages
 
 
