@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,6 +15,7 @@ from data_fixtures import BLACK, BLUE, GREEN, RED, WHITE, encoded, files_below, 
 from mapo.errors import MapoError
 from mapo.files import sha256
 from mapo.pairs import PairSet, PairWriter
+from mapo.pairs.ledger import Ledger
 from mapo.pairs.pictures import check_picture
 
 
@@ -116,6 +118,34 @@ def test_a_writer_that_is_stopped_anywhere_ends_in_the_set_that_nobody_stopped(
     whole, stopped = ({p.name: p.read_bytes() for p in (folder / name).iterdir()} for name in ("whole", "stopped"))
     assert stopped == whole
     assert PairSet(folder / "stopped").info["ties"] == 20
+
+
+@pytest.mark.parametrize("last", ["INSERT OR REPLACE INTO state", "COMMIT", "BEGIN IMMEDIATE"])
+def test_a_writer_that_is_stopped_within_a_commit_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    with PairWriter(tmp_path / "whole", {}, job=JOB) as writer:
+        fill(writer, range(9))
+    run, armed = Ledger._run, [True]
+
+    def run_and_stop(self: Ledger, sql: str, *given: Any, **named: Any) -> object:
+        done = run(self, sql, *given, **named)
+        if sql.startswith(last) and armed:
+            armed.clear()
+            raise KeyboardInterrupt
+        return done
+
+    with pytest.raises(KeyboardInterrupt), PairWriter(tmp_path / "set", {}, job=JOB) as writer:
+        fill(writer, range(3))
+        writer.commit(3)
+        fill(writer, range(3, 6))
+        monkeypatch.setattr(Ledger, "_run", run_and_stop)
+        writer.commit(6)
+    monkeypatch.undo()
+    with PairWriter(tmp_path / "set", {}, job=JOB) as writer:
+        assert writer.progress in (3, 6)
+        fill(writer, range(writer.progress, 9))
+    assert PairSet(tmp_path / "set")[8] == PairSet(tmp_path / "whole")[8] and len(PairSet(tmp_path / "set")) == 9
 
 
 def test_an_error_of_the_data_throws_the_work_away(tmp_path: Path) -> None:

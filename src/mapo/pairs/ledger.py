@@ -106,6 +106,14 @@ class Ledger:
         self._run("BEGIN IMMEDIATE")
         self.state = state
 
+    def go_back(self) -> None:
+        """Be where the last commit was, also where this process was stopped between it and its end."""
+        if self._db.in_transaction:
+            self._run("ROLLBACK")  # with the tables, where nothing was ever committed
+        there = self._run("SELECT count(*) FROM sqlite_master WHERE name = 'state'").fetchone()[0]
+        found = self._run("SELECT value FROM state").fetchone() if there else None
+        self.state = json.loads(found[0]) if found else {}
+
     def count_pictures(self) -> tuple[int, int]:
         """How many pictures there are, and of how many the bytes are kept."""
         pictures, kept = self._run("SELECT count(*), total(kept) FROM pictures").fetchone()

@@ -298,6 +298,8 @@ class PairWriter:
                 if file:  # what is half written is thrown away: it does not matter whether it can be closed
                     with contextlib.suppress(pa.ArrowException, OSError):
                         file.close()
+            if keep:
+                self._ledger.go_back()
             keep = keep and bool(self._ledger.state)  # nothing committed, nothing to go on from
             if keep:
                 self._remove_uncommitted()
