@@ -29,7 +29,7 @@ def bare_pipeline(model: Any) -> Any:
     from diffusers import DiffusionPipeline
 
     pipeline = DiffusionPipeline.from_pretrained(
-        model.base, torch_dtype=torch.float32, use_safetensors=True, add_watermarker=False
+        model.base, dtype=torch.float32, use_safetensors=True, add_watermarker=False
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -120,6 +120,7 @@ def main() -> None:
     import torch
 
     import mapo.score.score
+    import mapo.score.task
     from mapo.score.scorers import load_scorer
     from mapo.score.table import read_scores
 
@@ -135,7 +136,7 @@ def main() -> None:
             mapo.score.score.score(images, name, table, images_per_batch=BATCH)
 
         bare = bare_calls(scorer, images)
-        with mock.patch.object(mapo.score.score, "load_scorer", return_value=scorer):  # loading is not what is measured
+        with mock.patch.object(mapo.score.task, "load_scorer", return_value=scorer):  # loading is not what is measured
             seconds = alternate({"mapo score": ours, "bare": bare}, args.rounds)
         want = (100 * bare().clamp(min=0)).tolist()
         assert np.allclose(read_scores(table)["value"].to_numpy(), want, atol=1e-3), "not the same numbers"
