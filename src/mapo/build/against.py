@@ -59,15 +59,15 @@ class Task:
 
 def build_against(
     pictures: Sequence[Own], model: str, out: Path, drawn: Path, *, per_picture: int = 1, judge: Filter | None = None,
-    resolution: int | None = None, split: Mapping[str, str] | None = None, clip_skip: int | None = None,
+    resolution: int | None = None, clip_skip: int | None = None,
     vae: str | None = None, prediction: str | None = None, long_prompts: str | None = None, loras: Sequence[str] = (),
     **how: Any,
 ) -> dict[str, int]:  # fmt: skip
     """Make the set ``out``: a pair of each picture and of each of ``per_picture`` drawings of its caption.
 
     With a ``judge`` only the drawing that it likes best becomes a pair. The drawings lie in ``drawn``, an images folder
-    for each frame, where the same call goes on. ``split`` says to which split the captions belong, by
-    :func:`mapo.pairs.splits.prompt_id`; left out, :func:`held_out` says. ``how`` changes the sampling.
+    for each frame, where the same call goes on. :func:`held_out` says which captions are not trained on.
+    ``how`` changes the sampling.
 
     Returns how many ``pairs``, ``pictures`` and ``frames`` there are, and how many captions are ``held_out``.
     MapoError where a picture is damaged or too small, or nothing can be drawn.
@@ -85,7 +85,7 @@ def build_against(
     files = find_model(model, **told)
     sampling = default_sampling(files, **how)
     tasks = _tasks(pictures, files, resolution, per_picture)
-    split = held_out(pictures) if split is None else split
+    split = held_out(pictures)
     use_own_device()
     rows = _draw(Sampler(files, sampling.precision), tasks, sampling, drawn)
     best, unjudged = _judged(tasks, rows, judge, drawn) if judge else ({}, 0)
@@ -98,7 +98,7 @@ def build_against(
                 row = rows[task.frame][task.own.caption, seed]
                 writer.add_pair(
                     task.own.caption, chosen, read_picture(_folder(drawn, task.frame), row), weight=1 / len(kept),
-                    split=split.get(prompt_id(task.own.caption), "train"), source=files.stable_name,
+                    split=split[prompt_id(task.own.caption)], source=files.stable_name,
                     meta={"file": task.own.name, "rejected_seed": seed, "rejected_model": row.model},
                 )  # fmt: skip
         pairs = writer.count

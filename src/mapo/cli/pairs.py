@@ -23,6 +23,7 @@ from mapo.cli.shared import (
     cli,
     import_options,
     model_options,
+    page_options,
     say,
     shard_done,
 )
@@ -285,21 +286,7 @@ def mismatch(model: str, pairs: Path, out: Path, seeds: str, **how: Any) -> None
 @click.option("--before", type=OUT, help="Compare two images folders blindly, anybody's too: that of the model before.")
 @click.option("--after", type=OUT, help="The images folder of the model after, of the same prompts and seeds.")
 @click.option("--out", type=OUT, help="With --before: the votes.jsonl to write. With --apply: the new pairs set.")
-@click.option("--blur", is_flag=True, help="Blur pictures until asked, as those of a sensitive set always are.")
-@click.option(
-    "--host",
-    default="127.0.0.1",
-    show_default=True,
-    help="The address that the page listens at. Any but this machine's own asks for a token.",
-)
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65535),
-    default=8000,
-    show_default=True,
-    help="The port of the page. 0 takes any that is free.",
-)
-@click.option("--token", help="What the page's address must carry; default beyond this machine: a random one.")
+@page_options(8000)
 def label(
     pairs: Path | None, before: Path | None, after: Path | None, out: Path | None, summary: bool, apply: bool,
     keep_ties: bool, keep_unlabeled: bool, **how: Any,

@@ -119,6 +119,33 @@ LORA = click.option(
 )  # fmt: skip
 
 
+def page_options(port: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The options of a verb that serves a page, by default at ``port``."""
+    options = (
+        click.option(
+            "--blur", is_flag=True, help="Blur pictures until asked, as those of a sensitive set always are."
+        ),
+        click.option(
+            "--host", default="127.0.0.1", show_default=True,
+            help="The address that the page listens at. Any but this machine's own asks for a token.",
+        ),
+        click.option(
+            "--port", type=click.IntRange(0, 65535), default=port, show_default=True,
+            help="The port of the page. 0 takes any that is free.",
+        ),
+        click.option(
+            "--token", help="What the page's address must carry; default beyond this machine: a random one."
+        ),
+    )  # fmt: skip
+
+    def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return with_options
+
+
 class Verb(click.Command):
     """A command that ends its help with an example that works; ``more`` gives the title and the lines of a list."""
 

@@ -22,6 +22,7 @@ from mapo.cli.shared import (
     import_options,
     imports_of,
     model_options,
+    page_options,
     say,
     shard_done,
     told_rate,
@@ -226,21 +227,7 @@ def plan(
 
 @cli.command(cls=Verb, example="mapo watch work/run")
 @click.argument("run", type=OUT)
-@click.option("--blur", is_flag=True, help="Blur pictures until asked, as those of a sensitive set always are.")
-@click.option(
-    "--host",
-    default="127.0.0.1",
-    show_default=True,
-    help="The address that the page listens at. Any but this machine's own asks for a token.",
-)
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65535),
-    default=8001,
-    show_default=True,
-    help="The port of the page. 0 takes any that is free.",
-)
-@click.option("--token", help="What the page's address must carry; default beyond this machine: a random one.")
+@page_options(8001)
 def watch(run: Path, **how: Any) -> None:
     """Show a run on a local web page while it goes on.
 

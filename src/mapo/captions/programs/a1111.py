@@ -15,8 +15,8 @@ SETTING = re.compile(r'\s*([A-Za-z][\w \-/.]{0,60}?)\s*:\s*("(?:[^"\\]|\\.)*"|[^
 def read_a1111(text: str) -> Told | None:
     """The prompt and settings of a text of this form; None for a text that has neither settings nor a negative prompt.
 
-    The last line is of settings where it has three or more. Where there is no other line one of them must be the
-    steps, as a prompt can have colons too.
+    The last line holds settings where it has three or more of them. A text of one line must name the steps among them,
+    as a prompt can have colons too.
     """
     lines = text.strip().split("\n")
     settings = settings_in(lines[-1])
