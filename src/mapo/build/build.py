@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,7 +21,7 @@ from mapo.build.candidates import DrawnBy, Found, Latents, Maker, Portion
 from mapo.build.context import Contexts, Rewriter, open_rewriter
 from mapo.build.judge import Filter, judges_of
 from mapo.build.recipe import Recipe, changed_recipe
-from mapo.build.work import Work, forgotten_if_nothing_is_made, open_work
+from mapo.build.work import Work, forget, forgotten_if_nothing_is_made, is_made, open_work
 from mapo.devices import use_own_device
 from mapo.encode.cache import LATENTS, read_latents, write_head, write_shard
 from mapo.errors import MapoError, count, memory_told, several
@@ -209,10 +207,7 @@ def _advance(bar: Any, portion: Portion, most: int | None = None) -> None:
 
 def _collect(plan: Plan, alone: bool) -> dict[str, int] | None:
     """Go through the portions in order, make those that no part has, and write the set."""
-    if plan.out.exists():  # another process has put it together meanwhile; what we have begun is of no use
-        shutil.rmtree(plan.folder, ignore_errors=True)
-        if alone:
-            refuse_existing(plan.out)
+    if is_made(plan.out, plan.folder, alone):
         return None
     maker, totals = plan.open(WHOLE), Totals(plan.counts["minors"])
     kept: list[Found] = []
@@ -233,9 +228,7 @@ def _collect(plan: Plan, alone: bool) -> dict[str, int] | None:
     bar.close()
     (plan.folder / FINISHING).touch()
     _write(plan, maker, kept, totals.counts())
-    gone = plan.folder.with_name(f"{plan.folder.name}.{os.getpid()}.old")
-    plan.folder.rename(gone)  # at once, so that no other shard finds half of it
-    shutil.rmtree(gone)
+    forget(plan.folder)
     return {"pairs": len(kept), **totals.counts()}
 
 

@@ -249,22 +249,17 @@ class Maker:
         sides = judge.sides(self.recipe)
         rows = [row for side in sides for _, row in found[side]]
         table = f"{start:07d}-{len(rows) // len(sides)}"
-        known = self.work.values(table, judge.scorer)
-        if any((row.sha256, row.prompt_id, judge.metric) not in known for row in rows):
-            pngs = [
+        asked = next(iter(self.recipe.prefixes.values())) if judge.judges_request else ""
+        prompts = [full_prompt(row.prompt, asked) if asked else row.prompt for row in rows]
+
+        def pngs() -> list[bytes]:
+            return [
                 data[side][k] if side in data else read_picture(folder, row)
                 for side in sides
                 for k, (folder, row) in enumerate(found[side])
             ]
-            asked = next(iter(self.recipe.prefixes.values())) if judge.judges_request else ""
-            prompts = [full_prompt(row.prompt, asked) if asked else row.prompt for row in rows]
-            said = judge.scorer([decode_picture(png) for png in pngs], prompts)
-            self.work.add_values(table, judge.scorer, rows, said)
-            known |= {
-                (row.sha256, row.prompt_id, m): None if v is None else float(v)
-                for m in judge.scorer.metrics
-                for row, v in zip(rows, said[m], strict=True)
-            }
+
+        known = self.work.judged(table, judge.scorer, rows, prompts, pngs)
         return {
             side: [known.get((row.sha256, row.prompt_id, judge.metric)) for _, row in places]
             for side, places in found.items()

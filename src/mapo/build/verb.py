@@ -43,17 +43,38 @@ def build_against(
     from mapo.build.against import Own, build_against
     from mapo.build.judge import parse_filter
     from mapo.captions.fit import refuse_unfit
-    from mapo.captions.folder import read_captions
-    from mapo.captions.ledger import read_ledger
+    from mapo.captions.folder import of_file, read_captions
 
     if len(judges) > 1:
         raise MapoError("--judge: with --chosen one judge chooses among the drawings. Name one.")
-    found = list(read_ledger(captions).values()) if captions else read_captions(chosen, raw=raw)
-    kept = [one for one in found if one.keep]
-    if missing := [one.file for one in kept if not inside(chosen, one.file, str(captions)).is_file()]:
-        raise MapoError(f"{captions} names {missing[0]}, which is not in {chosen}. Give `mapo caption` again.")
+    kept = of_file(chosen, captions) if captions else read_captions(chosen, raw=raw)
     refuse_unfit(chosen, kept, fewest=1)
     own = [Own(one.file, one.caption, inside(chosen, one.file, str(chosen))) for one in kept]
     judge = parse_filter(judges[0]) if judges else None
     drawn = out.with_name(f"{out.name}-rejected") if drawn is None else drawn
     return build_against(own, model, out, drawn, judge=judge, **how)
+
+
+def build_from_images(
+    folder: Path, out: Path, *, judges: Sequence[str], captions: Path | None = None, rankings: str = "best-worst",
+    sensitive: bool = False, shard: Shard = WHOLE,
+) -> dict[str, int] | None:  # fmt: skip
+    """Build a set of the pictures of a folder that share a prompt; its counts, or None where other shards are not done.
+
+    Prompts are those of the folder, or of a file that `mapo caption` wrote. With ``sensitive``, or where a judge looks
+    for what is unsafe, the set is marked, and no prompt is used that could mean minors.
+    """
+    from mapo.build.from_images import build_from_images, check_asked
+    from mapo.build.groups import read_groups
+    from mapo.build.judge import parse_filter
+    from mapo.shards import refuse_existing
+
+    refuse_existing(out)
+    if not judges:
+        raise MapoError(
+            f"Nobody says which pictures of {folder} are better. Name a judge, such as --judge pickscore:pickscore, or "
+            f"judge them yourself: mapo label {folder} --out {out}"
+        )
+    asked = check_asked([parse_filter(judge) for judge in judges], rankings)
+    groups = read_groups(folder, captions, sensitive=sensitive or asked.unsafe)
+    return build_from_images(groups, out, asked, shard=shard)

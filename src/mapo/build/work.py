@@ -11,18 +11,20 @@ build.json                  what decides the pictures; another build does not go
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mapo.errors import MapoError
 from mapo.files import PARTIAL, prepare_out
+from mapo.pairs.pictures import decode_picture
 from mapo.sample.folder import ImageRow, append_images, read_manifest
 from mapo.score.table import read_scores, write_scores
 from mapo.settings import differences
-from mapo.shards import Shard
+from mapo.shards import Shard, refuse_existing
 from mapo.texts import read_json, write_json
 
 HEAD = "build.json"
@@ -65,6 +67,26 @@ def forgotten_if_nothing_is_made(folder: Path) -> Iterator[None]:
         if {path.name for path in folder.glob("*")} <= {HEAD, "whole.lock"}:
             shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def is_made(out: Path, folder: Path, alone: bool) -> bool:
+    """Whether another process has made the whole meanwhile; what lies in the work folder is then of no use.
+
+    MapoError where this process is ``alone``: the output was there before.
+    """
+    if not out.exists():
+        return False
+    shutil.rmtree(folder, ignore_errors=True)
+    if alone:
+        refuse_existing(out)
+    return True
+
+
+def forget(folder: Path) -> None:
+    """Remove the work folder at once, so that no other shard finds half of it."""
+    gone = folder.with_name(f"{folder.name}.{os.getpid()}.old")
+    folder.rename(gone)
+    shutil.rmtree(gone)
 
 
 def _at(values: Any, key: str) -> str:
@@ -125,6 +147,24 @@ class Work:
                 if (row["version"], row["revision"]) == (scorer.version, scorer.revision):
                     found[row["image"], row["prompt_id"], row["metric"]] = row["value"]
         return found
+
+    def judged(
+        self, table: str, scorer: Any, rows: Sequence[ImageRow], prompts: Sequence[str], pngs: Callable[[], list[bytes]]
+    ) -> dict[tuple[str, str, str], float | None]:
+        """As :meth:`values`, with those of ``rows``: what no part has, the scorer says now.
+
+        ``prompts`` are what it is told, and ``pngs`` gives the pictures.
+        """
+        known = self.values(table, scorer)
+        if any((row.sha256, row.prompt_id, metric) not in known for row in rows for metric in scorer.metrics):
+            said = scorer([decode_picture(png) for png in pngs()], prompts)
+            self.add_values(table, scorer, rows, said)
+            known |= {
+                (row.sha256, row.prompt_id, m): None if v is None else float(v)
+                for m in scorer.metrics
+                for row, v in zip(rows, said[m], strict=True)
+            }
+        return known
 
     def add_values(
         self, table: str, scorer: Any, rows: Sequence[ImageRow], values: Mapping[str, Sequence[float | None]]

@@ -29,19 +29,14 @@ def refuse_unfit(folder: Path, captions: Sequence[Caption], *, fewest: int = FEW
     kept = [one for one in captions if one.keep]
     _refuse_few(folder, len(kept), fewest)
     refuse_style_in_every_line(folder, kept)
-    looked = _look(folder, [one.file for one in kept])
-    if damaged := [f"{name} ({said})" for name, said in looked.items() if isinstance(said, str)]:
-        raise MapoError(
-            f"{folder}: {some(damaged, 'picture is', 'pictures are')} damaged: {named(damaged)}. Put whole ones there, "
-            "or take them out."
-        )
-    sizes = {name: said[0] for name, said in looked.items() if not isinstance(said, str)}
+    looked = look(folder, [one.file for one in kept])
+    sizes = {name: size for name, (size, _) in looked.items()}
     if small := [f"{name} ({w} × {h})" for name, (w, h) in sizes.items() if min(w, h) < side]:
         raise MapoError(
             f"{folder}: {some(small, 'picture has', 'pictures have')} fewer than {side} pixels on a side: "
             f"{named(small)}. Put larger ones there, or take them out."
         )
-    _refuse_copies(folder, {name: said[1] for name, said in looked.items() if not isinstance(said, str)}, fewest)
+    _refuse_copies(folder, {name: pixels for name, (_, pixels) in looked.items()}, fewest)
 
 
 def _refuse_few(folder: Path, number: int, fewest: int) -> None:
@@ -69,10 +64,10 @@ def _refuse_copies(folder: Path, hashes: dict[str, str], fewest: int) -> None:
         LOG.warning(f"{folder}: {named(names)} are the same picture, which then counts {len(names)} times.")
 
 
-def _look(folder: Path, names: Sequence[str]) -> dict[str, str | tuple[tuple[int, int], str]]:
-    """The size and the hash of the pixels of each picture, or why it cannot be read."""
+def look(folder: Path, names: Sequence[str]) -> dict[str, tuple[tuple[int, int], str]]:
+    """The size (width, height) and the hash of the pixels of each picture; MapoError names those that are damaged."""
 
-    def look(name: str) -> str | tuple[tuple[int, int], str]:
+    def seen(name: str) -> str | tuple[tuple[int, int], str]:
         try:
             picture = decode_picture(inside(folder, name, str(folder)).read_bytes())
         except OSError as error:
@@ -81,11 +76,20 @@ def _look(folder: Path, names: Sequence[str]) -> dict[str, str | tuple[tuple[int
             return str(error)
         return picture.size, sha256(b"%d %d " % picture.size + picture.tobytes())
 
-    found: dict[str, str | tuple[tuple[int, int], str]] = {}
+    found: dict[str, tuple[tuple[int, int], str]] = {}
+    damaged: list[str] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool, progress.bar(total=len(names), desc="look", unit="picture") as bar:
-        for name, said in zip(names, pool.map(look, names), strict=True):
-            found[name] = said
+        for name, said in zip(names, pool.map(seen, names), strict=True):
+            if isinstance(said, str):
+                damaged.append(f"{name} ({said})")
+            else:
+                found[name] = said
             bar.update()
+    if damaged:
+        raise MapoError(
+            f"{folder}: {some(damaged, 'picture is', 'pictures are')} damaged: {named(damaged)}. Put whole ones there, "
+            "or take them out."
+        )
     return found
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mapo.captions.beside import files_of, in_order, lists_of, named, read_list, some, stem_of, text_of, texts_beside
 from mapo.captions.clean import clean_caption
-from mapo.captions.ledger import Caption
+from mapo.captions.ledger import Caption, read_ledger
 from mapo.captions.metadata import told_in
 from mapo.captions.programs.told import OddMetadata
 from mapo.errors import MapoError
@@ -37,6 +37,14 @@ def read_captions(folder: Path, *, raw: bool = False) -> list[Caption]:
     found = look_in(folder, raw=raw)
     refuse_silent(folder, found.without, found.captions.values())
     return [found.captions[name] for name in found.pictures]
+
+
+def of_file(folder: Path, file: Path) -> list[Caption]:
+    """The lines that `mapo caption` wrote, without those that are left out; MapoError where a picture is gone."""
+    kept = [one for one in read_ledger(file).values() if one.keep]
+    if missing := [one.file for one in kept if not inside(folder, one.file, str(file)).is_file()]:
+        raise MapoError(f"{file} names {missing[0]}, which is not in {folder}. Give `mapo caption` again.")
+    return kept
 
 
 def look_in(folder: Path, *, raw: bool = False, but: Path | None = None) -> Folder:

@@ -4,8 +4,8 @@ The verbs of a module below join the group ``cli`` when it is imported. Each is 
 room is called, and what came of it is said.
 """
 
-from mapo.cli import laboratory, pairs, pictures, style, training
+from mapo.cli import building, labeling, laboratory, pairs, pictures, style, training
 from mapo.cli.entry import main
 from mapo.cli.shared import cli
 
-__all__ = ["cli", "laboratory", "main", "pairs", "pictures", "style", "training"]
+__all__ = ["building", "cli", "labeling", "laboratory", "main", "pairs", "pictures", "style", "training"]

@@ -1,4 +1,4 @@
-"""Pairs: made, brought in, looked at, judged, given to other programs."""
+"""Pairs: brought in, looked at, measured, given to other programs."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from mapo.cli.shared import (
     CLIP_SKIP,
-    DRAWS,
     GUIDANCE,
     LONG_PROMPTS,
     LORA,
@@ -19,138 +17,12 @@ from mapo.cli.shared import (
     PRECISION,
     TRAINABLE,
     Verb,
-    asked_shard,
     cli,
     import_options,
     model_options,
-    page_options,
     say,
-    shard_done,
 )
-from mapo.errors import MapoError, count
-
-
-@cli.command(
-    cls=Verb,
-    example="mapo build pick-style-cartoon --model mini --prompts mini:train --num-pairs 64 --out work/pairs",
-)
-@click.argument("recipe", required=False)
-@click.option("--model", help=DRAWS)
-@click.option(
-    "--prompts",
-    help="Where the prompts are: mini:train, a .txt, .csv, .tsv, .json, .jsonl or .parquet file, or a set on the hub.",
-)
-@click.option("--num-pairs", type=int, help="How many pairs the set shall hold.")
-@click.option(
-    "--chosen",
-    type=OUT,
-    metavar="PICTURES",
-    help="In place of a RECIPE: a folder of pictures with captions. They are chosen, each against a drawing.",
-)
-@click.option("--rejected-from", metavar="MODEL", help="The model that draws from the same captions, with --chosen.")
-@click.option(
-    "--rejected-per-picture",
-    "per_picture",
-    type=int,
-    help="Drawings of each caption, with --chosen; 1 by default. All become pairs, or the one that --judge likes best.",
-)
-@click.option("--captions", type=OUT, help="A file that `mapo caption` wrote, with --chosen; default: as PICTURES say.")
-@click.option("--resolution", type=int, help="Pixels at which is trained, with --chosen; default: the model's own.")
-@click.option("--out", type=OUT, required=True, help="The pairs set to write. The same command again goes on.")
-@click.option(
-    "--judge",
-    "judges",
-    multiple=True,
-    help="Keep a pair only where SCORER:METRIC prefers the chosen picture (:-METRIC if less is better), or where that "
-    "picture scores above SCORER:METRIC:THRESHOLD.",
-)
-@click.option("--prefix", "prefixes", multiple=True, metavar="SIDE=WORDS", help="Another prefix, chosen or rejected.")
-@click.option("--candidates", type=int, help="Pictures of each prompt, for a recipe that takes the best and the worst.")
-@click.option(
-    "--seeds",
-    type=click.Choice(["same", "other"]),
-    help="Whether both pictures of a pair begin with the same noise; default: as the recipe says.",
-)
-@click.option(
-    "--context", metavar="HOW", help="Take style words out of prompts: rules, local:MODEL, endpoint:URL, none."
-)
-@click.option("--context-model", metavar="NAME", help="The model at the endpoint; its key: MAPO_ENDPOINT_KEY.")
-@click.option(
-    "--keep", type=click.Choice(["pictures", "rejected-as-latents"]), default="pictures", show_default=True,
-    help="What the set keeps: all pictures, or of rejected ones only latents, which nobody can look at.",
-)  # fmt: skip
-@click.option(
-    "--latents-for",
-    metavar="MODEL",
-    help="The model whose VAE encodes the rejected pictures that are not kept; default: --model.",
-)
-@click.option("--shard", metavar="I/N", help="Make this share of the work; default: as torchrun or Slurm say.")
-@click.option("--steps", type=int, help="Denoising steps; default: the model's own advice.")
-@GUIDANCE
-@PRECISION
-@click.option("--images-per-batch", type=int, help="Pictures made at a time.")
-@model_options
-@LORA
-@CLIP_SKIP
-@LONG_PROMPTS
-def build(out: Path, shard: str | None, **how: Any) -> None:
-    """Let a model make pairs.
-
-    RECIPE is a name such as pick-style-cartoon, or a TOML file. With --chosen PICTURES --rejected-from MODEL in its
-    place, make pairs of pictures of your own and of what the model draws from their captions.
-    """
-    from mapo.build.verb import build
-
-    if how["chosen"] is not None:
-        if shard is not None:
-            raise MapoError("--shard does not go with --chosen. Leave it out.")
-        _build_against(out, how)
-        return
-    for name in OF_PICTURES:
-        if how.pop(name) is not None:
-            raise MapoError(f"{_flag(name)} goes with --chosen.")
-    for name in ("recipe", "model", "prompts", "num_pairs"):
-        if how[name] is None:
-            what = "Name a RECIPE, or pictures of your own with --chosen" if name == "recipe" else f"Give {_flag(name)}"
-            raise MapoError(f"{what}. See mapo build --help.")
-    how["shard"] = asked_shard(shard)
-    counts = build(how.pop("recipe"), how.pop("model"), how.pop("prompts"), how.pop("num_pairs"), out, **how)
-    if counts is None:
-        say(shard_done(how["shard"], out))
-        return
-    from mapo.build.build import describe
-
-    say(f"{count(counts['pairs'], 'pair')} in {out} ({describe(counts)})")
-
-
-OF_PICTURES = ("chosen", "rejected_from", "per_picture", "captions", "resolution")
-OF_A_RECIPE = (
-    "recipe", "model", "prompts", "num_pairs", "prefixes", "candidates", "seeds", "context", "context_model",
-    "latents_for", "keep",
-)  # fmt: skip
-
-
-def _flag(name: str) -> str:
-    return {"recipe": "RECIPE", "per_picture": "--rejected-per-picture", "prefixes": "--prefix"}.get(
-        name, f"--{name.replace('_', '-')}"
-    )
-
-
-def _build_against(out: Path, how: dict[str, Any]) -> None:
-    """Pairs of somebody's own pictures and of a model's drawings."""
-    from mapo.build.against import told
-    from mapo.build.verb import build_against
-
-    asked = click.get_current_context().get_parameter_source
-    for name in OF_A_RECIPE:
-        if asked(name) is ParameterSource.COMMANDLINE:
-            raise MapoError(f"{_flag(name)} does not go with --chosen. Leave it out.")
-        how.pop(name)
-    model = how.pop("rejected_from")
-    if model is None:
-        raise MapoError("--chosen needs --rejected-from MODEL, which draws the rejected pictures.")
-    how["per_picture"] = 1 if how["per_picture"] is None else how["per_picture"]
-    say(f"{out}: {told(build_against(how.pop('chosen'), model, out, **how))}")
+from mapo.errors import count
 
 
 @cli.command(cls=Verb, example="mapo remake work/pairs --pair 0123456789abcdef --out work/again")
@@ -274,54 +146,6 @@ def mismatch(model: str, pairs: Path, out: Path, seeds: str, **how: Any) -> None
     _, said = mismatch(model, pairs, out, seeds, **how)
     say("\n".join(said))
     say(f"the numbers are in {out}")
-
-
-@cli.command(cls=Verb, example="mapo label work/pairs --annotator ann")
-@click.argument("pairs", type=OUT, required=False)
-@click.option("--annotator", help="Everybody votes under this name; without it the page asks.")
-@click.option("--summary", is_flag=True, help="Print the votes of every annotator and how far they agree; no page.")
-@click.option("--apply", is_flag=True, help="Write to --out the set that the votes make; no page.")
-@click.option("--keep-ties", is_flag=True, help="With --apply: keep pairs on which the votes are even.")
-@click.option("--keep-unlabeled", is_flag=True, help="With --apply: keep pairs without a vote as they are.")
-@click.option("--before", type=OUT, help="Compare two images folders blindly, anybody's too: that of the model before.")
-@click.option("--after", type=OUT, help="The images folder of the model after, of the same prompts and seeds.")
-@click.option("--out", type=OUT, help="With --before: the votes.jsonl to write. With --apply: the new pairs set.")
-@page_options(8000)
-def label(
-    pairs: Path | None, before: Path | None, after: Path | None, out: Path | None, summary: bool, apply: bool,
-    keep_ties: bool, keep_unlabeled: bool, **how: Any,
-) -> None:  # fmt: skip
-    """Judge pairs by hand, on a local web page.
-
-    The page does not say which picture of the set PAIRS is which.
-    """
-    from mapo.label.blind import of_folders, of_pairs
-    from mapo.label.consensus import apply_votes, spoken, summarise
-    from mapo.label.votes import read_votes
-    from mapo.pairs import PairSet
-
-    if (keep_ties or keep_unlabeled) and not apply:
-        raise MapoError("--keep-ties and --keep-unlabeled say what --apply shall keep. Give --apply and --out as well.")
-    if pairs is not None and before is None and after is None and (out is not None) == apply:
-        if out is not None:
-            counts = apply_votes(PairSet(pairs), out, keep_ties, keep_unlabeled)
-            say(f"{out}: {spoken(counts, keep_ties, keep_unlabeled)}")
-            return
-        material, votes = of_pairs(PairSet(pairs)), pairs / "votes.jsonl"
-    elif pairs is None and before is not None and after is not None and out is not None and not apply:
-        material, votes = of_folders(before, after), out
-    elif apply and pairs is not None and out is None:
-        raise MapoError("--apply needs --out, the pairs set to write.")
-    else:
-        raise MapoError("Give PAIRS (and --out only with --apply), or else --before, --after and --out together.")
-    if summary:
-        say(summarise(read_votes(votes), material.tasks))
-        return
-    try:
-        from mapo.label.server import serve
-    except ModuleNotFoundError as error:
-        raise MapoError(f'The page needs {error.name}. Install it with: pip install "mapo[label]"') from None
-    serve(material, votes, say=say, **how)
 
 
 @cli.command(cls=Verb, example="mapo export work/run --to lora --out work/my-lora")

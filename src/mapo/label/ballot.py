@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import unicodedata
+from dataclasses import replace
 from typing import Any
 
 from mapo.errors import MapoError
-from mapo.label.blind import Material, Task, order, sides
+from mapo.label.blind import Material, Task, order, sides, spread
 from mapo.label.votes import CHOICES, UNDO, Vote, VoteLog, now, standing
 
 AHEAD = 4  # tasks that the page is told at once: the one to judge, and those to load
 NAME_LENGTH = 40
+PICKED = "picked"  # the vote on a grid of which the best and the worst are named
 
 
 class Refused(Exception):
@@ -38,6 +40,7 @@ class Ballot:
         last = next(reversed(votes.values()), None)
         return {
             "annotator": annotator,
+            "grid": self.material.grid,
             "tasks": [self._shown(task, annotator) for task in ahead],
             "done": len(votes),
             "total": len(self.material.tasks),
@@ -57,23 +60,43 @@ class Ballot:
                 ahead.append(tasks[pair])
         return ahead
 
-    @staticmethod
-    def _shown(task: Task, annotator: str) -> dict[str, str]:
+    def _shown(self, task: Task, annotator: str) -> dict[str, Any]:
+        shown = {"pair": task.pair, "prompt": task.prompt}
+        if self.material.grid:
+            return {**shown, "pictures": spread(task, annotator)}
         left, right = sides(task, annotator)
-        return {"pair": task.pair, "prompt": task.prompt, "left": left, "right": right}
+        return {**shown, "left": left, "right": right}
 
-    def vote(self, annotator: str, pair: str, choice: str) -> dict[str, Any]:
-        """Keep a vote on the pair that this annotator is being shown; the new state. Raises Refused for any other."""
-        if choice not in CHOICES:
-            raise Refused(f"There is no vote {choice!r}.")
+    def vote(self, annotator: str, pair: str, choice: str, best: str = "", worst: str = "") -> dict[str, Any]:
+        """Keep a vote on the pair that this annotator is being shown; the new state. Raises Refused for any other.
+
+        Of a grid ``best`` and ``worst`` are hashes, and are asked for where the choice is ``picked``.
+        """
         task = next(iter(self._ahead(annotator, 1)), None)
         if task is None or task.pair != pair:
-            raise Refused("That pair is not the one to be judged now.")
-        left, right = sides(task, annotator)
-        vote = Vote(now(), annotator, pair, left, right, choice, **task.record)
+            raise Refused(f"That {self.material.noun} is not the one to be judged now.")
+        make = self._on_grid if self.material.grid else self._on_pair
+        vote = make(task, annotator, choice, best, worst)
         self.log.append(vote)
         self._of(annotator)[pair] = vote
         return self.state(annotator)
+
+    @staticmethod
+    def _on_pair(task: Task, annotator: str, choice: str, best: str, worst: str) -> Vote:
+        if choice not in CHOICES or best or worst:
+            raise Refused(f"There is no vote {choice!r}.")
+        return Vote(now(), annotator, task.pair, *sides(task, annotator), choice, **task.record)
+
+    @staticmethod
+    def _on_grid(task: Task, annotator: str, choice: str, best: str, worst: str) -> Vote:
+        shown = spread(task, annotator)
+        if choice not in (PICKED, "tie", "bad", "skip"):
+            raise Refused(f"There is no vote {choice!r}.")
+        if choice == PICKED and (best == worst or not {best, worst} <= {*shown}):
+            raise Refused("The best and the worst must be two pictures of this grid.")
+        left, right = (best, worst) if choice == PICKED else (shown[0], shown[-1])
+        said = "left" if choice == PICKED else choice
+        return Vote(now(), annotator, task.pair, left, right, said, prompt=task.prompt, pictures=tuple(shown))
 
     def undo(self, annotator: str, pair: str) -> dict[str, Any]:
         """Take back this annotator's latest vote, which must be the one on ``pair``; the new state."""
@@ -81,7 +104,7 @@ class Ballot:
         if next(reversed(votes), None) != pair:
             raise Refused("That vote is not the latest one.")
         old = votes[pair]
-        self.log.append(Vote(now(), annotator, pair, old.left, old.right, UNDO, **self.material.tasks[pair].record))
+        self.log.append(replace(old, time=now(), vote=UNDO))
         del votes[pair]
         return self.state(annotator)
 

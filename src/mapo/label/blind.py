@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
@@ -15,16 +15,20 @@ from mapo.errors import MapoError, count
 from mapo.pairs.pairs import PairSet, decode_picture
 from mapo.sample.folder import ImageRow, is_sensitive, read_picture, read_pictures
 
+T = TypeVar("T")
+
 BLOCK = 20
+MOST = 9  # pictures of a grid: as many as it has keys for
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Two pictures of a prompt to be judged. ``pictures`` are hashes in sorted order: which is chosen is not in it."""
+    """Two pictures of a prompt to be judged, or all of a grid. ``pictures`` are hashes in sorted order: which is chosen
+    is not in it."""
 
     pair: str
     prompt: str
-    pictures: tuple[str, str]
+    pictures: tuple[str, ...]
     record: Mapping[str, Any] = field(default_factory=dict)  # goes into the vote, never to the page
 
 
@@ -35,6 +39,12 @@ class Material:
     tasks: Mapping[str, Task]
     open_picture: Callable[[str], Image.Image]
     sensitive: bool = False
+    grid: bool = False  # all pictures of a task are shown at once, and the best and the worst are picked
+
+    @property
+    def noun(self) -> str:
+        """What a task is called."""
+        return "grid" if self.grid else "pair"
 
     def picture_names(self) -> frozenset[str]:
         """The hashes of the pictures that may be served, and no others."""
@@ -49,10 +59,20 @@ def pair_key(prompt: str, one: str, other: str) -> str:
     return hashlib.sha256("\0".join(("pair", prompt, *sorted((one, other)))).encode()).hexdigest()[:16]
 
 
+def grid_key(prompt: str, pictures: Iterable[str]) -> str:
+    """The name of a grid, as :func:`pair_key` of a pair."""
+    return hashlib.sha256("\0".join(("grid", prompt, *sorted(pictures))).encode()).hexdigest()[:16]
+
+
 def sides(task: Task, annotator: str) -> tuple[str, str]:
     """The pictures (left, right) for this annotator: a fair coin that always falls the same way."""
     one, other = task.pictures
     return (one, other) if _draw("side", annotator, task.pair) % 2 else (other, one)
+
+
+def spread(task: Task, annotator: str) -> list[str]:
+    """The pictures of a grid in this annotator's own order, always the same."""
+    return sorted(task.pictures, key=lambda name: (_draw("place", annotator, task.pair, name), name))
 
 
 def order(tasks: Iterable[str], annotator: str) -> list[str]:
@@ -79,6 +99,31 @@ def of_pairs(pairs: PairSet) -> Material:
     for prompt, chosen, rejected in zip(*columns, strict=True):
         key = pair_key(prompt, chosen, rejected)
         tasks[key] = Task(key, prompt, _sorted(chosen, rejected))
+    return _of_set(pairs, tasks)
+
+
+def of_grids(pairs: PairSet) -> Material:
+    """All pictures of a prompt at once, or, where the set says so, of each of its groups; large ones are dealt."""
+    pairs.refuse_without_pictures("mapo label")
+    columns = (pairs.table[c].to_pylist() for c in ("prompt", "group", "chosen", "rejected"))
+    together: dict[tuple[str, str], set[str]] = {}
+    for prompt, group, chosen, rejected in zip(*columns, strict=True):
+        together.setdefault((prompt, group or ""), set()).update((chosen, rejected))
+    tasks: dict[str, Task] = {}
+    for (prompt, _), pictures in together.items():
+        for hand in hands(sorted(pictures)):
+            key = grid_key(prompt, hand)
+            tasks[key] = Task(key, prompt, tuple(sorted(hand)))
+    return replace(_of_set(pairs, tasks), grid=True)
+
+
+def hands(pictures: Sequence[T]) -> list[Sequence[T]]:
+    """The pictures dealt into hands of at most :data:`MOST`, which differ by one at most."""
+    number = -(-len(pictures) // MOST)
+    return [pictures[start::number] for start in range(number)]
+
+
+def _of_set(pairs: PairSet, tasks: Mapping[str, Task]) -> Material:
     absent = 0 if pairs.keeps_all() else sum(not all(map(pairs.keeps, task.pictures)) for task in tasks.values())
     if absent:
         raise MapoError(

@@ -21,6 +21,7 @@ from mapo import __version__
 from mapo.errors import MapoError, count
 from mapo.files import prepare_out, replacing
 from mapo.label.blind import pair_key
+from mapo.label.grids import on_pairs
 from mapo.label.votes import Vote, read_votes
 from mapo.pairs.pairs import PAIR_SCHEMA, TIE, PairSet, pair_id
 from mapo.pairs.places import NAME as PLACES
@@ -104,6 +105,7 @@ def _alpha(counts: NDArray[np.int64]) -> float:
 
 def summarise(votes: Sequence[Vote], pairs: Collection[str]) -> str:
     """A table of votes per annotator on ``pairs`` (their keys), and the agreement between them."""
+    votes = on_pairs(votes)
     others, votes = len(votes), [v for v in votes if v.pair in pairs]
     others -= len(votes)
     told = [f"{count(others, 'vote')} on pairs that are not here {_is(others)} left out."] if others else []
@@ -154,7 +156,7 @@ def apply_votes(pairs: PairSet, out: Path, keep_ties: bool = False, keep_unlabel
     refuse_existing(out)
     path = pairs.folder / "votes.jsonl"
     by_pair: dict[str, list[Vote]] = {}
-    for vote in read_votes(path):
+    for vote in on_pairs(read_votes(path)):
         by_pair.setdefault(vote.pair, []).append(vote)
     if not by_pair:
         raise MapoError(f"{path} holds no votes. Cast some with: mapo label {pairs.folder}")
@@ -194,7 +196,7 @@ def _relabelled(
     meta = json.loads(row["meta"] or "{}")
     new = dict(row)
     if found.better == row["rejected"]:
-        counts["swapped"] += 1
+        counts["swapped"] += row["preference"] != TIE  # of a tie nobody had said which is better
         new["chosen"], new["rejected"] = row["rejected"], row["chosen"]
         meta = _swapped(meta)
     meta["label"] = {"votes": found.votes, "both_bad": found.bad, "id_before": row["id"]}

@@ -30,7 +30,8 @@ from mapo.sample.folder import png_bytes
 LOG = logging.getLogger(__name__)
 
 PAGE = Path(__file__).parent
-FILES = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
+SCRIPTS = ("page.js", "pair.js", "grid.js")
+FILES = {"page.html": "text/html", "page.css": "text/css", **dict.fromkeys(SCRIPTS, "text/javascript")}
 PICTURES_KEPT = 64
 BODY_LIMIT = 4096
 
@@ -69,7 +70,11 @@ def make_app(
         return _answer(lambda v: ballot.state(_annotator(v, fixed)), values, fixed)
 
     async def vote(request: Request) -> Response:
-        return _answer(lambda v: ballot.vote(_annotator(v, fixed), v["pair"], v["vote"]), await _body(request), fixed)
+        def keep(v: Mapping[str, str]) -> dict[str, Any]:
+            picked = v.get("best", ""), v.get("worst", "")
+            return ballot.vote(_annotator(v, fixed), v["pair"], v["vote"], *picked)
+
+        return _answer(keep, await _body(request), fixed)
 
     async def undo(request: Request) -> Response:
         return _answer(lambda v: ballot.undo(_annotator(v, fixed), v["pair"]), await _body(request), fixed)
@@ -141,7 +146,10 @@ def serve(
         _check_same(log, material)
         port = listening.getsockname()[1]
         app = make_app(material, log, annotator, token, host, cookie=f"mapo-label-{port}")
-        say(f"{count(len(material.tasks), 'pair')} to judge at {address_to_open(host, port, token)}  (Ctrl-C ends)")
+        say(
+            f"{count(len(material.tasks), material.noun)} to judge at "
+            f"{address_to_open(host, port, token)}  (Ctrl-C ends)"
+        )
         run(app, listening)
         say(f"{count(len(log.lines), 'line')} in {votes}; the same command goes on.")
 

@@ -17,6 +17,7 @@ from mapo.texts import append_synced, mend_last_line, numbered_lines, parse_json
 CHOICES = ("left", "right", "tie", "bad", "skip")
 UNDO = "undo"
 COMPARISON = ("before", "after", "prompt_id", "seed")
+GRID = ("prompt", "pictures")
 REMEDY = "Mend or delete that line; each line is a vote by itself."
 
 
@@ -25,8 +26,9 @@ class Vote:
     """What an annotator said about two pictures, and on which side each of them stood.
 
     ``pair`` is `mapo.label.blind.pair_key`, which does not depend on which picture was chosen before. ``left`` and
-    ``right`` are hashes of pictures, ``time`` is UTC in ISO 8601. The last four are there only in a comparison of two
-    images folders.
+    ``right`` are hashes of pictures, ``time`` is UTC in ISO 8601. ``before`` to ``seed`` are there only in a comparison
+    of two images folders. ``prompt`` and ``pictures`` are there only in a vote on a grid: all pictures as they stood,
+    of which ``left`` is the best and ``right`` the worst; `mapo.label.grids` says what follows for its pairs.
     """
 
     time: str
@@ -39,6 +41,8 @@ class Vote:
     after: str = ""
     prompt_id: str = ""
     seed: int = 0
+    prompt: str = ""
+    pictures: tuple[str, ...] = ()
 
     @property
     def better(self) -> str | None:
@@ -95,9 +99,13 @@ def _vote(line: bytes) -> Vote:
         raise ValueError("it is not a JSON object")
     if missing := [f.name for f in fields(Vote) if f.default is MISSING and f.name not in values]:
         raise ValueError(f"it lacks {', '.join(missing)}")
+    pictures = values.get("pictures", [])
+    if not isinstance(pictures, list) or not all(isinstance(name, str) for name in pictures):
+        raise ValueError(f"pictures is {pictures!r}")
+    values["pictures"] = tuple(pictures)
     vote = Vote(**{f.name: values[f.name] for f in fields(Vote) if f.name in values})
     for field in fields(vote):
-        kind = int if field.name == "seed" else str
+        kind = {"seed": int, "pictures": tuple}.get(field.name, str)
         if type(value := getattr(vote, field.name)) is not kind:
             raise ValueError(f"{field.name} is {value!r}")
     if vote.vote not in (*CHOICES, UNDO):
@@ -136,7 +144,8 @@ class VoteLog:
 
     def append(self, vote: Vote) -> None:
         """Write a line and wait until it is on the disk; on an OSError the file is as it was before."""
-        values = {k: v for k, v in asdict(vote).items() if vote.before or k not in COMPARISON}
+        absent = (*(() if vote.before else COMPARISON), *(() if vote.pictures else GRID))
+        values = {name: value for name, value in asdict(vote).items() if name not in absent}
         append_synced(self._file, values)
         self.lines.append(vote)
 
