@@ -92,6 +92,8 @@ def _judge_set(
         _say_summary(votes, of_pairs(pairs).tasks)
     else:
         _serve(material_of(pairs, grid), votes, how)
+        if pairs.folder != folder:
+            say(f"mapo label {pairs.folder} --apply --out LABELED makes the set that the votes say")
 
 
 def _say_summary(votes: Path, tasks: Any) -> None:

@@ -44,6 +44,7 @@ export function gridView({ vote, isOpen }) {
     $("near-frame").replaceChildren(full);
     $("near-number").textContent = near + 1 + " of " + names.length;
     $("near").hidden = false;
+    $("near-pick").focus(); // Enter picks it
     mark();
   }
 
@@ -104,7 +105,7 @@ export function gridView({ vote, isOpen }) {
     words: { left: "best and worst", bad: "all bad" },
     keys() {
       const digits = Object.fromEntries(names.map((_, k) => [String(k + 1), "pick " + k]));
-      const moves = near === null ? {} : { ArrowLeft: "before", ArrowRight: "after", Enter: "pick " + near };
+      const moves = near === null ? {} : { ArrowLeft: "before", ArrowRight: "after" };
       return { ...digits, ...moves, Escape: "close" };
     },
     names: (task) => task.pictures,
