@@ -217,7 +217,7 @@ def test_what_cannot_be_built_is_one_sentence_with_what_to_do(output, tmp_path):
     png = png_bytes(grey(4))
     (empty / "a.png").write_bytes(png)
     (empty / "b.png").write_bytes(png_bytes(grey(5)))
-    assert "none of 2 pictures has a prompt: a.png, b.png. Write it into" in refused(empty, *judge)
+    assert "2 pictures, and none has a prompt: a.png, b.png. Write it into" in refused(empty, *judge)
     (empty / "a.txt").write_text("one")
     (empty / "b.txt").write_text("two")
     assert "no prompt has two different pictures (2 prompts with one picture only)" in refused(empty, *judge)

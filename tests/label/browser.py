@@ -131,7 +131,7 @@ def serving(*words: Any, verb: str = "label") -> Iterator[str]:
     """`mapo label WORDS`, or another verb, in a process of its own, at a free port; the address that it printed."""
     process = Apart("-m", "mapo", verb, *words, "--port", 0)
     try:
-        found = re.search(r"http://\S+", process.stdout.readline())
+        found = next(filter(None, (re.search(r"http://\S+", line) for line in process.stdout)), None)
         assert found, "it printed no address"
         yield found[0]
     finally:

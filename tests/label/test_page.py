@@ -13,6 +13,7 @@ from browser import CHROMIUM, Browser, Page, serving, until
 from apart import run_apart
 from data_fixtures import encoded, noise
 from mapo.label.blind import pair_key
+from mapo.label.grids import on_pairs
 from mapo.label.votes import read_votes
 from mapo.pairs import PairSet, PairWriter
 from mapo.pairs.splits import prompt_id
@@ -221,6 +222,121 @@ def test_buttons_do_what_the_keys_do(browser: Browser, folder: Path) -> None:
         until(lambda: done(page) == 4, "undo")
         assert page.run("document.documentElement.scrollWidth") <= 390
     assert [v.vote for v in read_votes(folder / "votes.jsonl")] == ["left", "right", "tie", "bad"]
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Five pictures of one prompt, three of another, two of a third, as another program left them."""
+    (tmp_path / "own").mkdir()
+    for number, prompt in enumerate(["prompt 0"] * 5 + ["prompt 1"] * 3 + ["prompt 2"] * 2):
+        (tmp_path / "own" / f"{number}.png").write_bytes(encoded(noise(number)))
+        (tmp_path / "own" / f"{number}.txt").write_text(prompt)
+    return tmp_path / "own"
+
+
+GRID = "document.querySelectorAll('.tile img').length > 1 && [...document.querySelectorAll('.tile img')].every(i => i.complete && i.naturalWidth)"
+
+
+def shown(page: Page) -> list[str]:
+    """The hashes of the pictures of a grid as they stand, when they can be judged."""
+    page.wait(GRID)
+    page.run("new Promise((go) => setTimeout(go, 300))")
+    return list(page.run("[...document.querySelectorAll('.tile img')].map(i => i.src.split('/').pop())"))
+
+
+def wait_for(page: Page, number: int) -> None:
+    until(lambda: done(page) == number, f"{number} judged")
+
+
+def test_two_people_pick_the_best_and_the_worst_of_a_folder_and_go_on_after_a_stop(
+    browser: Browser, pictures: Path, tmp_path: Path
+) -> None:
+    words = (pictures, "--out", tmp_path / "set", "--grid")
+    orders: dict[str, list[list[str]]] = {"ann": [], "bob": []}
+    with serving(*words) as url:
+        for name in orders:
+            page = browser.page()
+            page.open(url)
+            page.wait("!document.getElementById('ask').hidden")
+            page.type(name)
+            page.press("Enter")
+            names = shown(page)
+            orders[name].append(sorted(names))
+            one, other = sorted(names)[0], sorted(names)[-1]
+            if len(names) == 2:
+                page.press(str(names.index(one) + 1))  # of two the better one says it all
+            elif name == "ann":
+                page.press(str(names.index(one) + 1))
+                assert page.run("document.querySelector('.best .mark').textContent") == "Best" and done(page) == 0
+                page.press("Escape")
+                assert page.run("document.querySelectorAll('.best').length") == 0
+                page.press(str(names.index(one) + 1))
+                page.press("9")  # there is no such picture
+                page.press(str(names.index(other) + 1))
+            else:
+                page.click(f".tile:nth-child({names.index(one) + 1}) .pick")
+                page.click(f".tile:nth-child({names.index(other) + 1}) .pick")
+            wait_for(page, 1)
+            assert "own" not in page.run("fetch('state').then((r) => r.text())") and page.problems() == []
+    with serving(*words, "--annotator", "ann") as url:  # the same command goes on
+        page = browser.page()
+        page.open(url)
+        names = shown(page)
+        assert done(page) == 1 and sorted(names) not in orders["ann"]
+        page.press("ArrowDown")
+        wait_for(page, 2)
+        page.press("u")
+        wait_for(page, 1)
+        assert shown(page) == names
+        page.press("x")
+        wait_for(page, 2)
+        shown(page)
+        page.press("s")
+        page.wait("!document.getElementById('end').hidden")
+        assert page.run("document.getElementById('thanks').textContent") == "You have judged all 3 grids. Thank you."
+    votes = read_votes(tmp_path / "set/votes.jsonl")
+    assert [(v.annotator, v.vote) for v in votes] == [("ann", "left"), ("bob", "left"), ("ann", "bad"), ("ann", "skip")]
+    assert all((v.left, v.right) == (min(v.pictures), max(v.pictures)) for v in votes[:2])
+    mapo("label", tmp_path / "set", "--apply", "--out", tmp_path / "labeled")
+    made = {(pair.chosen, pair.rejected) for pair in PairSet(tmp_path / "labeled")}
+    assert made == {(v.left, v.right) for v in on_pairs(votes[:2])}
+
+
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (844, 390)])
+def test_a_grid_fits_a_phone_and_a_picture_of_it_can_be_seen_in_full_size(
+    browser: Browser, pictures: Path, tmp_path: Path, width: int, height: int
+) -> None:
+    with serving(pictures, "--out", tmp_path / "set", "--grid", "--annotator", "ann", "--blur") as url:
+        page = browser.page(width, height, phone=True)
+        page.open(url)
+        names = shown(page)
+        blurred = "[...document.querySelectorAll('.tile img')].every(i => getComputedStyle(i).filter.includes('blur'))"
+        assert page.run(blurred)
+        page.click(".tile:nth-child(1) .pick")
+        page.click(".tile:nth-child(2) .pick")
+        assert page.run("document.querySelectorAll('.best').length") == 0 and done(page) == 0  # nothing unseen
+        page.click("[data-does=veil]")
+        assert not page.run(blurred)
+        box = page.run(
+            "[...document.querySelectorAll('.tile')].map(t => { const r = t.getBoundingClientRect(); return [r.left, r.top, r.right, r.bottom, r.width]; })"
+        )
+        assert all(min(left, top) >= 0 and right <= width and bottom <= height for left, top, right, bottom, _ in box)
+        assert min(across for *_, across in box) >= 90
+        assert page.run("document.documentElement.scrollWidth") <= width
+        page.click(".tile:nth-child(2) .closer")
+        assert page.run("document.querySelector('#near-frame img').src.split('/').pop()") == names[1]
+        page.click("#near-after")
+        assert page.run("document.getElementById('near-number').textContent").endswith(f"of {len(names)}")
+        page.click("#near-before")
+        page.click("#near-pick")
+        if len(names) > 2:
+            page.click("#near-before")
+            assert page.run("document.getElementById('near-pick').textContent") == "This is the worst"
+            page.press("Enter")
+        wait_for(page, 1)
+        assert page.run("document.getElementById('near').hidden") and page.problems() == []
+    (vote,) = read_votes(tmp_path / "set/votes.jsonl")
+    assert (vote.left, vote.right) == (names[1], names[0])
 
 
 def test_a_server_that_has_gone_is_said_and_no_vote_is_lost(browser: Browser, folder: Path) -> None:

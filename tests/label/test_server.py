@@ -226,7 +226,9 @@ def test_every_answer_forbids_what_the_page_does_not_need(pairs: PairSet, log: V
 
 def test_the_page_needs_nothing_from_elsewhere_and_puts_no_text_in_as_html() -> None:
     page = Path(module.__file__).parent
-    html, css, script = (page.joinpath(f"page.{end}").read_text() for end in ("html", "css", "js"))
+    html, css = (page.joinpath(f"page.{end}").read_text() for end in ("html", "css"))
+    script = "\n".join(page.joinpath(name).read_text() for name in module.SCRIPTS)
+    assert {path.name for path in page.glob("*.js")} == {*module.SCRIPTS}
     assert "://" not in html + css + script and "//" not in html + css
     assert 'href="/' not in html and 'src="/' not in html and '"/' not in script.replace('"/min"', "")
     assert not any(

@@ -158,9 +158,9 @@ def _found(folder: Path) -> list[Caption]:
     if not kept:
         example = str(PurePosixPath(found.pictures[0]).with_suffix(".txt"))
         raise MapoError(
-            f"{folder}: none of {count(len(found.pictures), 'picture')} has a prompt: {named(silent)}. Write it into a "
-            f"text of the same name beside the picture, such as {example}, or into a file with `mapo caption` and give "
-            "that with --captions."
+            f"{folder}: {count(len(found.pictures), 'picture')}, and none has a prompt: {named(silent)}. Write it into "
+            f"a text of the same name beside the picture, such as {example}, or let `mapo caption` write a file of "
+            "captions, and give that with --captions."
         )
     if silent:
         lacking = some(silent, "picture without a prompt is", "pictures without a prompt are")
