@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Images", "MapoError", "Page", "PairSet", "Run", "Scores",
-    "build", "caption", "check", "encode", "export", "import_pairs", "mismatch", "plan", "report", "sample", "score",
-    "train", "try_objective",
+    "build", "build_from_images", "caption", "check", "encode", "export", "import_pairs", "mismatch", "plan", "report",
+    "sample", "score", "train", "try_objective",
 ]  # fmt: skip
 
 LOG = logging.getLogger(__name__)
@@ -143,6 +143,21 @@ def build(
         latents_for=None if latents_for is None else os.fspath(latents_for), steps=steps, guidance=guidance,
         precision=precision, images_per_batch=images_per_batch, clip_skip=clip_skip, vae=as_text(vae),
         prediction=prediction, loras=as_texts(loras), long_prompts=long_prompts,
+    )  # fmt: skip
+    return PairSet(out)
+
+
+@checked
+def build_from_images(
+    pictures: Place, *, judges: Texts, out: Place, captions: Place | None = None, rankings: Text = "best-worst",
+    sensitive: Switch = False,
+) -> PairSet:  # fmt: skip
+    """Make pairs of pictures that share a prompt. The set; MapoError where no prompt has two, or no pair is kept."""
+    from mapo.build import verb
+
+    verb.build_from_images(
+        Path(pictures), Path(out), judges=several(judges), captions=None if captions is None else Path(captions),
+        rankings=rankings, sensitive=sensitive,
     )  # fmt: skip
     return PairSet(out)
 

@@ -159,8 +159,8 @@ def _found(folder: Path) -> list[Caption]:
         example = str(PurePosixPath(found.pictures[0]).with_suffix(".txt"))
         raise MapoError(
             f"{folder}: {count(len(found.pictures), 'picture')}, and none has a prompt: {named(silent)}. Write it into "
-            f"a text of the same name beside the picture, such as {example}, or let `mapo caption` write a file of "
-            "captions, and give that with --captions."
+            f"a text of the same name beside the picture, such as {example}, or let a model write all of them with "
+            "`mapo caption --caption-with` and give that file with --captions."
         )
     if silent:
         lacking = some(silent, "picture without a prompt is", "pictures without a prompt are")

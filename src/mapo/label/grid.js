@@ -17,8 +17,9 @@ export function gridView({ vote, isOpen }) {
       tile.querySelector(".mark").textContent = k === best ? "Best" : k === worst ? "Worst" : "";
       tile.querySelector(".pick").setAttribute("aria-pressed", String(k === best || k === worst));
     }
-    $("ask-which").textContent = best === null ? "Which is the best?" : "And which is the worst?";
-    $("near-pick").textContent = near !== null && near === best ? "Not the best" : best === null ? "This is the best" : "This is the worst";
+    const better = names.length === 2 ? "better" : "the best";
+    $("ask-which").textContent = best === null ? "Which is " + better + "?" : "And which is the worst?";
+    $("near-pick").textContent = near !== null && near === best ? "Not the best" : best === null ? "This is " + better : "This is the worst";
   }
 
   async function pick(k) {
