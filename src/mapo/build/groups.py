@@ -12,7 +12,6 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -84,13 +83,8 @@ class Groups:
     folder: Path
     groups: tuple[Group, ...]
     counts: Mapping[str, int]
+    fingerprint: str  # of the files and of what is said of them
     sensitive: bool = False
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """A hash of the files and of what is said of them."""
-        said = [[one.said.file, group.prompt] for group in self.groups for one in group.pictures]
-        return sha256(json.dumps(said, ensure_ascii=False).encode())
 
     def provenance(self, made: str) -> dict[str, Any]:
         """What a set of them says of itself."""
@@ -104,13 +98,23 @@ class Groups:
         return told | ({"minors_list": minors.VERSION} if self.sensitive else {})
 
 
+def read_prompts(folder: Path, captions: Path | None = None) -> list[Caption]:
+    """What is said of each picture of a folder; no picture is decoded. MapoError where nothing is."""
+    return of_file(folder, captions) if captions else _found(folder)
+
+
+def fingerprint(said: Sequence[Caption]) -> str:
+    """A hash of files and prompts."""
+    return sha256(json.dumps([[one.file, one.caption] for one in said], ensure_ascii=False).encode())
+
+
 def read_groups(folder: Path, captions: Path | None = None, *, sensitive: bool = False) -> Groups:
     """The pictures of a folder that share a prompt with another one.
 
     Prompts are those that `mapo caption` finds, or those of the file ``captions`` that it wrote. For a ``sensitive``
     set no prompt is used that could mean minors. MapoError where no prompt has two pictures, or a picture is damaged.
     """
-    said = of_file(folder, captions) if captions else _found(folder)
+    said = read_prompts(folder, captions)
     by_prompt: dict[str, list[Caption]] = {}
     for one in said:
         by_prompt.setdefault(prompt_id(one.caption), []).append(one)
@@ -135,7 +139,7 @@ def read_groups(folder: Path, captions: Path | None = None, *, sensitive: bool =
     if not groups:
         raise MapoError(_why_none(folder, counts))
     _warn(groups)
-    return Groups(folder, tuple(groups), counts, sensitive)
+    return Groups(folder, tuple(groups), counts, fingerprint(said), sensitive)
 
 
 def left_out(counts: Mapping[str, int]) -> list[str]:

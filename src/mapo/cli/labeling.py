@@ -53,7 +53,7 @@ def label(
 
 
 HOW = (
-    "Give PAIRS, a set or a folder of pictures (--out only with --apply or such a folder), or else --before, --after "
+    "Give PAIRS (a set, or a folder of pictures; --out only with --apply or such a folder), or else --before, --after "
     "and --out together."
 )
 

@@ -6,7 +6,7 @@ import itertools
 import logging
 from pathlib import Path
 
-from mapo.build.groups import Groups, left_out
+from mapo.build.groups import Groups, fingerprint, left_out, read_prompts
 from mapo.errors import MapoError, count
 from mapo.label.blind import hands
 from mapo.pairs.pairs import TIE, PairSet, PairWriter
@@ -35,13 +35,13 @@ def write_candidates(groups: Groups, out: Path) -> PairSet:
     return pairs
 
 
-def refuse_other(pairs: PairSet, groups: Groups) -> None:
-    """MapoError where a set was not made of these pictures, with what is said of them now."""
+def refuse_other(pairs: PairSet, folder: Path, captions: Path | None) -> None:
+    """MapoError where a set was not made of the pictures of this folder, with what is said of them now."""
     before = pairs.info.get("provenance", {}).get("captions_sha256")
     if before is None:
-        raise MapoError(f"{pairs.folder} already exists and was not made of {groups.folder}. Choose another --out.")
-    if before != groups.fingerprint:
+        raise MapoError(f"{pairs.folder} already exists and was not made of {folder}. Choose another --out.")
+    if before != fingerprint(read_prompts(folder, captions)):
         raise MapoError(
-            f"{groups.folder} has other pictures or prompts than when {pairs.folder} was made of it. Go on with the "
+            f"{folder} has other pictures or prompts than when {pairs.folder} was made of it. Go on with the "
             f"old ones by `mapo label {pairs.folder}`, or choose another --out."
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mapo.build.groups import read_groups
 from mapo.errors import MapoError
 from mapo.label.blind import Material, of_grids, of_pairs
 from mapo.label.candidates import refuse_other, write_candidates
@@ -30,14 +31,11 @@ def open_set(
             f"{folder} is not a pairs set: it has no {SET}. If it is a folder of pictures, name with --out the set "
             "that shall hold them and the votes."
         )
-    from mapo.build.groups import read_groups
-
-    groups = read_groups(folder, captions, sensitive=sensitive)
     if out.exists():
         pairs = PairSet(out)
-        refuse_other(pairs, groups)
+        refuse_other(pairs, folder, captions)
         return pairs
-    return write_candidates(groups, out)
+    return write_candidates(read_groups(folder, captions, sensitive=sensitive), out)
 
 
 def material_of(pairs: PairSet, grid: bool) -> Material:
