@@ -166,7 +166,7 @@ def _pngs(seen: Sequence[Seen]) -> list[bytes]:
 
 def _seen(group: Group, pool: ThreadPoolExecutor) -> list[Seen]:
     """The pictures of a group in their frame; those that are the same there count once."""
-    pngs = pool.map(lambda one: one.framed(group.frame), group.pictures)
+    pngs = group.framed(pool, group.pictures)
     found: dict[str, Seen] = {}
     for place, (one, png) in enumerate(zip(group.pictures, pngs, strict=True)):
         name = sha256(png)

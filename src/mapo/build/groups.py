@@ -11,6 +11,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -74,6 +75,10 @@ class Group:
     prompt: str
     pictures: tuple[Candidate, ...]
     frame: Frame
+
+    def framed(self, pool: ThreadPoolExecutor, some: Sequence[Candidate]) -> list[bytes]:
+        """Some of its pictures in the frame."""
+        return list(pool.map(lambda one: one.framed(self.frame), some))
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from mapo import progress
 from mapo.build.groups import Groups, fingerprint, left_out, read_prompts
 from mapo.errors import MapoError, count
 from mapo.label.blind import hands
@@ -19,15 +22,21 @@ def write_candidates(groups: Groups, out: Path) -> PairSet:
     """Write the set ``out``: every two pictures of a hand of a prompt's (see :func:`hands`), each hand a ``group``."""
     provenance = groups.provenance("pictures that other programs made, for people to judge")
     provenance["counts"] = dict(groups.counts)
-    with PairWriter(out, provenance, sensitive=groups.sensitive) as writer:
+    with (
+        PairWriter(out, provenance, sensitive=groups.sensitive) as writer,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        progress.bar(total=groups.counts["pictures"], desc="write", unit="picture") as bar,
+    ):
         for group in groups.groups:
             for number, hand in enumerate(hands(group.pictures)):
-                told = {writer.add_image(one.framed(group.frame)): one.told() for one in hand}
+                pngs = group.framed(pool, hand)
+                told = {writer.add_image(png): one.told() for png, one in zip(pngs, hand, strict=True)}
                 for one, other in itertools.combinations(told, 2):
                     writer.add_pair_by_hash(
                         group.prompt, one, other, preference=TIE, group=f"{prompt_id(group.prompt)}-{number}",
                         source=provenance["folder"], meta={"chosen": told[one], "rejected": told[other]},
                     )  # fmt: skip
+                bar.update(len(hand))
     pairs = PairSet(out)
     of = f"{count(groups.counts['pictures'], 'picture')} and {count(len(groups.groups), 'prompt')}"
     hidden = [f"{words} left out" for words in left_out(groups.counts)]
