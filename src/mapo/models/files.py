@@ -20,6 +20,7 @@ from mapo.models.parts.config import CONFIGS, read_config
 from mapo.models.parts.fingerprints import contents, fingerprint
 from mapo.models.parts.tensors import check_finite
 from mapo.models.parts.weights import check_weights, load_part, not_whole, outline_of, variants
+from mapo.models.token import Token
 from mapo.texts import read_object
 from mapo.worlds import MODELS
 
@@ -77,6 +78,7 @@ class ModelFiles:
     base: Path  # a diffusers pipeline folder; of one file, the small files of such a folder
     denoiser: Path | None = None  # a run's own, whose folder bears the part's name
     loras: tuple[Lora, ...] = ()  # of the run that is the model, and those that were named beside it
+    token: Token | None = None  # that a run has learned, or training begins to learn
     sensitive: bool = False  # trained on a sensitive set, so pages blur its pictures
     clip_skip: int = 0  # layers left out at the end of the text encoder
     long_prompts: str = "cut"  # at what the text encoders read, or "chunk": read in several chunks
@@ -257,7 +259,14 @@ class ModelFiles:
         for lora in self.loras:  # those that change what the cache holds
             if not lora.parts(self.pipeline_class, self.name).isdisjoint(parts):
                 found = hashlib.sha256(f"{found} lora {lora.fingerprint()}".encode()).hexdigest()[:16]
+        if self._learned and any(part.startswith("text_encoder") for part in parts):
+            found = hashlib.sha256(f"{found} token {self._learned}".encode()).hexdigest()[:16]
         return found
+
+    @property
+    def _learned(self) -> str:
+        """The hash of the token that was learned; empty where there is none yet: no prompt is cached with it then."""
+        return self.token.fingerprint() if self.token else ""
 
     def _fingerprint(self, parts: Sequence[str]) -> str:
         """The hash of what lies in the folder, with those of what lies elsewhere or is said to be otherwise."""
@@ -294,9 +303,9 @@ class ModelFiles:
         What lies on disk is of this model if it names one of them.
         """
         parts = [p.parent.name for p in sorted(self.base.glob("*/config.json"))] + ["scheduler"]
-        hashes = [replace(self, loras=()).fingerprint(parts)]
+        hashes = [replace(self, loras=(), token=None).fingerprint(parts)]
         hashes += [fingerprint(path.parent, [path.name]) for path in (self.denoiser,) if path]
-        hashes += [lora.fingerprint() for lora in self.loras]
+        hashes += [lora.fingerprint() for lora in self.loras] + ([self._learned] if self._learned else [])
         named = read_config(self.base, "model_index.json")
         others = sorted({name for name in named if (self.base / name).is_dir()}.difference(parts))
         forms = [[*hashes, contents(self.base, others)], hashes] if others else [hashes]

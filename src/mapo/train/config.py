@@ -94,8 +94,28 @@ class AdapterConfig(Section):
         "Prompts are then encoded in every step. Only with `lora`.",
     )
 
+    token: str | None = told(
+        None,
+        "A word such as `<dog>` that the model is to learn, with SDXL and Stable Diffusion 1 and 2: one new row in the "
+        "table of words of each text encoder is trained beside the LoRA, and no other row changes. It has to stand in "
+        "captions. Prompts are then encoded in every step. What DPO and the like compare with reads it as it was where "
+        "training began. Only with `lora`.",
+    )
+    token_from: str | None = told(
+        None,
+        "The word at whose row `adapter.token` begins, such as `dog`; the mean of its tokens where it is several. No "
+        "effect where the model has learned the token already: it is trained further.",
+    )
+
+    @property
+    def encodes(self) -> bool:
+        """Whether prompts are encoded in every step, as something of the text encoders is trained."""
+        return self.text_encoders or self.token is not None
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if self.token is not None and self.kind == "full":
+            raise ValueError("token is trained beside a LoRA (adapter.kind = 'lora')")
         if self.text_encoders and self.kind == "full":
             raise ValueError("text_encoders is for a LoRA (adapter.kind = 'lora')")
         if self.start != "fused" and self.kind == "full":
@@ -130,6 +150,10 @@ class OptimConfig(Section):
         None,
         "The learning rate of the text encoders, with the same schedule. Left out, a tenth of `optim.lr`. No effect "
         "without `adapter.text_encoders`.",
+    )
+    token_lr: Annotated[Number, Field(gt=0)] = told(
+        5e-4,
+        "The learning rate of `adapter.token`, with the same schedule and without weight decay. No effect without it.",
     )
     beta1: Annotated[Number, Field(ge=0, lt=1)] = told(
         0.9, "How much of AdamW's mean gradient a step keeps. No effect with `adafactor`, which has none."
@@ -168,6 +192,11 @@ class OptimConfig(Section):
     def text_share(self) -> float:
         """The learning rate of the text encoders, as a share of that of the denoiser."""
         return TEXT_SHARE if self.text_lr is None or self.lr is None else self.text_lr / self.lr
+
+    @property
+    def token_share(self) -> float:
+        """The learning rate of the token, as a share of that of the denoiser."""
+        return self.token_lr / (self.lr or RATES["full"])
 
 
 class DataConfig(Section):

@@ -91,7 +91,7 @@ class Loop:
         drawn, frame, as_tokens = (
             self.drawn_at(positions),
             self.frame_at(positions[0]),
-            self.config.adapter.text_encoders,
+            self.config.adapter.encodes,
         )
         model = self.trained.model
         return assemble(self.members, drawn, self.cache, model, self.dtype, as_tokens=as_tokens, frame=frame)

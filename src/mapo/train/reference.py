@@ -41,7 +41,8 @@ def fingerprint(config: Config, identity: Identity) -> str:
     found: dict[str, Any] = {key: identity[key][0] for key in ("pairs", "model")}
     found |= {"data": config.data.model_dump(exclude={"images_per_batch"}), "prediction": config.prediction}
     found |= {"train": config.train.model_dump(include=set(SEED_AND_KIND))}
-    found |= {"adapter": config.adapter.model_dump(include={"start", "text_encoders"})}
+    of_adapter = {"start", "text_encoders", "token", "token_from"}
+    found |= {"adapter": config.adapter.model_dump(include=of_adapter, exclude_none=True)}
     return sha256(json.dumps(found, sort_keys=True).encode())[:16]
 
 

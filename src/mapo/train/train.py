@@ -56,6 +56,7 @@ from mapo.train.run.folder import REFERENCE, Identity, Run, settled, steps_of
 from mapo.train.weights.adapters import check_adapter, told
 from mapo.train.weights.levers import check_settings
 from mapo.train.weights.opening import Trained, checkpoint_size, open_trained, restore
+from mapo.train.weights.token import check_captions
 
 LOG = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ def _train(config: Config, run: Run, processes: Processes, hands: Hands, allow_c
     if why := distilled(model):
         _say(processes, f"Warning: {why}")
     model.files.check_weights(model.denoiser_part)  # before anything is encoded
-    for part in model.encoder_parts if config.adapter.text_encoders else ():
+    for part in model.encoder_parts if config.adapter.encodes else ():
         if part.startswith("text_encoder"):
             model.files.check_weights(part)
     for line in processes.each(lambda: check_adapter(model, config.adapter)):
@@ -100,6 +101,7 @@ def _train(config: Config, run: Run, processes: Processes, hands: Hands, allow_c
     seen = what_training_sees(
         pairs, model, split=data.split, ties=data.ties, resolution=data.resolution, buckets=data.buckets
     )
+    having = processes.each(lambda: check_captions(pairs, seen.rows, config.adapter.token))
     seen_in = framing(pairs, frames_of(model, data.resolution, data.buckets))
     prompts = processes.first(lambda: checked(config, pairs, seen.rows, hands))
     members = Members(pairs, seen.rows, seen_in)
@@ -116,6 +118,8 @@ def _train(config: Config, run: Run, processes: Processes, hands: Hands, allow_c
     plan, line = processes.first(lambda: checked_plan(subject, config, begun=bool(done)))
     _say(processes, line)
     _say(processes, f"{seen.line()} {_passes(config, len(seen.rows))}")
+    if having:
+        _say(processes, having)
     if data.buckets:
         _say(processes, members.told())
     if (chunks := model.files.chunks) > 1:

@@ -15,10 +15,12 @@ from mapo.models.files import ModelFiles
 
 
 def clip_tokenizer(files: ModelFiles, part: str, encoder_part: str) -> CLIPTokenizer:
-    """The tokenizer of a CLIP text encoder. It reads no more tokens than the encoder has places for."""
-    return limited(
-        open_tokenizer(CLIPTokenizer, "CLIPTokenizer", files, part, encoder_part), files.config(encoder_part)
-    )
+    """The tokenizer of a CLIP text encoder, with the token that was learned. It reads no more tokens than the encoder
+    has places for."""
+    tokenizer = open_tokenizer(CLIPTokenizer, "CLIPTokenizer", files, part, encoder_part)
+    if files.token is not None:
+        tokenizer.add_tokens(files.token.word)
+    return limited(tokenizer, files.config(encoder_part))
 
 
 def limited(tokenizer: Any, encoder: Mapping[str, Any]) -> Any:

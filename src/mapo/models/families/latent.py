@@ -242,11 +242,19 @@ class LatentModel(ABC):
         except Exception as error:
             raise not_loaded(self.files.base, error) from None
 
+    def loaded(self, part: str, dtype: Any = torch.float32, loras: bool = True) -> Any:
+        """The network of a part as it is used, with its LoRAs merged in but for where ``loras`` is false."""
+        return self.files.load(part, self.networks[part], dtype, loras)
+
+    def changed_parts(self) -> set[str]:
+        """The networks that are not those of the base folder."""
+        return self.files.lora_parts(self.networks) | ({self.denoiser_part} if self.files.denoiser else set())
+
     def own_parts(self, dtype: Any, given: Mapping[str, Any]) -> dict[str, Any]:
         """The networks of :meth:`pipeline` that are not those of the base folder, some of them ``given``."""
-        changed = self.files.lora_parts(self.networks) | ({self.denoiser_part} if self.files.denoiser else set())
+        changed = self.changed_parts()
         loaded = [part for part in self.networks if part in changed and part not in given]
-        return {part: self.files.load(part, self.networks[part], dtype) for part in loaded} | dict(given)
+        return {part: self.loaded(part, dtype) for part in loaded} | dict(given)
 
     def pipeline(self, device: Any, dtype: Any = torch.float32, given: Mapping[str, Any] = NOTHING) -> Any:
         """The whole pipeline with the run's denoiser or LoRA in place; networks that are ``given`` are not loaded."""
@@ -273,8 +281,8 @@ class LatentModel(ABC):
         LoRA. Where the one below was ``continued`` it is in what was trained, and only its other parts are added.
         """
         trained = [layer for part, network in networks.items() for layer in trained_layers(part, network)]
-        below = [layer for layers in self.lora_layers() for layer in layers]
-        below = [layer for layer in below if not (continued and layer.part in networks)]
+        below, parts = [layer for layers in self.lora_layers() for layer in layers], {layer.part for layer in trained}
+        below = [layer for layer in below if not (continued and layer.part in parts)]
         write_layers(folder / LORA_FILE, as_one([*below, *trained]))
 
     def save_text_loras(self, folder: Path) -> None:

@@ -50,19 +50,16 @@ class StableDiffusion(UNetModel):
         """MapoError where the text encoder has not so many layers to leave out."""
         check_clip_skip(self.files, "text_encoder")
 
-    def _load_text_encoder(self, dtype: Any = torch.float32, loras: bool = True) -> Any:
-        encoder = self.files.load("text_encoder", CLIPTextModel, dtype, loras)
-        return leave_out_last_layers(encoder, self.files.clip_skip) if self.files.clip_skip else encoder
+    def loaded(self, part: str, dtype: Any = torch.float32, loras: bool = True) -> Any:
+        """The text encoder is without the layers that are left out."""
+        network, left_out = super().loaded(part, dtype, loras), self.files.clip_skip
+        return leave_out_last_layers(network, left_out) if left_out and part == "text_encoder" else network
 
     @property
     def prompt_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """The encoder's states."""
         config = self.files.config("text_encoder")
         return {"prompt_embeds": (config.get("max_position_embeddings") or 77, config.get("hidden_size", 512))}
-
-    def load_text_encoders(self, device: Any, dtype: Any = torch.float32, loras: bool = True) -> dict[str, nn.Module]:
-        """The one encoder, without the layers that are left out."""
-        return {"text_encoder": self._load_text_encoder(dtype, loras).to(device).eval()}
 
     def encode_tokens(self, encoders: Sequence[Any], tokens: Cond) -> Cond:
         """The encoder's last states, after the final norm, "n (k l) d"."""
@@ -79,8 +76,3 @@ class StableDiffusion(UNetModel):
         """The UNet's output "b c h w"."""
         output: Tensor = denoiser(x_t, t, cond["prompt_embeds"].to(x_t.dtype), return_dict=False)[0]
         return output
-
-    def own_parts(self, dtype: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-        """With clip_skip the text encoder is not the whole one of the base folder."""
-        cut = {"text_encoder": self._load_text_encoder(dtype)} if self.files.clip_skip else {}
-        return {**cut, **super().own_parts(dtype, given)}

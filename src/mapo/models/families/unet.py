@@ -18,6 +18,7 @@ from mapo.models.families.latent import LatentModel
 from mapo.models.family import Cond, Layout, TextEncoder, Texts, filled_up
 from mapo.models.noise.process import Ddpm, Process
 from mapo.models.parts.kinds import REMEDY, SCHEDULER, UNET
+from mapo.models.token import lay_token
 
 
 class UNetModel(LatentModel):
@@ -55,8 +56,22 @@ class UNetModel(LatentModel):
 
     def load_text_encoders(self, device: Any, dtype: Any = torch.float32, loras: bool = True) -> dict[str, nn.Module]:
         """By their parts, in the order in which they are used."""
-        loaded = {part: self.files.load(part, kind, dtype, loras) for part, kind in self.text_encoders.items()}
+        loaded = {part: self.loaded(part, dtype, loras) for part in self.text_encoders}
         return {part: encoder.to(device).eval() for part, encoder in loaded.items()}
+
+    def loaded(self, part: str, dtype: Any = torch.float32, loras: bool = True) -> Any:
+        """Text encoders have the row of the token that was learned."""
+        network, encoders = super().loaded(part, dtype, loras), list(self.text_encoders)
+        if self.files.token is not None and part in encoders:
+            place = encoders.index(part)
+            tokenizer = self._own_tokenizers[self.tokenizer_parts[place]]
+            lay_token(network, tokenizer, self.files.token, place, len(encoders))
+        return network
+
+    def changed_parts(self) -> set[str]:
+        """Text encoders too, where they have a token of their own or lack layers."""
+        own = self.files.token is not None or self.files.clip_skip
+        return super().changed_parts() | (set(self.text_encoders) if own else set())
 
     def unread_text_layers(self, part: str, encoder: nn.Module) -> tuple[str, ...]:
         """The last layer of an encoder of which only the penultimate states are read."""

@@ -17,6 +17,8 @@ from mapo.models.sources.hub import fetch_model, hub_name
 from mapo.models.sources.loras import find_loras
 from mapo.models.sources.others import other_folder
 from mapo.models.sources.steps import checkpoint_of, on_base, steps_told
+from mapo.models.token import REMEDY as OF_TOKEN
+from mapo.models.token import TOKEN_FILE, Token
 from mapo.texts import read_object
 from mapo.worlds import MODELS
 
@@ -115,6 +117,11 @@ def _find_run(
     if not denoiser.is_dir():
         raise MapoError(f"{path} has lost its {run['denoiser']}. Run the same `mapo train` command again.")
     found = _on_top(base, name, run, clip_skip, long_prompts)
+    if isinstance(word := run.get("token"), str):
+        learned = Token(word, denoiser / TOKEN_FILE)
+        if not (denoiser / TOKEN_FILE).is_file():
+            raise MapoError(f"{path} has lost its {run['denoiser']}/{TOKEN_FILE}. {OF_TOKEN}")
+        found = replace(found, token=learned)
     if run["adapter"] == "lora":
         below = () if run.get("holds_loras_below") else base.loras  # a LoRA of 0.1.0 is the last difference alone
         return replace(found, loras=(*below, Lora(denoiser / LORA_FILE)))

@@ -22,6 +22,7 @@ from mapo.models.files import ModelFiles
 from mapo.models.loras.sources import LORA_FILE, Lora
 from mapo.models.parts.config import read_config
 from mapo.models.parts.tensors import save_tensors
+from mapo.models.token import TOKEN_FILE, Token
 from mapo.texts import read_object
 
 REMEDY = "Take another step of the run, or go on with its training, which writes checkpoints anew."
@@ -65,7 +66,7 @@ def on_base(base: ModelFiles, checkpoint: Path, about: Mapping[str, Any]) -> dic
     if about["adapter"] == "lora":
         if not loras.is_file():
             raise MapoError(f"The checkpoint {checkpoint} is damaged: it has no {LORA_FILE}. {REMEDY}")
-        return {"loras": (Lora(loras),)}
+        return {"loras": (Lora(loras),)} | _token_of(checkpoint, about)
     try:
         state = weights.resolve(), weights.stat().st_mtime_ns
         if state not in LAID_OUT:
@@ -73,6 +74,15 @@ def on_base(base: ModelFiles, checkpoint: Path, about: Mapping[str, Any]) -> dic
     except (OSError, SafetensorError) as error:
         raise MapoError(f"The checkpoint {checkpoint} is damaged ({error}). {REMEDY}") from None
     return {"denoiser": LAID_OUT[state], "loras": (Lora(loras),) if loras.is_file() else ()}
+
+
+def _token_of(checkpoint: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+    """The token that was trained, where there is one; that of the base stays otherwise."""
+    if not isinstance(word := about.get("token"), str):
+        return {}
+    if not (checkpoint / TOKEN_FILE).is_file():
+        raise MapoError(f"The checkpoint {checkpoint} is damaged: it has no {TOKEN_FILE}. {REMEDY}")
+    return {"token": Token(word, checkpoint / TOKEN_FILE)}
 
 
 def _denoiser(base: ModelFiles, weights: Path, part: str) -> Path:

@@ -190,7 +190,7 @@ class Evaluation:
             for k, number in portion
         ]
         return assemble(
-            self.members, drawn, loop.cache, model, loop.dtype, as_tokens=config.adapter.text_encoders, frame=frame
+            self.members, drawn, loop.cache, model, loop.dtype, as_tokens=config.adapter.encodes, frame=frame
         ).to(loop.processes.device)
 
     def row(self, step: int) -> dict[str, Any]:

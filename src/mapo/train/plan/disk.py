@@ -32,7 +32,7 @@ def cache_folder(config: Config, pairs: PairSet) -> Path:
 
 def holding_of(config: Config) -> Holding:
     """What a training wants of the cache. Prompts of text encoders that are trained are encoded in every step."""
-    if config.adapter.text_encoders:
+    if config.adapter.encodes:
         return "pictures alone"
     return "and the empty prompt" if config.data.caption_dropout else "all"
 

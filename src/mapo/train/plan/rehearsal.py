@@ -180,7 +180,7 @@ def _batch(loop: Loop, pairs: int, frames: Sequence[Frame]) -> Batch:
     known = DTYPES[config.data.cache_precision]
     found: Cond = {}
     tokens: Cond = {}
-    if config.adapter.text_encoders:
+    if config.adapter.encodes:
         assert isinstance(model, TokenModel)
         tokens = {
             name: torch.zeros(pairs, model.files.chunks, *value.shape[1:], dtype=value.dtype, device=META)

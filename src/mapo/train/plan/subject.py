@@ -17,6 +17,7 @@ from mapo.train.plan.machine import beside
 from mapo.train.plan.rehearsal import rehearse
 from mapo.train.weights.adapters import check_adapter
 from mapo.train.weights.blocks import number_of_blocks
+from mapo.train.weights.token import check_captions, with_token
 
 
 def open_named(config: Config, *, weights: bool) -> tuple[Opened, PairSet]:
@@ -29,8 +30,9 @@ def open_named(config: Config, *, weights: bool) -> tuple[Opened, PairSet]:
         config.model, weights=weights, clip_skip=data.clip_skip, vae=config.vae, prediction=config.prediction,
         long_prompts=data.long_prompts, loras=config.loras,
     )  # fmt: skip
-    model = with_chunks(open_model(replace(files, guidance=config.train.guidance)), pairs)
+    model = open_model(replace(files, guidance=config.train.guidance))
     _check_trainable(config, model)
+    model = with_chunks(with_token(model, config.adapter), pairs)
     model.layout.checked(data.resolution)
     return model, pairs
 
@@ -42,9 +44,10 @@ def _check_trainable(config: Config, model: Opened) -> None:
             f"{model.files.name} is trained with a LoRA only: --adapter {config.adapter.kind} would need its weights "
             "several times in memory. Use --adapter lora."
         )
-    if config.adapter.text_encoders and not isinstance(model, TokenModel):
+    if config.adapter.encodes and not isinstance(model, TokenModel):
+        setting = "token" if config.adapter.token else "text_encoders"
         raise MapoError(
-            f"adapter.text_encoders: {model.files.name} is a {model.files.pipeline_class}; only the text encoders of "
+            f"adapter.{setting}: {model.files.name} is a {model.files.pipeline_class}; only the text encoders of "
             "SDXL and Stable Diffusion 1 and 2 are trained. Leave it out."
         )
     every = int(config.train.gradient_checkpointing)
@@ -118,4 +121,5 @@ def open_subject(config: Config, device: str, world: int = 1) -> Subject:
     seen = what_training_sees(
         pairs, model, split=data.split, ties=data.ties, resolution=data.resolution, buckets=data.buckets
     )
+    check_captions(pairs, seen.rows, config.adapter.token)
     return Subject(model, objective, pairs, Members(pairs, seen.rows), device, world)

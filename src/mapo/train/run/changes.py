@@ -38,16 +38,19 @@ MAY_CHANGE = {
     "data.images_per_batch",
 }
 MUST_STAY = {  # with others the tensors of a checkpoint would not fit
-    "adapter.kind", "adapter.rank", "adapter.targets", "adapter.start", "adapter.text_encoders", "optim.name",
-    "train.weights", "train.ema",
+    "adapter.kind", "adapter.rank", "adapter.targets", "adapter.start", "adapter.text_encoders", "adapter.token",
+    "optim.name", "train.weights", "train.ema",
 }  # fmt: skip
 # Settings that came after 0.1.0, with what they mean in a run that does not name them.
 AS_IN_0_1_0: dict[str, Any] = {
     "vae": None,
     "prediction": None,
     "loras": [],
-    "adapter": {"alpha": None, "dropout": 0.0, "targets": None, "start": "fused", "text_encoders": False},
-    "optim": {"name": "adamw", "text_lr": None, "in_backward": False},
+    "adapter": {
+        "alpha": None, "dropout": 0.0, "targets": None, "start": "fused", "text_encoders": False, "token": None,
+        "token_from": None,
+    },
+    "optim": {"name": "adamw", "text_lr": None, "token_lr": 5e-4, "in_backward": False},
     "data": {
         "images_per_batch": 8, "cache_precision": "float32", "clip_skip": None, "long_prompts": None,
         "caption_dropout": 0.0, "buckets": False,

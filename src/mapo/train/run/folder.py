@@ -267,6 +267,8 @@ class Run:
         if named := files.named_loras_told():  # they are in the weights
             about["loras"] = named
             about["start"] = config.adapter.start
+        if config.adapter.token:
+            about["token"] = config.adapter.token
         about |= {"clip_skip": files.clip_skip, "long_prompts": files.long_prompts}
         if files.long_prompts == "chunk":
             about["chunks"] = files.chunks

@@ -27,6 +27,7 @@ from mapo.models.loras.write import TRAINED
 from mapo.models.names.kohya import layer_shapes
 from mapo.train.config import RANK, AdapterConfig
 from mapo.train.weights.dropout import lay_dropout
+from mapo.train.weights.token import ROW, WithRow
 
 START = "start"  # the adapters of what was there before: start0, start1 …
 HALVES = (torch.float16, torch.bfloat16)
@@ -119,9 +120,6 @@ def add_text_adapters(
         for name, parameter in encoder.named_parameters():
             if name.startswith(unread):
                 parameter.requires_grad_(False)
-        for module in encoder.modules():
-            if isinstance(getattr(module, "dropout", None), float):  # of attention; the LoRA has its own
-                module.dropout = 0.0  # type: ignore[assignment]
 
 
 def text_loras_before(model: Opened, config: AdapterConfig, parts: Iterable[str]) -> dict[str, list[list[Layer]]]:
@@ -218,19 +216,26 @@ def without_adapter(denoiser: nn.Module) -> Iterator[None]:
     """The denoiser as it was before training, with the LoRAs that were there: DPO's reference at no cost of memory."""
     layers = _lora_layers(denoiser)
     before = [layer.active_adapters for layer in layers]
+    rows = [module for module in denoiser.modules() if isinstance(module, WithRow)]
     try:
+        for row in rows:
+            row.at_start = True
         for layer in layers:
             layer._active_adapter = [name for name in layer.lora_A if name != TRAINED]
         yield
     finally:
+        for row in rows:
+            row.at_start = False
         for layer, names in zip(layers, before, strict=True):
             layer._active_adapter = names
 
 
 def told(denoiser: nn.Module, part: str) -> str:
     """How much is trained, in a sentence."""
-    numbers = sum(parameter.numel() for parameter in trainable(denoiser).values())
+    numbers = sum(p.numel() for name, p in trainable(denoiser).items() if not name.endswith(ROW))
     layers = [layer for layer in _lora_layers(denoiser) if TRAINED in layer.lora_A]
+    if not layers and not numbers:
+        return f"Of the {part} the row of the token alone is trained."
     if not layers:
         return f"All {numbers:,} weights of the {part} are trained."
     ranks = sorted({layer.r[TRAINED] for layer in layers})

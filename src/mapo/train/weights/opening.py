@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mapo.errors import MapoError
 from mapo.models import Opened, TokenModel
+from mapo.models.token import TOKEN_FILE, write_token
 from mapo.train.config import Config
 from mapo.train.objectives import Objective
 from mapo.train.processes.processes import Processes
@@ -34,6 +35,7 @@ from mapo.train.weights.ema import WithMean
 from mapo.train.weights.levers import is_sharded
 from mapo.train.weights.speed import speed_up
 from mapo.train.weights.stored import Keep, Plain, Rounded, Shared, Stored, WithMaster
+from mapo.train.weights.token import ROW, row_of, train_row
 from mapo.train.weights.updater import AtEnd, InBackward, Updater
 
 DTYPES = {
@@ -87,6 +89,7 @@ class Trained:
     dtype: torch.dtype  # of what the denoiser is given
     sharded: bool = False
     ema: bool = False  # whether a running mean of the weights is saved
+    token: str | None = None  # whose rows are trained
     continued: bool = False  # whether training starts with a LoRA that was there before
     buffers: Mapping[str, Tensor] = field(default_factory=dict)  # of the denoiser, where it has them rounded
 
@@ -144,11 +147,13 @@ class Trained:
         self.save_loras(folder, weights)
 
     def save_loras(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
-        """Write the LoRA that was trained, or what LoRAs below changed beside the weights that were trained."""
+        """Write the LoRA and the rows of the token that were trained, or what LoRAs below changed beside all weights."""
         if self.lora:
             networks = {self.model.denoiser_part: self.denoiser, **self.encoders}
             with self._holding(weights):
                 self.model.save_lora(networks, folder, self.continued)
+                if self.token:
+                    write_token(folder / TOKEN_FILE, self.token, [row_of(one) for one in self.encoders.values()])
         else:
             self.model.save_text_loras(folder)
 
@@ -250,7 +255,7 @@ def open_trained(
         model, denoiser, encoders, network, wrapped, reference, parameters, updater,
         lora=config.adapter.kind == "lora", autocast=config.train.precision == "bfloat16", dtype=dtype,
         sharded=sharded, ema=config.train.ema is not None, continued=config.adapter.start == "continued",
-        buffers=buffers,
+        buffers=buffers, token=config.adapter.token,
     )  # fmt: skip
     if checkpoint:
         processes.each(lambda: restore(checkpoint, trained))
@@ -289,7 +294,8 @@ def _updater(
         processes.sum(values).div_(processes.world)
 
     scale = HALF_SCALE if base_dtype(config) is torch.float16 else 1.0
-    how = (parameters, config.optim, config.train.steps, scale, of_text, keep)
+    of_token = tuple(name for name in of_text if name.endswith(ROW))
+    how = (parameters, config.optim, config.train.steps, scale, of_text, keep, of_token)
     portions = config.train.pairs_per_device is not None or config.train.pair_by_pair or config.data.buckets
     apart = config.train.weights != "float32" and portions  # the gradients of portions are added in float32
     updater: Updater = (
@@ -301,13 +307,21 @@ def _updater(
 
 
 def _text_encoders(config: Config, model: Opened, device: torch.device, dtype: torch.dtype) -> dict[str, nn.Module]:
-    """Those that are trained, by their parts, each with its LoRA; none where the denoiser is trained alone."""
+    """Those of which something is trained, by their parts: a LoRA, the row of a token, or both; none where the denoiser
+    is trained alone."""
     adapter = config.adapter
-    if not adapter.text_encoders:
+    if not adapter.encodes:
         return {}
     assert isinstance(model, TokenModel)
-    encoders = model.load_text_encoders(device, dtype, loras=adapter.start == "fused")
-    add_text_adapters(encoders, model, adapter, config.train.seed, text_loras_before(model, adapter, encoders))
+    merged = adapter.start == "fused" or not adapter.text_encoders
+    encoders = model.load_text_encoders(device, dtype, loras=merged)
+    for module in (module for encoder in encoders.values() for module in encoder.requires_grad_(False).modules()):
+        if isinstance(getattr(module, "dropout", None), float):  # of attention; the LoRA has its own
+            module.dropout = 0.0  # type: ignore[assignment]
+    if adapter.text_encoders:
+        add_text_adapters(encoders, model, adapter, config.train.seed, text_loras_before(model, adapter, encoders))
+    if adapter.token:
+        train_row(encoders, model)
     return encoders
 
 

@@ -86,14 +86,15 @@ class _Parts:
 
     A half-precision base lets small gradients of activations vanish, so the loss is taken times ``scale``, a power of
     two, and the gradient is divided by it again, which is exact. The parameters that ``of_text`` names have a rate of
-    their own. ``keep`` says how a tensor is kept; left out, as it is.
+    their own, and those that ``of_token`` names another one and no weight decay. ``keep`` says how a tensor is kept;
+    left out, as it is.
     """
 
     in_backward: bool = False
 
     def __init__(
         self, parameters: Mapping[str, nn.Parameter], config: OptimConfig, steps: int, scale: float = 1.0,
-        of_text: Collection[str] = (), keep: Keep | None = None,
+        of_text: Collection[str] = (), keep: Keep | None = None, of_token: Collection[str] = (),
     ) -> None:  # fmt: skip
         self.config, self.steps, self.scale = config, steps, scale
         self.step, self.rate = 0, 0.0
@@ -102,20 +103,26 @@ class _Parts:
         }
         self.plain = all(isinstance(one, Plain) for one in self.kept.values())
         together = self.plain and not self.in_backward
-        shares = {name: config.text_share if name in of_text else 1.0 for name in parameters}
-        self.parts = [self._part(shares)] if together else [self._part({name: shares[name]}) for name in shares]
+        text, token = (config.text_share, config.weight_decay), (config.token_share, 0.0)
+        usual = 1.0, config.weight_decay
+        hows = {name: token if name in of_token else text if name in of_text else usual for name in parameters}
+        self.parts = [self._part(hows)] if together else [self._part({name: how}) for name, how in hows.items()]
 
     @property
     def on_device(self) -> bool:
         """Whether it is the device that decides if a step moves anything."""
         return all(optimizers.decides_on_device(part.optimizer) for part in self.parts)
 
-    def _part(self, shares: Mapping[str, float]) -> Part:
-        kept = {name: self.kept[name] for name in shares}
+    def _part(self, hows: Mapping[str, tuple[float, float]]) -> Part:
+        """The tensors of these names, of each its share of the rate and its weight decay."""
+        kept = {name: self.kept[name] for name in hows}
         groups = [
-            {"params": [kept[name].moved for name in shares if shares[name] == share], "share": share}
-            for share in dict.fromkeys(shares.values())
-        ]
+            {
+                "params": [kept[name].moved for name in hows if hows[name] == (share, decay)],
+                "share": share, "weight_decay": decay,
+            }
+            for share, decay in dict.fromkeys(hows.values())
+        ]  # fmt: skip
         return Part(kept, optimizers.make_optimizer(groups, self.config))
 
     def begin(self, step: int) -> None:
