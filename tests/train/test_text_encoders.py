@@ -194,3 +194,5 @@ def test_layers_that_clip_skip_leaves_out_are_not_trained(work, sd, tmp_path):
     plain = open_model(find_model(str(sd), clip_skip=1))
     ours, before = (m.text_encoder("cpu")(PROMPTS)["prompt_embeds"] for m in (model, plain))
     assert not torch.allclose(ours, before, atol=1e-4)
+    drawn_with = model.pipeline("cpu", torch.float32).text_encoder  # pictures are drawn without them too
+    assert torch.equal(states([drawn_with], model)["prompt_embeds"], ours)

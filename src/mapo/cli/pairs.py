@@ -155,7 +155,8 @@ def mismatch(model: str, pairs: Path, out: Path, seeds: str, **how: Any) -> None
     "format",
     required=True,
     help="The form to write. Of a run: diffusers (a whole model), lora, kohya (a LoRA for ComfyUI and A1111), "
-    "single-file (a checkpoint for them), or hub. Of a pairs set: preference (Hugging Face), pickapic, or hub.",
+    "embedding (the token that it has learned, for all of these), single-file (a checkpoint for ComfyUI and A1111), or "
+    "hub. Of a pairs set: preference (Hugging Face), pickapic, or hub.",
 )
 @click.option(
     "--out",

@@ -13,7 +13,7 @@ from mapo.export.pairs import export_pairs, export_to_hub, parse_licences
 from mapo.pairs import PairSet
 
 OF_PAIRS = ("preference", "pickapic", "hub")
-OF_RUNS = ("diffusers", "lora", "kohya", "single-file", "hub")
+OF_RUNS = ("diffusers", "lora", "kohya", "embedding", "single-file", "hub")
 FLAGS = {"licence": "license", "source_licences": "source-license"}  # whose names differ from those in Python
 
 

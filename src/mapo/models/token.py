@@ -84,7 +84,7 @@ def lay_token(encoder: Any, tokenizer: Any, token: Token, place: int, encoders: 
         if row.shape != old.shape[1:]:
             raise MapoError(f"{token.path} has {len(row)} numbers for a text encoder of {old.shape[1]}. {REMEDY}")
     weight = torch.cat([old[:number], row[None], old[number + 1 :]])  # there may be rows of no word behind
-    encoder.set_input_embeddings(nn.Embedding(*weight.shape, _weight=weight))
+    encoder.set_input_embeddings(nn.Embedding(len(weight), weight.shape[1], _weight=weight))
     encoder.config.vocab_size = len(weight)
     for one in (encoder.config, *encoder.modules()):
         if getattr(one, "eos_token_id", None) == WRONG_END:

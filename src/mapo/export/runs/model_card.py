@@ -24,11 +24,17 @@ if TYPE_CHECKING:
     from mapo.sample.sample import Sampling
 
 FORMAT = "mapo-model"
+TAGS = {"lora": "lora", "kohya": "lora", "embedding": "textual_inversion"}  # by form, of what is no whole model
 PROMPT = "a fox in the snow"
 FILE_PLACES = {
     "kohya": (
         "Put `{file}` into `models/loras` of ComfyUI or `models/Lora` of AUTOMATIC1111 and Forge, and use it with "
         "{base}, at strength 1. Or in diffusers:"
+    ),
+    "embedding": (
+        "Put `{file}` into `models/embeddings` of ComfyUI, where a prompt calls it `embedding:{stem}`, or `embeddings` "
+        "of AUTOMATIC1111 and Forge, where it is called `{stem}`. The LoRA that was trained with it goes along. Or in "
+        "diffusers:"
     ),
     "single-file": (
         "Put `{file}` into `models/checkpoints` of ComfyUI or `models/Stable-diffusion` of AUTOMATIC1111 and Forge. Or "
@@ -65,7 +71,7 @@ def write_card(
     settings = _settings(facts)
     write_json(folder / FACTS, _for_programs(what, opened, facts, licence, settings))
     template = (importlib.resources.files("mapo.export.runs") / "model.md.j2").read_text("utf-8")
-    place = FILE_PLACES[what.form].format(file=what.file, base=_shown(facts.base))
+    place = FILE_PLACES[what.form].format(file=what.file, base=_shown(facts.base), stem=Path(what.file).stem)
     body = (
         Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
         .from_string(template)
@@ -109,7 +115,7 @@ def _head(what: Exporting, opened: Opened, facts: RunFacts, licence: Licence | N
     """What the hub reads."""
     from huggingface_hub import ModelCardData
 
-    adapter = what.form in ("lora", "kohya")
+    adapter = TAGS.get(what.form)
     data = ModelCardData(
         base_model=facts.base.hub_id or None,
         base_model_relation=("adapter" if adapter else "finetune") if facts.base.hub_id else None,
@@ -120,7 +126,7 @@ def _head(what: Exporting, opened: Opened, facts: RunFacts, licence: Licence | N
         pipeline_tag="text-to-image",
         tags=[
             "text-to-image", "mapo", "preference-optimization", str(facts.about["objective"]).rpartition(":")[2],
-            f"diffusers:{opened.files.pipeline_class}", *(["lora"] if adapter else []),
+            f"diffusers:{opened.files.pipeline_class}", *([adapter] if adapter else []),
             *(["not-for-all-audiences"] if facts.sensitive else []),
         ],
     )  # fmt: skip
@@ -187,6 +193,8 @@ def _training(facts: RunFacts) -> list[tuple[str, str]]:
         lora = "a LoRA that was there before, trained further"
     if adapter.get("text_encoders"):
         lora += ", beside the denoiser and the text encoders"
+    if adapter.get("token"):
+        lora += f", and the token {adapter['token']}"
     seen = facts.steps * train["pairs_per_step"]
     loras = [f"{Path(one['file']).name} at {one['weight']:g} (sha256 {one['sha256']})" for one in _loras(facts)]
     start = {"fused": "merged", "frozen": "left as they were", "continued": "trained further"}
@@ -197,6 +205,8 @@ def _training(facts: RunFacts) -> list[tuple[str, str]]:
     rate = f"{optim.get('lr', 0):g}"
     if adapter.get("text_encoders"):
         rate += f" ({optim.get('text_lr') or TEXT_SHARE * optim.get('lr', 0):g} for the text encoders)"
+    if adapter.get("token"):
+        rate += f" ({optim['token_lr']:g} for the token)"
     rows = [
         ("base", facts.base.called),
         ("trained", lora if facts.is_lora else "every weight of the denoiser"),
@@ -238,11 +248,33 @@ def _snippets(what: Exporting, opened: Opened, base: Base, sampling: Sampling) -
     if what.form in ("lora", "kohya"):
         named = f', weight_name="{what.file}"' if what.form == "kohya" else ""
         lines += [f'pipeline.load_lora_weights("{what.source}"{named})']
+    prompt, token = PROMPT, opened.files.token
+    if what.form == "embedding" and token is not None:
+        lines += _loading(what, token.word, sum(part.startswith("text_encoder") for part in opened.encoder_parts))
+        prompt = f"a photo of {token.word}"
     guided = f", guidance_scale={sampling.guidance:g}"
     size = f", width={sampling.width}, height={sampling.height}"
     lines += [
         '# on a GPU: pipeline.to("cuda"), and torch.float16 or torch.bfloat16 above for half the memory',
-        f'picture = pipeline("{PROMPT}", num_inference_steps={sampling.steps}{guided}{size}).images[0]',
+        f'picture = pipeline("{prompt}", num_inference_steps={sampling.steps}{guided}{size}).images[0]',
         'picture.save("picture.png")',
     ]
     return [("python", "\n".join(lines))]
+
+
+def _loading(what: Exporting, word: str, encoders: int) -> list[str]:
+    """The code with which diffusers opens an embedding. Of two text encoders it opens each one's row by itself."""
+    path = f"{what.source}/{what.file}"
+    if encoders == 1:
+        return [f'pipeline.load_textual_inversion("{path}", token="{word}")']
+    return [
+        "from safetensors.torch import load_file",
+        "",
+        f'rows = load_file("{path}")',
+        "one = dict(text_encoder=pipeline.text_encoder, tokenizer=pipeline.tokenizer)",
+        "two = dict(text_encoder=pipeline.text_encoder_2, tokenizer=pipeline.tokenizer_2)",
+        f'pipeline.load_textual_inversion(rows["clip_l"], "{word}", **one)',
+        f'pipeline.load_textual_inversion(rows["clip_g"], "{word}", **two)',
+        "# the files of SDXL name another end of prompts, and the new token would be taken for it",
+        "pipeline.text_encoder_2.text_model.eos_token_id = pipeline.tokenizer_2.eos_token_id",
+    ]

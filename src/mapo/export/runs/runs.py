@@ -14,6 +14,7 @@ import torch
 
 from mapo.errors import MapoError, suggest
 from mapo.export import hub
+from mapo.export.runs.embedding import told_beside, write_embedding
 from mapo.export.runs.facts import RunFacts, read_evaluation, read_facts
 from mapo.export.runs.licences import HOW, Licence, inherited, licence_of_kind
 from mapo.export.runs.model_card import Exporting, is_export_of, write_card
@@ -52,6 +53,10 @@ def _kohya(opened: Opened, path: Path, precision: str) -> None:
     write_kohya(opened, path)
 
 
+def _embedding(opened: Opened, path: Path, precision: str) -> None:
+    write_embedding(opened, path)
+
+
 def _single_file(opened: Opened, path: Path, precision: str) -> None:
     from mapo.export.runs.single_file import write_single_file
 
@@ -62,6 +67,7 @@ FORMS = {
     "diffusers": Form(write_diffusers, PRECISIONS),
     "lora": Form(_lora, file=LORA_FILE, only_loras=True),
     "kohya": Form(_kohya, file="{}" + SUFFIX, only_loras=True),
+    "embedding": Form(_embedding, file="{}" + SUFFIX),
     "single-file": Form(_single_file, ("float16", "float32"), file="{}" + SUFFIX),
 }
 
@@ -109,6 +115,8 @@ def export_run(name: str, to: str, out: Path, asked: Asked, api: Any = None) -> 
             f"{name} was trained with prompts of {opened.files.chunks} chunks. diffusers cuts them and gives it one, "
             "so its pictures differ from those of `mapo sample`."
         )
+    if beside := told_beside(opened, form_name):
+        LOG.info(beside)
     counts: dict[str, int] = {}
     if to == "hub" and asked.repo and is_export_of(out, opened.files.revision()):
         if asked.licence or asked.base_model or asked.scores or asked.precision:
@@ -123,7 +131,8 @@ def _precision(to: str, form: Form, asked: str | None) -> str:
     if asked is None:
         return form.precisions[0] if form.precisions else ""
     if not form.precisions:
-        raise MapoError(f"--precision: a LoRA is written in float32, as it was trained. Leave it out with --to {to}.")
+        what = "an embedding" if to == "embedding" else "a LoRA"
+        raise MapoError(f"--precision: {what} is written in float32, as it was trained. Leave it out with --to {to}.")
     if asked not in form.precisions:
         raise MapoError(f"--precision {asked!r} is not one for --to {to}. {suggest(asked, form.precisions)}")
     return asked
@@ -176,6 +185,8 @@ def _write(
 
 def _bytes(opened: Opened, form: Form, precision: str) -> int:
     """About how much will be written."""
+    if form.write is _embedding:
+        return 0  # a row or two
     if form.only_loras:
         layers = [layer for layers in opened.lora_layers(heads_only=True) for layer in layers]
         return sum(4 * (layer.down.numel() + layer.up.numel()) for layer in layers)

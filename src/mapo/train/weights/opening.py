@@ -147,7 +147,7 @@ class Trained:
         self.save_loras(folder, weights)
 
     def save_loras(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
-        """Write the LoRA and the rows of the token that were trained, or what LoRAs below changed beside all weights."""
+        """Write the LoRA and the rows of the token that were trained, or what LoRAs below changed beside weights."""
         if self.lora:
             networks = {self.model.denoiser_part: self.denoiser, **self.encoders}
             with self._holding(weights):
