@@ -25,6 +25,7 @@ from mapo.train.run.checkpoint import ALONE
 from mapo.train.step import pair_errors
 from mapo.train.train import train
 from mapo.train.weights.opening import open_trained
+from mapo.train.weights.token import check_captions
 from mapo.train.weights.updater import AtEnd
 from tiny import MAKERS, make_pairs, make_sd, make_sdxl
 
@@ -253,8 +254,12 @@ def test_what_is_not_in_the_vocabulary_is_read_as_several_tokens_of_which_the_me
     sdxl, work, tmp_path, heard
 ):
     config = config_of(sdxl, work / "pairs", tmp_path / "c", adapter={"token_from": "small red"})
-    model, _ = open_named(config, weights=True)
-    assert "'small red' is 2 tokens to the model; <dog> begins at their mean." in heard()
+    model, pairs = open_named(config, weights=True)
+    said = check_captions(config.adapter, model, pairs, torch.arange(6).numpy())
+    assert said == [
+        "<dog> stands in the captions of 4 of 6 pairs.",
+        "'small red' is 2 tokens to the model; <dog> begins at their mean.",
+    ]
     tokens = model.tokenizers()[0]("small red", add_special_tokens=False).input_ids
     for before, encoder in zip(tables(sdxl), model.load_text_encoders("cpu").values(), strict=True):
         assert torch.equal(encoder.get_input_embeddings().weight[-1].detach(), before[tokens].mean(0))

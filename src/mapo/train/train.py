@@ -101,7 +101,7 @@ def _train(config: Config, run: Run, processes: Processes, hands: Hands, allow_c
     seen = what_training_sees(
         pairs, model, split=data.split, ties=data.ties, resolution=data.resolution, buckets=data.buckets
     )
-    having = processes.each(lambda: check_captions(pairs, seen.rows, config.adapter.token))
+    of_token = processes.each(lambda: check_captions(config.adapter, model, pairs, seen.rows))
     seen_in = framing(pairs, frames_of(model, data.resolution, data.buckets))
     prompts = processes.first(lambda: checked(config, pairs, seen.rows, hands))
     members = Members(pairs, seen.rows, seen_in)
@@ -118,8 +118,8 @@ def _train(config: Config, run: Run, processes: Processes, hands: Hands, allow_c
     plan, line = processes.first(lambda: checked_plan(subject, config, begun=bool(done)))
     _say(processes, line)
     _say(processes, f"{seen.line()} {_passes(config, len(seen.rows))}")
-    if having:
-        _say(processes, having)
+    for line in of_token:
+        _say(processes, line)
     if data.buckets:
         _say(processes, members.told())
     if (chunks := model.files.chunks) > 1:

@@ -36,9 +36,7 @@ def told_beside(opened: Opened, form: str) -> str:
     name, token = opened.files.name, opened.files.token
     if token is None or form in WITH_TOKEN:
         return ""
-    file = (
-        f"my-{token.word.strip('<>').removeprefix('my-') or 'token'}.safetensors"  # A1111 takes its name for the word
-    )
+    file = f"my-{token.word.strip('<>').removeprefix('my-') or 'token'}.safetensors"
     return (
         f"The token {token.word} is not in it: its embedding has to go along, as a file of its own, with `mapo export "
         f"{name} --to embedding --out {file}`."

@@ -121,5 +121,5 @@ def open_subject(config: Config, device: str, world: int = 1) -> Subject:
     seen = what_training_sees(
         pairs, model, split=data.split, ties=data.ties, resolution=data.resolution, buckets=data.buckets
     )
-    check_captions(pairs, seen.rows, config.adapter.token)
+    check_captions(config.adapter, model, pairs, seen.rows)
     return Subject(model, objective, pairs, Members(pairs, seen.rows), device, world)

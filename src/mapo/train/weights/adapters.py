@@ -232,9 +232,11 @@ def without_adapter(denoiser: nn.Module) -> Iterator[None]:
 
 def told(denoiser: nn.Module, part: str) -> str:
     """How much is trained, in a sentence."""
-    numbers = sum(p.numel() for name, p in trainable(denoiser).items() if not name.endswith(ROW))
+    trained = trainable(denoiser)
+    numbers = sum(p.numel() for name, p in trained.items() if not name.endswith(ROW))
     layers = [layer for layer in _lora_layers(denoiser) if TRAINED in layer.lora_A]
-    if not layers and not numbers:
+    with_row = any(name.endswith(ROW) for name in trained)
+    if not layers and with_row:
         return f"Of the {part} the row of the token alone is trained."
     if not layers:
         return f"All {numbers:,} weights of the {part} are trained."
@@ -242,9 +244,9 @@ def told(denoiser: nn.Module, part: str) -> str:
     scales = sorted({layer.scaling[TRAINED] for layer in layers})
     rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
     alpha = f", alpha {ranks[0] * scales[0]:g}" if len(ranks) == len(scales) == 1 and scales != [1] else ""
-    return (
-        f"A LoRA of {rank}{alpha} beside {count(len(layers), 'layer')} of the {part} is trained: {numbers:,} numbers."
-    )
+    row = ", and the row of the token" if with_row else ""
+    beside = f"{count(len(layers), 'layer')} of the {part}"
+    return f"A LoRA of {rank}{alpha} beside {beside} is trained: {numbers:,} numbers{row}."
 
 
 def trainable(denoiser: nn.Module) -> dict[str, nn.Parameter]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -16,8 +16,6 @@ from mapo.models import Opened, open_model
 from mapo.models.token import Token, number_of, pieces_of
 from mapo.pairs import PairSet
 from mapo.train.config import AdapterConfig
-
-LOG = logging.getLogger(__name__)
 
 ROW = "token_embedding.row"  # how the names of what is trained of a token end
 BEFORE, BEHIND = "a photo of", "on a table"
@@ -79,13 +77,10 @@ def with_token(model: Opened, config: AdapterConfig) -> Opened:
     for tokenizer in model.tokenizers():
         _check_start(tokenizer, config.token_from)
         _check_word(tokenizer, word)
-    pieces = pieces_of(model.tokenizers()[0], config.token_from)
-    if len(pieces) > 1:
-        LOG.info(f"{config.token_from!r} is {count(len(pieces), 'token')} to the model; {word} begins at their mean.")
     return open_model(replace(model.files, token=Token(word, begins=config.token_from)), to_train=False)
 
 
-def _check_word(tokenizer, word: str) -> None:  # type: ignore[no-untyped-def]
+def _check_word(tokenizer: Any, word: str) -> None:
     """MapoError where a tokenizer has the word, or would not take it for one token. It is given the word here."""
     if word.split() != [word]:
         raise MapoError(f"adapter.token {word!r}: a token has no spaces and is not empty. {ANOTHER}")
@@ -103,7 +98,7 @@ def _check_word(tokenizer, word: str) -> None:  # type: ignore[no-untyped-def]
         raise MapoError(f"adapter.token: the model's tokenizer splits {word} into several tokens. {ANOTHER}")
 
 
-def _check_start(tokenizer, words: str) -> None:  # type: ignore[no-untyped-def]
+def _check_start(tokenizer: Any, words: str) -> None:
     """MapoError where a tokenizer does not know one of the class words: it has nothing but letters for it."""
     for word in words.split() or [words]:
         pieces = [one.removesuffix("</w>") for one in tokenizer.convert_ids_to_tokens(pieces_of(tokenizer, word))]
@@ -115,13 +110,14 @@ def _check_start(tokenizer, words: str) -> None:  # type: ignore[no-untyped-def]
             )
 
 
-def check_captions(pairs: PairSet, rows: np.ndarray, word: str | None) -> str:
-    """How many of the captions that are trained on have the token, in a sentence; MapoError where none has.
+def check_captions(config: AdapterConfig, model: Opened, pairs: PairSet, rows: np.ndarray) -> list[str]:
+    """How many of the captions that are trained on have the token, and where it begins as several, a sentence each.
 
-    Empty without a token.
+    Nothing without a token. MapoError where no caption has it.
     """
-    if word is None:
-        return ""
+    word, token = config.token, model.files.token
+    if word is None or token is None:
+        return []
     captions = pairs.table["prompt"].take(rows)
     having = pc.sum(pc.match_substring(captions, word, ignore_case=True)).as_py() or 0
     if not having:
@@ -129,4 +125,8 @@ def check_captions(pairs: PairSet, rows: np.ndarray, word: str | None) -> str:
             f"adapter.token: no caption that is trained on in {pairs.folder} has {word} in it, so nothing would be "
             "learned of it. Write it into the captions of its pictures."
         )
-    return f"{word} stands in the captions of {having:,} of {count(len(captions), 'pair')}."
+    said = [f"{word} stands in the captions of {having:,} of {count(len(captions), 'pair')}."]
+    pieces = pieces_of(model.tokenizers()[0], token.begins)
+    if len(pieces) > 1:
+        said.append(f"{token.begins!r} is {count(len(pieces), 'token')} to the model; {word} begins at their mean.")
+    return said
