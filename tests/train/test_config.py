@@ -32,7 +32,7 @@ def told(*assignments: str) -> Config:
         (
             "adapter.size=8",
             "There is no setting 'adapter.size'. Known: adapter.alpha, adapter.dropout, adapter.kind, adapter.rank, "
-            "adapter.start, adapter.targets, adapter.text_encoders.",
+            "adapter.start, adapter.targets, adapter.text_encoders, adapter.token, adapter.token_from.",
         ),
     ],
 )
