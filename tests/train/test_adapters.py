@@ -10,7 +10,8 @@ from test_train import assert_same, metrics
 from mapo.cli import cli
 from mapo.errors import MapoError
 from mapo.models import find_model, open_model
-from mapo.train.config import AdapterConfig, make_config
+from mapo.train.config import make_config
+from mapo.train.sections import AdapterConfig
 from mapo.train.train import train
 from mapo.train.weights.adapters import add_adapter, told, trainable, without_adapter
 from mapo.train.weights.dropout import PairDropout

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from mapo.errors import MapoError
 from mapo.settings import differences, merge, parse_set, read_toml
-from mapo.train.config import AdapterConfig, Config, make_config, to_toml
+from mapo.train.config import Config, make_config, to_toml
+from mapo.train.sections import AdapterConfig
 
 LEAST = {"model": "mini", "pairs": "work/pairs"}
 

@@ -17,7 +17,7 @@ from mapo.models import find_model, open_model
 from mapo.pairs import PairSet
 from mapo.train import loop
 from mapo.train.batches import Members, rows_at
-from mapo.train.config import OptimConfig, make_config
+from mapo.train.config import make_config
 from mapo.train.late import Late
 from mapo.train.loop import Loop
 from mapo.train.objectives import OBJECTIVES
@@ -27,6 +27,7 @@ from mapo.train.plan.outlines import Outlines
 from mapo.train.plan.rehearsal import META
 from mapo.train.processes.processes import Place, Processes
 from mapo.train.run.folder import Run
+from mapo.train.sections import OptimConfig
 from mapo.train.weights.opening import open_trained
 from mapo.train.weights.updater import AtEnd
 

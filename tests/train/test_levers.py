@@ -11,10 +11,11 @@ from test_train import assert_same, metrics, run
 from together import train_together
 
 from mapo.errors import DivergedError, MapoError
-from mapo.train.config import OptimConfig, make_config
+from mapo.train.config import make_config
 from mapo.train.plan.subject import open_subject
 from mapo.train.processes.processes import Place, Processes
 from mapo.train.run.folder import settled
+from mapo.train.sections import OptimConfig
 from mapo.train.weights import levers, opening, optimizers
 from mapo.train.weights.blocks import number_of_blocks
 from mapo.train.weights.ema import WithMean

@@ -128,7 +128,7 @@ def test_a_lora_with_the_names_of_peft_becomes_the_same_file(work):
             change(work, lambda t: renamed(".lora.up.", ".lora_B.")(renamed(".lora.down.", ".lora_A.")(t)))
         model = open_model(find_model(str(work / "a")))
         denoiser = open_model(find_model("mini")).denoiser("cpu", torch.float32)
-        from mapo.train.config import AdapterConfig
+        from mapo.train.sections import AdapterConfig
         from mapo.train.weights.adapters import add_adapter
 
         add_adapter(denoiser, model, AdapterConfig(kind="lora", rank=2), 0)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from mapo.models import Frames, TokenModel, find_model, open_model, together
-from mapo.train.config import AdapterConfig
 from mapo.train.objectives import OBJECTIVES
 from mapo.train.objectives.own import constants_of
+from mapo.train.sections import AdapterConfig
 from mapo.train.step import pair_errors, pair_losses
 from mapo.train.types import Batch
 from mapo.train.weights.adapters import add_adapter, add_text_adapters, trainable, without_adapter

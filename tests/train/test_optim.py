@@ -1,6 +1,6 @@
 import pytest
 
-from mapo.train.config import OptimConfig
+from mapo.train.sections import OptimConfig
 from mapo.train.weights.updater import learning_rate
 
 

@@ -41,7 +41,7 @@ def test_the_base_precision_has_no_effect_on_full_training_and_is_part_of_the_ru
 
 
 def test_the_scale_of_a_half_precision_loss_is_taken_out_again_to_the_bit():
-    from mapo.train.config import OptimConfig
+    from mapo.train.sections import OptimConfig
     from mapo.train.weights.updater import AtEnd
 
     moved = []

@@ -362,7 +362,7 @@ def with_own_adapter(denoiser: torch.nn.Module, run_folder: Path) -> torch.nn.Mo
     from safetensors.torch import load_file
 
     from mapo.models.families.sdxl import StableDiffusionXL
-    from mapo.train.config import AdapterConfig
+    from mapo.train.sections import AdapterConfig
     from mapo.train.weights.adapters import add_adapter, trainable
 
     add_adapter(denoiser, StableDiffusionXL, AdapterConfig(kind="lora", rank=4), 0)

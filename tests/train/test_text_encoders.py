@@ -16,7 +16,8 @@ from mapo.errors import MapoError
 from mapo.models import find_model, open_model
 from mapo.pairs import PairSet
 from mapo.train.batches import assemble, draws
-from mapo.train.config import OptimConfig, make_config
+from mapo.train.config import make_config
+from mapo.train.sections import OptimConfig
 from mapo.train.train import train
 from mapo.train.weights.opening import WithText
 from mapo.train.weights.updater import AtEnd

@@ -18,10 +18,11 @@ from mapo.models import find_model, open_model
 from mapo.models.token import TOKEN_FILE
 from mapo.pairs import PairSet
 from mapo.train.batches import Members, assemble, draws
-from mapo.train.config import OptimConfig, make_config
+from mapo.train.config import make_config
 from mapo.train.objectives import OBJECTIVES
 from mapo.train.plan.subject import open_named, open_subject
 from mapo.train.run.checkpoint import ALONE
+from mapo.train.sections import OptimConfig
 from mapo.train.step import pair_errors
 from mapo.train.train import train
 from mapo.train.weights.opening import open_trained

@@ -17,7 +17,8 @@ from mapo.files import write_text
 from mapo.pairs.provenance import without_folders
 from mapo.settings import merge
 from mapo.texts import read_object, write_json
-from mapo.train.config import RANK, TEXT_SHARE, make_config, to_toml
+from mapo.train.config import make_config, to_toml
+from mapo.train.sections import RANK, TEXT_SHARE
 
 if TYPE_CHECKING:
     from mapo.models import Opened

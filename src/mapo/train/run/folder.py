@@ -38,11 +38,12 @@ from mapo.models.checkpoints import EVALUATIONS, best_of, checkpoints, evaluatio
 from mapo.settings import merge
 from mapo.shards import owned
 from mapo.texts import append_lines, read_lines, read_object, write_json
-from mapo.train.config import RANK, Config, make_config, to_toml
+from mapo.train.config import Config, make_config, to_toml
 from mapo.train.kept import kept
 from mapo.train.objectives.own import all_settings, stable_name
 from mapo.train.run.changes import MUST_STAY, changed_settings, in_full, told_changes
 from mapo.train.run.checkpoint import REMEDY, read_state, why_damaged
+from mapo.train.sections import RANK
 
 LOG = logging.getLogger(__name__)
 

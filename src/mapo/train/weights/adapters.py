@@ -25,7 +25,7 @@ from mapo.models.loras.layers import Layer, as_one
 from mapo.models.loras.layers import told as layers_told
 from mapo.models.loras.write import TRAINED
 from mapo.models.names.kohya import layer_shapes
-from mapo.train.config import RANK, AdapterConfig
+from mapo.train.sections import RANK, AdapterConfig
 from mapo.train.weights.dropout import lay_dropout
 from mapo.train.weights.token import ROW, WithRow
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mapo.errors import MapoError
-from mapo.train.config import RATES, OptimConfig
+from mapo.train.sections import RATES, OptimConfig
 
 FUSED = ("cuda",)  # where torch's AdamW goes over all tensors at once without holding copies of them
 PARTS = ("codes", "scale", "qmap")  # of a moment in 8 bits

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from mapo.train.batches import generator_on, seed_of
-from mapo.train.config import OptimConfig
 from mapo.train.processes.sharded import own, part_of
+from mapo.train.sections import OptimConfig
 from mapo.train.weights.optimizers import as_optimizer_sees
 
 

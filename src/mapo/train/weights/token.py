@@ -15,7 +15,7 @@ from mapo.errors import MapoError, count
 from mapo.models import Opened, open_model
 from mapo.models.token import Token, number_of, pieces_of
 from mapo.pairs import PairSet
-from mapo.train.config import AdapterConfig
+from mapo.train.sections import AdapterConfig
 
 ROW = "token_embedding.row"  # how the names of what is trained of a token end
 BEFORE, BEHIND = "a photo of", "on a table"

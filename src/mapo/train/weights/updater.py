@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from mapo.train.config import RATES, OptimConfig
 from mapo.train.processes.sharded import joined_parts, part_of, whole
+from mapo.train.sections import RATES, OptimConfig
 from mapo.train.weights import optimizers
 from mapo.train.weights.stored import Keep, Plain, Stored
 
