@@ -11,7 +11,9 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")  # CUDA and MPS, the CPU, cuDNN
+MEMORY = (  # CUDA and MPS, the CPU, mapping a file, cuDNN
+    "out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory", "alloc_failed",
+)  # fmt: skip
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

@@ -19,7 +19,7 @@ from mapo.models.loras.write import write_layers
 from mapo.models.names.kohya import PREFIXES, kohya_layers, layer_shapes
 from mapo.models.names.original import Change
 from mapo.models.parts.header import read_header
-from tiny import MAKERS, make_sd3, make_sdxl
+from tiny import MAKERS, make_flux, make_sd, make_sd3, make_sdxl
 
 TABLES = Path(mapo.models.single.__file__).parent / "tables"
 LISTED = json.loads(gzip.decompress((Path(__file__).parents[1] / "data" / "lora_names.json.gz").read_bytes()))
@@ -315,6 +315,35 @@ def test_older_names_of_diffusers_are_read(model, tmp_path, name):
     assert found.key == ("unet", f"{OLD}.to_q") and found.scale == 1
 
 
+@pytest.mark.parametrize("name", ["sdxl", "sd", "sd3", "flux"])
+def test_what_onetrainer_and_simpletuner_put_before_the_paths_of_diffusers_is_read(tmp_path, name):
+    model = opened({"sdxl": make_sdxl, "sd": make_sd, "sd3": make_sd3, "flux": make_flux}[name](tmp_path / "m"))
+    part = model.denoiser_part
+    queries = {m: s for m, s in layer_shapes(model.outline(part)).items() if m.endswith(".to_q")}
+    for prefix in ("lycoris", "lora_transformer") if part == "transformer" else ("lycoris",):
+        tensors = {}
+        for module, (out, into) in queries.items():
+            tensors |= kohya(f"{prefix}_{module.replace('.', '_')}", out, into, alpha=torch.tensor(1.0).half())
+        found = layers_of(tmp_path / "m", tmp_path / "a.safetensors", tensors)
+        assert {(one.part, one.module, one.scale) for one in found} == {(part, module, 0.25) for module in queries}
+
+
+def test_a_lora_that_peft_wrote_alone_is_refused_as_its_alpha_lies_in_another_file(model, tmp_path):
+    tensors = {name.replace("unet.", "base_model.model."): value for name, value in PEFT.items()}
+    says = r"was written by peft alone, .* alpha in another file, adapter_config.json. .* save_lora_weights"
+    (tmp_path / "p").mkdir()
+    with pytest.raises(MapoError, match=f"adapter_model.safetensors {says}"):
+        layers_of(model, tmp_path / "p" / "adapter_model.safetensors", tensors)
+    with pytest.raises(MapoError, match="nor a folder with .* Name the LoRA's file, such as .*p/adapter_model.safe"):
+        opened(model, tmp_path / "p")
+    (tmp_path / "p" / "adapter_config.json").write_text("{}")
+    with pytest.raises(MapoError, match=f"--lora: .*p {says}"):
+        opened(model, tmp_path / "p")
+    wrapped = {name.replace("unet.", "unet.base_model.model."): value for name, value in PEFT.items()}
+    (found,) = layers_of(model, tmp_path / "a.safetensors", wrapped)
+    assert found.key == ("unet", f"{OLD}.to_k")
+
+
 def test_alphas_beside_the_names_of_peft_are_honoured(model, tmp_path):
     tensors = {f"unet.{OLD}.to_q.{key}": value for key, value in kohya("x").items()}
     tensors = {key.replace("x.lora_down", "lora_A").replace("x.lora_up", "lora_B"): v for key, v in tensors.items()}
@@ -344,6 +373,15 @@ REFUSED = {
     "mixed programs": ({**kohya(QUERY), **PEFT}, None, "mixes two ways of naming layers"),
     "twice": ({**kohya(QUERY), **kohya("lora_te1_text_model_encoder_layers_0_mlp_fc1", 32, 16),
                **kohya("lora_te1_encoder_layers_0_mlp_fc1", 32, 16)}, None, "layers.0.mlp.fc1 of text_encoder twice"),
+    "IA3": ({f"{QUERY}.weight": torch.ones(32), f"{QUERY}.on_input": torch.tensor(False)}, None, "on_input: it is an IA3"),
+    "GLoRA": ({f"{QUERY}.{key}.weight": torch.ones(4, 4) for key in ("a1", "a2", "b1", "b2")}, None, "it is a GLoRA"),
+    "whole differences": ({f"{QUERY}.diff": torch.ones(32, 32)}, None, "differences of whole weights, which is not read"),
+    "XLabs": ({f"double_blocks.0.processor.qkv_lora1.{key}.weight": torch.ones(4, 4) for key in ("down", "up")}, None,
+              "it is a LoRA of XLabs"),
+    "BFL's with biases": ({"img_in.lora_A.weight": torch.ones(4, 4), "img_in.lora_B.weight": torch.ones(4, 4),
+                           "img_in.lora_B.bias": torch.ones(4)}, None, "it is a LoRA with biases"),
+    "LLLite": ({"lllite_unet_conditioning1.0.weight": torch.ones(4, 4)}, None, "it is a ControlNet-LLLite"),
+    "IP-Adapter": ({"image_proj.proj.weight": torch.ones(4, 4)}, None, "it is an IP-Adapter"),
     "two alphas": ({**PEFT, f"unet.{OLD}.to_k.alpha": torch.tensor(1.0)},
                    {"lora_adapter_metadata": '{"unet.lora_alpha": 1}'}, "says its alpha twice"),
     "half": (kohya(QUERY, **{"lora_up.weight": None}), None, "only half of the layer"),

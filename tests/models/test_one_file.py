@@ -203,6 +203,17 @@ def test_marks_and_metadata_are_those_that_other_programs_read(file, sdxl, tmp_p
         assert found.metadata()["modelspec.prediction_type"] == "epsilon"
 
 
+def test_of_a_stable_diffusion_1_that_predicts_v_it_is_said_that_no_other_program_sees_it(sdxl_v, tmp_path, heard):
+    from tiny import make_sd
+
+    for folder, said in ((make_sd(tmp_path / "v", "v_prediction"), 1), (make_sd(tmp_path / "e"), 0), (sdxl_v, 0)):
+        heard()
+        write_single_file(opened(folder), tmp_path / "m.safetensors")
+        assert (
+            heard().count("predicts v. ComfyUI, Forge and AUTOMATIC1111 take every file of Stable Diffusion 1") == said
+        )
+
+
 def test_flux_without_guidance_leaves_as_schnell_in_both_kinds_of_file(tmp_path):
     from mapo.export.runs.kohya import write_kohya
     from tiny import make_flux, make_lora

@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from mapo.encode.cache import cache_key
 from mapo.encode.seen import open_view
-from mapo.errors import MapoError
+from mapo.errors import MapoError, memory_told
 from mapo.models import find_model, open_model
 from mapo.models.families.latent import check_vae
 from mapo.models.noise.process import DDPM_LIKE, check_scheduler
-from mapo.models.parts.weights import variant_of
+from mapo.models.parts.weights import not_loaded, not_whole, variant_of
 from mapo.worlds import MODELS
 
 MINI = MODELS["mini"]
@@ -206,6 +206,38 @@ def test_a_folder_that_is_something_else_than_a_model_is_called_by_its_name(tmp_
         (tmp_path / "x" / name).write_text(content)
     with pytest.raises(MapoError, match=f"--model: {tmp_path}/x {says}"):
         find_model(str(tmp_path / "x"))
+
+
+def test_the_hubs_cache_is_told_by_the_name_of_its_model_and_a_version(tmp_path):
+    kept = tmp_path / "models--owner--a--name"
+    shutil.copytree(MINI, kept / "snapshots" / "abc")
+    for folder in (kept, kept / "snapshots"):
+        with pytest.raises(MapoError, match=r"hub's cache keeps .* itself, owner/a--name, or .*/snapshots/abc\."):
+            find_model(str(folder))
+    open_for_training(kept / "snapshots" / "abc")
+
+
+def test_links_to_what_is_not_there_are_told_as_links(tmp_path):
+    link = tmp_path / "m"
+    link.symlink_to(tmp_path / "gone")
+    with pytest.raises(MapoError, match="--model: .*/m is a link to .*/gone, which is not there. Mend it, or name"):
+        find_model(str(link))
+    shutil.copytree(MINI, tmp_path / "gone")
+    open_for_training(link)
+    weights = tmp_path / "gone" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.unlink()
+    weights.symlink_to("../blobs/0")
+    with pytest.raises(
+        MapoError, match=r"model.safetensors is a link to \.\./blobs/0, which is not .* Download the folder"
+    ):
+        find_model(str(link))
+
+
+def test_a_machine_without_the_memory_is_not_told_that_the_folder_is_damaged(tmp_path):
+    full = RuntimeError("unable to mmap 33741394094 bytes from file <m.safetensors>: Cannot allocate memory (12)")
+    for told in (lambda: not_whole(tmp_path, "unet", full), lambda: not_loaded(tmp_path, full)):
+        with pytest.raises(MapoError, match="The memory ran out while the model was loaded. Use"), memory_told(0):
+            told()
 
 
 def test_a_folder_within_a_run_is_told_by_the_name_of_the_run(tmp_path, monkeypatch):

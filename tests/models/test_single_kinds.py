@@ -142,6 +142,7 @@ OTHERS = {
     "is a model of Z-Image or Lumina": {f"{INSIDE}noise_refiner.0.attention.qkv.weight": (3, 3), f"{INSIDE}x.weight": (3,)},
     "holds only a denoiser, by diffusers' names": {"down_blocks.0.resnets.0.conv1.weight": (3, 3), "conv_in.weight": (3, 3)},
     "is a VAE, not a model. Give it with --vae": {"decoder.conv_in.weight": (512, 4, 3, 3), "quant_conv.weight": (8, 8, 1, 1)},
+    "has a VAE and a text encoder but no denoiser": {"first_stage_model.decoder.conv_in.weight": (512, 4, 3, 3), "cond_stage_model.transformer.x.weight": (3, 3)},
     "is a text encoder": {"text_model.encoder.layers.0.mlp.fc1.weight": (3, 3), "text_model.x.weight": (2, 2)},
     "is a LoRA, not a model": {"lora_unet_input_blocks_4_1_proj_in.lora_down.weight": (4, 640), "lora_unet_input_blocks_4_1_proj_in.alpha": ()},
     "is a LoRA, not": {"transformer.single_transformer_blocks.0.attn.to_k.lora_A.weight": (4, 4), "a.lora_B.weight": (4, 4)},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -23,6 +24,8 @@ from mapo.models.parts.tensors import bytes_of
 from mapo.models.single.file import beside_of, open_single
 from mapo.models.single.layout import LAYOUTS, class_of, placed
 from mapo.models.single.tables import copy_small_files, write_config
+
+LOG = logging.getLogger(__name__)
 
 DTYPES = {"float16": (torch.float16, "F16"), "float32": (torch.float32, "F32")}
 IMPLEMENTATIONS = {  # of modelspec
@@ -57,6 +60,11 @@ def write_single_file(opened: Opened, path: Path, precision: str = "float16") ->
         )
     plan = planned(files, kind)
     marks = _marks(files) if "unet" in plan else {}
+    if marks and kind == "StableDiffusionPipeline":
+        LOG.info(
+            f"Note: {files.name} predicts v. ComfyUI, Forge and AUTOMATIC1111 take every file of Stable Diffusion 1 for "
+            "one that predicts epsilon. They have to be told: docs/leaving.md says how."
+        )
     beside = beside_of(path)
     if (beside / "model_index.json").is_file():
         shutil.rmtree(beside)  # of a file that was here before

@@ -15,18 +15,26 @@ SUFFIX = re.compile(
     r"|\.(?P<alpha>alpha))"
 )
 OLDER = re.compile(r"\.(?:processor|self_attn)\.to_(q|k|v|out)_lora\.(down|up)\.weight$")  # diffusers before 0.22
-OTHER_KINDS = (  # part of a tensor's name, and what such a file is
-    ("dora_scale", "a DoRA"),
-    ("lora_magnitude_vector", "a DoRA"),
-    ("hada_", "a LoHa"),
-    ("lokr_", "a LoKr"),
-    ("lora_mid", "a LoRA of convolutions in three pieces"),
-    ("oft_", "an OFT"),
-    ("bundle_emb", "a LoRA with embeddings in it"),
-    ("bias", "a LoRA with biases"),
-    (".diff", "a LoRA with differences of whole weights"),
-    ("w_norm", "a LoRA with differences of norms"),
-    ("b_norm", "a LoRA with differences of norms"),
+OTHER_KINDS = (  # a pattern in a tensor's name, and what such a file is
+    (r"dora_scale|lora_magnitude_vector", "a DoRA"),
+    (r"hada_", "a LoHa"),
+    (r"lokr_", "a LoKr"),
+    (r"lora_mid", "a LoRA of convolutions in three pieces"),
+    (r"oft_", "an OFT"),
+    (r"\.on_input$", "an IA3"),
+    (r"\.[ab][12]\.weight$", "a GLoRA"),
+    (r"_lora[12]\.(down|up)\.", "a LoRA of XLabs"),
+    (r"^lllite_", "a ControlNet-LLLite"),
+    (r"^(image_proj|ip_adapter)\.", "an IP-Adapter"),
+    (r"^bundle_emb", "a LoRA with embeddings in it"),
+    (r"lora_(A|B|up|down)\b.*bias$", "a LoRA with biases"),
+    (r"\.diff(_b)?$", "a LoRA with differences of whole weights"),
+    (r"[wb]_norm$", "a LoRA with differences of norms"),
+)
+PEFT = "base_model.model."  # peft's wrapper, before the paths of layers
+BY_PEFT = (  # the rest of a sentence
+    "was written by peft alone, which keeps alpha in another file, adapter_config.json. Load it into its pipeline with "
+    "diffusers, write it with save_lora_weights, and give that file."
 )
 WITHOUT_NAMES = re.compile(r"(tensor|arr|param)?[_.]?\d+")  # such as those of `numpy.savez`
 WHOLE_MODELS = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.", "conditioner.embedders.")
@@ -90,10 +98,9 @@ def _newer(name: str) -> str:
 def _why_not(unread: list[str], has_layers: bool) -> str:
     """Why a file with these tensors cannot be used as a LoRA, as the rest of a sentence."""
     first = unread[0]
-    for part, kind in OTHER_KINDS:
-        name = next((name for name in unread if part in name), "")
-        if name and (has_layers or part not in ("bias", ".diff")):
-            return f"holds {name}: it is {kind}, of which only a part could be used."
+    for pattern, kind in OTHER_KINDS:
+        if name := next((name for name in unread if re.search(pattern, name)), ""):
+            return f"holds {name}: it is {kind}, which is not read."
     if has_layers:
         return f"holds {first}, which is not a tensor of a LoRA, so it could be used only in part."
     if any(name.startswith(VAES) for name in unread):

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from mapo.errors import MapoError
-from mapo.models.loras.keys import Names, family_of, layers_named
+from mapo.models.loras.keys import BY_PEFT, PEFT, Names, family_of, layers_named
 from mapo.models.loras.layers import Layer
 from mapo.models.names.kohya import PREFIXES, original_layers, own_layers, underscored
 from mapo.models.names.original import Change, Original, Shape
@@ -116,7 +116,10 @@ def parts_named(tensors: Tensors, path: Path, kind: Kind) -> set[str]:
 def _part_of(name: str, path: Path, kind: Kind, found: Mapping[str, Names]) -> tuple[str, str, str]:
     """Of a layer's name in a file: the part, the path in it, and how that is written."""
     parts = PREFIXES.get(kind.pipeline, {})
+    if name.startswith(PEFT):
+        raise MapoError(f"{path} {BY_PEFT}")
     first, _, rest = name.partition(".")
+    rest = rest.removeprefix(PEFT)
     if first in parts:
         return first, rest, "diffusers"
     if first == DOTTED and rest:
@@ -178,7 +181,7 @@ def _alphas(path: Path, tensors: Tensors, kind: Kind) -> dict[str, Any]:
     except ValueError as error:
         raise MapoError(f"{path} has {METADATA} that cannot be read ({error}). {kind.remedy}") from None
     if part := next((key for key, value in found.items() if key.endswith(".use_dora") and value), ""):
-        raise MapoError(f"{path} says {part}: it is a DoRA, of which only a part could be used. {kind.remedy}")
+        raise MapoError(f"{path} says {part}: it is a DoRA, which is not read. {kind.remedy}")
     if found and (alpha := next((name for name in tensors.names if name.endswith(".alpha")), "")):
         raise MapoError(f"{path} says its alpha twice, in {METADATA} and in {alpha}. {kind.remedy}")
     return found

@@ -15,18 +15,20 @@ from torch import nn
 
 from mapo.models.names.original import Original, Place, Placing, Shape, clip_placing, denoiser_placing, originals
 
-# Pipeline → part → the prefixes that stand for it. The first one is written, the others are read too.
+TRANSFORMER = ("lora_unet", "lora_transformer", "lycoris")
+# Pipeline → part → the prefixes that stand for it. The first one is written, the others are read too: OneTrainer has
+# lora_transformer, and T5 of FLUX.1 as lora_te2; LyCORIS in SimpleTuner has lycoris. Both have diffusers' paths behind.
 PREFIXES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "StableDiffusionXLPipeline": {
-        "unet": ("lora_unet",), "text_encoder": ("lora_te1",), "text_encoder_2": ("lora_te2",),
+        "unet": ("lora_unet", "lycoris"), "text_encoder": ("lora_te1",), "text_encoder_2": ("lora_te2",),
     },
-    "StableDiffusionPipeline": {"unet": ("lora_unet",), "text_encoder": ("lora_te",)},
+    "StableDiffusionPipeline": {"unet": ("lora_unet", "lycoris"), "text_encoder": ("lora_te",)},
     "StableDiffusion3Pipeline": {
-        "transformer": ("lora_unet",), "text_encoder": ("lora_te1",), "text_encoder_2": ("lora_te2",),
+        "transformer": TRANSFORMER, "text_encoder": ("lora_te1",), "text_encoder_2": ("lora_te2",),
         "text_encoder_3": ("lora_te3",),
     },
     "FluxPipeline": {
-        "transformer": ("lora_unet",), "text_encoder": ("lora_te1",), "text_encoder_2": ("lora_te3", "lora_te2"),
+        "transformer": TRANSFORMER, "text_encoder": ("lora_te1",), "text_encoder_2": ("lora_te3", "lora_te2"),
     },
     "ZImagePipeline": {"transformer": (), "text_encoder": ()},
 }  # fmt: skip

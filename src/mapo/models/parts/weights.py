@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from mapo.errors import MapoError
+from mapo.errors import MapoError, is_out_of_memory
 from mapo.models.parts.config import again
 from mapo.models.parts.header import read_header
 from mapo.texts import parse_json
@@ -105,7 +105,12 @@ def check_weights(base: Path, part: str) -> None:
 
 
 def not_whole(base: Path, part: str, error: Exception) -> MapoError:
-    """What to say where a library could not load a part: which file is to blame, or else the library's words."""
+    """What to say where a library could not load a part: which file is to blame, or else the library's words.
+
+    That memory ran out is raised as it is: the folder is not to blame.
+    """
+    if is_out_of_memory(error):
+        raise error
     damaged = _damaged(base, part)
     why = damaged or f" ({reason(error)}). {again(base)}"
     return MapoError(f"The model folder {base} is not whole: {part} cannot be loaded{why}")
@@ -113,6 +118,8 @@ def not_whole(base: Path, part: str, error: Exception) -> MapoError:
 
 def not_loaded(base: Path, error: Exception) -> MapoError:
     """The same of a whole pipeline."""
+    if is_out_of_memory(error):
+        raise error
     damaged = _damaged(base, "*")
     return MapoError(f"The model folder {base} cannot be loaded{damaged or f' ({reason(error)}).'}")
 

@@ -79,6 +79,8 @@ def table_of(header: Header) -> str:
             f"{path} holds only a denoiser, by diffusers' names. Put it into the folder of its pipeline, as unet/ or "
             "transformer/diffusion_pytorch_model.safetensors, and give that folder."
         )
+    if is_vae(header) and header.any("cond_stage_model.", "conditioner.", "text_encoders."):
+        raise MapoError(f"{path} has a VAE and a text encoder but no denoiser. Take a file that holds every part.")
     if is_vae(header):
         raise MapoError(f"{path} is a VAE, not a model. Give it with --vae, and the model with --model.")
     if header.any("text_model.", "encoder.block.", "transformer.resblocks.", "encoder.layers.", "shared.weight"):

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from mapo.errors import MapoError, count
+from mapo.errors import MapoError, count, is_out_of_memory
 from mapo.models.names.original import Original
 from mapo.models.parts.config import CONFIGS, read_config
 from mapo.models.parts.header import Header, read_header
@@ -230,6 +230,8 @@ def load_from(path: Path, entries: Mapping[str, Original], kind: Any, config: Ma
             tensors = _read(path, entries, None)
             return kind.from_pretrained(None, config=made, state_dict=tensors, dtype=dtype).eval()
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise MapoError(f"{path} is not whole: {kind.__name__} cannot be loaded from it ({reason(error)}).") from None
 
 

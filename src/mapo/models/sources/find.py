@@ -15,7 +15,7 @@ from mapo.models.files import LONG_PROMPTS, ModelFiles, at_step, is_there
 from mapo.models.loras.sources import LORA_FILE, Lora
 from mapo.models.sources.hub import fetch_model, hub_name
 from mapo.models.sources.loras import find_loras
-from mapo.models.sources.others import other_folder
+from mapo.models.sources.others import other_folder, refuse_broken_links
 from mapo.models.sources.steps import checkpoint_of, on_base, steps_told
 from mapo.models.token import REMEDY as OF_TOKEN
 from mapo.models.token import TOKEN_FILE, Token
@@ -74,6 +74,7 @@ def find_model(
 
 def _find_folder(name: str, path: Path, weights: bool) -> tuple[Path, str | None]:
     """The folder of a pipeline, here or on the hub, and the variant of its weights that is asked for."""
+    refuse_broken_links(path)
     if (path / "model_index.json").is_file():
         return path, None
     if path.is_dir() and checkpoints(path):

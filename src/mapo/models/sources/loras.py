@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mapo.errors import MapoError
 from mapo.models.files import at_step
+from mapo.models.loras.keys import BY_PEFT
 from mapo.models.loras.sources import LORA_FILE, Lora
 from mapo.models.sources.steps import REMEDY, checkpoint_of
 from mapo.texts import read_object
@@ -34,8 +35,12 @@ def _find(text: str) -> list[Lora]:
     if path.is_dir():
         if (path / LORA_FILE).is_file():
             return [Lora(path / LORA_FILE, weight, named=True)]
+        if (path / "adapter_config.json").is_file():
+            raise MapoError(f"--lora: {name} {BY_PEFT}")
+        such = next(iter(sorted(path.glob("*.safetensors"))), "")
         raise MapoError(
-            f"--lora: {name} is neither a run of `mapo train` nor a folder with {LORA_FILE}. Name the LoRA's file."
+            f"--lora: {name} is neither a run of `mapo train` nor a folder with {LORA_FILE}. Name the LoRA's file"
+            f"{f', such as {such}' if such else ''}."
         )
     if not path.is_file():
         raise MapoError(

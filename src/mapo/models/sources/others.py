@@ -9,7 +9,7 @@ from typing import Any
 from mapo.errors import MapoError
 from mapo.models.checkpoints import checkpoints
 from mapo.models.loras.sources import LORA_FILE
-from mapo.models.parts.config import read_config
+from mapo.models.parts.config import again, read_config
 
 WITH_LORA = "Give --model the model that it belongs to, and this with --lora."
 
@@ -21,6 +21,8 @@ def other_folder(path: Path) -> str:
             return f"is a checkpoint of the run {run}. Name it {run}@{step}."
         if (run / "run.json").is_file():
             return f"lies in the run {run}. Name the run, or a checkpoint of it as {run}@STEP."
+    if told := _in_the_hubs_cache(path):
+        return told
     if (path / LORA_FILE).is_file() or (path / "adapter_config.json").is_file():
         return f"is the folder of a LoRA, not a model. {WITH_LORA}"
     if any(path.glob("learned_embeds*")):
@@ -31,6 +33,27 @@ def other_folder(path: Path) -> str:
     if len(files) == 1:
         return f"is not a diffusers pipeline (it has no model_index.json). Perhaps you mean the file {files[0]}."
     return ""
+
+
+def _in_the_hubs_cache(path: Path) -> str:
+    """The same of a folder in which the hub's cache keeps all versions of a model."""
+    kept = path.parent if path.name == "snapshots" else path
+    if not kept.name.startswith("models--") or not (kept / "snapshots").is_dir():
+        return ""
+    newest = max((kept / "snapshots").iterdir(), key=lambda version: version.stat().st_mtime, default=None)
+    owner_and_name = kept.name.removeprefix("models--").replace("--", "/", 1)
+    such = f", or one version of it, such as {newest}" if newest else ""
+    return f"is where the hub's cache keeps versions of a model. Name the model itself, {owner_and_name}{such}."
+
+
+def refuse_broken_links(path: Path) -> None:
+    """MapoError where a model's folder, or a file in it, is a link to something that is not there."""
+    index = path / "model_index.json"
+    inside = (index, *sorted(path.glob("*/*"))) if index.exists() or index.is_symlink() else ()
+    for place in (path, *inside):
+        if place.is_symlink() and not place.exists():
+            remedy = "Mend it, or name another model." if place == path else again(path)
+            raise MapoError(f"--model: {place} is a link to {place.readlink()}, which is not there. {remedy}")
 
 
 def _part(path: Path) -> str:
