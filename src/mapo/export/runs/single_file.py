@@ -62,8 +62,8 @@ def write_single_file(opened: Opened, path: Path, precision: str = "float16") ->
     marks = _marks(files) if "unet" in plan else {}
     if marks and kind == "StableDiffusionPipeline":
         LOG.info(
-            f"Note: {files.name} predicts v. ComfyUI, Forge and AUTOMATIC1111 take every file of Stable Diffusion 1 for "
-            "one that predicts epsilon. They have to be told: docs/leaving.md says how."
+            f"Note: {files.name} predicts v. ComfyUI, Forge and AUTOMATIC1111 take every file of Stable Diffusion 1 "
+            "for one that predicts epsilon. They have to be told: docs/leaving.md says how."
         )
     beside = beside_of(path)
     if (beside / "model_index.json").is_file():
