@@ -204,7 +204,7 @@ def encoded_in_the_step(loop: Loop, half: bool) -> Iterator[None]:
     def decoded(positions: Sequence[int]) -> tuple[Tensor, list[Any], Batch]:
         drawn = draws(positions, len(loop.members), loop.process, model.layout.latent(side, side), seed=seed)
         pairs = [loop.members[draw.row] for draw in drawn]
-        names = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+        names = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs if pair.rejected]
         seen = [to_pixels(loop.members.pairs.image(name), square(side)) for name in names]
         ones = torch.ones(len(pairs), dtype=torch.float64)
         samples = torch.stack([draw.samples[which] for which in (0, 1) for draw in drawn])

@@ -182,7 +182,7 @@ def public_steps(loop: Any, folder: Path, model_name: str) -> Callable[[], None]
         nonlocal done
         rows = [pairs[r] for r in rows_at(range(done * size, (done + 1) * size), len(pairs), 0)]
         done += 1
-        names = [p.chosen for p in rows] + [p.rejected for p in rows]
+        names = [p.chosen for p in rows] + [p.rejected for p in rows if p.rejected]
         pixels, sizes = zip(*(to_pixels(pairs.image(n), square(side)) for n in names), strict=True)
         mean, logvar = encode_pictures(torch.stack(pixels))
         latents = model.scale(mean + (0.5 * logvar).exp() * torch.randn_like(mean))

@@ -1,7 +1,7 @@
 """Pairs of pictures that people have: theirs is chosen, and what a model draws from the same caption is rejected.
 
 Both pictures of a pair have the frame in which a training would see the chosen one, and lie in the set as PNG files of
-that size. So neither size nor shape nor the kind of file tells them apart.
+that size. So neither size nor shape nor the kind of file tells them apart. :func:`build_alone` leaves the drawings out.
 """
 
 from __future__ import annotations
@@ -102,22 +102,50 @@ def build_against(
                     meta={"file": task.own.name, "rejected_seed": seed, "rejected_model": row.model},
                 )  # fmt: skip
         pairs = writer.count
+    return {"pairs": pairs, **_counts(tasks, split), "unjudged": unjudged}
+
+
+def build_alone(
+    pictures: Sequence[Own], model: str, out: Path, *, resolution: int | None = None, **told: Any
+) -> dict[str, int]:
+    """As :func:`build_against` without anything drawn: the same chosen pictures, in the frames of ``model``, and no
+    rejected ones. No weights are read. The model is ``told`` of what :func:`mapo.models.find_model` may be told."""
+    refuse_existing(out)
+    if not pictures:
+        raise MapoError("There are no pictures to make a set of.")
+    files = find_model(model, weights=False, **told)
+    tasks = _tasks(pictures, files, resolution, 0)
+    split = held_out(pictures)
+    provenance = {
+        "made": "pictures that somebody has, without rejected ones",
+        "frames_of": files.stable_name,
+        "captions_sha256": _captions_sha256(pictures),
+    }
+    with PairWriter(out, provenance) as writer:
+        for task in tasks:
+            of = split[prompt_id(task.own.caption)]
+            writer.add_pair(task.own.caption, _chosen(task), None, split=of, meta={"file": task.own.name})
+        pairs = writer.count
+    return {"pairs": pairs, **_counts(tasks, split)}
+
+
+def _counts(tasks: Sequence[Task], split: Mapping[str, str]) -> dict[str, int]:
     return {
-        "pairs": pairs,
-        "pictures": len(pictures),
+        "pictures": len(tasks),
         "frames": len({task.frame for task in tasks}),
         "held_out": sum(name != "train" for name in split.values()),
-        "unjudged": unjudged,
     }
 
 
-def told(counts: Mapping[str, int]) -> str:
-    """What :func:`build_against` counted, in words."""
+def told(counts: Mapping[str, int], *, drawn: bool = True) -> str:
+    """What :func:`build_against` counted, in words; or :func:`build_alone`, where nothing was ``drawn``."""
     said = [f"{count(counts['pairs'], 'pair')} of {count(counts['pictures'], 'picture')}"]
+    if not drawn:
+        said = [f"{count(counts['pairs'], 'picture')} without rejected ones, for --objective sft"]
     if counts["frames"] > 1:
         said.append(f"in {counts['frames']} frames (train them with --set data.buckets=true)")
     said.append(f"{count(counts['held_out'], 'caption')} held out")
-    if counts["unjudged"]:
+    if counts.get("unjudged"):
         said.append(f"{count(counts['unjudged'], 'picture')} with all drawings, as the judge gave no number")
     return ", ".join(said)
 
@@ -237,7 +265,6 @@ def _chosen(task: Task) -> bytes:
 def _provenance(
     files: ModelFiles, sampling: Sampling, pictures: Sequence[Own], per_picture: int, judge: Filter | None
 ) -> dict[str, Any]:  # fmt: skip
-    captions = json.dumps([[one.name, one.caption] for one in pictures], ensure_ascii=False)
     return {
         "made": "pictures that somebody has, against what a model draws from their captions",
         "model": files.stable_name,
@@ -245,5 +272,9 @@ def _provenance(
         "sampling": {k: v for k, v in sampling.told().items() if k not in ("width", "height")},
         "rejected_per_picture": per_picture,
         "judges": [str(judge)] if judge else [],
-        "captions_sha256": sha256(captions.encode()),
+        "captions_sha256": _captions_sha256(pictures),
     }
+
+
+def _captions_sha256(pictures: Sequence[Own]) -> str:
+    return sha256(json.dumps([[one.name, one.caption] for one in pictures], ensure_ascii=False).encode())

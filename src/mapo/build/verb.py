@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mapo.build.recipe import changed_recipe, read_recipe
 from mapo.errors import MapoError
 from mapo.files import inside
 from mapo.shards import WHOLE, Shard
+
+if TYPE_CHECKING:
+    from mapo.build.against import Own
 
 
 def build(
@@ -40,19 +43,35 @@ def build_against(
     Captions are those of the folder, or of a file that `mapo caption` wrote. The drawings lie in ``drawn``, by default
     beside the set. The rest is as :func:`mapo.build.against.build_against` takes it.
     """
-    from mapo.build.against import Own, build_against
+    from mapo.build.against import build_against
     from mapo.build.judge import parse_filter
-    from mapo.captions.fit import refuse_unfit
-    from mapo.captions.folder import of_file, read_captions
 
     if len(judges) > 1:
         raise MapoError("--judge: with --chosen one judge chooses among the drawings. Name one.")
-    kept = of_file(chosen, captions) if captions else read_captions(chosen, raw=raw)
-    refuse_unfit(chosen, kept, fewest=1)
-    own = [Own(one.file, one.caption, inside(chosen, one.file, str(chosen))) for one in kept]
+    own = _own_pictures(chosen, captions, raw)
     judge = parse_filter(judges[0]) if judges else None
     drawn = out.with_name(f"{out.name}-rejected") if drawn is None else drawn
     return build_against(own, model, out, drawn, judge=judge, **how)
+
+
+def build_alone(
+    chosen: Path, model: str, out: Path, *, captions: Path | None = None, raw: bool = False, **how: Any
+) -> dict[str, int]:
+    """Build a set of the same pictures without rejected ones, as :func:`mapo.build.against.build_alone` does."""
+    from mapo.build.against import build_alone
+
+    return build_alone(_own_pictures(chosen, captions, raw), model, out, **how)
+
+
+def _own_pictures(chosen: Path, captions: Path | None, raw: bool) -> list[Own]:
+    """The pictures of a folder that are kept, with their captions; MapoError where they are not fit for training."""
+    from mapo.build.against import Own
+    from mapo.captions.fit import refuse_unfit
+    from mapo.captions.folder import of_file, read_captions
+
+    kept = of_file(chosen, captions) if captions else read_captions(chosen, raw=raw)
+    refuse_unfit(chosen, kept, fewest=1)
+    return [Own(one.file, one.caption, inside(chosen, one.file, str(chosen))) for one in kept]
 
 
 def build_from_images(

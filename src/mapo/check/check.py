@@ -110,6 +110,7 @@ def _leaks(rows: Rows, pictures: Pictures, values: dict[str, Any]) -> tuple[list
     Where their prompts are few, it is over pairs that share no picture, each counted as if it had a prompt of its own.
     """
     asked = rows.trained & pictures.read[rows.chosen] & pictures.read[rows.rejected] & (rows.preference > 0.5)
+    asked &= rows.has_rejected
     few = len(np.unique(rows.prompts[asked])) < FEW_PROMPTS
     if few:
         asked[asked] = independent(rows.chosen_content[asked], rows.rejected_content[asked])
@@ -165,6 +166,7 @@ def _summary(
         "sensitive": bool(pairs.info.get("sensitive")),
         "model": model,
         "pairs": len(rows),
+        "has_rejected": rows.has_rejected,
         "trained": trained,
         "prompts": len(np.unique(rows.prompts)),
         "pictures": len(pictures.names),
@@ -241,6 +243,8 @@ def lines(summary: dict[str, Any]) -> list[str]:
             told.append(f"{'':9}and {finding['count'] - len(finding['rows']):,} more")
         if finding["remedy"]:
             told.append(f"{'':9}{finding['remedy']}")
+    if not summary["has_rejected"]:
+        return [*told, "", summary["verdict"]]
     if not summary["trained"]:
         told += ["", "No pair is trained on, so the leak test asks all pairs."]
     told += ["", f"{'chosen against rejected':24} {'paired AUC':>10}  {'95 % interval':13} {'AUC':>5} {'pairs':>9}"]

@@ -33,11 +33,7 @@ def check_files(rows: Rows, pictures: Pictures) -> list[Finding]:
     state = found["state"]
 
     def tell(i: int) -> str:
-        bad = [
-            f"{side}: {pictures.why[int(k)]}"
-            for side, k in (("chosen", rows.chosen[i]), ("rejected", rows.rejected[i]))
-            if int(k) in pictures.why
-        ]
+        bad = [f"{side}: {pictures.why[k]}" for side, places in rows.sides if (k := int(places[i])) in pictures.why]
         return f"{quote(rows.texts[i])} {'; '.join(bad)}"
 
     def kind(name: str, code: int, says: str) -> list[Finding]:
@@ -69,8 +65,8 @@ def check_files(rows: Rows, pictures: Pictures) -> list[Finding]:
 
 def check_sizes(rows: Rows, pictures: Pictures, view: View | None) -> list[Finding]:
     """The two pictures of a pair differ in size; pictures smaller than the model works at."""
-    size = [(pictures.found["width"][k], pictures.found["height"][k]) for k in (rows.chosen, rows.rejected)]
-    (w1, h1), (w2, h2) = size
+    size = [(pictures.found["width"][k], pictures.found["height"][k]) for _, k in rows.sides]
+    (w1, h1), (w2, h2) = size[0], size[-1]
     known = np.isfinite(w1) & np.isfinite(w2)
     findings = find(
         "sizes_differ", "warning", known & ((w1 != w2) | (h1 != h2)),
@@ -88,7 +84,7 @@ def check_sizes(rows: Rows, pictures: Pictures, view: View | None) -> list[Findi
             "small", "warning", _either(rows, small),
             "Pictures with a side shorter than the {side} pixels at which {model} works: {pictures} in {n}.",
             "They would be enlarged, and the model learns their blur.",
-            lambda i: f"{quote(rows.texts[i])} {w1[i]:.0f} × {h1[i]:.0f}, {w2[i]:.0f} × {h2[i]:.0f}",
+            lambda i: f"{quote(rows.texts[i])} " + ", ".join(f"{w[i]:.0f} × {h[i]:.0f}" for w, h in size),
             trained=rows.trained, pictures=f"{int(small.sum()):,}", side=side, model=view.name,
         )  # fmt: skip
     return findings
@@ -144,8 +140,8 @@ def _too_long(rows: Rows, view: View | None) -> list[Finding]:
 
 def check_content(rows: Rows, pictures: Pictures) -> list[Finding]:
     """The same pixels on both sides, in several pairs, in several splits, in several files; nearly the same."""
-    sides = [rows.chosen_content, rows.rejected_content]
-    same = sides[0] == sides[1]
+    sides = rows.contents
+    same = rows.has_rejected & (sides[0] == sides[-1])
     findings = find(
         "same_picture", "error", same, "The same picture on both sides, to the pixel: {n}.",
         "Nothing can be preferred there. Leave these pairs out.", lambda i: quote(rows.texts[i]),
@@ -163,7 +159,7 @@ def check_content(rows: Rows, pictures: Pictures) -> list[Finding]:
         np.maximum.at(most, side, rows.prompts)
     shared = [(least < most)[side] for side in sides]
     findings += find(
-        "picture_of_two_prompts", "note", shared[0] | shared[1],
+        "picture_of_two_prompts", "note", np.any(shared, axis=0),
         "Pictures that stand under another prompt too, to the pixel: {n}.",
         "That may be meant, as with the photos of one subject.", lambda i: quote(rows.texts[i]),
     )  # fmt: skip
@@ -187,8 +183,11 @@ def check_content(rows: Rows, pictures: Pictures) -> list[Finding]:
 
 
 def closeness(rows: Rows, pictures: Pictures) -> NDArray[np.float64]:
-    """Grey levels by which the sketches of each pair's pictures differ; infinite where one was not read."""
-    apart = np.empty(len(rows))
+    """Grey levels by which the sketches of each pair's pictures differ; infinite where there are not two that were
+    read."""
+    apart = np.full(len(rows), np.inf)
+    if not rows.has_rejected:
+        return apart
     for start in range(0, len(rows), 8192):
         part = slice(start, start + 8192)
         apart[part] = difference(pictures.found[rows.chosen[part]], pictures.found[rows.rejected[part]])

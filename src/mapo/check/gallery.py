@@ -40,7 +40,7 @@ class Card:
     split: str
     preference: float
     chosen: Side
-    rejected: Side
+    rejected: Side | None  # None where the set has none
     reasons: tuple[str, ...] = ()
 
 
@@ -59,7 +59,7 @@ def suspicious_rows(
     found, read = pictures.found, pictures.read
     both = read[rows.chosen] & read[rows.rejected]
     reversed_, cycle = contradictions(rows)
-    same = both & (rows.chosen_content == rows.rejected_content)
+    same = both & (rows.chosen_content == rows.rejected_content) & rows.has_rejected
     apart = closeness(rows, pictures)
     area = found["width"] * found["height"]
     ratio = np.abs(np.nan_to_num(np.log(area[rows.chosen] / area[rows.rejected])))
@@ -130,7 +130,8 @@ class Gallery:
         return Card(
             row, rows.texts[row], rows.split[row], float(rows.preference[row]),
             self._side(int(rows.chosen[row]), int(rows.chosen_content[row])),
-            self._side(int(rows.rejected[row]), int(rows.rejected_content[row])), tuple(said),
+            self._side(int(rows.rejected[row]), int(rows.rejected_content[row])) if rows.has_rejected else None,
+            tuple(said),
         )  # fmt: skip
 
     def _side(self, place: int, content: int) -> Side:

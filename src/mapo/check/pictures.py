@@ -89,7 +89,7 @@ def look_at_pictures(pairs: PairSet, among: tuple[Frame, ...] = (), only: Collec
     """
     held = [name for name in pairs.image_names() if only is None or name in only]
     there = set(held)
-    named = {n for side in ("chosen", "rejected") for n in pairs.table[side].unique().to_pylist()}
+    named = {n for side in pairs.sides for n in pairs.table[side].unique().to_pylist()}
     named = named if only is None else named & set(only)
     names = held + sorted(named - there)
     found = np.zeros(len(names), PICTURE)

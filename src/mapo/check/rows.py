@@ -28,7 +28,7 @@ class Rows:
     texts: list[str]
     prompts: Integers  # equal where prompts are the same but for case, white space and the coding of accents
     chosen: Integers  # places in Pictures.names
-    rejected: Integers
+    rejected: Integers  # those of chosen where the set has no rejected pictures
     chosen_content: Integers  # equal where pixels are equal
     rejected_content: Integers
     preference: NDArray[np.float64]
@@ -37,6 +37,17 @@ class Rows:
     group: list[str | None]
     source: list[str]
     trained: Flags  # what training sees: the split `train` without ties; all rows where that is none
+    has_rejected: bool = True
+
+    @property
+    def sides(self) -> tuple[tuple[str, Integers], ...]:
+        """The names of the sides that the set has, and their pictures."""
+        return (("chosen", self.chosen), ("rejected", self.rejected))[: 1 + self.has_rejected]
+
+    @property
+    def contents(self) -> list[Integers]:
+        """What is shown on each of these sides."""
+        return [self.chosen_content, self.rejected_content][: 1 + self.has_rejected]
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -61,9 +72,10 @@ class Finding:
 
 def read_rows(pairs: PairSet, pictures: Pictures, trained: Integers) -> Rows:
     """The rows of a set whose pictures were looked at, and of which ``trained`` are trained on."""
-    columns = {c: pairs.table[c].to_pylist() for c in ("prompt", "chosen", "rejected", "split", "group", "source")}
+    columns = {c: pairs.table[c].to_pylist() for c in ("prompt", *pairs.sides, "split", "group", "source")}
     place = {name: i for i, name in enumerate(pictures.names)}
-    chosen, rejected = (np.array([place[n] for n in columns[side]], np.int64) for side in ("chosen", "rejected"))
+    sides = [np.array([place[n] for n in columns[side]], np.int64) for side in pairs.sides]
+    chosen, rejected = sides[0], sides[-1]
     _, content = np.unique(pictures.found["content"], return_inverse=True)
     known: dict[str, int] = {}
     return Rows(
@@ -79,6 +91,7 @@ def read_rows(pairs: PairSet, pictures: Pictures, trained: Integers) -> Rows:
         columns["group"],
         [source or "" for source in columns["source"]],
         np.isin(np.arange(len(pairs)), trained) if len(trained) else np.ones(len(pairs), bool),
+        pairs.has_rejected,
     )
 
 

@@ -25,8 +25,15 @@ def what_is_trained_on(pairs: PairSet, view: View | None) -> Choice:
 
 
 def check_training(rows: Rows, pictures: Pictures, view: View | None, choice: Choice) -> list[Finding]:
-    """Nothing to train on; pictures that the crop cuts; pairs whose pictures are equal after it."""
-    return [*_choice(rows, choice), *_crop(rows, pictures, view)]
+    """No rejected pictures; nothing to train on; what the crop cuts; pairs whose pictures are equal after it."""
+    return [*_alone(rows), *_choice(rows, choice), *_crop(rows, pictures, view)]
+
+
+def _alone(rows: Rows) -> list[Finding]:
+    if rows.has_rejected:
+        return []
+    says = "There are no rejected pictures: a pair here is a picture with its prompt, and no leak is looked for."
+    return [Finding("no_rejected", "note", says, "Train with --objective sft.")]
 
 
 def _choice(rows: Rows, choice: Choice) -> list[Finding]:
@@ -44,23 +51,23 @@ def _choice(rows: Rows, choice: Choice) -> list[Finding]:
 def _crop(rows: Rows, pictures: Pictures, view: View | None) -> list[Finding]:
     found, read = pictures.found, pictures.read
     width, height = found["width"], found["height"]
-    sides, known = (rows.chosen, rows.rejected), read[rows.chosen] & read[rows.rejected]
+    known = read[rows.chosen] & read[rows.rejected]
     if view:
         shape = np.log(width / height)
         of_pair = np.where(known, shape[rows.chosen] + shape[rows.rejected], 0) / 2
         high, wide = np.array(view.frames)[nearest(of_pair, view.frames)].T
     cut = []
-    for places in sides:
+    for _, places in rows.sides:
         across, down = width[places], height[places]
         across, down = (np.where(read[places], length, 1) for length in (across, down))
         target = (wide, high) if view else (np.minimum(across, down),) * 2
         cut.append(np.where(read[places], share_cut_away(across, down, *target), 0.0))
     assumed = "" if view else ASSUMED
-    worst = np.maximum(*cut)
+    worst = np.max(cut, axis=0)
 
     def tell(i: int) -> str:
-        shares = (("chosen", cut[0][i]), ("rejected", cut[1][i]))
-        return f"{quote(rows.texts[i])} " + ", ".join(f"{name} {share:.0%}" for name, share in shares) + " cut away"
+        shares = (f"{name} {share[i]:.0%}" for (name, _), share in zip(rows.sides, cut, strict=True))
+        return f"{quote(rows.texts[i])} {', '.join(shares)} cut away"
 
     findings = []
     for name, severity, fits, share in (

@@ -41,7 +41,8 @@ from mapo.errors import MapoError, count
     "--chosen",
     type=OUT,
     metavar="PICTURES",
-    help="In place of a RECIPE: a folder of pictures with captions. They are chosen, each against a drawing.",
+    help="In place of a RECIPE: a folder of pictures with captions. They are chosen, each against a drawing of "
+    "--rejected-from; or, with --model, without rejected pictures, in the frames of that model.",
 )
 @click.option("--rejected-from", metavar="MODEL", help="The model that draws from the same captions, with --chosen.")
 @click.option(
@@ -117,9 +118,12 @@ def build(out: Path, **how: Any) -> None:
 
     RECIPE is a name such as pick-style-cartoon, or a TOML file. With --chosen PICTURES --rejected-from MODEL in its
     place, make pairs of pictures of your own and of what the model draws from their captions. With --from-images
-    PICTURES --judge SCORER:METRIC, make pairs of pictures that are there already: no model draws.
+    PICTURES --judge SCORER:METRIC, make pairs of pictures that are there already: no model draws. With --chosen
+    PICTURES --model MODEL nothing is drawn: the set has no rejected pictures, and `mapo train --objective sft` takes it.
     """
-    if how["chosen"] is not None:
+    if how["chosen"] is not None and how["rejected_from"] is None:
+        _build_alone(out, _only(how, ALONE))
+    elif how["chosen"] is not None:
         _build_against(out, _only(how, "--chosen"))
     elif how["from_images"] is not None:
         _build_from_images(out, _only(how, "--from-images"))
@@ -127,17 +131,17 @@ def build(out: Path, **how: Any) -> None:
         _build_by_recipe(out, _only(how, RECIPE))
 
 
-RECIPE = "a RECIPE"
+RECIPE, ALONE = "a RECIPE", "--chosen without --rejected-from"
 BY_RECIPE = (
     "recipe", "model", "prompts", "num_pairs", "prefixes", "candidates", "seeds", "context", "context_model",
     "latents_for", "keep",
 )  # fmt: skip
-DRAWING = (
-    "steps", "guidance", "precision", "images_per_batch", "clip_skip", "long_prompts", "vae", "prediction", "loras",
-)  # fmt: skip
+OF_MODEL = ("clip_skip", "long_prompts", "vae", "prediction", "loras")
+DRAWING = ("steps", "guidance", "precision", "images_per_batch", *OF_MODEL)
 TAKES = {
     RECIPE: ("shard", "judges", *BY_RECIPE, *DRAWING),
     "--chosen": ("chosen", "rejected_from", "per_picture", "resolution", "captions", "judges", *DRAWING),
+    ALONE: ("chosen", "model", "resolution", "captions", *OF_MODEL),
     "--from-images": ("from_images", "rankings", "sensitive", "captions", "judges", "shard"),
 }  # options of each way to build
 NAMES = {"recipe": "RECIPE", "per_picture": "--rejected-per-picture", "prefixes": "--prefix", "loras": "--lora"}
@@ -185,11 +189,18 @@ def _build_against(out: Path, how: dict[str, Any]) -> None:
     from mapo.build.against import told
     from mapo.build.verb import build_against
 
-    model = how.pop("rejected_from")
-    if model is None:
-        raise MapoError("--chosen needs --rejected-from MODEL, which draws the rejected pictures.")
     how["per_picture"] = 1 if how["per_picture"] is None else how["per_picture"]
-    say(f"{out}: {told(build_against(how.pop('chosen'), model, out, **how))}")
+    say(f"{out}: {told(build_against(how.pop('chosen'), how.pop('rejected_from'), out, **how))}")
+
+
+def _build_alone(out: Path, how: dict[str, Any]) -> None:
+    """Somebody's own pictures, without rejected ones."""
+    from mapo.build.against import told
+    from mapo.build.verb import build_alone
+
+    if how["model"] is None:
+        raise MapoError("With --chosen give --rejected-from MODEL, which draws rejected pictures, or --model, for none.")
+    say(f"{out}: {told(build_alone(how.pop('chosen'), how.pop('model'), out, **how), drawn=False)}")
 
 
 def _build_from_images(out: Path, how: dict[str, Any]) -> None:

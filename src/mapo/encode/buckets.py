@@ -63,16 +63,15 @@ class Framing:
         if len(self.frames) == 1:
             return order, np.zeros(len(order), np.int64)
         rank = np.argsort(order)
-        sides = [np.stack([self.of_pair, rank[pairs.places_of(side)]], 1) for side in ("chosen", "rejected")]
+        sides = [np.stack([self.of_pair, rank[pairs.places_of(side)]], 1) for side in pairs.sides]
         both = np.unique(np.concatenate(sides), axis=0)
         return order[both[:, 1]], both[:, 0]
 
-    def cut_away(self, pairs: PairSet) -> tuple[Floats, Floats]:
-        """The share of its chosen and of its rejected picture that each pair loses, "pairs" each."""
+    def cut_away(self, pairs: PairSet) -> list[Floats]:
+        """For each of the set's sides the share of its picture that each pair loses, "pairs"."""
         sizes, target = pairs.image_sizes(), np.array(self.frames)[self.of_pair]
-        chosen, rejected = (sizes[pairs.places_of(side)] for side in ("chosen", "rejected"))
-        one, other = (share_cut_away(s[:, 0], s[:, 1], target[:, 1], target[:, 0]) for s in (chosen, rejected))
-        return one, other
+        of_sides = (sizes[pairs.places_of(side)] for side in pairs.sides)
+        return [share_cut_away(s[:, 0], s[:, 1], target[:, 1], target[:, 0]) for s in of_sides]
 
     def counts(self) -> Iterator[tuple[Frame, int]]:
         """The frames that occur, each with the number of its pairs, the most frequent first."""
@@ -83,13 +82,13 @@ class Framing:
 
 
 def framing(pairs: PairSet, among: tuple[Frame, ...]) -> Framing:
-    """The frame of each pair of a set: the one most like the mean shape of its two pictures."""
+    """The frame of each pair of a set: the one most like the mean shape of its pictures."""
     if len(among) == 1:
         return Framing(among, np.zeros(len(pairs), np.int64))
     sizes = pairs.image_sizes()
     shape = np.log(sizes[:, 0] / sizes[:, 1])
-    both = (shape[pairs.places_of("chosen")] + shape[pairs.places_of("rejected")]) / 2
-    return Framing(among, nearest(both, among))
+    mean = sum(shape[pairs.places_of(side)] for side in pairs.sides) / len(pairs.sides)
+    return Framing(among, nearest(mean, among))
 
 
 def framed(picture: str, to: Frame, side: int) -> str:

@@ -102,7 +102,7 @@ def look(pairs: PairSet, view: View, choice: Choice) -> Seen:
     """What is lost of the pictures and prompts of a choice."""
     cut_away = framing(pairs, view.frames).cut_away(pairs)
     much = np.zeros(pairs.number_of_images(), bool)
-    for side, share in zip(("chosen", "rejected"), cut_away, strict=True):
+    for side, share in zip(pairs.sides, cut_away, strict=True):
         much[pairs.places_of(side)[choice.rows][share[choice.rows] > MUCH]] = True
     cropped = int(much.sum())
     prompts = pairs.table["prompt"]
@@ -113,6 +113,8 @@ def look(pairs: PairSet, view: View, choice: Choice) -> Seen:
 
 def equal_once_cropped(cache: Cache, pairs: PairSet, rows: Rows, seen_in: Framing) -> int:
     """How many of these pairs differ only in what the crop cuts away; ``cache`` tells by their latents."""
+    if not pairs.has_rejected:
+        return 0
     chosen_cut, rejected_cut = seen_in.cut_away(pairs)
     some = rows[(chosen_cut[rows] > 0) | (rejected_cut[rows] > 0)]
     names = (pairs.table[side].take(some).to_pylist() for side in ("chosen", "rejected"))

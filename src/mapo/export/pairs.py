@@ -150,6 +150,7 @@ def export_pairs(
         known = " or ".join(ON_MISSING_PICTURE)
         raise MapoError(f"--on-missing-picture is {on_missing_picture!r}; it must be {known}.")
     pairs.refuse_without_pictures("mapo export")
+    pairs.refuse_without_rejected("mapo export")
     refuse_existing(out)
     if licence and not hub.LICENCE.fullmatch(licence):
         raise MapoError(f"--license is {licence!r}; write the hub's name for it, such as cc-by-4.0, mit or other.")
@@ -293,6 +294,7 @@ def export_to_hub(
         from huggingface_hub import HfApi
 
         api = HfApi()
+    pairs.refuse_without_rejected("mapo export")  # before anybody asks the hub
     private = hub.check_repo(repo, private, bool(pairs.info.get("sensitive")), api)
     written = hub.is_export_of(out, pairs)
     if written and (card.get("licence") or card.get("source_licences")):

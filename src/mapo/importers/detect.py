@@ -178,8 +178,8 @@ def _elsewhere(source: Source, root: Path) -> str:
         )
     return (
         " Put the better pictures into one and the worse into the other, both of a pair under one name, with the "
-        "prompt in NAME.txt. With good pictures only, draw the others by `mapo sample --prompts` of this folder and "
-        "import it with --rejected-from. Other formats: see `mapo import --help`."
+        "prompt in NAME.txt. With good pictures only, let `mapo build --chosen` draw the others (or, for --objective "
+        "sft, leave them out), or import them with --rejected-from. Other formats: see `mapo import --help`."
     )
 
 

@@ -94,6 +94,7 @@ def _draw(*words: str) -> int:
 def of_pairs(pairs: PairSet) -> Material:
     """The pairs of a set. A pair that is in the set both ways round is one task."""
     pairs.refuse_without_pictures("mapo label")
+    pairs.refuse_without_rejected("mapo label")
     columns = (pairs.table[c].to_pylist() for c in ("prompt", "chosen", "rejected"))
     tasks: dict[str, Task] = {}
     for prompt, chosen, rejected in zip(*columns, strict=True):
@@ -105,6 +106,7 @@ def of_pairs(pairs: PairSet) -> Material:
 def of_grids(pairs: PairSet) -> Material:
     """All pictures of a prompt at once, or, where the set says so, of each of its groups; large ones are dealt."""
     pairs.refuse_without_pictures("mapo label")
+    pairs.refuse_without_rejected("mapo label")
     columns = (pairs.table[c].to_pylist() for c in ("prompt", "group", "chosen", "rejected"))
     together: dict[tuple[str, str], set[str]] = {}
     for prompt, group, chosen, rejected in zip(*columns, strict=True):

@@ -154,6 +154,7 @@ def apply_votes(pairs: PairSet, out: Path, keep_ties: bool = False, keep_unlabel
     out unless kept (unlabelled ones as they are), pairs that most find bad on both sides always.
     """
     refuse_existing(out)
+    pairs.refuse_without_rejected("mapo label")
     path = pairs.folder / "votes.jsonl"
     by_pair: dict[str, list[Vote]] = {}
     for vote in on_pairs(read_votes(path)):

@@ -89,7 +89,7 @@ def encode(model: Opened, pairs: PairSet, key: CacheKey, material: Material, ima
 
 def _kept_latents(pairs: PairSet, material: Material, model: Opened, key: CacheKey) -> dict[str, Tensor]:
     """The latents that the set keeps in place of rejected pictures, if they are of this VAE and resolution."""
-    names = [name for (name,) in material.sides[REJECTED] if name not in material.pictures]
+    names = [name for (name,) in material.sides.get(REJECTED, ()) if name not in material.pictures]
     if not names:
         return {}
     info = read_json(pairs.folder / LATENTS / "cache.json", "a cache", "The set is not whole; build it again.")

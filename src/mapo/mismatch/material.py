@@ -24,7 +24,8 @@ OWN, CHOSEN, REJECTED = "own", "chosen", "rejected"
 
 @dataclass(frozen=True)
 class Material:
-    """``sides`` holds, for each pair, the hashes of its pictures: several own samples, one chosen, one rejected."""
+    """``sides`` holds, for each pair, the hashes of its pictures: several own samples, one chosen, and one rejected,
+    unless the set has none."""
 
     pairs: Sequence[Pair]
     sides: Mapping[str, Sequence[Sequence[str]]]
@@ -42,10 +43,10 @@ class Material:
     def notes(self, encoded: Collection[str]) -> list[str]:
         """What a person must know about the numbers; ``encoded`` are the pictures whose latents were at hand."""
         own = {name for row in self.sides[OWN] for name in row}
-        same = sum(row[0] in own for side in (CHOSEN, REJECTED) for row in self.sides[side])
+        same = sum(row[0] in own for side, rows in self.sides.items() if side != OWN for row in rows)
         are = "is an own sample itself" if same == 1 else "are the own samples themselves"
         told = [f"{count(same, 'picture')} of the set {are}: choose other seeds."] if same else []
-        if REJECTED not in self.sides_in(self.pictures):
+        if REJECTED in self.sides and REJECTED not in self.sides_in(self.pictures):
             used = "their latents were used" if REJECTED in self.sides_in(encoded) else "they were left out"
             told.append(f"Not all rejected pictures are in the set; {used}.")
         return told
@@ -82,14 +83,12 @@ def gather(pairs: PairSet, members: Sequence[Pair], folder: Path, rows: Sequence
     own: dict[str, list[str]] = {}
     for row in rows:
         own.setdefault(row.prompt_id, []).append(row.sha256)
-    sides = {
-        OWN: [own[prompt_id(pair.prompt)] for pair in members],
-        CHOSEN: [[pair.chosen] for pair in members],
-        REJECTED: [[pair.rejected] for pair in members],
-    }
+    sides = {OWN: [own[prompt_id(pair.prompt)] for pair in members], CHOSEN: [[pair.chosen] for pair in members]}
+    if pairs.has_rejected:
+        sides[REJECTED] = [[pair.rejected] for pair in members if pair.rejected]
     pictures = {
         name: partial(pairs.image, name)
-        for side in (CHOSEN, REJECTED)
+        for side in pairs.sides
         for (name,) in sides[side]
         if side == CHOSEN or pairs.keeps(name)
     }

@@ -39,17 +39,20 @@ def evaluations(run: Path) -> list[dict[str, Any]]:
 def _is_measured(row: object) -> bool:
     if not isinstance(row, dict) or not isinstance(row.get("step"), int):
         return False
-    return all(isinstance(row.get(name, 0.0), int | float) for name in ("accuracy", "margin"))
+    return all(isinstance(row.get(name, 0.0), int | float) for name in ("accuracy", "margin", "error_chosen"))
 
 
 def goodness(row: Mapping[str, Any]) -> tuple[float, float]:
-    """By what one step is better than another: held-out accuracy, then margin."""
-    return float(row.get("accuracy", 0)), float(row.get("margin", 0))
+    """By what one step is better than another: held-out accuracy, then margin; without rejected pictures a smaller
+    error of the chosen ones."""
+    if "accuracy" not in row:
+        return 0.0, -float(row.get("error_chosen", 0))
+    return float(row["accuracy"]), float(row.get("margin", 0))
 
 
 def best_of(rows: Iterable[Mapping[str, Any]], among: Collection[int]) -> int | None:
-    """The step ``among`` these with the highest held-out accuracy; of equal ones that with the higher margin, then the
-    earlier one. None where none of them was measured.
+    """The step ``among`` these that is best by :func:`goodness`: with the highest held-out accuracy; of equal ones that
+    with the higher margin, then the earlier one. None where none of them was measured.
 
     The base, step 0, is not among them, nor is what was measured with other pairs or settings than the last time.
     """

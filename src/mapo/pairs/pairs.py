@@ -8,7 +8,8 @@ A set is a folder::
     set.json                 format, version, counts, conversions, provenance
 
 ``chosen`` and ``rejected`` are the pictures' hashes, ``preference`` is how sure it is that chosen is better (1: sure,
-0.5: a tie), ``meta`` is a JSON object. ``writer.py`` writes sets; what everybody needs of it can be imported from here.
+0.5: a tie), ``meta`` is a JSON object. In a set of good pictures alone ``rejected`` is null in every row. ``writer.py``
+writes sets; what everybody needs of it can be imported from here.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ REMEDY = "Make the set with `mapo build` or `mapo import`."
 ROWS_AT_ONCE = 8192
 CHECKED = ("prompt", "chosen", "rejected", "preference", "weight", "split")
 MAY_BE_NULL = ("group", "source", "meta")
+SIDES = ("chosen", "rejected")
+DRAW_THEM = "Draw them with `mapo build --chosen PICTURES --rejected-from MODEL`"
 
 
 class PairSet:
@@ -109,7 +112,8 @@ class PairSet:
     def _check(self, table: pa.Table) -> dict[str, np.ndarray]:
         """The pictures of both sides; MapoError names the first row outside the schema or without its picture."""
         places: dict[str, np.ndarray] = {}
-        for side in ("chosen", "rejected"):
+        paired = not table["rejected"].null_count
+        for side in SIDES[: 1 + paired]:
             places[side] = self._places.rows_of(table[side])
             if len(rows := np.flatnonzero(places[side] < 0)):
                 name = table[side][int(rows[0])].as_py()
@@ -118,9 +122,10 @@ class PairSet:
                 )
         preference, weight = (table[c].to_numpy() for c in ("preference", "weight"))
         fine = (preference >= 0.5) & (preference <= 1) & (weight >= 0) & (weight < np.inf)
+        fine &= paired | (preference == 1)
         doubtful = [
             pc.equal(pc.utf8_trim_whitespace(table["prompt"]), ""),
-            pc.equal(table["chosen"], table["rejected"]),
+            pc.fill_null(pc.equal(table["chosen"], table["rejected"]), False),
             pc.invert(pc.is_in(table["split"], pa.array(SPLITS))),
         ]
         for mask in doubtful:
@@ -166,6 +171,21 @@ class PairSet:
         if place is None:
             raise MapoError(f"{self.folder} has no picture {name}.")
         return place
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """Those of which the set has pictures: ``chosen``, and ``rejected`` unless it is of good pictures alone."""
+        return tuple(self._sides)
+
+    @property
+    def has_rejected(self) -> bool:
+        """Whether its pairs have a rejected picture: all have one, or none has."""
+        return "rejected" in self._sides
+
+    def refuse_without_rejected(self, who: str, instead: str = "") -> None:
+        """MapoError where the set has no rejected pictures; ``who`` needs them. ``instead``: what else can be done."""
+        if not self.has_rejected:
+            raise MapoError(f"{self.folder} has no rejected pictures, and {who} needs them. {DRAW_THEM}{instead}.")
 
     def keeps(self, name: str) -> bool:
         """Whether the bytes of a picture are in the set; False where it is kept as latents only."""
@@ -236,7 +256,7 @@ class PairSet:
         return np.asarray(np.lexsort((records["row"], records["group"], records["shard"])))
 
     def places_of(self, side: str) -> np.ndarray:
-        """For each row the number of its chosen or rejected picture, as :meth:`image_sizes` counts them, "n"."""
+        """For each row the number of its picture on one of ``sides``, as :meth:`image_sizes` counts them, "n"."""
         return self._sides[side]
 
     def image_sizes(self) -> np.ndarray:
@@ -272,8 +292,10 @@ def _cast(table: pa.Table) -> pa.Table:
     """The table in the schema; ValueError when a cell is empty or no UTF-8."""
     table = table.select(PAIR_SCHEMA.names).cast(PAIR_SCHEMA)
     table.validate(full=True)
-    if empty := [c for c in PAIR_SCHEMA.names if c not in MAY_BE_NULL and table[c].null_count]:
+    if empty := [c for c in PAIR_SCHEMA.names if c not in (*MAY_BE_NULL, "rejected") and table[c].null_count]:
         raise ValueError(f"empty cells in {', '.join(empty)}")
+    if table["rejected"].null_count not in (0, table.num_rows):
+        raise ValueError("some rows have a rejected picture and others have none")
     return table
 
 

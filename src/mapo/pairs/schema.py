@@ -37,12 +37,12 @@ PAIR_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Pair:
-    """One row of ``pairs.parquet``."""
+    """One row of ``pairs.parquet``; ``rejected`` is None in a set that has no rejected pictures."""
 
     id: str
     prompt: str
     chosen: str
-    rejected: str
+    rejected: str | None
     preference: float = 1.0
     weight: float = 1.0
     group: str | None = None
@@ -51,12 +51,12 @@ class Pair:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
-def pair_id(prompt: str, chosen: str, rejected: str) -> str:
+def pair_id(prompt: str, chosen: str, rejected: str | None) -> str:
     """The name of a pair: 16 hexadecimal digits of a hash of its prompt and its pictures."""
-    return hashlib.sha256("\0".join((prompt, chosen, rejected)).encode()).hexdigest()[:16]
+    return hashlib.sha256("\0".join((prompt, chosen, rejected or "")).encode()).hexdigest()[:16]
 
 
-def make_pair(prompt: str, chosen: str, rejected: str, **rest: Any) -> Pair:
+def make_pair(prompt: str, chosen: str, rejected: str | None, **rest: Any) -> Pair:
     """A pair with its name and split filled in; ValueError when a value is outside the schema."""
     check_text(prompt, "the prompt")
     pair = Pair(pair_id(prompt, chosen, rejected), prompt, chosen, rejected, **{"split": split_of(prompt), **rest})
@@ -79,7 +79,7 @@ def check_text(text: str, what: str) -> None:
         ) from None
 
 
-def check_values(prompt: str, chosen: str, rejected: str, preference: float, weight: float, split: str) -> None:
+def check_values(prompt: str, chosen: str, rejected: str | None, preference: float, weight: float, split: str) -> None:
     """ValueError says which value of a pair is outside the schema."""
     if not prompt.strip():
         raise ValueError("the prompt is empty")
@@ -89,6 +89,8 @@ def check_values(prompt: str, chosen: str, rejected: str, preference: float, wei
         raise ValueError(f"weight is {weight}, it must be a number that is not negative")
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}, it must be one of {', '.join(SPLITS)}")
+    if rejected is None and preference != 1:
+        raise ValueError(f"preference is {preference} without a rejected picture, where it must be 1")
     if chosen == rejected:
         raise ValueError("chosen and rejected are the same picture")
 

@@ -71,6 +71,7 @@ class PairWriter:
         state = self._ledger.state
         self._shards, self._parts = state.get("shards", 0), state.get("parts", 0)
         self.count, self._ties = state.get("pairs", 0), state.get("ties", 0)
+        self._without = state.get("without_rejected", 0)  # pairs: all of them or none
         self._conversions: Counter[str] = Counter(state.get("conversions", {}))
         self.progress: Any = state.get("progress")
         self.wants_commit = False  # a shard is full: a good moment
@@ -170,18 +171,19 @@ class PairWriter:
 
     # ------------------------------------------------------------------ pairs
 
-    def add_pair(self, prompt: str, chosen: bytes, rejected: bytes, **rest: Any) -> Pair | None:
+    def add_pair(self, prompt: str, chosen: bytes, rejected: bytes | None, **rest: Any) -> Pair | None:
         """Store a pair and its pictures; None when the very same pair is already there.
 
-        ``rest`` is any of preference, weight, group, split, source, meta. ValueError when something is wrong with it.
+        ``rejected`` is None in all pairs of a set or in none. ``rest`` is any of preference, weight, group, split,
+        source, meta. ValueError when something is wrong with it.
         """
-        pair = make_pair(prompt, sha256(chosen), sha256(rejected), **rest)
+        pair = make_pair(prompt, sha256(chosen), None if rejected is None else sha256(rejected), **rest)
         if self._ledger.has_pair(pair.id):
             return None
         pictures = []
         for side, data in (("chosen", chosen), ("rejected", rejected)):
             try:
-                pictures.append(self._checked(data))
+                pictures += [] if data is None else [self._checked(data)]
             except ValueError as error:
                 raise ValueError(f"the {side} picture: {error}") from None
         return self._add(pair, *pictures)
@@ -210,21 +212,25 @@ class PairWriter:
         """How many prompts the source has in more than one split."""
         return self._ledger.count_shared_prompts()
 
-    def add_pair_by_hash(self, prompt: str, chosen_sha: str, rejected_sha: str, **rest: Any) -> Pair | None:
+    def add_pair_by_hash(self, prompt: str, chosen_sha: str, rejected_sha: str | None, **rest: Any) -> Pair | None:
         """:meth:`add_pair` for pictures that were added before."""
         for side, name in (("chosen", chosen_sha), ("rejected", rejected_sha)):
-            if not self._has(name):
+            if name is not None and not self._has(name):
                 raise ValueError(f"the {side} picture {name} was not added to the set")
         pair = make_pair(prompt, chosen_sha, rejected_sha, **rest)
         return None if self._ledger.has_pair(pair.id) else self._add(pair)
 
     def _add(self, pair: Pair, *pictures: Picture) -> Pair:
         row = to_row(pair)
+        without = pair.rejected is None
+        if self.count and without != bool(self._without):
+            raise ValueError("a set has a rejected picture in every pair or in none")
         self._store(*pictures)  # only now, or a bad pair would leave its good picture behind
         self._ledger.add_pair(pair.id)
         self._pairs.append(row)
         self.count += 1
         self._ties += pair.preference == TIE
+        self._without += without
         if len(self._pairs) >= PAIRS_AT_ONCE:
             self._flush_pairs()
         return pair
@@ -243,9 +249,10 @@ class PairWriter:
     def commit(self, progress: Any = None) -> None:
         """Close the files that are open; from now on a killed writer of this job comes back to here."""
         self._close_files()
-        counts = {"pairs": self.count, "ties": self._ties, "conversions": dict(self._conversions)}
+        counts = {"pairs": self.count, "ties": self._ties, "without_rejected": self._without}
         files = {"shards": self._shards, "parts": self._parts}
-        self._ledger.commit({"job": self.job, **files, **counts, "progress": progress})
+        state = {"job": self.job, **files, **counts, "conversions": dict(self._conversions), "progress": progress}
+        self._ledger.commit(state)
         self.progress, self.wants_commit = progress, False
 
     def _close_files(self) -> None:

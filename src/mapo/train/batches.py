@@ -130,14 +130,14 @@ def assemble(
     pairs: Sequence[Pair], drawn: Sequence[Draw], cache: Cache, model: Opened, dtype: torch.dtype = torch.float32,
     *, as_tokens: bool = False, frame: Frame | None = None,
 ) -> Batch:  # fmt: skip
-    """The batch of some draws: chosen images first, then the rejected ones in the same order.
+    """The batch of some draws: chosen images first, then the rejected ones, if any, in the same order.
 
     All are seen in one ``frame``; without one it is the square of the cache.
     With ``as_tokens`` prompts are tokens, which the text encoders still have to read (``opening.WithText``).
     """
     members = [pairs[draw.row] for draw in drawn]
     images = [(pair.chosen, draw, 0) for pair, draw in zip(members, drawn, strict=True)]
-    images += [(pair.rejected, draw, 1) for pair, draw in zip(members, drawn, strict=True)]
+    images += [(pair.rejected, draw, 1) for pair, draw in zip(members, drawn, strict=True) if pair.rejected]
     latents = []
     for name, draw, side in images:
         mean, logvar = (values.float() for values in cache.latents(name, draw.flip, frame))

@@ -103,7 +103,8 @@ def errors_before(loop: Loop, path: Path, identity: Identity) -> Tensor:
 
 @torch.no_grad()
 def _measured(loop: Loop, positions: list[int]) -> tuple[list[int], Tensor]:
-    """The reference's errors at some positions, "2 p", in the portions in which training would compute them."""
+    """The reference's errors at some positions, "2 p", in the portions in which training would compute them; NaN of
+    rejected images that there are not."""
     batch, network = loop.batch_at(positions).to(loop.processes.device), loop.trained.network
     network.eval()
     try:
@@ -111,7 +112,8 @@ def _measured(loop: Loop, positions: list[int]) -> tuple[list[int], Tensor]:
         sides = both_residuals(predict, batch, loop.process, apart=loop.apart)
     finally:
         network.train()
-    return positions, torch.stack([mean_squares(side).cpu() for side in sides if side is not None])
+    unknown = torch.full((len(positions),), torch.nan, dtype=loop.dtype)
+    return positions, torch.stack([unknown if side is None else mean_squares(side).cpu() for side in sides])
 
 
 def _write(path: Path, errors: Tensor, of: str) -> None:

@@ -44,9 +44,9 @@ def both_residuals(
 ) -> list[Images | None]:
     """Those of the chosen and of the rejected images, in one forward; ``apart``: in two.
 
-    The second is None where not the ``whole`` pair is asked for.
+    The second is None where not the ``whole`` pair is asked for, or there are no rejected images.
     """
-    if not whole:
+    if not (whole and batch.has_rejected):
         return [residuals_of("chosen", predict, batch, process), None]
     if apart:
         return [residuals_of(side, predict, batch, process) for side in SIDES]

@@ -153,7 +153,7 @@ def _train(config: Config, run: Run, processes: Processes, hands: Hands, allow_c
         if trained.ema:
             of = f"train.ema={config.train.ema:g}"
             _say(processes, f"The weights of this run are the running mean of those that are trained ({of}).")
-        if not loop.whole:
+        if not loop.whole and pairs.has_rejected:
             what = f"Rejected pictures are not run: {config.objective.name} does not learn from them."
             _say(processes, f"{what} train.measure_rejected=true measures their errors, in twice the time.")
         if objective.prepare and len(loop.micro_batches(0)) > 1:
@@ -169,7 +169,7 @@ def _train(config: Config, run: Run, processes: Processes, hands: Hands, allow_c
         in_full = partial(told_when_full, subject, config, plan, lambda: bool(run.checkpoints()))
         try:
             with memory_told(at_once, noun="pair", flag="--set train.pairs_per_device={}", rest=rest, plan=in_full):
-                if not checkpoint and isinstance(model.process, RectifiedFlow):
+                if not checkpoint and isinstance(model.process, RectifiedFlow) and pairs.has_rejected:
                     for sentence in sentences(look(loop), name, objective, settings):
                         _say(processes, sentence)
                 monitor = Monitor(loop, run, pairs, hands, prompts=prompts, done=done, sensitive=sensitive)

@@ -1,6 +1,6 @@
 """What passes between the parts of a training step. p pairs, b = 2p images with the chosen first, c h w a latent.
 
-Shapes are annotations, which the tests check.
+Of a set without rejected pictures b = p. Shapes are annotations, which the tests check.
 """
 
 from __future__ import annotations
@@ -42,10 +42,14 @@ class Batch:
     ref_rejected: PerPair | None = None
 
     @property
+    def has_rejected(self) -> bool:
+        """Whether the pairs have rejected images."""
+        return len(self.latents) > len(self.timesteps)
+
+    @property
     def pair_of(self) -> PerImage:
         """The pair to which each image belongs: what is drawn once per pair is taken for both by this index."""
-        pairs = torch.arange(len(self.timesteps), device=self.timesteps.device)
-        return torch.cat([pairs, pairs])
+        return torch.arange(len(self.latents), device=self.timesteps.device) % len(self.timesteps)
 
     def rows(self, sides: Sides) -> slice:
         """Where the images of these sides lie among all."""

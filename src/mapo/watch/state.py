@@ -192,7 +192,7 @@ def held_out(rows: Sequence[Line]) -> list[Line]:
     changes = [(side, side, steps, [row.get(f"error_{side}_change") for row in rows]) for side in SIDES]
     quarters = [
         (f"t ≈ {time:.0f}", f"quarter-{k + 1}", steps, [row["margin_by_time"][k] for row in rows])
-        for k, time in enumerate(rows[-1].get("timesteps") or [])
+        for k, time in enumerate(rows[-1]["timesteps"] if "margin_by_time" in rows[-1] else [])
     ]
     drawn: dict[str, Any] = {"marked": True, "held": True}
     return [

@@ -100,6 +100,7 @@ def _subset(pool: Path, out: Path, count: int, seed: int) -> None:
     with PairWriter(out, {"from": pool.name}) as writer:
         for row in rows:
             pair = source[row]
+            assert pair.rejected is not None  # a pool keeps both sides
             writer.add_pair(pair.prompt, source.image_bytes(pair.chosen), source.image_bytes(pair.rejected))
 
 

@@ -65,6 +65,8 @@ class Alarms:
     def evaluation(self, row: Metrics) -> list[Alarm]:
         """The new alarms after a measurement on held-out pairs."""
         self.evaluated = True
+        if "accuracy" not in row:  # there are no rejected pictures
+            return []
         found = [
             ("both_errors_rise", both_rise_held_out(row)),
             *self._of_margin(row.get("push"), row.get("beyond_reach")),

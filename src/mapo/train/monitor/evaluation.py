@@ -40,7 +40,10 @@ CANDIDATES = 64  # times that are drawn for each quarter, of which one is taken
 
 @dataclass(frozen=True)
 class Measured:
-    """The errors of held-out pairs and the times that they were measured at, arrays "pairs draws"."""
+    """The errors of held-out pairs and the times that they were measured at, arrays "pairs draws".
+
+    ``rejected`` is NaN in a set without rejected pictures.
+    """
 
     chosen: Floats
     rejected: Floats
@@ -150,7 +153,7 @@ class Evaluation:
         told = {
             "settings": decides(loop.config),
             "pairs": ids,
-            **{name: values.tolist() for name, values in vars(found).items()},
+            **{name: _known(values) for name, values in vars(found).items()},
         }
         processes.first(lambda: write_json(path, told))
         return found
@@ -210,24 +213,35 @@ class Evaluation:
         }
 
 
+def _known(values: Floats) -> list[list[float | None]]:
+    """As JSON has it, which knows no NaN."""
+    return [[None if np.isnan(value) else value for value in row] for row in values.tolist()]
+
+
 def numbers(found: Measured, base: Measured, over_base: bool) -> dict[str, Any]:
     """What is told of a measurement. Means are over pairs and draws; ``*_change`` is against the base, as a share.
 
-    ``over_base``: accuracy counts margins that have grown over the base's, as for objectives with a reference.
+    ``over_base``: accuracy counts margins that have grown over the base's, as for objectives with a reference. Without
+    rejected pictures it is the error of chosen ones alone.
     """
+    alone = {
+        "pairs": len(found.chosen),
+        "error_chosen": float(found.chosen.mean()),
+        "error_chosen_change": float(found.chosen.mean() / base.chosen.mean() - 1),
+        "timesteps": np.median(found.timesteps, 0).tolist(),
+    }
+    if np.isnan(found.rejected).all():
+        return alone
     grown = found.margin - base.margin
     deciding = grown if over_base else found.margin
     return {
-        "pairs": len(found.chosen),
+        **alone,
         "accuracy": float(((deciding > 0) + 0.5 * (deciding == 0)).mean()),
-        "error_chosen": float(found.chosen.mean()),
         "error_rejected": float(found.rejected.mean()),
-        "error_chosen_change": float(found.chosen.mean() / base.chosen.mean() - 1),
         "error_rejected_change": float(found.rejected.mean() / base.rejected.mean() - 1),
         "margin": float(found.margin.mean()),
         "margin_over_base": float(grown.mean()),
         "margin_by_time": found.margin.mean(0).tolist(),
-        "timesteps": np.median(found.timesteps, 0).tolist(),
     }
 
 
@@ -255,7 +269,10 @@ def spent(found: Measured, base: Measured, objective: Objective, settings: Mappi
 def told(row: Mapping[str, Any]) -> str:
     """A line of ``evaluations.jsonl`` in words."""
     change = f"{row['error_chosen_change']:+.1%}".replace("-", "−")
+    where = f"Step {row['step']}: on {count(row['pairs'], 'held-out pair')}"
+    if "accuracy" not in row:
+        return f"{where} the error of chosen pictures is {change} against the base."
     return (
-        f"Step {row['step']}: on {count(row['pairs'], 'held-out pair')} the accuracy is {row['accuracy']:.1%}, the "
-        f"error of chosen pictures {change} against the base, the margin {row['margin']:.4f}."
+        f"{where} the accuracy is {row['accuracy']:.1%}, the error of chosen pictures {change} against the base, the "
+        f"margin {row['margin']:.4f}."
     )

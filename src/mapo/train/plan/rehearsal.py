@@ -191,12 +191,13 @@ def _batch(loop: Loop, pairs: int, frames: Sequence[Frame]) -> Batch:
         for name, sides in model.prompt_shapes.items():
             long = (sides[0] * model.files.chunks, *sides[1:]) if len(sides) > 1 else sides
             found[name] = torch.zeros(pairs, *long, dtype=known, device=META)
-    sizes = torch.zeros(2 * pairs, 4, dtype=torch.int32, device=META)
+    images = pairs * len(loop.members.pairs.sides)
+    sizes = torch.zeros(images, 4, dtype=torch.int32, device=META)
     ones = torch.ones(pairs, dtype=torch.float64, device=META)
     time = loop.process.draw_time(1, torch.Generator(), shape)
     before = torch.ones(pairs, dtype=loop.dtype, device=META) if _known_before(loop) else None
     return Batch(
-        torch.zeros(2 * pairs, *shape, dtype=loop.dtype, device=META),
+        torch.zeros(images, *shape, dtype=loop.dtype, device=META),
         model.condition(found, Frames.alike(sizes, frame)), ones, ones,
         torch.zeros(pairs, *shape, dtype=loop.dtype, device=META),
         torch.zeros(pairs, dtype=time.dtype, device=META), ("",) * pairs, tokens, loop.members.certain,

@@ -26,6 +26,7 @@ def open_named(config: Config, *, weights: bool) -> tuple[Opened, PairSet]:
     Without ``weights`` the model's small files are enough.
     """
     pairs, data = PairSet(Path(config.pairs)), config.data
+    _check_rejected(config, pairs)
     files = find_model(
         config.model, weights=weights, clip_skip=data.clip_skip, vae=config.vae, prediction=config.prediction,
         long_prompts=data.long_prompts, loras=config.loras,
@@ -35,6 +36,14 @@ def open_named(config: Config, *, weights: bool) -> tuple[Opened, PairSet]:
     model = with_chunks(with_token(model, config.adapter), pairs)
     model.layout.checked(data.resolution)
     return model, pairs
+
+
+def _check_rejected(config: Config, pairs: PairSet) -> None:
+    """MapoError where rejected pictures would be run, and the set has none."""
+    if objective_named(config.objective.name).needs_rejected:
+        pairs.refuse_without_rejected(f"the objective {config.objective.name}", ", or train with --objective sft")
+    if config.train.measure_rejected:
+        pairs.refuse_without_rejected("train.measure_rejected", ", or leave it out")
 
 
 def _check_trainable(config: Config, model: Opened) -> None:
