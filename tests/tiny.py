@@ -288,3 +288,14 @@ def make_pairs(
             prompt = prompts[k % len(prompts)] if prompts else f"a small red circle number {k - (k % 3 == 2)}"
             writer.add_pair(prompt, picture(), picture(), split="train", **rest)
     return folder
+
+
+def chosen_alone(pairs: Path, folder: Path) -> Path:
+    """The set of the same prompts, chosen pictures and splits, without rejected pictures."""
+    from mapo.pairs import PairSet
+
+    source = PairSet(pairs)
+    with PairWriter(folder, {"made": "by a test"}) as writer:
+        for pair in source:
+            writer.add_pair(pair.prompt, source.image_bytes(pair.chosen), None, split=pair.split, weight=pair.weight)
+    return folder

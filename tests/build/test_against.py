@@ -151,3 +151,35 @@ def test_what_belongs_to_own_pictures_is_refused_without_them(tmp_path):
         assert isinstance(done.exception, MapoError) and said in str(done.exception)
     done = CliRunner().invoke(cli, ["build", "--out", str(tmp_path / "x")])
     assert "Name a RECIPE, or pictures of your own with --chosen" in str(done.exception)
+
+
+def test_without_a_drawing_model_the_set_has_the_same_chosen_pictures_and_no_rejected_ones(tmp_path):
+    folder = folder_of(tmp_path / "own", PICTURES)
+    words = ["build", "--chosen", folder, "--model", "mini", "--out", tmp_path / "alone"]
+    done = CliRunner().invoke(cli, list(map(str, words)))
+    said = "4 pictures without rejected ones, for --objective sft, in 2 frames (train them with --set data.buckets=true), 1 caption"
+    assert done.exit_code == 0 and said in done.stdout, (done.output, done.exception)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "own"]
+    assert build(folder, tmp_path / "pairs").exit_code == 0
+    alone, pairs = PairSet(tmp_path / "alone"), PairSet(tmp_path / "pairs")
+    told = [[(p.prompt, p.chosen, p.split, p.weight, p.meta["file"]) for p in one] for one in (alone, pairs)]
+    assert told[0] == told[1] and not alone.has_rejected and pairs.has_rejected
+    assert alone.info["provenance"]["frames_of"] == "mini"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "With --chosen give --rejected-from MODEL, which draws rejected pictures, or --model, for none."),
+        (("--model", "mini", "--rejected-from", "mini"), "or --model, for none."),
+        (("--model", "mini", "--steps", 3), "--steps does not go with --model, as nothing is drawn without --rejected"),
+        (("--model", "mini", "--judge", "mini-search:cartoon"), "--judge does not go with --model"),
+        (("--model", "mini", "--resolution", 160), "2 pictures have less than half the size"),
+    ],
+)
+def test_what_does_not_fit_a_set_without_drawings_is_refused(tmp_path, words, said):
+    folder = folder_of(tmp_path / "own", PICTURES)
+    asked = ["build", "--chosen", folder, "--out", tmp_path / "pairs", *words]
+    done = CliRunner().invoke(cli, list(map(str, asked)))
+    assert isinstance(done.exception, MapoError) and said in str(done.exception)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["own"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from sets import check, png, random_rows, replace_picture, write_set
+from sets import check, named, png, random_rows, replace_picture, write_set
 
 from mapo.check import gallery
 from mapo.check.check import check_pairs, lines
@@ -203,3 +203,31 @@ def test_a_page_and_numbers_take_the_place_of_their_own_kind_only(tmp_path: Path
         with pytest.raises(MapoError, match=why):
             check_pairs(PairSet(folder), **{"out": tmp_path / "check.html", **how})
     assert {path: path.read_bytes() for path in tmp_path.glob("*.*")} == files
+
+
+def test_a_set_without_rejected_pictures_is_looked_at_and_no_leak_is_looked_for(tmp_path: Path) -> None:
+    rows = [(f"prompt {k}", png(k), None) for k in range(8)]
+    folder = write_set(
+        tmp_path / "set", [*rows, ("another prompt", png(3), None), ("prompt 0", png(90, (40, 8)), None)]
+    )
+    damaged = png(5)
+    replace_picture_alone(folder, damaged)
+    summary = check(folder, json_file=tmp_path / "numbers.json")
+    found = named(summary)
+    assert not summary["has_rejected"] and summary["leaks"] == [] and summary["pairs"] == 10
+    assert found["no_rejected"]["remedy"] == "Train with --objective sft."
+    assert found["unreadable"]["rows"][0][1].count("chosen") == 1 and "rejected" not in str(found["unreadable"]["rows"])
+    assert found["mostly_cropped"]["rows"][0][1] == "“prompt 0” chosen 80% cut away"
+    assert found["repeated_pictures"]["says"] == "Pictures in several pairs: 1 of 9, one in up to 2."
+    unfit = {"same_picture", "nearly_same", "sizes_differ", "equal_after_crop", "leak_file", "leak_unsure", "unused"}
+    assert unfit.isdisjoint(found)
+    assert summary["errors"] == 1 and "paired AUC" not in "\n".join(lines(summary))
+    page = Page(tmp_path)
+    assert page.count("article", "pair") == 9 and page.text.count("chosen") > 0
+    assert "Leak test" not in page.text and "told by statistics alone" not in page.text
+    assert page.count("span", "rejected") == 0
+
+
+def replace_picture_alone(folder: Path, old: bytes) -> None:
+    """Cut off the bytes of a picture, under the name that they then have."""
+    replace_picture(folder, old, old[: len(old) // 2])

@@ -34,7 +34,7 @@ from mapo.sample.folder import png_bytes, read_images
 from mapo.sample.sample import default_sampling, sample
 from mapo.score.scorers import load_scorer
 from mapo.statistics import Interval
-from tiny import make_pairs, make_sd, make_sdxl
+from tiny import chosen_alone, make_pairs, make_sd, make_sdxl
 
 COUNT, STEPS = 20, 4
 
@@ -267,6 +267,17 @@ def test_rejected_pictures_that_are_kept_as_latents_have_their_error_measured(sd
 
 
 # ------------------------------------------------------------------ encoders
+
+
+def test_a_set_without_rejected_pictures_is_measured_by_its_chosen_ones(style, style_set, tmp_path):
+    whole, images = style
+    alone = chosen_alone(style_set, tmp_path / "alone")
+    found = measure("mini", alone, images, steps=STEPS, draws=4)
+    assert found.distances.rejected is None and found.errors.rejected is None and found.errors.margin is None
+    assert found.distances.chosen.value == pytest.approx(whole.distances.chosen.value, rel=1e-6)
+    assert found.errors.chosen.relative.conclusive and found.notes == ()
+    said = "\n".join([*table(found), *sentences(found, [])])
+    assert "higher for the chosen pictures" in said and "rejected pictures" not in said
 
 
 def test_the_judge_embeds_pictures_of_any_size_at_unit_norm_by_what_they_show():
