@@ -14,6 +14,7 @@ from test_train import run
 from mapo.encode.fill import to_pixels
 from mapo.encode.frame import square
 from mapo.errors import MapoError
+from mapo.export.verb import export
 from mapo.models.noise.process import Ddpm
 from mapo.pairs import PairSet
 from mapo.train.batches import draws
@@ -124,6 +125,14 @@ def test_wide_pictures_are_trained_on_whole_with_text_encoders_too(tmp_path, sdx
     said = heard()
     assert "Seen in 1 frame" in said
     assert "Rejected pictures are not run" not in said
+
+
+def test_the_card_of_such_a_run_does_not_speak_of_pairs(tmp_path, sdxl, alone, cache):
+    run(tmp_path / "r", sdxl, alone, cache, "sft", "lora", steps=1)
+    export(str(tmp_path / "r"), "lora", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "taught by pictures with their prompts." in card and "one that is rejected" not in card
+    assert "| rejected pictures | none |" in card
 
 
 def test_objectives_that_compare_are_refused_with_what_to_do_and_so_is_measuring(tmp_path, sdxl, alone):

@@ -28,6 +28,7 @@ class TrainedOn:
     run: str
     facts: list[tuple[str, str]]
     recorded: list[tuple[str, str]]
+    has_rejected: bool = True
 
 
 @dataclass
@@ -95,7 +96,7 @@ def _add(found: Training, run: Path, folder: Path, data: Mapping[str, Any]) -> N
     found.prompts |= prompts
     found.judges |= judges
     facts = _facts(pairs, kept, len(prompts), provenance)
-    found.sets.append(TrainedOn(folder.name, str(run), facts, list(flat(provenance))))
+    found.sets.append(TrainedOn(folder.name, str(run), facts, list(flat(provenance)), pairs.has_rejected))
 
 
 def _facts(pairs: PairSet, kept: Any, prompts: int, provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -109,6 +110,7 @@ def _facts(pairs: PairSet, kept: Any, prompts: int, provenance: Mapping[str, Any
     table = [
         ("trained on", f"{count(int(np.sum(kept)), 'pair')} of {count(prompts, 'prompt')}"),
         ("the set holds", f"{count(len(pairs), 'pair')} ({sides}{ties})"),
+        ("rejected pictures", "" if pairs.has_rejected else "none"),
         ("recipe", str(recipe.get("name") or "")),
         ("made by", str(provenance.get("model") or "")),
         ("imported from", str(provenance.get("imported") or "")),

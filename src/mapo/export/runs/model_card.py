@@ -80,6 +80,7 @@ def write_card(
             title=cell(what.repo.split("/")[-1] if what.repo else what.name),
             base_shown=_shown(facts.base),
             what=_in_words(what.form, facts),
+            compares=any(one.has_rejected for one in facts.training.sets) or not facts.training.sets,
             sensitive=facts.sensitive,
             place=place,
             snippets=_snippets(what, opened, facts.base, sampling),
