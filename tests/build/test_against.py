@@ -171,9 +171,9 @@ def test_without_a_drawing_model_the_set_has_the_same_chosen_pictures_and_no_rej
     ("words", "said"),
     [
         ((), "With --chosen give --rejected-from MODEL, which draws rejected pictures, or --model, for none."),
-        (("--model", "mini", "--rejected-from", "mini"), "or --model, for none."),
-        (("--model", "mini", "--steps", 3), "--steps does not go with --model, as nothing is drawn without --rejected"),
-        (("--model", "mini", "--judge", "mini-search:cartoon"), "--judge does not go with --model"),
+        (("--model", "mini", "--rejected-from", "mini"), "--model does not go with --chosen"),
+        (("--model", "mini", "--steps", 3), "--steps does not go with --chosen without --rejected-from"),
+        (("--model", "mini", "--judge", "mini-search:cartoon"), "--judge does not go with --chosen without --rejected"),
         (("--model", "mini", "--resolution", 160), "2 pictures have less than half the size"),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 
 from data_fixtures import BLUE, GREEN, RED
 from mapo.errors import MapoError
-from mapo.label.blind import of_pairs
+from mapo.label.blind import of_grids, of_pairs
 from mapo.label.consensus import apply_votes
 from mapo.pairs import PairSet, PairWriter
 from mapo.pairs.pairs import replace_pairs
@@ -75,6 +75,7 @@ def test_what_compares_refuses_it_with_what_to_do(tmp_path, alone):
     why = r"has no rejected pictures, and mapo {} needs them. Draw them with `mapo build --chosen PICTURES --rej"
     for verb, work in (
         ("label", lambda: of_pairs(alone)),
+        ("label", lambda: of_grids(alone)),
         ("label", lambda: apply_votes(alone, tmp_path / "out")),
         ("export", lambda: export_pairs(alone, "preference", tmp_path / "out")),
         ("export", lambda: export_to_hub(alone, tmp_path / "out", "owner/name", api=object())),

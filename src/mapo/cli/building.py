@@ -119,7 +119,7 @@ def build(out: Path, **how: Any) -> None:
     RECIPE is a name such as pick-style-cartoon, or a TOML file. With --chosen PICTURES --rejected-from MODEL in its
     place, make pairs of pictures of your own and of what the model draws from their captions. With --from-images
     PICTURES --judge SCORER:METRIC, make pairs of pictures that are there already: no model draws. With --chosen
-    PICTURES --model MODEL nothing is drawn: the set has no rejected pictures, and `mapo train --objective sft` takes it.
+    PICTURES --model MODEL nothing is drawn: the set has no rejected pictures, for `mapo train --objective sft`.
     """
     if how["chosen"] is not None and how["rejected_from"] is None:
         _build_alone(out, _only(how, ALONE))
@@ -144,7 +144,10 @@ TAKES = {
     ALONE: ("chosen", "model", "resolution", "captions", *OF_MODEL),
     "--from-images": ("from_images", "rankings", "sensitive", "captions", "judges", "shard"),
 }  # options of each way to build
-NAMES = {"recipe": "RECIPE", "per_picture": "--rejected-per-picture", "prefixes": "--prefix", "loras": "--lora"}
+NAMES = {
+    "recipe": "RECIPE", "per_picture": "--rejected-per-picture", "prefixes": "--prefix", "loras": "--lora",
+    "judges": "--judge",
+}  # fmt: skip
 
 
 def _flag(name: str) -> str:
@@ -199,7 +202,9 @@ def _build_alone(out: Path, how: dict[str, Any]) -> None:
     from mapo.build.verb import build_alone
 
     if how["model"] is None:
-        raise MapoError("With --chosen give --rejected-from MODEL, which draws rejected pictures, or --model, for none.")
+        raise MapoError(
+            "With --chosen give --rejected-from MODEL, which draws rejected pictures, or --model, for none."
+        )
     say(f"{out}: {told(build_alone(how.pop('chosen'), how.pop('model'), out, **how), drawn=False)}")
 
 
