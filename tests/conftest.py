@@ -1,6 +1,7 @@
 """Small models of SDXL's real classes and layout, and pairs for them: made once per test session."""
 
 import functools
+import gc
 import importlib
 import os
 import signal
@@ -48,6 +49,12 @@ def pytest_collection_modifyitems(items) -> None:
 def pytest_collection_finish() -> None:
     """All test modules, and with them the libraries, are loaded."""
     importlib.import_module("frozen")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _what_lies_in_memory_is_no_garbage() -> None:
+    """A full collection, of which every encoding asks for one, does not look through what earlier modules left."""
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

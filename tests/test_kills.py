@@ -3,11 +3,15 @@
 import importlib
 from pathlib import Path
 
+ELSEWHERE = ("import", "train, lora")  # killed in tests/importers/test_interrupted.py and tests/test_cli.py
+
 
 def test_verbs_that_are_killed_end_as_if_they_had_never_been(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parent.parent / "bench")
     kills = importlib.import_module("kills")
     monkeypatch.setattr(kills, "PRELOADED", [*kills.PRELOADED, "frozen"])
-    found = kills.measure(kills=8, seed=11)
+    whole = kills.jobs
+    monkeypatch.setattr(kills, "jobs", lambda material: [job for job in whole(material) if job.name not in ELSEWHERE])
+    found = kills.measure(kills=6, seed=11)
     assert found["unlike"] == []
-    assert found["kills"] == 8 and len(found["trials"]) == 8
+    assert found["kills"] == 6 and len(found["trials"]) == 6

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import resource
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from apart import Apart, run_apart
 from data_fixtures import RED, encoded, files_below, noise, write_parquet
 from long_sources import KINDS_OF_FILES, make_long
 from mapo.errors import MapoError
@@ -65,9 +64,8 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def start(source: Path, out: Path, pause: float, **how: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", IMPORT, str(source), str(out), str(pause)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **how)  # type: ignore[call-overload, no-any-return]
+def start(source: Path, out: Path, pause: float) -> Apart:
+    return Apart("-c", IMPORT, source, out, pause)
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
@@ -223,7 +221,7 @@ sys.argv = ["mapo", "import", {str(source)!r}, "--out", {str(tmp_path / "set")!r
 from mapo.cli import main
 main()
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = run_apart("-c", code)
     assert done.returncode == 2, done.stderr
     said = done.stderr.strip().splitlines()[-1]
     assert f"There is no space left for {tmp_path / 'set'} " in said

@@ -213,10 +213,10 @@ MASTER, ROUNDED = ({"train": {"weights": f"bfloat16-{kind}"}} for kind in ("mast
 ADAFACTOR = {"optim": {"name": "adafactor"}}
 IN_BACKWARD = {"in_backward": True, "clip_norm": 0}
 UPDATERS = {
-    "adamw": {}, "adafactor": ADAFACTOR, "masters": MASTER, "rounded": ROUNDED, "masters-adafactor": MASTER | ADAFACTOR,
+    "adamw": {}, "masters": MASTER, "rounded": ROUNDED, "masters-adafactor": MASTER | ADAFACTOR,
     "rounded-adafactor": ROUNDED | ADAFACTOR, "in-backward": {"optim": IN_BACKWARD},
     "rounded-adafactor-in-backward": ROUNDED | {"optim": {"name": "adafactor", **IN_BACKWARD}},
-    "portions": {"train": {"pairs_per_device": 1}}, "rounded-portions": {"train": {**ROUNDED["train"], "pairs_per_device": 1}},
+    "rounded-portions": {"train": {**ROUNDED["train"], "pairs_per_device": 1}},
     "ema": {"train": {"ema": 0.9}}, "checkpointing": {"train": {"gradient_checkpointing": True}},
     "pair-by-pair": {"train": {"pair_by_pair": True}}, "lora": {"adapter": {"kind": "lora"}},
 }  # fmt: skip

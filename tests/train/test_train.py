@@ -101,9 +101,11 @@ def cache_v(tmp_path_factory):
     return tmp_path_factory.mktemp("caches") / "cache-v"
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("kind", ["full", "lora"])
-def test_every_objective_trains_full_and_lora_and_gives_a_model(tmp_path, sdxl_v, pairs, cache_v, objective, kind):
+@pytest.mark.parametrize(
+    ("objective", "kind"),
+    [(name, ("full", "lora")[k % 2]) for k, name in enumerate(OBJECTIVES)] + [("dpo", "full"), ("dpo", "lora")],
+)  # each with each: test_matrix.py
+def test_every_objective_trains_and_gives_a_model(tmp_path, sdxl_v, pairs, cache_v, objective, kind):
     from mapo.models import find_model, open_model
 
     got = run(tmp_path / "r", sdxl_v, pairs, cache_v, objective, kind, steps=2, optim={"lr": 1e-2})
