@@ -41,11 +41,20 @@ NAMED = 5
 
 @dataclass(frozen=True)
 class Own:
-    """A picture that somebody has: its name, its caption, and where it lies."""
+    """A picture that somebody has: its name, its caption, and where it lies.
+
+    ``drawn_as`` is what the model is told in place of the caption, where it does not know a word of it yet.
+    """
 
     name: str
     caption: str
     path: Path
+    drawn_as: str = ""
+
+    @property
+    def told(self) -> str:
+        """The prompt of its drawings."""
+        return self.drawn_as or self.caption
 
 
 @dataclass(frozen=True)
@@ -59,15 +68,15 @@ class Task:
 
 def build_against(
     pictures: Sequence[Own], model: str, out: Path, drawn: Path, *, per_picture: int = 1, judge: Filter | None = None,
-    resolution: int | None = None, clip_skip: int | None = None,
+    resolution: int | None = None, hold_out: bool = True, clip_skip: int | None = None,
     vae: str | None = None, prediction: str | None = None, long_prompts: str | None = None, loras: Sequence[str] = (),
     **how: Any,
 ) -> dict[str, int]:  # fmt: skip
     """Make the set ``out``: a pair of each picture and of each of ``per_picture`` drawings of its caption.
 
     With a ``judge`` only the drawing that it likes best becomes a pair. The drawings lie in ``drawn``, an images folder
-    for each frame, where the same call goes on. :func:`held_out` says which captions are not trained on.
-    ``how`` changes the sampling.
+    for each frame, where the same call goes on. :func:`held_out` says which captions are not trained on; without
+    ``hold_out`` all are. ``how`` changes the sampling.
 
     Returns how many ``pairs``, ``pictures`` and ``frames`` there are, and how many captions are ``held_out``.
     MapoError where a picture is damaged or too small, or nothing can be drawn.
@@ -85,7 +94,7 @@ def build_against(
     files = find_model(model, **told)
     sampling = default_sampling(files, **how)
     tasks = _tasks(pictures, files, resolution, per_picture)
-    split = held_out(pictures)
+    split = held_out(pictures) if hold_out else {}
     use_own_device()
     rows = _draw(Sampler(files, sampling.precision), tasks, sampling, drawn)
     best, unjudged = _judged(tasks, rows, judge, drawn) if judge else ({}, 0)
@@ -95,11 +104,11 @@ def build_against(
             chosen = _chosen(task)
             kept = [best[place]] if place in best else list(task.seeds)
             for seed in kept:
-                row = rows[task.frame][task.own.caption, seed]
+                row = rows[task.frame][task.own.told, seed]
                 writer.add_pair(
                     task.own.caption, chosen, read_picture(_folder(drawn, task.frame), row), weight=1 / len(kept),
-                    split=split[prompt_id(task.own.caption)], source=files.stable_name,
-                    meta={"file": task.own.name, "rejected_seed": seed, "rejected_model": row.model},
+                    split=split.get(prompt_id(task.own.caption), "train"), source=files.stable_name,
+                    meta=_meta(task.own, row),
                 )  # fmt: skip
         pairs = writer.count
     return {"pairs": pairs, **_counts(tasks, split), "unjudged": unjudged}
@@ -199,12 +208,12 @@ def frames_for(pictures: Sequence[Own], files: ModelFiles, resolution: int | Non
 
 
 def _tasks(pictures: Sequence[Own], files: ModelFiles, resolution: int | None, per_picture: int) -> list[Task]:
-    """What is to be drawn; the second picture of a caption has other seeds than the first."""
+    """What is to be drawn; the second picture of a prompt has other seeds than the first."""
     seen: Counter[str] = Counter()
     tasks = []
     for one, frame in zip(pictures, frames_for(pictures, files, resolution), strict=True):
-        first = seen[prompt_id(one.caption)] * per_picture
-        seen[prompt_id(one.caption)] += 1
+        first = seen[prompt_id(one.told)] * per_picture
+        seen[prompt_id(one.told)] += 1
         tasks.append(Task(one, frame, tuple(range(first, first + per_picture))))
     return tasks
 
@@ -229,7 +238,7 @@ def _draw(sampler: Sampler, tasks: Sequence[Task], sampling: Sampling, drawn: Pa
     """The rejected pictures; those that are there already are not drawn again."""
     rows: Rows = {}
     for frame in sorted({task.frame for task in tasks}):
-        jobs = [(task.own.caption, seed) for task in tasks if task.frame == frame for seed in task.seeds]
+        jobs = [(task.own.told, seed) for task in tasks if task.frame == frame for seed in task.seeds]
         how = replace(sampling, width=frame.width, height=frame.height)
         found = sampler.fill(_folder(drawn, frame), jobs, how, f"draw {frame}")
         rows[frame] = dict(zip(jobs, found, strict=True))
@@ -241,7 +250,7 @@ def _judged(tasks: Sequence[Task], rows: Rows, judge: Filter, drawn: Path) -> tu
     best: dict[int, int] = {}
     with progress.bar(total=len(tasks), desc=f"judge {judge.scorer.name}", unit="picture") as bar:
         for place, task in enumerate(tasks):
-            found = [rows[task.frame][task.own.caption, seed] for seed in task.seeds]
+            found = [rows[task.frame][task.own.told, seed] for seed in task.seeds]
             images = [decode_picture(read_picture(_folder(drawn, task.frame), row)) for row in found]
             values = judge.scorer(images, [task.own.caption] * len(images))[judge.metric]
             known = [judge.sign * value for value in values if value is not None and math.isfinite(value)]
@@ -260,6 +269,12 @@ def _chosen(task: Task) -> bytes:
     except (OSError, ValueError) as error:
         raise MapoError(f"The picture {task.own.path} cannot be used: {error}. Mend it, or leave it out.") from None
     return png_bytes(crop(picture, task.frame)[0])
+
+
+def _meta(own: Own, row: ImageRow) -> dict[str, Any]:
+    """What a pair remembers of where its pictures came from."""
+    drawn = {"rejected_prompt": row.prompt} if own.drawn_as else {}
+    return {"file": own.name, "rejected_seed": row.seed, "rejected_model": row.model, **drawn}
 
 
 def _provenance(

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from mapo.errors import MapoError
-from mapo.files import sha256
+from mapo.files import prepare_out, sha256
+from mapo.shards import owned
 from mapo.texts import read_object, write_json
 
 LOG = logging.getLogger(__name__)
@@ -89,6 +90,17 @@ class Ledger:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.stages[name] = {"from": digest, "done": done}
         write_json(self.path, {"format": FORMAT, "version": VERSION, "asked": self.asked, "stages": self.stages})
+
+
+def run_all(folder: Path, asked: dict[str, Any], stages: Sequence[Stage]) -> None:
+    """Do the stages of a folder, which one process does at a time; MapoError, with those before it kept, where one
+    cannot be done."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with owned(folder):
+        ledger = Ledger(folder, asked)
+        prepare_out(folder)
+        for stage in stages:
+            ledger.run(stage)
 
 
 def _digest(stage: Stage) -> str:

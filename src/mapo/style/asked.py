@@ -1,0 +1,131 @@
+"""What was asked for of a command that does a whole work of others, and what follows from it alone."""
+
+from __future__ import annotations
+
+import importlib.resources
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from mapo.captions.ledger import Caption
+from mapo.encode.frame import Frame
+from mapo.errors import MapoError
+from mapo.files import inside
+from mapo.models import find_model, open_model
+from mapo.score.scorers import scorer_names
+from mapo.score.scorers.choice import NEUTRAL
+from mapo.settings import merge
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What will be done, before anything is."""
+
+    lines: list[str]
+    warnings: list[str]
+
+
+def are_wide(frames: Sequence[Frame]) -> bool:
+    """Whether not all of them are squares."""
+    return any(frame.width != frame.height for frame in frames)
+
+
+@dataclass
+class Asked:
+    """Pictures, a model, and a folder ``out`` for all stages.
+
+    Who names no ``recipe`` gets the one in ``OWN_RECIPES`` for the model of that name, else the one in ``RECIPES`` for
+    its kind, else ``bare`` settings.
+    """
+
+    RECIPES: ClassVar[Mapping[str, str]] = {}
+    OWN_RECIPES: ClassVar[Mapping[str, str]] = {}
+    bare: ClassVar[Mapping[str, Any]] = {"adapter": {"kind": "lora"}}
+
+    pictures: Path
+    model: str
+    out: Path
+    recipe: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    per_picture: int = 1
+    eval_prompts: str | None = None
+    scorer: str | None = None
+    goal: str | None = None
+    sampling: dict[str, Any] = field(default_factory=dict)
+    loras: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        from mapo.train.recipes.recipe import read_recipe
+
+        if self.out.resolve().is_relative_to(self.pictures.resolve()):
+            raise MapoError(f"--out {self.out} lies in {self.pictures}, whose pictures are read. Choose another place.")
+        if self.scorer and scorer_names(self.scorer) == [NEUTRAL]:
+            raise MapoError(f"--scorer: {NEUTRAL} alone know no better or worse. Name another scorer, or none.")
+        if self.goal and not self.scorer:
+            LOG.info(f"--goal {self.goal}: it has to be a metric of the scorers at hand; --scorer names others.")
+        self.files = find_model(self.model, loras=self.loras)
+        if self.recipe is None:
+            self.recipe = self.OWN_RECIPES.get(self.model) or self._fitting_recipe()
+        values = read_recipe(self.recipe) if self.recipe else merge({}, self.bare)
+        values.pop("model", None)
+        self.resolution: int | None = merge(values, self.settings).get("data", {}).get("resolution")
+        self.is_lora = values.get("adapter", {}).get("kind", "full") == "lora"
+
+    def _fitting_recipe(self) -> str | None:
+        """The recipe for models of this kind, where this one is not much smaller."""
+        from mapo.train.recipes.recipe import check_recipe, read_recipe
+
+        name = self.RECIPES.get(self.files.pipeline_class)
+        if name is None:
+            return None
+        try:
+            check_recipe(name, self.model, read_recipe(name).get("data", {}).get("resolution"))
+        except MapoError:
+            return None
+        return name
+
+    @cached_property
+    def side(self) -> int:
+        """Pixels at which is trained."""
+        return open_model(self.files, to_train=False).layout.checked(self.resolution)
+
+    @property
+    def captions_file(self) -> Path:
+        """The captions, to be read and changed."""
+        return self.out / "captions.jsonl"
+
+    def identity(self) -> dict[str, Any]:
+        """What another command in the same folder has to ask for, too."""
+        pictures = str(self.pictures.resolve())
+        return {"pictures": pictures, "model": self.files.stable_name, "loras": [str(lora) for lora in self.loras]}
+
+    def kept(self, captions: Sequence[Caption]) -> list[tuple[Caption, Path]]:
+        """The pictures that are kept and still there, and where."""
+        found = [
+            (one, inside(self.pictures, one.file, str(self.captions_file))) for one in captions if one.keep
+        ]  # fmt: skip
+        return [(one, path) for one, path in found if path.is_file()]
+
+    def train_settings(self, frames: Sequence[Frame]) -> dict[str, Any]:
+        """What a training is told beside its recipe, where its pictures have these frames."""
+        start: dict[str, Any] = {"data": {"buckets": True}} if are_wide(frames) else {}
+        if self.recipe is None:
+            merge(start, self.bare)
+        return merge(start, self.settings)
+
+    def drawn_by(self) -> list[str]:
+        """What the drawings of the model come from, beside their prompts: its weights, and how it draws."""
+        return [self.files.revision(), *(f"{name}={value}" for name, value in sorted(self.sampling.items()))]
+
+    def plain_prompts(self) -> list[str]:
+        """Prompts that have nothing to do with the pictures."""
+        from mapo.sample.prompts import asked_prompts
+
+        if self.eval_prompts:
+            return asked_prompts(self.eval_prompts)
+        return (importlib.resources.files("mapo.style") / "prompts.txt").read_text("utf-8").splitlines()

@@ -1,0 +1,66 @@
+"""What is shown of a model before and after its training: pictures of prompts that it was not trained on, and of what
+they tell."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mapo.encode.frame import Frame
+from mapo.pairs import PairSet
+from mapo.pairs.splits import prompt_id
+from mapo.sample.folder import open_picture, read_images
+from mapo.score.scorers.choice import only_neutral
+from mapo.style import copies
+from mapo.style.stages import digest_of
+from mapo.texts import write_json
+
+LOG = logging.getLogger(__name__)
+
+SEEDS = (0, 1)  # of the pictures before and after
+BOTH = ("before", "after")
+SCORES = ("before-scores.parquet", "after-scores.parquet")  # that the report lays beside itself
+
+
+def untrained(prompts: Iterable[str], *sets: Path) -> list[str]:
+    """Those prompts that none of the sets trains on, each once."""
+    trained = {prompt_id(pair.prompt) for pairs in sets for pair in PairSet(pairs) if pair.split == "train"}
+    return [*dict.fromkeys(prompt for prompt in prompts if prompt_id(prompt) not in trained)]
+
+
+def frames_in(pairs: Path) -> list[Frame]:
+    """The frames of the pictures of a set, which were cut to them."""
+    return [Frame(int(height), int(width)) for width, height in PairSet(pairs).image_sizes()]
+
+
+def compare(out: Path, run: Path, scorer: str | None, goal: str | None) -> str | None:
+    """Write ``out/report.html`` about the pictures before and after; its verdict, or None where nobody scores."""
+    from mapo.report.verb import report
+
+    if scorer is None and only_neutral({out / name: read_images(out / name) for name in BOTH}):
+        LOG.warning(
+            "No scorer that knows better from worse is on this machine, so there is no report. Look at "
+            "after/grid.png, or name one with --scorer, which is fetched once."
+        )
+        return None
+    numbers = report(out / "before", out / "after", out / "report.html", scorer=scorer, goal=goal, run=run)
+    return str(numbers["verdict"])
+
+
+def compared_from(out: Path, scorer: str | None, goal: str | None) -> list[str]:
+    """What the report is made from."""
+    return [scorer or "", goal or "", *(digest_of(out / name / "manifest.jsonl") for name in BOTH)]
+
+
+def write_copies(out: Path, pictures: Path, names: Sequence[str]) -> dict[str, Any]:
+    """Compare the drawings before and after with the pictures of these names, in ``out/copies.json`` and returned."""
+    own = copies.read_folder(pictures, names)
+    near = [
+        copies.nearest({row.file: open_picture(out / name, row) for row in read_images(out / name)}, own)
+        for name in BOTH
+    ]
+    found = copies.compared(copies.nearest(own, own), *near)
+    write_json(out / "copies.json", found)
+    return found
