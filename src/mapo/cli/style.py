@@ -3,27 +3,68 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from mapo.cli.shared import GUIDANCE, LORA, OUT, PRECISION, TRAINABLE, Verb, cli, say
 from mapo.errors import MapoError
 
+if TYPE_CHECKING:
+    from mapo.style.asked import Asked, Preview
+
+A = TypeVar("A", bound="Asked")
+
+BEFORE = (
+    click.option("--model", required=True, help=TRAINABLE),
+    click.option(
+        "--out", type=OUT, required=True, help="The folder for all stages. The same command again goes on."
+    ),
+)  # fmt: skip
+TRAINING = (
+    click.option(
+        "--recipe", metavar="NAME", help="How to train, by a name of `mapo train --help`; default: the model's."
+    ),
+    click.option("--steps", type=int, help="Updates of the weights in a training; default: the recipe's."),
+    click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="A setting of `mapo train`."),
+)  # fmt: skip
+SHOWING = (
+    click.option("--scorer", help="Who scores the pictures before and after; default: those at hand."),
+    click.option("--goal", metavar="METRIC", help="What the report shall call better, as with `mapo report`."),
+    click.option(
+        "--sampling-steps", type=int, help="Denoising steps of all drawings; default: the model's own advice."
+    ),
+    GUIDANCE,
+    PRECISION,
+    click.option("--images-per-batch", type=int, help="Pictures drawn at a time."),
+    LORA,
+    click.option("--yes", is_flag=True, help="Begin without asking."),
+    click.option("--dry-run", is_flag=True, help="Say what would be done, and stop."),
+)  # fmt: skip
+
+
+def with_options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """These options, in this order."""
+
+    def decorate(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
 
 @cli.command(cls=Verb, example="mapo style my-pictures --model sdxl-base.safetensors --out my-style")
 @click.argument("pictures", type=OUT)
-@click.option("--model", required=True, help=TRAINABLE)
-@click.option("--out", type=OUT, required=True, help="The folder for all stages. The same command again goes on.")
+@with_options(*BEFORE)
 @click.option(
     "--caption-with", metavar="MODEL",
     help="Let a model write the captions that are missing: a folder or hub id of Florence-2, BLIP or another model of "
     "transformers.",
 )  # fmt: skip
 @click.option("--raw", is_flag=True, help="Leave captions as they are, with style words and weights.")
-@click.option("--recipe", metavar="NAME", help="How to train, by a name of `mapo train --help`; default: the model's.")
-@click.option("--steps", type=int, help="Updates of the weights; default: the recipe's.")
-@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="A setting of `mapo train`.")
+@with_options(*TRAINING)
 @click.option(
     "--rejected-per-picture", "per_picture", type=int, default=1, show_default=True,
     help="Drawings of each caption. All become pairs, or the one that --judge likes best.",
@@ -32,39 +73,47 @@ from mapo.errors import MapoError
 @click.option(
     "--eval-prompts", metavar="SOURCE", help="Plain prompts to draw before and after; default: sixteen of ours."
 )
-@click.option("--scorer", help="Who scores the pictures before and after; default: those at hand.")
-@click.option("--goal", metavar="METRIC", help="What the report shall call better, as with `mapo report`.")
-@click.option("--sampling-steps", type=int, help="Denoising steps of all drawings; default: the model's own advice.")
-@GUIDANCE
-@PRECISION
-@click.option("--images-per-batch", type=int, help="Pictures drawn at a time.")
-@LORA
-@click.option("--yes", is_flag=True, help="Begin without asking.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and stop.")
-def style(
-    steps: int | None, assignments: tuple[str, ...], yes: bool, dry_run: bool, guidance: float | None,
-    precision: str | None, images_per_batch: int | None, sampling_steps: int | None, **how: Any,
-) -> None:  # fmt: skip
+@with_options(*SHOWING)
+def style(**how: Any) -> None:
     """Teach a model the style of a folder of PICTURES.
 
     The pictures are what it shall draw, and its own drawings of the same captions are what it shall leave. Leaves
     captions, pairs, their check, the run, pictures before and after, a report, and a LoRA for other programs, each as
     the ordinary command would. What you change by hand is followed when you give the same command again.
     """
-    from mapo.settings import parse_set
     from mapo.style.style import Style, preview
     from mapo.style.style import style as do
+
+    _go_through(Style, preview, do, how)
+
+
+SAMPLING = {
+    "sampling_steps": "steps",
+    "guidance": "guidance",
+    "precision": "precision",
+    "images_per_batch": "images_per_batch",
+}
+
+
+def _go_through(
+    kind: type[A], preview: Callable[[A], Preview], do: Callable[..., dict[str, Any]], how: dict[str, Any]
+) -> None:  # fmt: skip
+    """Say what would be done, ask, do it, and say what came of it."""
+    from mapo.settings import parse_set
     from mapo.watch.verb import hands
 
-    settings = parse_set(assignments)
+    yes, dry_run, steps, settings = (
+        how.pop("yes"),
+        how.pop("dry_run"),
+        how.pop("steps"),
+        parse_set(how.pop("assignments")),
+    )
     if steps is not None:
         if "steps" in settings.get("train", {}):
             raise MapoError("--steps and --set train.steps say the same. Leave one of them out.")
         settings.setdefault("train", {})["steps"] = steps
-    sampling = {
-        "steps": sampling_steps, "guidance": guidance, "precision": precision, "images_per_batch": images_per_batch,
-    }  # fmt: skip
-    asked = Style(settings=settings, sampling={k: v for k, v in sampling.items() if v is not None}, **how)
+    sampling = {name: value for option, name in SAMPLING.items() if (value := how.pop(option)) is not None}
+    asked = kind(settings=settings, sampling=sampling, **how)
     seen = preview(asked)
     for line in [*seen.lines, *seen.warnings]:
         say(line)

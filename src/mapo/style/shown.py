@@ -4,7 +4,7 @@ they tell."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +54,26 @@ def compared_from(out: Path, scorer: str | None, goal: str | None) -> list[str]:
     return [scorer or "", goal or "", *(digest_of(out / name / "manifest.jsonl") for name in BOTH)]
 
 
-def write_copies(out: Path, pictures: Path, names: Sequence[str]) -> dict[str, Any]:
-    """Compare the drawings before and after with the pictures of these names, in ``out/copies.json`` and returned."""
+def write_copies(
+    out: Path, pictures: Path, names: Sequence[str], among: Callable[[str], bool] = bool
+) -> dict[str, Any]:  # fmt: skip
+    """Compare the drawings before and after with the pictures of these names, in ``out/copies.json`` and returned.
+
+    ``among`` says of which prompts.
+    """
     own = copies.read_folder(pictures, names)
-    near = [
-        copies.nearest({row.file: open_picture(out / name, row) for row in read_images(out / name)}, own)
-        for name in BOTH
-    ]
+    near = []
+    for name in BOTH:
+        rows = [row for row in read_images(out / name) if among(row.prompt)]
+        near.append(copies.nearest({row.file: open_picture(out / name, row) for row in rows}, own))
     found = copies.compared(copies.nearest(own, own), *near)
     write_json(out / "copies.json", found)
     return found
+
+
+def leave(run: Path, form: str, file: Path) -> None:
+    """Write what other programs take of a run, in place of what a command wrote that was killed right after it."""
+    from mapo.export.verb import export
+
+    file.unlink(missing_ok=True)
+    export(str(run), form, file)

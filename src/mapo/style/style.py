@@ -21,7 +21,7 @@ from mapo.pairs import PairSet
 from mapo.style import copies
 from mapo.style.asked import Asked, Preview, are_wide
 from mapo.style.planned import plan_lines
-from mapo.style.shown import SCORES, SEEDS, compare, compared_from, frames_in, untrained, write_copies
+from mapo.style.shown import SCORES, SEEDS, compare, compared_from, frames_in, leave, untrained, write_copies
 from mapo.style.stages import Ledger, Stage, digest_of, run_all
 from mapo.texts import read_object
 
@@ -118,7 +118,6 @@ def style(asked: Style, *, hands: Any = None) -> dict[str, Any]:
 def _stages(asked: Style, done: dict[str, Any], hands: Any) -> list[Stage]:
     out, pairs, run = asked.out, asked.out / "pairs", asked.out / "run"
     from mapo.check import verb as check_verb
-    from mapo.export import verb as export_verb
     from mapo.mismatch import verb as mismatch_verb
     from mapo.sample import verb as sample_verb
     from mapo.train import verb as train_verb
@@ -160,9 +159,6 @@ def _stages(asked: Style, done: dict[str, Any], hands: Any) -> list[Stage]:
         own = asked.own(list(read_ledger(asked.captions_file).values()))
         LOG.info(copies.told(write_copies(out, asked.pictures, [one.name for one in own])))
 
-    def leave() -> None:
-        export_verb.export(str(run), "kohya", out / "lora.safetensors")
-
     by = asked.drawn_by()
     drawn = [*by, asked.judge or "", str(asked.per_picture), str(asked.resolution)]
     stages = [
@@ -183,8 +179,10 @@ def _stages(asked: Style, done: dict[str, Any], hands: Any) -> list[Stage]:
               lambda: [digest_of(out / "after" / "manifest.jsonl"), *_seen(asked)], look_for_copies),
     ]  # fmt: skip
     if asked.is_lora:
-        stages.append(Stage("lora", "a file for other programs", ("lora.safetensors",),
-                            lambda: [digest_of(run / "weights")], leave))  # fmt: skip
+        stages.append(
+            Stage("lora", "a file for other programs", ("lora.safetensors",), lambda: [digest_of(run / "weights")],
+                  lambda: leave(run, "kohya", out / "lora.safetensors"))
+        )  # fmt: skip
     stages.append(
         Stage("report", "both beside each other", ("report.html",),
               lambda: compared_from(out, asked.scorer, asked.goal), report, clears=SCORES)
