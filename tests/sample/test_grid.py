@@ -28,8 +28,8 @@ def make(folder, number: int, size=(64, 32), prompts=3, seeds=4):
     return folder
 
 
-def at(grid: Image.Image, row: int, column: int, width: int, height: int) -> tuple[int, ...]:
-    left, top = TEXT_WIDTH + GAP + column * (width + GAP), LINE + 2 * GAP + row * (height + GAP)
+def at(grid: Image.Image, row: int, column: int, width: int, height: int, lines: int = 1) -> tuple[int, ...]:
+    left, top = TEXT_WIDTH + GAP + column * (width + GAP), lines * LINE + 2 * GAP + row * (height + GAP)
     cell = np.asarray(grid.crop((left, top, left + width, top + height))).reshape(-1, 3)
     assert (cell == cell[0]).all()
     return tuple(map(int, cell[0]))
@@ -53,7 +53,17 @@ def test_folders_stand_beside_each_other_for_every_seed(tmp_path):
     columns = [pictures_of(make(tmp_path / n, k, (512, 512)), prompts, [0, 1]) for n, k in (("a", 0), ("b", 200))]
     write_grid(tmp_path / "grid.png", columns, prompts, [0, 1])
     grid = Image.open(tmp_path / "grid.png")
-    assert [at(grid, 1, c, 256, 256)[1:] for c in range(4)] == [(20, 0), (20, 200), (60, 0), (60, 200)]
+    assert [at(grid, 1, c, 256, 256, 2)[1:] for c in range(4)] == [(20, 0), (20, 200), (60, 0), (60, 200)]
+
+
+def test_a_heading_has_a_line_for_the_folder_and_one_for_the_seed_so_that_small_pictures_cut_none(tmp_path):
+    columns = [pictures_of(make(tmp_path / n, 0, (48, 48)), ["prompt 0"], [0, 1]) for n in ("before", "after")]
+    write_grid(tmp_path / "grid.png", columns, ["prompt 0"], [0, 1])
+    dark = np.asarray(Image.open(tmp_path / "grid.png").convert("L"))[:, TEXT_WIDTH + GAP :] < 100
+    for column in range(4):  # both lines have letters, and none of them ends at the edge of its column
+        words = dark[:, column * (96 + GAP) :][:, :96]
+        for line in (words[GAP : GAP + LINE], words[GAP + LINE : GAP + 2 * LINE]):
+            assert line.any() and not line[:, 80:].any()
 
 
 def test_a_grid_that_would_be_endless_shows_the_first_and_says_so(tmp_path, heard):

@@ -201,8 +201,8 @@ def frames_for(pictures: Sequence[Own], files: ModelFiles, resolution: int | Non
         have = "has less" if len(small) == 1 else "have less"
         raise MapoError(
             f"{count(len(small), 'picture')} {have} than half the size at which the model is trained, "
-            f"{among[0].width} pixels: {', '.join(small[:NAMED])}{more}. Leave them out, or train smaller with "
-            "--resolution."
+            f"{among[0].width} pixels: {', '.join(small[:NAMED])}{more}. Leave them out, or take a "
+            "smaller resolution."
         )
     return found
 

@@ -160,6 +160,8 @@ def left_out(counts: Mapping[str, int]) -> list[str]:
 def _found(folder: Path) -> list[Caption]:
     """What the folder says; pictures of which it says nothing are named and left out."""
     found = look_in(folder)
+    for said in found.absent:
+        LOG.warning(f"{said}. Nothing is made of them.")
     silent = [f"{name} ({why})" if why else name for name, why in found.without.items()]
     silent += [f"{one.file} (style words alone)" for one in found.captions.values() if not one.caption]
     kept = [found.captions[name] for name in found.pictures if name in found.captions]

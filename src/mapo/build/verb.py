@@ -69,7 +69,7 @@ def _own_pictures(chosen: Path, captions: Path | None, raw: bool) -> list[Own]:
     from mapo.captions.fit import refuse_unfit
     from mapo.captions.folder import of_file, read_captions
 
-    kept = of_file(chosen, captions) if captions else read_captions(chosen, raw=raw)
+    kept = of_file(chosen, captions, raw=raw) if captions else read_captions(chosen, raw=raw)
     refuse_unfit(chosen, kept, fewest=1)
     return [Own(one.file, one.caption, inside(chosen, one.file, str(chosen))) for one in kept]
 

@@ -128,7 +128,7 @@ def lists_of(folder: Path, files: Files) -> list[str]:
 def _is_list(folder: Path, path: str) -> bool:
     """Whether a file has a column of pictures and one of prompts."""
     try:
-        columns = set(_columns(folder, path))
+        columns = set(columns_of(inside(folder, path, "a list of prompts")))
     except (ValueError, OSError) as error:
         if PurePosixPath(path).name in NAMED_LISTS:
             raise MapoError(f"{folder / path} cannot be read ({error}). Each line is such as {LINE}.") from None
@@ -136,14 +136,15 @@ def _is_list(folder: Path, path: str) -> bool:
     return not columns.isdisjoint(FILE) and not columns.isdisjoint(PROMPT)
 
 
-def _columns(folder: Path, path: str) -> list[str]:
+def columns_of(path: Path) -> list[str]:
     """The names in a list's first line."""
-    text = read_text(inside(folder, path, "a list of prompts"))
-    line = next((line for line in text.split("\n") if line.strip()), "")
-    if path.lower().endswith(JSON_LINES):
+    line = next((line for line in read_text(path).split("\n") if line.strip()), "")
+    if path.suffix.lower() in JSON_LINES:
         row = parse_json(line or "{}")
         return [key.strip().lower() for key in row] if isinstance(row, dict) else []
-    return [name.strip() for name in next(iter(csv.reader([line.lower()], delimiter=delimiter_in(line, path))), [])]
+    return [
+        name.strip() for name in next(iter(csv.reader([line.lower()], delimiter=delimiter_in(line, path.name))), [])
+    ]
 
 
 def _lowered(row: Mapping[Any, Any]) -> dict[str, Any]:
@@ -180,9 +181,22 @@ def _rows(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
         raise ValueError(f"line {reader.line_num}: {error}") from None
 
 
-def read_list(folder: Path, name: str, files: Files) -> tuple[list[Found], list[str]]:
-    """The pictures of a list with their prompts, and the names of those whose prompt is empty."""
-    path, home = folder / files[name], PurePosixPath(name).parent
+@dataclass(frozen=True)
+class Listed:
+    """What a list says: the pictures with their prompts, those whose prompt is empty, and those that are not there."""
+
+    found: list[Found]
+    empty: list[str]
+    absent: list[str]
+
+
+def read_list(folder: Path, name: str, files: Files) -> Listed:
+    """A list that lies in the folder of its pictures; the paths in it begin at the list."""
+    return read_rows(folder / files[name], folder, PurePosixPath(name).parent, files)
+
+
+def read_rows(path: Path, folder: Path, home: PurePosixPath, files: Files) -> Listed:
+    """A list of pictures of ``folder``, whose paths begin at the folder ``home`` inside it."""
     found: dict[str, Found] = {}
     absent, silent, empty = list[str](), list[str](), list[str]()
     try:
@@ -207,12 +221,12 @@ def read_list(folder: Path, name: str, files: Files) -> tuple[list[Found], list[
         raise MapoError(f"{path} cannot be used: {error}. Mend it and give the same command again.") from None
     if silent:
         raise MapoError(f"{path} names no picture in {named(silent)}. Each line is such as {LINE}.")
-    if absent:
-        raise MapoError(
-            f"{path} names {some(absent, 'picture that is', 'pictures that are')} not there: {named(absent)}. Put "
-            "them there, or take their lines out."
-        )
-    return list(found.values()), empty
+    return Listed(list(found.values()), empty, absent)
+
+
+def told_absent(path: Path, absent: Sequence[str]) -> str:
+    """That a list names pictures that are not there: the beginning of a sentence."""
+    return f"{path} names {some(absent, 'picture that is', 'pictures that are')} not there: {named(absent)}"
 
 
 def _column(rows: Iterable[tuple[int, Mapping[str, Any]]], known: Sequence[str]) -> str:

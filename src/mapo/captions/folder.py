@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from mapo.captions.beside import files_of, in_order, lists_of, named, read_list, some, stem_of, text_of, texts_beside
+from mapo.captions.beside import (
+    files_of,
+    in_order,
+    lists_of,
+    named,
+    read_list,
+    some,
+    stem_of,
+    text_of,
+    texts_beside,
+    told_absent,
+)
 from mapo.captions.clean import clean_caption
-from mapo.captions.ledger import Caption, read_ledger
+from mapo.captions.given import GIVEN, LIST, read_given
+from mapo.captions.ledger import Caption
 from mapo.captions.metadata import told_in
 from mapo.captions.programs.told import OddMetadata
 from mapo.errors import MapoError
 from mapo.files import inside
 from mapo.pairs.pictures import ENDS
 
-LIST, BESIDE, METADATA = "list", "beside", "metadata: "
+LOG = logging.getLogger(__name__)
+
+BESIDE, METADATA = "beside", "metadata: "
 
 
 @dataclass(frozen=True)
@@ -27,6 +43,7 @@ class Folder:
     captions: dict[str, Caption]
     without: dict[str, str]  # pictures without a caption, and why, where there is more to say
     passed_over: int  # files of other kinds
+    absent: list[str]  # a sentence for each list that names pictures which are not there
 
 
 def read_captions(folder: Path, *, raw: bool = False) -> list[Caption]:
@@ -35,32 +52,47 @@ def read_captions(folder: Path, *, raw: bool = False) -> list[Caption]:
     ``raw``: captions stay as they were written, with weights and style words.
     """
     found = look_in(folder, raw=raw)
+    for said in found.absent:
+        LOG.warning(f"{said}. Nothing is made of them.")
     refuse_silent(folder, found.without, found.captions.values())
     return [found.captions[name] for name in found.pictures]
 
 
-def of_file(folder: Path, file: Path) -> list[Caption]:
-    """The lines that `mapo caption` wrote, without those that are left out; MapoError where a picture is gone."""
-    kept = [one for one in read_ledger(file).values() if one.keep]
-    if missing := [one.file for one in kept if not inside(folder, one.file, str(file)).is_file()]:
-        raise MapoError(f"{file} names {missing[0]}, which is not in {folder}. Give `mapo caption` again.")
+def of_file(folder: Path, file: Path, *, raw: bool = False) -> list[Caption]:
+    """The captions of a file, without those that are left out; MapoError where a picture is gone."""
+    given = read_given(file, folder, files_of(folder, "a folder of pictures"), partial(made, raw=raw))
+    kept = [one for one in given.captions.values() if one.keep]
+    if given.absent:
+        raise MapoError(f"{told_absent(file, given.absent)}. Give `mapo caption` again, or take their lines out.")
+    refuse_silent(folder, {}, kept)
     return kept
 
 
-def look_in(folder: Path, *, raw: bool = False, but: Path | None = None) -> Folder:
-    """What is said of the pictures of a folder, and of which nothing is. ``but`` is a list that is not asked."""
+def look_in(folder: Path, *, raw: bool = False, but: Path | None = None, given: Path | None = None) -> Folder:
+    """What is said of the pictures of a folder, and of which nothing is.
+
+    What the file ``given`` says comes before all else. ``but`` is a list that is not asked.
+    """
     files = files_of(folder, "a folder of pictures")
     _refuse_linked_folders(folder)
-    if but is not None:
-        files = {name: path for name, path in files.items() if (folder / path).resolve() != but.resolve()}
+    own = [path.resolve() for path in (but, given) if path is not None]
+    files = {name: path for name, path in files.items() if (folder / path).resolve() not in own}
     pictures = sorted((name for name in files if name.lower().endswith(ENDS)), key=in_order)
     if not pictures:
         raise MapoError(f"{folder} has no pictures. Name a folder of pictures, such as .png, .jpg and .webp.")
     said: dict[str, tuple[str, str]] = {}
     used = {files[name] for name in pictures}
+    absent: list[str] = []
+    captions: dict[str, Caption] = {}
+    if given is not None:
+        found = read_given(given, folder, files, partial(made, raw=raw))
+        captions = found.captions
+        absent += [told_absent(given, found.absent)] if found.absent else []
     for name in lists_of(folder, files):
         used.add(files[name])
-        for one in read_list(folder, name, files)[0]:
+        listed = read_list(folder, name, files)
+        absent += [told_absent(folder / files[name], listed.absent)] if listed.absent else []
+        for one in listed.found:
             said[one.file] = one.prompt, LIST
     texts, owners = texts_beside(folder, files, pictures)
     for stem, picture in owners.items():
@@ -69,16 +101,17 @@ def look_in(folder: Path, *, raw: bool = False, but: Path | None = None) -> Fold
             if files[picture] not in said and (text := text_of(folder, [files[name] for name in texts[stem]])[0]):
                 said[files[picture]] = text, BESIDE
     without: dict[str, str] = {}
-    captions: dict[str, Caption] = {}
-    for path in (files[name] for name in pictures):
+    for path in (files[name] for name in pictures if files[name] not in captions):
         text, source = said.get(path) or _of_metadata(folder, path, without)
         if text:
             captions[path] = Caption(path, made(text, source, raw=raw), source, text)
-    return Folder([files[name] for name in pictures], captions, without, len(files) - len(used))
+    return Folder([files[name] for name in pictures], captions, without, len(files) - len(used), absent)
 
 
 def made(text: str, source: str, *, raw: bool = False) -> str:
     """The caption that becomes of a text from there."""
+    if source.startswith(GIVEN):
+        return text
     return " ".join(text.split()) if raw else clean_caption(text, of_program=source.startswith(METADATA))
 
 

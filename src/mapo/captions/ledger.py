@@ -3,7 +3,8 @@
 =========== ===================================================================================
 ``file``    the picture, by its path inside the folder
 ``caption`` what it shows; this is what is drawn and learned
-``source``  where it came from: ``list``, ``beside``, ``metadata: PROGRAM``, ``model: NAME``, ``by hand``
+``source``  where it came from: ``list``, ``beside``, ``metadata: PROGRAM``, ``model: NAME``, ``given: FILE``,
+            ``by hand``
 ``raw``     how it was written there
 ``keep``    false leaves the picture out
 =========== ===================================================================================
@@ -132,9 +133,9 @@ def merge(
         elif line.source == BY_HAND or line.caption != made(line.raw, line.source):
             merged.captions.append(replace(line, file=picture, source=BY_HAND))
         elif fresh is None or fresh.raw == line.raw:
-            merged.captions.append(replace(line, file=picture))
+            merged.captions.append(replace(line, file=picture, keep=line.keep and (fresh is None or fresh.keep)))
         else:
             merged.changed.append(picture)
-            merged.captions.append(replace(fresh, keep=line.keep))
+            merged.captions.append(replace(fresh, keep=line.keep and fresh.keep))
     merged.gone.extend(unused.values())
     return merged

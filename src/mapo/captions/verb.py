@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from mapo.captions.beside import named, some
-from mapo.captions.folder import look_in, made, refuse_silent
+from mapo.captions.folder import Folder, look_in, made, refuse_silent
 from mapo.captions.ledger import Caption, Merged, merge, read_ledger, work_file, write_ledger
 from mapo.errors import MapoError, count
 from mapo.files import prepare_out
@@ -21,12 +21,13 @@ MODEL = "model: "
 
 
 def caption(
-    pictures: Path, out: Path, *, caption_with: str | None = None, raw: bool = False, images_per_batch: int = 8
-) -> list[Caption]:
+    pictures: Path, out: Path, *, captions: Path | None = None, caption_with: str | None = None, raw: bool = False,
+    images_per_batch: int = 8,
+) -> list[Caption]:  # fmt: skip
     """The captions of the pictures of a folder, in ``out`` too; those that a person changed there stay.
 
-    ``caption_with`` is a model that writes captions for pictures that have none. MapoError names pictures without a
-    caption; nothing is written then.
+    ``captions`` is a file whose captions come first. ``caption_with`` is a model that writes captions for pictures that
+    have none. MapoError names pictures without a caption; nothing is written then.
     """
     if images_per_batch < 1:
         raise MapoError(f"--images-per-batch {images_per_batch}: give 1 or more.")
@@ -35,7 +36,7 @@ def caption(
     prepare_out(out)
     with owned(out):
         before = read_ledger(out) if out.is_file() else {}
-        found = look_in(pictures, raw=raw, but=out)
+        found = look_in(pictures, raw=raw, but=out, given=captions)
         merged = merge(found.pictures, found.captions, before, partial(made, raw=raw))
         known = {one.file: one for one in merged.captions}
         without = {name: why for name, why in found.without.items() if name not in known}
@@ -46,18 +47,20 @@ def caption(
             source = f"{MODEL}{caption_with}"
             known |= {n: Caption(n, made(t, source, raw=raw), source, t) for n, t in texts.items() if t}
             without = {name: f"{caption_with} says nothing of it" for name, text in texts.items() if not text}
-        captions = [known[name] for name in found.pictures if name in known]
-        refuse_silent(pictures, without, captions)
-        write_ledger(out, [*captions, *merged.gone])
+        said = [known[name] for name in found.pictures if name in known]
+        refuse_silent(pictures, without, said)
+        write_ledger(out, [*said, *merged.gone])
         work_file(out).unlink(missing_ok=True)
-    _tell(out, merged, found.passed_over)
-    return captions
+    _tell(out, merged, found)
+    return said
 
 
-def _tell(out: Path, merged: Merged, passed_over: int) -> None:
-    """What is not as it was when the file was written."""
-    if passed_over:
-        LOG.info(f"{count(passed_over, 'other file')} passed over")
+def _tell(out: Path, merged: Merged, found: Folder) -> None:
+    """What is not as it was when the file was written, and what was not used."""
+    if found.passed_over:
+        LOG.info(f"{count(found.passed_over, 'other file')} passed over")
+    for absent in found.absent:
+        LOG.warning(f"{absent}. Nothing is made of them.")
     if merged.new:
         LOG.info(f"{some(merged.new, 'picture is', 'pictures are')} new since {out} was written: {named(merged.new)}")
     if merged.changed:
@@ -83,5 +86,6 @@ def _from(source: str) -> str:
         "beside": "of texts beside the pictures",
         "metadata": "of the metadata of",
         "model": "by",
+        "given": "of",
     }
     return f"{words.get(kind, source)} {name}".strip()

@@ -17,6 +17,7 @@ from scipy.sparse.csgraph import connected_components
 from mapo.check.leak import FEW_PROMPTS, MARGIN, Leak, Share, Together
 from mapo.check.pictures import ANIMATED, LATENTS, MISSING, UNREADABLE, Pictures, difference
 from mapo.check.rows import Finding, Flags, Integers, Rows, find, quote
+from mapo.encode.buckets import nearest
 from mapo.encode.seen import View, excess_tokens
 from mapo.errors import count
 
@@ -76,18 +77,26 @@ def check_sizes(rows: Rows, pictures: Pictures, view: View | None) -> list[Findi
         trained=rows.trained,
     )  # fmt: skip
     if view:
-        side = view.resolution
         seen = np.zeros(len(pictures.found), bool)
         seen[rows.chosen[rows.trained]] = seen[rows.rejected[rows.trained]] = True
-        small = seen & pictures.read & (np.minimum(pictures.found["width"], pictures.found["height"]) < side)
+        small = seen & _smaller(pictures, view)
+        works = f"the {view.resolution} pixels at which {view.name} works"
+        needed = works if len(view.frames) == 1 else f"that of the frame in which {view.name} sees them"
         findings += find(
             "small", "warning", _either(rows, small),
-            "Pictures with a side shorter than the {side} pixels at which {model} works: {pictures} in {n}.",
+            "Pictures with a side shorter than {needed}: {pictures} in {n}.",
             "They would be enlarged, and the model learns their blur.",
             lambda i: f"{quote(rows.texts[i])} " + ", ".join(f"{w[i]:.0f} × {h[i]:.0f}" for w, h in size),
-            trained=rows.trained, pictures=f"{int(small.sum()):,}", side=side, model=view.name,
+            trained=rows.trained, pictures=f"{int(small.sum()):,}", needed=needed,
         )  # fmt: skip
     return findings
+
+
+def _smaller(pictures: Pictures, view: View) -> NDArray[np.bool_]:
+    """Which pictures that were read are smaller than the frame that is most like their shape."""
+    width, height = (np.where(pictures.read, pictures.found[name], 1.0) for name in ("width", "height"))
+    frames = np.array(view.frames)[nearest(np.log(width / height), view.frames)]
+    return np.asarray(pictures.read & ((width < frames[:, 1]) | (height < frames[:, 0])))
 
 
 def check_prompts(rows: Rows, view: View | None) -> list[Finding]:

@@ -95,14 +95,19 @@ def _number(value: Interval | None, digits: int, sign: bool = False) -> str:
     if value is None:
         return "-"
     style = f"{'+' if sign else ''}.{digits}f"
-    return f"{value.value:{style}} [{value.low:{style}}, {value.high:{style}}]"
+    return f"{value.value:{style}}{_ends(value.low, value.high, style)}"
 
 
 def _share(gap: Gap | None) -> str:
     if gap is None:
         return "-"
     value, low, high = (100 * x for x in (gap.relative.value, gap.relative.low, gap.relative.high))
-    return f"{value:+.1f} % [{low:+.1f}, {high:+.1f}]"
+    return f"{value:+.1f} %{_ends(low, high, '+.1f')}"
+
+
+def _ends(low: float, high: float, style: str) -> str:
+    """The ends of an interval, where the data give any."""
+    return f" [{low:{style}}, {high:{style}}]" if math.isfinite(low) and math.isfinite(high) else ""
 
 
 # ------------------------------------------------------------------ the sentences
@@ -113,7 +118,8 @@ def sentences(found: Mismatch, scale: Sequence[Domain]) -> list[str]:
     notes = [f"Note: {note}" for note in found.notes]
     if not found.conclusive:
         few = f"{count(found.num_pairs, 'pair')} of {count(found.num_prompts, 'prompt')}"
-        return [f"Nothing can be concluded from {few}: it takes {MIN_PAIRS} and {MIN_PROMPTS}.", *notes]
+        alone = " One prompt alone gives no intervals." if found.num_prompts == 1 else ""
+        return [f"Nothing can be concluded from {few}: it takes {MIN_PAIRS} and {MIN_PROMPTS}.{alone}", *notes]
     told = [*_on_distance(found), *_on_errors(found.errors)]
     return [*told, *_on_choice(found, scale), *notes]
 

@@ -25,6 +25,7 @@ from mapo.captions.beside import (
     stem_of,
     text_of,
     texts_beside,
+    told_absent,
 )
 from mapo.errors import MapoError
 from mapo.pairs.pictures import ENDS
@@ -69,12 +70,14 @@ def _files(folder: Path) -> Files:
 
 def _of_list(folder: Path, name: str, files: Files) -> list[Found]:
     """The pictures of a list; MapoError where one has no prompt."""
-    found, empty = read_list(folder, name, files)
-    if empty:
+    listed, path = read_list(folder, name, files), folder / files[name]
+    if listed.absent:
+        raise MapoError(f"{told_absent(path, listed.absent)}. Put them there, or take their lines out.")
+    if listed.empty:
         raise MapoError(
-            f"{folder / files[name]} has no prompt for {named(empty)}. Write one, or take the line and the picture out."
+            f"{path} has no prompt for {named(listed.empty)}. Write one, or take the line and the picture out."
         )
-    return found
+    return listed.found
 
 
 def _check_seeds(folder: Path, found: Sequence[Found]) -> None:

@@ -62,32 +62,30 @@ def write_grid(path: Path, columns: Sequence[Column], prompts: Sequence[str], se
     places = [(column, seed) for seed in numbers for column in columns]
     first = open_picture(columns[0].folder, columns[0].rows[prompt_id(shown[0]), numbers[0]])
     width, height = _cell(first.size)
-    sheet = Image.new(
-        "RGB",
-        (TEXT_WIDTH + len(places) * (width + GAP) + GAP, LINE + 2 * GAP + len(shown) * (height + GAP)),
-        "white",
-    )
+    labels = [_label(column, seed, len(columns) > 1, len(numbers) > 1) for column, seed in places]
+    head = max(map(len, labels)) * LINE + 2 * GAP
+    size = TEXT_WIDTH + len(places) * (width + GAP) + GAP, head + len(shown) * (height + GAP)
+    sheet = Image.new("RGB", size, "white")
     draw, font = ImageDraw.Draw(sheet), _font()
     for number, (column, seed) in enumerate(places):
         left = TEXT_WIDTH + GAP + number * (width + GAP)
-        label = _label(column, seed, len(columns) > 1, len(numbers) > 1)
-        draw.text((left, GAP), _lines(draw, label, font, width, 1)[0], "black", font)
+        for place, label in enumerate(labels[number]):
+            draw.text((left, GAP + place * LINE), _lines(draw, label, font, width, 1)[0], "black", font)
         for row, prompt in enumerate(shown):
             picture = open_picture(column.folder, column.rows[prompt_id(prompt), seed])
-            sheet.paste(_fitted(picture, width, height), (left, LINE + 2 * GAP + row * (height + GAP)))
+            sheet.paste(_fitted(picture, width, height), (left, head + row * (height + GAP)))
     for row, prompt in enumerate(shown):
-        top = LINE + 2 * GAP + row * (height + GAP)
+        top = head + row * (height + GAP)
         for place, line in enumerate(_lines(draw, prompt, font, TEXT_WIDTH - 2 * GAP, max(1, height // LINE))):
             draw.text((GAP, top + place * LINE), line, "black", font)
     with replacing(path) as temporary:
         temporary.write_bytes(png_bytes(sheet))
 
 
-def _label(column: Column, seed: int, several_folders: bool, several_seeds: bool) -> str:
-    folder = column.folder.resolve().name
-    if not several_folders:
-        return f"seed {seed}"
-    return f"{folder} · seed {seed}" if several_seeds else folder
+def _label(column: Column, seed: int, several_folders: bool, several_seeds: bool) -> list[str]:
+    """What stands above a column, a line each."""
+    lines = [column.folder.resolve().name] if several_folders else []
+    return [*lines, f"seed {seed}"] if several_seeds or not lines else lines
 
 
 def _cell(size: tuple[int, int]) -> tuple[int, int]:

@@ -1,8 +1,8 @@
 """Stages of a longer work in one folder: each is made once, and again when what it was made from has changed.
 
 ``FOLDER/stages.json`` has for each stage a digest of what it is made from, written before it begins, and whether it is
-done. A stage that was stopped goes on. One that was made from other things is removed and made again. So whoever
-changes a file of a stage by hand finds that the stages behind it follow.
+done, with what it said. A stage that was stopped goes on. One that was made from other things is removed and made
+again. So whoever changes a file of a stage by hand finds that the stages behind it follow.
 """
 
 from __future__ import annotations
@@ -31,17 +31,20 @@ REMEDY = "Move the folder away, or choose another --out."
 class Stage:
     """``do`` makes the files or folders ``makes``, by their names, from what ``made_from`` tells.
 
-    Where what it is made from has changed, they are removed first, and so are those that it ``clears``; those ``aside``
-    are too dear for that and get another name. A stage ``again`` is done each time: what it does knows what is there.
+    What ``do`` returns is what there is to say of it, which is said again when it is not done again. Where what it is
+    made from has changed, its files are removed first, and so are those that it ``clears``. Those ``aside`` are too
+    dear for that and get another name, and so do those ``aside_if_changed`` where a person has changed them. A stage
+    ``again`` is done each time: what it does knows what is there.
     """
 
     name: str
     says: str
     makes: tuple[str, ...]
     made_from: Callable[[], Sequence[str]]
-    do: Callable[[], None]
+    do: Callable[[], str | None]
     again: bool = False
     aside: bool = False
+    aside_if_changed: bool = False
     clears: tuple[str, ...] = ()
 
 
@@ -68,39 +71,53 @@ class Ledger:
         changed = [k for k, one in enumerate(known) if self.stages[one.name].get("from") != _digest(one)]
         return [one.name for one in known[changed[0] :]] if changed else []
 
-    def run(self, stage: Stage) -> None:
-        """Do a stage, or find that it is done."""
+    def run(self, stage: Stage) -> str | None:
+        """Do a stage, or find that it is done; what there is to say of it."""
         digest = _digest(stage)
         known = self.stages.get(stage.name, {})
         there = all((self.folder / name).exists() for name in stage.makes)
         if known.get("from") == digest and known.get("done") and there and not stage.again:
-            return
+            said = known.get("said")
+            if said:
+                LOG.info(f"{stage.name}, done before: {said}")
+            return str(said) if said else None
         if known and known.get("from") != digest:
             LOG.info(f"{stage.name}: what it was made from has changed, so it is made again")
+            aside = stage.aside or (stage.aside_if_changed and known.get("made") != self._made(stage))
             for name in (*stage.makes, *stage.clears):
-                if stage.aside and (self.folder / name).exists():
-                    LOG.warning(f"What was there of {name} is now {_set_aside(self.folder / name)}.")
+                if aside and (self.folder / name).exists():
+                    LOG.warning(f"What was there of {name} is now {set_aside(self.folder / name)}.")
                 _remove(self.folder / name)
         LOG.info(f"{stage.name}: {stage.says}")
         self._write(stage.name, digest, done=False)
-        stage.do()
-        self._write(stage.name, digest, done=True)
+        said = stage.do()
+        if said:
+            LOG.info(said)
+        made = {"made": self._made(stage)} if stage.aside_if_changed else {}
+        self._write(stage.name, digest, done=True, **made, **({"said": said} if said else {}))
+        return said
 
-    def _write(self, name: str, digest: str, *, done: bool) -> None:
+    def _made(self, stage: Stage) -> str:
+        """A digest of the files that a stage has made, as they are now."""
+        return sha256(" ".join(digest_of(self.folder / name) for name in stage.makes).encode())
+
+    def _write(self, name: str, digest: str, *, done: bool, **more: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.stages[name] = {"from": digest, "done": done}
+        self.stages[name] = {"from": digest, "done": done, **more}
         write_json(self.path, {"format": FORMAT, "version": VERSION, "asked": self.asked, "stages": self.stages})
 
 
-def run_all(folder: Path, asked: dict[str, Any], stages: Sequence[Stage]) -> None:
-    """Do the stages of a folder, which one process does at a time; MapoError, with those before it kept, where one
-    cannot be done."""
+def run_all(folder: Path, asked: dict[str, Any], stages: Sequence[Stage]) -> dict[str, str]:
+    """Do the stages of a folder, which one process does at a time; what there is to say of each, by its name.
+
+    MapoError where one cannot be done, with those before it kept.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with owned(folder):
         ledger = Ledger(folder, asked)
         prepare_out(folder)
-        for stage in stages:
-            ledger.run(stage)
+        said = {stage.name: ledger.run(stage) for stage in stages}
+    return {name: text for name, text in said.items() if text}
 
 
 def _digest(stage: Stage) -> str:
@@ -113,7 +130,7 @@ def _checked(path: Path, stages: Any) -> dict[str, dict[str, Any]]:
     return stages
 
 
-def _set_aside(path: Path) -> Path:
+def set_aside(path: Path) -> Path:
     """Give a file or folder the first free name with a number."""
     aside = next(new for k in itertools.count(2) if not (new := path.with_name(f"{path.name}-{k}")).exists())
     return path.rename(aside)

@@ -14,7 +14,8 @@ from mapo.build.judge import parse_filter
 from mapo.captions.fit import FEWEST, refuse_unfit
 from mapo.captions.folder import look_in, refuse_silent
 from mapo.captions.ledger import Caption, read_ledger
-from mapo.captions.verb import caption
+from mapo.captions.verb import caption, counted
+from mapo.encode.frame import Frame
 from mapo.errors import count
 from mapo.files import sha256
 from mapo.pairs import PairSet
@@ -22,8 +23,11 @@ from mapo.style import copies
 from mapo.style.asked import Asked, Preview, are_wide
 from mapo.style.planned import plan_lines
 from mapo.style.shown import SCORES, SEEDS, compare, compared_from, frames_in, leave, untrained, write_copies
-from mapo.style.stages import Ledger, Stage, digest_of, run_all
+from mapo.style.stages import Ledger, Stage, digest_of, run_all, set_aside
+from mapo.style.training import begins_again, is_finished
 from mapo.texts import read_object
+from mapo.train.config import Config
+from mapo.train.run.folder import Run
 
 LOG = logging.getLogger(__name__)
 
@@ -89,8 +93,11 @@ def preview(asked: Style) -> Preview:
         f"pictures   {2 * len(SEEDS) * (len(tenth) + len(prompts))}, half before and half after the training",
         f"out        {asked.out}: {', '.join(_names(asked))}",
     ]
-    if again := ledger.stale(_stages(asked, {}, None)) if known else []:
+    again = ledger.stale(_stages(asked, None)) if known else []
+    if again:
         lines.append(f"made again {', '.join(again)}, as what they are made from has changed")
+    if "run" not in again and (why := begins_again(Run(asked.out / "run"), _config(asked, frames))):
+        lines.append(f"made again run, and what follows from it: {why}. The run that is there gets another name")
     return Preview(lines, [OWED])
 
 
@@ -104,60 +111,66 @@ def _names(asked: Style) -> list[str]:
 
 
 def style(asked: Style, *, hands: Any = None) -> dict[str, Any]:
-    """Do all stages in ``asked.out``, or go on there; what came of it: ``verdict``, ``copies`` and the files.
+    """Do all stages in ``asked.out``, or go on there.
 
-    MapoError where a stage cannot be done, with the stages before it kept; KeyboardInterrupt where it was stopped.
+    What came of it: what each stage ``said`` by its name, what was found of ``copies``, and the ``files``. MapoError
+    where a stage cannot be done, with the stages before it kept; KeyboardInterrupt where it was stopped.
     """
-    done: dict[str, Any] = {}
-    run_all(asked.out, asked.identity(), _stages(asked, done, hands))
+    done: dict[str, Any] = {"said": run_all(asked.out, asked.identity(), _stages(asked, hands))}
     done["copies"] = read_object(asked.out / "copies.json", "what was found of copies", "Delete it.")
     done["files"] = {name: str(asked.out / name) for name in _names(asked) if (asked.out / name).exists()}
     return done
 
 
-def _stages(asked: Style, done: dict[str, Any], hands: Any) -> list[Stage]:
+def _stages(asked: Style, hands: Any) -> list[Stage]:
     out, pairs, run = asked.out, asked.out / "pairs", asked.out / "run"
     from mapo.check import verb as check_verb
     from mapo.mismatch import verb as mismatch_verb
     from mapo.sample import verb as sample_verb
     from mapo.train import verb as train_verb
 
-    def captions() -> None:
+    def captions() -> str:
         found = caption(asked.pictures, asked.captions_file, caption_with=asked.caption_with, raw=asked.raw)
         _refuse_unfit(asked, found)
+        return f"{count(len(found), 'caption')}: {counted(found)}"
 
-    def draw() -> None:
+    def draw() -> str:
         shutil.rmtree(pairs, ignore_errors=True)  # of a command that was killed when all but this was done
         own = asked.own(list(read_ledger(asked.captions_file).values()))
         counts = build_against(
             own, asked.model, pairs, out / "rejected", per_picture=asked.per_picture, judge=asked.chooser,
             resolution=asked.resolution, loras=asked.loras, **asked.sampling,
         )  # fmt: skip
-        LOG.info(told(counts))
+        return told(counts)
 
-    def look() -> None:
+    def look() -> str:
         numbers = check_verb.check(pairs, out / "check.html", model=asked.model, buckets=are_wide(frames_in(pairs)))
-        LOG.info(str(numbers["verdict"]))
+        return str(numbers["verdict"])
 
-    def distance() -> None:
+    def distance() -> str:
         _, said = mismatch_verb.mismatch(asked.model, pairs, out / "mismatch.json", "1000-1001", loras=asked.loras)
-        for line in said:
-            LOG.info(line)
+        *numbers, says = "\n".join(said).split("\n\n")
+        LOG.info("\n\n".join(numbers))
+        return says
 
-    def train() -> None:
-        settings, cache = asked.train_settings(frames_in(pairs)), str(out / "cache")
-        train_verb.train(run, settings, asked.recipe, hands=hands, pairs=str(pairs), cache=cache, **_named(asked))
+    def train() -> str:
+        frames = frames_in(pairs)
+        config = _config(asked, frames)
+        if why := begins_again(Run(run), config):
+            LOG.warning(f"The training begins again: {why}. What was there of run is now {set_aside(run)}.")
+        if not is_finished(Run(run), config):
+            train_verb.train(run, asked.train_settings(frames), asked.recipe, hands=hands, **_of_run(asked))
+        return f"trained for {count(Run(run).finished_steps(), 'step')}; more --steps go on from there"
 
     def sample(model: str, folder: str, **more: Any) -> None:
         sample_verb.sample(model, _shown(asked, pairs), list(SEEDS), out / folder, **asked.sampling, **more)
 
-    def report() -> None:
-        if verdict := compare(out, run, asked.scorer, asked.goal):
-            done["verdict"] = verdict
+    def report() -> str | None:
+        return compare(out, run, asked.scorer, asked.goal)
 
-    def look_for_copies() -> None:
+    def look_for_copies() -> str:
         own = asked.own(list(read_ledger(asked.captions_file).values()))
-        LOG.info(copies.told(write_copies(out, asked.pictures, [one.name for one in own])))
+        return copies.told(write_copies(out, asked.pictures, [one.name for one in own]))
 
     by = asked.drawn_by()
     drawn = [*by, asked.judge or "", str(asked.per_picture), str(asked.resolution)]
@@ -165,11 +178,13 @@ def _stages(asked: Style, done: dict[str, Any], hands: Any) -> list[Stage]:
         Stage("captions", "what each picture shows", ("captions.jsonl",), lambda: [], captions, again=True),
         Stage("rejected", "a folder for the drawings", ("rejected",), lambda: by,
               lambda: (out / "rejected").mkdir(exist_ok=True)),
-        Stage("pairs", f"{asked.model} draws the captions", ("pairs",), lambda: [*drawn, *_seen(asked)], draw),
+        Stage("pairs", f"{asked.model} draws the captions", ("pairs",), lambda: [*drawn, *_seen(asked)], draw,
+              aside_if_changed=True),
         Stage("check", "what is wrong in the pairs", ("check.html",), lambda: [digest_of(pairs)], look),
         Stage("mismatch", "how far the pictures are from what the model draws", ("mismatch.json", "mismatch-images"),
               lambda: [*by, digest_of(pairs)], distance),
-        Stage("run", "the training", ("run",), lambda: [digest_of(pairs)], train, again=True, aside=True),
+        Stage("run", "the training", ("run",), lambda: [asked.files.revision(), digest_of(pairs)], train,
+              again=True, aside=True),
         Stage("before", "pictures of the model as it was", ("before",), lambda: [*by, *_shown(asked, pairs)],
               lambda: sample(asked.model, "before", loras=asked.loras)),
         Stage("after", "pictures of the trained model", ("after",),
@@ -202,6 +217,17 @@ def _seen(asked: Style) -> list[str]:
 
 def _named(asked: Style) -> dict[str, Any]:
     return {"model": asked.model, "loras": [*asked.loras] or None}
+
+
+def _of_run(asked: Style) -> dict[str, Any]:
+    return {**_named(asked), "pairs": str(asked.out / "pairs"), "cache": str(asked.out / "cache")}
+
+
+def _config(asked: Style, frames: Sequence[Frame]) -> Config:
+    """The settings of the training, as `mapo train` would have them."""
+    from mapo.train.verb import config_of
+
+    return config_of(asked.out / "run", asked.train_settings(frames), asked.recipe, _of_run(asked))
 
 
 def _shown(asked: Style, pairs: Path) -> list[str]:

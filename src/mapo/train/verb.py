@@ -34,7 +34,7 @@ def train(
     """
     from mapo.train.train import train
 
-    config = _config(out, settings, recipe, named)
+    config = config_of(out, settings, recipe, named)
     return train(config, out, *([hands()] if hands else []), allow_change=allow_change)
 
 
@@ -50,10 +50,10 @@ def plan(
     """
     from mapo.train.plan.at_hand import plan_here
 
-    return plan_here(_config(out, settings, recipe, named), out, memory, processes)
+    return plan_here(config_of(out, settings, recipe, named), out, memory, processes)
 
 
-def _config(
+def config_of(
     out: Path | None,
     settings: Mapping[str, Any],
     recipe: str | None,
