@@ -101,7 +101,7 @@ def build_against(
     provenance = _provenance(files, sampling, pictures, per_picture, judge)
     with PairWriter(out, provenance, sensitive=files.sensitive) as writer:
         for place, task in enumerate(tasks):
-            chosen = _chosen(task)
+            chosen = in_frame(task.own.path, task.frame)
             kept = [best[place]] if place in best else list(task.seeds)
             for seed in kept:
                 row = rows[task.frame][task.own.told, seed]
@@ -133,7 +133,9 @@ def build_alone(
     with PairWriter(out, provenance) as writer:
         for task in tasks:
             of = split[prompt_id(task.own.caption)]
-            writer.add_pair(task.own.caption, _chosen(task), None, split=of, meta={"file": task.own.name})
+            writer.add_pair(
+                task.own.caption, in_frame(task.own.path, task.frame), None, split=of, meta={"file": task.own.name}
+            )
         pairs = writer.count
     return {"pairs": pairs, **_counts(tasks, split)}
 
@@ -188,7 +190,7 @@ def check_asked(per_picture: int, judge: Filter | None) -> None:
 def frames_for(pictures: Sequence[Own], files: ModelFiles, resolution: int | None) -> list[Frame]:
     """The frame of each picture; MapoError names those that are too small for theirs, or damaged."""
     among = frames_of(open_model(files, to_train=False), resolution, buckets=True)
-    sizes = [_size(one) for one in pictures]
+    sizes = [size_of(one.path) for one in pictures]
     places = nearest(np.log(np.array([width / height for width, height in sizes])), among)
     found = [among[place] for place in places]
     small = [
@@ -218,11 +220,12 @@ def _tasks(pictures: Sequence[Own], files: ModelFiles, resolution: int | None, p
     return tasks
 
 
-def _size(one: Own) -> tuple[int, int]:
+def size_of(path: Path) -> tuple[int, int]:
+    """Width and height of a picture; MapoError where it is damaged."""
     try:
-        picture = check_picture(one.path.read_bytes())
+        picture = check_picture(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise MapoError(f"The picture {one.path} cannot be used: {error}. Mend it, or leave it out.") from None
+        raise MapoError(f"The picture {path} cannot be used: {error}. Mend it, or leave it out.") from None
     return picture.width, picture.height
 
 
@@ -262,13 +265,13 @@ def _judged(tasks: Sequence[Task], rows: Rows, judge: Filter, drawn: Path) -> tu
     return best, len(tasks) - len(best)
 
 
-def _chosen(task: Task) -> bytes:
-    """The picture itself in its frame."""
+def in_frame(path: Path, frame: Frame) -> bytes:
+    """A picture in a frame, as the bytes of a PNG."""
     try:
-        picture = decode_picture(task.own.path.read_bytes())
+        picture = decode_picture(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise MapoError(f"The picture {task.own.path} cannot be used: {error}. Mend it, or leave it out.") from None
-    return png_bytes(crop(picture, task.frame)[0])
+        raise MapoError(f"The picture {path} cannot be used: {error}. Mend it, or leave it out.") from None
+    return png_bytes(crop(picture, frame)[0])
 
 
 def _meta(own: Own, row: ImageRow) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ from mapo.shards import WHOLE, Shard
 
 if TYPE_CHECKING:
     from mapo.build.against import Own
+
+LOG = logging.getLogger(__name__)
 
 
 def build(
@@ -61,6 +64,21 @@ def build_alone(
     from mapo.build.against import build_alone
 
     return build_alone(_own_pictures(chosen, captions, raw), model, out, **how)
+
+
+def build_beside(
+    chosen: Path, rejected: Path, model: str, out: Path, *, captions: Path | None = None, raw: bool = False, **how: Any
+) -> dict[str, int]:
+    """Build a set of the pictures of two folders that have the same names, as
+    :func:`mapo.build.rejected.build_beside` does."""
+    from mapo.build.rejected import build_beside, refuse_within, rejected_of, told_unused
+
+    refuse_within(chosen, rejected)
+    own = _own_pictures(chosen, captions, raw)
+    found, unused = rejected_of(own, rejected)
+    if unused:
+        LOG.warning(told_unused(rejected, unused))
+    return build_beside(own, found, model, out, **how)
 
 
 def _own_pictures(chosen: Path, captions: Path | None, raw: bool) -> list[Own]:

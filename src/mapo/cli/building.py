@@ -46,6 +46,13 @@ from mapo.errors import MapoError, count
 )
 @click.option("--rejected-from", metavar="MODEL", help="The model that draws from the same captions, with --chosen.")
 @click.option(
+    "--rejected",
+    type=OUT,
+    metavar="FOLDER",
+    help="In its place: the rejected pictures, each of the same name as its chosen one. --model says whose frames both "
+    "are cut to.",
+)
+@click.option(
     "--rejected-per-picture",
     "per_picture",
     type=int,
@@ -73,7 +80,8 @@ from mapo.errors import MapoError, count
 @click.option(
     "--captions",
     type=OUT,
-    help="A file that `mapo caption` wrote, with --chosen or --from-images; default: as PICTURES say.",
+    help="A file that `mapo caption` wrote, or a list of pictures and prompts, with --chosen or --from-images; "
+    "default: as PICTURES say.",
 )
 @click.option("--resolution", type=int, help="Pixels at which is trained, with --chosen; default: the model's own.")
 @click.option("--out", type=OUT, required=True, help="The pairs set to write. The same command again goes on.")
@@ -117,11 +125,14 @@ def build(out: Path, **how: Any) -> None:
     """Let a model make pairs.
 
     RECIPE is a name such as pick-style-cartoon, or a TOML file. With --chosen PICTURES --rejected-from MODEL in its
-    place, make pairs of pictures of your own and of what the model draws from their captions. With --from-images
-    PICTURES --judge SCORER:METRIC, make pairs of pictures that are there already: no model draws. With --chosen
-    PICTURES --model MODEL nothing is drawn: the set has no rejected pictures, for `mapo train --objective sft`.
+    place, make pairs of pictures of your own and of what the model draws from their captions; with --chosen PICTURES
+    --rejected FOLDER --model MODEL, of two folders of yours. With --from-images PICTURES --judge SCORER:METRIC, make
+    pairs of pictures that are there already: no model draws. With --chosen PICTURES --model MODEL nothing is drawn: the
+    set has no rejected pictures, for `mapo train --objective sft`.
     """
-    if how["chosen"] is not None and how["rejected_from"] is None:
+    if how["rejected"] is not None:
+        _build_beside(out, _only(how, "--rejected"))
+    elif how["chosen"] is not None and how["rejected_from"] is None:
         _build_alone(out, _only(how, ALONE))
     elif how["chosen"] is not None:
         _build_against(out, _only(how, "--chosen"))
@@ -142,6 +153,7 @@ TAKES = {
     RECIPE: ("shard", "judges", *BY_RECIPE, *DRAWING),
     "--chosen": ("chosen", "rejected_from", "per_picture", "resolution", "captions", "judges", *DRAWING),
     ALONE: ("chosen", "model", "resolution", "captions", *OF_MODEL),
+    "--rejected": ("chosen", "rejected", "model", "resolution", "captions", *OF_MODEL),
     "--from-images": ("from_images", "rankings", "sensitive", "captions", "judges", "shard"),
 }  # options of each way to build
 NAMES = {
@@ -203,9 +215,22 @@ def _build_alone(out: Path, how: dict[str, Any]) -> None:
 
     if how["model"] is None:
         raise MapoError(
-            "With --chosen give --rejected-from MODEL, which draws rejected pictures, or --model, for none."
+            "With --chosen give --rejected-from MODEL, which draws rejected pictures, --rejected FOLDER, which has them, or "
+            "--model, for none."
         )
     say(f"{out}: {told(build_alone(how.pop('chosen'), how.pop('model'), out, **how), drawn=False)}")
+
+
+def _build_beside(out: Path, how: dict[str, Any]) -> None:
+    """Pairs of two folders of pictures."""
+    from mapo.build.against import told
+    from mapo.build.verb import build_beside
+
+    for name, what in (("chosen", "PICTURES, the chosen ones"), ("model", "MODEL, whose frames both are cut to")):
+        if how[name] is None:
+            raise MapoError(f"--rejected needs --{name} {what}.")
+    counts = build_beside(how.pop("chosen"), how.pop("rejected"), how.pop("model"), out, **how)
+    say(f"{out}: {told(counts)}")
 
 
 def _build_from_images(out: Path, how: dict[str, Any]) -> None:

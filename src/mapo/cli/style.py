@@ -63,8 +63,16 @@ def with_options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     help="Let a model write the captions that are missing: a folder or hub id of Florence-2, BLIP or another model of "
     "transformers.",
 )  # fmt: skip
+@click.option(
+    "--captions", type=OUT, metavar="FILE",
+    help="Captions that come first: a file that `mapo caption` wrote, or a list of pictures and prompts.",
+)  # fmt: skip
 @click.option("--raw", is_flag=True, help="Leave captions as they are, with style words and weights.")
 @with_options(*TRAINING)
+@click.option(
+    "--rejected", type=OUT, metavar="FOLDER",
+    help="Your own rejected pictures, each of the same name as its chosen one. Then the model draws none.",
+)  # fmt: skip
 @click.option(
     "--rejected-per-picture", "per_picture", type=int, default=1, show_default=True,
     help="Drawings of each caption. All become pairs, or the one that --judge likes best.",
@@ -124,6 +132,4 @@ def _go_through(
             raise MapoError("Nobody is there to be asked. Add --yes to begin, or --dry-run to see what would be done.")
         click.confirm("Begin?", default=True, abort=True)
     done = do(asked, hands=hands)
-    if "verdict" in done:
-        say(done["verdict"])
     say("\n".join(f"{name:16} {path}" for name, path in done["files"].items()))

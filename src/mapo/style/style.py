@@ -11,12 +11,13 @@ from typing import Any
 
 from mapo.build.against import Own, build_against, check_asked, frames_for, held_out, told
 from mapo.build.judge import parse_filter
+from mapo.build.rejected import build_beside, refuse_within, rejected_of, told_unused
 from mapo.captions.fit import FEWEST, refuse_unfit
 from mapo.captions.folder import look_in, refuse_silent
 from mapo.captions.ledger import Caption, read_ledger
 from mapo.captions.verb import caption, counted
 from mapo.encode.frame import Frame
-from mapo.errors import count
+from mapo.errors import MapoError, count
 from mapo.files import sha256
 from mapo.pairs import PairSet
 from mapo.style import copies
@@ -49,11 +50,18 @@ class Style(Asked):
     }
     OWN_RECIPES = {"mini": "mini-style"}  # noqa: RUF012
 
+    captions: Path | None = None
     caption_with: str | None = None
     raw: bool = False
+    rejected: Path | None = None
     judge: str | None = None
 
     def __post_init__(self) -> None:
+        if self.rejected is not None:
+            if self.judge is not None or self.per_picture != 1:
+                flag = "--judge" if self.judge is not None else "--rejected-per-picture"
+                raise MapoError(f"{flag} is for drawings and does not go with --rejected. Leave one of them out.")
+            refuse_within(self.pictures, self.rejected)
         super().__post_init__()
         self.chooser = parse_filter(self.judge) if self.judge else None
         check_asked(self.per_picture, self.chooser)
@@ -70,7 +78,7 @@ def preview(asked: Style) -> Preview:
     """What `style` will do, with the memory and the time of its training; nothing is written. MapoError as it would."""
     ledger = Ledger(asked.out, asked.identity())
     known = read_ledger(asked.captions_file) if asked.captions_file.is_file() else {}
-    found = look_in(asked.pictures, raw=asked.raw)
+    found = look_in(asked.pictures, raw=asked.raw, given=asked.captions)
     captions = [known.get(name) or found.captions[name] for name in found.pictures if name in {*known, *found.captions}]
     without = {name: why for name, why in found.without.items() if name not in known}
     if not asked.caption_with:
@@ -79,15 +87,21 @@ def preview(asked: Style) -> Preview:
     _refuse_unfit(asked, captions)
     own = asked.own(captions)
     frames = frames_for(own, asked.files, asked.resolution)
-    drawings = asked.per_picture * (len(own) + len(without))
     prompts = asked.plain_prompts()
+    warnings = [f"{said}. Nothing is made of them." for said in found.absent]
+    if asked.rejected:
+        rejected, unused = rejected_of(own, asked.rejected)
+        against = f"{count(len(rejected), 'rejected picture')} of {asked.rejected}"
+        warnings += [told_unused(asked.rejected, unused)] if unused else []
+    else:
+        against = f"{count(asked.per_picture * (len(own) + len(without)), 'drawing')} by {asked.model}"
     sources = f"{count(len(own), 'picture')} with captions"
     if without:
         sources += f", {count(len(without), 'caption')} to be written by {asked.caption_with}"
     tenth = [name for name in held_out(own).values() if name != "train"]
     lines = [
         f"captions   {sources}",
-        f"pairs      {count(drawings, 'drawing')} by {asked.model}, in {count(len(set(frames)), 'frame')}",
+        f"pairs      {against}, in {count(len(set(frames)), 'frame')}",
         f"held out   {count(len(tenth), 'caption')} and {count(len(prompts), 'plain prompt')}",
         *plan_lines(own, frames, asked.train_settings(frames), asked.recipe, _named(asked)),
         f"pictures   {2 * len(SEEDS) * (len(tenth) + len(prompts))}, half before and half after the training",
@@ -98,12 +112,13 @@ def preview(asked: Style) -> Preview:
         lines.append(f"made again {', '.join(again)}, as what they are made from has changed")
     if "run" not in again and (why := begins_again(Run(asked.out / "run"), _config(asked, frames))):
         lines.append(f"made again run, and what follows from it: {why}. The run that is there gets another name")
-    return Preview(lines, [OWED])
+    return Preview(lines, [*warnings, OWED])
 
 
 def _names(asked: Style) -> list[str]:
     last = ["lora.safetensors"] if asked.is_lora else []
-    names = ["captions.jsonl", "rejected", "pairs", "check.html", "mismatch.json", "cache", "run", "before", "after"]
+    drawn = [] if asked.rejected else ["rejected"]
+    names = ["captions.jsonl", *drawn, "pairs", "check.html", "mismatch.json", "cache", "run", "before", "after"]
     return [*names, "after/grid.png", "copies.json", *last, "report.html"]
 
 
@@ -130,13 +145,19 @@ def _stages(asked: Style, hands: Any) -> list[Stage]:
     from mapo.train import verb as train_verb
 
     def captions() -> str:
-        found = caption(asked.pictures, asked.captions_file, caption_with=asked.caption_with, raw=asked.raw)
+        found = caption(
+            asked.pictures, asked.captions_file, captions=asked.captions, caption_with=asked.caption_with, raw=asked.raw
+        )
         _refuse_unfit(asked, found)
         return f"{count(len(found), 'caption')}: {counted(found)}"
 
-    def draw() -> str:
+    def pair() -> str:
         shutil.rmtree(pairs, ignore_errors=True)  # of a command that was killed when all but this was done
         own = asked.own(list(read_ledger(asked.captions_file).values()))
+        if asked.rejected:
+            return told(
+                build_beside(own, rejected_of(own, asked.rejected)[0], asked.model, pairs, resolution=asked.resolution)
+            )
         counts = build_against(
             own, asked.model, pairs, out / "rejected", per_picture=asked.per_picture, judge=asked.chooser,
             resolution=asked.resolution, loras=asked.loras, **asked.sampling,
@@ -174,12 +195,15 @@ def _stages(asked: Style, hands: Any) -> list[Stage]:
 
     by = asked.drawn_by()
     drawn = [*by, asked.judge or "", str(asked.per_picture), str(asked.resolution)]
-    stages = [
-        Stage("captions", "what each picture shows", ("captions.jsonl",), lambda: [], captions, again=True),
-        Stage("rejected", "a folder for the drawings", ("rejected",), lambda: by,
-              lambda: (out / "rejected").mkdir(exist_ok=True)),
-        Stage("pairs", f"{asked.model} draws the captions", ("pairs",), lambda: [*drawn, *_seen(asked)], draw,
-              aside_if_changed=True),
+    stages = [Stage("captions", "what each picture shows", ("captions.jsonl",), lambda: [], captions, again=True)]
+    if asked.rejected:
+        says = f"each picture beside that of its name in {asked.rejected}"
+    else:
+        says = f"{asked.model} draws the captions"
+        stages.append(Stage("rejected", "a folder for the drawings", ("rejected",), lambda: by,
+                            lambda: (out / "rejected").mkdir(exist_ok=True)))  # fmt: skip
+    stages += [
+        Stage("pairs", says, ("pairs",), lambda: [*drawn, *_seen(asked)], pair, aside_if_changed=True),
         Stage("check", "what is wrong in the pairs", ("check.html",), lambda: [digest_of(pairs)], look),
         Stage("mismatch", "how far the pictures are from what the model draws", ("mismatch.json", "mismatch-images"),
               lambda: [*by, digest_of(pairs)], distance),
@@ -210,9 +234,11 @@ def _refuse_unfit(asked: Style, captions: Sequence[Caption]) -> None:
 
 
 def _seen(asked: Style) -> list[str]:
-    """The pictures and captions that are kept, as they are now."""
+    """The pictures and captions that are kept, as they are now, and the rejected ones that are given."""
     own = asked.own(list(read_ledger(asked.captions_file).values()))
-    return [f"{one.name} {one.caption} {sha256(one.path.read_bytes())}" for one in own]
+    given = rejected_of(own, asked.rejected)[0] if asked.rejected else {}
+    seen = [f"{one.name} {one.caption} {sha256(one.path.read_bytes())}" for one in own]
+    return seen + [f"{name} rejected {sha256(path.read_bytes())}" for name, path in given.items()]
 
 
 def _named(asked: Style) -> dict[str, Any]:
