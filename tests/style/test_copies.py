@@ -30,7 +30,7 @@ def test_a_picture_that_is_drawn_again_is_near_and_another_is_not():
     turned = {"turned": altered(own["3.png"]).transpose(Image.Transpose.FLIP_LEFT_RIGHT)}
     assert nearest(turned, own)[0].own == "3.png"
     others = nearest(scenes(12, 100), own)
-    assert min(one.bits for one in others) > NEAR
+    assert min(one.apart for one in others) > NEAR
 
 
 def test_a_model_that_copies_is_told_and_pictures_that_are_alike_anyhow_are_not():
@@ -39,7 +39,7 @@ def test_a_model_that_copies_is_told_and_pictures_that_are_alike_anyhow_are_not(
     copied = compared(among, before, nearest({f"drawn {n}": altered(p) for n, p in own.items()}, own))
     assert copied["copies"] and copied["after"]["near"] == 12 and copied["before"]["near"] == 0
     assert told(copied) == (
-        "12 of 12 drawings look like a picture of the folder. Before the training 0 did. Of the 12 pictures in the folder "
+        "By perceptual hash, 12 of 12 drawings look like a picture that was trained on. Before the training 0 did. Of these 12 pictures "
         "0 look like another one. So the model copies: train fewer steps, or give it more pictures."
     )
     assert not compared(among, before, nearest(scenes(12, 200), own))["copies"]

@@ -81,6 +81,11 @@ def with_options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 @click.option(
     "--eval-prompts", metavar="SOURCE", help="Plain prompts to draw before and after; default: sixteen of ours."
 )
+@click.option(
+    "--copies-with", metavar="MODEL",
+    help="Look for copies by this DINOv2 of transformers, a folder or hub id; default: by the one on this machine, "
+    "else by a perceptual hash.",
+)  # fmt: skip
 @with_options(*SHOWING)
 def style(**how: Any) -> None:
     """Teach a model the style of a folder of PICTURES.

@@ -1,14 +1,19 @@
 """Whether a model draws copies of the pictures that it was trained on.
 
-A picture becomes 63 bits: which of the low frequencies of its brightness, at 32 × 32 pixels, are above their median
-(the perceptual hash of Krawetz and others). Pictures that differ in few bits look alike from afar. Those of one style
-do so now and then, so what counts is whether drawings are near to a picture more often than the pictures to each other.
+There are two ways to look at a picture. Both make a vector of it, and pictures are alike where their vectors are:
+
+- The hash: 63 bits, which of the low frequencies of its brightness, at 32 × 32 pixels, are above their median (the
+  perceptual hash of Krawetz and others). It needs no weights.
+- DINOv2's embedding, which knows a subject again that is drawn elsewhere in the picture.
+
+Pictures of one style are alike now and then, so what counts is whether drawings are near to a picture more often than
+the pictures to each other.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,51 +27,150 @@ from scipy.stats import fisher_exact
 from mapo.errors import count
 
 SIDE, LOW = 32, 8
+BITS = LOW * LOW - 1
 NEAR = 10  # bits of 63; unrelated pictures differ in about 31
+SHARE = 0.05  # of the pictures of a folder are near to another one, where nobody knows how far near is
+AT_ONCE = 16  # pictures that are looked at
 
-Bits = NDArray[np.bool_]
+Vectors = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Look:
+    """A way to look at pictures: ``see`` makes vectors of length 1 of some, "n d".
+
+    Two pictures are ``scale`` · (1 − cosine) apart. ``near`` is at most how far those are that look like each other;
+    None where the pictures of the folder have to tell.
+    """
+
+    name: str
+    unit: str
+    see: Callable[[Sequence[Image.Image]], Vectors]
+    scale: float
+    near: float | None
 
 
 @dataclass(frozen=True)
 class Nearest:
-    """The picture of the folder that is most like a drawing, and in how many of 63 bits they differ."""
+    """The picture of the folder that is most like a drawing, and how far they are apart."""
 
     drawing: str
     own: str
-    bits: int
+    apart: float
 
 
-def bits_of(picture: Image.Image) -> Bits:
+@dataclass(frozen=True)
+class Seen:
+    """Pictures by their names, and their vectors "n d"."""
+
+    names: list[str]
+    vectors: Vectors
+
+
+class Pictures(Mapping[str, Image.Image]):
+    """Pictures by their names, each read when it is asked for."""
+
+    def __init__(self, names: Sequence[str], read: Callable[[str], Image.Image]) -> None:
+        self.names, self.read = names, read
+
+    def __getitem__(self, name: str) -> Image.Image:
+        return self.read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+# ------------------------------------------------------------------ looking
+
+
+def bits_of(picture: Image.Image) -> NDArray[np.bool_]:
     """The 63 bits of a picture."""
     grey = np.asarray(picture.convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS), np.float64)
     low = dctn(grey, norm="ortho")[:LOW, :LOW].ravel()[1:]
     return np.asarray(low > np.median(low))
 
 
-def nearest(drawings: dict[str, Image.Image], own: dict[str, Image.Image]) -> list[Nearest]:
-    """For each drawing the picture that is most like it, of another name; its mirror image counts too."""
-    known = {name: bits_of(picture) for name, picture in own.items()}
+def _hashes(pictures: Sequence[Image.Image]) -> Vectors:
+    bits = np.array([bits_of(picture) for picture in pictures], np.float64)
+    return np.asarray((2 * bits - 1) / np.sqrt(BITS))
+
+
+HASH = Look("perceptual hash", "bits of 63", _hashes, BITS / 2, NEAR)
+
+
+def look_by(model: str | None) -> Look:
+    """By DINOv2: the ``model`` of that folder or hub id, or where none is named that which is on this machine; else by
+    the hash. MapoError where the model is not one."""
+    if model is None and not dinov2_at_hand():
+        return HASH
+    from mapo.score.scorers.dinov2 import Dinov2Score
+
+    scorer = Dinov2Score(model, "--copies-with") if model else Dinov2Score()
+    return Look(scorer.name, "1 − cosine", lambda some: scorer.embed(some).double().numpy(), 1.0, None)
+
+
+def dinov2_at_hand() -> bool:
+    """Whether DINOv2's weights are on this machine."""
+    from mapo.score.scorers.choice import lacks
+
+    return lacks("dinov2") is None
+
+
+def seen(pictures: Mapping[str, Image.Image], look: Look, *, mirrored: bool = False) -> Seen:
+    """The vectors of some pictures, or of their mirror images."""
+    names, found = list(pictures), []
+    for start in range(0, len(names), AT_ONCE):
+        some = [pictures[name].convert("RGB") for name in names[start : start + AT_ONCE]]
+        some = [one.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for one in some] if mirrored else some
+        found.append(look.see(some))
+    return Seen(names, np.concatenate(found) if found else np.zeros((0, 1)))
+
+
+def closest(ways: Sequence[Seen], own: Seen, look: Look) -> list[Nearest]:
+    """For each drawing the picture that is most like it, of another name; ``ways`` has it as it is and mirrored."""
+    if not own.names or not ways[0].names:
+        return []
+    alike = np.max([way.vectors @ own.vectors.T for way in ways], axis=0)
+    apart = np.round(look.scale * (1 - alike), 6)
     found = []
-    for name, drawing in drawings.items():
-        ways = [bits_of(way) for way in (drawing, drawing.transpose(Image.Transpose.FLIP_LEFT_RIGHT))]
-        apart = {other: min(int((bits != way).sum()) for way in ways) for other, bits in known.items() if other != name}
-        if apart:
-            closest = min(apart, key=lambda other: apart[other])
-            found.append(Nearest(name, closest, apart[closest]))
+    for row, name in enumerate(ways[0].names):
+        others = [k for k, other in enumerate(own.names) if other != name]
+        if others:
+            k = min(others, key=lambda k: apart[row, k])
+            found.append(Nearest(name, own.names[k], float(apart[row, k])))
     return found
 
 
-def compared(own: Sequence[Nearest], before: Sequence[Nearest], after: Sequence[Nearest]) -> dict[str, Any]:
+def nearest(
+    drawings: Mapping[str, Image.Image], own: Mapping[str, Image.Image], look: Look = HASH
+) -> list[Nearest]:  # fmt: skip
+    """As :func:`closest`, of the pictures themselves."""
+    ways = [seen(drawings, look, mirrored=mirrored) for mirrored in (False, True)]
+    return closest(ways, seen(own, look), look)
+
+
+# ------------------------------------------------------------------ telling
+
+
+def compared(
+    own: Sequence[Nearest], before: Sequence[Nearest], after: Sequence[Nearest], look: Look = HASH
+) -> dict[str, Any]:  # fmt: skip
     """How many drawings of both models look like a picture, beside how many of the pictures look like another one."""
-    closest = sorted(after, key=lambda one: one.bits)
-    found: dict[str, Any] = {"near_is_at_most_bits": NEAR}
+    near = look.near
+    if near is None:
+        near = float(np.quantile([one.apart for one in own], SHARE)) if own else 0.0
+    found: dict[str, Any] = {"by": look.name, "unit": look.unit, "near_is_at_most": near}
     for name, ones in (("own", own), ("before", before), ("after", after)):
         found[name] = {
-            "pictures": len(ones), "near": sum(one.bits <= NEAR for one in ones),
-            "median_bits": statistics.median(one.bits for one in ones) if ones else None,
+            "pictures": len(ones), "near": sum(one.apart <= near for one in ones),
+            "median_apart": statistics.median(one.apart for one in ones) if ones else None,
         }  # fmt: skip
     found["copies"] = _are_more(found["after"], found["own"]) and _are_more(found["after"], found["before"])
-    return {**found, "nearest": [asdict(one) for one in closest[:12]]}
+    first = sorted(after, key=lambda one: one.apart)
+    return {**found, "nearest": [asdict(one) for one in first[:12]]}
 
 
 def _are_more(some: dict[str, Any], others: dict[str, Any]) -> bool:
@@ -82,8 +186,8 @@ def told(found: dict[str, Any]) -> str:
     own, before, after = (found[name] for name in ("own", "before", "after"))
     number, others = count(after["pictures"], "drawing"), count(own["pictures"], "picture")
     text = (
-        f"{after['near']} of {number} look like a picture of the folder. Before the training {before['near']} did. Of "
-        f"the {others} in the folder {own['near']} look like another one."
+        f"By {found['by']}, {after['near']} of {number} look like a picture that was trained on. Before the training "
+        f"{before['near']} did. Of these {others} {own['near']} look like another one."
     )
     if 2 * own["near"] >= own["pictures"]:
         return f"{text} So many are alike that copies cannot be told here."
@@ -92,8 +196,8 @@ def told(found: dict[str, Any]) -> str:
     return text
 
 
-def read_folder(folder: Path, names: Sequence[str]) -> dict[str, Image.Image]:
+def read_folder(folder: Path, names: Sequence[str]) -> Pictures:
     """Pictures by their names in a folder."""
     from mapo.pairs.pictures import decode_picture
 
-    return {name: decode_picture((folder / name).read_bytes()) for name in names}
+    return Pictures(names, lambda name: decode_picture((folder / name).read_bytes()))

@@ -4,14 +4,17 @@ they tell."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from PIL.Image import Image
 
 from mapo.encode.frame import Frame
 from mapo.pairs import PairSet
 from mapo.pairs.splits import prompt_id
-from mapo.sample.folder import open_picture, read_images
+from mapo.sample.folder import ImageRow, open_picture, read_images
 from mapo.score.scorers.choice import only_neutral
 from mapo.style import copies
 from mapo.style.stages import digest_of
@@ -55,20 +58,29 @@ def compared_from(out: Path, scorer: str | None, goal: str | None) -> list[str]:
 
 
 def write_copies(
-    out: Path, pictures: Path, names: Sequence[str], among: Callable[[str], bool] = bool
+    out: Path, pictures: Path, names: Sequence[str], among: Callable[[str], bool] = bool,
+    look: copies.Look = copies.HASH,
 ) -> dict[str, Any]:  # fmt: skip
     """Compare the drawings before and after with the pictures of these names, in ``out/copies.json`` and returned.
 
     ``among`` says of which prompts.
     """
     own = copies.read_folder(pictures, names)
-    near = []
+    known = copies.seen(own, look)
+    among_own = copies.closest([known, copies.seen(own, look, mirrored=True)], known, look)
+    near = list[list[copies.Nearest]]()
     for name in BOTH:
-        rows = [row for row in read_images(out / name) if among(row.prompt)]
-        near.append(copies.nearest({row.file: open_picture(out / name, row) for row in rows}, own))
-    found = copies.compared(copies.nearest(own, own), *near)
+        rows = {row.file: row for row in read_images(out / name) if among(row.prompt)}
+        drawings = copies.Pictures(list(rows), partial(_open, out / name, rows))
+        ways = [copies.seen(drawings, look, mirrored=mirrored) for mirrored in (False, True)]
+        near.append(copies.closest(ways, known, look))
+    found = copies.compared(among_own, near[0], near[1], look)
     write_json(out / "copies.json", found)
     return found
+
+
+def _open(folder: Path, rows: Mapping[str, ImageRow], name: str) -> Image:
+    return open_picture(folder, rows[name])
 
 
 def leave(run: Path, form: str, file: Path) -> None:

@@ -20,6 +20,7 @@ from mapo.encode.frame import Frame
 from mapo.errors import MapoError, count
 from mapo.files import sha256
 from mapo.pairs import PairSet
+from mapo.pairs.splits import prompt_id
 from mapo.style import copies
 from mapo.style.asked import Asked, Preview, are_wide
 from mapo.style.planned import plan_lines
@@ -55,6 +56,7 @@ class Style(Asked):
     raw: bool = False
     rejected: Path | None = None
     judge: str | None = None
+    copies_with: str | None = None
 
     def __post_init__(self) -> None:
         if self.rejected is not None:
@@ -65,6 +67,8 @@ class Style(Asked):
         super().__post_init__()
         self.chooser = parse_filter(self.judge) if self.judge else None
         check_asked(self.per_picture, self.chooser)
+        if self.copies_with is not None:
+            copies.look_by(self.copies_with)  # refused now, where it is not a model
 
     def own(self, captions: Sequence[Caption]) -> list[Own]:
         """The pictures that are kept and still there."""
@@ -191,7 +195,9 @@ def _stages(asked: Style, hands: Any) -> list[Stage]:
 
     def look_for_copies() -> str:
         own = asked.own(list(read_ledger(asked.captions_file).values()))
-        return copies.told(write_copies(out, asked.pictures, [one.name for one in own]))
+        split = held_out(own)
+        trained = [one.name for one in own if split[prompt_id(one.caption)] == "train"]
+        return copies.told(write_copies(out, asked.pictures, trained, look=copies.look_by(asked.copies_with)))
 
     by = asked.drawn_by()
     drawn = [*by, asked.judge or "", str(asked.per_picture), str(asked.resolution)]
@@ -215,7 +221,7 @@ def _stages(asked: Style, hands: Any) -> list[Stage]:
               lambda: [*by, *_shown(asked, pairs), digest_of(run / "weights")],
               lambda: sample(str(run), "after", grid=True, compare=[out / "before"])),
         Stage("copies", "whether the model draws copies", ("copies.json",),
-              lambda: [digest_of(out / "after" / "manifest.jsonl"), *_seen(asked)], look_for_copies),
+              lambda: [digest_of(out / "after" / "manifest.jsonl"), _looked_by(asked), *_seen(asked)], look_for_copies),
     ]  # fmt: skip
     if asked.is_lora:
         stages.append(
@@ -239,6 +245,10 @@ def _seen(asked: Style) -> list[str]:
     given = rejected_of(own, asked.rejected)[0] if asked.rejected else {}
     seen = [f"{one.name} {one.caption} {sha256(one.path.read_bytes())}" for one in own]
     return seen + [f"{name} rejected {sha256(path.read_bytes())}" for name, path in given.items()]
+
+
+def _looked_by(asked: Style) -> str:
+    return asked.copies_with or ("dinov2" if copies.dinov2_at_hand() else "hash")
 
 
 def _named(asked: Style) -> dict[str, Any]:

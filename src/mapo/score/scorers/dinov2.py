@@ -40,13 +40,14 @@ class Dinov2Score:
     whole_prompts = False
     version = "1"
 
-    def __init__(self, source: str | None = None) -> None:
-        model, processor = (find_files("dinov2", source or DINOV2, files) for files in (MODEL, PICTURES))
+    def __init__(self, source: str | None = None, named: str = "dinov2") -> None:
+        """``named`` is what messages begin with: the scorer, or the flag that named its source."""
+        model, processor = (find_files(named, source or DINOV2, files) for files in (MODEL, PICTURES))
         self.name = f"dinov2@{model.name}" if source else "dinov2"
         self.revision = join(model.revision, processor.revision)
-        check_type("dinov2", model.folder, "dinov2", "DINOv2")
+        check_type(named, model.folder, "dinov2", "DINOv2")
         self.folder, self.device = model.folder, device()
-        self.pictures = load_part("dinov2", processor.folder, "BitImageProcessor")
+        self.pictures = load_part(named, processor.folder, "BitImageProcessor")
 
     @cached_property
     def model(self) -> Any:
