@@ -1,0 +1,146 @@
+"""What was asked of `mapo style`, and what follows from it and from the captions as they are now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mapo.build.against import Own, check_asked
+from mapo.build.judge import parse_filter
+from mapo.build.rejected import refuse_within, rejected_of
+from mapo.captions.fit import FEWEST, refuse_unfit
+from mapo.captions.ledger import Caption, read_ledger
+from mapo.encode.frame import Frame
+from mapo.errors import MapoError
+from mapo.files import sha256
+from mapo.pairs import PairSet
+from mapo.score.scorers import FLAWS
+from mapo.style import copies
+from mapo.style.asked import Asked
+from mapo.style.screen import refuse_minors, screener
+from mapo.style.shown import untrained
+
+if TYPE_CHECKING:
+    from mapo.train.config import Config
+
+
+@dataclass
+class Style(Asked):
+    """What was asked for."""
+
+    RECIPES = {  # noqa: RUF012
+        "StableDiffusionXLPipeline": "sdxl-mapo-lora",
+        "StableDiffusionPipeline": "sd15-mapo-lora",
+        "StableDiffusion3Pipeline": "sd35-mapo-lora",
+        "FluxPipeline": "flux-mapo-lora",
+    }
+    OWN_RECIPES = {"mini": "mini-style"}  # noqa: RUF012
+
+    captions: Path | None = None
+    caption_with: str | None = None
+    raw: bool = False
+    rejected: Path | None = None
+    judge: str | None = None
+    copies_with: str | None = None
+    fit: list[tuple[str, str, bool]] = field(default_factory=list)  # captions of pictures that were looked at
+
+    def __post_init__(self) -> None:
+        if self.rejected is not None:
+            if self.judge is not None or self.per_picture != 1:
+                flag = "--judge" if self.judge is not None else "--rejected-per-picture"
+                raise MapoError(f"{flag} is for drawings and does not go with --rejected. Leave one of them out.")
+            refuse_within(self.pictures, self.rejected)
+        super().__post_init__()
+        self.chooser = parse_filter(self.judge) if self.judge else None
+        check_asked(self.per_picture, self.chooser)
+        if self.copies_with is not None:
+            copies.look_by(self.copies_with)  # refused now, where it is not a model
+
+    @property
+    def about_safety(self) -> str:
+        """Why pictures or drawings here may be unsafe by what was asked for; empty where they are not known to be."""
+        if self.files.sensitive:
+            return f"{self.model} was trained on a set that is marked sensitive"
+        if self.recipe and "safety" in self.recipe:
+            return f"the recipe {self.recipe} is about what is unsafe"
+        if self.chooser and self.chooser.metric in FLAWS:
+            return f"--judge {self.judge} looks for what is unsafe"
+        return ""
+
+    def refuse_unfit(self, captions: Sequence[Caption]) -> None:
+        """MapoError where the pictures cannot be learned from, or must not be. The same ones are looked at once."""
+        said = [(one.file, one.caption, one.keep) for one in captions]
+        if said == self.fit:
+            return
+        refuse_unfit(self.pictures, captions, fewest=FEWEST, side=self.side // 2)
+        if self.about_safety:
+            refuse_minors(self.pictures, captions, self.about_safety)
+        self.fit = said
+
+    # -------------------------------------------------------------- the pictures
+
+    def own(self, captions: Sequence[Caption]) -> list[Own]:
+        """The pictures that are kept and still there."""
+        return [Own(one.file, one.caption, path) for one, path in self.kept(captions)]
+
+    def captions_now(self) -> list[Caption]:
+        """The captions of these pictures, as their file has them now."""
+        return [one for one, _ in self.kept(list(read_ledger(self.captions_file).values()))]
+
+    def seen(self) -> list[str]:
+        """What is seen of the pictures and captions as they are now, and of the rejected pictures that are given."""
+        own = self.own(self.captions_now())
+        given = rejected_of(own, self.rejected)[0] if self.rejected else {}
+        return [f"{one.name} {one.caption} {_hash_of(one.path, one.path.stat().st_mtime_ns)}" for one in own] + [
+            f"{name} rejected {_hash_of(path, path.stat().st_mtime_ns)}" for name, path in given.items()
+        ]
+
+    # -------------------------------------------------------------- where it lies, and how it is done
+
+    @property
+    def pairs(self) -> Path:
+        """The set."""
+        return self.out / "pairs"
+
+    @property
+    def run(self) -> Path:
+        """The run."""
+        return self.out / "run"
+
+    def names(self) -> list[str]:
+        """What is left in ``out``."""
+        screened, drawn = ["screen.json"] * bool(screener()), ["rejected"] * (self.rejected is None)
+        names = ["captions.jsonl", *screened, *drawn, "pairs", "check.html", "mismatch.json", "cache", "run", "before"]
+        last = ["lora.safetensors"] * self.is_lora
+        return [*names, "after", "after/grid.png", "copies.json", *last, "report.html"]
+
+    def looked_by(self) -> str:
+        """By what copies are looked for."""
+        return self.copies_with or ("dinov2" if copies.dinov2_at_hand() else "hash")
+
+    def named(self) -> dict[str, Any]:
+        """The model and what lies on it, as `mapo train` takes them by name."""
+        return {"model": self.model, "loras": [*self.loras] or None}
+
+    def of_run(self) -> dict[str, Any]:
+        """All that the training takes by name."""
+        return {**self.named(), "pairs": str(self.pairs), "cache": str(self.out / "cache")}
+
+    def config(self, frames: Sequence[Frame]) -> Config:
+        """The settings of the training, as `mapo train` would have them."""
+        from mapo.train.verb import config_of
+
+        return config_of(self.run, self.train_settings(frames), self.recipe, self.of_run())
+
+    def shown(self) -> list[str]:
+        """What is drawn before and after: held-out captions and plain prompts, none of which is trained on."""
+        held = [pair.prompt for pair in PairSet(self.pairs) if pair.split != "train"]
+        return untrained([*held, *self.plain_prompts()], self.pairs)
+
+
+@cache
+def _hash_of(path: Path, _changed: int) -> str:
+    return sha256(path.read_bytes())

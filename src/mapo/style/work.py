@@ -1,0 +1,98 @@
+"""What each stage of `mapo style` does, by the ordinary verbs; each returns what there is to say of it."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from mapo.build.against import build_against, held_out, told
+from mapo.build.rejected import build_beside, rejected_of
+from mapo.captions.verb import caption, counted
+from mapo.errors import count
+from mapo.pairs.splits import prompt_id
+from mapo.style import copies
+from mapo.style.asked import are_wide
+from mapo.style.screen import screen
+from mapo.style.shown import SEEDS, frames_in, write_copies
+from mapo.style.stages import set_aside
+from mapo.style.training import begins_again, is_finished
+from mapo.style.wanted import Style
+from mapo.train.run.folder import Run
+
+LOG = logging.getLogger(__name__)
+
+
+def write_captions(asked: Style) -> str:
+    """What each picture shows, in one file."""
+    found = caption(
+        asked.pictures, asked.captions_file, captions=asked.captions, caption_with=asked.caption_with, raw=asked.raw
+    )
+    asked.refuse_unfit(found)
+    return f"{count(len(found), 'caption')}: {counted(found)}"
+
+
+def look_for_unsafe(asked: Style, scorer: str) -> str:
+    """Let a safety scorer look at the pictures."""
+    return screen(asked.pictures, asked.captions_now(), scorer, asked.out / "screen.json")
+
+
+def make_pairs(asked: Style) -> str:
+    """The pictures against what the model draws from their captions, or against those that were given."""
+    shutil.rmtree(asked.pairs, ignore_errors=True)  # of a command that was killed when all but this was done
+    own = asked.own(asked.captions_now())
+    if asked.rejected:
+        given, _ = rejected_of(own, asked.rejected)
+        return told(build_beside(own, given, asked.model, asked.pairs, resolution=asked.resolution))
+    counts = build_against(
+        own, asked.model, asked.pairs, asked.out / "rejected", per_picture=asked.per_picture, judge=asked.chooser,
+        resolution=asked.resolution, loras=asked.loras, **asked.sampling,
+    )  # fmt: skip
+    return told(counts)
+
+
+def check_pairs(asked: Style) -> str:
+    """The page of what is wrong in the pairs."""
+    from mapo.check.verb import check
+
+    wide = are_wide(frames_in(asked.pairs))
+    return str(check(asked.pairs, asked.out / "check.html", model=asked.model, buckets=wide)["verdict"])
+
+
+def measure_mismatch(asked: Style) -> str:
+    """How far the pictures are from what the model draws."""
+    from mapo.mismatch.verb import mismatch
+
+    _, said = mismatch(asked.model, asked.pairs, asked.out / "mismatch.json", "1000-1001", loras=asked.loras)
+    *numbers, says = "\n".join(said).split("\n\n")
+    LOG.info("\n\n".join(numbers))
+    return says
+
+
+def train(asked: Style, hands: Any) -> str:
+    """Train, or go on with the run; where that cannot be, the run gets another name and a new one begins."""
+    from mapo.train import verb
+
+    frames = frames_in(asked.pairs)
+    config = asked.config(frames)
+    if why := begins_again(Run(asked.run), config):
+        LOG.warning(f"The training begins again: {why}. What was there of run is now {set_aside(asked.run)}.")
+    if not is_finished(Run(asked.run), config):
+        verb.train(asked.run, asked.train_settings(frames), asked.recipe, hands=hands, **asked.of_run())
+    return f"trained for {count(Run(asked.run).finished_steps(), 'step')}; more --steps go on from there"
+
+
+def draw(asked: Style, model: str, folder: Path, **more: Any) -> None:
+    """Draw what is shown before and after."""
+    from mapo.sample.verb import sample
+
+    sample(model, asked.shown(), list(SEEDS), folder, **asked.sampling, **more)
+
+
+def look_for_copies(asked: Style) -> str:
+    """Whether drawings are copies of pictures that were trained on."""
+    own = asked.own(asked.captions_now())
+    split = held_out(own)
+    trained = [one.name for one in own if split[prompt_id(one.caption)] == "train"]
+    return copies.told(write_copies(asked.out, asked.pictures, trained, look=copies.look_by(asked.copies_with)))
