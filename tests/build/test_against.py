@@ -116,7 +116,7 @@ def test_captions_that_a_person_changed_are_the_ones_that_are_drawn(tmp_path):
     lines = [{"file": "z.jpg", "caption": "a yellow ring"}]
     (tmp_path / "captions.jsonl").write_text(json.dumps(lines[0]))
     done = build(folder, tmp_path / "again", "--captions", tmp_path / "captions.jsonl")
-    assert isinstance(done.exception, MapoError) and "names z.jpg, which is not in" in str(done.exception)
+    assert isinstance(done.exception, MapoError) and "names 1 picture that is not there: z.jpg" in str(done.exception)
 
 
 @pytest.mark.parametrize(

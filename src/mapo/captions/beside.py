@@ -18,7 +18,7 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -100,7 +100,7 @@ def named(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + more
 
 
-def some(names: Sequence[str], one: str, many: str) -> str:
+def some(names: Sized, one: str, many: str) -> str:
     """How many there are, with the word for one or for many."""
     return f"{len(names)} {one if len(names) == 1 else many}"
 

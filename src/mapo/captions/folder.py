@@ -135,11 +135,15 @@ def _of_metadata(folder: Path, path: str, without: dict[str, str]) -> tuple[str,
 def refuse_silent(folder: Path, without: Mapping[str, str], captions: Iterable[Caption]) -> None:
     """MapoError names the pictures that have no caption, and those whose caption is of style words alone."""
     if without:
-        shown = [f"{name} ({why})" if why else name for name, why in without.items()]
+        reasons: dict[str, list[str]] = {}
+        for name, why in without.items():
+            reasons.setdefault(why, []).append(name)
+        shown = [f"{named(names)} ({why})" if why else named(names) for why, names in reasons.items()]
         example = stem_of(next(iter(without)))
         raise MapoError(
-            f"{folder}: {some(shown, 'picture has', 'pictures have')} no caption: {named(shown)}. Write it into a text "
-            f"of the same name beside the picture, such as {example}.txt, or let a model write it with --caption-with."
+            f"{folder}: {some(without, 'picture has', 'pictures have')} no caption: {named(shown)}. Write it into a "
+            f"text of the same name beside the picture, such as {example}.txt, or let a model write it with "
+            "--caption-with."
         )
     empty = [one for one in captions if one.keep and not one.caption]
     if empty:

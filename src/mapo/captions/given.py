@@ -27,6 +27,8 @@ def read_given(file: Path, folder: Path, files: Files, made: Callable[[str, str]
 
     Captions that `mapo caption` wrote stay as they are. Of a list they are ``made(prompt, source)``.
     """
+    if not file.is_file():
+        raise MapoError(f"--captions: there is no file {file}. Name one that `mapo caption` wrote, or a list.")
     if _is_list(file):
         listed = read_rows(file, folder, _home(file, folder), files)
         prompts = {one.file: one.prompt for one in listed.found}

@@ -30,6 +30,7 @@ from mapo.pretrained import (
     quiet,
     read_json_object,
     reason,
+    repository,
 )
 from mapo.texts import append_lines, read_lines
 
@@ -39,6 +40,15 @@ MOST_TOKENS = 256
 BEAMS = {"florence2": 3}  # as its authors run it
 
 Describe = Callable[[Sequence[Image]], list[str]]
+
+
+def check_describer(model: str) -> None:
+    """MapoError where that cannot be a captioning model; nothing is fetched to find out."""
+    if Path(model).expanduser().is_dir():
+        for files in (MODEL, CHAT):
+            find_files(FLAG, model, files)
+    else:
+        repository(FLAG, model)
 
 
 def written(folder: Path, names: Sequence[str], model: str, out: Path, images_per_batch: int) -> dict[str, str]:

@@ -127,5 +127,8 @@ class Asked:
         from mapo.sample.prompts import asked_prompts
 
         if self.eval_prompts:
-            return asked_prompts(self.eval_prompts)
+            try:
+                return asked_prompts(self.eval_prompts)
+            except MapoError as error:
+                raise MapoError(str(error).replace("--prompts", "--eval-prompts", 1)) from None
         return (importlib.resources.files("mapo.style") / "prompts.txt").read_text("utf-8").splitlines()

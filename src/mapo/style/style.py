@@ -9,8 +9,10 @@ from typing import Any
 from mapo.build.against import Own, frames_for, held_out
 from mapo.build.rejected import rejected_of, told_unused
 from mapo.captions.folder import look_in, refuse_silent
-from mapo.captions.ledger import read_ledger
-from mapo.errors import count
+from mapo.captions.ledger import Caption, read_ledger
+from mapo.captions.write import check_describer
+from mapo.errors import MapoError, count
+from mapo.pairs.splits import prompt_id
 from mapo.style import work
 from mapo.style.asked import Preview
 from mapo.style.planned import plan_lines
@@ -37,19 +39,23 @@ def preview(asked: Style) -> Preview:
     found = look_in(asked.pictures, raw=asked.raw, given=asked.captions)
     captions = [known.get(name) or found.captions[name] for name in found.pictures if name in {*known, *found.captions}]
     without = {name: why for name, why in found.without.items() if name not in known}
-    if not asked.caption_with:
+    if asked.caption_with is None:
         refuse_silent(asked.pictures, without, captions)
-        without = {}
+    elif without:
+        check_describer(asked.caption_with)
+    captions += [Caption(name, name) for name in without]  # whose captions will be written
     asked.refuse_unfit(captions)
     own = asked.own(captions)
     frames = frames_for(own, asked.files, asked.resolution)
-    prompts = asked.plain_prompts()
     split = held_out(own)
     tenth = [name for name, of in split.items() if of != "train"]
-    against, warnings = _rejected(asked, own, len(without))
+    prompts = [prompt for prompt in asked.plain_prompts() if split.get(prompt_id(prompt)) is None]
+    if not prompts and not tenth:
+        raise MapoError("--eval-prompts: all of them are captions that are trained on. Add others.")
+    against, warnings = _rejected(asked, own)
+    unwritten = f", {count(len(without), 'caption')} to be written by {asked.caption_with}" if without else ""
     lines = [
-        f"captions   {count(len(own), 'picture')} with captions"
-        + (f", {count(len(without), 'caption')} to be written by {asked.caption_with}" if without else ""),
+        f"captions   {count(len(own) - len(without), 'picture')} with captions{unwritten}",
         f"screened   by {screener() or f'nobody: {NOBODY}'}",
         f"pairs      {against}, in {count(len(set(frames)), 'frame')}",
         f"held out   {count(len(tenth), 'caption')} and {count(len(prompts), 'plain prompt')}",
@@ -63,17 +69,17 @@ def preview(asked: Style) -> Preview:
     if "run" not in again and (why := begins_again(Run(asked.run), asked.config(frames))):
         lines.append(f"made again run, and what follows from it: {why}. The run that is there gets another name")
     warnings = [*(f"{said}. Nothing is made of them." for said in found.absent), *warnings]
-    if len(split) == 1 and not without:
+    if len(split) == 1:
         warnings.append(
             "All pictures have the same caption. So none is held out, and only plain prompts show what was learned."
         )
     return Preview(lines, [*warnings, OWED])
 
 
-def _rejected(asked: Style, own: Sequence[Own], unwritten: int) -> tuple[str, list[str]]:
+def _rejected(asked: Style, own: Sequence[Own]) -> tuple[str, list[str]]:
     """What the rejected pictures will be, and what to warn of."""
     if asked.rejected is None:
-        return f"{count(asked.per_picture * (len(own) + unwritten), 'drawing')} by {asked.model}", []
+        return f"{count(asked.per_picture * len(own), 'drawing')} by {asked.model}", []
     given, unused = rejected_of(own, asked.rejected)
     told = f"{count(len(given), 'rejected picture')} of {asked.rejected}"
     return told, [told_unused(asked.rejected, unused)] if unused else []

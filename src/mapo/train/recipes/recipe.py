@@ -20,8 +20,8 @@ def recipe_text(name: str) -> str:
     """A recipe as it stands, with its remarks; MapoError where there is none of that name."""
     if name not in recipe_names():
         raise MapoError(
-            f"There is no recipe {name!r}. There are {', '.join(recipe_names())}. A file of your own is given as "
-            "--config."
+            f"There is no recipe {name!r}. There are {', '.join(recipe_names())}. `mapo train` takes "
+            "a file of your own as --config."
         )
     return (FOLDER / f"{name}.toml").read_text("utf-8")
 
