@@ -7,8 +7,6 @@ in place of its folder.
 
 import logging
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,83 +31,25 @@ from mapo.arguments import (
 )
 from mapo.errors import MapoError, several
 from mapo.pairs import PairSet
-from mapo.sample.folder import ImageRow
+from mapo.results import Images, Page, Scores
 from mapo.settings import nested
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from mapo.captions.ledger import Caption
     from mapo.encode.cache import Cache
     from mapo.export.verb import Exported
     from mapo.mismatch.mismatch import Mismatch
+    from mapo.style.style import Styled
     from mapo.train.plan.plan import Plan
     from mapo.train.run.folder import Run
 
 __all__ = [
     "Images", "MapoError", "Page", "PairSet", "Run", "Scores",
     "build", "build_from_images", "caption", "check", "encode", "export", "import_pairs", "mismatch", "plan", "report",
-    "sample", "score", "train", "try_objective",
+    "sample", "score", "style", "train", "try_objective",
 ]  # fmt: skip
 
 LOG = logging.getLogger(__name__)
-
-
-# ------------------------------------------------------------------ what is returned
-
-
-@dataclass(frozen=True)
-class Images:
-    """An images folder and the rows of the pictures that were asked for, in the order of prompts and seeds."""
-
-    folder: Path
-    rows: list[ImageRow]
-
-    def __fspath__(self) -> str:
-        return str(self.folder)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-
-@dataclass(frozen=True)
-class Scores:
-    """A table of scores on disk, and what was counted.
-
-    ``pictures`` it speaks of, ``scored`` now (each as often as scorers were asked), values ``missing``, pictures
-    ``without_number``: one of the scorers gave them none.
-    """
-
-    file: Path
-    pictures: int
-    scored: int
-    missing: int
-    without_number: int
-
-    def __fspath__(self) -> str:
-        return str(self.file)
-
-    def table(self) -> "pa.Table":
-        """The table: a row for each picture, scorer and metric."""
-        from mapo.score.table import read_scores
-
-        return read_scores(self.file)
-
-
-@dataclass(frozen=True)
-class Page:
-    """A page that was written, and the numbers in it."""
-
-    file: Path
-    numbers: Mapping[str, Any]
-
-    def __fspath__(self) -> str:
-        return str(self.file)
-
-    @property
-    def verdict(self) -> str:
-        """What it says, in a sentence."""
-        return str(self.numbers["verdict"])
 
 
 if not TYPE_CHECKING:  # Run comes with torch, so it is loaded when it is named
@@ -389,3 +329,36 @@ def export(
         precision=precision, scores=as_paths(scores), base_model=base_model, on_missing_picture=on_missing_picture,
         source_licences=several(source_licences),
     )  # fmt: skip
+
+
+@checked
+def style(
+    pictures: Place, *, model: Place, out: Place, captions: Place | None = None, caption_with: Place | None = None,
+    raw: Switch = False, rejected: Place | None = None, rejected_per_picture: Whole = 1, judge: Text | None = None,
+    recipe: Text | None = None, settings: Settings | None = None, eval_prompts: Prompts | None = None,
+    scorer: Texts | None = None, goal: Text | None = None, copies_with: Place | None = None,
+    sampling_steps: Whole | None = None, guidance: Number | None = None, precision: Text | None = None,
+    images_per_batch: Whole | None = None, loras: Places = (),
+) -> "Styled":  # fmt: skip
+    """Teach a model the style of a folder of pictures, or go on with that. What was left; nothing is asked.
+
+    MapoError where a stage cannot be done, with those before it kept.
+    """
+    from mapo.style.style import Style, preview
+    from mapo.style.style import style as do
+    from mapo.watch.verb import hands
+
+    sampling = {
+        "steps": sampling_steps, "guidance": guidance, "precision": precision, "images_per_batch": images_per_batch,
+    }  # fmt: skip
+    asked = Style(
+        Path(pictures), os.fspath(model), Path(out), captions=None if captions is None else Path(captions),
+        caption_with=as_text(caption_with), raw=raw, rejected=None if rejected is None else Path(rejected),
+        per_picture=rejected_per_picture, judge=judge, recipe=recipe, settings=nested(settings or {}),
+        eval_prompts=None if eval_prompts is None else as_prompts(eval_prompts),
+        scorer=None if scorer is None else ",".join(several(scorer)), goal=goal, copies_with=as_text(copies_with),
+        sampling={name: value for name, value in sampling.items() if value is not None}, loras=as_texts(loras),
+    )  # fmt: skip
+    for line in [*(seen := preview(asked)).lines, *seen.warnings]:
+        LOG.info(line)
+    return do(asked, hands=hands)

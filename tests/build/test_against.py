@@ -170,7 +170,10 @@ def test_without_a_drawing_model_the_set_has_the_same_chosen_pictures_and_no_rej
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "With --chosen give --rejected-from MODEL, which draws rejected pictures, or --model, for none."),
+        (
+            (),
+            "With --chosen give --rejected-from MODEL, which draws rejected pictures, --rejected FOLDER, which has them, or --model, for none.",
+        ),
         (("--model", "mini", "--rejected-from", "mini"), "--model does not go with --chosen"),
         (("--model", "mini", "--steps", 3), "--steps does not go with --chosen without --rejected-from"),
         (("--model", "mini", "--judge", "mini-search:cartoon"), "--judge does not go with --chosen without --rejected"),

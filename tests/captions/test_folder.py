@@ -74,7 +74,7 @@ def test_pictures_without_a_caption_are_named_with_the_reason(tmp_path):
         f"{tmp_path}: 9 pictures have no caption: a.png (its metadata are of a kind that is not known"
     )
     assert "'Paint'" in said and "b.png (its ComfyUI graph has 2 samplers side by side" in said
-    assert "silent0.png, silent1.png, silent2.png and 4 more. " in said and said.endswith(
+    assert "silent0.png, silent1.png, silent2.png, silent3.png, silent4.png and 2 more. " in said and said.endswith(
         "such as a.txt, or let a model write it with --caption-with."
     )
 

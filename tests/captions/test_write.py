@@ -129,7 +129,7 @@ def test_what_a_model_says_is_cleaned_as_other_captions_are(tmp_path, folder, bl
     monkeypatch.setattr(write, "_describe", lambda *given: ["an oil painting of a gate"] * len(given[-1]))
     assert api.caption(folder, out=tmp_path / "captions.jsonl", caption_with=blip)[0].caption == "a gate"
     monkeypatch.setattr(write, "_describe", lambda *given: [""] * len(given[-1]))
-    with pytest.raises(MapoError, match="4 pictures have no caption: 0.png .* says nothing of it"):
+    with pytest.raises(MapoError, match="4 pictures have no caption: 0.png, .* says nothing of it"):
         api.caption(folder, out=tmp_path / "other.jsonl", caption_with=blip)
 
 

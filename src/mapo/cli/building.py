@@ -215,8 +215,8 @@ def _build_alone(out: Path, how: dict[str, Any]) -> None:
 
     if how["model"] is None:
         raise MapoError(
-            "With --chosen give --rejected-from MODEL, which draws rejected pictures, --rejected FOLDER, which has them, or "
-            "--model, for none."
+            "With --chosen give --rejected-from MODEL, which draws rejected pictures, --rejected FOLDER, which has "
+            "them, or --model, for none."
         )
     say(f"{out}: {told(build_alone(how.pop('chosen'), how.pop('model'), out, **how), drawn=False)}")
 

@@ -97,7 +97,7 @@ def style(**how: Any) -> None:
     from mapo.style.style import Style, preview
     from mapo.style.style import style as do
 
-    _go_through(Style, preview, do, how)
+    _go_through(Style, preview, lambda asked, hands: {"files": do(asked, hands=hands).files}, how)
 
 
 SAMPLING = {

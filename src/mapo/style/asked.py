@@ -53,7 +53,7 @@ class Asked:
     recipe: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     per_picture: int = 1
-    eval_prompts: str | None = None
+    eval_prompts: str | Sequence[str] | None = None
     scorer: str | None = None
     goal: str | None = None
     sampling: dict[str, Any] = field(default_factory=dict)

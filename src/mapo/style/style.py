@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from mapo.build.against import Own, frames_for, held_out
@@ -12,6 +14,7 @@ from mapo.captions.folder import look_in, refuse_silent
 from mapo.captions.ledger import Caption, read_ledger
 from mapo.captions.write import check_describer
 from mapo.errors import MapoError, count
+from mapo.pairs import PairSet
 from mapo.pairs.splits import prompt_id
 from mapo.style import work
 from mapo.style.asked import Preview
@@ -24,7 +27,7 @@ from mapo.style.wanted import Style
 from mapo.texts import read_object
 from mapo.train.run.folder import Run
 
-__all__ = ["Style", "preview", "style"]
+__all__ = ["Style", "Styled", "preview", "style"]
 
 OWED = (
     "Pictures of real people need their consent. Pictures and styles of artists have owners: ask them, and say whose "
@@ -85,16 +88,44 @@ def _rejected(asked: Style, own: Sequence[Own]) -> tuple[str, list[str]]:
     return told, [told_unused(asked.rejected, unused)] if unused else []
 
 
-def style(asked: Style, *, hands: Any = None) -> dict[str, Any]:
-    """Do all stages in ``asked.out``, or go on there.
+@dataclass(frozen=True)
+class Styled:
+    """What `mapo style` has left in a folder: the files and folders by their names in it, what each stage ``said`` by
+    its name, and what was found of ``copies`` (as in ``copies.json``)."""
 
-    What came of it: what each stage ``said`` by its name, what was found of ``copies``, and the ``files``. MapoError
-    where a stage cannot be done, with the stages before it kept; KeyboardInterrupt where it was stopped.
+    folder: Path
+    files: Mapping[str, Path]
+    said: Mapping[str, str]
+    copies: Mapping[str, Any]
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    @property
+    def verdict(self) -> str | None:
+        """What the report says; None where there is none, as nobody scores."""
+        return self.said.get("report")
+
+    @property
+    def pairs(self) -> PairSet:
+        """The set that was trained on."""
+        return PairSet(self.files["pairs"])
+
+    @property
+    def run(self) -> Run:
+        """The run."""
+        return Run(self.files["run"])
+
+
+def style(asked: Style, *, hands: Any = None) -> Styled:
+    """Do all stages in ``asked.out``, or go on there; what came of it.
+
+    MapoError where a stage cannot be done, with the stages before it kept; KeyboardInterrupt where it was stopped.
     """
-    done: dict[str, Any] = {"said": run_all(asked.out, asked.identity(), _stages(asked, hands))}
-    done["copies"] = read_object(asked.out / "copies.json", "what was found of copies", "Delete it.")
-    done["files"] = {name: str(asked.out / name) for name in asked.names() if (asked.out / name).exists()}
-    return done
+    said = run_all(asked.out, asked.identity(), _stages(asked, hands))
+    found = read_object(asked.out / "copies.json", "what was found of copies", "Delete it.")
+    files = {name: path for name in asked.names() if (path := asked.out / name).exists()}
+    return Styled(asked.out, files, said, found)
 
 
 def _stages(asked: Style, hands: Any) -> list[Stage]:
