@@ -1,13 +1,18 @@
-# Two commands do everything on a fresh machine: `make demo` and `make test`. Both set up .venv first.
+# These do everything on a fresh machine: `make demo`, `make demo-style` and `make test`. All set up .venv first.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test pytest lint setup bench clean
+.PHONY: demo demo-style test pytest lint setup bench clean
 
 demo: setup
 	@$(BIN)/mapo demo --out demo
+
+demo-style: setup
+	@test -d demo-style/pictures || $(BIN)/mapo mini draw --style cartoon --pictures 50 --out demo-style/pictures
+	@$(BIN)/mapo style demo-style/pictures --model mini --eval-prompts mini:test-one --goal cartoon \
+		--scorer mini-learned,mini-search --yes --out demo-style/style
 
 test: setup
 	@$(MAKE) --no-print-directory -j 2 lint pytest
@@ -35,4 +40,4 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 clean:
-	rm -rf .venv demo work
+	rm -rf .venv demo demo-style work

@@ -73,7 +73,7 @@ def test_the_five_steps_of_the_readme_work_with_pictures_of_ones_own(tmp_path):
         (pictures / "chosen" / f"{number:03}.txt").write_text(f"a ball, number {number}\n")
     (tmp_path / "my-prompts.txt").write_text("a small red circle on a gray background\na ball\n")
     page = (ROOT / "README.md").read_text()
-    section = page[page.index("## Your pictures") : page.index("## Which objective")]
+    section = page[page.index("## Your pairs, in five steps") : page.index("## Which objective")]
     for words in commands_of(section):
         here = ["mini" if word.startswith("stabilityai/") else word for word in words]
         run(["train.steps=2" if word == "train.steps=100" else word for word in here], tmp_path)

@@ -59,7 +59,22 @@ def study(out: Path, **how: Any) -> None:
 
 @cli.group()
 def mini() -> None:
-    """The built-in world: make its model again."""
+    """The built-in world: draw pictures of it, make its model again."""
+
+
+@mini.command(cls=Verb, example="mapo mini draw --style cartoon --out my-pictures")
+@click.option("--out", type=OUT, required=True, help="The folder to write.")
+@click.option("--style", default="cartoon", show_default=True, help="How they are drawn: cartoon, pixel art, sketch …")
+@click.option("--pictures", "number", type=int, default=50, show_default=True, help="How many.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Other pictures for each seed.")
+def draw(out: Path, **how: Any) -> None:
+    """Write a folder of drawings with their captions.
+
+    They are drawn by code, not by a model: pictures to try `mapo style` on.
+    """
+    from mapo.lab.mini.pictures import write_pictures
+
+    say(f"{write_pictures(out, **how)} pictures in {out}, each with what it shows in a text of its name")
 
 
 @mini.command(
