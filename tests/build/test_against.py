@@ -186,3 +186,57 @@ def test_what_does_not_fit_a_set_without_drawings_is_refused(tmp_path, words, sa
     done = CliRunner().invoke(cli, list(map(str, asked)))
     assert isinstance(done.exception, MapoError) and said in str(done.exception)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["own"]
+
+
+def beside(folder, rejected, out, *words):
+    asked = ["build", "--chosen", folder, "--rejected", rejected, "--model", "mini", "--out", out, *words]
+    return CliRunner().invoke(cli, list(map(str, asked)))
+
+
+def test_rejected_pictures_of_the_same_names_are_cut_to_the_frames_of_the_chosen_ones(tmp_path):
+    folder, rejected = folder_of(tmp_path / "own", PICTURES), tmp_path / "rejected"
+    rejected.mkdir()
+    for number, name in enumerate(PICTURES):
+        noise(10 + number, (60, 90)).save(rejected / f"{name}.{'png' if name == 'a' else 'webp'}", lossless=True)
+    noise(20, (60, 60)).save(rejected / "z.png")
+    done = beside(folder, rejected, tmp_path / "pairs")
+    assert done.exit_code == 0, done.exception
+    assert done.stdout.splitlines()[-1].startswith(f"{tmp_path / 'pairs'}: 4 pairs of 4 pictures, in 2 frames")
+    assert f"{rejected} has 1 picture without a chosen one, not used: z.png." in done.stderr
+    pairs = PairSet(tmp_path / "pairs")
+    for number, pair in enumerate(pairs):
+        chosen, other = (Image.open(io.BytesIO(pairs.image_bytes(name))) for name in (pair.chosen, pair.rejected))
+        frame = Frame(*reversed(chosen.size))
+        assert (chosen.format, other.format) == ("PNG", "PNG")
+        assert other.tobytes() == crop(noise(10 + number, (60, 90)).convert("RGB"), frame)[0].tobytes()
+    assert [pair.meta["rejected_file"] for pair in pairs] == ["a.png", "b.webp", "c.webp", "d.webp"]
+
+
+def test_rejected_pictures_that_lack_or_are_the_chosen_ones_are_named(tmp_path):
+    folder, rejected = folder_of(tmp_path / "own", PICTURES), tmp_path / "rejected"
+    rejected.mkdir()
+    for name in "abc":
+        noise(ord(name), (60, 60)).save(rejected / f"{name}.png")
+
+    def said(*words, of=rejected):
+        done = beside(folder, of, tmp_path / "pairs", *words)
+        assert isinstance(done.exception, MapoError) and not (tmp_path / "pairs").exists()
+        return str(done.exception)
+
+    assert said().startswith(
+        f"1 picture has no rejected one of the same name in {rejected}: d.jpg. Put it there, as d.png"
+    )
+    noise(1, (60, 60)).save(rejected / "d.png")
+    noise(2, (60, 60)).save(rejected / "d.webp")
+    assert said() == f"{rejected}: d.png and d.webp have one name. Keep one of them."
+    (rejected / "d.webp").unlink()
+    noise(1, (20, 60)).save(rejected / "d.png")
+    assert "1 rejected picture has less than half the size of the chosen one's frame: " in said()
+    (rejected / "d.png").write_bytes((folder / "d.jpg").read_bytes())
+    assert "are the same picture" in said()
+    assert "is the folder of the chosen pictures" in said(of=folder)
+    assert "one lies in the other" in said(of=tmp_path)
+    assert "is not a folder of rejected pictures" in said(of=tmp_path / "nowhere")
+    assert said("--steps", 3) == "--steps does not go with --rejected. Leave it out."
+    done = CliRunner().invoke(cli, ["build", "--chosen", str(folder), "--rejected", str(rejected), "--out", "x"])
+    assert str(done.exception) == "--rejected needs --model MODEL, whose frames both are cut to."

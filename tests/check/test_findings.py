@@ -285,3 +285,13 @@ def test_ties_take_no_part_in_the_leak_test(tmp_path: Path) -> None:
     summary = check(write_set(tmp_path / "set", rows))
     assert leaks(summary)["width"] == 0.5
     assert {leak["paired"]["pairs"] for leak in summary["leaks"]} == {10}
+
+
+def test_with_buckets_a_picture_is_small_where_it_is_smaller_than_the_frame_in_which_it_is_seen(tmp_path: Path) -> None:
+    sizes = [(64, 32), (32, 64), (48, 48), (60, 30), (47, 48)]  # the first three are the frames of mini
+    rows = [(f"a fox {k}", png(2 * k, s), png(2 * k + 1, s), {"split": "train"}) for k, s in enumerate(sizes)]
+    found = named(check(write_set(tmp_path / "set", rows), model="mini", buckets=True))["small"]
+    assert rows_of(found) == [3, 4]
+    assert found["says"].startswith(
+        "Pictures with a side shorter than that of the frame in which mini sees them: 4 in 2"
+    )

@@ -1,9 +1,12 @@
 """Copies are found by what pictures look like from afar, and by how often pictures of one folder do anyhow."""
 
 import numpy as np
+import torch
 from PIL import Image, ImageEnhance, ImageFilter
 
-from mapo.style.copies import NEAR, bits_of, compared, nearest, told
+from mapo.score.scorers import load_scorer
+from mapo.style.copies import HASH, NEAR, Pictures, bits_of, compared, look_by, nearest, seen, told
+from small_scorers import save_dinov2
 
 
 def scenes(number, first=0):
@@ -14,6 +17,10 @@ def scenes(number, first=0):
         small = Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8))
         found[f"{k}.png"] = small.resize((96, 64), Image.Resampling.BICUBIC)
     return found
+
+
+def flipped(picture):
+    return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
 def altered(picture):
@@ -46,3 +53,32 @@ def test_a_model_that_copies_is_told_and_pictures_that_are_alike_anyhow_are_not(
     alike = {name: altered(own["0.png"]) for name in own}
     everywhere = compared(nearest(alike, alike), before, nearest({"drawn": altered(own["0.png"])}, alike))
     assert not everywhere["copies"]
+
+
+def test_by_dinov2_distances_are_of_its_embeddings_and_the_folder_says_how_far_near_is(tmp_path):
+    folder = tmp_path / "dino"
+    folder.mkdir()
+    torch.manual_seed(0)
+    look = look_by(str(save_dinov2(folder)))
+    assert look.name == "dinov2@dino" and look.near is None
+    own, others = scenes(20), scenes(20, 100)
+    among, before = nearest(own, own, look), nearest(others, own, look)
+    vectors = load_scorer(f"dinov2@{folder}").embed([*own.values()]).double().numpy()
+    turned = load_scorer(f"dinov2@{folder}").embed([flipped(picture) for picture in own.values()]).double().numpy()
+    alike = np.maximum(vectors @ vectors.T, turned @ vectors.T)
+    np.fill_diagonal(alike, -1)
+    assert np.allclose([one.apart for one in among], 1 - alike.max(1), atol=1e-5)
+    again = nearest({f"drawn {name}": flipped(picture) for name, picture in own.items()}, own, look)
+    assert [one.own for one in again] == list(own) and max(one.apart for one in again) < 1e-5
+    found = compared(among, before, again, look)
+    assert found["copies"] and found["own"]["near"] == 1 and found["after"]["near"] == 20
+    assert found["near_is_at_most"] == np.quantile([one.apart for one in among], 0.05)
+    assert told(found).startswith("By dinov2@dino, 20 of 20 drawings look like a picture that was trained on.")
+
+
+def test_pictures_are_read_when_they_are_looked_at_and_each_once():
+    read = []
+    pictures = scenes(40)
+    lazy = Pictures(list(pictures), lambda name: read.append(name) or pictures[name])
+    assert np.array_equal(seen(lazy, HASH).vectors, seen(pictures, HASH).vectors) and read == list(pictures)
+    assert seen({}, HASH).names == [] and nearest({}, pictures) == []

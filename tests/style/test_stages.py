@@ -99,3 +99,30 @@ def test_a_digest_tells_names_sizes_and_ends_of_large_files(tmp_path):
     assert digest_of(tmp_path / "a") == first
     large.rename(tmp_path / "a" / "other.bin")
     assert digest_of(tmp_path / "a") != first
+
+
+def test_what_a_stage_said_is_said_again_when_it_is_not_done_again(folder, heard):
+    one = Stage(
+        "a", "a file", ("a.txt",), lambda: ["x"], lambda: ((folder / "a.txt").write_text("") and None) or "3 of 4"
+    )
+    assert Ledger(folder, ASKED).run(one) == "3 of 4" and heard() == "a: a file\n3 of 4\n"
+    assert Ledger(folder, ASKED).run(one) == "3 of 4" and heard() == "a, done before: 3 of 4\n"
+
+
+def test_files_that_a_person_has_changed_get_another_name_and_others_are_removed(folder, heard):
+    def run():
+        source = lambda: [digest_of(folder / "source.txt")]  # noqa: E731
+        made = lambda: (folder / "a.txt").write_text((folder / "source.txt").read_text()) and None  # noqa: E731
+        Ledger(folder, ASKED).run(Stage("a", "a file", ("a.txt",), source, made, aside_if_changed=True))
+
+    run()
+    (folder / "source.txt").write_text("y")
+    run()
+    assert (folder / "a.txt").read_text() == "y" and not (folder / "a.txt-2").exists()
+    (folder / "a.txt").write_text("votes of a day")
+    run()
+    assert (folder / "a.txt").read_text() == "votes of a day"
+    (folder / "source.txt").write_text("z")
+    run()
+    assert (folder / "a.txt").read_text() == "z" and (folder / "a.txt-2").read_text() == "votes of a day"
+    assert f"What was there of a.txt is now {folder / 'a.txt-2'}." in heard()

@@ -8,13 +8,18 @@ from dataclasses import replace
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from data_fixtures import noise
+from mapo import api
 from mapo.cli import cli
 from mapo.errors import MapoError
 from mapo.lab.mini import scenes
 from mapo.lab.mini.draw import draw
 from mapo.pairs import PairSet
 from mapo.sample.folder import read_images
+from mapo.score.scorers import choice
+from mapo.style import screen, work
 from mapo.style.style import Style, preview
 from mapo.train.run.folder import Run
 
@@ -102,6 +107,14 @@ def test_the_same_command_makes_nothing_again(made, pictures):
     assert again.exit_code == 0, again.exception
     changed = {p.relative_to(out).as_posix() for p, at in times(out).items() if before.get(p) != at}
     assert changed <= {"stages.json", "run/config.toml"}
+    for said in (
+        "pairs, done before: 6 pairs of 6 pictures, 1 caption held out",
+        "check, done before: ",
+        "trained for 2 steps; more --steps go on from there",
+        "copies, done before: By perceptual hash, ",
+        "report, done before: No goal was named",
+    ):
+        assert said in again.stdout
 
 
 def test_a_caption_changed_by_hand_is_drawn_and_learned_and_what_did_not_change_stays(made, pictures, tmp_path):
@@ -127,6 +140,16 @@ def test_more_steps_go_on_with_the_run_and_its_pictures_follow(made, pictures, t
     assert [line["step"] for line in Run(out / "run").metrics()] == [1, 2, 3]
     assert {row.prompt: row.sha256 for row in read_images(out / "before")} == before
     assert {row.prompt: row.sha256 for row in read_images(out / "after")} != after
+    said = ask(pictures, out, "--dry-run", "--steps", 1)
+    assert "made again run, and what follows from it: it has done 3 steps, and 1 are asked for" in said.stdout
+    other = ("--steps", 3, "--set", "optim.lr=0.01", "--dry-run")
+    assert (
+        "optim.lr was 0.001 and is now 0.01. The run that is there gets another name"
+        in ask(pictures, out, *other).stdout
+    )
+    asked = Style(pictures, "mini", out, settings={"train": {"steps": 1, "pairs_per_step": 2}})
+    assert work.train(asked, None) == "trained for 1 step; more --steps go on from there"
+    assert Run(out / "run-2").finished_steps() == 3
 
 
 def test_what_would_be_done_is_said_and_nothing_is_written(pictures, tmp_path):
@@ -146,10 +169,13 @@ def test_what_cannot_be_learned_from_is_refused_before_anything_is_drawn(picture
     for number in range(4):
         Image.new("RGB", (48, 48), (number, 0, 0)).save(few / f"{number}.png")
         (few / f"{number}.txt").write_text(f"a square {number}")
-    empty, bare, small = tmp_path / "empty", tmp_path / "bare", tmp_path / "small"
-    for folder in (empty, bare, small):
+    empty, bare, small, odd = (tmp_path / name for name in ("empty", "bare", "small", "odd"))
+    for folder in (empty, bare, small, odd):
         folder.mkdir()
+    texts = PngInfo()
+    texts.add_text("prompt_of_another_program", "a cup")
     for number in range(5):
+        Image.new("RGB", (48, 48), (number, 0, 0)).save(odd / f"{number}.png", pnginfo=texts)
         Image.new("RGB", (48, 48), (number, 0, 0)).save(bare / f"{number}.png")
         Image.new("RGB", (20, 48), (number, 0, 0)).save(small / f"{number}.png")
         (small / f"{number}.txt").write_text(f"a square {number}")
@@ -158,6 +184,10 @@ def test_what_cannot_be_learned_from_is_refused_before_anything_is_drawn(picture
         (empty, "has no pictures"),
         (bare, "5 pictures have no caption"),
         (small, "5 pictures have fewer than 24 pixels"),
+        (
+            odd,
+            "5 pictures have no caption: 0.png, 1.png, 2.png, 3.png, 4.png (its metadata are of a kind that is not known: ",
+        ),
     ):
         done = ask(folder, tmp_path / "out", "--yes")
         assert isinstance(done.exception, MapoError) and said in str(done.exception)
@@ -173,7 +203,7 @@ def test_what_will_be_made_again_is_said_before_and_a_finished_run_is_set_aside(
     line = {**json.loads(lines[0]), "caption": "a pink heart on a white background"}
     (out / "captions.jsonl").write_text("\n".join([json.dumps(line), *lines[1:]]) + "\n")
     said = ask(pictures, out, "--dry-run")
-    assert "made again pairs, check, mismatch, run, before, after" in said.stdout
+    assert "made again screen, pairs, check, mismatch, run, before, after" in said.stdout
     assert ask(pictures, out, "--yes").exit_code == 0
     assert Run(out / "run-2").finished_steps() == 2 and Run(out / "run").finished_steps() == 2
 
@@ -194,12 +224,26 @@ def test_a_picture_that_is_gone_is_left_out_and_a_killed_stage_goes_on(made, pic
 
 
 def test_what_can_only_fail_is_refused_before_the_work(pictures, tmp_path):
+    few, minors = tmp_path / "few", tmp_path / "minors.jsonl"
+    few.mkdir()
+    Image.new("RGB", (48, 48)).save(few / "0.png")
+    minors.write_text('{"file": "0.png", "caption": "a girl"}\n')
     for more, said in (
         (("--judge", "mini-search:cartoon"), "--judge chooses among several drawings"),
         (("--judge", "nobody:cartoon", "--rejected-per-picture", 2), "There is no scorer 'nobody'"),
         (("--scorer", "guards"), "know no better or worse"),
         (("--set", "train.steps=3"), "--steps and --set train.steps say the same"),
         (("--recipe", "nothing"), "There is no recipe 'nothing'"),
+        (("--rejected", pictures), "is the folder of the chosen pictures"),
+        (("--rejected", tmp_path, "--judge", "mini-search:cartoon"), "--judge is for drawings"),
+        (("--rejected", few), "5 pictures have no rejected one of the same name"),
+        (("--copies-with", pictures), "does not hold a model in safetensors"),
+        (("--captions", tmp_path / "nowhere"), "--captions: there is no file"),
+        (("--eval-prompts", tmp_path / "nowhere.txt"), "--eval-prompts: there is no file"),
+        (
+            ("--recipe", "mini-safety", "--captions", minors),
+            "is about what is unsafe, and 1 caption could mean minors: 0.png",
+        ),
     ):
         done = ask(pictures, tmp_path / "out", "--dry-run", *more)
         assert isinstance(done.exception, MapoError) and said in str(done.exception)
@@ -212,3 +256,37 @@ def test_what_can_only_fail_is_refused_before_the_work(pictures, tmp_path):
     good = ask(pictures, tmp_path / "out", "--dry-run", "--judge", "mini-search:cartoon", "--rejected-per-picture", 2)
     assert good.exit_code == 0 and "12 drawings by mini" in good.stdout
     assert "recipe mini-style, 2 steps of 2 pairs" in good.stdout
+
+
+def test_without_any_scorer_and_with_rejected_pictures_there_is_all_but_a_report(sdxl, tmp_path, monkeypatch, heard):
+    for module in (choice, screen):
+        monkeypatch.setattr(module, "lacks", lambda name: "")
+    own, rejected = tmp_path / "own", tmp_path / "rejected"
+    for k in range(6):
+        for folder in (own, rejected):
+            folder.mkdir(exist_ok=True)
+            noise(k + 10 * (folder is own), (16, 16)).save(folder / f"{k}.png")
+    (own / "metadata.jsonl").write_text(
+        "".join(json.dumps({"file_name": f"{k}.png", "text": "a red fox"}) + "\n" for k in range(7))
+    )
+    done = api.style(
+        own, model=sdxl, out=tmp_path / "out", rejected=rejected, eval_prompts=["a blue cup"], sampling_steps=1,
+        guidance=1.0, settings={"train.steps": 1, "train.pairs_per_step": 2},
+    )  # fmt: skip
+    said = heard()
+    assert done.verdict is None and "report.html" not in done.files and not (tmp_path / "out" / "rejected").exists()
+    assert done.run.finished_steps() == 1 and len(done.pairs) == 6 and done.files["lora.safetensors"].is_file()
+    assert done.said["pairs"] == "6 pairs of 6 pictures, 0 captions held out"
+    assert done.copies["by"] == "perceptual hash" and done.copies["own"]["pictures"] == 6
+    assert {row.prompt for row in read_images(done.files["after"])} == {"a blue cup"}
+    for words in (
+        "screened   by nobody: no safety scorer is on this machine",
+        f"pairs      6 rejected pictures of {rejected}, in 1 frame",
+        "names 1 picture that is not there: 6.png (line 7). Nothing is made of them.",
+        "All pictures have the same caption. So none is held out, and only plain prompts show what was learned.",
+        "No scorer that knows better from worse is on this machine, so there is no report.",
+        "One prompt alone gives no intervals.",
+    ):
+        assert words in said
+    with pytest.raises(MapoError, match="--eval-prompts: all of them are captions that are trained on"):
+        preview(Style(own, str(sdxl), tmp_path / "other", rejected=rejected, eval_prompts=["A red fox"]))

@@ -51,9 +51,10 @@ def _is_list(file: Path) -> bool:
         columns = set(columns_of(file))
     except (OSError, ValueError) as error:
         raise MapoError(f"{file} cannot be read ({error}). Mend it, or name another file.") from None
-    if file.name.lower().endswith(JSON_LINES) and columns <= FIELDS.keys():
-        return False
-    if columns.isdisjoint(FILE) or columns.isdisjoint(PROMPT):
+    listed = not columns.isdisjoint(FILE) and not columns.isdisjoint(PROMPT)
+    if file.name.lower().endswith(JSON_LINES):
+        return listed and not columns <= FIELDS.keys()
+    if not listed:
         found = ", ".join(sorted(columns)) or "nothing"
         raise MapoError(f"{file} has no column of pictures (file_name) and one of prompts (prompt). It has {found}.")
     return True

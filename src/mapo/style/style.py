@@ -135,21 +135,21 @@ def _stages(asked: Style, hands: Any) -> list[Stage]:
         Stage("captions", "what each picture shows", ("captions.jsonl",), lambda: [],
               partial(work.write_captions, asked), again=True),
     ]  # fmt: skip
-    if scorer := screener():
-        stages.append(Stage("screen", "whether a picture looks unsafe", ("screen.json",),
-                            lambda: [scorer, *asked.seen()], partial(work.look_for_unsafe, asked, scorer)))  # fmt: skip
     says = f"each picture beside that of its name in {asked.rejected}"
     if asked.rejected is None:
         says = f"{asked.model} draws the captions"
         stages.append(Stage("rejected", "a folder for the drawings", ("rejected",), lambda: by,
                             lambda: (out / "rejected").mkdir(exist_ok=True)))  # fmt: skip
+    if scorer := screener():
+        stages.append(Stage("screen", "whether a picture looks unsafe", ("screen.json",),
+                            lambda: [scorer, *asked.seen()], partial(work.look_for_unsafe, asked, scorer)))  # fmt: skip
     stages += [
         Stage("pairs", says, ("pairs",), lambda: [*drawn, *asked.seen()], partial(work.make_pairs, asked),
               aside_if_changed=True),
         Stage("check", "what is wrong in the pairs", ("check.html",), lambda: [digest_of(pairs)],
               partial(work.check_pairs, asked)),
         Stage("mismatch", "how far the pictures are from what the model draws", ("mismatch.json", "mismatch-images"),
-              lambda: [*by, digest_of(pairs)], partial(work.measure_mismatch, asked)),
+              lambda: [*by, asked.encoder(), digest_of(pairs)], partial(work.measure_mismatch, asked)),
         Stage("run", "the training", ("run",), lambda: [asked.files.revision(), digest_of(pairs)],
               partial(work.train, asked, hands), again=True, aside=True),
         Stage("before", "pictures of the model as it was", ("before",), lambda: [*by, *asked.shown()],

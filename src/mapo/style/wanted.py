@@ -121,6 +121,15 @@ class Style(Asked):
         """By what copies are looked for."""
         return self.copies_with or ("dinov2" if copies.dinov2_at_hand() else "hash")
 
+    def encoder(self) -> str:
+        """By what the mismatch is measured: nothing is fetched for it."""
+        from mapo.mismatch.distance import default_encoder
+
+        usual = default_encoder(self.files)
+        if usual != "dinov2":
+            return usual
+        return f"dinov2@{self.copies_with}" if self.copies_with else usual if copies.dinov2_at_hand() else "none"
+
     def named(self) -> dict[str, Any]:
         """The model and what lies on it, as `mapo train` takes them by name."""
         return {"model": self.model, "loras": [*self.loras] or None}

@@ -64,7 +64,12 @@ def measure_mismatch(asked: Style) -> str:
     """How far the pictures are from what the model draws."""
     from mapo.mismatch.verb import mismatch
 
-    _, said = mismatch(asked.model, asked.pairs, asked.out / "mismatch.json", "1000-1001", loras=asked.loras)
+    encoder = asked.encoder()
+    if encoder == "none":
+        LOG.info("No DINOv2 is on this machine (--copies-with names one), so only the denoising error is measured.")
+    _, said = mismatch(
+        asked.model, asked.pairs, asked.out / "mismatch.json", "1000-1001", encoder=encoder, loras=asked.loras
+    )
     *numbers, says = "\n".join(said).split("\n\n")
     LOG.info("\n\n".join(numbers))
     return says

@@ -1,0 +1,106 @@
+"""What `mapo style` takes beyond its stages, run by hand.
+
+python bench/style_overhead.py [--pictures 50] [--rounds 5] [--out bench/results]
+
+Both ways make the same things of the same drawings with the built-in model, in one process and in turn: `style` as the
+command does it, with what it says first, and the verbs of its stages one after the other. The figure is the ratio of
+their CPU times, and of their times on the wall; on a busy machine the first is the steadier.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def by_style(pictures: Path, out: Path) -> None:
+    """The whole command, with its preview."""
+    from mapo.style.style import Style, preview, style
+
+    asked = Style(pictures, "mini", out, scorer="mini-search", eval_prompts=EVAL)
+    preview(asked)
+    style(asked)
+
+
+def by_hand(pictures: Path, out: Path) -> None:
+    """The verbs of its stages, as a person would give them."""
+    from mapo.build.verb import build_against
+    from mapo.captions.verb import caption
+    from mapo.check.verb import check
+    from mapo.export.verb import export
+    from mapo.mismatch.verb import mismatch
+    from mapo.pairs import PairSet
+    from mapo.report.verb import report
+    from mapo.sample.prompts import read_prompts
+    from mapo.sample.verb import sample
+    from mapo.style import copies
+    from mapo.style.screen import screen, screener
+    from mapo.style.shown import untrained, write_copies
+    from mapo.train import verb
+
+    out.mkdir()
+    captions, pairs, run = caption(pictures, out / "captions.jsonl"), out / "pairs", out / "run"
+    if scorer := screener():
+        screen(pictures, captions, scorer, out / "screen.json")
+    build_against(pictures, "mini", pairs, captions=out / "captions.jsonl", drawn=out / "rejected")
+    check(pairs, out / "check.html", model="mini")
+    mismatch("mini", pairs, out / "mismatch.json", "1000-1001")
+    verb.train(run, {}, "mini-style", model="mini", pairs=str(pairs), cache=str(out / "cache"))
+    held = [pair.prompt for pair in PairSet(pairs) if pair.split != "train"]
+    prompts = untrained([*held, *read_prompts(EVAL)], pairs)
+    sample("mini", prompts, [0, 1], out / "before")
+    sample(str(run), prompts, [0, 1], out / "after", grid=True, compare=[out / "before"])
+    names = [str(pair.meta["file"]) for pair in PairSet(pairs) if pair.split == "train" and pair.meta]
+    write_copies(out, pictures, names, look=copies.look_by(None))
+    export(str(run), "kohya", out / "lora.safetensors")
+    report(out / "before", out / "after", out / "report.html", scorer="mini-search", run=run)
+
+
+EVAL = "mini:test-one"
+WAYS: dict[str, Callable[[Path, Path], None]] = {"style": by_style, "by hand": by_hand}
+
+
+def main() -> None:
+    """Measure, print, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=50)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    from mapo.lab.mini.pictures import write_pictures
+
+    rounds: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        pictures = Path(temporary) / "pictures"
+        write_pictures(pictures, "cartoon", args.pictures)
+        for number in range(args.rounds + 1):  # the first loads the libraries, and is not counted
+            order = list(WAYS) if number % 2 else list(WAYS)[::-1]
+            took: dict[str, Any] = {}
+            for name in order:
+                began = time.perf_counter(), time.process_time()
+                WAYS[name](pictures, Path(temporary) / f"{name} {number}")
+                took[name] = {"wall": time.perf_counter() - began[0], "cpu": time.process_time() - began[1]}
+            if number:
+                rounds.append(took)
+                print({clock: round(took["style"][clock] / took["by hand"][clock], 4) for clock in ("wall", "cpu")})
+    ratios = {
+        clock: sorted(took["style"][clock] / took["by hand"][clock] for took in rounds) for clock in ("wall", "cpu")
+    }
+    found = {
+        "pictures": args.pictures, "rounds": rounds, "machine": platform.machine(), "python": platform.python_version(),
+        "style over by hand": {clock: {"median": statistics.median(r), "all": r} for clock, r in ratios.items()},
+    }  # fmt: skip
+    print(json.dumps(found["style over by hand"], indent=1))
+    if args.out:
+        (args.out / "style-overhead.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
