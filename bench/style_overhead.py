@@ -3,8 +3,8 @@
 python bench/style_overhead.py [--pictures 50] [--rounds 5] [--out bench/results]
 
 Both ways make the same things of the same drawings with the built-in model, in one process and in turn: `style` as the
-command does it, with what it says first, and the verbs of its stages one after the other. The figure is the ratio of
-their CPU times, and of their times on the wall; on a busy machine the first is the steadier.
+command does it, with what it says first, and the verbs of its stages one after the other, `mapo plan` among them. The
+figure is the ratio of their CPU times, and of their times on the wall; on a busy machine the first is the steadier.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ def by_hand(pictures: Path, out: Path) -> None:
         screen(pictures, captions, scorer, out / "screen.json")
     build_against(pictures, "mini", pairs, captions=out / "captions.jsonl", drawn=out / "rejected")
     check(pairs, out / "check.html", model="mini")
+    verb.plan({}, "mini-style", model="mini", pairs=str(pairs), cache=str(out / "cache"))
     mismatch("mini", pairs, out / "mismatch.json", "1000-1001")
     verb.train(run, {}, "mini-style", model="mini", pairs=str(pairs), cache=str(out / "cache"))
     held = [pair.prompt for pair in PairSet(pairs) if pair.split != "train"]
