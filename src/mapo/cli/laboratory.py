@@ -64,8 +64,10 @@ def mini() -> None:
 
 @mini.command(cls=Verb, example="mapo mini draw --style cartoon --out my-pictures")
 @click.option("--out", type=OUT, required=True, help="The folder to write.")
-@click.option("--style", default="cartoon", show_default=True, help="How they are drawn: cartoon, pixel art, sketch or realistic.")
-@click.option("--pictures", "number", type=int, default=50, show_default=True, help="How many.")
+@click.option(
+    "--style", default="cartoon", show_default=True, help="How they are drawn: cartoon, pixel art, sketch or realistic."
+)
+@click.option("--pictures", "number", type=int, default=50, show_default=True, help="How many to write.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Other pictures for each seed.")
 def draw(out: Path, **how: Any) -> None:
     """Write a folder of drawings with their captions.
