@@ -45,7 +45,19 @@ SKIPPED = ("check", "before", "after", "copies", "lora", "embedding", "report") 
 
 Arm = dict[str, Any]
 UNTRAINED = "untrained"
-ARMS: dict[str, Arm] = {UNTRAINED: {}, "default": {}}
+PRIOR: Arm = {"prior_prompts": "mini:train"}
+ARMS: dict[str, Arm] = {  # the first is the command with its recipe
+    "sft": PRIOR,
+    UNTRAINED: PRIOR,
+    "sft one round": {**PRIOR, "rounds": 1, "settings": {"train": {"steps": 480}}},
+    "sft no prior": {"prior": 0},
+    "mapo_aaai 1024": {**PRIOR, "settings": {"objective": {"name": "mapo_aaai", "beta": 1024}}},
+    "mapo_aaai 8": {**PRIOR, "settings": {"objective": {"name": "mapo_aaai", "beta": 8}}},
+    "mapo 0.1": {**PRIOR, "settings": {"objective": {"name": "mapo", "beta": 0.1}}},
+    "mapo_relative": {**PRIOR, "settings": {"objective": {"name": "mapo_relative"}}},
+    "dpo 500": {**PRIOR, "settings": {"objective": {"name": "dpo", "beta": 500}}},
+    "dpo 10": {**PRIOR, "settings": {"objective": {"name": "dpo", "beta": 10}}},
+}
 
 
 def subject_scenes(seed: int) -> tuple[list[Any], list[Any]]:
@@ -252,7 +264,7 @@ def main() -> None:
     print(table(rows))
     if args.figure:
         seed = args.seeds[0]
-        place = args.work / f"{args.arms[0]}-{seed}"
+        place = args.work / f"{args.arms[0].replace(' ', '-')}-{seed}"
         run = max(place.glob("round-*/run"), key=lambda run: run.parent.name)
         figure(run, args.work / f"photos-{seed}", seed, args.figure)
     if args.out:

@@ -118,11 +118,11 @@ def style(**how: Any) -> None:
     help="Rounds of drawing, pairs and training. Each rejects what the model of the round before draws.",
 )  # fmt: skip
 @click.option(
-    "--rejected-per-photo", "per_picture", type=int, default=4, show_default=True,
+    "--rejected-per-photo", "per_picture", type=int, default=8, show_default=True,
     help="Drawings of each caption in a round. Each becomes a pair.",
 )  # fmt: skip
 @click.option(
-    "--prior", type=int, default=20, show_default=True,
+    "--prior", type=int, default=30, show_default=True,
     help="Drawings without the token by the model as it was, which are to stay as they are. 0 draws none.",
 )  # fmt: skip
 @click.option(
@@ -187,4 +187,5 @@ def _go_through(
             raise MapoError("Nobody is there to be asked. Add --yes to begin, or --dry-run to see what would be done.")
         click.confirm("Begin?", default=True, abort=True)
     done = do(asked, hands=hands)
-    say("\n".join(f"{name:16} {path}" for name, path in done["files"].items()))
+    width = max(map(len, done["files"]))
+    say("\n".join(f"{name:{width}} {path}" for name, path in done["files"].items()))

@@ -37,9 +37,9 @@ class Personalize(Asked):
     noun: str = ""
     templates: str | None = None
     rounds: int = 2
-    prior: int = 20
+    prior: int = 30
     prior_prompts: str | None = None
-    per_picture: int = 4
+    per_picture: int = 8
 
     def __post_init__(self) -> None:
         super().__post_init__()
