@@ -108,7 +108,7 @@ def train(work: Path, arm: Arm, seed: int) -> tuple[Path, float]:
     shared, begun = work.with_name(f"drawn-{arm.get('prior')}-{arm.get('per_picture')}-{seed}"), time.monotonic()
     for place in (shared, work):
         asked = Personalize(photos, "mini", place, token=TOKEN, noun=CLASS, **arm)
-        wanted = [one for one in stages(asked, {}, None) if not one.name.endswith(SKIPPED)]
+        wanted = [one for one in stages(asked, None) if not one.name.endswith(SKIPPED)]
         first = [one.name for one in wanted].index("round-1 pairs") + 1
         run_all(place, asked.identity(), wanted[:first] if place == shared else wanted)
         if not work.exists():

@@ -122,7 +122,7 @@ def style(**how: Any) -> None:
     help="Drawings of each caption in a round. Each becomes a pair.",
 )  # fmt: skip
 @click.option(
-    "--prior", type=int, default=30, show_default=True,
+    "--prior", type=int, default=40, show_default=True,
     help="Drawings without the token by the model as it was, which are to stay as they are. 0 draws none.",
 )  # fmt: skip
 @click.option(

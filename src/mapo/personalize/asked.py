@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mapo.build.against import Own, check_asked
 from mapo.captions.fit import FEWEST, refuse_unfit
@@ -17,6 +17,9 @@ from mapo.personalize.captions import Found, captions_in
 from mapo.personalize.words import PLACE, Words, own_lines, read_templates
 from mapo.settings import merge
 from mapo.style.asked import Asked
+
+if TYPE_CHECKING:
+    from mapo.train.config import Config
 
 PRIOR_SEED = 10_000  # the first of the prior's chosen drawings; its rejected ones begin at 0
 NOT_GOING_ON = ("rank", "alpha", "targets")  # settings of an adapter that one which is trained further keeps
@@ -37,7 +40,7 @@ class Personalize(Asked):
     noun: str = ""
     templates: str | None = None
     rounds: int = 2
-    prior: int = 30
+    prior: int = 40
     prior_prompts: str | None = None
     per_picture: int = 8
 
@@ -64,6 +67,19 @@ class Personalize(Asked):
     def before(self, number: int) -> tuple[str, Sequence[str]]:
         """The model that a round begins with, and the LoRAs that lie on it."""
         return (self.model, self.loras) if number == 1 else (str(self.round(number - 1) / "run"), ())
+
+    def of_run(self, number: int) -> dict[str, Any]:
+        """What the training of a round takes by name."""
+        model, loras = self.before(number)
+        place = self.round(number)
+        return {"model": model, "loras": [*loras] or None, "pairs": str(place / "pairs"), "cache": str(place / "cache")}
+
+    def config(self, frames: Sequence[Frame], number: int) -> Config:
+        """The settings of a round's training, as `mapo train` would have them."""
+        from mapo.train.verb import config_of
+
+        run, settings = self.round(number) / "run", self.round_settings(frames, number)
+        return config_of(run, settings, self.recipe, self.of_run(number))
 
     def found(self) -> Found:
         """The captions; MapoError where the photos cannot be learned from."""

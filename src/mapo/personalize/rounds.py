@@ -7,7 +7,6 @@ All pairs count alike.
 
 from __future__ import annotations
 
-import logging
 import shutil
 from typing import Any
 
@@ -16,21 +15,24 @@ from mapo.captions.ledger import Caption, read_ledger, write_ledger
 from mapo.errors import count
 from mapo.files import sha256
 from mapo.personalize.asked import Personalize
+from mapo.personalize.captions import TEMPLATE
 from mapo.sample.folder import read_images
 from mapo.style import copies
 from mapo.style.asked import are_wide
 from mapo.style.shown import SCORES, SEEDS, compare, compared_from, frames_in, leave, untrained, write_copies
 from mapo.style.stages import Stage, digest_of
+from mapo.style.training import go_on
+from mapo.train.run.folder import Run
 
-LOG = logging.getLogger(__name__)
 
+def stages(asked: Personalize, hands: Any) -> list[Stage]:
+    """All stages in their order."""
 
-def stages(asked: Personalize, done: dict[str, Any], hands: Any) -> list[Stage]:
-    """All stages in their order; ``done`` is told the report's verdict."""
-
-    def captions() -> None:
+    def captions() -> str:
         found = asked.found()
         write_ledger(asked.captions_file, [*found.captions, *found.gone])
+        of_templates = sum(one.source == TEMPLATE for one in found.captions)
+        return f"{count(len(found.captions), 'caption')}, {of_templates} of templates"
 
     prior = Stage(
         "prior", f"{asked.model} draws what is to stay", ("prior",),
@@ -39,7 +41,7 @@ def stages(asked: Personalize, done: dict[str, Any], hands: Any) -> list[Stage]:
     )  # fmt: skip
     rounds = [stage for number in range(1, asked.rounds + 1) for stage in _round(asked, number, hands)]
     first = Stage("captions", "what each photo shows", ("captions.jsonl",), lambda: [], captions, again=True)
-    return [first, *([prior] if asked.prior else []), *rounds, *_result(asked, done)]
+    return [first, *([prior] if asked.prior else []), *rounds, *_result(asked)]
 
 
 def _captions(asked: Personalize) -> list[Caption]:
@@ -79,22 +81,23 @@ def _round(asked: Personalize, number: int, hands: Any) -> list[Stage]:
     place, (model, loras) = asked.round(number), asked.before(number)
     pairs, run, name = place / "pairs", place / "run", place.name
 
-    def draw() -> None:
+    def draw() -> str:
         shutil.rmtree(pairs, ignore_errors=True)  # of a command that was killed when all but this was done
         counts = build_against(
             [*asked.photos(_captions(asked), number), *_prior(asked)], model, pairs, place / "rejected",
             per_picture=asked.per_picture, resolution=asked.resolution, hold_out=False, loras=loras, **asked.sampling,
         )  # fmt: skip
-        LOG.info(f"{count(counts['pairs'], 'pair')} of {count(counts['pictures'], 'picture')}")
+        return f"{count(counts['pairs'], 'pair')} of {count(counts['pictures'], 'picture')}"
 
-    def look() -> None:
+    def look() -> str:
         numbers = check_verb.check(pairs, place / "check.html", model=asked.model, buckets=are_wide(frames_in(pairs)))
-        LOG.info(str(numbers["verdict"]))
+        return str(numbers["verdict"])
 
-    def train() -> None:
-        settings = asked.round_settings(frames_in(pairs), number)
-        named: dict[str, Any] = {"model": model, "loras": [*loras] or None, "cache": str(place / "cache")}
-        train_verb.train(run, settings, asked.recipe, hands=hands, pairs=str(pairs), **named)
+    def train() -> str:
+        frames = frames_in(pairs)
+        settings, how = asked.round_settings(frames, number), {"hands": hands, **asked.of_run(number)}
+        config = asked.config(frames, number)
+        return go_on(Run(run), config, lambda: train_verb.train(run, settings, asked.recipe, **how))
 
     def by() -> list[str]:
         """What the drawings of this round come from."""
@@ -107,7 +110,8 @@ def _round(asked: Personalize, number: int, hands: Any) -> list[Stage]:
     return [
         Stage(f"{name} rejected", "a folder for the drawings", (f"{name}/rejected",), by,
               lambda: (place / "rejected").mkdir(parents=True, exist_ok=True), clears=(f"{name}/cache",)),
-        Stage(f"{name} pairs", f"{model} draws the captions", (f"{name}/pairs",), drawn, draw),
+        Stage(f"{name} pairs", f"{model} draws the captions", (f"{name}/pairs",), drawn, draw,
+              aside_if_changed=True),
         Stage(f"{name} check", "what is wrong in the pairs", (f"{name}/check.html",), lambda: [digest_of(pairs)], look),
         Stage(f"{name} run", "the training", (f"{name}/run",), lambda: [digest_of(pairs), *by()], train,
               again=True, aside=True),
@@ -117,7 +121,7 @@ def _round(asked: Personalize, number: int, hands: Any) -> list[Stage]:
 # ------------------------------------------------------------------ the result
 
 
-def _result(asked: Personalize, done: dict[str, Any]) -> list[Stage]:
+def _result(asked: Personalize) -> list[Stage]:
     from mapo.sample import verb as sample_verb
 
     out, run = asked.out, asked.round(asked.rounds) / "run"
@@ -129,13 +133,12 @@ def _result(asked: Personalize, done: dict[str, Any]) -> list[Stage]:
     def sample(model: str, folder: str, **more: Any) -> None:
         sample_verb.sample(model, shown(), list(SEEDS), out / folder, **asked.sampling, **more)
 
-    def look_for_copies() -> None:
+    def look_for_copies() -> str:
         photos = [one.name for one in asked.photos(_captions(asked), 1)]
-        LOG.info(copies.told(write_copies(out, asked.pictures, photos, asked.words.knows)))
+        return copies.told(write_copies(out, asked.pictures, photos, asked.words.knows))
 
-    def report() -> None:
-        if verdict := compare(out, run, asked.scorer, asked.goal):
-            done["verdict"] = verdict
+    def report() -> str | None:
+        return compare(out, run, asked.scorer, asked.goal)
 
     def weights() -> list[str]:
         return [digest_of(run / "weights")]
