@@ -168,7 +168,7 @@ def test_what_cannot_be_learned_is_refused_in_a_sentence_before_anything_is_draw
         (folders["copies"], (), "of which 2 are different"),
         (folders["small"], (), "5 pictures have fewer than 24 pixels"),
         (photos, ("--token", "star"), "are both star"),
-        (photos, ("--token", "circle"), "circle is a word that the model's tokenizer has already"),
+        (photos, ("--token", "circle"), "--token: circle is a word that the model's tokenizer has already"),
         (photos, ("--token", "my star"), "no spaces"),
         (photos, ("--class", "qqqxyz"), "does not know the word 'qqqxyz'"),
         (photos, ("--rounds", 0), "--rounds is 0"),

@@ -151,4 +151,8 @@ def _check_token(asked: Personalize) -> None:
             f"{asked.files.name} has learned {asked.files.token.word} already. Take the model that it was made from, "
             "or go on in its own folder with more --rounds."
         )
-    with_token(model, AdapterConfig(kind="lora", token=asked.token, token_from=asked.words.noun))
+    try:
+        with_token(model, AdapterConfig(kind="lora", token=asked.token, token_from=asked.words.noun))
+    except MapoError as error:
+        said = str(error).replace("adapter.token_from", "--class").replace("adapter.token", "--token")
+        raise MapoError(said) from None
