@@ -137,7 +137,7 @@ class Personalize(Asked):
 
 def _check_token(asked: Personalize) -> None:
     """MapoError where the model cannot learn such a token, or from such a class word."""
-    from mapo.train.config import AdapterConfig
+    from mapo.train.sections import AdapterConfig
     from mapo.train.weights.token import with_token
 
     model = open_model(asked.files, to_train=False)
