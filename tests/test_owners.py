@@ -100,6 +100,7 @@ COMMANDS = {
     "import": "import {}/rows.jsonl --out {out}",
     "caption": "caption {}/pictures --out {out}",
     "style": "style {}/pictures --model {model} --yes --out {out}",
+    "personalize": "personalize {}/pictures --model {model} --token <it> --class square --yes --out {out}",
     "check": "check {}/pairs --out {out}",
     "encode": "encode --model {model} --pairs {}/pairs --out {out}",
     "train": "train --model {model} --pairs {}/pairs --out {out}",

@@ -44,12 +44,14 @@ class Own:
     """A picture that somebody has: its name, its caption, and where it lies.
 
     ``drawn_as`` is what the model is told in place of the caption, where it does not know a word of it yet.
+    ``drawings`` is how many there are of it, where not as many as of the others; it then counts less than they do.
     """
 
     name: str
     caption: str
     path: Path
     drawn_as: str = ""
+    drawings: int | None = None
 
     @property
     def told(self) -> str:
@@ -102,11 +104,11 @@ def build_against(
     with PairWriter(out, provenance, sensitive=files.sensitive) as writer:
         for place, task in enumerate(tasks):
             chosen = in_frame(task.own.path, task.frame)
-            kept = [best[place]] if place in best else list(task.seeds)
+            kept, weight = ([best[place]], 1.0) if place in best else (list(task.seeds), 1 / per_picture)
             for seed in kept:
                 row = rows[task.frame][task.own.told, seed]
                 writer.add_pair(
-                    task.own.caption, chosen, read_picture(_folder(drawn, task.frame), row), weight=1 / len(kept),
+                    task.own.caption, chosen, read_picture(_folder(drawn, task.frame), row), weight=weight,
                     split=split.get(prompt_id(task.own.caption), "train"), source=files.stable_name,
                     meta=_meta(task.own, row),
                 )  # fmt: skip
@@ -214,9 +216,9 @@ def _tasks(pictures: Sequence[Own], files: ModelFiles, resolution: int | None, p
     seen: Counter[str] = Counter()
     tasks = []
     for one, frame in zip(pictures, frames_for(pictures, files, resolution), strict=True):
-        first = seen[prompt_id(one.told)] * per_picture
-        seen[prompt_id(one.told)] += 1
-        tasks.append(Task(one, frame, tuple(range(first, first + per_picture))))
+        first, number = seen[prompt_id(one.told)], one.drawings or per_picture
+        seen[prompt_id(one.told)] += number
+        tasks.append(Task(one, frame, tuple(range(first, first + number))))
     return tasks
 
 

@@ -21,14 +21,18 @@ LOG = logging.getLogger(__name__)
 FEWEST = 5
 
 
-def refuse_unfit(folder: Path, captions: Sequence[Caption], *, fewest: int = FEWEST, side: int = 0) -> None:
+def refuse_unfit(
+    folder: Path, captions: Sequence[Caption], *, fewest: int = FEWEST, side: int = 0, styled: bool = False
+) -> None:  # fmt: skip
     """MapoError where the pictures and captions that are kept cannot be learned from.
 
-    Every picture is decoded. ``fewest`` pictures must be different; each must have ``side`` pixels on both sides.
+    Every picture is decoded. ``fewest`` pictures must be different; each must have ``side`` pixels on both sides. All
+    captions may say a style only where that is meant (``styled``).
     """
     kept = [one for one in captions if one.keep]
     _refuse_few(folder, len(kept), fewest)
-    refuse_style_in_every_line(folder, kept)
+    if not styled:
+        refuse_style_in_every_line(folder, kept)
     looked = look(folder, [one.file for one in kept])
     sizes = {name: size for name, (size, _) in looked.items()}
     if small := [f"{name} ({w} × {h})" for name, (w, h) in sizes.items() if min(w, h) < side]:

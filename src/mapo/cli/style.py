@@ -1,4 +1,4 @@
-"""The command that does a whole work of others: from a folder of pictures to a style."""
+"""The commands that do a whole work of others: from pictures to a style, and from photos to a subject."""
 
 from __future__ import annotations
 
@@ -100,6 +100,56 @@ def style(**how: Any) -> None:
     _go_through(Style, preview, lambda asked, hands: {"files": do(asked, hands=hands).files}, how)
 
 
+@cli.command(
+    cls=Verb, example="mapo personalize my-dog --model sdxl-base.safetensors --token '<rex>' --class dog --out my-rex"
+)
+@click.argument("photos", type=OUT)
+@with_options(*BEFORE)
+@click.option("--token", required=True, help="The new word for the subject, such as <rex>.")
+@click.option(
+    "--class", "noun", required=True, metavar="WORD", help="What the subject is, in a common word such as dog."
+)
+@click.option(
+    "--templates", metavar="FILE",
+    help="Captions for photos that have none, a line each with {} where the word stands; default: eight of ours.",
+)  # fmt: skip
+@click.option(
+    "--rounds", type=int, default=2, show_default=True,
+    help="Rounds of drawing, pairs and training. Each rejects what the model of the round before draws.",
+)  # fmt: skip
+@click.option(
+    "--rejected-per-photo", "per_picture", type=int, default=8, show_default=True,
+    help="Drawings of each caption in a round. Each becomes a pair.",
+)  # fmt: skip
+@click.option(
+    "--prior", type=int, default=40, show_default=True,
+    help="Drawings without the token by the model as it was, which are to stay as they are. 0 draws none.",
+)  # fmt: skip
+@click.option(
+    "--prior-prompts", metavar="SOURCE",
+    help="Prompts of every other of these drawings; the others, or all, are of the captions with the class word.",
+)  # fmt: skip
+@with_options(*TRAINING)
+@click.option(
+    "--eval-prompts", metavar="SOURCE",
+    help="Prompts to draw before and after, with the token or {} where the subject is meant; default: eight of the "
+    "subject and sixteen plain ones of ours.",
+)  # fmt: skip
+@with_options(*SHOWING)
+def personalize(**how: Any) -> None:
+    """Teach a model a subject from a few PHOTOS, and a word for it.
+
+    The photos are what it shall draw of the new word, and its own drawings are what it shall leave. Leaves captions,
+    rounds with pairs and a run each, pictures before and after, a report, and a LoRA and an embedding for other
+    programs, each as the ordinary command would. The same command again goes on.
+    """
+    from mapo.personalize.asked import Personalize
+    from mapo.personalize.personalize import personalize as do
+    from mapo.personalize.personalize import preview
+
+    _go_through(Personalize, preview, do, {"pictures": how.pop("photos"), **how})
+
+
 SAMPLING = {
     "sampling_steps": "steps",
     "guidance": "guidance",
@@ -137,4 +187,5 @@ def _go_through(
             raise MapoError("Nobody is there to be asked. Add --yes to begin, or --dry-run to see what would be done.")
         click.confirm("Begin?", default=True, abort=True)
     done = do(asked, hands=hands)
-    say("\n".join(f"{name:16} {path}" for name, path in done["files"].items()))
+    width = max(map(len, done["files"]))
+    say("\n".join(f"{name:{width}} {path}" for name, path in done["files"].items()))

@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+
 from mapo.errors import count
+from mapo.style.stages import set_aside
 from mapo.train.config import Config
 from mapo.train.run.changes import changed_settings, told_changes
 from mapo.train.run.folder import Run, settled, steps_of
+
+LOG = logging.getLogger(__name__)
+
+
+def go_on(run: Run, config: Config, train: Callable[[], object]) -> str:
+    """``train``, unless all is done; where a training cannot go on, the run gets another name before. What there is to
+    say of it."""
+    if why := begins_again(run, config):
+        place = run.folder
+        LOG.warning(f"The training begins again: {why}. What was there of {place.name} is now {set_aside(place)}.")
+    if not is_finished(run, config):
+        train()
+    return f"trained for {count(run.finished_steps(), 'step')}; more --steps go on from there"
 
 
 def begins_again(run: Run, config: Config) -> str:

@@ -16,8 +16,7 @@ from mapo.style import copies
 from mapo.style.asked import are_wide
 from mapo.style.screen import screen
 from mapo.style.shown import SEEDS, frames_in, write_copies
-from mapo.style.stages import set_aside
-from mapo.style.training import begins_again, is_finished
+from mapo.style.training import go_on
 from mapo.style.wanted import Style
 from mapo.train.run.folder import Run
 
@@ -79,13 +78,11 @@ def train(asked: Style, hands: Any) -> str:
     """Train, or go on with the run; where that cannot be, the run gets another name and a new one begins."""
     from mapo.train import verb
 
-    frames = frames_in(asked.pairs)
-    config = asked.config(frames)
-    if why := begins_again(Run(asked.run), config):
-        LOG.warning(f"The training begins again: {why}. What was there of run is now {set_aside(asked.run)}.")
-    if not is_finished(Run(asked.run), config):
-        verb.train(asked.run, asked.train_settings(frames), asked.recipe, hands=hands, **asked.of_run())
-    return f"trained for {count(Run(asked.run).finished_steps(), 'step')}; more --steps go on from there"
+    frames, run = frames_in(asked.pairs), Run(asked.run)
+    how = {"hands": hands, **asked.of_run()}
+    return go_on(
+        run, asked.config(frames), lambda: verb.train(run.folder, asked.train_settings(frames), asked.recipe, **how)
+    )
 
 
 def draw(asked: Style, model: str, folder: Path, **more: Any) -> None:

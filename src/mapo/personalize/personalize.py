@@ -1,0 +1,96 @@
+"""The verb: captions with a token, rounds of drawing, pairs and training, pictures before and after, files to take
+away."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mapo.build.against import frames_for
+from mapo.encode.frame import Frame
+from mapo.errors import count
+from mapo.personalize.asked import Personalize
+from mapo.personalize.rounds import stages
+from mapo.personalize.words import some_of
+from mapo.style.asked import Preview
+from mapo.style.planned import plan_lines
+from mapo.style.shown import SEEDS
+from mapo.style.stages import Ledger, run_all
+from mapo.style.training import begins_again
+from mapo.texts import read_object
+from mapo.train.run.folder import Run
+
+OWED = "Pictures of real people need their consent. Show and share what the model makes of them only as they wish."
+
+# ------------------------------------------------------------------ what will be done
+
+
+def preview(asked: Personalize) -> Preview:
+    """What `personalize` will do, with the memory and the time of a training; nothing is written. MapoError as it
+    would."""
+    ledger = Ledger(asked.out, asked.identity())
+    found = asked.found()
+    photos, jobs = asked.photos(found.captions, 1), asked.prior_jobs(found.captions)
+    frames = frames_for(photos, asked.files, asked.resolution)
+    named = {name: asked.of_run(1)[name] for name in ("model", "loras")}
+    drawings = asked.per_picture * len(photos) + asked.prior
+    first, *plan = plan_lines(photos, frames, asked.round_settings(frames, 1), asked.recipe, named, hold_out=False)
+    shown, each = 2 * len(SEEDS) * len(asked.shown()), ", each" if asked.rounds > 1 else ""
+    prior = (
+        f"{count(len(jobs), 'drawing')} of {some_of([prompt for prompt, _ in jobs])} by {asked.model}"
+        if jobs
+        else "none"
+    )
+    lines = [
+        f"captions   {count(len(photos), 'photo')}, as {some_of([one.caption for one in photos])}",
+        f"prior      {prior}",
+        f"rounds     {asked.rounds}{each} with {count(drawings, 'drawing')} by the model as it then is, in "
+        f"{count(len(set(frames)), 'frame')}",
+        f"{first}{each and ' in each round'}",
+        *plan,
+        f"pictures   {shown}, half before and half after the training",
+        f"out        {asked.out}: {', '.join(names(asked))}",
+    ]
+    again = ledger.stale(stages(asked, None)) if asked.captions_file.is_file() else []
+    if again:
+        lines.append(f"made again {', '.join(again)}, as what they are made from has changed")
+    if said := _begins_again(asked, frames, again):
+        lines.append(said)
+    silent = [
+        f"Its own caption does not say {asked.words.noun}, so a template is used: {name}." for name in found.silent
+    ]
+    return Preview(lines, [*silent, OWED])
+
+
+def _begins_again(asked: Personalize, frames: Sequence[Frame], again: Sequence[str]) -> str:
+    """Which run that is there cannot go on, and why; empty where all can, or are made ``again`` anyhow."""
+    for number in range(1, asked.rounds + 1):
+        name, run = f"round-{number} run", Run(asked.round(number) / "run")
+        if name in again or not run.before():
+            return ""
+        if why := begins_again(run, asked.config(frames, number)):
+            return f"made again {name}, and what follows from it: {why}. The run that is there gets another name"
+    return ""
+
+
+def names(asked: Personalize) -> list[str]:
+    """What is left in the folder."""
+    rounds = [asked.round(number).name for number in range(1, asked.rounds + 1)]
+    prior = ["prior"] if asked.prior else []
+    last = ["before", "after", "after/grid.png", "copies.json", "lora.safetensors", "embedding.safetensors"]
+    return ["captions.jsonl", *prior, *rounds, *last, "report.html"]
+
+
+# ------------------------------------------------------------------ doing it
+
+
+def personalize(asked: Personalize, *, hands: Any = None) -> dict[str, Any]:
+    """Do all stages in ``asked.out``, or go on there.
+
+    What came of it: what each stage ``said`` by its name, what was found of ``copies``, and the ``files``. MapoError
+    where a stage cannot be done, with the stages before it kept; KeyboardInterrupt where it was stopped.
+    """
+    done: dict[str, Any] = {"said": run_all(asked.out, asked.identity(), stages(asked, hands))}
+    done["copies"] = read_object(asked.out / "copies.json", "what was found of copies", "Delete it.")
+    done["files"] = {name: str(asked.out / name) for name in names(asked) if (asked.out / name).exists()}
+    return done

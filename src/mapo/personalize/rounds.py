@@ -1,0 +1,163 @@
+"""The stages: captions, the prior's drawings, the rounds one after the other, and what shows and leaves the result.
+
+A pair of a photo has the photo as chosen. A pair of the prior has no token, and two drawings: chosen is the one by the
+model as it was before any training, which is what an ordinary picture is; rejected is by the model of the round before.
+All pairs count alike.
+"""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+from mapo.build.against import Own, build_against
+from mapo.captions.ledger import Caption, read_ledger, write_ledger
+from mapo.errors import count
+from mapo.files import sha256
+from mapo.personalize.asked import Personalize
+from mapo.personalize.captions import TEMPLATE
+from mapo.sample.folder import read_images
+from mapo.style import copies
+from mapo.style.asked import are_wide
+from mapo.style.shown import SCORES, SEEDS, compare, compared_from, frames_in, leave, untrained, write_copies
+from mapo.style.stages import Stage, digest_of
+from mapo.style.training import go_on
+from mapo.train.run.folder import Run
+
+
+def stages(asked: Personalize, hands: Any) -> list[Stage]:
+    """All stages in their order."""
+
+    def captions() -> str:
+        found = asked.found()
+        write_ledger(asked.captions_file, [*found.captions, *found.gone])
+        of_templates = sum(one.source == TEMPLATE for one in found.captions)
+        return f"{count(len(found.captions), 'caption')}, {of_templates} of templates"
+
+    prior = Stage(
+        "prior", f"{asked.model} draws what is to stay", ("prior",),
+        lambda: [*asked.drawn_by(), str(asked.resolution), *map(str, asked.prior_jobs(_captions(asked)))],
+        lambda: _draw_prior(asked),
+    )  # fmt: skip
+    rounds = [stage for number in range(1, asked.rounds + 1) for stage in _round(asked, number, hands)]
+    first = Stage("captions", "what each photo shows", ("captions.jsonl",), lambda: [], captions, again=True)
+    return [first, *([prior] if asked.prior else []), *rounds, *_result(asked)]
+
+
+def _captions(asked: Personalize) -> list[Caption]:
+    return list(read_ledger(asked.captions_file).values())
+
+
+def _seen(asked: Personalize) -> list[str]:
+    """The photos and captions that are kept, as they are now."""
+    photos = asked.photos(_captions(asked), 1)
+    return [f"{one.name} {one.caption} {sha256(one.path.read_bytes())}" for one in photos]
+
+
+def _draw_prior(asked: Personalize) -> None:
+    from mapo.devices import use_own_device
+    from mapo.sample.sample import Sampler, default_sampling
+
+    jobs = asked.prior_jobs(_captions(asked))
+    sampling = default_sampling(asked.files, **asked.sampling, width=asked.side, height=asked.side)
+    use_own_device()
+    Sampler(asked.files, sampling.precision).fill(asked.out / "prior", jobs, sampling, "draw the prior")
+
+
+def _prior(asked: Personalize) -> list[Own]:
+    """The prior's drawings, which are chosen."""
+    folder = asked.out / "prior"
+    rows = read_images(folder) if asked.prior else []
+    return [Own(f"prior/{row.file}", row.prompt, folder / row.file, drawings=1) for row in rows]
+
+
+# ------------------------------------------------------------------ a round
+
+
+def _round(asked: Personalize, number: int, hands: Any) -> list[Stage]:
+    from mapo.check import verb as check_verb
+    from mapo.train import verb as train_verb
+
+    place, (model, loras) = asked.round(number), asked.before(number)
+    pairs, run, name = place / "pairs", place / "run", place.name
+
+    def draw() -> str:
+        shutil.rmtree(pairs, ignore_errors=True)  # of a command that was killed when all but this was done
+        counts = build_against(
+            [*asked.photos(_captions(asked), number), *_prior(asked)], model, pairs, place / "rejected",
+            per_picture=asked.per_picture, resolution=asked.resolution, hold_out=False, loras=loras, **asked.sampling,
+        )  # fmt: skip
+        return f"{count(counts['pairs'], 'pair')} of {count(counts['pictures'], 'picture')}"
+
+    def look() -> str:
+        numbers = check_verb.check(pairs, place / "check.html", model=asked.model, buckets=are_wide(frames_in(pairs)))
+        return str(numbers["verdict"])
+
+    def train() -> str:
+        frames = frames_in(pairs)
+        settings, how = asked.round_settings(frames, number), {"hands": hands, **asked.of_run(number)}
+        config = asked.config(frames, number)
+        return go_on(Run(run), config, lambda: train_verb.train(run, settings, asked.recipe, **how))
+
+    def by() -> list[str]:
+        """What the drawings of this round come from."""
+        return [*asked.drawn_by(), digest_of(asked.round(number - 1) / "run" / "weights") if number > 1 else ""]
+
+    def drawn() -> list[str]:
+        prior = digest_of(asked.out / "prior" / "manifest.jsonl") if asked.prior else ""
+        return [*by(), str(asked.per_picture), str(asked.resolution), *_seen(asked), prior]
+
+    return [
+        Stage(f"{name} rejected", "a folder for the drawings", (f"{name}/rejected",), by,
+              lambda: (place / "rejected").mkdir(parents=True, exist_ok=True), clears=(f"{name}/cache",)),
+        Stage(f"{name} pairs", f"{model} draws the captions", (f"{name}/pairs",), drawn, draw,
+              aside_if_changed=True),
+        Stage(f"{name} check", "what is wrong in the pairs", (f"{name}/check.html",), lambda: [digest_of(pairs)], look),
+        Stage(f"{name} run", "the training", (f"{name}/run",), lambda: [digest_of(pairs), *by()], train,
+              again=True, aside=True),
+    ]  # fmt: skip
+
+
+# ------------------------------------------------------------------ the result
+
+
+def _result(asked: Personalize) -> list[Stage]:
+    from mapo.sample import verb as sample_verb
+
+    out, run = asked.out, asked.round(asked.rounds) / "run"
+
+    def shown() -> list[str]:
+        sets = [asked.round(number) / "pairs" for number in range(1, asked.rounds + 1)]
+        return untrained(asked.shown(), *(pairs for pairs in sets if pairs.is_dir()))
+
+    def sample(model: str, folder: str, **more: Any) -> None:
+        sample_verb.sample(model, shown(), list(SEEDS), out / folder, **asked.sampling, **more)
+
+    def look_for_copies() -> str:
+        photos = [one.name for one in asked.photos(_captions(asked), 1)]
+        return copies.told(write_copies(out, asked.pictures, photos, asked.words.knows))
+
+    def report() -> str | None:
+        return compare(out, run, asked.scorer, asked.goal)
+
+    def weights() -> list[str]:
+        return [digest_of(run / "weights")]
+
+    def left(name: str, form: str) -> Stage:
+        file = f"{name}.safetensors"
+        return Stage(name, "a file for other programs", (file,), weights,
+                     lambda: leave(run, form, out / file))  # fmt: skip
+
+    by = asked.drawn_by()
+    return [
+        Stage("before", "pictures of the model as it was", ("before",), lambda: [*by, *shown()],
+              lambda: sample(asked.model, "before", loras=asked.loras)),
+        Stage("after", "pictures of the trained model", ("after",), lambda: [*by, *shown(), *weights()],
+              lambda: sample(str(run), "after", grid=True, compare=[out / "before"])),
+        Stage("copies", "whether the model draws copies", ("copies.json",),
+              lambda: [digest_of(out / "after" / "manifest.jsonl"), *_seen(asked)], look_for_copies),
+        left("lora", "kohya"),
+        left("embedding", "embedding"),
+        Stage("report", "both beside each other", ("report.html",),
+              lambda: compared_from(out, asked.scorer, asked.goal), report, clears=SCORES),
+    ]  # fmt: skip
