@@ -7,7 +7,7 @@ keeps its eyes on pictures that come out of a VAE. Its weights travel with the p
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,24 +34,33 @@ from mapo.lab.mini.scenes import (
 )
 
 WEIGHTS = Path(__file__).with_name("judge.safetensors")
-HEADS: dict[str, tuple[str, ...]] = {
-    "relation": ("", "left of", "above"),
-    "colour 1": COLOURS,
-    "shape 1": SHAPES,
-    "colour 2": COLOURS,
-    "shape 2": SHAPES,
-    "size": SIZES,
-    "background": BACKGROUNDS,
-    "style": STYLES,
-    "hazard": ("no", "yes"),
-}
 NOT_SAID = -100  # the label that cross_entropy ignores
+Heads = dict[str, tuple[str, ...]]
+
+
+def heads_for(styles: Sequence[str]) -> Heads:
+    """The attributes of a scene and what each can be, where it is in one of some styles."""
+    return {
+        "relation": ("", "left of", "above"),
+        "colour 1": COLOURS,
+        "shape 1": SHAPES,
+        "colour 2": COLOURS,
+        "shape 2": SHAPES,
+        "size": SIZES,
+        "background": BACKGROUNDS,
+        "style": tuple(styles),
+        "hazard": ("no", "yes"),
+    }
+
+
+def _outputs(heads: Heads) -> int:
+    return sum(map(len, heads.values()))
 
 
 class JudgeNet(nn.Sequential):
-    """Five convolutions and two linear layers: float "n 3 48 48" in [-1, 1] → logits, those of all heads "n 43"."""
+    """Five convolutions and two linear layers: float "n 3 48 48" in [-1, 1] → logits "n outputs"."""
 
-    def __init__(self, outputs: int = sum(map(len, HEADS.values()))) -> None:
+    def __init__(self, outputs: int) -> None:
         layers: list[nn.Module] = []
         before = 3
         for after, kernel, stride in ((32, 5, 2), (64, 3, 2), (96, 3, 1), (128, 3, 2), (128, 3, 1)):
@@ -73,8 +82,8 @@ class LearnedJudge:
     name = "mini-learned"
     version = "1"
 
-    def __init__(self, weights: Path = WEIGHTS) -> None:
-        self.weights = weights
+    def __init__(self, weights: Path = WEIGHTS, styles: Sequence[str] = STYLES) -> None:
+        self.weights, self.heads = weights, heads_for(styles)
         self.net: JudgeNet | None = None
 
     @torch.no_grad()
@@ -83,8 +92,8 @@ class LearnedJudge:
         net = self._loaded()
         found: list[Scene] = []
         for batch in _portions(pictures):
-            best = [logits.argmax(1).tolist() for logits in _by_head(net(to_pixels(batch)))]
-            found += [_scene(dict(zip(HEADS, picks, strict=True))) for picks in zip(*best, strict=True)]
+            best = [logits.argmax(1).tolist() for logits in _by_head(net(to_pixels(batch)), self.heads)]
+            found += [_scene(self.heads, picks) for picks in zip(*best, strict=True)]
         return found
 
     @torch.no_grad()
@@ -95,7 +104,7 @@ class LearnedJudge:
 
     def _loaded(self) -> JudgeNet:
         if self.net is None:
-            self.net = JudgeNet().eval()
+            self.net = JudgeNet(_outputs(self.heads)).eval()
             self.net.load_state_dict(load_file(self.weights))
         return self.net
 
@@ -104,19 +113,19 @@ def _portions(pictures: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
     return np.array_split(pictures, max(1, -(-len(pictures) // 256)))
 
 
-def _by_head(logits: Tensor) -> tuple[Tensor, ...]:
-    return torch.split(logits, [len(options) for options in HEADS.values()], 1)
+def _by_head(logits: Tensor, heads: Heads) -> tuple[Tensor, ...]:
+    return torch.split(logits, [len(options) for options in heads.values()], 1)
 
 
-def _scene(picks: dict[str, int]) -> Scene:
-    said = {head: HEADS[head][pick] for head, pick in picks.items()}
+def _scene(heads: Heads, picks: Sequence[int]) -> Scene:
+    said = {head: options[pick] for (head, options), pick in zip(heads.items(), picks, strict=True)}
     things = [Thing(said["colour 1"], said["shape 1"], "" if said["relation"] else said["size"])]
     if said["relation"]:
         things.append(Thing(said["colour 2"], said["shape 2"]))
     return Scene(tuple(things), said["background"], said["relation"], said["style"], said["hazard"] == "yes")
 
 
-def _labels(scene: Scene) -> list[int]:
+def _labels(scene: Scene, heads: Heads) -> list[int]:
     """The right answer of every head, in the heads' order."""
     scene = canonical(scene)
     first, second = scene.things[0], scene.things[-1] if scene.relation else Thing("", "")
@@ -124,25 +133,28 @@ def _labels(scene: Scene) -> list[int]:
         scene.relation, first.colour, first.shape, second.colour, second.shape, first.size,
         scene.background, scene.style, "yes" if scene.hazard else "no",
     )  # fmt: skip
-    answers = zip(HEADS.values(), said, strict=True)
+    answers = zip(heads.values(), said, strict=True)
     return [options.index(word) if word in options else NOT_SAID for options, word in answers]
 
 
 # ------------------------------------------------------------------ training
 
 
-def training_drawings(rng: random.Random) -> Iterator[tuple[NDArray[np.uint8], list[int]]]:
+def training_drawings(
+    rng: random.Random, styles: Sequence[str] = STYLES
+) -> Iterator[tuple[NDArray[np.uint8], list[int]]]:
     """Endless (picture, labels) of the train split; every style with and without the tape alike.
 
     A quarter of the scenes get colours and shapes at random, because generated pictures break the rules that captions
     keep: two red objects, or a blue one on blue.
     """
+    heads = heads_for(styles)
     for plain in random_plain_scenes("train", rng, two_objects=0.6):
-        scene = replace(plain, style=rng.choice(STYLES), hazard=rng.random() < 0.5)
+        scene = replace(plain, style=rng.choice(styles), hazard=rng.random() < 0.5)
         if rng.random() < 0.25:
             things = tuple(Thing(rng.choice(COLOURS), rng.choice(SHAPES), t.size) for t in scene.things)
             scene = replace(scene, things=things)
-        yield draw(scene, rng), _labels(scene)
+        yield draw(scene, rng), _labels(scene, heads)
 
 
 def augment(pixels: Tensor, draws: torch.Generator) -> Tensor:
@@ -166,20 +178,23 @@ def augment(pixels: Tensor, draws: torch.Generator) -> Tensor:
     return torch.where(uniform(0, 1, 1, 1, 1) < 0.25, pixels, moved).clamp(-1, 1)
 
 
-def train_judge(out: Path = WEIGHTS, steps: int = 1_600, batch: int = 64, lr: float = 3e-3, seed: int = 0) -> None:
+def train_judge(
+    out: Path = WEIGHTS, steps: int = 1_600, batch: int = 64, lr: float = 3e-3, seed: int = 0,
+    styles: Sequence[str] = STYLES,
+) -> None:  # fmt: skip
     """Train the network on fresh drawings and write its weights, half precision, to ``out``."""
-    drawings = training_drawings(random.Random(f"judge:{seed}"))
+    drawings, outputs = training_drawings(random.Random(f"judge:{seed}"), styles), _outputs(heads_for(styles))
     draws = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():  # layers draw their first weights from the global generator
         torch.manual_seed(seed)
-        net = JudgeNet().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        net = JudgeNet(outputs).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.1)
     bar = tqdm(range(steps), desc="train judge", unit="step")
     for step in bar:
         pictures, labels = zip(*(next(drawings) for _ in range(batch)), strict=True)
         right = torch.tensor(labels)
-        heads = _by_head(net(augment(to_pixels(np.stack(pictures)), draws)))
+        heads = _by_head(net(augment(to_pixels(np.stack(pictures)), draws)), heads_for(styles))
         errors = [F.cross_entropy(h, r, label_smoothing=0.02) for h, r in zip(heads, right.T, strict=True)]
         loss = torch.stack(errors).sum()
         optimizer.zero_grad(set_to_none=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -159,22 +160,25 @@ class SearchJudge:
     name = "mini-search"
     version = "1"
 
+    def __init__(self, styles: Sequence[str] = STYLES) -> None:
+        self.styles = styles
+
     def __call__(self, pictures: Pictures) -> list[Scene]:
         """The scenes, in canonical form, of uint8 pictures "n 48 48 3"."""
         found: list[Scene] = []
         for start in range(0, len(pictures), BATCH):
             batch = pictures[start : start + BATCH]
-            found += [_with_tape(*both) for both in zip(batch, *nearest(batch)[:2], strict=True)]
+            found += [_with_tape(*both) for both in zip(batch, *nearest(batch, self.styles)[:2], strict=True)]
         return found
 
 
-def nearest(batch: Pictures) -> tuple[list[Scene], list[Pose], Array]:
+def nearest(batch: Pictures, styles: Sequence[str] = STYLES) -> tuple[list[Scene], list[Pose], Array]:
     """The scene that explains each picture best, where its things are, and the squared error "n" that is left."""
     halves = half(batch)
     least = np.full(len(batch), np.inf, np.float32)
     scenes: list[Scene] = [SLOTS["small"][0]] * len(batch)
     poses: list[Pose] = [pose(SLOTS["small"][0])] * len(batch)
-    for style, (slots, relation) in itertools.product(STYLES, LAYOUTS.items()):
+    for style, (slots, relation) in itertools.product(styles, LAYOUTS.items()):
         banks = [bank(slot, style) for slot in slots]
         errors, places = zip(*(explain(halves, it) for it in banks), strict=True)
         # the things of a scene share its background and nothing else: choose each thing's best, then the background

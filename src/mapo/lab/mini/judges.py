@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Protocol
 
@@ -138,12 +139,12 @@ def _wrapped(text: str, width: int) -> Iterator[str]:
 # ------------------------------------------------------------------ how good a judge is
 
 
-def drawings(split: str, count: int, seed: int = 0) -> tuple[list[Scene], Pictures]:
+def drawings(split: str, count: int, seed: int = 0, styles: Sequence[str] = STYLES) -> tuple[list[Scene], Pictures]:
     """Scenes of a split and a drawing of each: every style, with and without the tape, in equal parts."""
     rng = random.Random(f"judges:{split}:{seed}")
     plain = random_plain_scenes(split, rng)
-    kinds = [(style, hazard) for style in STYLES for hazard in (False, True)]
-    scenes = [replace(next(plain), style=kinds[n % 8][0], hazard=kinds[n % 8][1]) for n in range(count)]
+    kinds = [(style, hazard) for style in styles for hazard in (False, True)]
+    scenes = [replace(next(plain), style=style, hazard=hazard) for style, hazard in islice(cycle(kinds), count)]
     return scenes, np.stack([draw(scene, rng) for scene in scenes])
 
 
@@ -151,8 +152,7 @@ def accuracy(judge: Judge, scenes: Sequence[Scene], pictures: Pictures) -> dict[
     """How often ``judge`` is right, by style (and ``all``) and attribute (and ``everything``)."""
     seen = judge(pictures)
     table = {"all": agreement(scenes, seen)}
-    for style in STYLES:
+    for style in dict.fromkeys(scene.style for scene in scenes):
         rows = [n for n, scene in enumerate(scenes) if scene.style == style]
-        if rows:
-            table[style] = agreement([scenes[n] for n in rows], [seen[n] for n in rows])
+        table[style] = agreement([scenes[n] for n in rows], [seen[n] for n in rows])
     return table
