@@ -45,7 +45,6 @@ from mapo.style import copies
 from mapo.texts import append_lines, read_lines, write_json
 from mapo.train.config import make_config
 from mapo.train.recipes.recipe import read_recipe
-from mapo.train.run.folder import Run
 from mapo.train.train import train
 from style_tables import OBJECTIVES, write_tables
 
@@ -53,7 +52,7 @@ STYLES = (*scenes.STYLES, UNSEEN)  # that the judges know
 JUDGE_STEPS = 800
 RECIPE = "mini-style"
 PROMPTS = {"test": 84, "validation": 48}  # half of them with two objects
-TUNED_ON, TUNING_SEED, TRIALS = ("cartoon", UNSEEN), 100, 4
+TUNED_ON, TUNING_SEED, TRIALS = ("cartoon", UNSEEN), 100, 3
 LOOKS = (20, 40, 80, 120)  # steps after which a trial is looked at; the best ends training
 STARTS: dict[str, tuple[dict[str, float], dict[str, float]]] = {  # where each search begins, and its factors
     "mapo": ({"lr": 1e-3, "beta": 0.1}, {"lr": 10**0.5, "beta": 4.0}),
@@ -166,7 +165,7 @@ class Bench:
             row[f"followed {name}"] = digits(a is not None and follows(a, s) for a, s in zip(asked, seen, strict=True))
         splits = held_out(own)
         trained = [one for one in own if splits[prompt_id(one.caption)] == "train"]
-        known = {one.name: Image.open(one.path) for one in trained}
+        known: dict[str, Image.Image] = {one.name: Image.open(one.path) for one in trained}
         others = dict(enumerate_names(own_drawings(style, number, seed + 1_000)[: len(known)]))
         drawn = {f"drawn {k}": Image.fromarray(picture) for k, picture in enumerate(pictures)}
         old = {f"drawn {k}": Image.fromarray(picture) for k, picture in enumerate(self.before(split, seed))}
@@ -215,7 +214,7 @@ class Bench:
         np.save(self.work / "after" / f"{name}.npy", pictures)
         kept = self.work / "weights" / name
         shutil.rmtree(kept, ignore_errors=True)
-        shutil.copytree(Run(folder).weights, kept)
+        shutil.copytree(folder / "weights", kept)
 
 
 def enumerate_names(found: Sequence[tuple[str, Image.Image]]) -> list[tuple[str, Image.Image]]:
@@ -246,7 +245,7 @@ class Lines:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        rows = list(read_lines(path)) if path.exists() else []
+        rows: list[dict[str, Any]] = list(read_lines(path)) if path.exists() else []
         self.rows = {self.key(row): row for row in rows}
 
     @staticmethod
@@ -262,8 +261,8 @@ class Lines:
             **dict(zip(("style", "drawings", "seed"), case, strict=True)), "objective": objective,
             "settings": settings, "steps": list(steps),
         }  # fmt: skip
-        if known := self.rows.get(self.key(asked)):
-            return known
+        if self.key(asked) in self.rows:
+            return self.rows[self.key(asked)]
         began = time.perf_counter()
         if objective == "none":
             looks = [{"steps": 0, **bench.look(bench.before(split, case[2]), case, split, bench.pairs(case)[1])}]
@@ -292,8 +291,8 @@ def tune(bench: Bench, lines: Lines, objective: str) -> tuple[dict[str, float], 
 
     def trial(settings: dict[str, float]) -> tuple[float, Any]:
         told = {key: float(f"{value:.3g}") for key, value in settings.items()}
-        cases: list[Case] = [(style, 50, TUNING_SEED) for style in TUNED_ON]
-        rows = [lines.do(bench, case, objective, told, LOOKS, "validation") for case in cases]
+        on: list[Case] = [(style, 50, TUNING_SEED) for style in TUNED_ON]
+        rows = [lines.do(bench, case, objective, told, LOOKS, "validation") for case in on]
         merits = {}
         for place, steps in enumerate(LOOKS):  # a training that diverged has fewer looks
             merits[steps] = np.mean([merit(r["looks"][min(place, len(r["looks"]) - 1)]) for r in rows])
@@ -301,8 +300,8 @@ def tune(bench: Bench, lines: Lines, objective: str) -> tuple[dict[str, float], 
         return float(merits[best]), (told, best)
 
     start, factors = STARTS[objective]
-    settings, steps = compass(trial, start, factors, TRIALS).result
-    return settings, steps
+    best: tuple[dict[str, float], int] = compass(trial, start, factors, TRIALS).result
+    return best
 
 
 def write_grid(bench: Bench, path: Path, objective: str, columns: int = 8) -> None:

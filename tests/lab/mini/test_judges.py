@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,9 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from mapo.lab.mini.draw import draw
+from mapo.lab.mini.draw import UNSEEN, draw
+from mapo.lab.mini.judge_learned import LearnedJudge, heads_for, train_judge, training_drawings
+from mapo.lab.mini.judge_search import SearchJudge
 from mapo.lab.mini.judges import JUDGES, Judge, accuracy, compare, disagreements, drawings, follows
-from mapo.lab.mini.scenes import Scene, Thing, canonical, caption, parse
+from mapo.lab.mini.scenes import STYLES, Scene, Thing, canonical, caption, parse
 
 World = tuple[list[Scene], NDArray[np.uint8]]
 
@@ -75,6 +78,25 @@ def test_judges_are_named_as_they_are_listed_and_only_the_learned_one_needs_torc
         "import sys; from mapo.lab.mini.judges import JUDGES; JUDGES['mini-search'](); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_judge_that_is_told_of_a_fifth_style_sees_it_and_takes_no_other_for_it() -> None:
+    styles = (*STYLES, UNSEEN)
+    scenes, pictures = drawings("test", 60, styles=styles)
+    assert {scene.style for scene in scenes} == set(styles)
+    told = SearchJudge(styles)(pictures)
+    assert [scene.style for scene in told] == [scene.style for scene in scenes]
+    assert np.mean([follows(a, s) for a, s in zip(scenes, told, strict=True)]) >= 0.98
+    assert UNSEEN not in {scene.style for scene in SearchJudge()(pictures)}
+
+
+def test_a_judge_learns_a_fifth_style(tmp_path: Path) -> None:
+    styles = (*STYLES, UNSEEN)
+    train_judge(tmp_path / "judge.safetensors", steps=2, batch=4, styles=styles)
+    judge = LearnedJudge(tmp_path / "judge.safetensors", styles)
+    assert {scene.style for scene in judge(drawings("test", 10, styles=styles)[1])} <= set(styles)
+    picture, labels = next(training_drawings(random.Random(0), (UNSEEN,)))
+    assert picture.shape == (48, 48, 3) and labels[list(heads_for(styles)).index("style")] == 0
 
 
 ONE = "a small red circle on a white background"
