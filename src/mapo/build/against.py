@@ -149,8 +149,10 @@ def _counts(tasks: Sequence[Task], split: Mapping[str, str]) -> dict[str, int]:
 
 
 def told(counts: Mapping[str, int], *, drawn: bool = True, hint: bool = True) -> str:
-    """What :func:`build_against` counted, in words; or :func:`build_alone`, where nothing was ``drawn``. With a ``hint``
-    of how to train several frames."""
+    """What :func:`build_against` counted, in words; or :func:`build_alone`, where nothing was ``drawn``.
+
+    With a ``hint`` of how to train several frames.
+    """
     said = [f"{count(counts['pairs'], 'pair')} of {count(counts['pictures'], 'picture')}"]
     if not drawn:
         said = [f"{count(counts['pairs'], 'picture')} without rejected ones, for --objective sft"]
