@@ -150,13 +150,17 @@ def _counts(tasks: Sequence[Task], split: Mapping[str, str]) -> dict[str, int]:
     }
 
 
-def told(counts: Mapping[str, int], *, drawn: bool = True) -> str:
-    """What :func:`build_against` counted, in words; or :func:`build_alone`, where nothing was ``drawn``."""
+def told(counts: Mapping[str, int], *, drawn: bool = True, hint: bool = True) -> str:
+    """What :func:`build_against` counted, in words; or :func:`build_alone`, where nothing was ``drawn``.
+
+    With a ``hint`` of how to train several frames.
+    """
     said = [f"{count(counts['pairs'], 'pair')} of {count(counts['pictures'], 'picture')}"]
     if not drawn:
         said = [f"{count(counts['pairs'], 'picture')} without rejected ones, for --objective sft"]
     if counts["frames"] > 1:
-        said.append(f"in {counts['frames']} frames (train them with --set data.buckets=true)")
+        how = " (train them with --set data.buckets=true)" if hint else ""
+        said.append(f"in {counts['frames']} frames{how}")
     said.append(f"{count(counts['held_out'], 'caption')} held out")
     if counts.get("unjudged"):
         said.append(f"{count(counts['unjudged'], 'picture')} with all drawings, as the judge gave no number")

@@ -43,12 +43,12 @@ def make_pairs(asked: Style) -> str:
     own = asked.own(asked.captions_now())
     if asked.rejected:
         given, _ = rejected_of(own, asked.rejected)
-        return told(build_beside(own, given, asked.model, asked.pairs, resolution=asked.resolution))
+        return told(build_beside(own, given, asked.model, asked.pairs, resolution=asked.resolution), hint=False)
     counts = build_against(
         own, asked.model, asked.pairs, asked.out / "rejected", per_picture=asked.per_picture, judge=asked.chooser,
         resolution=asked.resolution, loras=asked.loras, **asked.sampling,
     )  # fmt: skip
-    return told(counts)
+    return told(counts, hint=False)
 
 
 def check_pairs(asked: Style) -> str:
