@@ -170,11 +170,11 @@ class Bench:
         drawn = {f"drawn {k}": Image.fromarray(picture) for k, picture in enumerate(pictures)}
         old = {f"drawn {k}": Image.fromarray(picture) for k, picture in enumerate(self.before(split, seed))}
         near = copies.nearest(drawn, known)
-        row["bits"] = [one.bits for one in near]
-        row["bits to others"] = [one.bits for one in copies.nearest(drawn, others)]
+        row["bits"] = [round(one.apart) for one in near]
+        row["bits to others"] = [round(one.apart) for one in copies.nearest(drawn, others)]
         among = copies.nearest(known, known)
         row["copies"] = copies.compared(among, copies.nearest(old, known), near)["copies"]
-        row["own near"] = [sum(one.bits <= copies.NEAR for one in among), len(among)]
+        row["own near"] = [sum(one.apart <= copies.NEAR for one in among), len(among)]
         return row
 
     def run(
