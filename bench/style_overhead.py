@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,17 +91,20 @@ def main() -> None:
                 took[name] = {"wall": time.perf_counter() - began[0], "cpu": time.process_time() - began[1]}
             if number:
                 rounds.append(took)
-                print({clock: round(took["style"][clock] / took["by hand"][clock], 4) for clock in ("wall", "cpu")})
-    ratios = {
-        clock: sorted(took["style"][clock] / took["by hand"][clock] for took in rounds) for clock in ("wall", "cpu")
-    }
+                tell(rounds, args.pictures, args.out)
+
+
+def tell(rounds: Sequence[dict[str, Any]], pictures: int, out: Path | None) -> None:
+    """Print the ratios so far, and write them, so that a round that is stopped loses no other."""
+    ratios = {clock: [took["style"][clock] / took["by hand"][clock] for took in rounds] for clock in ("wall", "cpu")}
+    print({clock: round(found[-1], 4) for clock, found in ratios.items()}, flush=True)
+    medians = {clock: {"median": statistics.median(found), "all": found} for clock, found in ratios.items()}
     found = {
-        "pictures": args.pictures, "rounds": rounds, "machine": platform.machine(), "python": platform.python_version(),
-        "style over by hand": {clock: {"median": statistics.median(r), "all": r} for clock, r in ratios.items()},
+        "pictures": pictures, "style over by hand": medians, "rounds": rounds, "load": os.getloadavg()[0],
+        "cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version(),
     }  # fmt: skip
-    print(json.dumps(found["style over by hand"], indent=1))
-    if args.out:
-        (args.out / "style-overhead.json").write_text(json.dumps(found, indent=1) + "\n")
+    if out:
+        (out / "style-overhead.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
