@@ -53,10 +53,8 @@ ARMS: dict[str, Arm] = {  # the first is the command with its recipe
     "sft no prior": {"prior": 0},
     "mapo_aaai 1024": {**PRIOR, "settings": {"objective": {"name": "mapo_aaai", "beta": 1024}}},
     "mapo_aaai 8": {**PRIOR, "settings": {"objective": {"name": "mapo_aaai", "beta": 8}}},
-    "mapo 0.1": {**PRIOR, "settings": {"objective": {"name": "mapo", "beta": 0.1}}},
     "mapo_relative": {**PRIOR, "settings": {"objective": {"name": "mapo_relative"}}},
     "dpo 500": {**PRIOR, "settings": {"objective": {"name": "dpo", "beta": 500}}},
-    "dpo 10": {**PRIOR, "settings": {"objective": {"name": "dpo", "beta": 10}}},
 }
 
 
