@@ -4,6 +4,7 @@ import math
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -191,6 +192,7 @@ def waits_of_a_step(folder, sections, objective="mapo"):
     )
     found, shown = OBJECTIVES[objective], Members.__new__(Members)
     shown.weights, shown.certain, shown.seen_in, shown.rows = np.ones(4), True, None, np.arange(4)
+    shown.pairs = SimpleNamespace(sides=("chosen", "rejected"))
     with pytest.MonkeyPatch.context() as patch, Waits() as waits, META:
         patch.setattr(sys.modules["torch.optim.adam"], "_device_dtype_check_for_fused", lambda *rest: None)
         model = open_model(Outlines(**vars(find_model(str(folder)))), to_train=False)
