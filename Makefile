@@ -18,7 +18,7 @@ test: setup
 	@$(MAKE) --no-print-directory -j 2 lint pytest
 
 pytest: setup
-	@PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder --durations 8
+	@PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 8
 
 lint: setup
 	@$(BIN)/ruff check .
