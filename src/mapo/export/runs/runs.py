@@ -203,4 +203,5 @@ def _check_space(out: Path, needed: int) -> None:
             f"{out} takes about {needed / 1e6:,.1f} MB, and {out.parent} has {free / 1e6:,.1f} MB free. Make room, or "
             "choose another --out."
         )
-    LOG.info(f"{out} takes about {needed / 1e6:,.1f} MB.")
+    about = f"about {needed / 1e6:,.1f} MB" if needed >= 1e5 else "less than 0.1 MB"
+    LOG.info(f"{out} takes {about}.")
