@@ -45,7 +45,8 @@ def stages(asked: Personalize, hands: Any) -> list[Stage]:
 
 
 def _captions(asked: Personalize) -> list[Caption]:
-    return list(read_ledger(asked.captions_file).values())
+    """Of the photos that are kept and still there."""
+    return [one for one, _ in asked.kept(list(read_ledger(asked.captions_file).values()))]
 
 
 def _seen(asked: Personalize) -> list[str]:
@@ -67,7 +68,8 @@ def _draw_prior(asked: Personalize) -> None:
 def _prior(asked: Personalize) -> list[Own]:
     """The prior's drawings, which are chosen."""
     folder = asked.out / "prior"
-    rows = read_images(folder) if asked.prior else []
+    jobs = set(asked.prior_jobs(_captions(asked)))  # a command that was killed may have left others
+    rows = [row for row in read_images(folder) if (row.prompt, row.seed) in jobs] if asked.prior else []
     return [Own(f"prior/{row.file}", row.prompt, folder / row.file, drawings=1) for row in rows]
 
 
