@@ -132,7 +132,7 @@ def test_a_run_without_any_cache_is_that_with_one(tmp_path, given, monkeypatch, 
     def encoded(config, opened, pairs, processes):
         return Encoded(opened, pairs)
 
-    monkeypatch.setattr("mapo.train.train._open_cache", encoded)
+    monkeypatch.setattr("mapo.train.prepare._open_cache", encoded)
     values = values_of(given, model, "mapo", "full", {})
     train(make_config({**values, "cache": str(tmp_path / "none"), "data": {"flip": True}}), tmp_path / "r")
     assert not (tmp_path / "none").exists()

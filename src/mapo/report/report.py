@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,27 +14,18 @@ from mapo.errors import MapoError, count
 from mapo.files import prepare_file, write_text
 from mapo.pages.templates import environment
 from mapo.pages.thumbs import spread
-from mapo.pairs.splits import prompt_id
 from mapo.report.cards import Cards, count_gains, extremes, strip
+from mapo.report.compared import compare_folders
 from mapo.report.curves import draw_curves, read_metrics
 from mapo.report.distributions import count_changes, draw_distribution
 from mapo.report.evidence import (
     FOLLOWING,
-    PREFERENCE,
     Comparison,
     Guard,
-    cautions,
-    compare,
-    read_evidence,
-    scores_without,
-    without_prompts,
 )
-from mapo.report.guards import compare_guards, warning
-from mapo.report.maker import check_run
-from mapo.report.people import compare_people, read_people
-from mapo.report.training import Training, read_config, read_training
-from mapo.report.verdict import Verdict, based_on, followed, judge, number, percent, places, signed, span, told_by
-from mapo.sample.folder import Rows, check_pictures, is_sensitive, read_pictures
+from mapo.report.training import read_config
+from mapo.report.verdict import Verdict, based_on, followed, number, percent, places, signed, span, told_by
+from mapo.sample.folder import Rows, is_sensitive
 from mapo.statistics import MIN_PAIRS, MIN_PROMPTS
 from mapo.texts import read_object
 
@@ -72,65 +61,31 @@ def write_report(
     incomplete, when the run did not make the pictures after, and when all prompts were trained on.
     """
     check_out(out, [*scores, *votes])
-    first, second = read_pictures(before, after)
-    tables = read_evidence(scores, first, second, may_be_empty=bool(votes), scorers=scorers)
-    cast = read_people(votes, first, second)
-    training = read_training(run) if run else Training()
-    about_run = check_run(run, after, second) if run else []
-    seen = {r.prompt_id for r in first.values() if prompt_id(r.prompt) in training.prompts}
-    prompts = len({r.prompt_id for r in first.values()})
-    first, second = (without_prompts(rows, seen) for rows in (first, second))
-    if not first:
-        raise MapoError(
-            f"{run} was trained on {'the one prompt' if len(seen) == 1 else f'all {len(seen)} prompts'} of "
-            "these pictures, so they say nothing about others. "
-            "Sample both models from prompts that are held out."
-        )
-    one, two = (scores_without(table, seen) for table in tables)
-    judges = sorted({*judges_of_pairs, *training.judges})
-    if goal == PREFERENCE and not votes:
-        raise MapoError(f"--goal {PREFERENCE} is what people say. Give their --votes.")
-    comparisons, without_numbers = compare(one, two, len(first), None if goal == PREFERENCE else goal, judges)
-    guards, guards_without_numbers = compare_guards(one, two)
-    if cast:
-        comparisons.insert(0, compare_people(cast, first, second, training.annotators))
-    if not comparisons:
-        why = " ".join(without_numbers) or (
-            "Guards know no better or worse. Score both folders by another scorer too, or let people judge with `mapo "
-            "label`."
-            if guards or guards_without_numbers
-            else "Run `mapo score` on both folders first."
-        )
-        raise MapoError(f"There are no scores to compare these pictures by. {why}")
-    verdict = judge(comparisons, goal, (len(seen), prompts))
-    for folder, rows in ((before, first), (after, second)):
-        check_pictures(folder, rows.values())
-    warnings = [warning(g) for g in guards if g.warns] + cautions(first, second, comparisons)
-    warnings += [*without_numbers, *guards_without_numbers, *about_run, *_about_prompts(training, seen, run, second)]
-    summary = _plain(_summary(first, second, comparisons, guards, verdict, goal, judges, warnings))
+    found = compare_folders(before, after, scores, goal, run, judges_of_pairs, votes, scorers)
+    first, second, shown = found.first, found.second, found.verdict.headline or found.comparisons[0]
     page = _environment().get_template("page.html.j2").render(
         sensitive=blur or is_sensitive(before) or is_sensitive(after) or _sensitive(run),
-        verdict=verdict,
-        summary=summary,
-        cautions=warnings,
-        comparisons=comparisons,
-        guards=guards,
-        following=[c for c in comparisons if c.metric in FOLLOWING],
+        verdict=found.verdict,
+        summary=found.summary(),
+        cautions=found.warnings,
+        comparisons=found.comparisons,
+        guards=found.guards,
+        following=[c for c in found.comparisons if c.metric in FOLLOWING],
         pairs=len(first),
         numbered=any(row.numbered for row in (*first.values(), *second.values())),
-        **_pictures(before, after, first, second, verdict.headline or comparisons[0], verdict),
-        **_plots(comparisons, guards),
+        **_pictures(before, after, first, second, shown, found.verdict),
+        **_plots(found.comparisons, found.guards),
         curves=_marked(draw_curves(read_metrics(run)) if run else []),
         strip=strip(run) if run else {"steps": []},
         config=read_config(run) if run else "",
         run=str(run) if run else "",
-        training=training,
+        training=found.training,
         provenance=_provenance(before, after, first, second),
         files=[str(p) for p in (*scores, *votes)],
         limits=(MIN_PAIRS, MIN_PROMPTS),
     )  # fmt: skip
     write_text(out, page)
-    return dict(summary)
+    return found.summary()
 
 
 def check_out(out: Path, read: Sequence[Path]) -> None:
@@ -138,29 +93,6 @@ def check_out(out: Path, read: Sequence[Path]) -> None:
     if out.exists() and any(path.exists() and path.samefile(out) for path in read):
         raise MapoError(f"--out: {out} is also given as --scores or --votes. Choose another name for the page.")
     prepare_file(out, "an HTML page", b"<!doctype html", "report.html")
-
-
-def _about_prompts(training: Training, seen: set[str], run: Path | None, after: Rows) -> list[str]:
-    """Whether the prompts are held out, as far as that can be known."""
-    found: list[str] = []
-    if seen:
-        found.append(
-            f"{count(len(seen), 'prompt')} {'was' if len(seen) == 1 else 'were'} trained on; "
-            f"{'its' if len(seen) == 1 else 'their'} pictures and scores are left out of this page, whose "
-            "numbers are those of held-out prompts."
-        )
-    for folder in training.lost:
-        found.append(
-            f"The pairs {folder} that the run was trained on cannot be opened, so it is not known whether these "
-            "prompts are held out, nor which judges made the pairs."
-        )
-    models = sorted({r.model for r in after.values() if Path(r.model).is_absolute()})
-    if run is None and models:
-        found.append(
-            f"{models[0]} made the pictures after, and without --run it was not looked up whether these prompts are "
-            "held out, nor which judges made its pairs."
-        )
-    return found
 
 
 def _pictures(
@@ -251,68 +183,6 @@ def _provenance(before: Path, after: Path, first: Rows, second: Rows) -> list[tu
     table.append(("prompts", str(len({k[0] for k in first})), str(len({k[0] for k in second}))))
     table.append(("pictures", str(len(first)), str(len(second))))
     return table
-
-
-def _summary(
-    first: Rows,
-    second: Rows,
-    comparisons: Sequence[Comparison],
-    guards: Sequence[Guard],
-    verdict: Verdict,
-    goal: str | None,
-    judges: list[str],
-    warnings: list[str],
-) -> dict[str, Any]:
-    rows = [
-        {
-            "scorer": c.scorer,
-            "metric": c.metric,
-            "version": c.version,
-            "lower_is_better": c.lower_is_better,
-            "made_pairs": c.made_pairs,
-            "pictures_without_a_number": sum(c.unnumbered),
-            "win_rate": asdict(c.win),
-            "before": asdict(c.before),
-            "after": asdict(c.after),
-            "difference": asdict(c.difference),
-            **({"people": asdict(c.panel)} if c.panel else {}),
-        }
-        for c in comparisons
-    ]
-    found = next((i for i, c in enumerate(comparisons) if c is verdict.headline), None)
-    intervals = ("before", "after", "difference")
-    return {
-        "version": 2,
-        "verdict": verdict.sentence,
-        "detail": verdict.detail,
-        "call": verdict.call,
-        "goal": goal,
-        "judges_of_pairs": judges,
-        "headline": None if found is None else rows[found],
-        "comparisons": rows,
-        "prompt_following": [r for r in rows if r["metric"] in FOLLOWING],
-        "guards": [
-            {"metric": g.metric, "spread": g.spread, "shift": g.shift, "warns": g.warns}
-            | {name: asdict(getattr(g, name)) for name in intervals}
-            for g in guards
-        ],
-        "cautions": warnings,
-        "pairs": len(first),
-        "prompts": len({k[0] for k in first}),
-        "models": {
-            side: sorted({r.model for r in pictures.values()})
-            for side, pictures in (("before", first), ("after", second))
-        },
-    }
-
-
-def _plain(value: Any) -> Any:
-    """The same with bounds that are not known as null, which JSON can say."""
-    if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 __all__ = ["write_report"]

@@ -130,6 +130,11 @@ class Processes:
         """Whether this is the process that writes."""
         return self.rank == 0
 
+    def say(self, text: str) -> None:
+        """Tell people once, not by every process."""
+        if self.main:
+            LOG.info(text)
+
     def wait(self) -> None:
         """Until all have come here."""
         if self.world > 1:

@@ -1,0 +1,49 @@
+"""A checkpoint of a training, and whether there is room for those to come."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from functools import partial
+from typing import Any
+
+from mapo.errors import MapoError
+from mapo.train.config import Config
+from mapo.train.kept import kept
+from mapo.train.processes.processes import Processes
+from mapo.train.run.checkpoint import save_checkpoint
+from mapo.train.run.folder import Run, steps_of
+from mapo.train.weights.opening import Trained, checkpoint_size
+
+
+def save_step(run: Run, config: Config, trained: Trained, processes: Processes, state: dict[str, Any]) -> None:
+    """Write the checkpoint of ``state``'s step, and remove those that are not kept. MapoError where it cannot be."""
+    step = state["step"]
+    folder = run.checkpoint_at(step)
+    weights = trained.gathered(processes.main) if trained.lora else {}
+    try:
+        state = {**state, "line": run.last_line}
+        save_checkpoint(folder, trained.groups(), state, partial(trained.save_loras, weights=weights), processes)
+    except OSError as error:
+        kept = run.checkpoints()
+        last = f"The checkpoint of step {steps_of(kept[-1])} is kept" if kept else "There is no earlier checkpoint"
+        raise MapoError(
+            f"The checkpoint of step {step} could not be written to {folder.parent} ({error.strerror or error}). "
+            f"{last}. Make room, then run the same command again."
+        ) from None
+    processes.first(lambda: run.keep(config.train.keep_checkpoints))
+
+
+def check_space(run: Run, config: Config, trained: Trained) -> None:
+    """Refuse to begin where the checkpoints that are kept and the final weights would not fit."""
+    weights = sum(t.numel() * t.element_size() for t in trained.updater.final().values())
+    train, made = config.train, run.checkpoints()
+    to_come = math.ceil((train.steps - (steps_of(made[-1]) if made else 0)) / train.save_every_steps)
+    more = max(1, kept(train.keep_checkpoints).to_add(len(made), to_come, train.steps))
+    needed, free = weights + more * checkpoint_size(config, trained), shutil.disk_usage(run.folder).free
+    if free < needed:
+        checkpoints = "A checkpoint" if more == 1 else f"{more} checkpoints (train.keep_checkpoints)"
+        raise MapoError(
+            f"{checkpoints} and the final weights of this run take {needed / 1e6:,.0f} MB, and {run.folder} has "
+            f"{free / 1e6:,.0f} MB free. Make room, or choose another --out."
+        )
