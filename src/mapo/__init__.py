@@ -6,4 +6,4 @@ import mapo.lab  # noqa: F401  # makes the built-in world known by its name; loa
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # says nothing until somebody asks: see progress.py
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
