@@ -115,7 +115,7 @@ def test_every_example_in_the_help_is_a_command_that_parses(verb):
         (["label", "nowhere"], "There is no pairs set at nowhere"),
         (["label"], "Give PAIRS .* or else --before, --after and --out together"),
         (["label", "--before", "a", "--after", "b"], "Give PAIRS"),
-        (["label", "nowhere", "--keep-ties"], "say what --apply shall keep"),
+        (["label", "nowhere", "--keep-ties"], "say what --apply keeps"),
         (["label", "nowhere", "--out", "x"], "--out only with --apply"),
         (["label", "--before", "nowhere", "--after", "b", "--out", "x"], "nowhere is not an images folder"),
         (["export", "nowhere", "--to", "preference", "--out", "x"], "There is no pairs set at nowhere"),

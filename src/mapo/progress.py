@@ -53,7 +53,7 @@ def bar(
     shown: bool = True,
     terminal_only: bool = False,
 ) -> Any:  # a Bar, or what has its methods
-    """A bar of the hook, or one that shows nothing where there is no hook or it shall not be ``shown``.
+    """A bar of the hook, or one that shows nothing where there is no hook or ``shown`` is false.
 
     ``terminal_only``: the command line draws it on a terminal and not into a file.
     """

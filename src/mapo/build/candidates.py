@@ -82,7 +82,7 @@ class DrawnBy:
 
 @dataclass
 class Latents:
-    """Encodes pictures that shall not be kept, with the VAE of the model that will be trained on them."""
+    """Encodes pictures that are not kept, with the VAE of the model that will be trained on them."""
 
     files: ModelFiles
     resolution: int | None = None

@@ -36,7 +36,7 @@ from mapo.errors import MapoError, count
     "--prompts",
     help="Where the prompts are: mini:train, a .txt, .csv, .tsv, .json, .jsonl or .parquet file, or a set on the hub.",
 )
-@click.option("--num-pairs", type=int, help="How many pairs the set shall hold.")
+@click.option("--num-pairs", type=int, help="How many pairs to make.")
 @click.option(
     "--chosen",
     type=OUT,
@@ -75,7 +75,7 @@ from mapo.errors import MapoError, count
 @click.option(
     "--sensitive",
     is_flag=True,
-    help="With --from-images: pages shall blur the set, and no prompt is used that could mean minors.",
+    help="With --from-images: pages blur the set, and no prompt is used that could mean minors.",
 )
 @click.option(
     "--captions",

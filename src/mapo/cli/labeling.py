@@ -39,7 +39,7 @@ def label(
     pictures with prompts, whoever made them: --out is then the set that is made of them and holds the votes.
     """
     if (keep_ties or keep_unlabeled) and not apply:
-        raise MapoError("--keep-ties and --keep-unlabeled say what --apply shall keep. Give --apply and --out as well.")
+        raise MapoError("--keep-ties and --keep-unlabeled say what --apply keeps. Give --apply and --out as well.")
     if before is not None or after is not None:
         if None in (before, after, out) or pairs is not None or captions is not None or grid or apply:
             raise MapoError(HOW)

@@ -31,7 +31,7 @@ TRAINING = (
 )  # fmt: skip
 SHOWING = (
     click.option("--scorer", help="Who scores the pictures before and after; default: those at hand."),
-    click.option("--goal", metavar="METRIC", help="What the report shall call better, as with `mapo report`."),
+    click.option("--goal", metavar="METRIC", help="What counts as better in the report, as with `mapo report`."),
     click.option(
         "--sampling-steps", type=int, help="Denoising steps of all drawings; default: the model's own advice."
     ),
@@ -90,7 +90,7 @@ def with_options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 def style(**how: Any) -> None:
     """Teach a model the style of a folder of PICTURES.
 
-    The pictures are what it shall draw, and its own drawings of the same captions are what it shall leave. Leaves
+    It learns to draw like the pictures, and away from its own drawings of the same captions. Leaves
     captions, pairs, their check, the run, pictures before and after, a report, and a LoRA for other programs, each as
     the ordinary command would. What you change by hand is followed when you give the same command again.
     """
@@ -139,7 +139,7 @@ def style(**how: Any) -> None:
 def personalize(**how: Any) -> None:
     """Teach a model a subject from a few PHOTOS, and a word for it.
 
-    The photos are what it shall draw of the new word, and its own drawings are what it shall leave. Leaves captions,
+    It learns to draw the photos' subject at the new word, and away from its own drawings. Leaves captions,
     rounds with pairs and a run each, pictures before and after, a report, and a LoRA and an embedding for other
     programs, each as the ordinary command would. The same command again goes on.
     """

@@ -90,7 +90,7 @@ def _refuse_with_stream(buckets: bool, shard: Shard) -> None:
     if shard != WHOLE:
         raise MapoError(
             "--stream reads its source in order, in one process. Leave --shard out, and start it without torchrun or "
-            "srun; or say --shard 0/1 in the one process that shall do it."
+            "srun; or say --shard 0/1 in the one process that does it."
         )
 
 

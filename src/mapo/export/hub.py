@@ -157,7 +157,7 @@ def check_repo(repo: str, private: bool | None, sensitive: bool, api: Any, kind:
     if kind == "model":
         private = private is None or private
     elif sensitive and private is None:
-        raise MapoError("The set is marked sensitive: say --private, or --public if everybody shall be able to see it.")
+        raise MapoError("The set is marked sensitive: say --private, or --public if everybody may see it.")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise MapoError(f"--repo is {repo!r}; write owner/name.")
     with speaking(repo):

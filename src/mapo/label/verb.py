@@ -29,7 +29,7 @@ def open_set(
     if out is None:
         raise MapoError(
             f"{folder} is not a pairs set: it has no {SET}. If it is a folder of pictures, name with --out the set "
-            "that shall hold them and the votes."
+            "for them and the votes."
         )
     if out.exists():
         pairs = PairSet(out)

@@ -50,7 +50,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Filling:
-    """The pictures of ``jobs`` that the images folder ``folder`` shall hold."""
+    """The pictures of ``jobs`` that the images folder ``folder`` is to hold."""
 
     folder: Path
     open: Callable[[], None]  # makes the folder, or refuses one of other settings
