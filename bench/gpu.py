@@ -1,8 +1,10 @@
-"""SDXL at its real size with random weights on a GPU, at 1024 pixels: tables that are made by short commands.
+"""Models at their real size with random weights on a GPU, at 1024 pixels: tables that are made by short commands.
 
-    python bench/gpu.py prepare  [--work FOLDER]
-    python bench/gpu.py speed | memory | dpo | cache | levers  [--work FOLDER] [--out bench/results]
-                                 [--only ROW …] [--sizes N …] [--minutes 9.5] [--again]
+    python bench/gpu.py prepare  [--model MODEL] [--work FOLDER]
+    python bench/gpu.py speed | memory | dpo | cache | levers | families  [--model MODEL] [--work FOLDER]
+                                 [--out bench/results] [--only ROW …] [--sizes N …] [--minutes 9.5] [--again]
+
+MODEL is sdxl (the default, which all tables but the last are about), sd15, sd35-medium (without T5) or flux-dev.
 
 prepare  the model's folder (without weights: they are made at random on the device), 32 encoded pairs, the arithmetic
          of a pair as PyTorch counts it, and the card's own peak in bfloat16; the tables do it where it was not done
@@ -18,6 +20,7 @@ cache    training from the cache; the same with latents and text made in every s
          denoiser is compiled in all of them, pictures are decoded by a thread of their own
 levers   one row for each lever: what it gave and what it cost. One is the plain step where a wait for the GPU is an
          error
+families a LoRA of rank 8 with one pair a step, as the recipes have it: a command for each MODEL
 
 A command ends within ``--minutes``, whatever it is at. What a row found is in the file at once, and what is there is
 not measured again: the same command goes on where the one before ended. ``--again`` measures anew. Another machine,
@@ -66,6 +69,7 @@ FAST: Row = {"train.compile": True, "train.channels_last": True}
 AGAIN: Row = {"train.gradient_checkpointing": True}
 IN_BACKWARD: Row = {"optim.in_backward": True, "optim.clip_norm": 0}
 BEFORE: Row = {"train.reference": "before"}
+REAL = ("sdxl", "sd15", "sd35-medium", "flux-dev")
 OUT_OF_TIME = "no time was left"
 PEAK = "peak in bfloat16, 10^12 a second"
 
@@ -121,12 +125,17 @@ TABLES: dict[str, dict[str, Row]] = {  # the rows of each: settings of `train`, 
         "compile": PLAIN | {"train.compile": True},
         "adamw8bit": PLAIN | {"optim.name": "adamw8bit"},
     },
+    "families": {
+        "LoRA of rank 8, recomputed": LORA | AGAIN | {"adapter.rank": 8},
+        "LoRA of rank 8": LORA | {"adapter.rank": 8},
+    },
 }
 COUNTED: dict[str, Row] = {  # whose arithmetic is counted
     "mapo, all weights": {}, "dpo, all weights": {"objective": "dpo"},
-    "mapo, LoRA": LORA, "dpo, LoRA": LORA | {"objective": "dpo"},
+    "mapo, LoRA of rank 16": LORA, "dpo, LoRA of rank 16": LORA | {"objective": "dpo"},
+    "mapo, LoRA of rank 8": LORA | {"adapter.rank": 8},
 }  # fmt: skip
-SIZES = {"memory": [1], "dpo": [8], "cache": [4], "levers": [1]}
+SIZES = {"memory": [1], "dpo": [8], "cache": [4], "levers": [1], "families": [1]}
 SIZES_OF_SPEED = {True: [8, 16, 24, 32, 48], False: [1, 2, 4]}  # recomputed or not
 TURNS = {"dpo": 2, "cache": 2}  # processes of each row, in turn
 AGAINST = {  # of a table's rows, which is over which
@@ -144,7 +153,14 @@ AGAINST = {  # of a table's rows, which is over which
 def counted_as(row: Row) -> str:
     """The name in ``COUNTED`` of the arithmetic that a row's pairs take. A reference that ran before is not in it."""
     objective = "mapo" if row.get("train.reference") == "before" else row.get("objective", "mapo")
-    return f"{objective}, {'LoRA' if row.get('adapter.kind') == 'lora' else 'all weights'}"
+    lora = row.get("adapter.kind") == "lora"
+    return f"{objective}, LoRA of rank {row['adapter.rank']}" if lora else f"{objective}, all weights"
+
+
+def counted_for(table: str, model: str) -> dict[str, Row]:
+    """Whose arithmetic a table needs; before the tables only what all models have: of FLUX.1 a LoRA alone is trained."""
+    rows = TABLES.get(table) or TABLES["families" if model != "sdxl" else "speed"]
+    return {name: COUNTED[name] for name in dict.fromkeys(map(counted_as, rows.values()))}
 
 
 def in_a_process(task: Row, seconds: float, work: Path) -> Iterator[Row]:
@@ -231,13 +247,13 @@ def ratios_of(table: str, rows: list[Row]) -> Row:
     return ratios
 
 
-def prepared(task: Row, work: Path, left: Callable[[], float]) -> tuple[Row, Row]:
+def prepared(task: Row, work: Path, counted: Row, left: Callable[[], float]) -> tuple[Row, Row]:
     """The card and the arithmetic of a pair, once all is there that rows need."""
     path = work / f"arithmetic-{re.sub(r'[^a-z0-9]+', '-', Path(task['model']).name.lower())}-{task['side']}.json"
     work.mkdir(parents=True, exist_ok=True)
     arithmetic: Row = json.loads(path.read_text()) if path.exists() else {}
     card: Row = {}
-    missing = [(name, row) for name, row in COUNTED.items() if name not in arithmetic]
+    missing = [(name, row) for name, row in counted.items() if name not in arithmetic]
     tasks: list[Row] = [{"task": "prepare"}, *([{"task": "count", "rows": missing}] if missing else [])]
     for one in tasks:
         for found in in_a_process({**task, **one}, left(), work):
@@ -274,7 +290,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=["prepare", *TABLES])
     parser.add_argument("--work", type=Path, default=Path("work/gpu"), help="what is prepared")
-    parser.add_argument("--model", help="another model folder, or mini; default: SDXL at its real size")
+    parser.add_argument("--model", default="sdxl", help="one of those above, another model folder, or mini")
     parser.add_argument("--side", type=int, default=1024, help="pixels")
     parser.add_argument("--sizes", type=int, nargs="+", help="pairs a step")
     parser.add_argument("--warm", type=int, default=3, help="steps that are not counted")
@@ -294,15 +310,17 @@ def main() -> None:
     def left() -> float:
         return max(0.1, float(60 * args.minutes) - (time.monotonic() - began))
 
-    common = {"model": args.model or str(args.work / "sdxl"), "work": str(args.work), "side": args.side}
-    card, arithmetic = prepared(common, args.work, left)
+    name = str(args.work / args.model) if args.model in REAL else args.model
+    common = {"model": name, "work": str(args.work), "side": args.side}
+    card, arithmetic = prepared(common, args.work, counted_for(args.table, args.model), left)
     print(json.dumps({**card, "arithmetic of a pair, 10^12": arithmetic}, indent=1), flush=True)
     if args.table == "prepare":
         return
     about = {"machine": {key: card[key] for key in ("device", "torch")},
-             "model": args.model or "SDXL, random weights", "side": args.side}  # fmt: skip
+             "model": f"{args.model}, random weights", "side": args.side}  # fmt: skip
     slug = re.sub(r"[^a-z0-9]+", "-", card["device"].lower())
-    results = Results((args.out or args.work) / f"gpu-{args.table}-{slug}.json", about)
+    table = f"families-{Path(args.model).name}" if args.table == "families" else args.table
+    results = Results((args.out or args.work) / f"gpu-{table}-{slug}.json", about)
     told = {"table": args.table, "command": " ".join(["python bench/gpu.py", *sys.argv[1:]]),
             "date": time.strftime("%Y-%m-%d"), PEAK: card[PEAK], "arithmetic of a pair, 10^12": arithmetic}  # fmt: skip
     rows = asked_for(args)

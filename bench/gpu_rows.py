@@ -79,9 +79,12 @@ class AtRandom(ModelFiles):
                 else:
                     parameter.fill_(0.0 if name.endswith("bias") else 1.0)
             for name, buffer in network.named_buffers():
-                if not name.endswith("position_ids"):
+                if name.endswith("position_ids"):
+                    buffer.copy_(torch.arange(buffer.shape[-1], device=self.device).expand(buffer.shape))
+                elif name == "pos_embed.pos_embed":  # of SD3's transformer: sines, kept as weights are
+                    buffer.uniform_(-1, 1, generator=generator)
+                else:
                     raise MapoError(f"{part}: nobody told how to make {name}. Take another model.")
-                buffer.copy_(torch.arange(buffer.shape[-1], device=self.device).expand(buffer.shape))
         return network
 
 
@@ -121,12 +124,23 @@ def make_set(folder: Path, side: int) -> Path:
 
 def prepare(work: Path, model: str, side: int) -> None:
     """The model's folder without weights, the pairs, and what random encoders make of them; what is there stays."""
-    from real_size import make_model
-
-    if not Path(model).exists() and model == str(work / "sdxl"):
-        make_model(work / "sdxl", weights=False)
+    make_outline(work, model)
     pairs = PairSet(make_set(work / f"pairs-{side}", side))
-    encode(open_at_random(model), pairs, work / f"cache-{side}", resolution=side, device=device_at_hand())
+    encode(open_at_random(model), pairs, cache_of(work, model, side), resolution=side, device=device_at_hand())
+
+
+def make_outline(work: Path, model: str) -> None:
+    """The folder of a model's configurations, where it is one of those whose real size is known."""
+    from real_size import PARAMETERS, make_model
+
+    name = Path(model).name
+    if not Path(model).exists() and name in PARAMETERS and model == str(work / name):
+        make_model(work / name, name, weights=False)
+
+
+def cache_of(work: Path, model: str, side: int) -> Path:
+    """Where the encoded pairs of a model lie."""
+    return work / f"cache-{Path(model).name}-{side}"
 
 
 def about_the_card() -> Row:
@@ -169,7 +183,7 @@ def open_loop(row: Row, model_name: str, work: Path, size: int, side: int) -> Lo
     check_levers(config, processes)
     check_speed(config, processes.device)
     pairs, model = PairSet(work / f"pairs-{side}"), open_at_random(model_name)
-    cache = Cache(work / f"cache-{side}", cache_key(model, side))
+    cache = Cache(cache_of(work, model_name, side), cache_key(model, side))
     trained = open_trained(config, model, objective, processes, None)
     return _known(Loop(config, objective, processes, Members(pairs, np.arange(len(pairs))), cache, trained))
 

@@ -76,6 +76,14 @@ VAES: dict[str, dict[str, Any]] = {
         "latent_channels": 16, "scaling_factor": 1.5305, "shift_factor": 0.0609, "use_quant_conv": False,
         "use_post_quant_conv": False,
     },
+    "flux-dev": {
+        "latent_channels": 16, "scaling_factor": 0.3611, "shift_factor": 0.1159, "use_quant_conv": False,
+        "use_post_quant_conv": False,
+    },
+}  # fmt: skip
+T5_XXL = {
+    "d_model": 4096, "d_ff": 10240, "d_kv": 64, "num_heads": 64, "num_layers": 24, "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False,
 }  # fmt: skip
 CLIP_L, CLIP_G = (768, 12, 12, 768), (1280, 32, 20, 1280)  # width, layers, heads, projection
 
@@ -84,8 +92,8 @@ def text_encoders(model: str) -> dict[str, tuple[Any, tuple[int, int, int, int]]
     """The class and the size of each."""
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-    if model == "sd15":
-        return {"text_encoder": (CLIPTextModel, CLIP_L)}
+    if model in ("sd15", "flux-dev"):
+        return {"text_encoder": (CLIPTextModel, CLIP_L)}  # and FLUX.1's T5, which is no CLIP
     first = CLIPTextModel if model == "sdxl" else CLIPTextModelWithProjection
     return {"text_encoder": (first, CLIP_L), "text_encoder_2": (CLIPTextModelWithProjection, CLIP_G)}
 
@@ -99,9 +107,11 @@ def make_index(model: str, folder: Path) -> None:
         "sdxl": lambda: EulerDiscreteScheduler(**betas),
         "sd15": lambda: PNDMScheduler(**betas, skip_prk_steps=True),
         "sd35-medium": lambda: FlowMatchEulerDiscreteScheduler(shift=3.0),
+        "flux-dev": lambda: FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
     }[model]()
     scheduler.save_pretrained(folder / "scheduler")
-    kind = {"sdxl": "StableDiffusionXL", "sd15": "StableDiffusion", "sd35-medium": "StableDiffusion3"}[model]
+    kinds = {"sdxl": "StableDiffusionXL", "sd15": "StableDiffusion", "sd35-medium": "StableDiffusion3"}
+    kind = {**kinds, "flux-dev": "Flux"}[model]
     index: dict[str, Any] = {
         "_class_name": f"{kind}Pipeline", "scheduler": ["diffusers", type(scheduler).__name__],
         "vae": ["diffusers", "AutoencoderKL"],
@@ -111,6 +121,9 @@ def make_index(model: str, folder: Path) -> None:
         index |= {part.replace("text_encoder", "tokenizer"): ["transformers", "CLIPTokenizer"]}
     if model in UNETS:
         index |= {"unet": ["diffusers", "UNet2DConditionModel"]}
+    elif model == "flux-dev":
+        index |= {"transformer": ["diffusers", "FluxTransformer2DModel"]}
+        index |= {"text_encoder_2": ["transformers", "T5EncoderModel"], "tokenizer_2": ["transformers", "T5Tokenizer"]}
     else:
         index |= {"transformer": ["diffusers", "SD3Transformer2DModel"]}
         index |= {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
@@ -124,7 +137,7 @@ def make_index(model: str, folder: Path) -> None:
 def make_model(folder: Path, model: str = "sdxl", *, weights: bool = True) -> Path:
     """The pipeline folder; what is there already stays. Without ``weights`` it has the parts' configurations alone."""
     import torch
-    from diffusers import AutoencoderKL, SD3Transformer2DModel, UNet2DConditionModel
+    from diffusers import AutoencoderKL, FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTokenizer
 
     from mapo.models import find_model
@@ -157,7 +170,10 @@ def make_model(folder: Path, model: str = "sdxl", *, weights: bool = True) -> Pa
     if model in UNETS:
         make("unet", lambda: UNet2DConditionModel(**UNETS[model]))
     else:
-        make("transformer", lambda: SD3Transformer2DModel(**TRANSFORMERS[model]))
+        kind = FluxTransformer2DModel if model == "flux-dev" else SD3Transformer2DModel
+        make("transformer", lambda: kind(**TRANSFORMERS[model]))
+    if model == "flux-dev":
+        make("text_encoder_2", lambda: make_t5(folder / "tokenizer_2"))
     make("vae", lambda: AutoencoderKL(**VAE, **VAES[model]))
     for part, (kind, (width, layers, heads, projection)) in text_encoders(model).items():
         config = CLIPTextConfig(
@@ -169,6 +185,19 @@ def make_model(folder: Path, model: str = "sdxl", *, weights: bool = True) -> Pa
         make(part, lambda kind=kind, config=config: kind(config))
     make_index(model, folder)
     return folder
+
+
+def make_t5(folder: Path) -> Any:
+    """T5 in FLUX.1's depth and width, and in ``folder`` a tokenizer of letters for it."""
+    import string
+
+    from transformers import T5Config, T5EncoderModel, T5Tokenizer
+
+    words = ["<pad>", "</s>", "<unk>", "▁", *string.ascii_letters, *string.digits, *string.punctuation]
+    tokenizer = T5Tokenizer(vocab=[(word, -float(k)) for k, word in enumerate(words)], extra_ids=0)
+    tokenizer.model_max_length = 512
+    tokenizer.save_pretrained(folder)
+    return T5EncoderModel(T5Config(vocab_size=32128, **T5_XXL))
 
 
 def on_meta() -> dict[str, Any]:

@@ -106,6 +106,8 @@ def test_the_same_command_goes_on_and_a_row_that_takes_too_long_is_ended(bench, 
         "--work",
         str(work),
     ]
+    whole = gpu.in_a_process
+    monkeypatch.setattr(gpu, "in_a_process", lambda task, *rest: whole(task, *rest) if "row" in task else CARD)
     monkeypatch.setattr(sys, "argv", [*words, "--steps", "1", "--warm", "1", "--sizes", "1", "--out", str(tmp_path)])
     gpu.main()
     (path,) = tmp_path.glob("gpu-memory-*.json")
@@ -123,6 +125,19 @@ def test_the_same_command_goes_on_and_a_row_that_takes_too_long_is_ended(bench, 
 
 
 CARD = [{"device": platform.machine(), "torch": torch.__version__, "peak in bfloat16, 10^12 a second": 1.0}]
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd35-medium", "flux-dev"])
+def test_the_other_models_are_opened_in_their_real_size_without_weights(bench, tmp_path, name):
+    from real_size import PARAMETERS
+
+    gpu, rows = bench
+    assert name in gpu.REAL
+    rows.make_outline(tmp_path, str(tmp_path / name))
+    model = rows.open_at_random(str(tmp_path / name))
+    outline = model.outline(model.denoiser_part)
+    assert sum(p.numel() for p in outline.parameters()) == PARAMETERS[name]
+    assert list(gpu.counted_for("prepare", name)) == list(gpu.counted_for("families", name)) == ["mapo, LoRA of rank 8"]
 
 
 def test_what_does_not_fit_is_known_not_to_fit_at_larger_sizes_and_time_that_ran_out_is_tried_again(bench, tmp_path):
