@@ -158,7 +158,7 @@ def counted_as(row: Row) -> str:
 
 
 def counted_for(table: str, model: str) -> dict[str, Row]:
-    """Whose arithmetic a table needs; before the tables only what all models have: of FLUX.1 a LoRA alone is trained."""
+    """Whose arithmetic a table needs; before the tables only that of a LoRA, as FLUX.1 has no other."""
     rows = TABLES.get(table) or TABLES["families" if model != "sdxl" else "speed"]
     return {name: COUNTED[name] for name in dict.fromkeys(map(counted_as, rows.values()))}
 
