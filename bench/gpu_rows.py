@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 from mapo.devices import best_device
 from mapo.encode.cache import Cache, cache_key
-from mapo.encode.fill import encode, to_pixels
+from mapo.encode.encoding import to_pixels
+from mapo.encode.fill import encode
 from mapo.encode.frame import square
 from mapo.errors import MapoError, is_out_of_memory
 from mapo.models import Frames, Opened, find_model, open_model

@@ -32,7 +32,7 @@ def make_model(folder: Path) -> Path:
     import torch
     from transformers import CLIPConfig, CLIPModel
 
-    from mapo.lab.mini.pretrain import make_tokenizer
+    from mapo.lab.mini.parts import make_tokenizer
 
     tokenizer = make_tokenizer(folder)
     torch.manual_seed(0)

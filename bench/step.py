@@ -163,7 +163,7 @@ def public_steps(loop: Any, folder: Path, model_name: str) -> Callable[[], None]
     """Our step, but with pictures decoded and the VAE and both text encoders run in every step."""
     import torch
 
-    from mapo.encode.fill import to_pixels
+    from mapo.encode.encoding import to_pixels
     from mapo.encode.frame import square
     from mapo.models import Frames
     from mapo.pairs import PairSet

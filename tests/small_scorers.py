@@ -30,7 +30,7 @@ def save_clip(folder, side=32, tokens=24, width=12):
     """A CLIPModel with tokenizer, in a folder without what prepares its pictures."""
     from transformers import CLIPConfig, CLIPModel
 
-    from mapo.lab.mini.pretrain import make_tokenizer
+    from mapo.lab.mini.parts import make_tokenizer
 
     tokenizer = make_tokenizer(folder)
     layers = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}

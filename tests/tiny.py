@@ -12,7 +12,7 @@ ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 
 
 def _tokenizer(folder: Path):
-    from mapo.lab.mini.pretrain import make_tokenizer
+    from mapo.lab.mini.parts import make_tokenizer
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     return make_tokenizer(folder.parent / f"{folder.name}-tokenizer")

@@ -112,7 +112,7 @@ def llama(tmp_path_factory):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from mapo.lab.mini.pretrain import make_tokenizer
+    from mapo.lab.mini.parts import make_tokenizer
 
     folder = tmp_path_factory.mktemp("llama") / "model"
     tokenizer = make_tokenizer(folder.parent / "tokenizer")

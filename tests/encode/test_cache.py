@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from apart import Apart
 from mapo.encode import fill
 from mapo.encode.cache import Cache, cache_key, means_and_sizes, prompt_key
-from mapo.encode.fill import encode, lacking, to_pixels
+from mapo.encode.encoding import to_pixels
+from mapo.encode.fill import encode, lacking
 from mapo.encode.frame import square
 from mapo.errors import MapoError
 from mapo.models import find_model, open_model

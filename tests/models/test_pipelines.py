@@ -33,7 +33,7 @@ def make_vae(channels: int):
 def make_clip(folder):
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from mapo.lab.mini.pretrain import make_tokenizer
+    from mapo.lab.mini.parts import make_tokenizer
 
     tokenizer = make_tokenizer(folder)
     config = CLIPTextConfig(

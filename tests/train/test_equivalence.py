@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from test_train import assert_same, metrics
 from together import train_together
 
-from mapo.encode.fill import to_pixels
+from mapo.encode.encoding import to_pixels
 from mapo.encode.frame import square
 from mapo.train.config import make_config
 from mapo.train.train import train

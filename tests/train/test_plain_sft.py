@@ -11,7 +11,7 @@ from held import make_held_out
 from safetensors.torch import load_file
 from test_train import run
 
-from mapo.encode.fill import to_pixels
+from mapo.encode.encoding import to_pixels
 from mapo.encode.frame import square
 from mapo.errors import MapoError
 from mapo.export.verb import export

@@ -22,7 +22,7 @@ from mapo.build.recipe import Recipe
 from mapo.build.work import Work
 from mapo.devices import best_device
 from mapo.encode.cache import CacheKey, latents_key, write_shard
-from mapo.encode.fill import encode_pictures
+from mapo.encode.encoding import encode_pictures
 from mapo.errors import MapoError
 from mapo.models import ModelFiles, Opened, open_model
 from mapo.models.family import ImageEncoder

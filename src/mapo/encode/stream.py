@@ -17,7 +17,8 @@ from typing import Any
 from torch import Tensor
 
 from mapo.encode.cache import HEAD, PER_SHARD, CacheKey, batches, check_head, hold, is_cache, write_shard
-from mapo.encode.fill import begin, encode_pictures, release
+from mapo.encode.encoding import encode_pictures, release
+from mapo.encode.fill import begin
 from mapo.encode.index import digests_of, open_index
 from mapo.errors import MapoError
 from mapo.importers import import_pairs

@@ -13,7 +13,7 @@ from torch import Tensor
 from mapo import progress
 from mapo.devices import best_device
 from mapo.encode.cache import LATENTS, CacheKey, latents_key, means_and_sizes, read_latents
-from mapo.encode.fill import encode_pictures, encode_prompts, release
+from mapo.encode.encoding import encode_pictures, encode_prompts, release
 from mapo.errors import MapoError
 from mapo.mismatch.material import CHOSEN, OWN, REJECTED, Material, portions
 from mapo.models import Cond, Frames, Opened, together

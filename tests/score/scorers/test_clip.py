@@ -24,7 +24,7 @@ from apart import run_apart
 from mapo.build.judge import parse_filter
 from mapo.errors import MapoError
 from mapo.files import sha256
-from mapo.lab.mini.pretrain import make_tokenizer
+from mapo.lab.mini.parts import make_tokenizer
 from mapo.pairs.splits import prompt_id
 from mapo.sample.folder import ImageRow, append_images, png_bytes
 from mapo.score.score import score_images

@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate, normalize, pad
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from mapo.errors import MapoError
-from mapo.lab.mini.pretrain import make_tokenizer
+from mapo.lab.mini.parts import make_tokenizer
 from mapo.score.scorers import load_scorer
 from mapo.score.scorers.clip import PICKSCORE_PROCESSOR
 from mapo.score.scorers.hps import HPS, MEAN, PUBLISHED, STD, from_open_clip, prepare, vit_h_14

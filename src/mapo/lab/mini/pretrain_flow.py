@@ -22,7 +22,8 @@ from diffusers import (
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from mapo.lab.mini.pretrain import LATENT_SIDE, Draws, Loop, encode_pool, save_pipeline
+from mapo.lab.mini.parts import LATENT_SIDE, save_pipeline
+from mapo.lab.mini.pretrain import Draws, Loop, encode_pool
 from mapo.lab.mini.pretrain import Settings as PictureSettings
 from mapo.shards import owned
 from mapo.texts import write_json
