@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import mapo.api
-from mapo.api import MapoError, PairSet, Run, sample, score, train
+from mapo.api import MapoError, PairSet, Run, build_chosen, sample, score, train
 from mapo.progress import Bar, bar, on_terminal, show_with
 from mapo.score.table import read_scores
 from mapo.settings import nested
@@ -187,6 +188,22 @@ def test_prompts_and_loras_may_be_paths_and_what_another_function_returned(tmp_p
         assert [row.prompt for row in images.rows] == ["a red square"]
         made[name] = (out / "images.json").read_text()
     assert "loras" not in made["none"] and made["run"] == made["path"] != made["file"]
+
+
+def test_a_folder_of_pictures_becomes_a_set_with_drawings_with_a_folder_of_rejected_ones_or_alone(tmp_path):
+    for folder, shade in (("own", 0), ("other", 200)):
+        (tmp_path / folder).mkdir()
+        for number in range(2):
+            Image.new("RGB", (48, 48), (shade, 40 * number, 0)).save(tmp_path / folder / f"{number}.png")
+            (tmp_path / folder / f"{number}.txt").write_text(f"a red square, {number}")
+    chosen = {"chosen": tmp_path / "own", "model": "mini"}
+    alone = build_chosen(**chosen, out=tmp_path / "alone", drawings=0)
+    beside = build_chosen(**chosen, out=tmp_path / "beside", rejected=tmp_path / "other")
+    drawn = build_chosen(**chosen, out=tmp_path / "drawn", drawings=2, steps=1)
+    assert [len(pairs) for pairs in (alone, beside, drawn)] == [2, 2, 4]
+    assert not alone.has_rejected
+    assert np.asarray(beside.image(beside[0].rejected))[0, 0].tolist() == [200, 0, 0]
+    assert drawn[0].meta["rejected_model"] == "mini" and {pair.weight for pair in drawn} == {0.5}
 
 
 def test_nothing_that_a_model_is_loaded_with_is_warned_of(sdxl):

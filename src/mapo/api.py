@@ -39,14 +39,15 @@ if TYPE_CHECKING:
     from mapo.encode.cache import Cache
     from mapo.export.verb import Exported
     from mapo.mismatch.mismatch import Mismatch
+    from mapo.personalize.personalize import Personalized
     from mapo.style.style import Styled
     from mapo.train.plan.plan import Plan
     from mapo.train.run.folder import Run
 
 __all__ = [
     "Images", "MapoError", "Page", "PairSet", "Run", "Scores",
-    "build", "build_from_images", "caption", "check", "encode", "export", "import_pairs", "mismatch", "plan", "report",
-    "sample", "score", "style", "train", "try_objective",
+    "build", "build_chosen", "build_from_images", "caption", "check", "encode", "export", "import_pairs", "mismatch",
+    "personalize", "plan", "report", "sample", "score", "style", "train", "try_objective",
 ]  # fmt: skip
 
 LOG = logging.getLogger(__name__)
@@ -84,6 +85,37 @@ def build(
         precision=precision, images_per_batch=images_per_batch, clip_skip=clip_skip, vae=as_text(vae),
         prediction=prediction, loras=as_texts(loras), long_prompts=long_prompts,
     )  # fmt: skip
+    return PairSet(out)
+
+
+@checked
+def build_chosen(
+    chosen: Place, *, model: Place, out: Place, rejected: Place | None = None, drawings: Whole = 1,
+    captions: Place | None = None, judge: Text | None = None, resolution: Whole | None = None,
+    steps: Whole | None = None, guidance: Number | None = None, precision: Text | None = None,
+    images_per_batch: Whole | None = None, clip_skip: Whole | None = None, vae: Place | None = None,
+    prediction: Text | None = None, loras: Places = (), long_prompts: Text | None = None,
+) -> PairSet:  # fmt: skip
+    """Make a set of the pictures of a folder, against what a model draws from their captions, or ``rejected`` ones.
+
+    The set; MapoError where a picture has no caption, is damaged or too small, or has no rejected one.
+    """
+    from mapo.build import verb
+
+    told: dict[str, Any] = {
+        "captions": None if captions is None else Path(captions), "resolution": resolution, "clip_skip": clip_skip,
+        "vae": as_text(vae), "prediction": prediction, "loras": as_texts(loras), "long_prompts": long_prompts,
+    }  # fmt: skip
+    pictures, name = Path(chosen), os.fspath(model)
+    if rejected is not None:
+        verb.build_beside(pictures, Path(rejected), name, Path(out), **told)
+    elif not drawings:
+        verb.build_alone(pictures, name, Path(out), **told)
+    else:
+        verb.build_against(
+            pictures, name, Path(out), judges=several(judge or ()), per_picture=drawings, steps=steps,
+            guidance=guidance, precision=precision, images_per_batch=images_per_batch, **told,
+        )  # fmt: skip
     return PairSet(out)
 
 
@@ -358,6 +390,40 @@ def style(
         eval_prompts=None if eval_prompts is None else as_prompts(eval_prompts),
         scorer=None if scorer is None else ",".join(several(scorer)), goal=goal, copies_with=as_text(copies_with),
         sampling={name: value for name, value in sampling.items() if value is not None}, loras=as_texts(loras),
+    )  # fmt: skip
+    for line in [*(seen := preview(asked)).lines, *seen.warnings]:
+        LOG.info(line)
+    return do(asked, hands=hands)
+
+
+@checked
+def personalize(
+    photos: Place, *, model: Place, token: Text, noun: Text, out: Place, templates: Place | None = None,
+    rounds: Whole = 2, rejected_per_photo: Whole = 8, prior: Whole = 40, prior_prompts: Place | None = None,
+    recipe: Text | None = None, settings: Settings | None = None, eval_prompts: Prompts | None = None,
+    scorer: Texts | None = None, goal: Text | None = None, sampling_steps: Whole | None = None,
+    guidance: Number | None = None, precision: Text | None = None, images_per_batch: Whole | None = None,
+    loras: Places = (),
+) -> "Personalized":  # fmt: skip
+    """Teach a model a subject from photos, and a word for it, or go on with that. What was left; nothing is asked.
+
+    MapoError where a stage cannot be done, with those before it kept.
+    """
+    from mapo.personalize.asked import Personalize
+    from mapo.personalize.personalize import personalize as do
+    from mapo.personalize.personalize import preview
+    from mapo.watch.verb import hands
+
+    sampling = {
+        "steps": sampling_steps, "guidance": guidance, "precision": precision, "images_per_batch": images_per_batch,
+    }  # fmt: skip
+    asked = Personalize(
+        Path(photos), os.fspath(model), Path(out), recipe=recipe, settings=nested(settings or {}),
+        per_picture=rejected_per_photo, eval_prompts=None if eval_prompts is None else as_prompts(eval_prompts),
+        scorer=None if scorer is None else ",".join(several(scorer)), goal=goal,
+        sampling={name: value for name, value in sampling.items() if value is not None}, loras=as_texts(loras),
+        token=token, noun=noun, templates=as_text(templates), rounds=rounds, prior=prior,
+        prior_prompts=as_text(prior_prompts),
     )  # fmt: skip
     for line in [*(seen := preview(asked)).lines, *seen.warnings]:
         LOG.info(line)

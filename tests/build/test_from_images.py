@@ -9,6 +9,7 @@ from PIL import Image
 
 from captions.written import graph
 from data_fixtures import encoded, files_below, noise
+from mapo.build.framed import in_frame
 from mapo.build.from_images import Asked, build_from_images, check_asked, selected
 from mapo.build.groups import read_groups
 from mapo.build.judge import Filter
@@ -128,7 +129,7 @@ def test_pictures_of_several_sizes_share_the_largest_frame_that_enlarges_none(tm
     assert "The pictures of 1 prompt differ in size and are cut to one frame, such as 40 × 48 for 'a fox'." in said
     assert "partly JPEG, WebP or AVIF and partly not" in said
     for one in group.pictures:
-        picture = decode_picture(one.framed(group.frame))
+        picture = decode_picture(in_frame(one.path, group.frame))
         assert picture.tobytes() == crop(decode_picture(one.path.read_bytes()), group.frame)[0].tobytes()
 
 

@@ -40,7 +40,10 @@ def assert_near(now: dict, then: dict, tolerance: float) -> None:
     assert now["sum_of_squares"] == pytest.approx(then["sum_of_squares"], **near)
 
 
-@pytest.mark.parametrize("run", [run for run in recorded.RUNS if RECORDED or run[0] == "float32"], ids="/".join)
+IN_SINGLE = [("float32", objective, adapter) for objective in ("mapo", "dpo") for adapter in ("full", "lora")]
+
+
+@pytest.mark.parametrize("run", recorded.RUNS if RECORDED else IN_SINGLE, ids="/".join)
 def test_twenty_steps_are_those_that_were_recorded(run, work):
     now, then = recorded.trajectory(*run, work), MACHINE["runs"]["/".join(run)]
     if RECORDED:

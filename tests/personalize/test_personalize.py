@@ -183,6 +183,21 @@ def test_what_cannot_be_learned_is_refused_in_a_sentence_before_anything_is_draw
         assert not (tmp_path / "out").exists()
 
 
+def test_where_drawings_may_be_unsafe_words_for_minors_are_refused_and_sizes_always(photos, tmp_path):
+    text = tmp_path / "photos"
+    shutil.copytree(photos, text)
+    (text / "2.txt").write_text("a girl beside a star")
+    for noun, sentence in (
+        ("girl", "--class girl: the recipe mini-safety is about what is unsafe, and this word could mean minors."),
+        ("star", "is about what is unsafe, and 1 caption could mean minors: 2.png"),
+    ):
+        safety = ("--recipe", "mini-safety", "--set", "adapter.kind=lora", "--yes", "--class", noun)
+        assert sentence in str(ask(text, tmp_path / "out", *safety).exception)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(MapoError, match="sampling: width is that of the pictures"):
+        Personalize(photos, "mini", tmp_path / "out", sampling={"width": 48}, token="<mine>", noun="star")
+
+
 def test_another_token_in_the_same_folder_and_a_model_that_has_learned_one_are_refused(made, photos, tmp_path):
     done = ask(photos, made[0], "--dry-run", "--token", "<other>")
     assert "token was '<mine>' and is now '<other>'" in str(done.exception)

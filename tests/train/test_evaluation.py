@@ -14,7 +14,7 @@ from mapo.encode.cache import Cache, cache_key
 from mapo.errors import MapoError
 from mapo.models import find_model, open_model
 from mapo.models.noise.flow import RectifiedFlow
-from mapo.pairs import PairSet
+from mapo.pairs import PairSet, PairWriter
 from mapo.train.batches import assemble
 from mapo.train.monitor.evaluation import DRAWS, held_out_draw
 from mapo.train.run.folder import Run
@@ -256,11 +256,27 @@ def test_checkpoints_come_at_the_multiples_that_are_to_be_kept(tmp_path, sdxl, h
 
 def test_a_set_without_held_out_pairs_is_refused_before_anything_is_encoded(tmp_path, sdxl, held):
     pairs = make_pairs(tmp_path / "pairs", 4)
-    with pytest.raises(MapoError, match="has no pairs in the split validation, so none is held out"):
+    with pytest.raises(MapoError, match="has no pairs in the split validation or test, so none is held out"):
         run(tmp_path / "r", sdxl, pairs, evaluate_every=1)
-    with pytest.raises(MapoError, match="with data.split=all the pairs of validation are trained on"):
+    with pytest.raises(MapoError, match="with data.split=all every pair is trained on"):
         run(tmp_path / "r", sdxl, held, evaluate_every=1, data={"split": "all"})
     assert not (tmp_path / "cache").exists() and not (tmp_path / "r").exists()
+
+
+def test_a_set_that_holds_out_test_pairs_alone_is_measured_on_these_but_nothing_is_chosen_by_them(
+    tmp_path, sdxl, held, whole, heard
+):
+    with PairWriter(tmp_path / "pairs", {"made": "by a test"}) as writer:
+        for pair in (source := PairSet(held)):
+            split = "test" if pair.split == "validation" else pair.split
+            writer.add_pair(
+                pair.prompt, source.image_bytes(pair.chosen), source.image_bytes(pair.rejected), split=split
+            )
+    run(tmp_path / "r", sdxl, tmp_path / "pairs", evaluate_every=2, seed=3)
+    assert "has no pairs in the split validation: those of test are measured" in heard()
+    assert_equal_rows(evaluations(tmp_path / "r"), evaluations(whole), 1e-9)
+    with pytest.raises(MapoError, match="chosen by its test pairs, which then test nothing. Leave `best` out"):
+        run(tmp_path / "best", sdxl, tmp_path / "pairs", evaluate_every=2, keep_checkpoints="best,last")
 
 
 def test_measuring_may_begin_later_where_the_base_can_still_be_had(tmp_path, sdxl, held):

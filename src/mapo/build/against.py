@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 
 from mapo import progress
+from mapo.build.framed import in_frame
 from mapo.build.judge import Filter
 from mapo.devices import use_own_device
 from mapo.encode.buckets import nearest
-from mapo.encode.frame import Frame, crop
+from mapo.encode.frame import Frame
 from mapo.encode.seen import frames_of
 from mapo.errors import MapoError, count
 from mapo.files import sha256
@@ -29,7 +30,7 @@ from mapo.models import ModelFiles, find_model, open_model
 from mapo.pairs.pairs import PairWriter
 from mapo.pairs.pictures import check_picture, decode_picture
 from mapo.pairs.splits import prompt_id
-from mapo.sample.folder import ImageRow, png_bytes, read_picture
+from mapo.sample.folder import ImageRow, read_picture
 from mapo.sample.sample import Sampler, Sampling, default_sampling
 from mapo.shards import refuse_existing
 
@@ -269,15 +270,6 @@ def _judged(tasks: Sequence[Task], rows: Rows, judge: Filter, drawn: Path) -> tu
     for note in judge.scorer.notes():
         LOG.info(note)
     return best, len(tasks) - len(best)
-
-
-def in_frame(path: Path, frame: Frame) -> bytes:
-    """A picture in a frame, as the bytes of a PNG."""
-    try:
-        picture = decode_picture(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise MapoError(f"The picture {path} cannot be used: {error}. Mend it, or leave it out.") from None
-    return png_bytes(crop(picture, frame)[0])
 
 
 def _meta(own: Own, row: ImageRow) -> dict[str, Any]:

@@ -233,7 +233,7 @@ def _add(
     sums["judged_out"] += out
     for places in pairs:
         chosen, rejected = (whole[place] for place in places)
-        meta: dict[str, Any] = {"chosen": seen[chosen].picture.told(), "rejected": seen[rejected].picture.told()}
+        meta: dict[str, Any] = {"chosen": seen[chosen].picture.told, "rejected": seen[rejected].picture.told}
         meta["judges"] = [
             judge.verdict(row[chosen], row[rejected]) for judge, row in zip(asked.judges, values, strict=True)
         ]

@@ -13,22 +13,22 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mapo.build import minors
+from mapo.build.framed import in_frame
 from mapo.captions.beside import named, some
 from mapo.captions.fit import look
 from mapo.captions.folder import METADATA, look_in, of_file
 from mapo.captions.ledger import Caption
 from mapo.captions.metadata import told_in
 from mapo.captions.programs.told import OddMetadata
-from mapo.encode.frame import Frame, crop
+from mapo.encode.frame import Frame
 from mapo.errors import MapoError, count
 from mapo.files import inside, sha256
-from mapo.pairs.pictures import decode_picture
 from mapo.pairs.splits import prompt_id
-from mapo.sample.folder import png_bytes
 
 LOG = logging.getLogger(__name__)
 
@@ -44,13 +44,7 @@ class Candidate:
     width: int
     height: int
 
-    def framed(self, frame: Frame) -> bytes:
-        """The picture in this frame, as PNG."""
-        try:
-            return png_bytes(crop(decode_picture(self.path.read_bytes()), frame)[0])
-        except (OSError, ValueError) as error:
-            raise MapoError(f"The picture {self.path} cannot be used: {error}. Mend it, or take it out.") from None
-
+    @cached_property
     def told(self) -> dict[str, Any]:
         """What a pair's row keeps of it: the file, its size, and what its program says of how it was made."""
         told: dict[str, Any] = {
@@ -78,7 +72,7 @@ class Group:
 
     def framed(self, pool: ThreadPoolExecutor, some: Sequence[Candidate]) -> list[bytes]:
         """Some of its pictures in the frame."""
-        return list(pool.map(lambda one: one.framed(self.frame), some))
+        return list(pool.map(lambda one: in_frame(one.path, self.frame), some))
 
 
 @dataclass(frozen=True)
@@ -108,9 +102,10 @@ def read_prompts(folder: Path, captions: Path | None = None) -> list[Caption]:
     return of_file(folder, captions) if captions else _found(folder)
 
 
-def fingerprint(said: Sequence[Caption]) -> str:
-    """A hash of files and prompts."""
-    return sha256(json.dumps([[one.file, one.caption] for one in said], ensure_ascii=False).encode())
+def fingerprint(folder: Path, said: Sequence[Caption]) -> str:
+    """A hash of the files of a folder, by name and size, and of their prompts."""
+    files = [[one.file, inside(folder, one.file, str(folder)).stat().st_size, one.caption] for one in said]
+    return sha256(json.dumps(files, ensure_ascii=False).encode())
 
 
 def read_groups(folder: Path, captions: Path | None = None, *, sensitive: bool = False) -> Groups:
@@ -144,7 +139,7 @@ def read_groups(folder: Path, captions: Path | None = None, *, sensitive: bool =
     if not groups:
         raise MapoError(_why_none(folder, counts))
     _warn(groups)
-    return Groups(folder, tuple(groups), counts, fingerprint(said), sensitive)
+    return Groups(folder, tuple(groups), counts, fingerprint(folder, said), sensitive)
 
 
 def left_out(counts: Mapping[str, int]) -> list[str]:

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mapo.build.against import Own, frames_for, held_out, in_frame, size_of
+from mapo.build.against import Own, frames_for, held_out, size_of
+from mapo.build.framed import in_frame
 from mapo.captions.beside import files_of, in_order, named, some, stem_of
 from mapo.encode.frame import Frame
 from mapo.errors import MapoError

@@ -12,7 +12,7 @@ from mapo.cli.shared import GUIDANCE, LORA, OUT, PRECISION, TRAINABLE, Verb, cli
 from mapo.errors import MapoError
 
 if TYPE_CHECKING:
-    from mapo.style.asked import Asked, Preview
+    from mapo.style.asked import Asked, Left, Preview
 
 A = TypeVar("A", bound="Asked")
 
@@ -97,7 +97,7 @@ def style(**how: Any) -> None:
     from mapo.style.style import Style, preview
     from mapo.style.style import style as do
 
-    _go_through(Style, preview, lambda asked, hands: {"files": do(asked, hands=hands).files}, how)
+    _go_through(Style, preview, do, how)
 
 
 @cli.command(
@@ -159,7 +159,7 @@ SAMPLING = {
 
 
 def _go_through(
-    kind: type[A], preview: Callable[[A], Preview], do: Callable[..., dict[str, Any]], how: dict[str, Any]
+    kind: type[A], preview: Callable[[A], Preview], do: Callable[..., Left], how: dict[str, Any]
 ) -> None:  # fmt: skip
     """Say what would be done, ask, do it, and say what came of it."""
     from mapo.settings import parse_set
@@ -187,5 +187,5 @@ def _go_through(
             raise MapoError("Nobody is there to be asked. Add --yes to begin, or --dry-run to see what would be done.")
         click.confirm("Begin?", default=True, abort=True)
     done = do(asked, hands=hands)
-    width = max(map(len, done["files"]))
-    say("\n".join(f"{name:{width}} {path}" for name, path in done["files"].items()))
+    width = max(map(len, done.files))
+    say("\n".join(f"{name:{width}} {path}" for name, path in done.files.items()))

@@ -30,7 +30,7 @@ def write_candidates(groups: Groups, out: Path) -> PairSet:
         for group in groups.groups:
             for number, hand in enumerate(hands(group.pictures)):
                 pngs = group.framed(pool, hand)
-                told = {writer.add_image(png): one.told() for png, one in zip(pngs, hand, strict=True)}
+                told = {writer.add_image(png): one.told for png, one in zip(pngs, hand, strict=True)}
                 for one, other in itertools.combinations(told, 2):
                     writer.add_pair_by_hash(
                         group.prompt, one, other, preference=TIE, group=f"{prompt_id(group.prompt)}-{number}",
@@ -49,7 +49,7 @@ def refuse_other(pairs: PairSet, folder: Path, captions: Path | None) -> None:
     before = pairs.info.get("provenance", {}).get("captions_sha256")
     if before is None:
         raise MapoError(f"{pairs.folder} already exists and was not made of {folder}. Choose another --out.")
-    if before != fingerprint(read_prompts(folder, captions)):
+    if before != fingerprint(folder, read_prompts(folder, captions)):
         raise MapoError(
             f"{folder} has other pictures or prompts than when {pairs.folder} was made of it. Go on with the "
             f"old ones by `mapo label {pairs.folder}`, or choose another --out."

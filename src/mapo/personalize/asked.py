@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mapo.build.against import Own, check_asked
+from mapo.build.minors import names_minor
 from mapo.captions.fit import FEWEST, refuse_unfit
 from mapo.captions.ledger import Caption
 from mapo.encode.frame import Frame
@@ -17,6 +18,7 @@ from mapo.personalize.captions import Found, captions_in
 from mapo.personalize.words import PLACE, Words, own_lines, read_templates
 from mapo.settings import merge
 from mapo.style.asked import Asked
+from mapo.style.screen import refuse_minors
 
 if TYPE_CHECKING:
     from mapo.train.config import Config
@@ -54,6 +56,8 @@ class Personalize(Asked):
         if not self.is_lora:
             raise MapoError("A token is learned beside a LoRA: leave adapter.kind as it is (lora).")
         self.words = Words(self.token, self.noun.strip(), read_templates(self.templates))
+        if self.about_safety and names_minor(self.words.noun):
+            raise MapoError(f"--class {self.words.noun}: {self.about_safety}, and this word could mean minors.")
         _check_token(self)
 
     def identity(self) -> dict[str, Any]:
@@ -85,6 +89,8 @@ class Personalize(Asked):
         """The captions; MapoError where the photos cannot be learned from."""
         found = captions_in(self.pictures, self.words, self.captions_file)
         refuse_unfit(self.pictures, found.captions, fewest=FEWEST, side=self.side // 2, styled=True)
+        if self.about_safety:
+            refuse_minors(self.pictures, found.captions, self.about_safety)
         return found
 
     def photos(self, captions: Sequence[Caption], number: int) -> list[Own]:

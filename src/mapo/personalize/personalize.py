@@ -12,12 +12,12 @@ from mapo.errors import count
 from mapo.personalize.asked import Personalize
 from mapo.personalize.rounds import stages
 from mapo.personalize.words import some_of
-from mapo.style.asked import Preview
+from mapo.style.asked import Left, Preview
 from mapo.style.planned import plan_lines
+from mapo.style.screen import NOBODY, SCREENED, screener
 from mapo.style.shown import SEEDS
 from mapo.style.stages import Ledger, run_all
 from mapo.style.training import begins_again
-from mapo.texts import read_object
 from mapo.train.run.folder import Run
 
 OWED = "Pictures of real people need their consent. Show and share what the model makes of them only as they wish."
@@ -43,6 +43,7 @@ def preview(asked: Personalize) -> Preview:
     )
     lines = [
         f"captions   {count(len(photos), 'photo')}, as {some_of([one.caption for one in photos])}",
+        f"screened   by {screener() or f'nobody: {NOBODY}'}",
         f"prior      {prior}",
         f"rounds     {asked.rounds}{each} with {count(drawings, 'drawing')} by the model as it then is, in "
         f"{count(len(set(frames)), 'frame')}",
@@ -78,19 +79,24 @@ def names(asked: Personalize) -> list[str]:
     rounds = [asked.round(number).name for number in range(1, asked.rounds + 1)]
     prior = ["prior"] if asked.prior else []
     last = ["before", "after", "after/grid.png", "copies.json", "lora.safetensors", "embedding.safetensors"]
-    return ["captions.jsonl", *prior, *rounds, *last, "report.html"]
+    return ["captions.jsonl", *[SCREENED] * bool(screener()), *prior, *rounds, *last, "report.html"]
 
 
 # ------------------------------------------------------------------ doing it
 
 
-def personalize(asked: Personalize, *, hands: Any = None) -> dict[str, Any]:
-    """Do all stages in ``asked.out``, or go on there.
+class Personalized(Left):
+    """What `mapo personalize` has left."""
 
-    What came of it: what each stage ``said`` by its name, what was found of ``copies``, and the ``files``. MapoError
-    where a stage cannot be done, with the stages before it kept; KeyboardInterrupt where it was stopped.
+    @property
+    def rounds(self) -> list[Run]:
+        """The run of each round; the last one is the result."""
+        return [Run(path / "run") for name, path in self.files.items() if name.startswith("round-")]
+
+
+def personalize(asked: Personalize, *, hands: Any = None) -> Personalized:
+    """Do all stages in ``asked.out``, or go on there; what came of it.
+
+    MapoError where a stage cannot be done, with the stages before it kept; KeyboardInterrupt where it was stopped.
     """
-    done: dict[str, Any] = {"said": run_all(asked.out, asked.identity(), stages(asked, hands))}
-    done["copies"] = read_object(asked.out / "copies.json", "what was found of copies", "Delete it.")
-    done["files"] = {name: str(asked.out / name) for name in names(asked) if (asked.out / name).exists()}
-    return done
+    return Personalized.of(asked.out, names(asked), run_all(asked.out, asked.identity(), stages(asked, hands)))

@@ -19,6 +19,7 @@ from mapo.personalize.captions import TEMPLATE
 from mapo.sample.folder import read_images
 from mapo.style import copies
 from mapo.style.asked import are_wide
+from mapo.style.screen import screener, screening
 from mapo.style.shown import SCORES, SEEDS, compare, compared_from, frames_in, leave, untrained, write_copies
 from mapo.style.stages import Stage, digest_of
 from mapo.style.training import go_on
@@ -40,8 +41,10 @@ def stages(asked: Personalize, hands: Any) -> list[Stage]:
         lambda: _draw_prior(asked),
     )  # fmt: skip
     rounds = [stage for number in range(1, asked.rounds + 1) for stage in _round(asked, number, hands)]
-    first = Stage("captions", "what each photo shows", ("captions.jsonl",), lambda: [], captions, again=True)
-    return [first, *([prior] if asked.prior else []), *rounds, *_result(asked)]
+    first = [Stage("captions", "what each photo shows", ("captions.jsonl",), lambda: [], captions, again=True)]
+    if scorer := screener():
+        first.append(screening(asked.pictures, scorer, asked.out, lambda: _captions(asked), lambda: _seen(asked)))
+    return [*first, *([prior] if asked.prior else []), *rounds, *_result(asked)]
 
 
 def _captions(asked: Personalize) -> list[Caption]:

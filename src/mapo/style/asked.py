@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from mapo.captions.ledger import Caption
 from mapo.encode.frame import Frame
@@ -18,6 +18,7 @@ from mapo.models import find_model, open_model
 from mapo.score.scorers import scorer_names
 from mapo.score.scorers.choice import NEUTRAL
 from mapo.settings import merge
+from mapo.texts import read_object
 
 LOG = logging.getLogger(__name__)
 
@@ -28,6 +29,31 @@ class Preview:
 
     lines: list[str]
     warnings: list[str]
+
+
+@dataclass(frozen=True)
+class Left:
+    """What such a command has left in a folder: the files and folders by their names in it, what each stage ``said`` by
+    its name, and what was found of ``copies`` (as in ``copies.json``)."""
+
+    folder: Path
+    files: Mapping[str, Path]
+    said: Mapping[str, str]
+    copies: Mapping[str, Any]
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    @property
+    def verdict(self) -> str | None:
+        """What the report says; None where there is none, as nobody scores."""
+        return self.said.get("report")
+
+    @classmethod
+    def of(cls, folder: Path, names: Sequence[str], said: Mapping[str, str]) -> Self:
+        """What is there of these names."""
+        found = read_object(folder / "copies.json", "what was found of copies", "Delete it.")
+        return cls(folder, {name: folder / name for name in names if (folder / name).exists()}, said, found)
 
 
 def are_wide(frames: Sequence[Frame]) -> bool:
@@ -64,6 +90,9 @@ class Asked:
 
         if self.out.resolve().is_relative_to(self.pictures.resolve()):
             raise MapoError(f"--out {self.out} lies in {self.pictures}, whose pictures are read. Choose another place.")
+        for name in ("width", "height"):
+            if name in self.sampling:
+                raise MapoError(f"sampling: {name} is that of the pictures. Leave it out.")
         if self.scorer and scorer_names(self.scorer) == [NEUTRAL]:
             raise MapoError(f"--scorer: {NEUTRAL} alone know no better or worse. Name another scorer, or none.")
         if self.goal and not self.scorer:
@@ -99,10 +128,19 @@ class Asked:
         """The captions, to be read and changed."""
         return self.out / "captions.jsonl"
 
+    @property
+    def about_safety(self) -> str:
+        """Why pictures or drawings here may be unsafe by what was asked for; empty where they are not known to be."""
+        if self.files.sensitive:
+            return f"{self.model} was trained on a set that is marked sensitive"
+        if self.recipe and "safety" in self.recipe:
+            return f"the recipe {self.recipe} is about what is unsafe"
+        return ""
+
     def identity(self) -> dict[str, Any]:
         """What another command in the same folder has to ask for, too."""
         pictures = str(self.pictures.resolve())
-        return {"pictures": pictures, "model": self.files.stable_name, "loras": [str(lora) for lora in self.loras]}
+        return {"pictures": pictures, "model": self.files.stable_name, "loras": self.files.named_loras_told()}
 
     def kept(self, captions: Sequence[Caption]) -> list[tuple[Caption, Path]]:
         """The pictures that are kept and still there, and where."""

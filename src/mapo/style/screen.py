@@ -7,7 +7,7 @@ findings are told, and refused is only what also could mean minors.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mapo import progress
@@ -18,12 +18,14 @@ from mapo.errors import MapoError, count
 from mapo.pairs.pictures import decode_picture
 from mapo.score.scorers import load_scorer
 from mapo.score.scorers.choice import lacks
+from mapo.style.stages import Stage
 from mapo.texts import write_json
 
 LOG = logging.getLogger(__name__)
 
 METRICS = {"nsfw": "nsfw", "safety": "unsafe"}  # of the scorers, the first that is at hand looks
 UNSAFE = 0.5
+SCREENED = "screen.json"
 NOBODY = 'no safety scorer is on this machine; pip install "mapo[safety]" brings one'
 
 
@@ -55,6 +57,17 @@ def screen(folder: Path, captions: Sequence[Caption], scorer: str, out: Path) ->
         '"keep": false in its line of captions.jsonl leaves a picture out.'
     )
     return f"{scorer} takes {len(unsafe)} of {count(len(values), 'picture')} for unsafe: {named(shown)}"
+
+
+def screening(
+    folder: Path, scorer: str, out: Path, captions: Callable[[], list[Caption]], seen: Callable[[], list[str]]
+) -> Stage:
+    """The stage that lets a scorer look at the pictures of a folder, as they and their captions are then."""
+
+    def look() -> str:
+        return screen(folder, captions(), scorer, out / SCREENED)
+
+    return Stage("screen", "whether a picture looks unsafe", (SCREENED,), lambda: [scorer, *seen()], look)
 
 
 def refuse_minors(folder: Path, captions: Sequence[Caption], why: str) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from mapo.build.against import Own, frames_for, held_out
@@ -17,14 +15,13 @@ from mapo.errors import MapoError, count
 from mapo.pairs import PairSet
 from mapo.pairs.splits import prompt_id
 from mapo.style import work
-from mapo.style.asked import Preview
+from mapo.style.asked import Left, Preview
 from mapo.style.planned import plan_lines
-from mapo.style.screen import NOBODY, screener
+from mapo.style.screen import NOBODY, screener, screening
 from mapo.style.shown import SCORES, SEEDS, compare, compared_from, leave
 from mapo.style.stages import Ledger, Stage, digest_of, run_all
 from mapo.style.training import begins_again
 from mapo.style.wanted import Style
-from mapo.texts import read_object
 from mapo.train.run.folder import Run
 
 __all__ = ["Style", "Styled", "preview", "style"]
@@ -88,23 +85,8 @@ def _rejected(asked: Style, own: Sequence[Own]) -> tuple[str, list[str]]:
     return told, [told_unused(asked.rejected, unused)] if unused else []
 
 
-@dataclass(frozen=True)
-class Styled:
-    """What `mapo style` has left in a folder: the files and folders by their names in it, what each stage ``said`` by
-    its name, and what was found of ``copies`` (as in ``copies.json``)."""
-
-    folder: Path
-    files: Mapping[str, Path]
-    said: Mapping[str, str]
-    copies: Mapping[str, Any]
-
-    def __fspath__(self) -> str:
-        return str(self.folder)
-
-    @property
-    def verdict(self) -> str | None:
-        """What the report says; None where there is none, as nobody scores."""
-        return self.said.get("report")
+class Styled(Left):
+    """What `mapo style` has left."""
 
     @property
     def pairs(self) -> PairSet:
@@ -122,10 +104,7 @@ def style(asked: Style, *, hands: Any = None) -> Styled:
 
     MapoError where a stage cannot be done, with the stages before it kept; KeyboardInterrupt where it was stopped.
     """
-    said = run_all(asked.out, asked.identity(), _stages(asked, hands))
-    found = read_object(asked.out / "copies.json", "what was found of copies", "Delete it.")
-    files = {name: path for name in asked.names() if (path := asked.out / name).exists()}
-    return Styled(asked.out, files, said, found)
+    return Styled.of(asked.out, asked.names(), run_all(asked.out, asked.identity(), _stages(asked, hands)))
 
 
 def _stages(asked: Style, hands: Any) -> list[Stage]:
@@ -141,8 +120,7 @@ def _stages(asked: Style, hands: Any) -> list[Stage]:
         stages.append(Stage("rejected", "a folder for the drawings", ("rejected",), lambda: by,
                             lambda: (out / "rejected").mkdir(exist_ok=True)))  # fmt: skip
     if scorer := screener():
-        stages.append(Stage("screen", "whether a picture looks unsafe", ("screen.json",),
-                            lambda: [scorer, *asked.seen()], partial(work.look_for_unsafe, asked, scorer)))  # fmt: skip
+        stages.append(screening(asked.pictures, scorer, out, asked.captions_now, asked.seen))
     stages += [
         Stage("pairs", says, ("pairs",), lambda: [*drawn, *asked.seen()], partial(work.make_pairs, asked),
               aside_if_changed=True),

@@ -20,7 +20,7 @@ from mapo.pairs import PairSet
 from mapo.score.scorers import FLAWS
 from mapo.style import copies
 from mapo.style.asked import Asked
-from mapo.style.screen import refuse_minors, screener
+from mapo.style.screen import SCREENED, refuse_minors, screener
 from mapo.style.shown import untrained
 
 if TYPE_CHECKING:
@@ -61,14 +61,10 @@ class Style(Asked):
 
     @property
     def about_safety(self) -> str:
-        """Why pictures or drawings here may be unsafe by what was asked for; empty where they are not known to be."""
-        if self.files.sensitive:
-            return f"{self.model} was trained on a set that is marked sensitive"
-        if self.recipe and "safety" in self.recipe:
-            return f"the recipe {self.recipe} is about what is unsafe"
-        if self.chooser and self.chooser.metric in FLAWS:
+        """As of all such commands; a judge may look for what is unsafe, too."""
+        if not super().about_safety and self.chooser and self.chooser.metric in FLAWS:
             return f"--judge {self.judge} looks for what is unsafe"
-        return ""
+        return super().about_safety
 
     def refuse_unfit(self, captions: Sequence[Caption]) -> None:
         """MapoError where the pictures cannot be learned from, or must not be. The same ones are looked at once."""
@@ -112,7 +108,7 @@ class Style(Asked):
 
     def names(self) -> list[str]:
         """What is left in ``out``."""
-        screened, drawn = ["screen.json"] * bool(screener()), ["rejected"] * (self.rejected is None)
+        screened, drawn = [SCREENED] * bool(screener()), ["rejected"] * (self.rejected is None)
         names = ["captions.jsonl", *screened, *drawn, "pairs", "check.html", "mismatch.json", "cache", "run", "before"]
         last = ["lora.safetensors"] * self.is_lora
         return [*names, "after", "after/grid.png", "copies.json", *last, "report.html"]

@@ -14,7 +14,6 @@ from mapo.errors import count
 from mapo.pairs.splits import prompt_id
 from mapo.style import copies
 from mapo.style.asked import are_wide
-from mapo.style.screen import screen
 from mapo.style.shown import SEEDS, frames_in, write_copies
 from mapo.style.training import go_on
 from mapo.style.wanted import Style
@@ -30,11 +29,6 @@ def write_captions(asked: Style) -> str:
     )
     asked.refuse_unfit(found)
     return f"{count(len(found), 'caption')}: {counted(found)}"
-
-
-def look_for_unsafe(asked: Style, scorer: str) -> str:
-    """Let a safety scorer look at the pictures."""
-    return screen(asked.pictures, asked.captions_now(), scorer, asked.out / "screen.json")
 
 
 def make_pairs(asked: Style) -> str:

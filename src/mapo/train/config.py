@@ -146,9 +146,9 @@ class TrainConfig(Section):
     )
     evaluate_every: NotNegative = told(
         0,
-        "Steps between measurements on held-out pairs, those of the split `validation`, with the same noise and "
-        "timesteps each time; also before the first step and after the last. 0: none. They go into "
-        "`evaluations.jsonl` and change no result.",
+        "Steps between measurements on held-out pairs, those of the split `validation`, or of `test` where it has "
+        "none, with the same noise and timesteps each time; also before the first step and after the last. 0: none. "
+        "They go into `evaluations.jsonl` and change no result.",
     )
     evaluate_pairs: Positive = told(
         64,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from mapo.errors import MapoError
@@ -13,6 +15,8 @@ from mapo.models.loras.keys import BY_PEFT
 from mapo.models.loras.sources import LORA_FILE, Lora
 from mapo.models.sources.steps import REMEDY, checkpoint_of
 from mapo.texts import read_object
+
+LOG = logging.getLogger(__name__)
 
 WEIGHT = re.compile(r"(?P<file>.+):(?P<weight>[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)", re.IGNORECASE)
 
@@ -57,7 +61,17 @@ def _file_of_run(path: Path, name: str) -> Path:
     file = path / str(run.get("denoiser", "weights")) / LORA_FILE
     if not file.is_file():
         raise MapoError(f"--lora: {name} has lost its {file.name}. Run the same `mapo train` command again.")
+    _warn_of_token(run.get("token"), name)
     return file
+
+
+@cache
+def _warn_of_token(word: str | None, name: str) -> None:
+    """Once for each."""
+    if word:
+        LOG.warning(
+            f"--lora: {name} has learned {word}, which a LoRA alone has not. Give it as --model for that."
+        )
 
 
 def _file_of_checkpoint(run: Path, step: int, name: str) -> Path:
@@ -66,4 +80,5 @@ def _file_of_checkpoint(run: Path, step: int, name: str) -> Path:
         raise MapoError(f"--lora: {name} is of a run in which every weight is trained. Give it as --model.")
     if not (checkpoint / LORA_FILE).is_file():
         raise MapoError(f"The checkpoint {checkpoint} is damaged: it has no {LORA_FILE}. {REMEDY}")
+    _warn_of_token(about.get("token"), name)
     return checkpoint / LORA_FILE

@@ -24,6 +24,7 @@ from mapo.statistics import Floats
 from mapo.texts import read_object, write_json
 from mapo.train.batches import Draw, Members, assemble, portions, seed_of
 from mapo.train.config import Config
+from mapo.train.kept import kept
 from mapo.train.loop import Loop
 from mapo.train.objectives import Objective
 from mapo.train.objectives.reach import ENDED, pushes
@@ -33,7 +34,7 @@ from mapo.train.run.folder import Run
 from mapo.train.step import Predict, pair_errors
 from mapo.train.types import Batch
 
-SPLIT = "validation"
+SPLITS = ("validation", "test")  # the first of them that has pairs is measured
 DRAWS = 4  # of each pair, one from each quarter of the times
 CANDIDATES = 64  # times that are drawn for each quarter, of which one is taken
 
@@ -55,21 +56,32 @@ class Measured:
         return self.rejected - self.chosen
 
 
-def held_out(pairs: PairSet, config: Config) -> Rows:
-    """The rows of the pairs that are measured, drawn by the seed from ``validation``; MapoError where it has none."""
-    if config.data.split in (SPLIT, "all"):
+def held_out(pairs: PairSet, config: Config) -> tuple[str, Rows]:
+    """The split of the pairs that are measured, and their rows, drawn by the seed; MapoError where none is held out.
+
+    A set whose pairs were held out for tests alone is measured on these, but no checkpoint is chosen by them.
+    """
+    if config.data.split == "all":
         raise MapoError(
-            f"train.evaluate_every: with data.split={config.data.split} the pairs of {SPLIT} are trained on, so none "
-            "is held out. Leave it out, or train on the split train."
+            "train.evaluate_every: with data.split=all every pair is trained on, so none is held out. Leave it out, or "
+            "train on the split train."
         )
-    rows = choose_any(pairs, SPLIT, config.data.ties).rows
-    if not len(rows):
+    among = [name for name in SPLITS if name != config.data.split]
+    rows_of = {name: choose_any(pairs, name, config.data.ties).rows for name in among}
+    split = next((name for name, rows in rows_of.items() if len(rows)), None)
+    if split is None:
         raise MapoError(
-            f"train.evaluate_every: {pairs.folder} has no pairs in the split {SPLIT}, so none is held out. Leave it "
-            "out, or import again without --split train, or build with more prompts."
+            f"train.evaluate_every: {pairs.folder} has no pairs in the split {' or '.join(among)}, so none is held "
+            "out. Leave it out, or import again without --split train, or build with more prompts."
         )
+    if split == "test" and kept(config.train.keep_checkpoints).best:
+        raise MapoError(
+            f"train.keep_checkpoints: {pairs.folder} has no pairs in the split validation. The best checkpoint would "
+            "be chosen by its test pairs, which then test nothing. Leave `best` out."
+        )
+    rows = rows_of[split]
     order = np.random.default_rng(seed_of("held out", config.train.seed)).permutation(len(rows))
-    return np.sort(rows[order[: config.train.evaluate_pairs]])
+    return split, np.sort(rows[order[: config.train.evaluate_pairs]])
 
 
 def held_out_draw(row: int, pair: str, number: int, process: Process, shape: tuple[int, ...], seed: int) -> Draw:
@@ -121,7 +133,10 @@ class Evaluation:
 
     def __init__(self, loop: Loop, run: Run, pairs: PairSet, done: int) -> None:
         self.loop, self.run = loop, run
-        self.members = Members(pairs, held_out(pairs, loop.config), loop.members.seen_in)
+        split, rows = held_out(pairs, loop.config)
+        if split != SPLITS[0]:
+            loop.processes.say(f"{pairs.folder} has no pairs in the split {SPLITS[0]}: those of {split} are measured.")
+        self.members = Members(pairs, rows, loop.members.seen_in)
         what = [(pair.id, pair.chosen, pair.rejected, pair.prompt) for pair in self.members]
         self.of = f"{seed_of(what, decides(loop.config), loop.objective.needs_reference):016x}"  # what is measured
         self.base = self._base(done)

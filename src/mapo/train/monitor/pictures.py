@@ -20,7 +20,7 @@ from mapo.models import Opened
 from mapo.pairs import PairSet
 from mapo.pairs.splits import prompt_id
 from mapo.train.loop import Loop
-from mapo.train.monitor.evaluation import SPLIT
+from mapo.train.monitor.evaluation import SPLITS
 from mapo.train.run.folder import Run
 
 LOG = logging.getLogger(__name__)
@@ -90,8 +90,8 @@ class Pictures:
 
 def first_prompts(pairs: PairSet, trained: Rows) -> list[str]:
     """The first prompts of the pairs that are held out, or of the ``trained`` rows where none is."""
-    rows = choose_any(pairs, SPLIT, "keep").rows
-    prompts = pairs.table["prompt"].take(rows if len(rows) else trained).unique().to_pylist()
+    held = (choose_any(pairs, split, "keep").rows for split in SPLITS)
+    prompts = pairs.table["prompt"].take(next((rows for rows in held if len(rows)), trained)).unique().to_pylist()
     return list({prompt_id(prompt): prompt for prompt in reversed(prompts)}.values())[::-1][:PROMPTS]
 
 
