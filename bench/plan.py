@@ -218,7 +218,7 @@ def main() -> None:
     """Measure, plan, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "mapo-plan")
-    parser.add_argument("--only", nargs="+", choices=[*FITTED, *SETTINGS, *REAL])
+    parser.add_argument("--only", metavar="NAME", nargs="+", choices=[*FITTED, *SETTINGS, *REAL])
     parser.add_argument("--real", action="store_true", help="models of real size too")
     parser.add_argument("--again", action="store_true", help="measure what was measured before again")
     parser.add_argument("--measure-only", action="store_true", help=argparse.SUPPRESS)
