@@ -47,6 +47,10 @@ LEVERS: dict[str, dict[str, Any]] = {
     "checkpointing every block": {"train": {"gradient_checkpointing": True}},
     "checkpointing every 2nd block": {"train": {"gradient_checkpointing": 2}},
     "running mean": {"train": {"ema": 0.999}},
+    "pair by pair": {"train": {"pair_by_pair": True}},
+    "one pair at a time": {"train": {"pairs_per_device": 1}},
+    "dpo": {"objective": "dpo"},
+    "dpo, reference before": {"objective": "dpo", "train": {"reference": "before"}},
     "lora": {"adapter": {"kind": "lora"}},
     "lora, checkpointing every block": {"adapter": {"kind": "lora"}, "train": {"gradient_checkpointing": True}},
     "plain again": {},
@@ -70,12 +74,13 @@ def make_steps(model_name: str, folder: Path, lever: str, size: int) -> Any:
     from mapo.train.weights.opening import open_trained
 
     settings = LEVERS[lever]
-    pairs, model, objective = PairSet(folder / "pairs"), open_model(find_model(model_name)), OBJECTIVES["mapo"]
+    name = settings.get("objective", "mapo")
+    pairs, model, objective = PairSet(folder / "pairs"), open_model(find_model(model_name)), OBJECTIVES[name]
     config = make_config(
         {
             "model": model_name,
             "pairs": str(folder / "pairs"),
-            "objective": {"name": "mapo", **objective.settings},
+            "objective": {"name": name, **objective.settings},
             "adapter": settings.get("adapter", {}),
             "optim": settings.get("optim", {}),
             "train": {"pairs_per_step": size, "steps": 1000, **settings.get("train", {})},
@@ -85,7 +90,10 @@ def make_steps(model_name: str, folder: Path, lever: str, size: int) -> Any:
     check_levers(config, processes)
     cache = Cache(folder / "cache", cache_key(model))
     trained = open_trained(config, model, objective, processes, None)
-    return Loop(config, objective, processes, Members(pairs, np.arange(len(pairs))), cache, trained).run(0)
+    loop = Loop(config, objective, processes, Members(pairs, np.arange(len(pairs))), cache, trained)
+    if objective.needs_reference and config.train.reference == "before":
+        loop.known = torch.full((2, 1000 * size), 0.1)  # made up: they are read from a table in any case
+    return loop.run(0)
 
 
 def measured(model_name: str, folder: Path, lever: str, size: int, steps: int) -> dict[str, Any]:
@@ -165,6 +173,7 @@ def main() -> None:
             print(f"{name:44} {rows[name]['peak_mib']:7.0f} MiB {took}", flush=True)
     about = {
         "command": " ".join(["python bench/levers.py", *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%d"),
         "machine": {
             "processor": platform.processor() or platform.machine(),
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
