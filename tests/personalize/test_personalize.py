@@ -149,6 +149,11 @@ def test_what_would_be_done_is_said_and_nothing_is_written(photos, tmp_path):
     assert "5 photos, as “a photo of a <mine>” and the like" in said.stdout
     assert "3, each with 7 drawings by the model as it then is, in 1 frame" in said.stdout
     assert "It fits." in said.stdout and not any(tmp_path.iterdir())
+    others = shutil.copytree(photos, tmp_path / "others")
+    for name in ("0", "2"):
+        (others / f"{name}.txt").write_text("a thing")
+    said = ask(others, tmp_path / "out", "--dry-run").stdout
+    assert "2 photos' own captions do not say star, so templates are used: 0.png, 2.png." in said
 
 
 def test_what_cannot_be_learned_is_refused_in_a_sentence_before_anything_is_drawn(photos, tmp_path):

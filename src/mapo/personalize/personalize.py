@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mapo.build.against import frames_for
+from mapo.captions.beside import named, some
 from mapo.encode.frame import Frame
 from mapo.errors import count
 from mapo.personalize.asked import Personalize
@@ -57,9 +58,10 @@ def preview(asked: Personalize) -> Preview:
         lines.append(f"made again {', '.join(again)}, as what they are made from has changed")
     if said := _begins_again(asked, frames, again):
         lines.append(said)
-    silent = [
-        f"Its own caption does not say {asked.words.noun}, so a template is used: {name}." for name in found.silent
-    ]
+    silent = []
+    if found.silent:
+        lack = some(found.silent, "photo's own caption does", "photos' own captions do")
+        silent = [f"{lack} not say {asked.words.noun}, so templates are used: {named(found.silent)}."]
     return Preview(lines, [*silent, OWED])
 
 

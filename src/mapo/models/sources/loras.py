@@ -69,9 +69,7 @@ def _file_of_run(path: Path, name: str) -> Path:
 def _warn_of_token(word: str | None, name: str) -> None:
     """Once for each."""
     if word:
-        LOG.warning(
-            f"--lora: {name} has learned {word}, which a LoRA alone has not. Give it as --model for that."
-        )
+        LOG.warning(f"--lora: {name} has learned {word}, which a LoRA alone has not. Give it as --model for that.")
 
 
 def _file_of_checkpoint(run: Path, step: int, name: str) -> Path:
