@@ -150,6 +150,7 @@ def test_what_would_be_done_is_said_and_nothing_is_written(photos, tmp_path):
     assert "3, each with 7 drawings by the model as it then is, in 1 frame" in said.stdout
     assert "It fits." in said.stdout and not any(tmp_path.iterdir())
     others = shutil.copytree(photos, tmp_path / "others")
+    shutil.copy(photos.parent / "eval.txt", tmp_path)
     for name in ("0", "2"):
         (others / f"{name}.txt").write_text("a thing")
     said = ask(others, tmp_path / "out", "--dry-run").stdout

@@ -33,9 +33,9 @@ def preview(asked: Personalize) -> Preview:
     found = asked.found()
     photos, jobs = asked.photos(found.captions, 1), asked.prior_jobs(found.captions)
     frames = frames_for(photos, asked.files, asked.resolution)
-    named = {name: asked.of_run(1)[name] for name in ("model", "loras")}
+    model = {name: asked.of_run(1)[name] for name in ("model", "loras")}
     drawings = asked.per_picture * len(photos) + asked.prior
-    first, *plan = plan_lines(photos, frames, asked.round_settings(frames, 1), asked.recipe, named, hold_out=False)
+    first, *plan = plan_lines(photos, frames, asked.round_settings(frames, 1), asked.recipe, model, hold_out=False)
     shown, each = 2 * len(SEEDS) * len(asked.shown()), ", each" if asked.rounds > 1 else ""
     prior = (
         f"{count(len(jobs), 'drawing')} of {some_of([prompt for prompt, _ in jobs])} by {asked.model}"
