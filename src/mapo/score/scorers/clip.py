@@ -5,6 +5,7 @@ With the weights of :data:`CLIP` and :data:`PICKSCORE`, or of a folder or reposi
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -36,24 +37,19 @@ def clip_similarity(kind: str, model: Path, processor: Path) -> Similarity:
     return Similarity(kind, load, partial(process, pictures), tokenizer)
 
 
-class ClipScore:
-    """CLIP score, 0 … 100: 100 · max(cosine, 0) (arXiv 2104.08718, with 100 in place of its 2.5 as is usual)."""
+class BySimilarity(ABC):
+    """How near each picture is to its prompt, as a CLIP model sees both; a kind says how cosines "n" are told."""
 
-    metrics: tuple[str, ...] = ("clip_score",)
-    needs = ((CLIP, MODEL), (CLIP, PROCESSOR))
     needs_reference = whole_prompts = False
-    version = "1"
+    similarity: Similarity
 
-    def __init__(self, source: str | None = None) -> None:
-        model, processor = (find_files("clip", source or CLIP, files) for files in (MODEL, PROCESSOR))
-        self.name = f"clip@{model.name}" if source else "clip"
-        self.revision = join(model.revision, processor.revision)
-        self.similarity = clip_similarity("clip", model.folder, processor.folder)
+    @abstractmethod
+    def _scaled(self, cosines: Tensor) -> dict[str, list[float]]: ...
 
     def __call__(
         self, pictures: Sequence[Image], prompts: Sequence[str], references: object = None
     ) -> Mapping[str, Sequence[float]]:
-        """How well each picture shows its prompt."""
+        """The number of each picture."""
         return self._scaled(self.similarity(pictures, prompts))
 
     def prepare(self, picture: Image) -> Tensor:
@@ -66,9 +62,6 @@ class ClipScore:
         """The same of prepared pictures."""
         return self._scaled(self.similarity.cosines(prepared, prompts))
 
-    def _scaled(self, cosines: Tensor) -> dict[str, list[float]]:
-        return {"clip_score": (100 * cosines.clamp(min=0)).tolist()}
-
     def embed(self, pictures: Sequence[Image]) -> Tensor:
         """The embedding of each picture, "n d" of unit norm."""
         return self.similarity.embed(pictures)
@@ -78,15 +71,33 @@ class ClipScore:
         return self.similarity.notes()
 
 
-class PickScore:
+class ClipScore(BySimilarity):
+    """CLIP score, 0 … 100: 100 · max(cosine, 0) (arXiv 2104.08718, with 100 in place of its 2.5 as is usual)."""
+
+    metrics: tuple[str, ...] = ("clip_score",)
+    needs = ((CLIP, MODEL), (CLIP, PROCESSOR))
+    version = "1"
+
+    def __init__(self, source: str | None = None) -> None:
+        model, processor = (find_files("clip", source or CLIP, files) for files in (MODEL, PROCESSOR))
+        self.name = f"clip@{model.name}" if source else "clip"
+        self.revision = join(model.revision, processor.revision)
+        self.similarity = clip_similarity("clip", model.folder, processor.folder)
+
+    def _scaled(self, cosines: Tensor) -> dict[str, list[float]]:
+        return {"clip_score": (100 * cosines.clamp(min=0)).tolist()}
+
+
+class PickScore(BySimilarity):
     """PickScore, arXiv 2305.01569: exp(logit scale) · cosine, of a CLIP model trained on people's choices.
+
+    How much people would like a picture for its prompt; only differences at one prompt mean anything.
 
     A source of the user's without a tokenizer is used with that of :data:`PICKSCORE_PROCESSOR`.
     """
 
     metrics: tuple[str, ...] = ("pickscore",)
     needs = ((PICKSCORE, MODEL), (PICKSCORE_PROCESSOR, PROCESSOR))
-    needs_reference = whole_prompts = False
     version = "1"
 
     def __init__(self, source: str | None = None) -> None:
@@ -99,29 +110,5 @@ class PickScore:
         self.revision = join(model.revision, processor.revision)
         self.similarity = clip_similarity("pickscore", model.folder, processor.folder)
 
-    def __call__(
-        self, pictures: Sequence[Image], prompts: Sequence[str], references: object = None
-    ) -> Mapping[str, Sequence[float]]:
-        """How much people would like each picture for its prompt; only differences at one prompt mean anything."""
-        return self._scaled(self.similarity(pictures, prompts))
-
-    def prepare(self, picture: Image) -> Tensor:
-        """What the network sees of a picture."""
-        return self.similarity.prepare(picture)
-
-    def score(
-        self, prepared: Sequence[Tensor], prompts: Sequence[str], references: object = None
-    ) -> Mapping[str, Sequence[float]]:
-        """The same of prepared pictures."""
-        return self._scaled(self.similarity.cosines(prepared, prompts))
-
     def _scaled(self, cosines: Tensor) -> dict[str, list[float]]:
         return {"pickscore": (cosines * self.similarity.model.logit_scale.exp().item()).tolist()}
-
-    def embed(self, pictures: Sequence[Image]) -> Tensor:
-        """The embedding of each picture, "n d" of unit norm."""
-        return self.similarity.embed(pictures)
-
-    def notes(self) -> list[str]:
-        """What was cut."""
-        return self.similarity.notes()
