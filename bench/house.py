@@ -66,6 +66,7 @@ def main() -> None:
     for name, numbers in found.items():
         print(f"{name:7} {numbers}")
     if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "house.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
