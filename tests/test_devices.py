@@ -1,6 +1,10 @@
 """Each process of a machine computes on a GPU of its own."""
 
+import os
+import platform
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,3 +79,40 @@ def test_no_other_module_chooses_a_device():
     asked = re.compile(r"mps\.is_available|['\"]cuda['\"] if ")
     found = {path.name for path in Path(mapo.__file__).parent.rglob("*.py") if asked.search(path.read_text("utf-8"))}
     assert found == {"devices.py"}
+
+
+HOLES = """
+import ctypes, sys
+from mapo.devices import give_back_at_once, memory_in_use
+if sys.argv[1] == "at once":
+    print(give_back_at_once())
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+libc.free(libc.malloc(16 * 2**20))  # from here on glibc keeps blocks of this size
+before, large = memory_in_use("cpu"), []
+for _ in range(20):  # large blocks that go, between small ones that stay
+    large.append(libc.malloc(8 * 2**20))
+    ctypes.memset(large[-1], 1, 8 * 2**20)
+    libc.malloc(500_000)
+for block in large:
+    libc.free(block)
+print((memory_in_use("cpu") - before) // 2**20)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps freed blocks so")
+def test_freed_blocks_go_back_at_once_where_that_is_asked_for(monkeypatch):
+    def held(how: str) -> list[str]:
+        done = subprocess.run([sys.executable, "-c", HOLES, how], capture_output=True, text=True, env=os.environ)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
+
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
+    assert int(held("as it is")[0]) > 140
+    done, left = held("at once")
+    assert done == "True"
+    assert int(left) < 5
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(2**25))  # what a person says stands
+    done, left = held("at once")
+    assert done == "False"
+    assert int(left) > 140

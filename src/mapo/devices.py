@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import os
 import platform
 import sys
 from pathlib import Path
 
 from mapo.errors import count
 from mapo.shards import LOCAL_PLACES, number_of
+
+M_MMAP_THRESHOLD = -3  # as glibc's malloc.h numbers it
+LARGE_BLOCK = 2**20
 
 
 def best_device(or_a_macs: bool = False) -> str:
@@ -55,6 +60,17 @@ def memory_in_use(device: str) -> int:
 
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(most) * (1 if sys.platform == "darwin" else 1024)
+
+
+def give_back_at_once() -> bool:
+    """From now on this process gives the system back each block of a MiB and more when it is freed, where it can.
+
+    That is so with glibc. It would begin that way, and then keep blocks of up to 32 MiB once one was freed, which is
+    faster, and leaves holes that nothing fits. What the environment says of it stands. Whether it was done.
+    """
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc" or "MALLOC_MMAP_THRESHOLD_" in os.environ:
+        return False
+    return bool(ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK))
 
 
 def use_own_device() -> None:

@@ -19,7 +19,7 @@ from mapo.train.sections import OptimConfig
 from mapo.train.weights import levers, opening, optimizers
 from mapo.train.weights.blocks import number_of_blocks
 from mapo.train.weights.ema import WithMean
-from mapo.train.weights.levers import check_levers
+from mapo.train.weights.levers import check_levers, saves_memory
 from mapo.train.weights.stored import Rounded, WithMaster, rounded
 from mapo.train.weights.updater import AtEnd, InBackward
 from tiny import MAKERS, make_sd3
@@ -417,6 +417,22 @@ def test_the_running_mean_is_the_mean_and_forgets_where_it_began():
     assert not math.isfinite(updater.end(GOOD)) and updater.final()["w"].item() == before
 
 
+@pytest.mark.parametrize(
+    ("sections", "frugal"),
+    [
+        ({}, False),
+        ({"adapter": {"kind": "lora"}, "train": {"base_precision": "bfloat16"}}, False),
+        ({"train": {"gradient_checkpointing": 2}}, True),
+        ({"train": {"pair_by_pair": True}}, True),
+        ({"train": {"weights": "bfloat16-master"}}, True),
+        ({"optim": {"name": "adafactor"}}, True),
+        ({"optim": NOT_CLIPPED}, True),
+    ],
+)
+def test_settings_that_take_less_memory_are_known(sections, frugal):
+    assert saves_memory(config_of(**sections)) == frugal
+
+
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_the_weights_of_a_run_with_a_running_mean_are_that_mean(tmp_path, sdxl, pairs, cache, kind, heard):
     from mapo.models import find_model, open_model
@@ -439,13 +455,19 @@ def test_the_weights_of_a_run_with_a_running_mean_are_that_mean(tmp_path, sdxl, 
 
 
 @pytest.mark.parametrize("model", ["sdxl", "flow"])
-def test_checkpointing_every_second_block_changes_nothing_and_holds_between(tmp_path, request, pairs, cache, model):
+def test_checkpointing_every_second_block_changes_nothing_and_holds_between(
+    tmp_path, request, monkeypatch, pairs, cache, model
+):
+    frugal: list[bool] = []
+    monkeypatch.setattr("mapo.train.train.give_back_at_once", lambda: frugal.append(True))
     found = request.getfixturevalue(model)
     folder, cached = found if model == "flow" else (found, cache)
     train = partial(go, model=folder, pairs=pairs, cache=cached, precision="float64", steps=2)
     whole = train(tmp_path / "none")
+    assert not frugal
     for every in (2, 3) if model == "sdxl" else (2,):  # of the blocks that it has
         assert_same(train(tmp_path / str(every), gradient_checkpointing=every), whole)
+    assert frugal
     with pytest.raises(MapoError, match="should be true, false or a whole number, at least 1"):
         train(tmp_path / "less", gradient_checkpointing=-1)
 

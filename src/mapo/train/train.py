@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mapo import progress
-from mapo.devices import device_name
+from mapo.devices import device_name, give_back_at_once
 from mapo.errors import (
     DivergedError,
     MemoryFull,
@@ -39,6 +39,7 @@ from mapo.train.reference import errors_before
 from mapo.train.run.folder import REFERENCE, Run, settled
 from mapo.train.saving import check_space, save_step
 from mapo.train.weights.adapters import told
+from mapo.train.weights.levers import saves_memory
 from mapo.train.weights.opening import open_trained, restore
 
 LOG = logging.getLogger(__name__)
@@ -70,6 +71,8 @@ def _train(ready: Ready, hands: Hands) -> None:
     config, run, processes = ready.config, ready.run, ready.processes
     model, objective, checkpoint, done = ready.model, ready.objective, ready.checkpoint, ready.done
     before = objective.needs_reference and config.train.reference == "before"  # the reference runs before the steps
+    if processes.device.type == "cpu" and saves_memory(config):
+        give_back_at_once()
     trained = open_trained(config, model, objective, processes, None if before else checkpoint)
     processes.first(lambda: run.bind(config, done))
     for part, network in {model.denoiser_part: trained.denoiser, **trained.encoders}.items():

@@ -31,6 +31,18 @@ def check_levers(config: Config, processes: Processes) -> None:
         _check_shard(config)
 
 
+def saves_memory(config: Config) -> bool:
+    """Whether anything is asked for that takes less memory and, most of it, more time."""
+    train, optim = config.train, config.optim
+    return (
+        bool(train.gradient_checkpointing)
+        or train.pair_by_pair
+        or train.weights != "float32"
+        or optim.in_backward
+        or optim.name != "adamw"
+    )
+
+
 def _check_shares(config: Config, processes: Processes) -> None:
     """Every process needs a pair of each step."""
     size, world = config.train.pairs_per_step, processes.world
