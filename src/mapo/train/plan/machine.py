@@ -11,6 +11,7 @@ from mapo.errors import MapoError
 # Of `mapo train` on a CPU with glibc's malloc, chosen by the settings of FITTED in bench/plan.py.
 LIBRARIES = 378 * 2**20  # anonymous memory with the libraries and the set, without a model
 HEAP = 13  # times the largest tensor that ends in the heap (up to 32 MiB): holes, and what is not given back
+HEAP_AT_ONCE = 10  # the same where large blocks are given back at once: what kernels take for themselves
 # What has to be left beside a plan, its tenth and so many bytes: so much too low were plans that were measured.
 SPARE, SPARE_BYTES = 0.1, 200 * 2**20
 # Of a GPU: taken for a reason and not measured.
@@ -19,10 +20,13 @@ UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "m
 CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
-def beside(device: str, freed: int) -> dict[str, int]:
-    """Bytes that a process takes besides its tensors, by kind; ``freed`` are those of its largest short-lived one."""
+def beside(device: str, freed: int, at_once: bool = False) -> dict[str, int]:
+    """Bytes that a process takes besides its tensors, by kind; ``freed`` are those of its largest short-lived one.
+
+    ``at_once``: freed blocks go back to the system (:func:`mapo.devices.give_back_at_once`).
+    """
     if device == "cpu":
-        return {"heap": HEAP * freed, "libraries": LIBRARIES}
+        return {"heap": (HEAP_AT_ONCE if at_once else HEAP) * freed, "libraries": LIBRARIES}
     return {"libraries": CONTEXT}
 
 

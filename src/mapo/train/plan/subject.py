@@ -17,6 +17,7 @@ from mapo.train.plan.machine import beside
 from mapo.train.plan.rehearsal import rehearse
 from mapo.train.weights.adapters import check_adapter
 from mapo.train.weights.blocks import number_of_blocks
+from mapo.train.weights.levers import saves_memory
 from mapo.train.weights.token import check_captions, with_token
 
 
@@ -99,7 +100,7 @@ class Subject:
         if key not in self.known:
             frames = frames_of(self.model, config.data.resolution, config.data.buckets)
             found = rehearse(config, self.model, self.objective, self.members, frames, self.device, self.world)
-            kinds = {**found.kinds, **beside(self.device, found.freed)}
+            kinds = {**found.kinds, **beside(self.device, found.freed, saves_memory(config))}
             self.known[key] = kinds, found.parameters, found.trained
         return self.known[key]
 
