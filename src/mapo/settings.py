@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import ErrorDetails
 
 from mapo.errors import MapoError
 from mapo.texts import read_text
@@ -16,7 +17,7 @@ from mapo.texts import read_text
 
 def _no_truth(value: Any) -> Any:
     if isinstance(value, bool):
-        raise ValueError("Input should be a number")
+        raise ValueError("it has to be a number")
     return value
 
 
@@ -28,6 +29,27 @@ NotNegative = Annotated[int, BeforeValidator(_no_truth), Field(ge=0)]
 def told(default: Any, about: str) -> Any:
     """A setting: what it is without being set, and what it does, for whoever reads docs/settings.md."""
     return Field(default, description=about)
+
+
+WHY = {  # of pydantic's errors by their type, where "it has to be …" needs other words than its own
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "list_type": 'a list, such as ["NAME"]',
+}
+
+
+def why_not(error: ErrorDetails) -> str:
+    """What a value has to be, of one of pydantic's ``errors()``."""
+    if (plain := WHY.get(error["type"])) is not None:
+        return f"it has to be {plain}"
+    told = str(error["msg"]).removeprefix("Value error, ")
+    return told.replace("Input should be ", "it has to be ").replace("greater than or equal to", "at least")
 
 
 class Section(BaseModel):

@@ -52,7 +52,7 @@ def test_prefixes_candidates_and_seeds_can_be_changed():
         ("pick-safety", {"prefixes": ["rejected="]}, "same prefix and the same seed"),
         ("pick-safety", {"candidates": 3}, "makes two pictures of a prompt"),
         ("best-of-k", {"prefixes": ["rejected=x"]}, "which have no prefixes"),
-        ("best-of-k", {"candidates": 1}, "candidates does not fit: Input should be greater than or equal to 2"),
+        ("best-of-k", {"candidates": 1}, "candidates does not fit: it has to be at least 2"),
         ("best-of-k", {"seeds": "same"}, "same prefix and the same seed"),
     ],
 )

@@ -3,6 +3,7 @@ import json
 import pytest
 
 import mapo.lab.demo as module
+from mapo.errors import MapoError
 from mapo.lab.demo import demo, table
 
 
@@ -33,6 +34,13 @@ def test_the_summary_holds_what_the_table_shows(made):
     shown = table(summary)
     assert f"[{here['low']:+.1%}, {here['high']:+.1%}] on these prompts" in shown
     assert f"{summary['after']['style_rate']:.1%}" in shown and f"{win['value']:.1%}" in shown
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(MapoError, match="holds other files. Choose another --out, or an empty folder"):
+        demo(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_every_stage_left_its_files(made):

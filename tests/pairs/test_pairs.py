@@ -256,6 +256,10 @@ def remove(name: str) -> Callable[[Path], None]:
 
 BAD_SETS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no set.json": (remove("set.json"), r"is not a pairs set: it has no set\.json"),
+    "pictures": (
+        lambda folder: (folder / "set.json").rename(folder / "a.PNG"),
+        "is a folder of pictures, not a pairs set. Make the set .* `mapo style` learns how pictures look",
+    ),
     "set.json of another kind": (overwrite("set.json", b"[]"), r"set\.json does not describe a pairs set"),
     "set.json damaged": (cut("set.json"), r"set\.json cannot be read"),
     "a later version": (edit_info(version=3), "is a set of format mapo-pairs 3, this version reads mapo-pairs 2"),

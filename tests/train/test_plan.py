@@ -256,7 +256,7 @@ def test_train_says_the_plan_first_and_refuses_what_cannot_fit(tmp_path, sdxl, p
             run(tmp_path / "r", sdxl, pairs, cache, steps=2)
     monkeypatch.setattr(at_hand, "room_of", lambda device: 2**40)  # of which it is a small part
     run(tmp_path / "r", sdxl, pairs, cache, steps=2)
-    found = re.search(r"This training needs less than (\d+) MiB of memory, of 1,024.0 GiB\.", heard())
+    found = re.search(r"This training surely needs less than (\d+) MiB of memory, of 1,024.0 GiB\.", heard())
     assert found and int(found[1]) * 2**20 > planned(sdxl, pairs).memory
 
 

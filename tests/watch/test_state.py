@@ -115,6 +115,12 @@ def test_what_is_not_a_run_folder_is_refused_in_a_sentence(tmp_path):
             MapoError, match="is not a run folder: it has no config.toml. Give the folder that `mapo train`"
         ):
             Watched(folder)
+    (tmp_path / "style" / "run").mkdir(parents=True)
+    (tmp_path / "style" / "run" / "config.toml").touch()
+    with pytest.raises(
+        MapoError, match=r"style is not a run folder: it has no config.toml. Its run is \S+/style/run\.$"
+    ):
+        Watched(tmp_path / "style")
     (tmp_path / "config.toml").write_text("steps = [")
     with pytest.raises(MapoError, match="config.toml cannot be read"):
         Watched(tmp_path)

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from mapo.errors import MapoError, several, suggest
-from mapo.settings import Section
+from mapo.settings import Section, why_not
 from mapo.texts import read_text
 
 SIDES = ("chosen", "rejected")
@@ -102,7 +102,7 @@ def _checked(values: Mapping[str, Any], name: str) -> Recipe:
         where = ".".join(str(part) for part in error["loc"])
         if error["type"] == "extra_forbidden" and len(error["loc"]) == 1:
             raise MapoError(f"The recipe {name} has no key {where!r}. {suggest(where, Recipe.model_fields)}") from None
-        raise MapoError(f"The recipe {name}: {where} does not fit: {error['msg']}.") from None
+        raise MapoError(f"The recipe {name}: {where} does not fit: {why_not(error)}.") from None
     if recipe.ranks == bool(recipe.chosen or recipe.rejected):
         raise MapoError(f"The recipe {name} needs [chosen] prefix and [rejected] prefix, or a number of candidates.")
     if not recipe.ranks and not (recipe.chosen and recipe.rejected):

@@ -10,6 +10,7 @@ from typing import Any
 from mapo.errors import MapoError, count, suggest
 from mapo.export.pairs import describe as of_pairs
 from mapo.export.pairs import export_pairs, export_to_hub, parse_licences
+from mapo.models.checkpoints import runs_inside
 from mapo.pairs import PairSet
 
 OF_PAIRS = ("preference", "pickapic", "hub")
@@ -40,10 +41,8 @@ def export(
     forms, others = (OF_PAIRS, OF_RUNS) if is_set else (OF_RUNS, OF_PAIRS)
     what = "a pairs set" if is_set else "a run"
     if is_set and to in OF_RUNS and to not in OF_PAIRS and not (Path(source) / "set.json").is_file():
-        raise MapoError(
-            f"{source} is not a run of `mapo train`, and --to {to} is for runs. Give a run folder, or RUN@STEP "
-            "for one of its checkpoints."
-        )
+        where = runs_inside(Path(source)) or " Give a run folder, or RUN@STEP for one of its checkpoints."
+        raise MapoError(f"{source} is not a run of `mapo train`, and --to {to} is for runs.{where}")
     if is_set:
         opened = PairSet(source)  # or what it is instead
     if to not in forms:

@@ -29,6 +29,7 @@ from mapo.train.train import Run, train
 
 GOALS = {"pick-style-cartoon": "cartoon", "pick-style-pixel-art": "pixel_art", "pick-safety-hazard": "-hazard"}
 FOLLOWING = "prompt_following"
+TIMES = "seconds.json"  # the first file of a demo
 PAIRS, STEPS, SEEDS = 256, 80, range(12)
 TRAIN_PROMPTS, TEST_PROMPTS = "mini:train", "mini:test-one"
 JUDGE, CONFIRMED_BY = "mini-learned", "mini-search"  # makes the pairs; took no part in making them
@@ -48,13 +49,15 @@ def demo(
     """Run every stage into ``out``, going on where an earlier call stopped; what ``summary.json`` holds."""
     if recipe not in GOALS:
         raise MapoError(f"The demo has no recipe {recipe!r}. {suggest(recipe, GOALS)}")
+    if out.is_dir() and any(out.iterdir()) and not (out / TIMES).exists():
+        raise MapoError(f"{out} holds other files. Choose another --out, or an empty folder.")
     with owned(out):
         return _demo(out, recipe, test_prompts, seeds)
 
 
 def _demo(out: Path, recipe: str, test_prompts: str | None, seeds: Sequence[int] | None) -> dict[str, Any]:
     goal = GOALS[recipe]
-    times = out / "seconds.json"
+    times = out / TIMES
     seconds: dict[str, float] = read_json(times, "a demo", f"Delete {out}.") if times.exists() else {}
 
     @contextlib.contextmanager
@@ -64,10 +67,11 @@ def _demo(out: Path, recipe: str, test_prompts: str | None, seeds: Sequence[int]
             yield
         finally:
             seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - began, 1)
-            out.mkdir(parents=True, exist_ok=True)
             write_json(times, seconds)
 
     prepare_out(out)
+    out.mkdir(exist_ok=True)
+    write_json(times, seconds)
     pairs, cache, run = out / "pairs", out / "cache", out / "run"
     config = make_config({"model": "mini", "pairs": str(pairs), "cache": str(cache), **SETTINGS})
     if not pairs.exists():

@@ -28,8 +28,8 @@ def open_set(
         return PairSet(folder)
     if out is None:
         raise MapoError(
-            f"{folder} is not a pairs set: it has no {SET}. If it is a folder of pictures, name with --out the set "
-            "for them and the votes."
+            f"{folder} is not a pairs set: it has no {SET}. To judge a folder of pictures, name the set that is to "
+            f"hold them and the votes: mapo label {folder} --out MY-SET --grid."
         )
     if out.exists():
         pairs = PairSet(out)

@@ -20,6 +20,12 @@ def checkpoints(run: Path) -> dict[int, Path]:
     return {int(path.name.removeprefix("step-")): path for path in named}
 
 
+def runs_inside(folder: Path) -> str:
+    """Where the runs lie in a folder of `mapo style` or `mapo personalize`, in a sentence; empty for another folder."""
+    found = sorted(path.parent for path in [*folder.glob("run/config.toml"), *folder.glob("*/run/config.toml")])
+    return f" Its run is {found[-1]}." if found else ""
+
+
 def pictures(run: Path) -> dict[int, Path]:
     """What a run drew while it was trained: images folders by their steps, in order."""
     found = (run / "pictures").glob("step-*")

@@ -31,7 +31,7 @@ from PIL import Image
 
 from mapo.errors import MapoError, count
 from mapo.files import replacing, sha256
-from mapo.pairs.pictures import decode_picture
+from mapo.pairs.pictures import ENDS, decode_picture
 from mapo.pairs.places import NAME as PLACES
 from mapo.pairs.places import Places
 from mapo.pairs.schema import FORMAT, IMAGE_SCHEMA, PAIR_SCHEMA, TIE, VERSION, Pair, check_values, make_pair, pair_id
@@ -59,6 +59,11 @@ class PairSet:
         self.folder = folder = Path(folder)
         if not folder.is_dir():
             raise MapoError(f"There is no pairs set at {folder}. {REMEDY}")
+        if not (folder / "set.json").exists() and any(path.suffix.lower() in ENDS for path in folder.iterdir()):
+            raise MapoError(
+                f"{folder} is a folder of pictures, not a pairs set. {REMEDY} `mapo style` learns how pictures "
+                "look that have no rejected ones."
+            )
         self.info: dict[str, Any] = read_json(folder / "set.json", "a pairs set", REMEDY)
         if not isinstance(self.info, dict):
             raise MapoError(f"{folder / 'set.json'} does not describe a pairs set. {REMEDY}")

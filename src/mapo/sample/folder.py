@@ -257,6 +257,8 @@ def append_images(
 
 def read_pictures(before: Path, after: Path) -> tuple[Rows, Rows]:
     """The pictures of two folders by prompt and seed; both hold the same keys, in before's order."""
+    if before.exists() and after.exists() and before.samefile(after):
+        raise MapoError(f"--before and --after are both {before}. Give the pictures of two models.")
     first, second = (_by_key(folder) for folder in (before, after))
     keys = [k for k in first if k in second]
     if not keys:

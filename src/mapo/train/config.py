@@ -9,7 +9,7 @@ import tomli_w
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from mapo.errors import MapoError, suggest
-from mapo.settings import NotNegative, Number, Positive, Section, told
+from mapo.settings import NotNegative, Number, Positive, Section, told, why_not
 from mapo.train.kept import kept
 from mapo.train.sections import RATES, AdapterConfig, DataConfig, ObjectiveConfig, OptimConfig
 
@@ -21,7 +21,7 @@ def _kept(value: Any) -> Any:
 
 def _truth_for_small(value: int) -> int:
     if value < 0:
-        raise ValueError("Input should be true, false or a whole number, at least 1")
+        raise ValueError("it has to be true, false or a whole number, at least 1")
     return bool(value) if value < 2 else value
 
 
@@ -251,11 +251,9 @@ def make_config(values: Mapping[str, Any]) -> Config:
         if error["type"] in ("model_type", "model_attributes_type"):
             example = f"{where}.{_known_keys(Config, (where,))[0]}"
             raise MapoError(f"{where} is a section of settings; set one of them, such as {example}.") from None
-        why = error["msg"].removeprefix("Value error, ")
+        why = why_not(error)
         if isinstance(error["input"], Mapping) and where:  # what a section holds, together
             raise MapoError(f"The section {where} does not fit: {why}.") from None
-        if error["type"] == "list_type":
-            why = 'it is a list, such as ["NAME"]'
         raise MapoError(f"The setting {where} = {error['input']!r} does not fit: {why}.") from None
 
 

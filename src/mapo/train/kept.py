@@ -40,7 +40,7 @@ class Kept:
 def kept(value: object) -> Kept:
     """What a setting says: a number, ``all``, or words between commas; ValueError where it says nothing."""
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise ValueError(f"Input should be {FORMS}")
+        raise ValueError(f"it has to be {FORMS}")
     last = every = 0
     best = everything = False
     for word in str(value).replace(" ", "").split(","):
@@ -56,5 +56,5 @@ def kept(value: object) -> Kept:
         elif found:
             last = max(last, int(found[2]))
         else:
-            raise ValueError(f"Input should be {FORMS}")
+            raise ValueError(f"it has to be {FORMS}")
     return Kept(max(last, 1), every, best, everything)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mapo.errors import MapoError
-from mapo.models.checkpoints import best_of
+from mapo.models.checkpoints import best_of, runs_inside
 from mapo.sample.folder import ImageRow, is_sensitive, read_manifest
 from mapo.shards import is_owned
 from mapo.statistics import smooth
@@ -50,10 +50,8 @@ class Watched:
 
     def __init__(self, folder: Path, blur: bool = False) -> None:
         if not (folder / "config.toml").is_file():
-            raise MapoError(
-                f"{folder} is not a run folder: it has no config.toml. Give the folder that `mapo train` writes, or "
-                "wait until it has begun."
-            )
+            where = runs_inside(folder) or " Give the folder that `mapo train` writes, or wait until it has begun."
+            raise MapoError(f"{folder} is not a run folder: it has no config.toml.{where}")
         self.run, self.blur = Run(folder), blur
         self.run.before()  # a config.toml that cannot be read is said at once
         logs = (self.run.log, self.run.evaluation_log, self.run.alarm_log)

@@ -10,7 +10,7 @@ from typing import Any
 
 from mapo.errors import MapoError, suggest
 from mapo.files import inside
-from mapo.models.checkpoints import checkpoints
+from mapo.models.checkpoints import checkpoints, runs_inside
 from mapo.models.files import LONG_PROMPTS, ModelFiles, at_step, is_there
 from mapo.models.loras.sources import LORA_FILE, Lora
 from mapo.models.sources.hub import fetch_model, hub_name
@@ -86,7 +86,7 @@ def _find_folder(name: str, path: Path, weights: bool) -> tuple[Path, str | None
     if path.is_dir():
         raise MapoError(
             f"--model: {name} is neither a diffusers pipeline (it has no model_index.json) nor a finished run of "
-            "`mapo train` (it has no run.json)."
+            f"`mapo train` (it has no run.json).{runs_inside(path) or ' Give one of these.'}"
         )
     if name.endswith((".safetensors", ".ckpt")) or (asked := hub_name(name)) is None:
         raise MapoError(

@@ -88,7 +88,7 @@ def checked_plan(subject: Subject, config: Config, *, begun: bool = False) -> tu
     room = room_of(subject.device)
     if (most := subject.most(config)) < room / SMALL:
         most += sum(beside(subject.device, HEAP_MOST).values())
-        return None, f"This training needs less than {shown(most)} of memory, of {shown(room)}."
+        return None, f"This training surely needs less than {shown(most)} of memory, of {shown(room)}."
     plan = make_plan(subject, config, room, with_change=not config.train.allow_oversize, begun=begun)
     if not plan.fits and not config.train.allow_oversize:
         close = "A tenth and 200 MiB have to be left. " if plan.memory <= room else ""
