@@ -202,6 +202,13 @@ def test_the_page_of_wishes_has_every_verb_and_commands_that_parse():
     assert shown == there
 
 
+def test_what_a_thing_is_not_is_said_with_not():
+    """\"X is not a run folder\", never \"X is no run folder\"; \"there is no run folder\" is something else."""
+    said = re.compile(r"(?<!\bthere )\b(?:is|are) no (?!(?:longer|more)\b)\w+", re.I)
+    files = [*PAGES, ROOT / "bench" / "README.md", *sorted((ROOT / "src").rglob("*.py"))]
+    assert not [(file.name, found) for file in files for found in said.findall(file.read_text("utf-8"))]
+
+
 def test_the_bytes_of_the_cache_are_those_that_the_layouts_decide():
     found = json.loads((ROOT / "bench" / "results" / "sizes.json").read_text())
     page = (ROOT / "docs" / "data.md").read_text()

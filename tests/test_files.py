@@ -17,6 +17,7 @@ from mapo.shards import owned, refuse_existing
 from mapo.texts import (
     append_lines,
     encoding_of,
+    finite,
     numbered_lines,
     parse_json,
     parse_row,
@@ -24,6 +25,12 @@ from mapo.texts import (
     read_text,
     write_json,
 )
+
+
+def test_a_number_that_json_cannot_hold_is_null_wherever_it_lies() -> None:
+    assert finite({"a": [1, float("nan")], "b": {"c": (float("inf"), 2.5)}, "d": "inf"}) == {
+        "a": [1, None], "b": {"c": [None, 2.5]}, "d": "inf",
+    }  # fmt: skip
 
 
 def test_a_file_appears_whole_and_nothing_is_left_beside_it(tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ import contextlib
 import errno
 import io
 import json
+import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -49,6 +50,15 @@ def json_told() -> Iterator[None]:
         if "set_int_max_str_digits" in str(error):
             raise ValueError("a number in it has too many digits") from None
         raise
+
+
+def finite(value: Any) -> Any:
+    """``value`` as JSON can hold it: numbers that are not finite, such as bounds that nobody knows, are null."""
+    if isinstance(value, Mapping):
+        return {key: finite(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(path: Path, value: Any, sync: bool = False) -> None:

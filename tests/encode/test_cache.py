@@ -186,6 +186,18 @@ def test_a_cache_of_encoders_that_have_changed_since_is_refused_by_the_models_na
         encode(parts(tmp_path / "m"), PairSet(pairs), tmp_path / "c")
 
 
+def test_a_cache_is_not_to_be_deleted_where_it_is_the_model_that_is_not_whole(tmp_path, sdxl, pairs, cache):
+    shutil.copytree(sdxl, tmp_path / "m")
+    shutil.copytree(cache, tmp_path / "c")
+    path = tmp_path / "m" / "vae" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(MapoError, match=r"m is not whole: vae cannot be loaded, as .* is cut off"):
+        encode(parts(tmp_path / "m"), PairSet(pairs), tmp_path / "c")
+    path.unlink()
+    with pytest.raises(MapoError, match=r"m is not whole: vae/ has no weights\. Download"):
+        encode(parts(tmp_path / "m"), PairSet(pairs), tmp_path / "c")
+
+
 @pytest.mark.parametrize("part", ["vae", "text_encoder", "text_encoder_2"])
 def test_encoders_that_cannot_be_loaded_leave_no_cache_so_that_it_is_made_once_they_are_mended(
     tmp_path, sdxl, pairs, part

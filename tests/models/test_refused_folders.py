@@ -277,6 +277,16 @@ def test_weights_in_a_folder_that_were_not_downloaded_whole_are_told_as_what_the
         path.write_bytes(whole)
 
 
+def test_weights_that_are_not_there_yet_are_missed_in_the_same_words_when_a_pipeline_is_opened(tmp_path):
+    from mapo.models.pipelines import open_pipeline
+
+    shutil.copytree(MINI, tmp_path / "m")
+    path = next((tmp_path / "m" / "unet").glob("*.safetensors"))
+    path.rename(path.with_name(f"{path.name}.incomplete"))
+    with pytest.raises(MapoError, match=r"m is not whole: unet/ has no weights\. Download the folder again\.$"):
+        open_pipeline(find_model(str(tmp_path / "m")), "cpu", torch.float32)
+
+
 def test_a_shard_that_an_index_names_and_that_is_not_there_is_named(tmp_path):
     shutil.copytree(MINI, tmp_path / "m")
     index = {"weight_map": {"a": "diffusion_pytorch_model-00002-of-00002.safetensors"}}

@@ -21,8 +21,7 @@ FOLDS = 5
 FEW_PROMPTS = 10  # with fewer of them than this their variance says nothing, and pairs are counted one by one
 LEVEL = 0.05  # of the exact test there, over all statistics of the file together, and over all of the content
 RIDGE = 1.0  # in units of one pair's loss; keeps weights finite where a statistic tells every pair
-# What belongs to the file or the frame. Nothing shown in a picture can be the reason for a difference in these.
-OF_THE_FILE = ("width", "height", "pixels", "aspect", "jpeg_quality")
+# What is shown in a picture can be the reason for a difference in these, unlike in those of the file and its frame.
 OF_THE_CONTENT = ("brightness", "saturation", "contrast", "sharpness", "bytes", "bytes_per_pixel")
 LOGARITHMIC = ("width", "height", "pixels", "aspect", "bytes", "bytes_per_pixel")
 

@@ -90,7 +90,7 @@ def encode(
     key = cache_key(model, resolution, flip, precision)
     holding, among = _really(holding, key), frames_of(model, resolution, buckets)
     if is_cache(folder):
-        check_head(folder, key)
+        _check_head(folder, key, model)
         index = open_index(folder)
         if _name(pairs, holding, among) in index.complete and not index.stale:
             return Cache(folder, key, index)
@@ -146,6 +146,17 @@ def encode_shard(
 
 def _really(holding: Holding, key: CacheKey) -> Holding:
     return "and the empty prompt" if holding == "all" and key.long_prompts == "chunk" else holding
+
+
+def _check_head(folder: Path, key: CacheKey, model: Opened) -> None:
+    """MapoError where the cache was encoded in another way; where weights of the model are not whole, about these."""
+    try:
+        check_head(folder, key)
+    except MapoError:
+        for part in model.encoder_parts:
+            if not part.startswith("tokenizer"):
+                model.files.check_weights(part)
+        raise
 
 
 def holds_all(

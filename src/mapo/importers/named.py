@@ -146,7 +146,7 @@ def opened(file: pa.NativeFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
 def _texts_of_batch(batch: pa.RecordBatch) -> Iterator[str]:
     for column in batch.columns:
         for texts in _leaves(column):
-            yield from (os.fsdecode(text) for text in texts.to_pylist() if text)  # some are no UTF-8
+            yield from (os.fsdecode(text) for text in texts.to_pylist() if text)  # some are not UTF-8
 
 
 def _leaves(column: pa.Array) -> Iterator[pa.Array]:

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from mapo import progress
 from mapo.devices import best_device
-from mapo.encode.cache import LATENTS, CacheKey, latents_key, means_and_sizes, read_latents
+from mapo.encode.cache import LATENTS, CacheKey, batches, latents_key, means_and_sizes, read_latents
 from mapo.encode.encoding import encode_pictures, encode_prompts, release
 from mapo.errors import MapoError
-from mapo.mismatch.material import CHOSEN, OWN, REJECTED, Material, portions
+from mapo.mismatch.material import CHOSEN, OWN, REJECTED, Material
 from mapo.models import Cond, Frames, Opened, together
 from mapo.models.family import filled_up
 from mapo.pairs.pairs import Pair, PairSet
@@ -76,7 +76,7 @@ def encode(model: Opened, pairs: PairSet, key: CacheKey, material: Material, ima
         texts = {prompt: filled_up(text, texts[""], model.files.chunks) for prompt, text in texts.items()}
     encoder = model.image_encoder(best_device())
     with progress.bar(total=len(names), desc="encode pictures", unit="picture") as bar:
-        for portion in portions(names, images_per_batch):
+        for portion in batches(names, images_per_batch):
             pictures = {name: material.pictures[name]() for name in portion}
             entries |= encode_pictures(encoder, key, pictures, model.files.name)
             bar.update(len(portion))
@@ -136,7 +136,7 @@ def denoise(
         torch.no_grad(),
         torch.backends.cudnn.flags(allow_tf32=False),
     ):
-        for portion in portions(jobs, images_per_batch):
+        for portion in batches(jobs, images_per_batch):
             pairs = [material.pairs[row] for row, _ in portion]
             drawn = [
                 draw(pair, k, draws, process.num_timesteps, seed, shape)

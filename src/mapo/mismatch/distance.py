@@ -14,8 +14,9 @@ from PIL.Image import Image
 from torch import Tensor
 
 from mapo import progress
+from mapo.encode.cache import batches
 from mapo.errors import MapoError
-from mapo.mismatch.material import CHOSEN, OWN, REJECTED, Material, portions
+from mapo.mismatch.material import CHOSEN, OWN, REJECTED, Material
 from mapo.models import ModelFiles
 from mapo.score.scorers import SCORERS, Scorer, load_scorer, scorer_names
 from mapo.statistics import Floats, Interval, mean, mean_difference
@@ -76,7 +77,7 @@ def embed(encoder: Encoder, material: Material, images_per_batch: int) -> dict[s
     """The embedding "d" of every picture by its hash, float64 of unit norm."""
     names, found = list(material.pictures), dict[str, Tensor]()
     with progress.bar(total=len(names), desc=f"embed {encoder.name}", unit="image") as bar:
-        for portion in portions(names, images_per_batch):
+        for portion in batches(names, images_per_batch):
             rows = encoder.embed([material.pictures[name]() for name in portion]).double().cpu()
             if not torch.isfinite(rows).all():
                 raise MapoError(f"{encoder.name} gave embeddings that are not finite for one of {list(portion)}.")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from PIL.Image import Image
 
@@ -18,7 +18,6 @@ from mapo.pairs.splits import SPLITS, prompt_id
 from mapo.sample.folder import ImageRow, read_picture
 from mapo.sample.sample import Sampler, Sampling
 
-T = TypeVar("T")
 OWN, CHOSEN, REJECTED = "own", "chosen", "rejected"
 
 
@@ -93,12 +92,6 @@ def gather(pairs: PairSet, members: Sequence[Pair], folder: Path, rows: Sequence
         if side == CHOSEN or pairs.keeps(name)
     }
     return Material(members, sides, {**pictures, **{row.sha256: partial(_own, folder, row) for row in rows}})
-
-
-def portions(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """``items`` in order, ``size`` at a time."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
 
 
 def _own(folder: Path, row: ImageRow) -> Image:

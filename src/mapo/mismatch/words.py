@@ -13,7 +13,7 @@ from mapo.errors import count
 from mapo.mismatch.denoising import Errors, Gap
 from mapo.mismatch.mismatch import Mismatch
 from mapo.statistics import MIN_PAIRS, MIN_PROMPTS, Interval
-from mapo.texts import write_json
+from mapo.texts import finite, write_json
 
 FORMAT, VERSION = "mapo-mismatch", 1
 SCALE = Path(__file__).with_name("scale.toml")
@@ -54,17 +54,8 @@ def write_mismatch(found: Mismatch, out: Path, scale: Sequence[Domain] | None = 
     """Write the numbers and what they mean to ``out``; the lines to print. ``scale``: default, that of the package."""
     says = sentences(found, read_scale() if scale is None else scale)
     head = {"format": FORMAT, "version": VERSION, "says": says, "conclusive": found.conclusive}
-    write_json(out, _finite(head | asdict(found)))
+    write_json(out, finite(head | asdict(found)))
     return [*table(found), "", *says]
-
-
-def _finite(value: Any) -> Any:
-    """``value`` as JSON can hold it: bounds that the data cannot give are null."""
-    if isinstance(value, dict):
-        return {key: _finite(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # ------------------------------------------------------------------ the table

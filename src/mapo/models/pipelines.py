@@ -86,7 +86,7 @@ def _side(model: ModelFiles) -> int:
     return int(size if isinstance(size, int) else size[-1]) << len(blocks) - 1
 
 
-def advice(model: ModelFiles, name: str, kind: Any) -> dict[str, Any]:
+def advice(model: ModelFiles, kind: Any) -> dict[str, Any]:
     """Steps, guidance and side as the model folder (``sampling.json``), its family, or its pipeline's class says."""
     if is_of_a_family(model):
         opened = open_model(model, to_train=False)

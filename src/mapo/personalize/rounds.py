@@ -11,7 +11,7 @@ import shutil
 from typing import Any
 
 from mapo.build.against import Own, build_against
-from mapo.captions.ledger import Caption, read_ledger, write_ledger
+from mapo.captions.ledger import write_ledger
 from mapo.errors import count
 from mapo.files import sha256
 from mapo.personalize.asked import Personalize
@@ -37,24 +37,19 @@ def stages(asked: Personalize, hands: Any) -> list[Stage]:
 
     prior = Stage(
         "prior", f"{asked.model} draws what is to stay", ("prior",),
-        lambda: [*asked.drawn_by(), str(asked.resolution), *map(str, asked.prior_jobs(_captions(asked)))],
+        lambda: [*asked.drawn_by(), str(asked.resolution), *map(str, asked.prior_jobs(asked.captions_now()))],
         lambda: _draw_prior(asked),
     )  # fmt: skip
     rounds = [stage for number in range(1, asked.rounds + 1) for stage in _round(asked, number, hands)]
     first = [Stage("captions", "what each photo shows", ("captions.jsonl",), lambda: [], captions, again=True)]
     if scorer := screener():
-        first.append(screening(asked.pictures, scorer, asked.out, lambda: _captions(asked), lambda: _seen(asked)))
+        first.append(screening(asked.pictures, scorer, asked.out, lambda: asked.captions_now(), lambda: _seen(asked)))
     return [*first, *([prior] if asked.prior else []), *rounds, *_result(asked)]
-
-
-def _captions(asked: Personalize) -> list[Caption]:
-    """Of the photos that are kept and still there."""
-    return [one for one, _ in asked.kept(list(read_ledger(asked.captions_file).values()))]
 
 
 def _seen(asked: Personalize) -> list[str]:
     """The photos and captions that are kept, as they are now."""
-    photos = asked.photos(_captions(asked), 1)
+    photos = asked.photos(asked.captions_now(), 1)
     return [f"{one.name} {one.caption} {sha256(one.path.read_bytes())}" for one in photos]
 
 
@@ -62,7 +57,7 @@ def _draw_prior(asked: Personalize) -> None:
     from mapo.devices import use_own_device
     from mapo.sample.sample import Sampler, default_sampling
 
-    jobs = asked.prior_jobs(_captions(asked))
+    jobs = asked.prior_jobs(asked.captions_now())
     sampling = default_sampling(asked.files, **asked.sampling, width=asked.side, height=asked.side)
     use_own_device()
     Sampler(asked.files, sampling.precision).fill(asked.out / "prior", jobs, sampling, "draw the prior")
@@ -71,7 +66,7 @@ def _draw_prior(asked: Personalize) -> None:
 def _prior(asked: Personalize) -> list[Own]:
     """The prior's drawings, which are chosen."""
     folder = asked.out / "prior"
-    jobs = set(asked.prior_jobs(_captions(asked)))  # a command that was killed may have left others
+    jobs = set(asked.prior_jobs(asked.captions_now()))  # a command that was killed may have left others
     rows = [row for row in read_images(folder) if (row.prompt, row.seed) in jobs] if asked.prior else []
     return [Own(f"prior/{row.file}", row.prompt, folder / row.file, drawings=1) for row in rows]
 
@@ -89,7 +84,7 @@ def _round(asked: Personalize, number: int, hands: Any) -> list[Stage]:
     def draw() -> str:
         shutil.rmtree(pairs, ignore_errors=True)  # of a command that was killed when all but this was done
         counts = build_against(
-            [*asked.photos(_captions(asked), number), *_prior(asked)], model, pairs, place / "rejected",
+            [*asked.photos(asked.captions_now(), number), *_prior(asked)], model, pairs, place / "rejected",
             per_picture=asked.per_picture, resolution=asked.resolution, hold_out=False, loras=loras, **asked.sampling,
         )  # fmt: skip
         return f"{count(counts['pairs'], 'pair')} of {count(counts['pictures'], 'picture')}"
@@ -139,7 +134,7 @@ def _result(asked: Personalize) -> list[Stage]:
         sample_verb.sample(model, shown(), list(SEEDS), out / folder, **asked.sampling, **more)
 
     def look_for_copies() -> str:
-        photos = [one.name for one in asked.photos(_captions(asked), 1)]
+        photos = [one.name for one in asked.photos(asked.captions_now(), 1)]
         return copies.told(write_copies(out, asked.pictures, photos, asked.words.knows))
 
     def report() -> str | None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from mapo.report.people import compare_people, read_people
 from mapo.report.training import Training, read_training
 from mapo.report.verdict import Verdict, judge
 from mapo.sample.folder import Rows, check_pictures, read_pictures
+from mapo.texts import finite
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Compared:
                 for side, pictures in (("before", self.first), ("after", self.second))
             },
         }
-        return {name: _plain(value) for name, value in told.items()}
+        return {name: finite(value) for name, value in told.items()}
 
 
 def compare_folders(
@@ -164,12 +164,3 @@ def _about_prompts(training: Training, seen: set[str], run: Path | None, after: 
             "held out, nor which judges made its pairs."
         )
     return found
-
-
-def _plain(value: Any) -> Any:
-    """The same with bounds that are not known as null, which JSON can say."""
-    if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -69,7 +69,7 @@ def default_sampling(model: ModelFiles, **changes: Any) -> Sampling:
     if changes.get("guidance") and "guidance_scale" not in accepts(kind):
         raise MapoError(f"--guidance: {model.name} is a {name}, which takes no guidance. Leave it out.")
     check_negative_prompt(model.name, name, kind, changes.get("negative_prompt", ""))
-    advised, path = advice(model, name, kind), model.base / "sampling.json"
+    advised, path = advice(model, kind), model.base / "sampling.json"
     _refuse_nonsense(advised, lambda key: f"{path}: {key}")
     _refuse_nonsense(changes, lambda key: f"--{key.replace('_', '-')}")
     sampling = Sampling(**(advised | changes))

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from mapo.captions.ledger import Caption
+from mapo.captions.ledger import Caption, read_ledger
 from mapo.encode.frame import Frame
 from mapo.errors import MapoError
 from mapo.files import inside
@@ -148,6 +148,10 @@ class Asked:
             (one, inside(self.pictures, one.file, str(self.captions_file))) for one in captions if one.keep
         ]  # fmt: skip
         return [(one, path) for one, path in found if path.is_file()]
+
+    def captions_now(self) -> list[Caption]:
+        """The captions of the pictures that are kept and still there, as their file has them now."""
+        return [one for one, _ in self.kept(list(read_ledger(self.captions_file).values()))]
 
     def train_settings(self, frames: Sequence[Frame]) -> dict[str, Any]:
         """What a training is told beside its recipe, where its pictures have these frames."""

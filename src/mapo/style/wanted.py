@@ -12,7 +12,7 @@ from mapo.build.against import Own, check_asked
 from mapo.build.judge import parse_filter
 from mapo.build.rejected import refuse_within, rejected_of
 from mapo.captions.fit import FEWEST, refuse_unfit
-from mapo.captions.ledger import Caption, read_ledger
+from mapo.captions.ledger import Caption
 from mapo.encode.frame import Frame
 from mapo.errors import MapoError
 from mapo.files import sha256
@@ -81,10 +81,6 @@ class Style(Asked):
     def own(self, captions: Sequence[Caption]) -> list[Own]:
         """The pictures that are kept and still there."""
         return [Own(one.file, one.caption, path) for one, path in self.kept(captions)]
-
-    def captions_now(self) -> list[Caption]:
-        """The captions of these pictures, as their file has them now."""
-        return [one for one, _ in self.kept(list(read_ledger(self.captions_file).values()))]
 
     def seen(self) -> list[str]:
         """What is seen of the pictures and captions as they are now, and of the rejected pictures that are given."""

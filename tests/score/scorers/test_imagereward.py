@@ -300,7 +300,7 @@ def test_a_pickle_that_changed_since_its_first_use_is_refused(weights, tmp_path)
     ("change", "sentence"),
     [
         (lambda w: w.pop("mlp.layers.4.bias"), r"is not an ImageReward model: it lacks head\.4\.bias"),
-        (lambda w: w.pop("blip.visual_encoder.pos_embed"), "are no ImageReward"),
+        (lambda w: w.pop("blip.visual_encoder.pos_embed"), "are not an ImageReward"),
         (lambda w: w.update({"mlp.layers.9.bias": torch.ones(1)}), r"it has head\.9\.bias"),
         (lambda w: w.update({"mlp.layers.7.bias": torch.ones(2)}), r"head\.7\.bias is \(2,\), not \(1,\)"),
         (lambda w: w.update({"steps": 3}), "holds other things than named tensors"),

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from mapo.errors import MapoError
-from mapo.export.runs.licences import Licence
 from mapo.models import Opened
 from mapo.models.files import at_step, is_there
 from mapo.models.sources.steps import checkpoint_of
@@ -169,8 +168,3 @@ def _shown(model: str, own: Sequence[str]) -> str:
     if model in own:
         return "this model"
     return Path(model).name if Path(model).is_absolute() else model
-
-
-def licence_row(licence: Licence | None) -> str:
-    """The licence as a card names it."""
-    return f"{licence.title} (`{licence.called}`)" if licence else "unknown"

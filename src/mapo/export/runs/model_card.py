@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mapo.sample.sample import Sampling
 
 FORMAT = "mapo-model"
-TAGS = {"lora": "lora", "kohya": "lora", "embedding": "textual_inversion"}  # by form, of what is no whole model
+TAGS = {"lora": "lora", "kohya": "lora", "embedding": "textual_inversion"}  # by form, of what is not a whole model
 PROMPT = "a fox in the snow"
 FILE_PLACES = {
     "kohya": (

@@ -166,7 +166,7 @@ def _in_python(kind: pa.DataType) -> pa.DataType:
 
 
 def _with_broken_texts(table: pa.Table) -> list[Row]:
-    """The rows of a table with texts that are no UTF-8: each wrong byte becomes half a character, which is refused."""
+    """The rows of a table with texts that are not UTF-8: each wrong byte becomes half a character, which is refused."""
     kinds = (pa.string(), pa.large_string())
     texts = [field.name for field in table.schema if field.type in kinds]
     for name in texts:

@@ -97,13 +97,13 @@ def _run_study(out: Path, plan: Plan, quick: bool, workers: int) -> None:
             untrained = _look_at_base(crew, domain, plan)
             tuned = _tune(crew, domain, plan, untrained, bar)
             _run_all(crew, domain, plan, tuned, bar)
-            write_tables(out, plan)
+            write_tables(out)
         bar.close()
     known = (read_part(out, "cost") or {"methods": {}})["methods"]
     if not known.keys() >= set(plan.methods):  # measured side by side, or they could not be compared
         methods = [method for method in METHODS if method in {*known, *plan.methods}]
         write_json(out / "cost.json", cost(out, plan.model, plan.domains[0], methods, rounds=1 if quick else 3))
-        write_tables(out, plan)
+        write_tables(out)
 
 
 def _plan(

@@ -55,7 +55,7 @@ def read_cells(out: Path) -> dict[Key, Cell]:
 # ------------------------------------------------------------------ writing
 
 
-def write_tables(out: Path, plan: Any) -> None:
+def write_tables(out: Path) -> None:
     """``tables.json``, ``tables.md`` and the figures, from whatever the ledgers hold."""
     cells = read_cells(out)
     titles = {"base": "base", **{name: method.title for name, method in METHODS.items()}}

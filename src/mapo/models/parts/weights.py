@@ -121,6 +121,12 @@ def not_loaded(base: Path, error: Exception) -> MapoError:
     if is_out_of_memory(error):
         raise error
     damaged = _damaged(base, "*")
+    if isinstance(error, OSError) and not damaged:  # a file may not be there: a network has a config.json, and weights
+        for config in sorted(base.glob("*/config.json")):
+            try:
+                check_weights(base, config.parent.name)
+            except MapoError as told:
+                return told
     return MapoError(f"The model folder {base} cannot be loaded{damaged or f' ({reason(error)}).'}")
 
 

@@ -134,7 +134,7 @@ class ImageReward:
             with quiet():
                 model = network(weights, self.config)
         except (KeyError, TypeError, ValueError) as error:
-            raise MapoError(f"imagereward: {self.path} and its {CONFIG} are no ImageReward ({error!r}).") from None
+            raise MapoError(f"imagereward: {self.path} and its {CONFIG} are not an ImageReward ({error!r}).") from None
         check_shapes("imagereward", self.path, weights, model.state_dict(), "an ImageReward model")
         model.load_state_dict(weights)
         return model.float().eval().to(self.device)
