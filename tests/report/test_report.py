@@ -6,6 +6,7 @@ from worlds import Parsed, World, make_images, score_rows
 
 from mapo.errors import MapoError
 from mapo.report.report import SHOWN_PAIRS
+from mapo.sample.folder import read_pictures
 
 
 def test_the_page_asks_nothing_of_the_network(world, run):
@@ -64,6 +65,13 @@ def test_a_report_that_fails_leaves_the_old_page(world):
     with pytest.raises(MapoError):
         world.report()
     assert (world.root / "report.html").read_text("utf-8") == world.page
+
+
+def test_a_folder_is_not_compared_with_itself(tmp_path):
+    before = World(tmp_path).root / "before"
+    (tmp_path / "link").symlink_to(before)
+    with pytest.raises(MapoError, match=r"--before and --after are both \S+before\. Give the pictures of two models\."):
+        read_pictures(before, tmp_path / "link")
 
 
 def test_sampling_and_scorers_are_named(world):
