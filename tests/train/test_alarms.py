@@ -97,6 +97,15 @@ def test_a_margin_that_is_out_of_reach_is_seen_in_training_too():
     assert found["push"] == pytest.approx(12.0, rel=0.05) and found["beyond_reach"] == 0
 
 
+def test_an_alarm_that_nobody_heard_before_a_run_was_stopped_comes_when_it_goes_on():
+    """Held-out pairs said that the margin was not out of reach yet, and they count more than training's errors."""
+    watcher = alarms()
+    watcher.remember(steps(50, rejected=0.16), [], evaluated=True)
+    assert [name for name, _ in watcher.evaluation(row(beyond=0.95))] == ["out_of_reach"]
+    watcher.remember([], [{"step": 50, "name": "out_of_reach", "says": "…"}], evaluated=True)
+    assert watcher.evaluation(row(beyond=0.95)) == []
+
+
 def test_a_beta_that_makes_the_objective_sft_is_warned_of():
     ((name, says),) = alarms("mapo_aaai", beta=1024.0).evaluation(row(push=1e-23))
     assert name == "only_sft" and "mapo_aaai with beta 1024 is all but SFT here" in says and "1e-23 times" in says

@@ -34,7 +34,7 @@ class Alarms:
     """Hears every step and every evaluation of a run and gives the alarms that are new.
 
     ``leak`` finds out what else may tell held-out pairs apart than what the model has learned: a sentence, or nothing.
-    ``said`` are the names of the alarms that there have been, also those of an earlier part of the run.
+    ``said`` are the names of the alarms that people have heard, also in an earlier part of the run.
     """
 
     def __init__(
@@ -45,6 +45,12 @@ class Alarms:
         self.first: list[Metrics] = []
         self.last: deque[Metrics] = deque(maxlen=WINDOW)
         self.evaluated = self.asked = False
+
+    def remember(self, steps: Iterable[Metrics], said: Iterable[Metrics], *, evaluated: bool) -> None:
+        """Go on from the lines of an earlier part of the run. What was only found out now nobody has heard."""
+        for values in steps:
+            self.step(values)
+        self.said, self.evaluated = {str(line["name"]) for line in said}, evaluated
 
     def step(self, values: Metrics) -> list[Alarm]:
         """The new alarms after a step of training."""
