@@ -12,6 +12,7 @@ from together import train_together
 
 from mapo.errors import DivergedError, MapoError
 from mapo.train.config import make_config
+from mapo.train.loop import exacter
 from mapo.train.plan.subject import open_subject
 from mapo.train.processes.processes import Place, Processes
 from mapo.train.run.folder import settled
@@ -190,6 +191,30 @@ def test_what_a_lever_cannot_have_is_refused_in_a_sentence(tmp_path, sdxl, pairs
     with pytest.raises(MapoError, match=sentence):
         go(tmp_path / "r", sdxl, pairs, cache, **optim, **train)
     assert not (tmp_path / "r").exists()
+
+
+def test_steps_whose_rate_is_too_low_to_be_rounded_at_random_are_told(tmp_path, sdxl, pairs, cache, heard):
+    settings = {"weights": "bfloat16-stochastic", "steps": 2}
+    go(tmp_path / "low", sdxl, pairs, cache, **settings, optim={"lr": 1e-6})  # the first of two steps of warm-up
+    assert (
+        "In 1 step of 2 the rate is below 1e-06, where rounding moves weights further than what is learned" in heard()
+    )
+    train = {"train": settings, "optim": {"lr": 3e-6, "schedule": "cosine"}, "model": "mini", "pairs": "none"}
+    assert levers.steps_that_drown(make_config({**train, "train": {**settings, "steps": 100}})) == 39
+    assert levers.steps_that_drown(make_config({**train, "train": {"steps": 100}})) == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "train", "says"),
+    [
+        ("full", {}, ""),
+        ("full", {"precision": "bfloat16", "base_precision": "float16"}, ", or train.precision=float32"),
+        ("full", {"weights": "bfloat16-master"}, ", or train.weights=float32"),
+        ("lora", {"base_precision": "float16"}, ", or train.base_precision=float32"),
+    ],
+)
+def test_where_numbers_are_not_finite_what_rounds_is_named_and_nothing_else(kind, train, says):
+    assert exacter(make_config({"model": "mini", "pairs": "none", "adapter": {"kind": kind}, "train": train})) == says
 
 
 @pytest.mark.parametrize("family", sorted(MAKERS))
