@@ -296,6 +296,30 @@ def test_adafactor_moves_a_convolution_alike_wherever_its_channels_lie(keep):
     assert torch.allclose(*got, atol=1e-6 if keep is None else 1e-2) and not torch.equal(got[0], torch.ones(8, 4, 3, 3))
 
 
+@pytest.mark.parametrize("keep", [None, lambda name, p: Rounded(p, OptimConfig(name="adafactor"), 0, name)])
+def test_adafactor_goes_on_however_the_channels_of_a_convolution_lie(keep):
+    """A run may go on with another train.channels_last."""
+    random, got = torch.Generator().manual_seed(0), []
+    start, *gradients = (torch.randn(8, 4, 3, 3, generator=random) for _ in range(3))
+    plain, last = torch.contiguous_format, torch.channels_last
+    for layouts in ((plain, plain), (plain, last), (last, plain), (last, last)):
+        before = None
+        for step, (gradient, layout) in enumerate(zip(gradients, layouts, strict=True)):
+            kernel = torch.nn.Parameter(
+                start.to(torch.float32 if keep is None else torch.bfloat16, copy=True, memory_format=layout)
+            )
+            updater = AtEnd({"k": kernel}, OptimConfig(name="adafactor", lr=0.1), 10, keep=keep)
+            if before is not None:
+                updater.load(before.weights(), before.state(), {})
+            updater.begin(step)
+            updater.backward((kernel * gradient).sum())
+            updater.end(GOOD)
+            before = updater
+        got.append((before.weights()["k"].float(), before.state()["k/col_var"]))
+    for weights, columns in got:
+        assert torch.allclose(columns, got[0][1]) and torch.allclose(weights, got[0][0], atol=1e-6)
+
+
 SHAPES = {"kernel": (6, 4, 3, 3), "matrix": (5, 7), "bias": (5,), "one": (1,)}
 
 
