@@ -90,6 +90,17 @@ def test_a_lora_that_goes_on_is_the_uninterrupted_one_to_the_bit(tmp_path, sdxl,
     assert_goes_on(tmp_path, sdxl, pairs, cache, "lora", settings)
 
 
+@pytest.mark.parametrize("settings", [{"ema": 0.9}, ADAFACTOR])
+def test_a_run_may_be_allowed_to_go_on_in_another_precision(tmp_path, sdxl, pairs, cache, settings):
+    out = tmp_path / "r"
+    go(out, sdxl, pairs, cache, **settings, steps=1)
+    go(out, sdxl, pairs, cache, **settings, steps=2, precision="float64", allow_change=True)
+    (moments,) = (load_file(path) for path in out.glob("checkpoints/*/optimizer.safetensors"))
+    assert {tensor.dtype for name, tensor in moments.items() if not name.endswith("/step")} == {torch.float64}
+    lines = go(out, sdxl, pairs, cache, **settings, steps=3, precision="float32", allow_change=True)
+    assert [line["step"] for line in lines] == [1, 2, 3] and all(math.isfinite(line["loss"]) for line in lines)
+
+
 @pytest.mark.parametrize("settings", FULL_ONLY[2:])  # between them: every kind of part that a checkpoint has
 def test_a_flow_model_that_goes_on_is_the_uninterrupted_one_to_the_bit(tmp_path, flow, pairs, settings):
     assert_goes_on(tmp_path, flow[0], pairs, flow[1], "full", settings)

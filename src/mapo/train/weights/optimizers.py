@@ -135,7 +135,9 @@ def load_optimizer_tensors(
             _blank(optimizer, parameter, key, part).copy_(tensor)
         else:
             on_cpu = tensor.ndim == 0 and not decides_on_device(optimizer)
-            optimizer.state[parameter][key] = tensor.clone() if on_cpu else tensor.to(parameter.device, copy=True)
+            kind = tensor.dtype if tensor.ndim == 0 else parameter.dtype  # the run may go on in another precision
+            where = tensor.device if on_cpu else parameter.device
+            optimizer.state[parameter][key] = tensor.to(where, kind, copy=True)
     for name, parameter in names.items():
         found = optimizer.state[parameter].keys() if parameter in optimizer.state else set()
         if found and set(found) not in STATES[type(optimizer).__name__]:
