@@ -74,6 +74,24 @@ def test_a_rise_says_by_how_much_both_errors_are_higher():
     assert both_rise(first, steps(WINDOW, chosen=0.105, rejected=0.22)) == ""
 
 
+def test_a_training_that_is_spoiled_within_its_first_steps_is_warned_of_soon():
+    whole, spoiled = steps(4, spread=0.9), steps(400, chosen=1.0, rejected=1.1, spread=0.3)[4:]
+    assert heard(alarms(), [*whole, *spoiled], ["both_errors_rise"]) == [(50, "both_errors_rise")]
+    doubled = both_rise(steps(5), steps(WINDOW, chosen=0.21, rejected=0.22), 1.0)
+    assert "+110% and +100% in the last 50 steps against the first 5" in doubled
+    assert both_rise(steps(5), steps(WINDOW, chosen=0.19, rejected=0.3), 1.0) == ""
+
+
+def test_a_real_run_with_a_rate_that_is_too_high_is_warned_of_and_one_with_a_low_one_is_not(tmp_path, sdxl):
+    pairs = make_held_out(tmp_path / "pairs")
+    for rate, names in ((0.1, ["both_errors_rise"]), (1e-6, [])):
+        out = tmp_path / f"{rate}"
+        run(out, sdxl, pairs, optim={"lr": rate}, steps=3, evaluate_every=3)
+        said = out / "alarms.jsonl"
+        lines = map(json.loads, said.read_text().splitlines() if said.exists() else ())
+        assert [line["name"] for line in lines if line["step"] == 3] == names
+
+
 def test_held_out_errors_above_the_bases_are_warned_of_and_one_alone_is_not():
     assert "above the base's: +8% and +20%." in both_rise_held_out(row(chosen=0.08, rejected=0.2))
     for chosen, rejected in ((0.04, 0.5), (-0.3, 0.5), (0.5, 0.0)):
@@ -95,6 +113,15 @@ def test_a_margin_that_is_out_of_reach_is_seen_in_training_too():
         assert [n for _, n in heard(alarms(), steps(200, rejected=rejected, spread=0.05))] == name
     found = margin_in_training(OBJECTIVES["mapo"], OBJECTIVES["mapo"].settings, steps(50, rejected=0.1))
     assert found["push"] == pytest.approx(12.0, rel=0.05) and found["beyond_reach"] == 0
+
+
+def test_an_alarm_that_nobody_heard_before_a_run_was_stopped_comes_when_it_goes_on():
+    """Held-out pairs said that the margin was not out of reach yet, and they count more than training's errors."""
+    watcher = alarms()
+    watcher.remember(steps(50, rejected=0.16), [], evaluated=True)
+    assert [name for name, _ in watcher.evaluation(row(beyond=0.95))] == ["out_of_reach"]
+    watcher.remember([], [{"step": 50, "name": "out_of_reach", "says": "…"}], evaluated=True)
+    assert watcher.evaluation(row(beyond=0.95)) == []
 
 
 def test_a_beta_that_makes_the_objective_sft_is_warned_of():
@@ -165,13 +192,16 @@ def test_each_alarm_is_written_down_once_also_where_a_run_goes_on(tmp_path, sdxl
 
 
 def test_a_real_run_whose_held_out_pairs_are_told_by_their_light_says_so(tmp_path):
+    """At a rate that drives the chosen and rejected apart its margin is soon out of reach too."""
     pairs = make_held_out(tmp_path / "pairs", 2, 12, light=250)
     train_verb(
         model="mini", pairs=pairs, out=tmp_path / "r", adapter="lora",
-        settings={"train.steps": 1, "train.pairs_per_step": 2, "train.evaluate_every": 1},
+        settings={"train.steps": 3, "train.pairs_per_step": 2, "train.evaluate_every": 3, "optim.lr": 0.1},
     )  # fmt: skip
     lines = [json.loads(line) for line in (tmp_path / "r" / "alarms.jsonl").read_text().splitlines()]
     (leak,) = (line for line in lines if line["name"] == "leak")
     assert (
-        leak["step"] == 0 and "brightness alone tells chosen from rejected in 100% of 12 held-out pairs" in leak["says"]
+        [line["name"] for line in lines if line["step"] == 3] == ["out_of_reach"]
+        and leak["step"] == 0
+        and "brightness alone tells chosen from rejected in 100% of 12 held-out pairs" in leak["says"]
     )

@@ -104,7 +104,10 @@ def test_training_is_the_same_to_the_bit_with_and_without(tmp_path, sdxl, held, 
         assert ours.read_bytes() == (tmp_path / "r" / ours.relative_to(whole)).read_bytes()
 
 
-def test_a_run_that_was_cut_off_has_the_measurements_of_the_uninterrupted_one(tmp_path, sdxl, held, whole, monkeypatch):
+@pytest.mark.parametrize("save_every", [1, 100])  # 100: it begins again, and measures the base again
+def test_a_run_that_was_cut_off_has_the_measurements_of_the_uninterrupted_one(
+    tmp_path, sdxl, held, whole, monkeypatch, save_every
+):
     def cut(run, values, log_step=Run.log_step):
         log_step(run, values)
         if values["step"] == 4:
@@ -112,9 +115,9 @@ def test_a_run_that_was_cut_off_has_the_measurements_of_the_uninterrupted_one(tm
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
         patch.setattr(Run, "log_step", cut)
-        run(tmp_path / "r", sdxl, held, evaluate_every=2, save_every_steps=1, seed=3)
+        run(tmp_path / "r", sdxl, held, evaluate_every=2, save_every_steps=save_every, seed=3)
     assert [row["step"] for row in evaluations(tmp_path / "r")] == [0, 2]
-    run(tmp_path / "r", sdxl, held, evaluate_every=2, save_every_steps=1, seed=3)
+    run(tmp_path / "r", sdxl, held, evaluate_every=2, save_every_steps=save_every, seed=3)
     assert_equal_rows(evaluations(tmp_path / "r"), evaluations(whole), 1e-9)
 
 

@@ -12,6 +12,7 @@ from together import train_together
 
 from mapo.errors import DivergedError, MapoError
 from mapo.train.config import make_config
+from mapo.train.loop import exacter
 from mapo.train.plan.subject import open_subject
 from mapo.train.processes.processes import Place, Processes
 from mapo.train.run.folder import settled
@@ -87,6 +88,17 @@ def test_full_training_that_goes_on_is_the_uninterrupted_one_to_the_bit(tmp_path
 @pytest.mark.parametrize("settings", EVERYWHERE)
 def test_a_lora_that_goes_on_is_the_uninterrupted_one_to_the_bit(tmp_path, sdxl, pairs, cache, settings):
     assert_goes_on(tmp_path, sdxl, pairs, cache, "lora", settings)
+
+
+@pytest.mark.parametrize("settings", [{"ema": 0.9}, ADAFACTOR])
+def test_a_run_may_be_allowed_to_go_on_in_another_precision(tmp_path, sdxl, pairs, cache, settings):
+    out = tmp_path / "r"
+    go(out, sdxl, pairs, cache, **settings, steps=1)
+    go(out, sdxl, pairs, cache, **settings, steps=2, precision="float64", allow_change=True)
+    (moments,) = (load_file(path) for path in out.glob("checkpoints/*/optimizer.safetensors"))
+    assert {tensor.dtype for name, tensor in moments.items() if not name.endswith("/step")} == {torch.float64}
+    lines = go(out, sdxl, pairs, cache, **settings, steps=3, precision="float32", allow_change=True)
+    assert [line["step"] for line in lines] == [1, 2, 3] and all(math.isfinite(line["loss"]) for line in lines)
 
 
 @pytest.mark.parametrize("settings", FULL_ONLY[2:])  # between them: every kind of part that a checkpoint has
@@ -192,6 +204,30 @@ def test_what_a_lever_cannot_have_is_refused_in_a_sentence(tmp_path, sdxl, pairs
     assert not (tmp_path / "r").exists()
 
 
+def test_steps_whose_rate_is_too_low_to_be_rounded_at_random_are_told(tmp_path, sdxl, pairs, cache, heard):
+    settings = {"weights": "bfloat16-stochastic", "steps": 2}
+    go(tmp_path / "low", sdxl, pairs, cache, **settings, optim={"lr": 1e-6})  # the first of two steps of warm-up
+    assert (
+        "In 1 step of 2 the rate is below 1e-06, where rounding moves weights further than what is learned" in heard()
+    )
+    train = {"train": settings, "optim": {"lr": 3e-6, "schedule": "cosine"}, "model": "mini", "pairs": "none"}
+    assert levers.steps_that_drown(make_config({**train, "train": {**settings, "steps": 100}})) == 39
+    assert levers.steps_that_drown(make_config({**train, "train": {"steps": 100}})) == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "train", "says"),
+    [
+        ("full", {}, ""),
+        ("full", {"precision": "bfloat16", "base_precision": "float16"}, ", or train.precision=float32"),
+        ("full", {"weights": "bfloat16-master"}, ", or train.weights=float32"),
+        ("lora", {"base_precision": "float16"}, ", or train.base_precision=float32"),
+    ],
+)
+def test_where_numbers_are_not_finite_what_rounds_is_named_and_nothing_else(kind, train, says):
+    assert exacter(make_config({"model": "mini", "pairs": "none", "adapter": {"kind": kind}, "train": train})) == says
+
+
 @pytest.mark.parametrize("family", sorted(MAKERS))
 def test_the_blocks_that_may_be_computed_twice_are_counted_without_weights(tmp_path, pairs, monkeypatch, family):
     met = set()
@@ -269,6 +305,30 @@ def test_adafactor_moves_a_convolution_alike_wherever_its_channels_lie(keep):
         updater.end(GOOD)
         got.append(kernel.detach().float().contiguous())
     assert torch.allclose(*got, atol=1e-6 if keep is None else 1e-2) and not torch.equal(got[0], torch.ones(8, 4, 3, 3))
+
+
+@pytest.mark.parametrize("keep", [None, lambda name, p: Rounded(p, OptimConfig(name="adafactor"), 0, name)])
+def test_adafactor_goes_on_however_the_channels_of_a_convolution_lie(keep):
+    """A run may go on with another train.channels_last."""
+    random, got = torch.Generator().manual_seed(0), []
+    start, *gradients = (torch.randn(8, 4, 3, 3, generator=random) for _ in range(3))
+    plain, last = torch.contiguous_format, torch.channels_last
+    for layouts in ((plain, plain), (plain, last), (last, plain), (last, last)):
+        before = None
+        for step, (gradient, layout) in enumerate(zip(gradients, layouts, strict=True)):
+            kernel = torch.nn.Parameter(
+                start.to(torch.float32 if keep is None else torch.bfloat16, copy=True, memory_format=layout)
+            )
+            updater = AtEnd({"k": kernel}, OptimConfig(name="adafactor", lr=0.1), 10, keep=keep)
+            if before is not None:
+                updater.load(before.weights(), before.state(), {})
+            updater.begin(step)
+            updater.backward((kernel * gradient).sum())
+            updater.end(GOOD)
+            before = updater
+        got.append((before.weights()["k"].float(), before.state()["k/col_var"]))
+    for weights, columns in got:
+        assert torch.allclose(columns, got[0][1]) and torch.allclose(weights, got[0][0], atol=1e-6)
 
 
 SHAPES = {"kernel": (6, 4, 3, 3), "matrix": (5, 7), "bias": (5,), "one": (1,)}

@@ -213,6 +213,7 @@ def test_sharing_the_model_is_offered_where_there_are_several_processes(sdxl, pa
 def test_what_train_refuses_the_plan_refuses_too(sdxl, pairs):
     together = {"train.pair_by_pair": True, "optim.in_backward": True, "optim.clip_norm": 0}
     refused = [(together, "does not go together"), ({"train.pairs_per_step": 1}, "there are 2 processes")]
+    refused.append(({"train.evaluate_every": 2}, "every pair is trained on"))
     if not torch.cuda.is_available():
         refused.append(({"train.tf32": True}, "no such arithmetic"))
     for settings, says in refused:
@@ -272,6 +273,17 @@ def test_a_step_is_timed_by_a_run_of_this_device_beside_it(tmp_path, sdxl, pairs
     assert planned(sdxl, pairs, settings=how, out=tmp_path / "new").seconds is None
 
 
+def test_of_a_run_that_has_begun_a_change_is_one_with_which_it_goes_on(tmp_path, sdxl, pairs, cache):
+    run(tmp_path / "r", sdxl, pairs, cache, steps=1)
+    used = {"train.pairs_per_device": 1, "train.pair_by_pair": True, "train.gradient_checkpointing": True}
+    whole = planned(sdxl, pairs, out=tmp_path / "new", settings=used)
+    half = replace(whole, kinds={**whole.kinds, "optimizer": whole.kinds["optimizer"] // 2})
+    how = {"settings": used, "memory": tight(half)}
+    begun, new = (planned(sdxl, pairs, out=tmp_path / name, **how).change for name in ("r", "new"))
+    assert new is not None and MUST_STAY & new.settings.keys()
+    assert begun is None
+
+
 def test_where_the_memory_runs_out_the_plan_is_told(sdxl, pairs):
     config = settled(make_config({"model": str(sdxl), "pairs": str(pairs), "data": {"split": "all"}}), None)
     said = told_when_full(open_subject(config, "cpu"), config, None, lambda: False)
@@ -327,6 +339,16 @@ def test_where_the_memory_runs_out_in_an_update_no_weights_of_it_are_saved(tmp_p
     with pytest.raises(MapoError, match=r"had begun to move on"):
         run(tmp_path / "b", sdxl, pairs, cache, steps=3, optim={"in_backward": True, "clip_norm": 0})
     assert not Run(tmp_path / "b").checkpoints()
+
+
+def test_an_extra_that_train_refuses_with_the_reference_before_the_plan_refuses(tmp_path, sdxl, pairs):
+    (tmp_path / "far.py").write_text(
+        "from mapo.train.objectives import Objective\n"
+        "def far(both):\n    return (both.chosen - both.ref_chosen).square().flatten(1).mean(1)\n"
+        "mine = Objective(lambda errors: errors.chosen + errors.extras['far'], needs_reference=True, extras={'far': far})\n"
+    )
+    with pytest.raises(MapoError, match="the extra far of the objective .* cannot be made without its residuals"):
+        planned(sdxl, pairs, objective=f"{tmp_path}/far.py:mine", settings={"train.reference": "before"})
 
 
 def test_planning_reads_no_weights_and_writes_nothing(tmp_path, pairs):

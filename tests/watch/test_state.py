@@ -172,6 +172,16 @@ def test_a_run_that_is_damaged_meanwhile_is_told_and_the_page_goes_on(tmp_path):
     answer = client.get("/state")
     assert answer.status_code == 500 and "config.toml cannot be read" in answer.json()["error"]
     (run.folder / "config.toml").write_text(text)
+    for log, added in (
+        (run.log, '{"step": 121, "seconds": NaN}'),
+        (run.evaluation_log, '{"step": 121, "accuracy": "x"}'),
+    ):
+        text = log.read_text()
+        log.write_text(f"{text}{added}\n")
+        answer = client.get("/state")
+        assert answer.status_code == 500 and "A line of metrics.jsonl or evaluations.jsonl in" in answer.json()["error"]
+        log.unlink()
+        log.write_text(text)
     assert client.get("/state").json()["step"] == 120
 
 

@@ -314,8 +314,8 @@ class Loop:
         named = [name for found in self.processes.gather(mine) for name in found]
         return (
             f"Step {told.step + 1}: the loss is not finite for {count(len(named), 'pair')}: "
-            f"{', '.join(named[:NAMED])}. The weights were left as they were. Look at these pictures, try a lower "
-            "optim.lr, or train.precision=float32."
+            f"{', '.join(named[:NAMED])}. The weights were left as they were. Look at these pictures, or try a lower "
+            f"optim.lr{exacter(self.config)}."
         )
 
     def _bad_gradient(self, told: Told) -> str:
@@ -327,8 +327,16 @@ class Loop:
         weights = spoiled if self.trained.updater.in_backward else "; the weights were left as they were. "
         return (
             f"Step {told.step + 1}: the gradient is not finite{weights}It is that of {count(size, 'pair')} together: "
-            f"{named}{rest}. Try a lower optim.lr, or train.precision=float32."
+            f"{named}{rest}. Try a lower optim.lr{exacter(self.config)}."
         )
+
+
+def exacter(config: Config) -> str:
+    """What else to try where numbers are not finite: the settings that round more than they have to; maybe none."""
+    train, lora = config.train, config.adapter.kind == "lora"
+    rounds = {"precision": train.precision == "bfloat16", "base_precision": lora and train.base_precision != "float32"}
+    rounds["weights"] = not lora and train.weights != "float32"
+    return "".join(f", or train.{name}=float32" for name, it_does in rounds.items() if it_does)
 
 
 def with_last_again(items: Iterable[T], times: int) -> Iterator[T]:

@@ -23,6 +23,7 @@ from mapo.errors import (
     SaidElsewhere,
     SpoiledError,
     StepFailed,
+    count,
     is_out_of_memory,
     memory_told,
 )
@@ -39,7 +40,7 @@ from mapo.train.reference import errors_before
 from mapo.train.run.folder import REFERENCE, Run, settled
 from mapo.train.saving import check_space, save_step
 from mapo.train.weights.adapters import told
-from mapo.train.weights.levers import saves_memory
+from mapo.train.weights.levers import LEAST_RATE, saves_memory, steps_that_drown
 from mapo.train.weights.opening import open_trained, restore
 
 LOG = logging.getLogger(__name__)
@@ -121,6 +122,11 @@ def _say_of_steps(loop: Loop, pairs: PairSet) -> None:
     config, say = loop.config, loop.processes.say
     if loop.trained.ema:
         say(f"The weights of this run are the running mean of those that are trained (train.ema={config.train.ema:g}).")
+    if drowned := steps_that_drown(config):
+        say(
+            f"In {count(drowned, 'step')} of {config.train.steps:,} the rate is below {LEAST_RATE:g}, where rounding "
+            "moves weights further than what is learned. train.weights=bfloat16-master does not round so."
+        )
     if not loop.whole and pairs.has_rejected:
         what = f"Rejected pictures are not run: {config.objective.name} does not learn from them."
         say(f"{what} train.measure_rejected=true measures their errors, in twice the time.")

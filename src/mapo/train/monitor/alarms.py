@@ -23,7 +23,9 @@ Metrics = Mapping[str, Any]  # a line of metrics.jsonl or evaluations.jsonl
 Alarm = tuple[str, str]  # its name and what it says
 
 WINDOW = 50  # steps whose mean is compared with that of the first so many
+EARLY = 5  # steps of a training that may be spoiled before a window of it is over
 RISE, RISE_IN_TRAINING = 0.05, 0.10  # of both errors, as a share; training's differ in noise and times
+LEAP = 1.0  # of both errors against those few, as a share
 SURE = 4.0  # standard errors by which what is seen in training has to stand out
 FAR = 0.9  # share of pairs beyond the margin's reach that is called nearly all
 HARDLY = 0.01  # a push below this share of SFT's pull is not worth the name
@@ -34,7 +36,7 @@ class Alarms:
     """Hears every step and every evaluation of a run and gives the alarms that are new.
 
     ``leak`` finds out what else may tell held-out pairs apart than what the model has learned: a sentence, or nothing.
-    ``said`` are the names of the alarms that there have been, also those of an earlier part of the run.
+    ``said`` are the names of the alarms that people have heard, also in an earlier part of the run.
     """
 
     def __init__(
@@ -46,6 +48,12 @@ class Alarms:
         self.last: deque[Metrics] = deque(maxlen=WINDOW)
         self.evaluated = self.asked = False
 
+    def remember(self, steps: Iterable[Metrics], said: Iterable[Metrics], *, evaluated: bool) -> None:
+        """Go on from the lines of an earlier part of the run. What was only found out now nobody has heard."""
+        for values in steps:
+            self.step(values)
+        self.said, self.evaluated = {str(line["name"]) for line in said}, evaluated
+
     def step(self, values: Metrics) -> list[Alarm]:
         """The new alarms after a step of training."""
         if "margin" not in values:  # only chosen pictures were run
@@ -55,7 +63,7 @@ class Alarms:
         self.last.append(values)
         if len(self.last) < WINDOW or values["step"] % WINDOW:
             return []
-        found = []
+        found = [("both_errors_rise", both_rise(self.first[:EARLY], list(self.last), LEAP))]
         if len(self.first) == WINDOW and values["step"] >= 2 * WINDOW:
             found.append(("both_errors_rise", both_rise(self.first, list(self.last))))
         if not self.evaluated:  # else it is known better
@@ -85,19 +93,23 @@ class Alarms:
         return [("out_of_reach", out_of_reach(told, beyond_reach, self.objective.needs_reference))]
 
     def _new(self, found: Iterable[Alarm]) -> list[Alarm]:
-        new = [(name, says) for name, says in found if says and name not in self.said]
-        self.said |= {name for name, _ in new}
-        return new
+        new = {name: says for name, says in found if says and name not in self.said}
+        self.said |= new.keys()
+        return list(new.items())
 
 
-def both_rise(first: Sequence[Metrics], last: Sequence[Metrics]) -> str:
-    """Whether both errors of training are surely higher than at the start; empty where they are not."""
+def both_rise(first: Sequence[Metrics], last: Sequence[Metrics], least: float = RISE_IN_TRAINING) -> str:
+    """Whether both errors of training are surely higher than at the start, by ``least``; empty where they are not.
+
+    How much a few numbers scatter cannot be told by them: where the first are fewer they scatter as the last do.
+    """
     rises = []
     for name in ("error_chosen", "error_rejected"):
         before, now = (np.array([float(row[name]) for row in rows]) for rows in (first, last))
-        spread = math.sqrt(before.var(ddof=1) / len(before) + now.var(ddof=1) / len(now))
+        variance = (before if len(before) == len(now) else now).var(ddof=1)
+        spread = math.sqrt(variance / len(before) + now.var(ddof=1) / len(now))
         rise = float(now.mean() / before.mean() - 1) if before.mean() > 0 else 0.0
-        if rise < RISE_IN_TRAINING or now.mean() - before.mean() < SURE * spread:
+        if rise < least or now.mean() - before.mean() < SURE * spread:
             return ""
         rises.append(f"{rise:+.0%}")
     return (

@@ -89,10 +89,7 @@ class Monitor:
 
     def _remember(self) -> None:
         """What an earlier part of the run has heard and said."""
-        self.alarms.said |= {str(line["name"]) for line in self.run.alarms()}
-        for values in self.run.metrics():
-            self.alarms.step(values)
-        self.alarms.evaluated = bool(self.run.evaluations())
+        self.alarms.remember(self.run.metrics(), self.run.alarms(), evaluated=bool(self.run.evaluations()))
 
     def _best(self) -> tuple[float, float] | None:
         """How good the best checkpoint is that there is, of those that were measured as it is done now."""

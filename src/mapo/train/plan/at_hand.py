@@ -14,11 +14,13 @@ from mapo.devices import best_device, device_name
 from mapo.errors import MapoError
 from mapo.texts import read_object
 from mapo.train.config import Config
+from mapo.train.monitor.evaluation import held_out
 from mapo.train.plan.live import HEAP_MOST
 from mapo.train.plan.machine import beside, parse_size, room_of, shown
 from mapo.train.plan.plan import Plan, make_plan
 from mapo.train.plan.subject import Subject, open_subject
 from mapo.train.processes.processes import Place, Processes, place_of_environment
+from mapo.train.reference import check_extras
 from mapo.train.run.folder import Run, settled
 from mapo.train.weights.levers import check_settings
 
@@ -33,19 +35,31 @@ SMALL = 20  # a training that surely takes less than this part of the memory is 
 def plan_here(config: Config, out: Path | None = None, memory: str | None = None, processes: int | None = None) -> Plan:
     """The plan of a training on the device at hand, or in a ``memory`` of the size that this text says.
 
-    It is that of each of so many ``processes``, one to a device; left out, of those that were started.
+    It is that of each of so many ``processes``, one to a device; left out, of those that were started. Where ``out`` is
+    a run that has begun, a change is one with which it goes on.
     """
     room = parse_size(memory) if memory else None
     world = processes or place_of_environment().world
     device = best_device(or_a_macs=world == 1)
     config = settled(config, out)
     check_settings(config, Processes(Place(0, world), torch.device(device)))
-    plan = make_plan(open_subject(config, device, world), config, room or room_of(device))
+    subject = open_subject(config, device, world)
+    _refuse_as_train(subject, config)
+    begun = bool(out and Run(out).checkpoints())
+    plan = make_plan(subject, config, room or room_of(device), begun=begun)
     if out and (rows := Run(out).metrics()):
         return replace(plan, seconds=_seconds(rows), timed_in=str(out))
     if found := _alike(config, device, world, (out or Path(config.pairs)).absolute().parent):
         return replace(plan, seconds=found[1], timed_in=f"{found[2]} on this device")
     return plan
+
+
+def _refuse_as_train(subject: Subject, config: Config) -> None:
+    """MapoError where the set has no pairs to measure, or the reference cannot run before."""
+    if config.train.evaluate_every:
+        held_out(subject.pairs, config)
+    if subject.objective.needs_reference and config.train.reference == "before":
+        check_extras(subject.objective, config.objective.name)
 
 
 def _alike(config: Config, device: str, world: int, folder: Path) -> tuple[float, float, Path] | None:

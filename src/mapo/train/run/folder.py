@@ -161,11 +161,11 @@ class Run:
                 shutil.rmtree(self.pictures_at(later), ignore_errors=True)
 
     def _cut(self, log: Path, step: int) -> None:
-        """Leave out of a file of lines what came after ``step``."""
+        """Leave out of a file of lines what came after ``step``; all of it where training begins again."""
         lines = list(read_lines(log))
         if not all(isinstance(line, dict) and isinstance(line.get("step"), int) for line in lines):
             raise MapoError(f"{log} is damaged: a line is not that of a step. {REMEDY}")
-        kept = [line for line in lines if line["step"] <= step]
+        kept = [line for line in lines if line["step"] <= step] if step else []
         write_text(log, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
 
     def _add_torn(self, step: int) -> None:

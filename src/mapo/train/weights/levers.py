@@ -7,6 +7,7 @@ from mapo.train.config import Config
 from mapo.train.processes.processes import Processes
 from mapo.train.weights.optimizers import check_optimizer
 from mapo.train.weights.speed import check_speed
+from mapo.train.weights.updater import learning_rate
 
 NOT_TOGETHER = {("bfloat16", "float16"), ("float64", "float16"), ("float64", "bfloat16")}  # precision, base_precision
 LEAST_RATE = 1e-6  # of an update that is rounded at random: below, the rounding moves weights further than the gradient
@@ -138,3 +139,12 @@ def _check_weights(config: Config) -> None:
             f"{setting} is for rates of {LEAST_RATE:g} and more, and optim.lr is {config.rate:g}: the noise of "
             "rounding would be greater than what is learned. Take train.weights=bfloat16-master."
         )
+
+
+def steps_that_drown(config: Config) -> int:
+    """How many steps of ``optim.schedule`` and the warm-up have a rate below that for which weights may be rounded at
+    random; 0 where they are not."""
+    if config.train.weights != "bfloat16-stochastic":
+        return 0
+    steps = config.train.steps
+    return sum(learning_rate(step, steps, config.optim) < LEAST_RATE for step in range(steps))

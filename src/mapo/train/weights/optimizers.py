@@ -57,9 +57,25 @@ def as_optimizer_sees(values: Tensor, config: OptimConfig, like: Tensor | None =
     """
     if config.name != "adafactor" or values.ndim < 3:
         return values
-    strides = (values if like is None else like).stride()
-    order = sorted(range(1, values.ndim), key=lambda axis: -strides[axis])  # with channels last these go last
-    return values.permute(0, *order).reshape(len(values), -1)
+    return values.permute(0, *_as_in_memory(values if like is None else like)).reshape(len(values), -1)
+
+
+def _as_in_memory(kernel: Tensor) -> list[int]:
+    """The axes of a kernel "out in h w" but for the first, as they lie in memory: with channels last these go last."""
+    return sorted(range(1, kernel.ndim), key=lambda axis: -kernel.stride()[axis])
+
+
+def as_saved(columns: Tensor, kernel: Tensor) -> Tensor:
+    """Adafactor's means of the columns of a kernel, in the order "in·h·w" however the kernel lies in memory."""
+    axes = _as_in_memory(kernel)
+    places = sorted(range(len(axes)), key=axes.__getitem__)
+    return columns.view([kernel.shape[axis] for axis in axes]).permute(places).reshape(columns.shape)
+
+
+def as_held(columns: Tensor, kernel: Tensor) -> Tensor:
+    """The other way: those that were saved, in the order in which the kernel lies in memory."""
+    axes = [axis - 1 for axis in _as_in_memory(kernel)]
+    return columns.view(kernel.shape[1:]).permute(axes).reshape(columns.shape)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -119,7 +135,9 @@ def load_optimizer_tensors(
             _blank(optimizer, parameter, key, part).copy_(tensor)
         else:
             on_cpu = tensor.ndim == 0 and not decides_on_device(optimizer)
-            optimizer.state[parameter][key] = tensor.clone() if on_cpu else tensor.to(parameter.device, copy=True)
+            kind = tensor.dtype if tensor.ndim == 0 else parameter.dtype  # the run may go on in another precision
+            where = tensor.device if on_cpu else parameter.device
+            optimizer.state[parameter][key] = tensor.to(where, kind, copy=True)
     for name, parameter in names.items():
         found = optimizer.state[parameter].keys() if parameter in optimizer.state else set()
         if found and set(found) not in STATES[type(optimizer).__name__]:

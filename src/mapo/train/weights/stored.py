@@ -51,9 +51,15 @@ class Stored(Protocol):
     def put(self, value: Tensor) -> None:
         """Take the weight from a checkpoint."""
 
+    @property
+    def in_memory_order(self) -> bool:
+        """Whether the optimizer sees a kernel's numbers as they lie in memory, and not as files have them."""
+
 
 class Plain:
     """The network's own numbers are moved."""
+
+    in_memory_order = True
 
     def __init__(self, parameter: nn.Parameter, config: OptimConfig) -> None:
         seen = as_optimizer_sees(parameter.detach(), config)
@@ -121,6 +127,8 @@ class Shared(Plain):
 
 class _Half:
     """A parameter in bfloat16. The gradients of several portions are added in float32."""
+
+    in_memory_order = False
 
     def __init__(self, parameter: nn.Parameter, config: OptimConfig) -> None:
         self.parameter, self.config = parameter, config

@@ -16,6 +16,8 @@ from mapo.train.sections import RATES, OptimConfig
 from mapo.train.weights import optimizers
 from mapo.train.weights.stored import Keep, Plain, Stored
 
+COLUMNS = "/col_var"  # of a matrix, or of a kernel as one: what Adafactor keeps by the order of the columns
+
 
 class Updater(Protocol):
     """From the losses of a step's portions to moved weights, which it owns with all that a checkpoint has of them."""
@@ -143,6 +145,8 @@ class _Parts:
         for part in self.parts:
             for key, value in optimizers.optimizer_tensors(part.optimizer, part.moved).items():
                 one = self.kept[key.rpartition("/")[0]]
+                if key.endswith(COLUMNS) and one.in_memory_order:
+                    value = optimizers.as_saved(value, one.parameter)
                 found[key] = joined_parts(value, one.parameter) if value.shape == one.moved.shape else value
         return found
 
@@ -156,6 +160,8 @@ class _Parts:
         for full_name, tensor in state.items():
             name = full_name.rpartition("/")[0]
             like = self.kept[name].parameter
+            if full_name.endswith(COLUMNS) and self.kept[name].in_memory_order:
+                tensor = optimizers.as_held(tensor, like)
             by_name[name][full_name] = part_of(tensor, like) if tensor.shape == like.shape else tensor
         for part in self.parts:
             own = {key: tensor for name in part.kept for key, tensor in by_name[name].items()}
