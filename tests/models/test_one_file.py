@@ -118,9 +118,13 @@ def mapo(*words):
 
 @pytest.fixture(scope="module")
 def file(sdxl_v, tmp_path_factory):
-    """An SDXL that predicts v, as one file in float16."""
+    """An SDXL that predicts v, as one file in float16, which is a link as in the hub's cache."""
     path = tmp_path_factory.mktemp("files") / "sdxl.safetensors"
     write_single_file(opened(sdxl_v), path)
+    blob = path.parent / "blobs" / "0a1b2c"
+    blob.parent.mkdir()
+    path.rename(blob)
+    path.symlink_to("blobs/0a1b2c")
     return path
 
 

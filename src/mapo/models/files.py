@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from mapo.errors import MapoError
+from mapo.files import own_place
 from mapo.models.checkpoints import best_step
 from mapo.models.loras.layers import Layer, fuse
 from mapo.models.loras.sources import Lora, without_named
@@ -92,7 +93,7 @@ class ModelFiles:
     @property
     def stable_name(self) -> str:
         """The name to write into files: a hub id and ``mini`` as they are, a folder or file as an absolute path."""
-        return str(Path(self.name).resolve()) if self.is_local else self.name
+        return str(own_place(Path(self.name))) if self.is_local else self.name
 
     @property
     def is_local(self) -> bool:
