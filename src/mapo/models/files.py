@@ -246,7 +246,8 @@ class ModelFiles:
     def check_weights(self, part: str) -> None:
         """MapoError where the weights of a part are not whole, as far as their names and heads tell."""
         if not self._elsewhere(part):  # else that was checked when it was found
-            check_weights(*self.place(part))
+            base, part = self.place(part)
+            check_weights(base, part, self.variant if base == self.base else None)
 
     def fingerprint(self, parts: Sequence[str]) -> str:
         """A hash of the base's ``parts``: see :func:`fingerprint`."""
