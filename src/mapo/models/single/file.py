@@ -185,8 +185,8 @@ def check_tensors(header: Header, title: str, entries: Mapping[str, Original], i
             )
     if lacking := sorted(name for name in entries if name not in header.tensors):
         raise MapoError(
-            f"{header.path} is not whole: it is {title}, but lacks {count(len(lacking), 'tensor')}, such as "
-            f"{lacking[0]}. Download it again."
+            f"{header.path} is not a file of {title}: it lacks {count(len(lacking), 'tensor')}, such as {lacking[0]}. "
+            f"It is not cut off, so it may be a smaller model, as SSD-1B is of SDXL, or a bad copy. {instead}"
         )
 
 
