@@ -1,6 +1,7 @@
 """A model in one file is the model in the folder that it was made from, to the bit."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -301,7 +302,7 @@ def test_the_built_in_model_goes_out_as_a_file_and_comes_back(tmp_path):
 
 @pytest.fixture(scope="module")
 def other_vae(tmp_path_factory):
-    """A VAE of the small SDXL's kind with other weights, as a folder, within a model folder, and as two files."""
+    """A VAE of the small SDXL's kind with other weights, as a folder, within a model folder, and as files."""
     from tiny import make_sdxl
 
     folder = make_sdxl(tmp_path_factory.mktemp("vae") / "model", seed=7)
@@ -310,12 +311,19 @@ def other_vae(tmp_path_factory):
     start = "first_stage_model."
     alone = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
     save_file(alone, folder.parent / "alone.safetensors")
-    shutil.copy(next((folder / "vae").glob("*.safetensors")), folder.parent / "renamed.safetensors")
+    renamed = folder.parent / "renamed.safetensors"
+    shutil.copy(next((folder / "vae").glob("*.safetensors")), renamed)
+    words = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    earlier = {
+        re.sub("|".join(words), lambda found: words[found[0]], name): t for name, t in load_file(renamed).items()
+    }
+    save_file(earlier, folder.parent / "earlier.safetensors")  # of early versions of diffusers
     return folder.parent
 
 
 @pytest.mark.parametrize(
-    "where", ["model", "model/vae", "alone.safetensors", "renamed.safetensors", "whole.safetensors"]
+    "where",
+    ["model", "model/vae", "alone.safetensors", "renamed.safetensors", "earlier.safetensors", "whole.safetensors"],
 )
 def test_another_vae_takes_the_place_of_the_models_own(other_vae, sdxl, where):
     model, own = opened(sdxl, vae=str(other_vae / where)), opened(sdxl)

@@ -186,7 +186,7 @@ def check_tensors(header: Header, title: str, entries: Mapping[str, Original], i
     if lacking := sorted(name for name in entries if name not in header.tensors):
         raise MapoError(
             f"{header.path} is not a file of {title}: it lacks {count(len(lacking), 'tensor')}, such as {lacking[0]}. "
-            f"It is not cut off, so it may be a smaller model, as SSD-1B is of SDXL, or a bad copy. {instead}"
+            f"It is not cut off, so it is of another kind, such as a smaller model (SSD-1B …), or a bad copy. {instead}"
         )
 
 
