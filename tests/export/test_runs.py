@@ -102,8 +102,9 @@ def test_a_whole_folder_draws_what_the_run_draws_and_every_version_of_transforme
             assert str(work) not in path.read_text("utf-8"), path
 
 
-def test_half_precision_is_merged_first_and_rounded_once(work, tmp_path):
+def test_half_precision_is_merged_first_and_rounded_once(work, tmp_path, caplog):
     export(str(work / "lora"), "diffusers", tmp_path / "half", precision="float16")
+    assert not [record for record in caplog.records if record.name.startswith("diffusers")]
     assert {kind for part in names_in(tmp_path / "half").values() for kind in part.values()} == {"F16"}
     whole = open_model(find_model(str(work / "lora"))).denoiser("cpu", torch.float32).state_dict()
     half = open_model(find_model(str(tmp_path / "half"))).denoiser("cpu", torch.float16).state_dict()
