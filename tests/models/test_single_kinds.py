@@ -193,6 +193,15 @@ def test_damaged_and_half_downloaded_files_are_said_to_be_so(tmp_path):
         assert why in refused(tmp_path / "x.safetensors")
 
 
+def test_a_head_may_say_that_it_has_no_metadata_but_not_that_they_are_a_list(tmp_path):
+    path = write_sparse(tmp_path / "m.safetensors", {"a": (2,)}, metadata={"x": "y"})
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b'{"x": "y"}', b"null      "))
+    assert read_header(path).metadata == {} and "a" in read_header(path).tensors
+    path.write_bytes(whole.replace(b'{"x": "y"}', b"[1]       "))
+    assert "is damaged: its head cannot be read" in refused(path)
+
+
 def test_a_pickle_is_refused_and_the_command_that_is_told_writes_it_anew(tmp_path):
     path = tmp_path / "old.ckpt"
     torch.save({"state_dict": {"a": torch.ones(2)}, "global_step": 3}, path)
