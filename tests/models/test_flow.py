@@ -240,7 +240,9 @@ def test_a_distilled_model_needs_leave_to_be_trained_and_what_that_does_is_said_
     assert len(told) == 1 and told[0].endswith("pictures in few steps become blurred.")
 
 
-@pytest.mark.parametrize("name", ["my-turbot-fish", "hyperrealistic", "flashlight", "distillery", "schnelle-nummer"])
+@pytest.mark.parametrize(
+    "name", ["my-turbot-fish", "hyperrealistic", "flashlight", "distillery", "schnelle-nummer", "flux-de-distill"]
+)
 def test_other_words_are_not_taken_for_those_of_distilled_models(tmp_path, name):
     assert opened(make_sdxl(tmp_path / name)).distilled == ""
 

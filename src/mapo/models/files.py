@@ -30,7 +30,9 @@ from mapo.worlds import MODELS
 
 MOST_TOKENS = "max_sequence_length"
 SAMPLING = "sampling.json"  # ours: how a model is best sampled, and of how many tokens of T5 it is told
-DISTILLED = re.compile(r"(?i)(?<![a-z])(turbo|schnell|lightning|hyper|lcm|klein|dmd2?|flash|distill(ed)?)(?![a-z])")
+DISTILLED = re.compile(
+    r"(?i)(?<![a-z])(?<!de[-_. ])(turbo|schnell|lightning|hyper|lcm|klein|dmd2?|flash|distill(ed)?)(?![a-z])"
+)
 AT_STEP = re.compile(r"(?P<run>.+)@(?P<step>\d+|best)")  # a checkpoint of a run
 LONG_PROMPTS = ("cut", "chunk")  # what becomes of prompts that are longer than the text encoders read
 
