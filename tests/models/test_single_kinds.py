@@ -255,6 +255,20 @@ def test_an_sdxl_file_with_marks_is_trained_as_they_say(tmp_path, heard):
     assert "does not say" not in heard()
 
 
+@pytest.mark.parametrize("name", ["someMix_vPred10", "x-v-pred", "v_prediction"])
+def test_where_only_the_name_of_a_file_says_v_a_word_is_needed(tmp_path, name):
+    path = write_sparse(tmp_path / f"{name}.safetensors", {"a": (2,)})
+    with pytest.raises(
+        MapoError, match="has the word '[vV].*' in its name, but no mark of what it predicts. Say it with"
+    ):
+        prediction_of(read_header(path))
+    assert prediction_of(read_header(path), asked="v").name == "v"
+    marked = write_sparse(path, {"v_pred": ("I64", (0,))})
+    assert prediction_of(read_header(marked)).name == "v"
+    other = write_sparse(tmp_path / "vpredator.safetensors", {"a": (2,)})
+    assert prediction_of(read_header(other)).unsaid
+
+
 def test_marks_that_contradict_each_other_need_a_word(tmp_path):
     shapes = checkpoint("sd15", v_pred=("I64", (0,)), ztsnr=("I64", (0,)))
     path = write_sparse(tmp_path / "m.safetensors", shapes, metadata={"modelspec.prediction_type": "epsilon"})
