@@ -440,6 +440,8 @@ def test_a_model_without_a_known_licence_does_not_go_to_the_hub(work, tmp_path):
         ("full", ["--to", "single-file", "--out", "x", "--precision", "bfloat16"], "--precision 'bfloat16' is not one for"),
         ("lora", ["--to", "lora", "--out", "x", "--precision", "float16"], "a LoRA is written in float32"),
         ("lora", ["--to", "lora", "--out", "x", "--repo", "me/m"], "--repo is for --to hub alone"),
+        ("lora", ["--to", "lora", "--out", "x", "--public"], "--public is for --to hub alone"),
+        ("full", ["--to", "single-file", "--out", "x.ckpt"], "x.ckpt ends in .ckpt, but files are written as .safetensors"),
         ("lora", ["--to", "lora", "--out", "x", "--source-license", "a=mit"], "--source-license is for a pairs set alone"),
         ("my pairs", ["--to", "preference", "--out", "x", "--precision", "float16"], "--precision is for a run alone"),
         ("lora@9", ["--to", "lora", "--out", "x"], "has no checkpoint of step 9. There are"),
