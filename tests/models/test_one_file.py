@@ -77,6 +77,21 @@ def test_a_pipeline_of_a_file_is_whole_and_on_no_other_device_than_it_should(bot
             assert type(part) is type(getattr(pipelines[1], name)) and all(same.values())
 
 
+def test_a_file_is_opened_without_asking_the_network_where_that_is_allowed(both, monkeypatch):
+    asked = []
+
+    def ask(*address, **how):
+        asked.append(address)
+        raise OSError("there is no network")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("socket.getaddrinfo", ask)
+    monkeypatch.setattr("socket.socket.connect", ask)
+    model = opened(both[1])
+    model.text_encoder("cpu"), model.image_encoder("cpu"), model.pipeline("cpu")
+    assert not asked
+
+
 def test_the_cache_is_bound_to_the_tensors_of_a_files_encoders(both, tmp_path):
     _, path = both
     copy = tmp_path / "copy.safetensors"
