@@ -106,9 +106,11 @@ def test_half_precision_is_merged_first_and_rounded_once(work, tmp_path, caplog)
     export(str(work / "lora"), "diffusers", tmp_path / "half", precision="float16")
     assert not [record for record in caplog.records if record.name.startswith("diffusers")]
     assert {kind for part in names_in(tmp_path / "half").values() for kind in part.values()} == {"F16"}
+    export(str(work / "lora"), "single-file", tmp_path / "half.safetensors")
     whole = open_model(find_model(str(work / "lora"))).denoiser("cpu", torch.float32).state_dict()
-    half = open_model(find_model(str(tmp_path / "half"))).denoiser("cpu", torch.float16).state_dict()
-    assert all(torch.equal(half[name], whole[name].half()) for name in whole)
+    for place in ("half", "half.safetensors"):
+        half = open_model(find_model(str(tmp_path / place))).denoiser("cpu", torch.float16).state_dict()
+        assert all(torch.equal(half[name], whole[name].half()) for name in whole), place
 
 
 def test_a_number_that_half_precision_cannot_hold_is_told_and_nothing_is_left(work, tmp_path):
