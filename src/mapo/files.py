@@ -175,6 +175,12 @@ def locate(folder: Path, name: str) -> Path:
     )
 
 
+def own_place(path: Path) -> Path:
+    """Where a file or folder lies, with all links followed; a file that is a link keeps its own name, which may tell
+    what it holds."""
+    return path.parent.resolve() / path.name if path.is_file() else path.resolve()
+
+
 def as_on_disk(folder: Path, name: str) -> Path:
     """``folder / name``; where that is not there, as it may be spelled on disk."""
     if (name.isascii() and "\\" not in name) or os.path.lexists(folder / name):

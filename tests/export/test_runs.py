@@ -102,12 +102,15 @@ def test_a_whole_folder_draws_what_the_run_draws_and_every_version_of_transforme
             assert str(work) not in path.read_text("utf-8"), path
 
 
-def test_half_precision_is_merged_first_and_rounded_once(work, tmp_path):
+def test_half_precision_is_merged_first_and_rounded_once(work, tmp_path, caplog):
     export(str(work / "lora"), "diffusers", tmp_path / "half", precision="float16")
+    assert not [record for record in caplog.records if record.name.startswith("diffusers")]
     assert {kind for part in names_in(tmp_path / "half").values() for kind in part.values()} == {"F16"}
+    export(str(work / "lora"), "single-file", tmp_path / "half.safetensors")
     whole = open_model(find_model(str(work / "lora"))).denoiser("cpu", torch.float32).state_dict()
-    half = open_model(find_model(str(tmp_path / "half"))).denoiser("cpu", torch.float16).state_dict()
-    assert all(torch.equal(half[name], whole[name].half()) for name in whole)
+    for place in ("half", "half.safetensors"):
+        half = open_model(find_model(str(tmp_path / place))).denoiser("cpu", torch.float16).state_dict()
+        assert all(torch.equal(half[name], whole[name].half()) for name in whole), place
 
 
 def test_a_number_that_half_precision_cannot_hold_is_told_and_nothing_is_left(work, tmp_path):
@@ -439,6 +442,8 @@ def test_a_model_without_a_known_licence_does_not_go_to_the_hub(work, tmp_path):
         ("full", ["--to", "single-file", "--out", "x", "--precision", "bfloat16"], "--precision 'bfloat16' is not one for"),
         ("lora", ["--to", "lora", "--out", "x", "--precision", "float16"], "a LoRA is written in float32"),
         ("lora", ["--to", "lora", "--out", "x", "--repo", "me/m"], "--repo is for --to hub alone"),
+        ("lora", ["--to", "lora", "--out", "x", "--public"], "--public is for --to hub alone"),
+        ("full", ["--to", "single-file", "--out", "x.ckpt"], "x.ckpt ends in .ckpt, but files are written as .safetensors"),
         ("lora", ["--to", "lora", "--out", "x", "--source-license", "a=mit"], "--source-license is for a pairs set alone"),
         ("my pairs", ["--to", "preference", "--out", "x", "--precision", "float16"], "--precision is for a run alone"),
         ("lora@9", ["--to", "lora", "--out", "x"], "has no checkpoint of step 9. There are"),

@@ -170,6 +170,19 @@ def test_latents_are_packed_as_the_pipeline_packs_them():
     assert torch.equal(places(latents), FluxPipeline._prepare_latent_image_ids(2, 4, 6, "cpu", torch.float32))
 
 
+def test_half_precision_rounds_the_time_before_it_is_divided_as_the_pipeline_does(tmp_path):
+    """At σ = 0.5534 it is another number if it is divided first."""
+    model, told = opened(make_flux(tmp_path / "m", guidance=False, dynamic=False)), []
+    pipeline = model.pipeline("cpu", torch.bfloat16)
+    pipeline.transformer.register_forward_pre_hook(
+        lambda _, args, named: told.append(named["timestep"]), with_kwargs=True
+    )
+    pipeline("a", height=16, width=16, num_inference_steps=1, sigmas=[0.5534], output_type="latent")
+    cond = {"prompt_embeds": torch.zeros(1, 512, 32), "text_embeds": torch.zeros(1, 24)}
+    model.predict(pipeline.transformer, torch.zeros(1, 4, 8, 8).bfloat16(), pipeline.scheduler.timesteps, cond)
+    assert torch.equal(*told) and told[0] != (pipeline.scheduler.timesteps / 1000).bfloat16()
+
+
 def test_flux_is_told_a_guidance_of_one_or_what_is_set(tmp_path):
     folder, frames = make_flux(tmp_path / "m"), Frames.square(torch.zeros(2, 4), 16)
     text = {"prompt_embeds": torch.zeros(2, 512, 32), "text_embeds": torch.zeros(2, 24)}
@@ -227,7 +240,9 @@ def test_a_distilled_model_needs_leave_to_be_trained_and_what_that_does_is_said_
     assert len(told) == 1 and told[0].endswith("pictures in few steps become blurred.")
 
 
-@pytest.mark.parametrize("name", ["my-turbot-fish", "hyperrealistic", "flashlight", "distillery", "schnelle-nummer"])
+@pytest.mark.parametrize(
+    "name", ["my-turbot-fish", "hyperrealistic", "flashlight", "distillery", "schnelle-nummer", "flux-de-distill"]
+)
 def test_other_words_are_not_taken_for_those_of_distilled_models(tmp_path, name):
     assert opened(make_sdxl(tmp_path / name)).distilled == ""
 

@@ -26,17 +26,22 @@ def test_a_name_has_a_revision_and_a_variant_where_they_are_said():
         assert hub_name(name) is None, name
 
 
-def test_revision_and_variant_are_asked_of_the_hub_and_kept(monkeypatch, sdxl):
+def test_revision_and_variant_are_asked_of_the_hub_and_kept(monkeypatch, sdxl, tmp_path):
     asked = {}
+    shutil.copy(sdxl / "model_index.json", tmp_path)
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "diffusion_pytorch_model.fp16.safetensors").touch()
 
     def download(name, **how):
         asked.update(how, name=name)
-        return str(sdxl)
+        return str(tmp_path)
 
     monkeypatch.setattr(diffusers.DiffusionPipeline, "download", download)
     model = find_model("owner/name@abc:fp16")
     assert asked == {"name": "owner/name", "revision": "abc", "variant": "fp16", "use_safetensors": True}
     assert model.stable_name == "owner/name@abc:fp16" and model.variant == "fp16" and not model.is_local
+    with pytest.raises(MapoError, match="no part of owner/name in .* has weights in the variant bf16"):
+        find_model("owner/name:bf16")  # where it was fetched without, and there is no network
 
 
 def test_a_variant_is_taken_where_a_part_has_it_beside_its_usual_weights(monkeypatch, sdxl, tmp_path):

@@ -290,6 +290,13 @@ def test_alpha_is_divided_by_the_rank_and_none_or_0_means_the_rank(model, tmp_pa
     assert found.key == ("unet", f"{OLD}.to_q") and found.scale == scale
 
 
+def test_matrices_in_8_bits_are_read_as_the_numbers_that_they_hold(model, tmp_path):
+    tensors = {name: value.to(torch.float8_e4m3fn) for name, value in kohya(QUERY).items()}
+    (found,) = layers_of(model, tmp_path / "a.safetensors", tensors)
+    assert torch.equal(found.down, tensors[f"{QUERY}.lora_down.weight"].float())
+    assert torch.isfinite(found.delta()).all() and found.delta().any()
+
+
 OTHER_NAMES = {
     "kohya with diffusers' paths": QUERY.replace("input_blocks_3_1", "down_blocks_1_attentions_0"),
     "text encoder": "lora_te1_text_model_encoder_layers_0_self_attn_q_proj",

@@ -1,6 +1,7 @@
 """A model in one file is the model in the folder that it was made from, to the bit."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -76,6 +77,21 @@ def test_a_pipeline_of_a_file_is_whole_and_on_no_other_device_than_it_should(bot
             assert type(part) is type(getattr(pipelines[1], name)) and all(same.values())
 
 
+def test_a_file_is_opened_without_asking_the_network_where_that_is_allowed(both, monkeypatch):
+    asked = []
+
+    def ask(*address, **how):
+        asked.append(address)
+        raise OSError("there is no network")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("socket.getaddrinfo", ask)
+    monkeypatch.setattr("socket.socket.connect", ask)
+    model = opened(both[1])
+    model.text_encoder("cpu"), model.image_encoder("cpu"), model.pipeline("cpu")
+    assert not asked
+
+
 def test_the_cache_is_bound_to_the_tensors_of_a_files_encoders(both, tmp_path):
     _, path = both
     copy = tmp_path / "copy.safetensors"
@@ -118,9 +134,13 @@ def mapo(*words):
 
 @pytest.fixture(scope="module")
 def file(sdxl_v, tmp_path_factory):
-    """An SDXL that predicts v, as one file in float16."""
+    """An SDXL that predicts v, as one file in float16, which is a link as in the hub's cache."""
     path = tmp_path_factory.mktemp("files") / "sdxl.safetensors"
     write_single_file(opened(sdxl_v), path)
+    blob = path.parent / "blobs" / "0a1b2c"
+    blob.parent.mkdir()
+    path.rename(blob)
+    path.symlink_to("blobs/0a1b2c")
     return path
 
 
@@ -297,7 +317,7 @@ def test_the_built_in_model_goes_out_as_a_file_and_comes_back(tmp_path):
 
 @pytest.fixture(scope="module")
 def other_vae(tmp_path_factory):
-    """A VAE of the small SDXL's kind with other weights, as a folder, within a model folder, and as two files."""
+    """A VAE of the small SDXL's kind with other weights, as a folder, within a model folder, and as files."""
     from tiny import make_sdxl
 
     folder = make_sdxl(tmp_path_factory.mktemp("vae") / "model", seed=7)
@@ -306,12 +326,19 @@ def other_vae(tmp_path_factory):
     start = "first_stage_model."
     alone = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
     save_file(alone, folder.parent / "alone.safetensors")
-    shutil.copy(next((folder / "vae").glob("*.safetensors")), folder.parent / "renamed.safetensors")
+    renamed = folder.parent / "renamed.safetensors"
+    shutil.copy(next((folder / "vae").glob("*.safetensors")), renamed)
+    words = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    earlier = {
+        re.sub("|".join(words), lambda found: words[found[0]], name): t for name, t in load_file(renamed).items()
+    }
+    save_file(earlier, folder.parent / "earlier.safetensors")  # of early versions of diffusers
     return folder.parent
 
 
 @pytest.mark.parametrize(
-    "where", ["model", "model/vae", "alone.safetensors", "renamed.safetensors", "whole.safetensors"]
+    "where",
+    ["model", "model/vae", "alone.safetensors", "renamed.safetensors", "earlier.safetensors", "whole.safetensors"],
 )
 def test_another_vae_takes_the_place_of_the_models_own(other_vae, sdxl, where):
     model, own = opened(sdxl, vae=str(other_vae / where)), opened(sdxl)

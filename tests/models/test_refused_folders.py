@@ -287,12 +287,16 @@ def test_weights_that_are_not_there_yet_are_missed_in_the_same_words_when_a_pipe
         open_pipeline(find_model(str(tmp_path / "m")), "cpu", torch.float32)
 
 
-def test_a_shard_that_an_index_names_and_that_is_not_there_is_named(tmp_path):
+@pytest.mark.parametrize("variant", ["", ".fp16"])
+def test_a_shard_that_an_index_names_and_that_is_not_there_is_named(tmp_path, variant):
     shutil.copytree(MINI, tmp_path / "m")
-    index = {"weight_map": {"a": "diffusion_pytorch_model-00002-of-00002.safetensors"}}
-    (tmp_path / "m" / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    unet = tmp_path / "m" / "unet"
+    weights = next(unet.glob("*.safetensors"))
+    weights.rename(unet / f"diffusion_pytorch_model{variant}-00001-of-00002.safetensors")
+    index = {"weight_map": {"a": f"diffusion_pytorch_model{variant}-00002-of-00002.safetensors"}}
+    (unet / f"diffusion_pytorch_model.safetensors.index{variant}.json").write_text(json.dumps(index))
     with pytest.raises(
-        MapoError, match=r"unet has no .*00002-of-00002.safetensors, which .*index.json names. Download"
+        MapoError, match=r"unet has no .*00002-of-00002.safetensors, which .*index.*json names. Download"
     ):
         open_model(find_model(str(tmp_path / "m"))).files.check_weights("unet")
 

@@ -118,7 +118,8 @@ def test_lacking_strange_and_misshapen_tensors_are_named(tmp_path, heard):
     name = f"{INSIDE}middle_block.1.norm.weight"
     path = tmp_path / "m.safetensors"
     said = refused(write_sparse(path, checkpoint("sd15", **{name: None})))
-    assert "is not whole: it is Stable Diffusion 1.5, but lacks 1 tensor, such as " + name in said
+    assert f"is not a file of Stable Diffusion 1.5: it lacks 1 tensor, such as {name}. It is not cut off" in said
+    assert "of another kind, such as a smaller model (SSD-1B …)" in said and "Download" not in said
     said = refused(write_sparse(path, checkpoint("sd15", **{name: (640,)})))
     assert f"{name} has the shape 640, there it has 1280" in said
     said = refused(write_sparse(path, checkpoint("sd15", **{f"{INSIDE}adapter.weight": (4, 4)})))
@@ -141,6 +142,9 @@ OTHERS = {
     "is a model of FLUX.2": {"double_blocks.0.img_attn.qkv.weight": (3, 3), "double_stream_modulation_img.lin.weight": (3, 3)},
     "is a model of Z-Image or Lumina": {f"{INSIDE}noise_refiner.0.attention.qkv.weight": (3, 3), f"{INSIDE}x.weight": (3,)},
     "holds only a denoiser, by diffusers' names": {"down_blocks.0.resnets.0.conv1.weight": (3, 3), "conv_in.weight": (3, 3)},
+    "only as the running mean of a training (model_ema)": {"model_ema.diffusion_modelout0bias": (320,), "first_stage_model.decoder.conv_in.weight": (512, 4, 3, 3), "cond_stage_model.transformer.x.weight": (3, 3)},
+    "is a motion module of AnimateDiff": {"down_blocks.0.motion_modules.0.temporal_transformer.norm.weight": (320,), "down_blocks.0.motion_modules.0.temporal_transformer.norm.bias": (320,)},
+    "is Stable Diffusion 2.1 unCLIP": {f"{INSIDE}input_blocks.0.0.weight": (320, 4, 3, 3), f"{INSIDE}label_emb.0.0.weight": (1280, 2048)},
     "is a VAE, not a model. Give it with --vae": {"decoder.conv_in.weight": (512, 4, 3, 3), "quant_conv.weight": (8, 8, 1, 1)},
     "has a VAE and a text encoder but no denoiser": {"first_stage_model.decoder.conv_in.weight": (512, 4, 3, 3), "cond_stage_model.transformer.x.weight": (3, 3)},
     "is a text encoder": {"text_model.encoder.layers.0.mlp.fc1.weight": (3, 3), "text_model.x.weight": (2, 2)},
@@ -169,6 +173,9 @@ def test_kontext_is_told_by_a_name_where_nothing_else_tells(tmp_path):
     assert "the word 'kontext'" in refused(write_sparse(tmp_path / "flux1-kontext-dev.safetensors", shapes))
     titled = write_sparse(tmp_path / "m.safetensors", shapes, metadata={"modelspec.title": "FLUX.1 Kontext [dev]"})
     assert "the word 'Kontext'" in refused(titled)
+    write_sparse(tmp_path / "0a1b2c", shapes)
+    (tmp_path / "kontext.safetensors").symlink_to("0a1b2c")  # as the hub's cache keeps it
+    assert "kontext.safetensors has the word 'kontext'" in refused(tmp_path / "kontext.safetensors")
 
 
 def test_damaged_and_half_downloaded_files_are_said_to_be_so(tmp_path):
@@ -184,6 +191,15 @@ def test_damaged_and_half_downloaded_files_are_said_to_be_so(tmp_path):
     for content, why in cases.items():
         (tmp_path / "x.safetensors").write_bytes(content)
         assert why in refused(tmp_path / "x.safetensors")
+
+
+def test_a_head_may_say_that_it_has_no_metadata_but_not_that_they_are_a_list(tmp_path):
+    path = write_sparse(tmp_path / "m.safetensors", {"a": (2,)}, metadata={"x": "y"})
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b'{"x": "y"}', b"null      "))
+    assert read_header(path).metadata == {} and "a" in read_header(path).tensors
+    path.write_bytes(whole.replace(b'{"x": "y"}', b"[1]       "))
+    assert "is damaged: its head cannot be read" in refused(path)
 
 
 def test_a_pickle_is_refused_and_the_command_that_is_told_writes_it_anew(tmp_path):
@@ -237,6 +253,20 @@ def test_an_sdxl_file_with_marks_is_trained_as_they_say(tmp_path, heard):
     shapes = checkpoint("sdxl", v_pred=("I64", (0,)), ztsnr=("I64", (0,)))
     assert process(write_sparse(tmp_path / "m.safetensors", shapes)) == ("v_prediction", True)
     assert "does not say" not in heard()
+
+
+@pytest.mark.parametrize("name", ["someMix_vPred10", "x-v-pred", "v_prediction"])
+def test_where_only_the_name_of_a_file_says_v_a_word_is_needed(tmp_path, name):
+    path = write_sparse(tmp_path / f"{name}.safetensors", {"a": (2,)})
+    with pytest.raises(
+        MapoError, match="has the word '[vV].*' in its name, but no mark of what it predicts. Say it with"
+    ):
+        prediction_of(read_header(path))
+    assert prediction_of(read_header(path), asked="v").name == "v"
+    marked = write_sparse(path, {"v_pred": ("I64", (0,))})
+    assert prediction_of(read_header(marked)).name == "v"
+    other = write_sparse(tmp_path / "vpredator.safetensors", {"a": (2,)})
+    assert prediction_of(read_header(other)).unsaid
 
 
 def test_marks_that_contradict_each_other_need_a_word(tmp_path):

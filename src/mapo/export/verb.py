@@ -49,7 +49,7 @@ def export(
         if to in others:
             raise MapoError(f"{source} is {what}, which does not go to {to!r}. Write --to {' or '.join(forms)}.")
         raise MapoError(f"There is no export {to!r} of {what}. {suggest(to, forms)}")
-    _refuse("--to hub", to == "hub", repo=repo, private=private)
+    _refuse("--to hub", to == "hub", repo=repo, **{"public" if private is False else "private": private})
     if is_set:
         _refuse("a run", False, precision=precision, scores=scores or None, base_model=base_model)
         _refuse("--to hub", to == "hub", licence=licence, source_licences=source_licences or None)

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from mapo.errors import MapoError
+from mapo.files import own_place
 from mapo.models.checkpoints import best_step
 from mapo.models.loras.layers import Layer, fuse
 from mapo.models.loras.sources import Lora, without_named
@@ -29,7 +30,9 @@ from mapo.worlds import MODELS
 
 MOST_TOKENS = "max_sequence_length"
 SAMPLING = "sampling.json"  # ours: how a model is best sampled, and of how many tokens of T5 it is told
-DISTILLED = re.compile(r"(?i)(?<![a-z])(turbo|schnell|lightning|hyper|lcm|klein|dmd2?|flash|distill(ed)?)(?![a-z])")
+DISTILLED = re.compile(
+    r"(?i)(?<![a-z])(?<!de[-_. ])(turbo|schnell|lightning|hyper|lcm|klein|dmd2?|flash|distill(ed)?)(?![a-z])"
+)
 AT_STEP = re.compile(r"(?P<run>.+)@(?P<step>\d+|best)")  # a checkpoint of a run
 LONG_PROMPTS = ("cut", "chunk")  # what becomes of prompts that are longer than the text encoders read
 
@@ -92,7 +95,7 @@ class ModelFiles:
     @property
     def stable_name(self) -> str:
         """The name to write into files: a hub id and ``mini`` as they are, a folder or file as an absolute path."""
-        return str(Path(self.name).resolve()) if self.is_local else self.name
+        return str(own_place(Path(self.name))) if self.is_local else self.name
 
     @property
     def is_local(self) -> bool:
@@ -245,7 +248,8 @@ class ModelFiles:
     def check_weights(self, part: str) -> None:
         """MapoError where the weights of a part are not whole, as far as their names and heads tell."""
         if not self._elsewhere(part):  # else that was checked when it was found
-            check_weights(*self.place(part))
+            base, part = self.place(part)
+            check_weights(base, part, self.variant if base == self.base else None)
 
     def fingerprint(self, parts: Sequence[str]) -> str:
         """A hash of the base's ``parts``: see :func:`fingerprint`."""

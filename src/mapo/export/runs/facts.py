@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mapo.errors import MapoError
+from mapo.files import own_place
 from mapo.models import Opened
 from mapo.models.files import at_step, is_there
 from mapo.models.sources.steps import checkpoint_of
@@ -99,7 +100,7 @@ def _below(name: str) -> tuple[str, list[Mapping[str, Any]]]:
         seen.add(name)
         loras = [*(about.get("loras") or ()), *loras]
         folder = found[0] if (found := at_step(name)) else Path(name)
-        near = str((folder / str(about.get("base_from_here", ""))).resolve())  # where both were moved together
+        near = str(own_place(folder / str(about.get("base_from_here", ""))))  # where both were moved together
         name = near if about.get("base_from_here") and is_there(near) else str(about["base"])
     return name, loras
 

@@ -27,6 +27,8 @@ def write_diffusers(opened: Opened, folder: Path, precision: str = "float32") ->
     """
     import torch
 
+    from mapo.models.parts.weights import quietly
+
     if precision not in PRECISIONS:
         raise MapoError(f"--precision is {precision!r}. {suggest(precision, PRECISIONS)}")
     dtype = getattr(torch, precision)
@@ -35,7 +37,8 @@ def write_diffusers(opened: Opened, folder: Path, precision: str = "float32") ->
     with progress.bar(total=len(parts), desc="export diffusers", unit="part") as bar:
         for name, part in parts.items():
             if isinstance(part, torch.nn.Module) and dtype != torch.float32:
-                part.to(dtype)
+                with quietly():
+                    part.to(dtype)
                 _check_finite(part, name, precision)
             part.save_pretrained(folder / name)
             if type(part).__name__ in CLIP_ENCODERS:

@@ -22,6 +22,7 @@ from mapo.export.runs.pipeline_folder import PRECISIONS, write_diffusers
 from mapo.files import prepare_out, replacing, sweep
 from mapo.models import Opened, find_model, open_model
 from mapo.models.loras.sources import LORA_FILE
+from mapo.models.parts.header import PICKLES
 from mapo.sample.sample import default_sampling
 from mapo.shards import owned, refuse_existing
 
@@ -165,6 +166,8 @@ def _write(
     alone = out.suffix == SUFFIX
     if alone and not form.file:
         raise MapoError(f"--out {out} ends in {SUFFIX}, but --to {what.form} writes a folder. Choose another --out.")
+    if form.file and out.suffix.lower() in PICKLES:
+        raise MapoError(f"--out {out} ends in {out.suffix}, but files are written as {SUFFIX}. Choose another --out.")
     refuse_existing(out)
     evaluation = read_evaluation(asked.scores, [opened.files.stable_name, name])
     sampling = default_sampling(opened.files)

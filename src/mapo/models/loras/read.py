@@ -254,6 +254,8 @@ def _numbers(path: Path, name: str, tensors: Tensors, kind: Kind) -> Tensor:
     found = tensors.get(name)
     if not found.is_floating_point():
         raise MapoError(f"{path} holds {name} in whole numbers ({found.dtype}), as no LoRA has them. {kind.remedy}")
+    if found.element_size() == 1:  # 8 bits, in which nothing can be computed
+        found = found.float()
     if not found.is_meta and not is_finite(found):
         raise MapoError(f"{path} is damaged: {name} has numbers that are not finite. {kind.remedy}")
     return found

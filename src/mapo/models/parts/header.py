@@ -61,7 +61,7 @@ def read_header(path: Path, remedy: str = AGAIN) -> Header:
                 raise MapoError(f"{path} is cut off: it has only {size:,} bytes. {remedy}")
             file.seek(8)
             head = json.loads(file.read(length))
-        metadata = head.pop("__metadata__", {})
+        metadata = {str(key): str(value) for key, value in (head.pop("__metadata__", None) or {}).items()}
         tensors = {name: _held(entry, 8 + length) for name, entry in head.items()}
     except OSError as error:
         raise MapoError(f"{path} cannot be read ({error.strerror or error}). {remedy}") from None
@@ -70,7 +70,7 @@ def read_header(path: Path, remedy: str = AGAIN) -> Header:
     whole = max((held.end for held in tensors.values()), default=8 + length)
     if whole > size:
         raise MapoError(f"{path} is cut off: it has {size:,} of {whole:,} bytes. {remedy}")
-    return Header(path, tensors, {str(k): str(v) for k, v in dict(metadata).items()})
+    return Header(path, tensors, metadata)
 
 
 def _held(entry: Mapping[str, Any], start: int) -> Held:

@@ -34,6 +34,11 @@ def variant_of(folder: Path) -> str | None:
     return "fp16" if "fp16" in found else min(v for v in found if v)
 
 
+def variant_read(folder: Path, asked: str | None = None) -> str | None:
+    """The variant that is loaded of a part's weights: the one that is ``asked`` for, where the part has it."""
+    return asked if asked and any(folder.glob(f"*.{asked}*.safetensors")) else variant_of(folder)
+
+
 def variants(base: Path, parts: tuple[str, ...]) -> dict[str, str]:
     """The parts of which there is only a variant, with its name."""
     return {part: variant for part in parts if (variant := variant_of(base / part))}
@@ -57,9 +62,7 @@ def load_part(kind: Any, base: Path, part: str, dtype: Any = torch.float32, vari
     Where the part has no such ``variant`` of them, it is the usual one.
     """
     refuse_pickles(base, part)
-    if variant is None or not any((base / part).glob(f"*.{variant}*.safetensors")):
-        variant = variant_of(base / part)
-    how = {"dtype": dtype, "use_safetensors": True, "variant": variant}
+    how = {"dtype": dtype, "use_safetensors": True, "variant": variant_read(base / part, variant)}
     try:
         with quietly():
             network, report = kind.from_pretrained(base, subfolder=part, output_loading_info=True, **how)
@@ -82,12 +85,14 @@ def outline_of(kind: Any, config: str) -> Any:
         return kind.from_config(values) if hasattr(kind, "from_config") else kind(kind.config_class(**values))
 
 
-def check_weights(base: Path, part: str) -> None:
+def check_weights(base: Path, part: str, variant: str | None = None) -> None:
     """MapoError where files of a part's weights lack or are cut off. Only their heads are read."""
     refuse_pickles(base, part)
+    variant = variant_read(base / part, variant)
+    index_name = f"*.safetensors.index.{variant}.json" if variant else "*.safetensors.index.json"
     files = [file for file in sorted((base / part).glob("*.safetensors")) if WEIGHTS.fullmatch(file.name)]
     try:
-        for index in (base / part).glob("*.safetensors.index.json"):
+        for index in (base / part).glob(index_name):
             named = sorted(set(parse_json(index.read_text("utf-8"))["weight_map"].values()))
             if absent := [name for name in named if not (base / part / name).exists()]:
                 raise MapoError(

@@ -53,6 +53,8 @@ def refuse_what_is_no_model(header: Header) -> None:
         raise MapoError(f"{path} is an embedding (textual inversion), not a model.")
     if header.any("control_model.", "controlnet_", "input_hint_block.") or header.any_with("controlnet_cond_embedding"):
         raise MapoError(f"{path} is a ControlNet, not a model. Give --model the model that it belongs to.")
+    if header.any_with("motion_modules.") and not header.any(INSIDE):
+        raise MapoError(f"{path} is a motion module of AnimateDiff, not a model.")
     if header.any_with(*SCALED):
         raise MapoError(
             f"{path} holds scaled 8-bit weights. Read as they are they would be wrong, and they cannot be trained. "
@@ -78,6 +80,11 @@ def table_of(header: Header) -> str:
         raise MapoError(
             f"{path} holds only a denoiser, by diffusers' names. Put it into the folder of its pipeline, as unet/ or "
             "transformer/diffusion_pytorch_model.safetensors, and give that folder."
+        )
+    if header.any("model_ema.diffusion_model"):
+        raise MapoError(
+            f"{path} holds its denoiser only as the running mean of a training (model_ema). Take the file for drawing, "
+            "which has it by its usual names."
         )
     if is_vae(header) and header.any("cond_stage_model.", "conditioner.", "text_encoders."):
         raise MapoError(f"{path} has a VAE and a text encoder but no denoiser. Take a file that holds every part.")
@@ -143,6 +150,8 @@ def _unet(header: Header, begin: str) -> str:
             f"{path} is an EDM model (edm_vpred, as CosXL): it is told the logarithm of the noise, where SDXL is told "
             "a step. Training knows models with SDXL's own noise."
         )
+    if told in (1536, 2048):
+        raise MapoError(f"{path} is Stable Diffusion 2.1 unCLIP, which is told a picture. Give one that is told text.")
     if told:
         if told != 2816:
             raise MapoError(f"{path} is an SDXL of an unknown kind (label_emb takes {told} numbers). {FOLDER}")

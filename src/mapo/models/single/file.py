@@ -19,6 +19,7 @@ import torch
 from safetensors import safe_open
 
 from mapo.errors import MapoError, count, is_out_of_memory
+from mapo.files import own_place
 from mapo.models.names.original import Original
 from mapo.models.parts.config import CONFIGS, read_config
 from mapo.models.parts.header import Header, read_header
@@ -79,7 +80,7 @@ def open_single(path: Path, prediction: str | None = None, other_vae: bool = Fal
     """
     beside = beside_of(path)
     marks = tuple(_mark(p) for p in (path, *sorted(beside.rglob("*.json"))))
-    return _open(path.resolve(), marks, prediction, other_vae)
+    return _open(own_place(path), marks, prediction, other_vae)
 
 
 def beside_of(path: Path) -> Path:
@@ -184,8 +185,8 @@ def check_tensors(header: Header, title: str, entries: Mapping[str, Original], i
             )
     if lacking := sorted(name for name in entries if name not in header.tensors):
         raise MapoError(
-            f"{header.path} is not whole: it is {title}, but lacks {count(len(lacking), 'tensor')}, such as "
-            f"{lacking[0]}. Download it again."
+            f"{header.path} is not a file of {title}: it lacks {count(len(lacking), 'tensor')}, such as {lacking[0]}. "
+            f"It is not cut off, so it is of another kind, such as a smaller model (SSD-1B …), or a bad copy. {instead}"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}  # as --prediction and
 SPOKEN = {"epsilon": "epsilon", "eps": "epsilon", "v": "v", "v_prediction": "v", "v-prediction": "v"}
 ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 V_OF_SD2 = 0.09  # ComfyUI's limit of the standard deviation of this tensor; models that predict v are above it
+CALLED_V = re.compile(r"(?i)(?<![a-z])v[-_ ]?pred(iction)?(?![a-z])")  # merges often lose the marks, but not the word
 BIAS_OF_SD2 = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
 
 
@@ -37,7 +39,7 @@ def prediction_of(
     """By marks in a file, unless it is ``asked`` for ("epsilon" or "v").
 
     ``telling`` names a tensor of Stable Diffusion 2 whose spread tells; ``beside`` is what a scheduler's file says.
-    MapoError where the marks contradict each other.
+    MapoError where the marks contradict each other, or only the file's name says v.
     """
     metadata = header.metadata
     zero = "ztsnr" in header.tensors or metadata.get("ss_zero_terminal_snr", "").lower() == "true"
@@ -55,6 +57,11 @@ def prediction_of(
         raise MapoError(
             f"{header.path} contradicts itself about what the model predicts: {each}. Say it with --prediction epsilon "
             "or --prediction v."
+        )
+    if not marks and (word := CALLED_V.search(header.path.stem)):
+        raise MapoError(
+            f"{header.path} has the word {word[0]!r} in its name, but no mark of what it predicts. Say it with "
+            "--prediction v or --prediction epsilon."
         )
     name = next(iter(marks.values()), "epsilon")
     if zero and name == "epsilon":

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mapo.errors import MapoError, suggest
-from mapo.files import inside
+from mapo.files import inside, own_place
 from mapo.models.checkpoints import checkpoints, runs_inside
 from mapo.models.files import LONG_PROMPTS, ModelFiles, at_step, is_there
 from mapo.models.loras.sources import LORA_FILE, Lora
@@ -165,7 +165,7 @@ def _find_base(name: str, path: Path, run: Mapping[str, Any], weights: bool) -> 
     """What a run stands on: where it lies from here, if that is still the same, else where it lay."""
     base, from_here = run["base"], run.get("base_from_here")
     told: dict[str, Any] = {key: run.get(key) for key in ("clip_skip", "vae", "prediction", "long_prompts")}
-    near = (path / from_here).resolve() if isinstance(from_here, str) else path.resolve()
+    near = own_place(path / from_here) if isinstance(from_here, str) else path.resolve()
     if is_there(str(near)) and near != path.resolve():
         with contextlib.suppress(MapoError, RecursionError):  # it is another one that has its name now
             found = find_model(str(near), weights, **told)

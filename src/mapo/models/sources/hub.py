@@ -41,10 +41,16 @@ def fetch_model(name: HubName, weights: bool) -> Path:
         with quietly():
             if weights:
                 how = {"revision": name.revision, "variant": name.variant}
-                return Path(DiffusionPipeline.download(name.id, use_safetensors=True, **how))
-            return Path(snapshot_download(name.id, revision=name.revision, allow_patterns=list(SMALL)))
+                folder = Path(DiffusionPipeline.download(name.id, use_safetensors=True, **how))
+            else:
+                folder = Path(snapshot_download(name.id, revision=name.revision, allow_patterns=list(SMALL)))
     except Exception as error:
         raise not_fetched("--model", name, error) from None
+    if weights and name.variant and not any(folder.glob(f"*/*.{name.variant}*.safetensors")):
+        raise MapoError(
+            f"--model: no part of {name.id} in {folder} has weights in the variant {name.variant}. Leave it out."
+        )
+    return folder
 
 
 def fetch_vae(name: HubName, weights: bool) -> Path:

@@ -20,7 +20,16 @@ from mapo.models.single.layout import VAE_ALONE, Places, placed
 from mapo.models.sources.hub import fetch_vae, hub_name
 from mapo.worlds import MODELS
 
+EARLIER = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}  # in diffusers before 0.15
+
+
+def _earlier(path: str) -> Place:
+    new = next((name for name in EARLIER if path.endswith(f".attentions.0.{name}")), "")
+    return Place(path.removesuffix(new) + EARLIER.get(new, ""))
+
+
 BY_OUR_NAMES: Places = (("", lambda config: Place), ("vae.", lambda config: Place))
+BY_EARLIER_NAMES: Places = (("", lambda config: _earlier), ("vae.", lambda config: _earlier))
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,8 @@ def find_vae(name: str, model: str, own: Mapping[str, Any], weights: bool = True
 
 def _in_file(path: Path, model: str, own: Mapping[str, Any]) -> OtherVae:
     header = read_header(path)
-    places = BY_OUR_NAMES if header.any_with("coder.mid_block.") else VAE_ALONE
+    is_ours, is_earlier = (header.any_with(f"coder.mid_block.{word}") for word in ("", "attentions.0.query."))
+    places = BY_EARLIER_NAMES if is_earlier else BY_OUR_NAMES if is_ours else VAE_ALONE
     entries = placed(places, ("diffusers", "AutoencoderKL"), own, header.tensors.keys())
     if not entries:
         raise MapoError(f"--vae: {path} holds no VAE. Give the file of a VAE, a whole model, or a folder.")
