@@ -36,6 +36,10 @@ class Personalize(Asked):
         "StableDiffusionPipeline": "sd15-personalize",
     }
     OWN_RECIPES = {"mini": "mini-personalize"}  # noqa: RUF012
+    OWN = {  # noqa: RUF012
+        **Asked.OWN, "adapter.token": "--token names it", "adapter.token_from": "--class names it",
+        "adapter.start": "each round goes on where the one before ended",
+    }  # fmt: skip
     bare = {"adapter": {"kind": "lora", "text_encoders": True}}  # noqa: RUF012
 
     token: str = ""
