@@ -217,6 +217,8 @@ def test_another_token_in_the_same_folder_and_a_model_that_has_learned_one_are_r
     assert "token was '<mine>' and is now '<other>'" in str(done.exception)
     done = ask(photos, tmp_path / "out", "--dry-run", "--model", made[0] / "round-1" / "run")
     assert "has learned <mine> already" in str(done.exception)
+    spaced = Personalize(photos, "mini", tmp_path / "out", token="<mine>", noun=" large\n star ")
+    assert spaced.words.noun == "large star"
 
 
 @needs_real("photos/dog")
