@@ -199,6 +199,10 @@ def test_what_will_be_made_again_is_said_before_and_a_finished_run_is_set_aside(
     (out / "pairs" / ".DS_Store").write_text("of another program")
     said = ask(pictures, out, "--dry-run")
     assert said.exit_code == 0 and "made again" not in said.stdout
+    assert f"as {out / 'run'} on this device measured" in " ".join(said.stdout.split())
+    assert f"as {out / 'run'} on this device measured" in " ".join(
+        ask(pictures, tmp_path / "new", "--dry-run").stdout.split()
+    )
     lines = (out / "captions.jsonl").read_text().splitlines()
     line = {**json.loads(lines[0]), "caption": "a pink heart on a white background"}
     (out / "captions.jsonl").write_text("\n".join([json.dumps(line), *lines[1:]]) + "\n")

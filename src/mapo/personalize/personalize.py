@@ -35,7 +35,9 @@ def preview(asked: Personalize) -> Preview:
     frames = frames_for(photos, asked.files, asked.resolution)
     model = {name: asked.of_run(1)[name] for name in ("model", "loras")}
     drawings = asked.per_picture * len(photos) + asked.prior
-    first, *plan = plan_lines(photos, frames, asked.round_settings(frames, 1), asked.recipe, model, hold_out=False)
+    first, *plan = plan_lines(
+        photos, frames, asked.round_settings(frames, 1), asked.recipe, model, asked.out, hold_out=False
+    )
     shown, each = 2 * len(SEEDS) * len(asked.shown()), ", each" if asked.rounds > 1 else ""
     prior = (
         f"{count(len(jobs), 'drawing')} of {some_of([prompt for prompt, _ in jobs])} by {asked.model}"

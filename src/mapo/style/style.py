@@ -62,7 +62,7 @@ def preview(asked: Style) -> Preview:
         f"screened   {screened}",
         f"pairs      {against}, in {count(len(set(frames)), 'frame')}",
         f"held out   {count(len(tenth), 'caption')} and {count(len(prompts), 'plain prompt')}",
-        *plan_lines(own, frames, asked.train_settings(frames), asked.recipe, asked.named()),
+        *plan_lines(own, frames, asked.train_settings(frames), asked.recipe, asked.named(), asked.out),
         f"pictures   {2 * len(SEEDS) * (len(tenth) + len(prompts))}, half before and half after the training",
         f"out        {asked.out}: {', '.join(asked.names())}",
     ]
