@@ -49,7 +49,7 @@ def by_hand(pictures: Path, out: Path) -> None:
     out.mkdir()
     captions, pairs, run = caption(pictures, out / "captions.jsonl"), out / "pairs", out / "run"
     if scorer := screener():
-        screen(pictures, captions, scorer, out / "screen.json")
+        screen(pictures, captions, scorer)
     build_against(pictures, "mini", pairs, captions=out / "captions.jsonl", drawn=out / "rejected")
     check(pairs, out / "check.html", model="mini")
     verb.plan({}, "mini-style", model="mini", pairs=str(pairs), cache=str(out / "cache"))
@@ -77,6 +77,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     from mapo.lab.mini.pictures import write_pictures
+    from mapo.style.screen import LOOKED_AT
 
     rounds: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -86,6 +87,7 @@ def main() -> None:
             order = list(WAYS) if number % 2 else list(WAYS)[::-1]
             took: dict[str, Any] = {}
             for name in order:
+                LOOKED_AT.clear()
                 began = time.perf_counter(), time.process_time()
                 WAYS[name](pictures, Path(temporary) / f"{name} {number}")
                 took[name] = {"wall": time.perf_counter() - began[0], "cpu": time.process_time() - began[1]}

@@ -2,6 +2,7 @@
 
 import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from click.testing import CliRunner
@@ -131,6 +132,26 @@ def test_pictures_of_several_sizes_share_the_largest_frame_that_enlarges_none(tm
     for one in group.pictures:
         picture = decode_picture(in_frame(one.path, group.frame))
         assert picture.tobytes() == crop(decode_picture(one.path.read_bytes()), group.frame)[0].tobytes()
+
+
+def test_png_files_of_one_size_are_kept_as_they_were_packed_without_their_texts(tmp_path):
+    with ThreadPoolExecutor(1) as pool:
+        for k in range(2):
+            comfy(tmp_path / "a" / f"{k}.png", noise(k, (16, 16)), "a red fox", k)
+        (group,) = read_groups(tmp_path / "a").groups
+        for one, png in zip(group.pictures, group.framed(pool, group.pictures), strict=True):
+            assert png in one.path.read_bytes().replace(chunk(one.path, b"tEXt"), b"")
+        comfy(tmp_path / "a" / "2.png", noise(2, (20, 16)), "a red fox", 2)
+        (group,) = read_groups(tmp_path / "a").groups
+        found = group.framed(pool, group.pictures)
+    assert found == [in_frame(one.path, group.frame) for one in group.pictures]
+
+
+def chunk(path, kind):
+    """The whole chunk of this kind in a PNG."""
+    data = path.read_bytes()
+    start = data.index(kind) - 4
+    return data[start : start + 12 + int.from_bytes(data[start : start + 4], "big")]
 
 
 def test_copies_count_once_and_a_picture_without_a_number_or_a_prompt_is_left_out(output, tmp_path, heard):

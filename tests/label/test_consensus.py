@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from data_fixtures import BLUE, GREEN, RED, make_picture
 from mapo.errors import MapoError
 from mapo.label.blind import of_pairs, pair_key
-from mapo.label.consensus import agreement, apply_votes, spoken, summarise, value_counts, verdict
+from mapo.label.consensus import agreement, apply_votes, exchanged, spoken, summarise, value_counts, verdict
 from mapo.label.votes import CHOICES, Vote, VoteLog, read_votes
 from mapo.pairs.pairs import PairSet, PairWriter, pair_id
 from mapo.texts import read_json
@@ -313,3 +313,12 @@ def test_nothing_is_written_where_nothing_can_be(folder: Path, tmp_path: Path) -
 
 def test_every_choice_of_the_page_is_understood() -> None:
     assert [v.vote for v in votes_of("chosen", "chosen", "tie", "bad", "skip")] == list(CHOICES)
+
+
+def test_what_is_said_of_either_picture_is_exchanged_also_by_names_of_one_side() -> None:
+    drawn = {"file": "a.png", "rejected_seed": 3, "rejected_model": "mini", "n": 1}
+    turned = {"rejected_file": "a.png", "chosen_seed": 3, "chosen_model": "mini", "n": 1}
+    assert exchanged(drawn) == turned and exchanged(turned) == drawn
+    beside = {"file": "a.png", "rejected_file": "b.png"}
+    assert exchanged(beside) == {"rejected_file": "a.png", "file": "b.png"}
+    assert exchanged({"file": "a.png", "chosen": {"file": "b.png"}}) == {"file": "a.png", "rejected": {"file": "b.png"}}

@@ -19,7 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 from data_fixtures import RED, encoded, make_picture, noise
 from mapo.files import sha256
 from mapo.pairs import PairWriter
-from mapo.pairs.pictures import Picture, check_picture, decode_picture, upright
+from mapo.pairs.pictures import Picture, bare_png, check_picture, decode_picture, upright
 
 
 def png(width: int, height: int, depth: int, colours: int, pixels: bytes, *more: tuple[bytes, bytes]) -> bytes:
@@ -256,6 +256,23 @@ def test_a_picture_with_much_zipped_text_is_read_and_its_bytes_are_kept(name: st
     assert decode_picture(data).tobytes() == noise().tobytes()
     found = check_picture(data)
     assert (found.sha256, found.data, found.conversions) == (sha256(data), data, ())
+
+
+def test_a_png_is_bared_of_all_but_its_pixels_and_what_reading_would_change_is_not() -> None:
+    texts, turned = PngInfo(), Image.Exif()
+    texts.add_text("parameters", "a red fox")
+    turned[0x0112] = 6
+    plain = encoded(noise(1, (40, 30)), "PNG", pnginfo=texts, icc_profile=b"profile") + b"behind the end"
+    bare = bare_png(plain)
+    assert bare is not None and np.array_equal(decode_picture(bare), decode_picture(plain))
+    assert Image.open(io.BytesIO(bare)).info == {} and bare.endswith(b"IEND\xaeB`\x82")
+    for other in (
+        encoded(noise(1, (40, 30)), "PNG", exif=turned),
+        encoded(noise(1, (40, 30)), "JPEG"),
+        *(encoded(noise(1, (40, 30)).convert(mode), "PNG") for mode in ("RGBA", "P", "L", "1")),
+        encoded(noise(1, (40, 30)), "PNG", transparency=(1, 2, 3)),
+    ):
+        assert bare_png(other) is None
 
 
 def test_the_limits_of_pillow_stay_as_they_are() -> None:

@@ -149,6 +149,13 @@ def test_what_would_be_done_is_said_and_nothing_is_written(photos, tmp_path):
     assert "5 photos, as “a photo of a <mine>” and the like" in said.stdout
     assert "3, each with 7 drawings by the model as it then is, in 1 frame" in said.stdout
     assert "It fits." in said.stdout and not any(tmp_path.iterdir())
+    assert "sft does not learn from the rejected drawings." in said.stdout
+    (tmp_path / "plain.txt").write_text("a red square on a white background\n")
+    plain = ("--eval-prompts", tmp_path / "plain.txt", "--set", "objective.name=mapo")
+    said = ask(photos, tmp_path / "out", "--dry-run", *plain).stdout
+    assert "none has <mine> or {} in it, so nothing will show the subject" in said
+    assert "does not learn from" not in said
+    (tmp_path / "plain.txt").unlink()
     others = shutil.copytree(photos, tmp_path / "others")
     shutil.copy(photos.parent / "eval.txt", tmp_path)
     for name in ("0", "2"):
@@ -182,6 +189,7 @@ def test_what_cannot_be_learned_is_refused_in_a_sentence_before_anything_is_draw
         (photos, ("--rejected-per-photo", 0), "it must be at least 1"),
         (photos, ("--prior-prompts", prior), "has <mine> in it"),
         (photos, ("--model", "mini-flow"), "learns no token"),
+        (photos, ("--set", "adapter.token=<other>"), "--set adapter.token cannot be set here: --token names it"),
         (photos, ("--set", "adapter.kind=full"), "A token is learned beside a LoRA"),
     ):
         done = ask(folder, tmp_path / "out", "--yes", *more)
@@ -209,6 +217,8 @@ def test_another_token_in_the_same_folder_and_a_model_that_has_learned_one_are_r
     assert "token was '<mine>' and is now '<other>'" in str(done.exception)
     done = ask(photos, tmp_path / "out", "--dry-run", "--model", made[0] / "round-1" / "run")
     assert "has learned <mine> already" in str(done.exception)
+    spaced = Personalize(photos, "mini", tmp_path / "out", token="<mine>", noun=" large\n star ")
+    assert spaced.words.noun == "large star"
 
 
 @needs_real("photos/dog")

@@ -9,7 +9,8 @@ from mapo.captions.ledger import Caption
 from mapo.errors import MapoError
 from mapo.score.scorers import choice, load_scorer
 from mapo.style import screen
-from mapo.style.screen import refuse_minors, screener
+from mapo.style.screen import refuse_minors, screened_before, screener, screening
+from mapo.style.stages import Ledger
 
 SAID = {"a.png": "two cups", "b.png": "a girl with a kite"}
 
@@ -25,22 +26,30 @@ def captions(names=SAID):
     return [Caption(name, SAID[name]) for name in names]
 
 
-def test_the_scorers_numbers_are_kept_and_what_looks_unsafe_is_named(folder, monkeypatch, heard):
-    said = screen.screen(folder, captions(), "nsfw", folder / "screen.json")
-    assert said == "nsfw takes none of 2 pictures for unsafe" and heard() == ""
+def test_the_scorers_numbers_are_told_and_kept_and_no_picture_is_looked_at_twice(folder, tmp_path, monkeypatch):
+    ledger, out = Ledger(tmp_path / "out", {}), tmp_path / "out"
+    stage = screening(folder, "nsfw", out, captions, lambda: ["the pictures"])
+    assert screened_before([stage], ledger, folder, captions()) == ["nsfw takes none of 2 pictures for unsafe"]
     pictures = [noise(k, (64, 48)).convert("RGB") for k in range(2)]
     values = load_scorer("nsfw")(pictures, ["", ""])["nsfw"]
-    assert list(json.loads((folder / "screen.json").read_text())["pictures"].values()) == pytest.approx(values)
+    monkeypatch.setattr(screen, "load_scorer", None)  # which would fail
+    assert ledger.run(stage) == "nsfw takes none of 2 pictures for unsafe"
+    assert list(json.loads((out / "screen.json").read_text())["pictures"].values()) == pytest.approx(values)
+    screen.LOOKED_AT.clear()
+    assert screened_before([stage], ledger, folder, captions()) == ["nsfw takes none of 2 pictures for unsafe"]
+
+
+def test_what_looks_unsafe_is_named_before_and_refused_with_words_for_minors(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(screen, "UNSAFE", -1.0)
-    said = screen.screen(folder, captions(["a.png"]), "nsfw", folder / "screen.json")
+    stage = screening(folder, "nsfw", tmp_path / "out", captions, list)
+    said, warning = screened_before([stage], Ledger(tmp_path / "out", {}), folder, captions(["a.png"]))
     assert said.startswith("nsfw takes 1 of 1 picture for unsafe: a.png (0.0")
-    assert "1 picture looks unsafe to nsfw: a.png" in heard()
-    (folder / "screen.json").unlink()
+    assert "1 picture looks unsafe to nsfw: a.png" in warning and "leaves a picture out" in warning
     with pytest.raises(
         MapoError, match="nsfw takes pictures for unsafe, and 1 caption could mean minors: b.png .“girl”"
     ):
-        screen.screen(folder, captions(), "nsfw", folder / "screen.json")
-    assert not (folder / "screen.json").exists()
+        screened_before([stage], Ledger(tmp_path / "out", {}), folder, captions())
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_a_program_wrote_counts_as_the_caption_does_and_what_is_left_out_does_not(folder):

@@ -23,6 +23,33 @@ def stage(folder, name, source, *, fails=False, again=False):
 made = []
 
 
+def test_what_will_be_made_again_is_what_has_changed_or_is_gone_and_what_follows_from_it(folder):
+    def of(name, source, **more):
+        def do():
+            (folder / name).write_text((folder / source).read_text())
+
+        return Stage(name, "a file", (name,), lambda: [digest_of(folder / source)], do, **more)
+
+    foreseen = {"foreseen": lambda: [digest_of(folder / "a")], "follows": ("a",)}
+    nothing = Stage("nothing", "a report of nobody", ("report",), list, lambda: None)
+    stages = [of("a", "source.txt"), of("b", "a", follows=("a",)), of("shown", "a", **foreseen), nothing]
+
+    def stale():
+        return Ledger(folder, ASKED).stale(stages)
+
+    for one in stages:
+        Ledger(folder, ASKED).run(one)
+    assert stale() == []
+    (folder / "a").rename(folder / "kept")
+    assert stale() == ["a", "shown"]  # it comes back as it was, but what is foreseen counts
+    (folder / "kept").rename(folder / "a")
+    (folder / "source.txt").write_text("y")
+    assert stale() == ["a", "b"]
+    (folder / "source.txt").write_text("x")
+    (folder / "b").unlink()
+    assert stale() == ["b"]
+
+
 @pytest.fixture
 def folder(tmp_path):
     made.clear()

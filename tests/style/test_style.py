@@ -199,13 +199,47 @@ def test_what_will_be_made_again_is_said_before_and_a_finished_run_is_set_aside(
     (out / "pairs" / ".DS_Store").write_text("of another program")
     said = ask(pictures, out, "--dry-run")
     assert said.exit_code == 0 and "made again" not in said.stdout
+    assert f"as {out / 'run'} on this device measured" in " ".join(said.stdout.split())
+    assert f"as {out / 'run'} on this device measured" in " ".join(
+        ask(pictures, tmp_path / "new", "--dry-run").stdout.split()
+    )
     lines = (out / "captions.jsonl").read_text().splitlines()
     line = {**json.loads(lines[0]), "caption": "a pink heart on a white background"}
     (out / "captions.jsonl").write_text("\n".join([json.dumps(line), *lines[1:]]) + "\n")
     said = ask(pictures, out, "--dry-run")
-    assert "made again screen, pairs, check, mismatch, run, before, after" in said.stdout
+    assert "made again screen, pairs, check, mismatch, run, after, copies, lora, report: " in said.stdout
     assert ask(pictures, out, "--yes").exit_code == 0
     assert Run(out / "run-2").finished_steps() == 2 and Run(out / "run").finished_steps() == 2
+
+
+def test_what_a_setting_says_of_the_model_holds_for_its_drawings_too(made, pictures, tmp_path):
+    settings = {"prediction": "v", "train": {"steps": 2, "pairs_per_step": 2}}
+    asked = Style(pictures, "mini", tmp_path / "out", settings=settings, sampling={"steps": 1})
+    assert asked.config([]).prediction == asked.files.prediction == "v"
+    work.write_captions(asked)
+    work.make_pairs(asked)
+    drawn = {row.prompt: row.sha256 for sub in (made[0] / "rejected").iterdir() for row in read_images(sub)}
+    assert all(pair.rejected != drawn[pair.prompt] for pair in PairSet(asked.pairs))
+    assert "prediction=v" in asked.drawn_by()
+
+
+def test_a_new_picture_a_changed_text_and_a_set_that_is_gone_are_foreseen(made, pictures, tmp_path):
+    out = copy_of(made, tmp_path)
+    shutil.rmtree(out / "pairs")
+    assert "made again pairs: gone, or " in ask(pictures, out, "--dry-run").stdout
+    own = shutil.copytree(pictures.parent, tmp_path / "own") / "pictures"
+    stages = json.loads((made[0] / "stages.json").read_text())
+    stages["asked"]["pictures"] = str(own.resolve())
+    out = shutil.copytree(made[0], tmp_path / "other")
+    (out / "stages.json").write_text(json.dumps(stages))
+    assert "made again" not in ask(own, out, "--dry-run").stdout
+    text = (own / "0.txt").read_text()
+    (own / "0.txt").write_text("a pink heart on a white background")
+    assert "made again screen, pairs, " in ask(own, out, "--dry-run").stdout
+    (own / "0.txt").write_text(text)
+    noise(3, (48, 48)).save(own / "new.png")
+    (own / "new.txt").write_text("a pink heart on a white background")
+    assert "made again screen, pairs, " in ask(own, out, "--dry-run").stdout
 
 
 def test_a_picture_that_is_gone_is_left_out_and_a_killed_stage_goes_on(made, pictures, tmp_path):
@@ -233,6 +267,8 @@ def test_what_can_only_fail_is_refused_before_the_work(pictures, tmp_path):
         (("--judge", "nobody:cartoon", "--rejected-per-picture", 2), "There is no scorer 'nobody'"),
         (("--scorer", "guards"), "know no better or worse"),
         (("--set", "train.steps=3"), "--steps and --set train.steps say the same"),
+        (("--set", "model=other"), "--set model cannot be set here: --model names it"),
+        (("--set", "cache=other"), "--set cache cannot be set here: it lies in --out"),
         (("--recipe", "nothing"), "There is no recipe 'nothing'"),
         (("--rejected", pictures), "is the folder of the chosen pictures"),
         (("--rejected", tmp_path, "--judge", "mini-search:cartoon"), "--judge is for drawings"),
@@ -251,6 +287,8 @@ def test_what_can_only_fail_is_refused_before_the_work(pictures, tmp_path):
     assert isinstance(done.exception, MapoError) and "whose pictures are read" in str(done.exception)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
+    done = ask(pictures, tmp_path / "mine" / "letter.txt", "--dry-run")
+    assert isinstance(done.exception, MapoError) and "letter.txt is a file. Name a folder" in str(done.exception)
     done = ask(pictures, tmp_path / "mine", "--dry-run")
     assert isinstance(done.exception, MapoError) and "was not made by this command" in str(done.exception)
     good = ask(pictures, tmp_path / "out", "--dry-run", "--judge", "mini-search:cartoon", "--rejected-per-picture", 2)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mapo.encode.frame import Frame, crop
 from mapo.errors import MapoError
-from mapo.pairs.pictures import decode_picture
+from mapo.pairs.pictures import bare_png, decode_picture
 from mapo.sample.folder import png_bytes
 
 
@@ -17,3 +17,11 @@ def in_frame(path: Path, frame: Frame) -> bytes:
     except (OSError, ValueError) as error:
         raise MapoError(f"The picture {path} cannot be used: {error}. Mend it, or leave it out.") from None
     return png_bytes(crop(picture, frame)[0])
+
+
+def as_it_is(path: Path) -> bytes | None:
+    """The pixels of a PNG as they lie in its file, without anything else; None for a file that has to be read."""
+    try:
+        return bare_png(path.read_bytes())
+    except OSError:
+        return None

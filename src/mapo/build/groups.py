@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mapo.build import minors
-from mapo.build.framed import in_frame
+from mapo.build.framed import as_it_is, in_frame
 from mapo.captions.beside import named, some
 from mapo.captions.fit import look
 from mapo.captions.folder import METADATA, look_in, of_file
@@ -72,7 +72,18 @@ class Group:
 
     def framed(self, pool: ThreadPoolExecutor, some: Sequence[Candidate]) -> list[bytes]:
         """Some of its pictures in the frame."""
+        found = list(pool.map(lambda one: as_it_is(one.path), some)) if self.needs_no_change else []
+        if None not in found and found:
+            return [one for one in found if one is not None]
         return list(pool.map(lambda one: in_frame(one.path, self.frame), some))
+
+    @cached_property
+    def needs_no_change(self) -> bool:
+        """Whether all its pictures are PNG files of the frame. Only then are files left as they are: how one was packed
+        shall not tell it from those that were cut."""
+        sizes = {(one.width, one.height) for one in self.pictures}
+        whole = sizes == {(self.frame.width, self.frame.height)}
+        return whole and all(as_it_is(one.path) is not None for one in self.pictures)
 
 
 @dataclass(frozen=True)

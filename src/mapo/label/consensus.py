@@ -199,19 +199,29 @@ def _relabelled(
     if found.better == row["rejected"]:
         counts["swapped"] += row["preference"] != TIE  # of a tie nobody had said which is better
         new["chosen"], new["rejected"] = row["rejected"], row["chosen"]
-        meta = _swapped(meta)
+        meta = exchanged(meta)
     meta["label"] = {"votes": found.votes, "both_bad": found.bad, "id_before": row["id"]}
     new["id"] = pair_id(row["prompt"], new["chosen"], new["rejected"])
     new["preference"], new["weight"] = found.preference, float(found.votes)
     return {**new, "meta": json.dumps(meta, ensure_ascii=False)}
 
 
-def _swapped(meta: Any) -> Any:
+def exchanged(meta: Any) -> Any:
     """``meta`` with what is said of the chosen and the rejected picture exchanged, however deep it lies."""
     if not isinstance(meta, dict):
         return meta
-    names = {"chosen": "rejected", "rejected": "chosen"}
-    return {names.get(key, key): _swapped(value) for key, value in meta.items()}
+    own = "file" if any(key.startswith("rejected_") for key in meta) else None  # the chosen picture's, beside those
+    return {_other(key, own): exchanged(value) for key, value in meta.items()}
+
+
+def _other(key: str, own: str | None) -> str:
+    """The name by which the same is said of the other picture; ``own`` is such a name, too."""
+    if key == own:
+        return "rejected_file"
+    side, line, rest = key.partition("_")
+    if side == "rejected" and rest == own:
+        return rest
+    return {"chosen": "rejected", "rejected": "chosen"}.get(side, side) + line + rest
 
 
 def _provenance(votes: Sequence[Vote], counts: Mapping[str, int]) -> dict[str, Any]:

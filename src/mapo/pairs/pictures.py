@@ -42,6 +42,7 @@ PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # that a PNG can hold
 PNG, CHUNK_FRAME = b"\x89PNG\r\n\x1a\n", 12  # a chunk is its length, kind, body and checksum
 TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 TEXTS_THAT_TURN = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
+PIXELS, MAY_CHANGE = (b"IHDR", b"IDAT", b"IEND"), (b"eXIf", b"tRNS", b"acTL")  # chunks
 CLEAR = ("RGBA", "RGBa", "LA", "PA")
 
 
@@ -167,6 +168,23 @@ def _without_texts(data: bytes) -> bytes:
         end = place + CHUNK_FRAME + int.from_bytes(data[place : place + 4], "big")
         kind, body = data[place + 4 : place + 8], data[place + 8 : place + 40]
         if kind not in TEXTS or body.startswith(TEXTS_THAT_TURN):
+            parts.append(data[place:end])
+        place = end
+    return b"".join(parts)
+
+
+def bare_png(data: bytes) -> bytes | None:
+    """A PNG of colours with 8 bits, without all but its pixels; None for a picture that reading would change."""
+    if data[: len(PNG)] != PNG or data[24:26] != b"\x08\x02":  # bits, and no palette or alpha
+        return None
+    parts, place = [PNG], len(PNG)
+    kind = b""
+    while place < len(data) and kind != b"IEND":
+        end = place + CHUNK_FRAME + int.from_bytes(data[place : place + 4], "big")
+        kind, body = data[place + 4 : place + 8], data[place + 8 : place + 40]
+        if kind in MAY_CHANGE or (kind in TEXTS and body.startswith(TEXTS_THAT_TURN)):
+            return None
+        if kind in PIXELS:
             parts.append(data[place:end])
         place = end
     return b"".join(parts)

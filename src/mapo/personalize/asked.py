@@ -36,6 +36,10 @@ class Personalize(Asked):
         "StableDiffusionPipeline": "sd15-personalize",
     }
     OWN_RECIPES = {"mini": "mini-personalize"}  # noqa: RUF012
+    OWN = {  # noqa: RUF012
+        **Asked.OWN, "adapter.token": "--token names it", "adapter.token_from": "--class names it",
+        "adapter.start": "each round goes on where the one before ended",
+    }  # fmt: skip
     bare = {"adapter": {"kind": "lora", "text_encoders": True}}  # noqa: RUF012
 
     token: str = ""
@@ -55,7 +59,7 @@ class Personalize(Asked):
             raise MapoError(f"--prior is {self.prior}; it must not be negative. 0 draws none.")
         if not self.is_lora:
             raise MapoError("A token is learned beside a LoRA: leave adapter.kind as it is (lora).")
-        self.words = Words(self.token, self.noun.strip(), read_templates(self.templates))
+        self.words = Words(self.token, " ".join(self.noun.split()), read_templates(self.templates))
         if self.about_safety and names_minor(self.words.noun):
             raise MapoError(f"--class {self.words.noun}: {self.about_safety}, and this word could mean minors.")
         _check_token(self)

@@ -15,9 +15,9 @@ from mapo.personalize.rounds import stages
 from mapo.personalize.words import some_of
 from mapo.style.asked import Left, Preview
 from mapo.style.planned import plan_lines
-from mapo.style.screen import NOBODY, SCREENED, screener
+from mapo.style.screen import SCREENED, screened_before, screener
 from mapo.style.shown import SEEDS
-from mapo.style.stages import Ledger, run_all
+from mapo.style.stages import Ledger, run_all, told_again
 from mapo.style.training import begins_again
 from mapo.train.run.folder import Run
 
@@ -35,16 +35,21 @@ def preview(asked: Personalize) -> Preview:
     frames = frames_for(photos, asked.files, asked.resolution)
     model = {name: asked.of_run(1)[name] for name in ("model", "loras")}
     drawings = asked.per_picture * len(photos) + asked.prior
-    first, *plan = plan_lines(photos, frames, asked.round_settings(frames, 1), asked.recipe, model, hold_out=False)
+    first, *plan = plan_lines(
+        photos, frames, asked.round_settings(frames, 1), asked.recipe, model, asked.out, hold_out=False
+    )
     shown, each = 2 * len(SEEDS) * len(asked.shown()), ", each" if asked.rounds > 1 else ""
     prior = (
         f"{count(len(jobs), 'drawing')} of {some_of([prompt for prompt, _ in jobs])} by {asked.model}"
         if jobs
         else "none"
     )
+    kept = [one for one, _ in asked.kept(found.captions)]
+    every = stages(asked, None, lambda: kept)
+    screened, *unsafe = screened_before(every, ledger, asked.pictures, kept)
     lines = [
         f"captions   {count(len(photos), 'photo')}, as {some_of([one.caption for one in photos])}",
-        f"screened   by {screener() or f'nobody: {NOBODY}'}",
+        f"screened   {screened}",
         f"prior      {prior}",
         f"rounds     {asked.rounds}{each} with {count(drawings, 'drawing')} by the model as it then is, in "
         f"{count(len(set(frames)), 'frame')}",
@@ -53,16 +58,34 @@ def preview(asked: Personalize) -> Preview:
         f"pictures   {shown}, half before and half after the training",
         f"out        {asked.out}: {', '.join(names(asked))}",
     ]
-    again = ledger.stale(stages(asked, None)) if asked.captions_file.is_file() else []
+    again = ledger.stale(every)
     if again:
-        lines.append(f"made again {', '.join(again)}, as what they are made from has changed")
+        lines.append(told_again(again))
     if said := _begins_again(asked, frames, again):
         lines.append(said)
     silent = []
     if found.silent:
         lack = some(found.silent, "photo's own caption does", "photos' own captions do")
         silent = [f"{lack} not say {asked.words.noun}, so templates are used: {named(found.silent)}."]
-    return Preview(lines, [*silent, OWED])
+    return Preview(lines, [*silent, *unsafe, *_told_of_use(asked, frames), OWED])
+
+
+def _told_of_use(asked: Personalize, frames: Sequence[Frame]) -> list[str]:
+    """What is drawn and serves little: rejected pictures that are not learned from, prompts without the subject."""
+    from mapo.train.objectives.own import objective_named
+
+    said, config = [], asked.config(frames, 1)
+    if not (objective_named(config.objective.name).needs_rejected or config.train.measure_rejected):
+        said.append(
+            f"{config.objective.name} does not learn from the rejected drawings. Their number says how often a photo "
+            "is seen beside the prior, and another objective can take them up. --rejected-per-photo 1 draws the fewest."
+        )
+    if not any(asked.words.knows(prompt) for prompt in asked.shown()):
+        said.append(
+            f"--eval-prompts: none has {asked.token} or {{}} in it, so nothing will show the subject. Write one that "
+            "has."
+        )
+    return said
 
 
 def _begins_again(asked: Personalize, frames: Sequence[Frame], again: Sequence[str]) -> str:

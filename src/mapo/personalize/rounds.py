@@ -8,10 +8,11 @@ All pairs count alike.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mapo.build.against import Own, build_against
-from mapo.captions.ledger import write_ledger
+from mapo.captions.ledger import Caption, write_ledger
 from mapo.errors import count
 from mapo.files import sha256
 from mapo.personalize.asked import Personalize
@@ -20,16 +21,17 @@ from mapo.sample.folder import read_images
 from mapo.style import copies
 from mapo.style.asked import are_wide
 from mapo.style.screen import screener, screening
-from mapo.style.shown import SCORES, SEEDS, compare, compared_from, frames_in, leave, untrained, write_copies
+from mapo.style.shown import SCORES, SEEDS, compare, compared_from, frames_in, leave, others, untrained, write_copies
 from mapo.style.stages import Stage, digest_of
 from mapo.style.training import go_on
 from mapo.train.run.folder import Run
 
 
-def stages(asked: Personalize, hands: Any) -> list[Stage]:
-    """All stages in their order."""
+def stages(asked: Personalize, hands: Any, captions: Callable[[], list[Caption]] | None = None) -> list[Stage]:
+    """All stages; ``captions`` is what will be in the file of captions, where that is not written yet."""
+    now = captions or asked.captions_now
 
-    def captions() -> str:
+    def write_captions() -> str:
         found = asked.found()
         write_ledger(asked.captions_file, [*found.captions, *found.gone])
         of_templates = sum(one.source == TEMPLATE for one in found.captions)
@@ -37,19 +39,19 @@ def stages(asked: Personalize, hands: Any) -> list[Stage]:
 
     prior = Stage(
         "prior", f"{asked.model} draws what is to stay", ("prior",),
-        lambda: [*asked.drawn_by(), str(asked.resolution), *map(str, asked.prior_jobs(asked.captions_now()))],
+        lambda: [*asked.drawn_by(), str(asked.resolution), *map(str, asked.prior_jobs(now()))],
         lambda: _draw_prior(asked),
     )  # fmt: skip
-    rounds = [stage for number in range(1, asked.rounds + 1) for stage in _round(asked, number, hands)]
-    first = [Stage("captions", "what each photo shows", ("captions.jsonl",), lambda: [], captions, again=True)]
+    rounds = [stage for number in range(1, asked.rounds + 1) for stage in _round(asked, number, hands, now)]
+    first = [Stage("captions", "what each photo shows", ("captions.jsonl",), lambda: [], write_captions, again=True)]
     if scorer := screener():
-        first.append(screening(asked.pictures, scorer, asked.out, lambda: asked.captions_now(), lambda: _seen(asked)))
-    return [*first, *([prior] if asked.prior else []), *rounds, *_result(asked)]
+        first.append(screening(asked.pictures, scorer, asked.out, now, lambda: _seen(asked, now())))
+    return [*first, *([prior] if asked.prior else []), *rounds, *_result(asked, now)]
 
 
-def _seen(asked: Personalize) -> list[str]:
+def _seen(asked: Personalize, captions: Sequence[Caption]) -> list[str]:
     """The photos and captions that are kept, as they are now."""
-    photos = asked.photos(asked.captions_now(), 1)
+    photos = asked.photos(captions, 1)
     return [f"{one.name} {one.caption} {sha256(one.path.read_bytes())}" for one in photos]
 
 
@@ -74,7 +76,7 @@ def _prior(asked: Personalize) -> list[Own]:
 # ------------------------------------------------------------------ a round
 
 
-def _round(asked: Personalize, number: int, hands: Any) -> list[Stage]:
+def _round(asked: Personalize, number: int, hands: Any, now: Callable[[], list[Caption]]) -> list[Stage]:
     from mapo.check import verb as check_verb
     from mapo.train import verb as train_verb
 
@@ -85,12 +87,14 @@ def _round(asked: Personalize, number: int, hands: Any) -> list[Stage]:
         shutil.rmtree(pairs, ignore_errors=True)  # of a command that was killed when all but this was done
         counts = build_against(
             [*asked.photos(asked.captions_now(), number), *_prior(asked)], model, pairs, place / "rejected",
-            per_picture=asked.per_picture, resolution=asked.resolution, hold_out=False, loras=loras, **asked.sampling,
+            per_picture=asked.per_picture, resolution=asked.resolution, hold_out=False, loras=loras,
+            **(asked.told if number == 1 else {}), **asked.sampling,
         )  # fmt: skip
         return f"{count(counts['pairs'], 'pair')} of {count(counts['pictures'], 'picture')}"
 
     def look() -> str:
-        numbers = check_verb.check(pairs, place / "check.html", model=asked.model, buckets=are_wide(frames_in(pairs)))
+        wide = are_wide(frames_in(pairs))
+        numbers = check_verb.check(pairs, place / "check.html", model=asked.model, buckets=wide, **asked.told)
         return str(numbers["verdict"])
 
     def train() -> str:
@@ -105,23 +109,26 @@ def _round(asked: Personalize, number: int, hands: Any) -> list[Stage]:
 
     def drawn() -> list[str]:
         prior = digest_of(asked.out / "prior" / "manifest.jsonl") if asked.prior else ""
-        return [*by(), str(asked.per_picture), str(asked.resolution), *_seen(asked), prior]
+        return [*by(), str(asked.per_picture), str(asked.resolution), *_seen(asked, now()), prior]
 
+    last = (f"{asked.round(number - 1).name} run",) if number > 1 else ()
     return [
         Stage(f"{name} rejected", "a folder for the drawings", (f"{name}/rejected",), by,
-              lambda: (place / "rejected").mkdir(parents=True, exist_ok=True), clears=(f"{name}/cache",)),
+              lambda: (place / "rejected").mkdir(parents=True, exist_ok=True), clears=(f"{name}/cache",),
+              follows=last),
         Stage(f"{name} pairs", f"{model} draws the captions", (f"{name}/pairs",), drawn, draw,
-              aside_if_changed=True),
-        Stage(f"{name} check", "what is wrong in the pairs", (f"{name}/check.html",), lambda: [digest_of(pairs)], look),
+              aside_if_changed=True, follows=("prior", *last)),
+        Stage(f"{name} check", "what is wrong in the pairs", (f"{name}/check.html",), lambda: [digest_of(pairs)], look,
+              follows=(f"{name} pairs",)),
         Stage(f"{name} run", "the training", (f"{name}/run",), lambda: [digest_of(pairs), *by()], train,
-              again=True, aside=True),
+              again=True, aside=True, follows=(f"{name} pairs", *last)),
     ]  # fmt: skip
 
 
 # ------------------------------------------------------------------ the result
 
 
-def _result(asked: Personalize) -> list[Stage]:
+def _result(asked: Personalize, now: Callable[[], list[Caption]]) -> list[Stage]:
     from mapo.sample import verb as sample_verb
 
     out, run = asked.out, asked.round(asked.rounds) / "run"
@@ -129,6 +136,12 @@ def _result(asked: Personalize) -> list[Stage]:
     def shown() -> list[str]:
         sets = [asked.round(number) / "pairs" for number in range(1, asked.rounds + 1)]
         return untrained(asked.shown(), *(pairs for pairs in sets if pairs.is_dir()))
+
+    def foreseen() -> list[str]:
+        told = now()
+        return others(
+            asked.shown(), [*(one.caption for one in told), *(prompt for prompt, _ in asked.prior_jobs(told))]
+        )
 
     def sample(model: str, folder: str, **more: Any) -> None:
         sample_verb.sample(model, shown(), list(SEEDS), out / folder, **asked.sampling, **more)
@@ -146,18 +159,23 @@ def _result(asked: Personalize) -> list[Stage]:
     def left(name: str, form: str) -> Stage:
         file = f"{name}.safetensors"
         return Stage(name, "a file for other programs", (file,), weights,
-                     lambda: leave(run, form, out / file))  # fmt: skip
+                     lambda: leave(run, form, out / file), follows=last)  # fmt: skip
 
-    by = asked.drawn_by()
+    by, last = asked.drawn_by(), (f"{asked.round(asked.rounds).name} run",)
+    every = tuple(f"{asked.round(number).name} pairs" for number in range(1, asked.rounds + 1))
     return [
         Stage("before", "pictures of the model as it was", ("before",), lambda: [*by, *shown()],
-              lambda: sample(asked.model, "before", loras=asked.loras)),
+              lambda: sample(asked.model, "before", loras=asked.loras, **asked.told),
+              follows=every, foreseen=lambda: [*by, *foreseen()]),
         Stage("after", "pictures of the trained model", ("after",), lambda: [*by, *shown(), *weights()],
-              lambda: sample(str(run), "after", grid=True, compare=[out / "before"])),
+              lambda: sample(str(run), "after", grid=True, compare=[out / "before"]),
+              follows=(*every, *last, "before")),
         Stage("copies", "whether the model draws copies", ("copies.json",),
-              lambda: [digest_of(out / "after" / "manifest.jsonl"), *_seen(asked)], look_for_copies),
+              lambda: [digest_of(out / "after" / "manifest.jsonl"), *_seen(asked, now())], look_for_copies,
+              follows=("after",)),
         left("lora", "kohya"),
         left("embedding", "embedding"),
         Stage("report", "both beside each other", ("report.html",),
-              lambda: compared_from(out, asked.scorer, asked.goal), report, clears=SCORES),
+              lambda: compared_from(out, asked.scorer, asked.goal), report, clears=SCORES,
+              follows=("before", "after")),
     ]  # fmt: skip

@@ -66,11 +66,15 @@ class Asked:
     """Pictures, a model, and a folder ``out`` for all stages.
 
     Who names no ``recipe`` gets the one in ``OWN_RECIPES`` for the model of that name, else the one in ``RECIPES`` for
-    its kind, else ``bare`` settings.
+    its kind, else ``bare`` settings. Settings in ``OWN`` are the command's, and none of ``settings``.
     """
 
     RECIPES: ClassVar[Mapping[str, str]] = {}
     OWN_RECIPES: ClassVar[Mapping[str, str]] = {}
+    OWN: ClassVar[Mapping[str, str]] = {
+        "model": "--model names it", "loras": "--lora names them", "pairs": "they lie in --out",
+        "cache": "it lies in --out",
+    }  # fmt: skip
     bare: ClassVar[Mapping[str, Any]] = {"adapter": {"kind": "lora"}}
 
     pictures: Path
@@ -97,12 +101,16 @@ class Asked:
             raise MapoError(f"--scorer: {NEUTRAL} alone know no better or worse. Name another scorer, or none.")
         if self.goal and not self.scorer:
             LOG.info(f"--goal {self.goal}: it has to be a metric of the scorers at hand; --scorer names others.")
-        self.files = find_model(self.model, loras=self.loras)
+        refuse_own(self.settings, self.OWN)
+        self.told = _told_of_model(self.settings)
+        self.files = find_model(self.model, loras=self.loras, **self.told)
         if self.recipe is None:
             self.recipe = self.OWN_RECIPES.get(self.model) or self._fitting_recipe()
         values = read_recipe(self.recipe) if self.recipe else merge({}, self.bare)
         values.pop("model", None)
         self.resolution: int | None = merge(values, self.settings).get("data", {}).get("resolution")
+        if (told := _told_of_model(values)) != self.told:
+            self.told, self.files = told, find_model(self.model, loras=self.loras, **told)
         self.is_lora = values.get("adapter", {}).get("kind", "full") == "lora"
 
     def _fitting_recipe(self) -> str | None:
@@ -162,7 +170,8 @@ class Asked:
 
     def drawn_by(self) -> list[str]:
         """What the drawings of the model come from, beside their prompts: its weights, and how it draws."""
-        return [self.files.revision(), *(f"{name}={value}" for name, value in sorted(self.sampling.items()))]
+        how = [*sorted(self.sampling.items()), *sorted(self.told.items())]
+        return [self.files.revision(), *(f"{name}={value}" for name, value in how)]
 
     def plain_prompts(self) -> list[str]:
         """Prompts that have nothing to do with the pictures."""
@@ -174,3 +183,21 @@ class Asked:
             except MapoError as error:
                 raise MapoError(str(error).replace("--prompts", "--eval-prompts", 1)) from None
         return (importlib.resources.files("mapo.style") / "prompts.txt").read_text("utf-8").splitlines()
+
+
+def _told_of_model(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What these settings of a training say of its model, as :func:`mapo.models.find_model` takes it."""
+    data = settings.get("data", {})
+    found = {name: settings.get(name) for name in ("vae", "prediction")}
+    found |= {name: data.get(name) for name in ("clip_skip", "long_prompts")}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def refuse_own(settings: Mapping[str, Any], own: Mapping[str, str]) -> None:
+    """MapoError where a setting is one that the command has of its ``own``."""
+    for name, instead in own.items():
+        found: Any = settings
+        for key in name.split("."):
+            found = found.get(key) if isinstance(found, Mapping) else None
+        if found is not None:
+            raise MapoError(f"--set {name} cannot be set here: {instead}. Leave it out.")

@@ -17,15 +17,18 @@ from mapo.settings import merge
 
 def plan_lines(
     own: Sequence[Own], frames: Sequence[Frame], settings: Mapping[str, Any], recipe: str | None,
-    named: Mapping[str, Any], *, hold_out: bool = True,
+    named: Mapping[str, Any], out: Path, *, hold_out: bool = True,
 ) -> list[str]:  # fmt: skip
-    """The training, its memory and its time, a line each. ``named`` is the model and what lies on it."""
+    """The training, its memory and its time, a line each. ``named`` is the model and what lies on it.
+
+    The time is that of a finished run beside or below ``out``, where there is one like it.
+    """
     from mapo.train import verb
 
     with tempfile.TemporaryDirectory() as temporary:
         blank = _blank_set(Path(temporary) / "pairs", own, frames, held_out(own) if hold_out else {})
         cache = str(Path(temporary) / "cache")
-        found = verb.plan(settings, recipe, pairs=str(blank), cache=cache, **named)
+        found = verb.plan(settings, recipe, out=out, pairs=str(blank), cache=cache, **named)
     first, *rest = found.lines()
     kept = [line for line in rest if not line.startswith("disk")]
     return [f"training   {_training_told(settings, recipe)}", first, *kept]

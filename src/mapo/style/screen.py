@@ -6,8 +6,8 @@ findings are told, and refused is only what also could mean minors.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from mapo import progress
@@ -15,17 +15,17 @@ from mapo.build.minors import names_minor
 from mapo.captions.beside import named, some
 from mapo.captions.ledger import Caption
 from mapo.errors import MapoError, count
+from mapo.files import inside
 from mapo.pairs.pictures import decode_picture
 from mapo.score.scorers import load_scorer
 from mapo.score.scorers.choice import lacks
-from mapo.style.stages import Stage
-from mapo.texts import write_json
-
-LOG = logging.getLogger(__name__)
+from mapo.style.stages import Ledger, Stage
+from mapo.texts import read_object, write_json
 
 METRICS = {"nsfw": "nsfw", "safety": "unsafe"}  # of the scorers, the first that is at hand looks
 UNSAFE = 0.5
 SCREENED = "screen.json"
+LOOKED_AT: dict[tuple[str, str, int], float] = {}  # by scorer, picture, and when that was changed
 NOBODY = 'no safety scorer is on this machine; pip install "mapo[safety]" brings one'
 
 
@@ -34,29 +34,63 @@ def screener() -> str | None:
     return next((name for name in METRICS if lacks(name) is None), None)
 
 
-def screen(folder: Path, captions: Sequence[Caption], scorer: str, out: Path) -> str:
-    """Let a scorer look at the pictures of a folder, and write its numbers to ``out``; what it found.
+@dataclass(frozen=True)
+class Screened:
+    """What a scorer says of the pictures of a folder: a number each, higher where they look less safe."""
+
+    folder: Path
+    scorer: str
+    values: dict[str, float]
+
+    @property
+    def unsafe(self) -> list[str]:
+        """The pictures that look unsafe with their numbers, the worst first."""
+        found = sorted((-value, name) for name, value in self.values.items() if value > UNSAFE)
+        return [f"{name} ({-value:.2f})" for value, name in found]
+
+    @property
+    def says(self) -> str:
+        """The finding in a sentence without its end."""
+        of = count(len(self.values), "picture")
+        if not self.unsafe:
+            return f"{self.scorer} takes none of {of} for unsafe"
+        return f"{self.scorer} takes {len(self.unsafe)} of {of} for unsafe: {named(self.unsafe)}"
+
+    @property
+    def warning(self) -> str:
+        """What to do about it; empty where nothing looks unsafe."""
+        if not self.unsafe:
+            return ""
+        look = some(self.unsafe, "picture looks", "pictures look")
+        return (
+            f"{self.folder}: {look} unsafe to {self.scorer}: {named(self.unsafe)}. Look at them. "
+            '"keep": false in its line of captions.jsonl leaves a picture out.'
+        )
+
+
+def screen(folder: Path, captions: Sequence[Caption], scorer: str) -> Screened:
+    """Let a scorer look at the pictures of a folder; each is looked at once, however often this is asked.
 
     MapoError where a picture looks unsafe and its caption could mean minors.
     """
-    judge, metric = load_scorer(scorer), METRICS[scorer]
-    values: dict[str, float] = {}
-    with progress.bar(total=len(captions), desc="screen", unit="picture") as bar:
-        for one in captions:
-            picture = decode_picture((folder / one.file).read_bytes())
-            values[one.file] = float(judge([picture], [one.caption])[metric][0] or 0.0)
+    paths = {one.file: inside(folder, one.file, str(folder)) for one in captions}
+    keys = {name: (scorer, str(path.resolve()), path.stat().st_mtime_ns) for name, path in paths.items()}
+    left = [one for one in captions if keys[one.file] not in LOOKED_AT]
+    judge = load_scorer(scorer) if left else None
+    with progress.bar(total=len(left), desc="screen", unit="picture", shown=bool(left)) as bar:
+        for one in left:
+            assert judge is not None
+            found = judge([decode_picture(paths[one.file].read_bytes())], [one.caption])
+            LOOKED_AT[keys[one.file]] = float(found[METRICS[scorer]][0] or 0.0)
             bar.update()
-    unsafe = {name: value for name, value in values.items() if value > UNSAFE}
-    refuse_minors(folder, [one for one in captions if one.file in unsafe], f"{scorer} takes pictures for unsafe")
-    write_json(out, {"by": scorer, "metric": metric, "unsafe_above": UNSAFE, "pictures": values})
-    if not unsafe:
-        return f"{scorer} takes none of {count(len(values), 'picture')} for unsafe"
-    shown = [f"{name} ({value:.2f})" for name, value in sorted(unsafe.items(), key=lambda item: -item[1])]
-    LOG.warning(
-        f"{folder}: {some(shown, 'picture looks', 'pictures look')} unsafe to {scorer}: {named(shown)}. Look at them. "
-        '"keep": false in its line of captions.jsonl leaves a picture out.'
-    )
-    return f"{scorer} takes {len(unsafe)} of {count(len(values), 'picture')} for unsafe: {named(shown)}"
+    return refused(Screened(folder, scorer, {name: LOOKED_AT[key] for name, key in keys.items()}), captions)
+
+
+def refused(found: Screened, captions: Sequence[Caption]) -> Screened:
+    """The same; MapoError where a picture looks unsafe and its caption could mean minors."""
+    unsafe = [one for one in captions if found.values.get(one.file, 0.0) > UNSAFE]
+    refuse_minors(found.folder, unsafe, f"{found.scorer} takes pictures for unsafe")
+    return found
 
 
 def screening(
@@ -65,9 +99,27 @@ def screening(
     """The stage that lets a scorer look at the pictures of a folder, as they and their captions are then."""
 
     def look() -> str:
-        return screen(folder, captions(), scorer, out / SCREENED)
+        found = screen(folder, captions(), scorer)
+        told = {"by": scorer, "metric": METRICS[scorer], "unsafe_above": UNSAFE, "pictures": found.values}
+        write_json(out / SCREENED, told)
+        return found.says
 
     return Stage("screen", "whether a picture looks unsafe", (SCREENED,), lambda: [scorer, *seen()], look)
+
+
+def screened_before(stages: Sequence[Stage], ledger: Ledger, folder: Path, captions: Sequence[Caption]) -> list[str]:
+    """What the plan says of it, and of what it warns; where the stage is not done, the scorer looks now."""
+    scorer = screener()
+    if scorer is None:
+        return [f"by nobody: {NOBODY}"]
+    stage = next(one for one in stages if one.name == "screen")
+    if ledger.is_done(stage):
+        path = ledger.folder / SCREENED
+        values = read_object(path, "what a safety scorer said", "Delete it.").get("pictures", {})
+        found = refused(Screened(folder, scorer, values), captions)
+    else:
+        found = screen(folder, captions, scorer)
+    return [found.says, *filter(None, [found.warning])]
 
 
 def refuse_minors(folder: Path, captions: Sequence[Caption], why: str) -> None:

@@ -29,8 +29,13 @@ SCORES = ("before-scores.parquet", "after-scores.parquet")  # that the report la
 
 def untrained(prompts: Iterable[str], *sets: Path) -> list[str]:
     """Those prompts that none of the sets trains on, each once."""
-    trained = {prompt_id(pair.prompt) for pairs in sets for pair in PairSet(pairs) if pair.split == "train"}
-    return [*dict.fromkeys(prompt for prompt in prompts if prompt_id(prompt) not in trained)]
+    return others(prompts, (pair.prompt for pairs in sets for pair in PairSet(pairs) if pair.split == "train"))
+
+
+def others(prompts: Iterable[str], trained: Iterable[str]) -> list[str]:
+    """Those prompts that are none of the ``trained`` ones, each once."""
+    known = {prompt_id(prompt) for prompt in trained}
+    return [*dict.fromkeys(prompt for prompt in prompts if prompt_id(prompt) not in known)]
 
 
 def frames_in(pairs: Path) -> list[Frame]:

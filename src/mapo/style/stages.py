@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,9 @@ class Stage:
     made from has changed, its files are removed first, and so are those that it ``clears``. Those ``aside`` are too
     dear for that and get another name, and so do those ``aside_if_changed`` where a person has changed them. A stage
     ``again`` is done each time: what it does knows what is there.
+
+    It ``follows`` the stages that make what it is made from. Where what ``made_from`` will tell can be ``foreseen``
+    before these are done, that says it.
     """
 
     name: str
@@ -46,6 +49,8 @@ class Stage:
     aside: bool = False
     aside_if_changed: bool = False
     clears: tuple[str, ...] = ()
+    follows: tuple[str, ...] = ()
+    foreseen: Callable[[], Sequence[str]] | None = None
 
 
 class Ledger:
@@ -62,21 +67,46 @@ class Ledger:
             if found.get("asked") != asked:
                 raise MapoError(_told_other(folder, found.get("asked"), asked))
             self.stages = _checked(self.path, found.get("stages"))
+        elif folder.is_file():
+            raise MapoError(f"--out {folder} is a file. Name a folder for the stages.")
         elif folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise MapoError(f"{folder} exists and was not made by this command. Choose another --out.")
 
     def stale(self, stages: Sequence[Stage]) -> list[str]:
-        """The stages that are there and will be made again: the first whose sources have changed, and all after it."""
-        known = [stage for stage in stages if stage.name in self.stages and stage.made_from()]
-        changed = [k for k, one in enumerate(known) if self.stages[one.name].get("from") != _digest(one)]
-        return [one.name for one in known[changed[0] :]] if changed else []
+        """The stages that were done and will be made again: those that are gone, those whose sources have changed, and
+        those that follow such."""
+        found, others, gone = list[str](), set[str](), set[str]()
+        for stage in stages:
+            known, there = self.stages.get(stage.name, {}), self._is_there(stage)
+            if known and self._will_differ(stage, str(known.get("from")), others, gone):
+                others.add(stage.name)
+                found.append(stage.name)
+            elif not there:
+                (gone if known else others).add(stage.name)
+                found += [stage.name] if known.get("done") and not known.get("without") else []
+        return found
+
+    def _will_differ(self, stage: Stage, before: str, others: Set[str], gone: Set[str]) -> bool:
+        """Whether a stage will be made from other things than ``before``, where some stages will be ``others``, and
+        some that are ``gone`` come back as they were."""
+        told: Callable[[], Sequence[str]] | None = stage.made_from
+        if not (others | gone).isdisjoint(stage.follows):
+            told = stage.foreseen
+        return not others.isdisjoint(stage.follows) if told is None else before != _digest(told)
+
+    def is_done(self, stage: Stage) -> bool:
+        """Whether a stage has been done from what it would be made from now, and is there."""
+        known = self.stages.get(stage.name, {})
+        return bool(known.get("done")) and self._is_there(stage) and known.get("from") == _digest(stage.made_from)
+
+    def _is_there(self, stage: Stage) -> bool:
+        return all((self.folder / name).exists() for name in stage.makes)
 
     def run(self, stage: Stage) -> str | None:
         """Do a stage, or find that it is done; what there is to say of it."""
-        digest = _digest(stage)
+        digest = _digest(stage.made_from)
         known = self.stages.get(stage.name, {})
-        there = all((self.folder / name).exists() for name in stage.makes)
-        if known.get("from") == digest and known.get("done") and there and not stage.again:
+        if known.get("from") == digest and known.get("done") and self._is_there(stage) and not stage.again:
             said = known.get("said")
             if said:
                 LOG.info(f"{stage.name}, done before: {said}")
@@ -94,14 +124,15 @@ class Ledger:
         if said:
             LOG.info(said)
         made = {"made": self._made(stage)} if stage.aside_if_changed else {}
-        self._write(stage.name, digest, done=True, **made, **({"said": said} if said else {}))
+        without = {} if self._is_there(stage) else {"without": True}  # as a report where nobody scores
+        self._write(stage.name, digest, done=True, **made, **without, **({"said": said} if said else {}))
         return said
 
     def _made(self, stage: Stage) -> str:
         """A digest of the files that a stage has made, as they are now."""
         return sha256(" ".join(digest_of(self.folder / name) for name in stage.makes).encode())
 
-    def _write(self, name: str, digest: str, *, done: bool, **more: str) -> None:
+    def _write(self, name: str, digest: str, *, done: bool, **more: str | bool) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.stages[name] = {"from": digest, "done": done, **more}
         write_json(self.path, {"format": FORMAT, "version": VERSION, "asked": self.asked, "stages": self.stages})
@@ -120,8 +151,13 @@ def run_all(folder: Path, asked: dict[str, Any], stages: Sequence[Stage]) -> dic
     return {name: text for name, text in said.items() if text}
 
 
-def _digest(stage: Stage) -> str:
-    return sha256("\n".join(stage.made_from()).encode())
+def told_again(names: Sequence[str]) -> str:
+    """Which stages will be made again: a line of the plan."""
+    return f"made again {', '.join(names)}: gone, or what they are made from has changed"
+
+
+def _digest(made_from: Callable[[], Sequence[str]]) -> str:
+    return sha256("\n".join(made_from()).encode())
 
 
 def _checked(path: Path, stages: Any) -> dict[str, dict[str, Any]]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from mapo.build.against import Own, frames_for, held_out
 from mapo.build.rejected import rejected_of, told_unused
-from mapo.captions.folder import look_in, refuse_silent
-from mapo.captions.ledger import Caption, read_ledger
+from mapo.captions.folder import look_in, made, refuse_silent
+from mapo.captions.ledger import Caption, merge, read_ledger
 from mapo.captions.write import check_describer
 from mapo.errors import MapoError, count
 from mapo.pairs import PairSet
@@ -17,9 +17,9 @@ from mapo.pairs.splits import prompt_id
 from mapo.style import work
 from mapo.style.asked import Left, Preview
 from mapo.style.planned import plan_lines
-from mapo.style.screen import NOBODY, screener, screening
+from mapo.style.screen import screened_before, screener, screening
 from mapo.style.shown import SCORES, SEEDS, compare, compared_from, leave
-from mapo.style.stages import Ledger, Stage, digest_of, run_all
+from mapo.style.stages import Ledger, Stage, digest_of, run_all, told_again
 from mapo.style.training import begins_again
 from mapo.style.wanted import Style
 from mapo.train.run.folder import Run
@@ -37,8 +37,8 @@ def preview(asked: Style) -> Preview:
     ledger = Ledger(asked.out, asked.identity())
     known = read_ledger(asked.captions_file) if asked.captions_file.is_file() else {}
     found = look_in(asked.pictures, raw=asked.raw, given=asked.captions)
-    captions = [known.get(name) or found.captions[name] for name in found.pictures if name in {*known, *found.captions}]
-    without = {name: why for name, why in found.without.items() if name not in known}
+    captions = merge(found.pictures, found.captions, known, partial(made, raw=asked.raw)).captions
+    without = {name: why for name, why in found.without.items() if name not in {one.file for one in captions}}
     if asked.caption_with is None:
         refuse_silent(asked.pictures, without, captions)
     elif without:
@@ -53,22 +53,25 @@ def preview(asked: Style) -> Preview:
     if not prompts and not tenth:
         raise MapoError("--eval-prompts: all of them are captions that are trained on. Add others.")
     against, warnings = _rejected(asked, own)
+    kept = [one for one, _ in asked.kept(captions)]
+    stages = _stages(asked, None, lambda: kept)
+    screened, *unsafe = screened_before(stages, ledger, asked.pictures, kept)
     unwritten = f", {count(len(without), 'caption')} to be written by {asked.caption_with}" if without else ""
     lines = [
         f"captions   {count(len(own) - len(without), 'picture')} with captions{unwritten}",
-        f"screened   by {screener() or f'nobody: {NOBODY}'}",
+        f"screened   {screened}",
         f"pairs      {against}, in {count(len(set(frames)), 'frame')}",
         f"held out   {count(len(tenth), 'caption')} and {count(len(prompts), 'plain prompt')}",
-        *plan_lines(own, frames, asked.train_settings(frames), asked.recipe, asked.named()),
+        *plan_lines(own, frames, asked.train_settings(frames), asked.recipe, asked.named(), asked.out),
         f"pictures   {2 * len(SEEDS) * (len(tenth) + len(prompts))}, half before and half after the training",
         f"out        {asked.out}: {', '.join(asked.names())}",
     ]
-    again = ledger.stale(_stages(asked, None)) if known else []
+    again = ledger.stale(stages)
     if again:
-        lines.append(f"made again {', '.join(again)}, as what they are made from has changed")
+        lines.append(told_again(again))
     if "run" not in again and (why := begins_again(Run(asked.run), asked.config(frames))):
         lines.append(f"made again run, and what follows from it: {why}. The run that is there gets another name")
-    warnings = [*(f"{said}. Nothing is made of them." for said in found.absent), *warnings]
+    warnings = [*(f"{said}. Nothing is made of them." for said in found.absent), *warnings, *unsafe]
     if len(split) == 1:
         warnings.append(
             "All pictures have the same caption. So none is held out, and only plain prompts show what was learned."
@@ -107,7 +110,9 @@ def style(asked: Style, *, hands: Any = None) -> Styled:
     return Styled.of(asked.out, asked.names(), run_all(asked.out, asked.identity(), _stages(asked, hands)))
 
 
-def _stages(asked: Style, hands: Any) -> list[Stage]:
+def _stages(asked: Style, hands: Any, captions: Callable[[], list[Caption]] | None = None) -> list[Stage]:
+    """All stages; ``captions`` is what will be in the file of captions, where that is not written yet."""
+    now = captions or asked.captions_now
     out, pairs, run, by = asked.out, asked.pairs, asked.run, asked.drawn_by()
     drawn = [*by, asked.judge or "", str(asked.per_picture), str(asked.resolution)]
     stages = [
@@ -120,30 +125,36 @@ def _stages(asked: Style, hands: Any) -> list[Stage]:
         stages.append(Stage("rejected", "a folder for the drawings", ("rejected",), lambda: by,
                             lambda: (out / "rejected").mkdir(exist_ok=True)))  # fmt: skip
     if scorer := screener():
-        stages.append(screening(asked.pictures, scorer, out, asked.captions_now, asked.seen))
+        stages.append(screening(asked.pictures, scorer, out, now, lambda: asked.seen(now())))
     stages += [
-        Stage("pairs", says, ("pairs",), lambda: [*drawn, *asked.seen()], partial(work.make_pairs, asked),
+        Stage("pairs", says, ("pairs",), lambda: [*drawn, *asked.seen(now())], partial(work.make_pairs, asked),
               aside_if_changed=True),
         Stage("check", "what is wrong in the pairs", ("check.html",), lambda: [digest_of(pairs)],
-              partial(work.check_pairs, asked)),
+              partial(work.check_pairs, asked), follows=("pairs",)),
         Stage("mismatch", "how far the pictures are from what the model draws", ("mismatch.json", "mismatch-images"),
-              lambda: [*by, asked.encoder(), digest_of(pairs)], partial(work.measure_mismatch, asked)),
+              lambda: [*by, asked.encoder(), digest_of(pairs)], partial(work.measure_mismatch, asked),
+              follows=("pairs",)),
         Stage("run", "the training", ("run",), lambda: [asked.files.revision(), digest_of(pairs)],
-              partial(work.train, asked, hands), again=True, aside=True),
+              partial(work.train, asked, hands), again=True, aside=True,
+              follows=("pairs",)),
         Stage("before", "pictures of the model as it was", ("before",), lambda: [*by, *asked.shown()],
-              partial(work.draw, asked, asked.model, out / "before", loras=asked.loras)),
+              partial(work.draw, asked, asked.model, out / "before", loras=asked.loras, **asked.told),
+              follows=("pairs",), foreseen=lambda: [*by, *asked.foreseen(now())]),
         Stage("after", "pictures of the trained model", ("after",),
               lambda: [*by, *asked.shown(), digest_of(run / "weights")],
-              partial(work.draw, asked, str(run), out / "after", grid=True, compare=[out / "before"])),
+              partial(work.draw, asked, str(run), out / "after", grid=True, compare=[out / "before"]),
+              follows=("pairs", "run", "before")),
         Stage("copies", "whether the model draws copies", ("copies.json",),
-              lambda: [digest_of(out / "after" / "manifest.jsonl"), asked.looked_by(), *asked.seen()],
-              partial(work.look_for_copies, asked)),
+              lambda: [digest_of(out / "after" / "manifest.jsonl"), asked.looked_by(), *asked.seen(now())],
+              partial(work.look_for_copies, asked), follows=("after",)),
     ]  # fmt: skip
     if asked.is_lora:
         stages.append(Stage("lora", "a file for other programs", ("lora.safetensors",),
                             lambda: [digest_of(run / "weights")],
-                            partial(leave, run, "kohya", out / "lora.safetensors")))  # fmt: skip
+                            partial(leave, run, "kohya", out / "lora.safetensors"),
+                            follows=("run",)))  # fmt: skip
     stages.append(Stage("report", "both beside each other", ("report.html",),
                         lambda: compared_from(out, asked.scorer, asked.goal),
-                        partial(compare, out, run, asked.scorer, asked.goal), clears=SCORES))  # fmt: skip
+                        partial(compare, out, run, asked.scorer, asked.goal), clears=SCORES,
+                        follows=("before", "after")))  # fmt: skip
     return stages

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mapo.build.against import Own, check_asked
+from mapo.build.against import Own, check_asked, held_out
 from mapo.build.judge import parse_filter
 from mapo.build.rejected import refuse_within, rejected_of
 from mapo.captions.fit import FEWEST, refuse_unfit
@@ -17,11 +17,12 @@ from mapo.encode.frame import Frame
 from mapo.errors import MapoError
 from mapo.files import sha256
 from mapo.pairs import PairSet
+from mapo.pairs.splits import prompt_id
 from mapo.score.scorers import FLAWS
 from mapo.style import copies
 from mapo.style.asked import Asked
 from mapo.style.screen import SCREENED, refuse_minors, screener
-from mapo.style.shown import untrained
+from mapo.style.shown import others, untrained
 
 if TYPE_CHECKING:
     from mapo.train.config import Config
@@ -82,9 +83,9 @@ class Style(Asked):
         """The pictures that are kept and still there."""
         return [Own(one.file, one.caption, path) for one, path in self.kept(captions)]
 
-    def seen(self) -> list[str]:
+    def seen(self, captions: Sequence[Caption]) -> list[str]:
         """What is seen of the pictures and captions as they are now, and of the rejected pictures that are given."""
-        own = self.own(self.captions_now())
+        own = self.own(captions)
         given = rejected_of(own, self.rejected)[0] if self.rejected else {}
         return [f"{one.name} {one.caption} {_hash_of(one.path, one.path.stat().st_mtime_ns)}" for one in own] + [
             f"{name} rejected {_hash_of(path, path.stat().st_mtime_ns)}" for name, path in given.items()
@@ -140,6 +141,15 @@ class Style(Asked):
         """What is drawn before and after: held-out captions and plain prompts, none of which is trained on."""
         held = [pair.prompt for pair in PairSet(self.pairs) if pair.split != "train"]
         return untrained([*held, *self.plain_prompts()], self.pairs)
+
+    def foreseen(self, captions: Sequence[Caption]) -> list[str]:
+        """As :meth:`shown`, of a set that will be made from these captions."""
+        own = self.own(captions)
+        split = held_out(own)
+        sides: dict[bool, list[str]] = {False: [], True: []}
+        for one in own:
+            sides[split[prompt_id(one.caption)] == "train"].append(one.caption)
+        return others([*sides[False], *self.plain_prompts()], sides[True])
 
 
 @cache

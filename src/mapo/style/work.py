@@ -37,10 +37,11 @@ def make_pairs(asked: Style) -> str:
     own = asked.own(asked.captions_now())
     if asked.rejected:
         given, _ = rejected_of(own, asked.rejected)
-        return told(build_beside(own, given, asked.model, asked.pairs, resolution=asked.resolution), hint=False)
+        counts = build_beside(own, given, asked.model, asked.pairs, resolution=asked.resolution, **asked.told)
+        return told(counts, hint=False)
     counts = build_against(
         own, asked.model, asked.pairs, asked.out / "rejected", per_picture=asked.per_picture, judge=asked.chooser,
-        resolution=asked.resolution, loras=asked.loras, **asked.sampling,
+        resolution=asked.resolution, loras=asked.loras, **asked.told, **asked.sampling,
     )  # fmt: skip
     return told(counts, hint=False)
 
@@ -50,7 +51,7 @@ def check_pairs(asked: Style) -> str:
     from mapo.check.verb import check
 
     wide = are_wide(frames_in(asked.pairs))
-    return str(check(asked.pairs, asked.out / "check.html", model=asked.model, buckets=wide)["verdict"])
+    return str(check(asked.pairs, asked.out / "check.html", model=asked.model, buckets=wide, **asked.told)["verdict"])
 
 
 def measure_mismatch(asked: Style) -> str:
@@ -61,8 +62,9 @@ def measure_mismatch(asked: Style) -> str:
     if encoder == "none":
         LOG.info("No DINOv2 is on this machine (--copies-with names one), so only the denoising error is measured.")
     _, said = mismatch(
-        asked.model, asked.pairs, asked.out / "mismatch.json", "1000-1001", encoder=encoder, loras=asked.loras
-    )
+        asked.model, asked.pairs, asked.out / "mismatch.json", "1000-1001", encoder=encoder, loras=asked.loras,
+        **asked.told,
+    )  # fmt: skip
     *numbers, says = "\n".join(said).split("\n\n")
     LOG.info("\n\n".join(numbers))
     return says

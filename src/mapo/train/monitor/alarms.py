@@ -157,7 +157,8 @@ def out_of_reach(told: str, beyond: float, over_reference: bool) -> str:
     left = "little is learned from here on" if over_reference else "what is left is all but SFT on chosen pictures"
     return (
         f"The margin of {told} is out of reach: {share} are so far apart that less than a tenth of its push is left, "
-        f"so {left}. A form with a longer reach would go on; more steps of this one would not."
+        f"so {left}. This is not a fault: where the pictures are as you wish, nothing has to be done. To learn more "
+        "from rejected pictures begin another run with another beta or objective; more steps of this one will not."
     )
 
 

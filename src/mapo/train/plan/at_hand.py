@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -28,6 +29,11 @@ OF_PACE = {
     "pairs_per_step", "pairs_per_device", "precision", "base_precision", "gradient_checkpointing", "weights", "ema",
     "pair_by_pair", "measure_rejected", "reference", "shard", "compile", "channels_last", "tf32",
 }  # fmt: skip
+RUNS = (
+    "*/run.json",
+    "*/run/run.json",
+    "*/round-*/run/run.json",
+)  # in a folder: its own, and of `mapo style` and the like
 LAST = 20  # steps of a run whose time is told
 SMALL = 20  # a training that surely takes less than this part of the memory is not rehearsed
 
@@ -68,7 +74,7 @@ def _alike(config: Config, device: str, world: int, folder: Path) -> tuple[float
     That is on such a device, by as many processes, with the same of all that decides how long a step takes; the newest.
     """
     found, name = list[tuple[float, float, Path]](), device_name(device)
-    for path in folder.glob("*/run.json"):
+    for path in itertools.chain.from_iterable(map(folder.glob, RUNS)):
         try:
             about, run = read_object(path, "a run", ""), Run(path.parent)
             same = (about.get("device"), about.get("processes")) == (name, world)
