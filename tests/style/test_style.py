@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 from dataclasses import replace
 
@@ -135,8 +136,11 @@ def test_more_steps_go_on_with_the_run_and_its_pictures_follow(made, pictures, t
     out = copy_of(made, tmp_path)
     before = {row.prompt: row.sha256 for row in read_images(out / "before")}
     after = {row.prompt: row.sha256 for row in read_images(out / "after")}
+    said = ask(pictures, out, "--dry-run", "--steps", 3).stdout
+    assert re.search(r"^goes on    run from step \d to 3; what is made from it follows$", said, re.MULTILINE)
     done = ask(pictures, out, "--yes", "--steps", 3)
     assert done.exit_code == 0, done.exception
+    assert f"Open {out / 'report.html'} first." in done.stdout
     assert [line["step"] for line in Run(out / "run").metrics()] == [1, 2, 3]
     assert {row.prompt: row.sha256 for row in read_images(out / "before")} == before
     assert {row.prompt: row.sha256 for row in read_images(out / "after")} != after
@@ -150,6 +154,14 @@ def test_more_steps_go_on_with_the_run_and_its_pictures_follow(made, pictures, t
     asked = Style(pictures, "mini", out, settings={"train": {"steps": 1, "pairs_per_step": 2}})
     assert work.train(asked, None) == "trained for 1 step; more --steps go on from there"
     assert Run(out / "run-2").finished_steps() == 3
+
+
+def test_a_goal_that_nobody_will_measure_is_refused_before_anything_is_made(pictures, tmp_path):
+    done = ask(pictures, tmp_path / "out", "--yes", "--goal", "cartoons")
+    assert isinstance(done.exception, MapoError)
+    assert str(done.exception) == "--goal: there is no metric 'cartoons'. Did you mean 'cartoon'?"
+    assert not any(tmp_path.iterdir())
+    assert ask(pictures, tmp_path / "out", "--dry-run", "--goal", "-hazard").exit_code == 0
 
 
 def test_what_would_be_done_is_said_and_nothing_is_written(pictures, tmp_path):

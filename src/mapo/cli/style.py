@@ -189,3 +189,6 @@ def _go_through(
     done = do(asked, hands=hands)
     width = max(map(len, done.files))
     say("\n".join(f"{name:{width}} {path}" for name, path in done.files.items()))
+    first = next((done.files[name] for name in ("report.html", "after/grid.png") if name in done.files), None)
+    if first:
+        say(f"Open {first} first.")

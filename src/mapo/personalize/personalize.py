@@ -18,7 +18,7 @@ from mapo.style.planned import plan_lines
 from mapo.style.screen import SCREENED, screened_before, screener
 from mapo.style.shown import SEEDS
 from mapo.style.stages import Ledger, run_all, told_again
-from mapo.style.training import begins_again
+from mapo.style.training import begins_again, goes_on
 from mapo.train.run.folder import Run
 
 OWED = "Pictures of real people need their consent. Show and share what the model makes of them only as they wish."
@@ -89,13 +89,15 @@ def _told_of_use(asked: Personalize, frames: Sequence[Frame]) -> list[str]:
 
 
 def _begins_again(asked: Personalize, frames: Sequence[Frame], again: Sequence[str]) -> str:
-    """Which run that is there cannot go on, and why; empty where all can, or are made ``again`` anyhow."""
+    """Which run that is there cannot go on, and why, or goes on; empty where all stay, or are made ``again`` anyhow."""
     for number in range(1, asked.rounds + 1):
         name, run = f"round-{number} run", Run(asked.round(number) / "run")
         if name in again or not run.before():
             return ""
         if why := begins_again(run, asked.config(frames, number)):
             return f"made again {name}, and what follows from it: {why}. The run that is there gets another name"
+        if further := goes_on(run, asked.config(frames, number), name):
+            return further
     return ""
 
 

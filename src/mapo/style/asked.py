@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.resources
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,11 +15,9 @@ from mapo.errors import MapoError
 from mapo.files import inside
 from mapo.models import find_model, open_model
 from mapo.score.scorers import scorer_names
-from mapo.score.scorers.choice import NEUTRAL
+from mapo.score.scorers.choice import NEUTRAL, check_goal
 from mapo.settings import merge
 from mapo.texts import read_object
-
-LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -99,8 +96,8 @@ class Asked:
                 raise MapoError(f"sampling: {name} is that of the pictures. Leave it out.")
         if self.scorer and scorer_names(self.scorer) == [NEUTRAL]:
             raise MapoError(f"--scorer: {NEUTRAL} alone know no better or worse. Name another scorer, or none.")
-        if self.goal and not self.scorer:
-            LOG.info(f"--goal {self.goal}: it has to be a metric of the scorers at hand; --scorer names others.")
+        if self.goal:
+            check_goal(self.goal, self.scorer, self.model)
         refuse_own(self.settings, self.OWN)
         self.told = _told_of_model(self.settings)
         self.files = find_model(self.model, loras=self.loras, **self.told)

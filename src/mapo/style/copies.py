@@ -185,15 +185,16 @@ def told(found: dict[str, Any]) -> str:
     """The finding in a sentence or two."""
     own, before, after = (found[name] for name in ("own", "before", "after"))
     number, others = count(after["pictures"], "drawing"), count(own["pictures"], "picture")
+    look, one = ("looks" if some["near"] == 1 else "look" for some in (after, own))
     text = (
-        f"By {found['by']}, {after['near']} of {number} look like a picture that was trained on. Before the training "
-        f"{before['near']} did. Of these {others} {own['near']} look like another one."
+        f"By {found['by']}, {after['near']} of {number} {look} like a picture that was trained on. Before the training "
+        f"{before['near']} did. Of these {others} {own['near']} {one} like another one."
     )
     if 2 * own["near"] >= own["pictures"]:
         return f"{text} So many are alike that copies cannot be told here."
     if found["copies"]:
-        text += " So the model copies: train fewer steps, or give it more pictures."
-    return text
+        return f"{text} So the model copies: train fewer steps, or give it more pictures."
+    return f"{text} That is not surely more than both, so no copying is found."
 
 
 def read_folder(folder: Path, names: Sequence[str]) -> Pictures:

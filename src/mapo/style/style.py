@@ -20,7 +20,7 @@ from mapo.style.planned import plan_lines
 from mapo.style.screen import screened_before, screener, screening
 from mapo.style.shown import SCORES, SEEDS, compare, compared_from, leave
 from mapo.style.stages import Ledger, Stage, digest_of, run_all, told_again
-from mapo.style.training import begins_again
+from mapo.style.training import begins_again, goes_on
 from mapo.style.wanted import Style
 from mapo.train.run.folder import Run
 
@@ -57,8 +57,10 @@ def preview(asked: Style) -> Preview:
     stages = _stages(asked, None, lambda: kept)
     screened, *unsafe = screened_before(stages, ledger, asked.pictures, kept)
     unwritten = f", {count(len(without), 'caption')} to be written by {asked.caption_with}" if without else ""
+    shorter = sum(1 for one in captions if one.raw and one.caption != " ".join(one.raw.split()))
+    without_words = f", {shorter} of them without style words, weights and the like" if shorter else ""
     lines = [
-        f"captions   {count(len(own) - len(without), 'picture')} with captions{unwritten}",
+        f"captions   {count(len(own) - len(without), 'picture')} with captions{without_words}{unwritten}",
         f"screened   {screened}",
         f"pairs      {against}, in {count(len(set(frames)), 'frame')}",
         f"held out   {count(len(tenth), 'caption')} and {count(len(prompts), 'plain prompt')}",
@@ -69,8 +71,11 @@ def preview(asked: Style) -> Preview:
     again = ledger.stale(stages)
     if again:
         lines.append(told_again(again))
-    if "run" not in again and (why := begins_again(Run(asked.run), asked.config(frames))):
+    there, config = Run(asked.run), asked.config(frames)
+    if "run" not in again and (why := begins_again(there, config)):
         lines.append(f"made again run, and what follows from it: {why}. The run that is there gets another name")
+    elif "run" not in again and (further := goes_on(there, config, "run")):
+        lines.append(further)
     warnings = [*(f"{said}. Nothing is made of them." for said in found.absent), *warnings, *unsafe]
     if len(split) == 1:
         warnings.append(

@@ -34,12 +34,24 @@ def begins_again(run: Run, config: Config) -> str:
     if changed := changed_settings(config, before):
         return told_changes(changed)
     asked, planned = config.train.steps, before["train"]["steps"]
-    done = max([run.finished_steps(), *map(steps_of, run.checkpoints())])
+    done = _done(run)
     if done > asked:
         return f"it has done {count(done, 'step')}, and {asked} are asked for"
     if config.optim.schedule != "constant" and asked not in (planned, done):
         return f"its rate falls to zero at step {planned}"
     return ""
+
+
+def goes_on(run: Run, config: Config, name: str) -> str:
+    """From which step the run called ``name`` goes on, a line of the plan; empty where it does not."""
+    if not run.before() or begins_again(run, config):
+        return ""
+    done, asked = _done(run), settled(config, run.folder).train.steps
+    return f"goes on    {name} from step {done} to {asked}; what is made from it follows" if done < asked else ""
+
+
+def _done(run: Run) -> int:
+    return max([run.finished_steps(), *map(steps_of, run.checkpoints())])
 
 
 def is_finished(run: Run, config: Config) -> bool:

@@ -94,6 +94,7 @@ def prepare(config: Config, run: Run, processes: Processes, hands: Hands, *, all
     subject = Subject(model, objective, pairs, members, processes.device.type, processes.world)
     plan, planned = processes.first(lambda: checked_plan(subject, config, begun=bool(done)))
     lines = [planned, f"{seen.line()} {_passes(config, len(seen.rows))}", *of_token]
+    lines += [f"This run goes on after {count(done, 'step')} of {config.train.steps:,}."] if done else []
     lines += [members.told()] if data.buckets else []
     if (chunks := model.files.chunks) > 1:
         lines.append(f"Every prompt is given {chunks} chunks of the text encoders, as the longest one needs.")

@@ -14,7 +14,7 @@ from mapo.files import sha256
 from mapo.pairs.splits import prompt_id
 from mapo.sample.folder import ImageRow, append_images, read_images
 from mapo.score.scorers import GROUPS, SCORERS
-from mapo.score.scorers.choice import choose_scorers, lacks, maker_of
+from mapo.score.scorers.choice import check_goal, choose_scorers, lacks, maker_of
 from mapo.score.scorers.clip import CLIP, ClipScore
 from mapo.score.table import read_scores
 from mapo.worlds import WORLDS
@@ -105,6 +105,35 @@ def test_without_a_scorer_photos_are_scored_by_what_is_at_hand(tmp_path, photos,
     assert "fetched once: --scorer clip,guards,pickscore" in said and "mini" not in said and "dinov2" not in said
 
 
+@pytest.mark.parametrize(
+    ("goal", "scorers", "model", "why"),
+    [
+        ("-hazard", None, "mini", ""),
+        ("prompt_following", None, "mini-flow", ""),
+        ("pixel_art", "mini-search", "owner/name", ""),
+        ("pickscore", "clip,pickscore@folder", "owner/name", ""),
+        ("cartoons", None, "mini", "there is no metric 'cartoons'. Did you mean 'cartoon'?"),
+        ("saturation", None, "mini", "there is no metric 'saturation'."),  # a guard's, which has no better or worse
+        ("pickscore", "clip", "owner/name", "pickscore comes from pickscore, and --scorer names others."),
+        (
+            "pickscore",
+            None,
+            "owner/name",
+            "pickscore comes from pickscore, which would not be asked here. Name it with",
+        ),
+        ("pickscore", None, "mini", "pickscore comes from pickscore, which would not be asked here. Name it with"),
+        ("cartoon", None, "owner/name", "cartoon comes from mini-learned and mini-search, which would not be asked"),
+    ],
+)
+def test_whether_a_goal_will_be_measured_is_known_before(hub, goal, scorers, model, why):
+    if not why:
+        check_goal(goal, scorers, model)
+        return
+    with pytest.raises(MapoError) as refused:
+        check_goal(goal, scorers, model)
+    assert str(refused.value).startswith(f"--goal: {why}")
+
+
 def test_a_repository_that_is_there_in_part_is_not_at_hand(tmp_path, hub):
     save_processor(save_clip(tmp_path / "clip"), "CLIPImageProcessor", 32, 32)
     place_in_hub(hub, CLIP, tmp_path / "clip", "config.json", "model.safetensors")
@@ -155,7 +184,8 @@ def test_toy_judges_that_are_named_for_photos_say_what_their_numbers_mean(tmp_pa
 
 
 def test_a_report_that_only_guards_could_score_says_what_to_do(tmp_path, photos):
-    words = ["report", "--before", photos, "--after", photos, "--out", tmp_path / "r.html"]
+    after = shutil.copytree(photos, tmp_path / "after")
+    words = ["report", "--before", photos, "--after", after, "--out", tmp_path / "r.html"]
     done = CliRunner().invoke(cli, list(map(str, words)))
     assert isinstance(done.exception, MapoError)
     assert "Only guards can score these pictures on this machine" in str(done.exception)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mapo.errors import MapoError
+from mapo.errors import MapoError, suggest
 from mapo.pretrained import at_hand
 from mapo.sample.folder import ImageRow
-from mapo.score.scorers import SCORERS, scorer_class
+from mapo.score.scorers import SCORERS, scorer_class, scorer_names
 from mapo.texts import read_object
 from mapo.worlds import WORLDS, World, find, world_of
 
@@ -48,6 +48,29 @@ def choose_scorers(folders: Mapping[Path, Sequence[ImageRow]], references: bool 
 def only_neutral(folders: Mapping[Path, Sequence[ImageRow]]) -> bool:
     """Whether no scorer that knows better from worse would be chosen for the pictures of these folders."""
     return set(choose_scorers(folders)[0].split(",")) <= {NEUTRAL, ""}
+
+
+def check_goal(goal: str, scorers: str | None, model: str) -> None:
+    """MapoError where no scorer will give the metric ``goal`` of what a model draws, so that it is known before hours.
+
+    ``scorers`` are those that are named; left out, those that would be chosen.
+    """
+    wanted = goal.removeprefix("-")
+    giving = {name for name in SCORERS if wanted in scorer_class(name).metrics}
+    every = {metric for name in SCORERS if name != NEUTRAL for metric in scorer_class(name).metrics}
+    if wanted not in every:
+        raise MapoError(f"--goal: there is no metric {wanted!r}. {suggest(wanted, every)}")
+    if scorers:
+        if giving.isdisjoint(name.partition("@")[0] for name in scorer_names(scorers)):
+            raise MapoError(f"--goal: {wanted} comes from {' and '.join(sorted(giving))}, and --scorer names others.")
+        return
+    own = next((set(world.scorers) for world in WORLDS.values() if _stands_on(world, model)), None)
+    there = own or {name for name in giving - TOYS if lacks(name) is None}
+    if giving.isdisjoint(there):
+        raise MapoError(
+            f"--goal: {wanted} comes from {' and '.join(sorted(giving))}, which would not be asked here. Name it with "
+            "--scorer."
+        )
 
 
 def lacks(name: str) -> str | None:
