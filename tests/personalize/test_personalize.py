@@ -183,7 +183,7 @@ def test_what_cannot_be_learned_is_refused_in_a_sentence_before_anything_is_draw
         (photos, ("--token", "star"), "are both star"),
         (photos, ("--token", "circle"), "--token: circle is a word that the model's tokenizer has already"),
         (photos, ("--token", "my star"), "no spaces"),
-        (photos, ("--class", "qqqxyz"), "does not know the word 'qqqxyz'"),
+        (photos, ("--class", "dog"), "'dog', of which it has the letters alone. It knows above, an, animated, art,"),
         (photos, ("--rounds", 0), "--rounds is 0"),
         (photos, ("--prior", -1), "--prior is -1"),
         (photos, ("--rejected-per-photo", 0), "it must be at least 1"),

@@ -19,6 +19,7 @@ from mapo.train.sections import AdapterConfig
 
 ROW = "token_embedding.row"  # how the names of what is trained of a token end
 BEFORE, BEHIND = "a photo of", "on a table"
+FEW = 100  # words of a tokenizer that can all be named
 ANOTHER = "Take another, such as <my-dog>."
 
 
@@ -106,8 +107,15 @@ def _check_start(tokenizer: Any, words: str) -> None:
         if spelled or tokenizer.unk_token in pieces:
             raise MapoError(
                 f"adapter.token_from: the model's tokenizer does not know the word {word!r}, of which it has "
-                "the letters alone. Take a commoner word of that kind."
+                f"the letters alone. {_other_word(tokenizer)}"
             )
+
+
+def _other_word(tokenizer: Any) -> str:
+    """Which word to take instead: those of a tokenizer that has few are named."""
+    words = sorted(one.removesuffix("</w>") for one in tokenizer.get_vocab() if one.endswith("</w>") and len(one) > 5)
+    words = [word for word in words if word.isalpha()]
+    return f"It knows {', '.join(words)}." if len(words) <= FEW else "Take a commoner word of that kind."
 
 
 def check_captions(config: AdapterConfig, model: Opened, pairs: PairSet, rows: np.ndarray) -> list[str]:
