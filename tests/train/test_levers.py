@@ -528,7 +528,7 @@ def test_checkpointing_every_second_block_changes_nothing_and_holds_between(
     for every in (2, 3) if model == "sdxl" else (2,):  # of the blocks that it has
         assert_same(train(tmp_path / str(every), gradient_checkpointing=every), whole)
     assert frugal
-    with pytest.raises(MapoError, match="should be true, false or a whole number, at least 1"):
+    with pytest.raises(MapoError, match="it has to be true, false or a whole number, at least 1"):
         train(tmp_path / "less", gradient_checkpointing=-1)
 
 
