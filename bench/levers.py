@@ -62,6 +62,7 @@ def make_steps(model_name: str, folder: Path, lever: str, size: int) -> Any:
     import numpy as np
     import torch
 
+    from mapo.devices import give_back_at_once
     from mapo.encode.cache import Cache, cache_key
     from mapo.models import find_model, open_model
     from mapo.pairs import PairSet
@@ -70,7 +71,7 @@ def make_steps(model_name: str, folder: Path, lever: str, size: int) -> Any:
     from mapo.train.loop import Loop
     from mapo.train.objectives import OBJECTIVES
     from mapo.train.processes.processes import Place, Processes
-    from mapo.train.weights.levers import check_levers
+    from mapo.train.weights.levers import check_levers, saves_memory
     from mapo.train.weights.opening import open_trained
 
     settings = LEVERS[lever]
@@ -89,6 +90,8 @@ def make_steps(model_name: str, folder: Path, lever: str, size: int) -> Any:
     processes = Processes(Place(), torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     check_levers(config, processes)
     cache = Cache(folder / "cache", cache_key(model))
+    if processes.device.type == "cpu" and saves_memory(config):
+        give_back_at_once()
     trained = open_trained(config, model, objective, processes, None)
     loop = Loop(config, objective, processes, Members(pairs, np.arange(len(pairs))), cache, trained)
     if objective.needs_reference and config.train.reference == "before":
