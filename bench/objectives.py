@@ -59,11 +59,11 @@ def main() -> None:
     args = parser.parse_args()
 
     from mapo.lab.study.domains import DOMAINS as ALL
-    from mapo.lab.study.runs import Job, Ledger, look, run
+    from mapo.lab.study.runs import Job, ResultsFile, look, run
     from mapo.train.objectives import OBJECTIVES
 
     args.work.mkdir(parents=True, exist_ok=True)
-    ledger, rows = Ledger(args.work / "ledger.jsonl"), []
+    ledger, rows = ResultsFile(args.work / "ledger.jsonl"), []
     for domain in DOMAINS:
         make_pool(args.work, domain)
     for name in args.objectives or OBJECTIVES:

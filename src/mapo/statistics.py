@@ -35,7 +35,7 @@ Bounds = Callable[[float, int], tuple[float, float]]
 
 
 @dataclass(frozen=True)
-class Pair:
+class PairedScores:
     """What one scorer gave, in its own unit, to the two pictures of a prompt and seed."""
 
     prompt_id: str
@@ -79,7 +79,7 @@ class Interval(Estimate):
     conclusive: bool
 
 
-def paired(before: pa.Table, after: pa.Table, scorer: str, metric: str) -> list[Pair]:
+def paired(before: pa.Table, after: pa.Table, scorer: str, metric: str) -> list[PairedScores]:
     """The pairs that both tables of scores hold for a scorer's metric, joined on prompt and seed, in before's order.
 
     A pair in which a value is null (the scorer gave no number) is left out. Raises MapoError when a table lacks the
@@ -106,7 +106,7 @@ def paired(before: pa.Table, after: pa.Table, scorer: str, metric: str) -> list[
     if not keys:
         raise MapoError(f"{scorer} gave no {metric} to any pair of pictures, so there is nothing to compare.")
     return [
-        Pair(
+        PairedScores(
             *(key[0], first[key]["prompt"], key[1], first[key]["value"], second[key]["value"]),
             *(first[key]["image"], second[key]["image"]),
         )

@@ -11,7 +11,7 @@ from PIL import Image
 from captions.written import graph
 from data_fixtures import encoded, files_below, noise
 from mapo.build.framed import in_frame
-from mapo.build.from_images import Asked, build_from_images, check_asked, selected
+from mapo.build.from_images import Judging, build_from_images, check_asked, selected
 from mapo.build.groups import read_groups
 from mapo.build.judge import Filter
 from mapo.cli import cli
@@ -69,7 +69,7 @@ class Lightness:
         return []
 
 
-def asked(*judges, rankings="best-worst") -> Asked:
+def asked(*judges, rankings="best-worst") -> Judging:
     return check_asked(judges or [Filter(Lightness(), "all")], rankings)
 
 

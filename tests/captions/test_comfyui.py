@@ -8,10 +8,10 @@ from written import comfy, graph, node, with_exif
 
 from mapo.captions.metadata import read_metadata
 from mapo.captions.programs.comfyui import read_comfyui
-from mapo.captions.programs.told import OddMetadata, Told
+from mapo.captions.programs.told import OddMetadata, ProgramPrompt
 from mapo.errors import MapoError
 
-PLAIN = Told("ComfyUI", "a red fox", "blurry", 7, "base.safetensors")
+PLAIN = ProgramPrompt("ComfyUI", "a red fox", "blurry", 7, "base.safetensors")
 
 
 def told(nodes):

@@ -14,7 +14,7 @@ from written import chunk, hidden, png, with_exif
 from mapo.captions import metadata
 from mapo.captions.metadata import read_metadata, told_by, told_in
 from mapo.captions.programs.a1111 import read_a1111
-from mapo.captions.programs.told import MOST_TEXT, OddMetadata, Told
+from mapo.captions.programs.told import MOST_TEXT, OddMetadata, ProgramPrompt
 from mapo.errors import MapoError
 from real import REAL, needs_real
 
@@ -22,7 +22,7 @@ A1111 = (
     "a harbour, (dusk:1.2)\nwith boats\nNegative prompt: blurry,\nugly\nSteps: 20, Sampler: Euler a, CFG scale: 7, "
     'Seed: 123, Size: 64x64, Model: dream, Lora hashes: "a: 1, b: 2"'
 )
-SAID = Told("A1111", "a harbour, (dusk:1.2)\nwith boats", "blurry,\nugly", 123, "dream")
+SAID = ProgramPrompt("A1111", "a harbour, (dusk:1.2)\nwith boats", "blurry,\nugly", 123, "dream")
 REAL_ONES = {
     "a1111_1x1.jpg": ("A1111", "photo of a duck", 235284042),
     "a1111_1x1.png": ("A1111", "photo of a duck", 235284042),
@@ -145,7 +145,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_programs_that_write_json_are_read(tmp_path, form):
     texts, program, prompt, model = FORMS[form]
-    assert read_metadata(png(tmp_path / "a.png", texts)) == Told(program, prompt, "dogs", 5, model)
+    assert read_metadata(png(tmp_path / "a.png", texts)) == ProgramPrompt(program, prompt, "dogs", 5, model)
 
 
 def test_swarm_and_fooocus_are_read_in_exif_too(tmp_path):
@@ -157,7 +157,7 @@ def test_swarm_and_fooocus_are_read_in_exif_too(tmp_path):
 @pytest.mark.parametrize("zipped", [False, True])
 def test_what_novelai_hides_in_the_alpha_channel_is_read(tmp_path, zipped):
     text = json.dumps({"Description": "a fox", "Software": "NovelAI", "Source": "m", "Comment": json.dumps(NOVEL)})
-    assert read_metadata(hidden(tmp_path / "a.png", text, zipped)) == Told("NovelAI", "a fox", "dogs", 5, "m")
+    assert read_metadata(hidden(tmp_path / "a.png", text, zipped)) == ProgramPrompt("NovelAI", "a fox", "dogs", 5, "m")
     assert read_metadata(hidden(tmp_path / "b.png", A1111, zipped)) == SAID
 
 

@@ -23,7 +23,7 @@ from mapo.check.leak import (
     statistics,
     tell_together,
 )
-from mapo.check.pictures import PICTURE, Pictures
+from mapo.check.pictures import PICTURE, PictureTable
 
 NUMBERS = st.lists(st.tuples(st.integers(-20, 20), st.integers(-20, 20)), min_size=1, max_size=30)
 
@@ -259,7 +259,7 @@ def test_fair_sets_of_few_prompts_raise_no_more_false_alarms_than_the_test_claim
         found["jpeg_quality"] = np.where(found["format"] == "JPEG", draw.integers(60, 95, 2 * count), np.nan)
         for field in ("brightness", "saturation", "contrast", "sharpness", "bytes"):
             found[field] = draw.random(2 * count)
-        values = statistics(Pictures([str(k) for k in range(2 * count)], found, {}))
+        values = statistics(PictureTable([str(k) for k in range(2 * count)], found, {}))
         leaks = find_leaks(values, *sides(count, 1), exact=True)
         for kind in alarms:
             alarms[kind] += any(leak.tells for leak in leaks if leak.of_the_file == kind)

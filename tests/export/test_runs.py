@@ -19,7 +19,7 @@ from safetensors import safe_open
 
 from mapo.cli import cli
 from mapo.errors import MapoError
-from mapo.export.runs.runs import Asked, export_run
+from mapo.export.runs.runs import ExportOptions, export_run
 from mapo.export.verb import export
 from mapo.models import find_model, open_model
 from mapo.score.table import write_scores
@@ -464,11 +464,11 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(work, tmp_p
     usage = shutil.disk_usage(tmp_path)._replace(free=10_000)
     monkeypatch.setattr("mapo.export.runs.runs.shutil.disk_usage", lambda path: usage)
     with pytest.raises(MapoError, match=r"out takes about [\d.]+ MB, and .* has 0.0 MB free"):
-        export_run(str(work / "full"), "diffusers", tmp_path / "out", Asked())
+        export_run(str(work / "full"), "diffusers", tmp_path / "out", ExportOptions())
     assert not (tmp_path / "out").exists()
 
 
 def test_who_may_see_an_upload_is_asked_for_uploads_alone(work):
     with pytest.raises(MapoError, match="--public are for an upload.*--repo OWNER/NAME"):
-        export_run(str(work / "lora"), "hub", work / "never", Asked(licence="mit", private=False))
+        export_run(str(work / "lora"), "hub", work / "never", ExportOptions(licence="mit", private=False))
     assert not (work / "never").exists()

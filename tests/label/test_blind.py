@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from data_fixtures import BLUE, GREEN, PICTURES, RED, make_set
 from mapo.errors import MapoError
 from mapo.files import sha256
-from mapo.label.blind import BLOCK, Task, of_folders, of_pairs, order, pair_key, sides
+from mapo.label.blind import BLOCK, BlindTask, of_folders, of_pairs, order, pair_key, sides
 from mapo.pairs.pairs import PairSet, PairWriter, pair_id
 from mapo.pairs.splits import prompt_id
 from mapo.sample.folder import ImageRow, append_images
@@ -45,7 +45,7 @@ def test_people_who_stop_early_have_judged_the_same_pairs() -> None:
 
 
 def test_sides_fall_evenly_and_independently_for_every_annotator() -> None:
-    tasks = [Task(pair, "p", ("a", "b")) for pair in PAIRS]
+    tasks = [BlindTask(pair, "p", ("a", "b")) for pair in PAIRS]
     left = {name: [sides(task, name)[0] == "a" for task in tasks] for name in ("ann", "bob")}
     for name in left:
         assert 160 < sum(left[name]) < 240

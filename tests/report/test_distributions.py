@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 
 from mapo.report.distributions import bin_edges, count_changes, draw_distribution
-from mapo.statistics import Pair
+from mapo.statistics import PairedScores
 
 
 def pairs(before, after):
-    return [Pair("p", "p", i, b, a, "", "") for i, (b, a) in enumerate(zip(before, after, strict=True))]
+    return [PairedScores("p", "p", i, b, a, "", "") for i, (b, a) in enumerate(zip(before, after, strict=True))]
 
 
 def test_few_whole_numbers_get_a_bin_each():

@@ -5,7 +5,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageFilter
 
 from mapo.score.scorers import load_scorer
-from mapo.style.copies import HASH, NEAR, Pictures, bits_of, compared, look_by, nearest, seen, told
+from mapo.style.copies import HASH, NEAR, LazyPictures, bits_of, compared, look_by, nearest, seen, told
 from small_scorers import save_dinov2
 
 
@@ -80,6 +80,6 @@ def test_by_dinov2_distances_are_of_its_embeddings_and_the_folder_says_how_far_n
 def test_pictures_are_read_when_they_are_looked_at_and_each_once():
     read = []
     pictures = scenes(40)
-    lazy = Pictures(list(pictures), lambda name: read.append(name) or pictures[name])
+    lazy = LazyPictures(list(pictures), lambda name: read.append(name) or pictures[name])
     assert np.array_equal(seen(lazy, HASH).vectors, seen(pictures, HASH).vectors) and read == list(pictures)
     assert seen({}, HASH).names == [] and nearest({}, pictures) == []

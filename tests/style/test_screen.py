@@ -10,7 +10,7 @@ from mapo.errors import MapoError
 from mapo.score.scorers import choice, load_scorer
 from mapo.style import screen
 from mapo.style.screen import refuse_minors, screened_before, screener, screening
-from mapo.style.stages import Ledger
+from mapo.style.stages import StageLedger
 
 SAID = {"a.png": "two cups", "b.png": "a girl with a kite"}
 
@@ -27,7 +27,7 @@ def captions(names=SAID):
 
 
 def test_the_scorers_numbers_are_told_and_kept_and_no_picture_is_looked_at_twice(folder, tmp_path, monkeypatch):
-    ledger, out = Ledger(tmp_path / "out", {}), tmp_path / "out"
+    ledger, out = StageLedger(tmp_path / "out", {}), tmp_path / "out"
     stage = screening(folder, "nsfw", out, captions, lambda: ["the pictures"])
     assert screened_before([stage], ledger, folder, captions()) == ["nsfw takes none of 2 pictures for unsafe"]
     pictures = [noise(k, (64, 48)).convert("RGB") for k in range(2)]
@@ -42,13 +42,13 @@ def test_the_scorers_numbers_are_told_and_kept_and_no_picture_is_looked_at_twice
 def test_what_looks_unsafe_is_named_before_and_refused_with_words_for_minors(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(screen, "UNSAFE", -1.0)
     stage = screening(folder, "nsfw", tmp_path / "out", captions, list)
-    said, warning = screened_before([stage], Ledger(tmp_path / "out", {}), folder, captions(["a.png"]))
+    said, warning = screened_before([stage], StageLedger(tmp_path / "out", {}), folder, captions(["a.png"]))
     assert said.startswith("nsfw takes 1 of 1 picture for unsafe: a.png (0.0")
     assert "1 picture looks unsafe to nsfw: a.png" in warning and "leaves a picture out" in warning
     with pytest.raises(
         MapoError, match="nsfw takes pictures for unsafe, and 1 caption could mean minors: b.png .“girl”"
     ):
-        screened_before([stage], Ledger(tmp_path / "out", {}), folder, captions())
+        screened_before([stage], StageLedger(tmp_path / "out", {}), folder, captions())
     assert not (tmp_path / "out").exists()
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mapo.errors import MapoError
-from mapo.style.stages import Ledger, Stage, digest_of
+from mapo.style.stages import Stage, StageLedger, digest_of
 
 ASKED = {"model": "mini"}
 
@@ -35,10 +35,10 @@ def test_what_will_be_made_again_is_what_has_changed_or_is_gone_and_what_follows
     stages = [of("a", "source.txt"), of("b", "a", follows=("a",)), of("shown", "a", **foreseen), nothing]
 
     def stale():
-        return Ledger(folder, ASKED).stale(stages)
+        return StageLedger(folder, ASKED).stale(stages)
 
     for one in stages:
-        Ledger(folder, ASKED).run(one)
+        StageLedger(folder, ASKED).run(one)
     assert stale() == []
     (folder / "a").rename(folder / "kept")
     assert stale() == ["a", "shown"]  # it comes back as it was, but what is foreseen counts
@@ -54,14 +54,14 @@ def test_what_will_be_made_again_is_what_has_changed_or_is_gone_and_what_follows
 def folder(tmp_path):
     made.clear()
     out = tmp_path / "out"
-    Ledger(out, ASKED)._write("none", "", done=True)
+    StageLedger(out, ASKED)._write("none", "", done=True)
     (out / "source.txt").write_text("x")
     return out
 
 
 def test_what_is_done_is_not_done_again_and_what_changed_by_hand_is_followed(folder):
     def all_stages():
-        ledger = Ledger(folder, ASKED)
+        ledger = StageLedger(folder, ASKED)
         for one in (stage(folder, "a", "source.txt"), stage(folder, "b", "a.txt")):
             ledger.run(one)
 
@@ -81,37 +81,37 @@ def test_what_is_done_is_not_done_again_and_what_changed_by_hand_is_followed(fol
 
 def test_a_stage_that_was_stopped_is_not_done_and_keeps_its_files(folder):
     with pytest.raises(KeyboardInterrupt):
-        Ledger(folder, ASKED).run(stage(folder, "a", "source.txt", fails=True))
+        StageLedger(folder, ASKED).run(stage(folder, "a", "source.txt", fails=True))
     assert (folder / "a.txt").exists()
-    Ledger(folder, ASKED).run(stage(folder, "a", "source.txt"))
-    Ledger(folder, ASKED).run(stage(folder, "a", "source.txt"))
+    StageLedger(folder, ASKED).run(stage(folder, "a", "source.txt"))
+    StageLedger(folder, ASKED).run(stage(folder, "a", "source.txt"))
     assert made == ["a", "a"]
 
 
 def test_a_stage_that_is_done_each_time_is_removed_only_where_its_source_has_changed(folder):
     kept = folder / "a.txt"
     one = Stage("a", "a file", ("a.txt",), lambda: [digest_of(folder / "source.txt")], lambda: kept.touch(), again=True)
-    Ledger(folder, ASKED).run(one)
+    StageLedger(folder, ASKED).run(one)
     kept.write_text("more")
-    Ledger(folder, ASKED).run(one)
+    StageLedger(folder, ASKED).run(one)
     assert kept.read_text() == "more"
     (folder / "source.txt").write_text("y")
-    Ledger(folder, ASKED).run(one)
+    StageLedger(folder, ASKED).run(one)
     assert kept.read_text() == ""
 
 
 def test_a_folder_of_other_things_is_refused_and_nothing_in_it_is_touched(folder, tmp_path):
     before = (folder / "stages.json").read_text()
     with pytest.raises(MapoError, match="begun with other things: model was 'mini' and is now 'sdxl'"):
-        Ledger(folder, {"model": "sdxl"})
+        StageLedger(folder, {"model": "sdxl"})
     assert (folder / "stages.json").read_text() == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     with pytest.raises(MapoError, match="was not made by this command"):
-        Ledger(tmp_path / "mine", ASKED)
+        StageLedger(tmp_path / "mine", ASKED)
     (folder / "stages.json").write_text(json.dumps({"format": "other"}))
     with pytest.raises(MapoError, match="is not a list of stages"):
-        Ledger(folder, ASKED)
+        StageLedger(folder, ASKED)
 
 
 def test_a_digest_tells_names_sizes_and_ends_of_large_files(tmp_path):
@@ -132,15 +132,15 @@ def test_what_a_stage_said_is_said_again_when_it_is_not_done_again(folder, heard
     one = Stage(
         "a", "a file", ("a.txt",), lambda: ["x"], lambda: ((folder / "a.txt").write_text("") and None) or "3 of 4"
     )
-    assert Ledger(folder, ASKED).run(one) == "3 of 4" and heard() == "a: a file\n3 of 4\n"
-    assert Ledger(folder, ASKED).run(one) == "3 of 4" and heard() == "a, done before: 3 of 4\n"
+    assert StageLedger(folder, ASKED).run(one) == "3 of 4" and heard() == "a: a file\n3 of 4\n"
+    assert StageLedger(folder, ASKED).run(one) == "3 of 4" and heard() == "a, done before: 3 of 4\n"
 
 
 def test_files_that_a_person_has_changed_get_another_name_and_others_are_removed(folder, heard):
     def run():
         source = lambda: [digest_of(folder / "source.txt")]  # noqa: E731
         made = lambda: (folder / "a.txt").write_text((folder / "source.txt").read_text()) and None  # noqa: E731
-        Ledger(folder, ASKED).run(Stage("a", "a file", ("a.txt",), source, made, aside_if_changed=True))
+        StageLedger(folder, ASKED).run(Stage("a", "a file", ("a.txt",), source, made, aside_if_changed=True))
 
     run()
     (folder / "source.txt").write_text("y")

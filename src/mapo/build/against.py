@@ -61,7 +61,7 @@ class Own:
 
 
 @dataclass(frozen=True)
-class Task:
+class DrawingTask:
     """What is to be drawn for a picture: the frame of both, and the seeds of the rejected ones."""
 
     own: Own
@@ -143,7 +143,7 @@ def build_alone(
     return {"pairs": pairs, **_counts(tasks, split)}
 
 
-def _counts(tasks: Sequence[Task], split: Mapping[str, str]) -> dict[str, int]:
+def _counts(tasks: Sequence[DrawingTask], split: Mapping[str, str]) -> dict[str, int]:
     return {
         "pictures": len(tasks),
         "frames": len({task.frame for task in tasks}),
@@ -216,14 +216,14 @@ def frames_for(pictures: Sequence[Own], files: ModelFiles, resolution: int | Non
     return found
 
 
-def _tasks(pictures: Sequence[Own], files: ModelFiles, resolution: int | None, per_picture: int) -> list[Task]:
+def _tasks(pictures: Sequence[Own], files: ModelFiles, resolution: int | None, per_picture: int) -> list[DrawingTask]:
     """What is to be drawn; the second picture of a prompt has other seeds than the first."""
     seen: Counter[str] = Counter()
     tasks = []
     for one, frame in zip(pictures, frames_for(pictures, files, resolution), strict=True):
         first, number = seen[prompt_id(one.told)], one.drawings or per_picture
         seen[prompt_id(one.told)] += number
-        tasks.append(Task(one, frame, tuple(range(first, first + number))))
+        tasks.append(DrawingTask(one, frame, tuple(range(first, first + number))))
     return tasks
 
 
@@ -244,7 +244,7 @@ def _folder(drawn: Path, frame: Frame) -> Path:
 Rows = dict[Frame, dict[tuple[str, int], ImageRow]]  # of the drawings, by caption and seed
 
 
-def _draw(sampler: Sampler, tasks: Sequence[Task], sampling: Sampling, drawn: Path) -> Rows:
+def _draw(sampler: Sampler, tasks: Sequence[DrawingTask], sampling: Sampling, drawn: Path) -> Rows:
     """The rejected pictures; those that are there already are not drawn again."""
     rows: Rows = {}
     for frame in sorted({task.frame for task in tasks}):
@@ -255,7 +255,7 @@ def _draw(sampler: Sampler, tasks: Sequence[Task], sampling: Sampling, drawn: Pa
     return rows
 
 
-def _judged(tasks: Sequence[Task], rows: Rows, judge: Filter, drawn: Path) -> tuple[dict[int, int], int]:
+def _judged(tasks: Sequence[DrawingTask], rows: Rows, judge: Filter, drawn: Path) -> tuple[dict[int, int], int]:
     """The seed of the drawing that the judge likes best, for each task of which it gave all numbers; how many lack."""
     best: dict[int, int] = {}
     with progress.bar(total=len(tasks), desc=f"judge {judge.scorer.name}", unit="picture") as bar:

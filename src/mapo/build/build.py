@@ -17,7 +17,7 @@ from typing import Any
 
 from mapo import progress
 from mapo.build import minors
-from mapo.build.candidates import DrawnBy, Found, Latents, Maker, Portion
+from mapo.build.candidates import DrawnBy, Latents, Maker, PassedPair, Portion
 from mapo.build.context import Contexts, Rewriter, open_rewriter
 from mapo.build.judge import Filter, judges_of
 from mapo.build.recipe import Recipe, changed_recipe
@@ -106,7 +106,7 @@ def build(
     def open_maker(shard: Shard) -> Maker:
         return _open_maker(folder, shard, rewriter, recipe, safe, drawn_by, sampling, judges, latents)
 
-    plan = Plan(recipe, num_pairs, out, folder, open_maker, sampling.images_per_batch, provenance)
+    plan = BuildPlan(recipe, num_pairs, out, folder, open_maker, sampling.images_per_batch, provenance)
     plan.counts = {"minors": len(prompts) - len(safe)}
     use_own_device()
     with forgotten_if_nothing_is_made(folder):
@@ -118,7 +118,7 @@ def build(
 
 
 @dataclass
-class Plan:
+class BuildPlan:
     """What is to be built, all of it checked."""
 
     recipe: Recipe
@@ -173,7 +173,7 @@ def _open_maker(
     return Maker(recipe, prompts, model, sampling, judges, contexts, work, latents)
 
 
-def _share(plan: Plan, shard: Shard) -> None:
+def _share(plan: BuildPlan, shard: Shard) -> None:
     """Make every n-th of the full portions that will be needed, as far as one's own show.
 
     Portions that turn out too many are ignored, and those that lack are made when the set is put together.
@@ -205,12 +205,12 @@ def _advance(bar: Any, portion: Portion, most: int | None = None) -> None:
     bar.update(number)
 
 
-def _collect(plan: Plan, alone: bool) -> dict[str, int] | None:
+def _collect(plan: BuildPlan, alone: bool) -> dict[str, int] | None:
     """Go through the portions in order, make those that no part has, and write the set."""
     if is_made(plan.out, plan.folder, alone):
         return None
     maker, totals = plan.open(WHOLE), Totals(plan.counts["minors"])
-    kept: list[Found] = []
+    kept: list[PassedPair] = []
     bar = progress.bar(total=plan.num_pairs, desc=f"build {plan.recipe.name}", unit="pair")
     start = 0
     while len(kept) < plan.num_pairs:
@@ -242,7 +242,7 @@ class Totals:
         self.no_context: set[str] = set()
         self.seen: set[Any] = set()
 
-    def add(self, portion: Portion) -> list[Found]:
+    def add(self, portion: Portion) -> list[PassedPair]:
         """Count a portion; its pairs that are not repeats (of two prompts with the same context, the first)."""
         for name in ("tried", "judged_out", "unjudged", "equal_pictures"):
             self.sums[name] += getattr(portion, name)
@@ -281,7 +281,7 @@ def describe(counts: Mapping[str, int]) -> str:
     return ", ".join(words for name, words in said.items() if counts[name])
 
 
-def _too_few(plan: Plan, totals: Totals, kept: int) -> str:
+def _too_few(plan: BuildPlan, totals: Totals, kept: int) -> str:
     counts = totals.counts()
     were = "was" if kept == 1 else "were"
     return (
@@ -292,7 +292,7 @@ def _too_few(plan: Plan, totals: Totals, kept: int) -> str:
     )
 
 
-def _write(plan: Plan, maker: Maker, kept: Sequence[Found], counts: dict[str, int]) -> None:
+def _write(plan: BuildPlan, maker: Maker, kept: Sequence[PassedPair], counts: dict[str, int]) -> None:
     """The set, in the order of the prompts."""
     provenance = {**plan.provenance, "counts": counts}
     with PairWriter(plan.out, provenance, sensitive=plan.recipe.sensitive) as writer:

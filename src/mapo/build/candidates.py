@@ -38,7 +38,7 @@ OF_THE_PAIR = ("prompt", "file", "prompt_id", "sha256")  # stands in the pair's 
 
 
 @dataclass(frozen=True)
-class Found:
+class PassedPair:
     """A pair that the judges let pass: the rows of its pictures and the folders that have them."""
 
     prompt: str
@@ -51,7 +51,7 @@ class Found:
 class Portion:
     """What became of a batch of prompts."""
 
-    pairs: list[Found] = field(default_factory=list)
+    pairs: list[PassedPair] = field(default_factory=list)
     tried: int = 0
     judged_out: int = 0
     unjudged: int = 0  # a judge gave no number
@@ -180,7 +180,7 @@ class Maker:
             else:
                 chosen, rejected = (found[side][number] for side in sides)
                 meta = self._meta(given, sides, (chosen[1], rejected[1]), at)
-                result.pairs.append(Found(prompt, chosen, rejected, meta))
+                result.pairs.append(PassedPair(prompt, chosen, rejected, meta))
         return result
 
     def _jobs(self, start: int, size: int, result: Portion) -> list[tuple[int, str, str]]:

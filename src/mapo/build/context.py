@@ -45,9 +45,9 @@ def open_rewriter(how: str, model: str | None = None) -> Rewriter | None:
     if how == "rules":
         return Rules()
     if kind == "local" and rest:
-        return Local(rest)
+        return LocalWriter(rest)
     if kind == "endpoint" and rest:
-        return Remote(rest, model)
+        return RemoteWriter(rest, model)
     raise MapoError(f"--context {how!r} is not known. Write rules, local:MODEL, endpoint:URL or none.")
 
 
@@ -74,7 +74,7 @@ def _messages(prompt: str) -> list[dict[str, str]]:
     return [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": prompt}]
 
 
-class Local:
+class LocalWriter:
     """An instruction model of transformers; its most likely answer, so the same prompts give the same contexts.
 
     It is in memory only while a call lasts: pictures are made afterwards.
@@ -123,7 +123,7 @@ class Local:
         return tokenizer, model.to(device).eval()
 
 
-class Remote:
+class RemoteWriter:
     """A model behind an OpenAI-compatible endpoint."""
 
     def __init__(self, url: str, model: str | None) -> None:

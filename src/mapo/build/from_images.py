@@ -38,7 +38,7 @@ UNSAFE = ("nsfw", "unsafe")  # metrics of judges that look for what not everybod
 
 
 @dataclass(frozen=True)
-class Asked:
+class Judging:
     """Who judges, and which pairs of a ranking are made."""
 
     judges: Sequence[Filter]
@@ -51,7 +51,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Seen:
+class FramedPicture:
     """A picture in its frame: the row by which judges' numbers are kept, and its bytes."""
 
     picture: Candidate
@@ -62,7 +62,7 @@ class Seen:
 Values = list[list[float | None]]  # a list for each judge, with a number for each picture
 
 
-def check_asked(judges: Sequence[Filter], rankings: str = "best-worst") -> Asked:
+def check_asked(judges: Sequence[Filter], rankings: str = "best-worst") -> Judging:
     """What is asked for; MapoError where it makes no sense. Judges that are one scorer share it."""
     if rankings not in RANKINGS:
         raise MapoError(f"--rankings is {rankings!r}; it must be {' or '.join(RANKINGS)}.")
@@ -71,10 +71,10 @@ def check_asked(judges: Sequence[Filter], rankings: str = "best-worst") -> Asked
             "--judge: all have a threshold, so nobody orders the pictures of a prompt. Name a judge without one, as "
             "SCORER:METRIC."
         )
-    return Asked(judges_of(_ranking(2), judges), rankings)
+    return Judging(judges_of(_ranking(2), judges), rankings)
 
 
-def build_from_images(groups: Groups, out: Path, asked: Asked, *, shard: Shard = WHOLE) -> dict[str, int] | None:
+def build_from_images(groups: Groups, out: Path, asked: Judging, *, shard: Shard = WHOLE) -> dict[str, int] | None:
     """Make the set ``out`` of the pictures of each group; its counts, or None where other shards are not done yet.
 
     ``best-worst``: the best picture of a prompt against its worst, by the mean of the judges' ranks, where every judge
@@ -131,13 +131,13 @@ def _portions(groups: Sequence[Group]) -> Iterator[list[Group]]:
 
 
 def _judged(
-    portions: Sequence[Sequence[Group]], work: Work, asked: Asked, numbers: Sequence[int]
-) -> Iterator[list[tuple[Group, list[Seen], Values]]]:
+    portions: Sequence[Sequence[Group]], work: Work, asked: Judging, numbers: Sequence[int]
+) -> Iterator[list[tuple[Group, list[FramedPicture], Values]]]:
     """The groups of each of these portions with their pictures and what the judges say of them."""
     total = sum(len(group.pictures) for number in numbers for group in portions[number])
     with ThreadPoolExecutor(os.cpu_count()) as pool, progress.bar(total=total, desc="judge", unit="picture") as bar:
         for number in numbers:
-            found: list[tuple[Group, list[Seen], Values]] = []
+            found: list[tuple[Group, list[FramedPicture], Values]] = []
             seen = [_seen(group, pool) for group in portions[number]]
             said = [_said(judge, work, f"{number:07d}", list(itertools.chain(*seen))) for judge in asked.judges]
             for group, pictures in zip(portions[number], seen, strict=True):
@@ -147,7 +147,7 @@ def _judged(
             bar.update(sum(len(group.pictures) for group in portions[number]))
 
 
-def _said(judge: Filter, work: Work, table: str, seen: Sequence[Seen]) -> dict[tuple[str, str], float | None]:
+def _said(judge: Filter, work: Work, table: str, seen: Sequence[FramedPicture]) -> dict[tuple[str, str], float | None]:
     """The judge's number for each picture and prompt, found or asked for now."""
     found: dict[tuple[str, str], float | None] = {}
     for start in range(0, len(seen), JUDGED_AT_ONCE):
@@ -160,18 +160,18 @@ def _said(judge: Filter, work: Work, table: str, seen: Sequence[Seen]) -> dict[t
     return found
 
 
-def _pngs(seen: Sequence[Seen]) -> list[bytes]:
+def _pngs(seen: Sequence[FramedPicture]) -> list[bytes]:
     return [one.png for one in seen]
 
 
-def _seen(group: Group, pool: ThreadPoolExecutor) -> list[Seen]:
+def _seen(group: Group, pool: ThreadPoolExecutor) -> list[FramedPicture]:
     """The pictures of a group in their frame; those that are the same there count once."""
     pngs = group.framed(pool, group.pictures)
-    found: dict[str, Seen] = {}
+    found: dict[str, FramedPicture] = {}
     for place, (one, png) in enumerate(zip(group.pictures, pngs, strict=True)):
         name = sha256(png)
         row = ImageRow(one.said.file, prompt_id(group.prompt), group.prompt, place, NUMBERED, name, one.said.source)
-        found.setdefault(name, Seen(one, row, png))
+        found.setdefault(name, FramedPicture(one, row, png))
     return list(found.values())
 
 
@@ -199,7 +199,7 @@ def selected(judges: Sequence[Filter], values: Values, rankings: str) -> tuple[l
 
 
 def _write(
-    groups: Groups, out: Path, asked: Asked, folder: Path, portions: Sequence[Sequence[Group]]
+    groups: Groups, out: Path, asked: Judging, folder: Path, portions: Sequence[Sequence[Group]]
 ) -> dict[str, int]:
     """The set, in the order of the files."""
     provenance = groups.provenance("pictures that other programs made, ranked by judges")
@@ -222,7 +222,7 @@ def _write(
 
 
 def _add(
-    writer: PairWriter, group: Group, seen: Sequence[Seen], values: Values, asked: Asked, sums: Counter[str]
+    writer: PairWriter, group: Group, seen: Sequence[FramedPicture], values: Values, asked: Judging, sums: Counter[str]
 ) -> None:
     """The pairs of a group."""
     whole = [k for k in range(len(seen)) if all(row[k] is not None for row in values)]

@@ -44,7 +44,7 @@ Files = dict[str, str]  # a file's path with slashes and composed accents → as
 
 
 @dataclass(frozen=True)
-class Found:
+class PromptedPicture:
     """A picture, by its path inside the folder, and its prompt; ``seed`` is None where nobody says."""
 
     file: str
@@ -185,7 +185,7 @@ def _rows(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
 class Listed:
     """What a list says: the pictures with their prompts, those whose prompt is empty, and those that are not there."""
 
-    found: list[Found]
+    found: list[PromptedPicture]
     empty: list[str]
     absent: list[str]
 
@@ -197,7 +197,7 @@ def read_list(folder: Path, name: str, files: Files) -> Listed:
 
 def read_rows(path: Path, folder: Path, home: PurePosixPath, files: Files) -> Listed:
     """A list of pictures of ``folder``, whose paths begin at the folder ``home`` inside it."""
-    found: dict[str, Found] = {}
+    found: dict[str, PromptedPicture] = {}
     absent, silent, empty = list[str](), list[str](), list[str]()
     try:
         rows = list(_rows(path))
@@ -216,7 +216,7 @@ def read_rows(path: Path, folder: Path, home: PurePosixPath, files: Files) -> Li
                 raise ValueError(f"line {number} names {file} a second time")
             else:
                 check_text(prompt, f"the prompt in line {number}")
-                found[picture] = Found(picture, prompt, _seed(row.get("seed"), f"line {number}"))
+                found[picture] = PromptedPicture(picture, prompt, _seed(row.get("seed"), f"line {number}"))
     except (ValueError, OSError) as error:
         raise MapoError(f"{path} cannot be used: {error}. Mend it and give the same command again.") from None
     if silent:

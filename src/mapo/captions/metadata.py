@@ -23,7 +23,7 @@ from typing import IO, Any
 from mapo.captions.programs.a1111 import read_a1111
 from mapo.captions.programs.comfyui import read_comfyui
 from mapo.captions.programs.others import read_invoke, read_novel, read_parameters
-from mapo.captions.programs.told import MOST_TEXT, OddMetadata, Told, json_object
+from mapo.captions.programs.told import MOST_TEXT, OddMetadata, ProgramPrompt, json_object
 from mapo.errors import MapoError
 from mapo.pairs.pictures import PNG
 from mapo.pairs.schema import check_text
@@ -37,7 +37,7 @@ DULL = ("date:", "Creation Time", "Software", "XML:com.adobe.xmp", "Raw profile 
 MAGIC = {b"stealth_pnginfo": False, b"stealth_pngcomp": True}  # in the alpha channel; whether it is zipped
 
 
-def read_metadata(picture: Path) -> Told | None:
+def read_metadata(picture: Path) -> ProgramPrompt | None:
     """What the program that made a picture says of it; None where there are no texts in the file.
 
     MapoError where there are some and no prompt can be made of them: of a program that is not known, a graph with two
@@ -49,7 +49,7 @@ def read_metadata(picture: Path) -> Told | None:
         raise MapoError(f"{picture}: {error}. Write its caption into {picture.stem}.txt beside it.") from None
 
 
-def told_in(picture: Path) -> Told | None:
+def told_in(picture: Path) -> ProgramPrompt | None:
     """As :func:`read_metadata`, with the reason alone as OddMetadata."""
     with picture.open("rb") as file:
         if file.read(len(PNG)) == PNG:
@@ -71,14 +71,14 @@ def told_in(picture: Path) -> Told | None:
     return told
 
 
-def told_by(fields: Mapping[str, str]) -> Told | None:
+def told_by(fields: Mapping[str, str]) -> ProgramPrompt | None:
     """What these texts say, by their names; None where no program is known that writes such."""
     scheme = fields.get("fooocus_scheme")
     told = read_invoke(fields)
     if told is None and "parameters" in fields:
         told = read_parameters(fields["parameters"], scheme)
         if told is None and json_object(fields["parameters"]) is None and fields["parameters"].strip():
-            told = Told("A1111", fields["parameters"].strip())  # a prompt alone
+            told = ProgramPrompt("A1111", fields["parameters"].strip())  # a prompt alone
     told = told or read_novel(fields)
     if told is None and "prompt" in fields:
         told = read_comfyui(fields["prompt"])

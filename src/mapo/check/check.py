@@ -27,7 +27,7 @@ from mapo.check.leak import (
     statistics,
     tell_together,
 )
-from mapo.check.pictures import Pictures, look_at_pictures
+from mapo.check.pictures import PictureTable, look_at_pictures
 from mapo.check.rows import SEVERITIES, Finding, Rows, read_rows
 from mapo.check.training import check_training, what_is_trained_on
 from mapo.encode.seen import Choice, View, open_view
@@ -104,7 +104,7 @@ def _refuse(path: Path, pairs: PairSet) -> None:
         raise MapoError(f"{path} belongs to the set itself. Name another file to write.")
 
 
-def _leaks(rows: Rows, pictures: Pictures, values: dict[str, Any]) -> tuple[list[Leak], Together]:
+def _leaks(rows: Rows, pictures: PictureTable, values: dict[str, Any]) -> tuple[list[Leak], Together]:
     """The leak test over the pairs that training sees, prefer a picture, and whose pictures could both be read.
 
     Where their prompts are few, it is over pairs that share no picture, each counted as if it had a prompt of its own.
@@ -123,7 +123,7 @@ def _leaks(rows: Rows, pictures: Pictures, values: dict[str, Any]) -> tuple[list
 
 
 def _findings(
-    rows: Rows, pictures: Pictures, view: View | None, choice: Choice, leaks: list[Leak], together: Together
+    rows: Rows, pictures: PictureTable, view: View | None, choice: Choice, leaks: list[Leak], together: Together
 ) -> list[Finding]:
     all_of_them = [
         *found.check_files(rows, pictures),
@@ -151,7 +151,7 @@ def verdict(findings: Sequence[Finding], pairs: int, trained: int) -> str:
 
 
 def _summary(
-    pairs: PairSet, rows: Rows, pictures: Pictures, findings: Sequence[Finding], leaks: Sequence[Leak],
+    pairs: PairSet, rows: Rows, pictures: PictureTable, findings: Sequence[Finding], leaks: Sequence[Leak],
     together: Together, model: str | None, trained: int,
 ) -> dict[str, Any]:  # fmt: skip
     """The numbers of the page, as JSON can say them."""
@@ -183,7 +183,7 @@ def _summary(
     }  # fmt: skip
 
 
-def _tables(rows: Rows, pictures: Pictures) -> list[tuple[str, str, list[tuple[str, int, float]]]]:
+def _tables(rows: Rows, pictures: PictureTable) -> list[tuple[str, str, list[tuple[str, int, float]]]]:
     """What the set is made of: heading, unit, and (name, number, share of the largest) per bar."""
     read = pictures.found[pictures.read]
     sizes = Counter(f"{w:.0f} × {h:.0f}" for w, h in zip(read["width"], read["height"], strict=True))

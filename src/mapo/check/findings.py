@@ -15,7 +15,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
 from mapo.check.leak import FEW_PROMPTS, MARGIN, Leak, Share, Together
-from mapo.check.pictures import ANIMATED, LATENTS, MISSING, UNREADABLE, Pictures, difference
+from mapo.check.pictures import ANIMATED, LATENTS, MISSING, UNREADABLE, PictureTable, difference
 from mapo.check.rows import Finding, Flags, Integers, Rows, find, quote
 from mapo.encode.buckets import nearest
 from mapo.encode.seen import View, excess_tokens
@@ -28,7 +28,7 @@ NAMES = {
 }  # fmt: skip
 
 
-def check_files(rows: Rows, pictures: Pictures) -> list[Finding]:
+def check_files(rows: Rows, pictures: PictureTable) -> list[Finding]:
     """Pictures that are not there, damaged or animated; how the others are stored."""
     found = pictures.found
     state = found["state"]
@@ -64,7 +64,7 @@ def check_files(rows: Rows, pictures: Pictures) -> list[Finding]:
     return findings
 
 
-def check_sizes(rows: Rows, pictures: Pictures, view: View | None) -> list[Finding]:
+def check_sizes(rows: Rows, pictures: PictureTable, view: View | None) -> list[Finding]:
     """The two pictures of a pair differ in size; pictures smaller than the model works at."""
     size = [(pictures.found["width"][k], pictures.found["height"][k]) for _, k in rows.sides]
     (w1, h1), (w2, h2) = size[0], size[-1]
@@ -92,7 +92,7 @@ def check_sizes(rows: Rows, pictures: Pictures, view: View | None) -> list[Findi
     return findings
 
 
-def _smaller(pictures: Pictures, view: View) -> NDArray[np.bool_]:
+def _smaller(pictures: PictureTable, view: View) -> NDArray[np.bool_]:
     """Which pictures that were read are smaller than the frame that is most like their shape."""
     width, height = (np.where(pictures.read, pictures.found[name], 1.0) for name in ("width", "height"))
     frames = np.array(view.frames)[nearest(np.log(width / height), view.frames)]
@@ -147,7 +147,7 @@ def _too_long(rows: Rows, view: View | None) -> list[Finding]:
     )  # fmt: skip
 
 
-def check_content(rows: Rows, pictures: Pictures) -> list[Finding]:
+def check_content(rows: Rows, pictures: PictureTable) -> list[Finding]:
     """The same pixels on both sides, in several pairs, in several splits, in several files; nearly the same."""
     sides = rows.contents
     same = rows.has_rejected & (sides[0] == sides[-1])
@@ -191,7 +191,7 @@ def check_content(rows: Rows, pictures: Pictures) -> list[Finding]:
     return findings
 
 
-def closeness(rows: Rows, pictures: Pictures) -> NDArray[np.float64]:
+def closeness(rows: Rows, pictures: PictureTable) -> NDArray[np.float64]:
     """Grey levels by which the sketches of each pair's pictures differ; infinite where there are not two that were
     read."""
     apart = np.full(len(rows), np.inf)

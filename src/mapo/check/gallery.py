@@ -10,7 +10,7 @@ from PIL import Image, ImageChops, ImageStat
 
 from mapo.check.findings import ALIKE, closeness, contradictions, statistic
 from mapo.check.leak import Floats, Leak, Together
-from mapo.check.pictures import Pictures
+from mapo.check.pictures import PictureTable
 from mapo.check.rows import Rows
 from mapo.errors import MapoError
 from mapo.pages.thumbs import shrink
@@ -44,7 +44,7 @@ class Card:
     reasons: tuple[str, ...] = ()
 
 
-def random_rows(rows: Rows, pictures: Pictures, seed: int = 0) -> list[int]:
+def random_rows(rows: Rows, pictures: PictureTable, seed: int = 0) -> list[int]:
     """Rows drawn without a look at anything but whether both pictures can be shown, in the set's order."""
     read = pictures.read
     fit = np.flatnonzero(read[rows.chosen] & read[rows.rejected])
@@ -53,7 +53,7 @@ def random_rows(rows: Rows, pictures: Pictures, seed: int = 0) -> list[int]:
 
 
 def suspicious_rows(
-    rows: Rows, pictures: Pictures, values: dict[str, Floats], leaks: list[Leak], together: Together
+    rows: Rows, pictures: PictureTable, values: dict[str, Floats], leaks: list[Leak], together: Together
 ) -> dict[int, list[str]]:
     """Row → why it is suspicious, kind by kind; where there are too many, none crowds out another."""
     found, read = pictures.found, pictures.read
@@ -115,7 +115,7 @@ def _short(value: float) -> str:
 class Gallery:
     """Makes cards; each picture is embedded once however often it is asked for."""
 
-    def __init__(self, pairs: PairSet, rows: Rows, pictures: Pictures) -> None:
+    def __init__(self, pairs: PairSet, rows: Rows, pictures: PictureTable) -> None:
         self.pairs, self.rows, self.pictures = pairs, rows, pictures
         self.veiled: set[int] = set()
         if pairs.info.get("sensitive"):  # rejected anywhere is veiled everywhere, and of a tie both are

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
-from mapo.check.pictures import Pictures
+from mapo.check.pictures import PictureTable
 from mapo.statistics import Estimate
 
 EVEN = 0.5
@@ -63,7 +63,7 @@ class Together:
     margins: Floats
 
 
-def statistics(pictures: Pictures, used: Integers | None = None) -> dict[str, Floats]:
+def statistics(pictures: PictureTable, used: Integers | None = None) -> dict[str, Floats]:
     """Name → a number per picture, NaN where it is not known. Those of the file come first.
 
     Which kinds there are, and the commonest ones, is what it is among the ``used`` pictures.

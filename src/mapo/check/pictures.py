@@ -67,7 +67,7 @@ TABLES = ((np.asarray(LUMINANCE) * _SCALE[:, None] + 50) // 100).clip(1, 255)  #
 
 
 @dataclass(frozen=True)
-class Pictures:
+class PictureTable:
     """``found[i]`` describes the picture ``names[i]``; ``why`` says what is wrong with those that could not be read."""
 
     names: list[str]
@@ -80,7 +80,9 @@ class Pictures:
         return np.asarray(self.found["state"] == READ)
 
 
-def look_at_pictures(pairs: PairSet, among: tuple[Frame, ...] = (), only: Collection[str] | None = None) -> Pictures:
+def look_at_pictures(
+    pairs: PairSet, among: tuple[Frame, ...] = (), only: Collection[str] | None = None
+) -> PictureTable:
     """Describe every picture that the set holds or names; nothing that is wrong with one of them stops the others.
 
     ``among`` are the frames in which a model is trained; of several a picture is seen in the one most like it. Without
@@ -111,7 +113,7 @@ def look_at_pictures(pairs: PairSet, among: tuple[Frame, ...] = (), only: Collec
                 else:
                     found[place] = row
             bar.update(len(places))
-    return Pictures(names, found, why)
+    return PictureTable(names, found, why)
 
 
 def _in_threads(

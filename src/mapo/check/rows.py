@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mapo.check.pictures import Pictures
+from mapo.check.pictures import PictureTable
 from mapo.errors import count
 from mapo.pairs import PairSet
 from mapo.pairs.splits import normalise
@@ -27,7 +27,7 @@ class Rows:
 
     texts: list[str]
     prompts: Integers  # equal where prompts are the same but for case, white space and the coding of accents
-    chosen: Integers  # places in Pictures.names
+    chosen: Integers  # places in PictureTable.names
     rejected: Integers  # those of chosen where the set has no rejected pictures
     chosen_content: Integers  # equal where pixels are equal
     rejected_content: Integers
@@ -70,7 +70,7 @@ class Finding:
         return self.count - len(self.rows) if self.rows else 0
 
 
-def read_rows(pairs: PairSet, pictures: Pictures, trained: Integers) -> Rows:
+def read_rows(pairs: PairSet, pictures: PictureTable, trained: Integers) -> Rows:
     """The rows of a set whose pictures were looked at, and of which ``trained`` are trained on."""
     columns = {c: pairs.table[c].to_pylist() for c in ("prompt", *pairs.sides, "split", "group", "source")}
     place = {name: i for i, name in enumerate(pictures.names)}

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mapo.check.pictures import Pictures
+from mapo.check.pictures import PictureTable
 from mapo.check.rows import Finding, Rows, find, quote
 from mapo.encode.buckets import nearest
 from mapo.encode.frame import share_cut_away
@@ -24,7 +24,7 @@ def what_is_trained_on(pairs: PairSet, view: View | None) -> Choice:
     return look(pairs, view, choice) if view else choice
 
 
-def check_training(rows: Rows, pictures: Pictures, view: View | None, choice: Choice) -> list[Finding]:
+def check_training(rows: Rows, pictures: PictureTable, view: View | None, choice: Choice) -> list[Finding]:
     """No rejected pictures; nothing to train on; what the crop cuts; pairs whose pictures are equal after it."""
     return [*_alone(rows), *_choice(rows, choice), *_crop(rows, pictures, view)]
 
@@ -48,7 +48,7 @@ def _choice(rows: Rows, choice: Choice) -> list[Finding]:
     return [Finding("nothing_to_train_on", "error", says, "Train with --set data.split=all, or add more prompts.")]
 
 
-def _crop(rows: Rows, pictures: Pictures, view: View | None) -> list[Finding]:
+def _crop(rows: Rows, pictures: PictureTable, view: View | None) -> list[Finding]:
     found, read = pictures.found, pictures.read
     width, height = found["width"], found["height"]
     known = read[rows.chosen] & read[rows.rejected]

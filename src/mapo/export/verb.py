@@ -63,10 +63,10 @@ def export(
         return Exported(out, *export_to_hub(opened, out, repo, private=private, api=api, **card))
     missing = None if on_missing_picture == "stop" else on_missing_picture
     _refuse("a pairs set", False, on_missing_picture=missing, source_licences=source_licences or None)
-    from mapo.export.runs.runs import Asked, export_run
+    from mapo.export.runs.runs import ExportOptions, export_run
 
     out = out or _beside(Path(source)) if to == "hub" else _needed(out)
-    asked = Asked(precision, licence, base_model, scores, repo, private)
+    asked = ExportOptions(precision, licence, base_model, scores, repo, private)
     return Exported(out, *export_run(source, to, out, asked, api))
 
 

@@ -27,7 +27,7 @@ from mapo.importers.formats import IMPORTERS
 from mapo.importers.partners import Partners
 from mapo.importers.sources import Source, find_source
 from mapo.importers.splits import split_named
-from mapo.importers.told import Told
+from mapo.importers.told import ImportCounts
 from mapo.importers.types import BadRow, Importer, LeftOut, Options, RawPair
 from mapo.pairs.pairs import TIE, PairWriter
 from mapo.pairs.pictures import Picture
@@ -164,10 +164,14 @@ def _import(
     counts: dict[str, int],
     workers: int | None,
     elsewhere: Elsewhere | None,
-) -> tuple[list[str], Told]:
+) -> tuple[list[str], ImportCounts]:
     """Fill ``writer`` and ``counts``; the first complaints about bad rows, and counts of all else."""
     before = writer.progress or {"rows": 0, "counts": counts, "complaints": []}
-    done, complaints, told = int(before["rows"]), list(before["complaints"]), Told(Counter(before.get("notes", {})))
+    done, complaints, told = (
+        int(before["rows"]),
+        list(before["complaints"]),
+        ImportCounts(Counter(before.get("notes", {}))),
+    )
     counts.update(before["counts"])
     first = elsewhere.resume(before["elsewhere"]) if elsewhere and "elsewhere" in before else done
     rows = checked_rows(module.read(source, options, first), workers, check_ties=options.ties == "keep")
@@ -239,7 +243,7 @@ def _add(
     raw: RawPair,
     pictures: tuple[Picture, Picture] | None,
     counts: dict[str, int],
-    told: Told,
+    told: ImportCounts,
 ) -> None:
     """Add a pair to the set, or only count it; ValueError when it is outside the schema."""
     counts["ties"] += raw.preference == TIE
@@ -271,7 +275,7 @@ def _add(
         told.add_lost(lost)
 
 
-def _no_pairs(source: Source, counts: dict[str, int], complaints: list[str], told: Told) -> str:
+def _no_pairs(source: Source, counts: dict[str, int], complaints: list[str], told: ImportCounts) -> str:
     first = f" First: {complaints[0]}." if complaints else ""
     advice = " Keep the ties with --ties keep." if counts["ties"] and not counts["bad"] else ""
     unlabelled = "".join(f" {line}" for line in told.left_out())

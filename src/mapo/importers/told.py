@@ -13,7 +13,7 @@ OF = " of "
 
 
 @dataclass
-class Told:
+class ImportCounts:
     """``notes`` counts pairs by the split that was published or not, rows left out by reason, and values of meta.
 
     ``shared`` is how many prompts the source has in several splits.

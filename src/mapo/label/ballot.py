@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from mapo.errors import MapoError
-from mapo.label.blind import Material, Task, order, sides, spread
+from mapo.label.blind import BlindTask, Material, order, sides, spread
 from mapo.label.votes import CHOICES, UNDO, Vote, VoteLog, now, standing
 
 AHEAD = 4  # tasks that the page is told at once: the one to judge, and those to load
@@ -48,11 +48,11 @@ class Ballot:
             "sensitive": self.material.sensitive,
         }
 
-    def _ahead(self, annotator: str, count: int) -> list[Task]:
+    def _ahead(self, annotator: str, count: int) -> list[BlindTask]:
         votes, tasks = self._of(annotator), self.material.tasks
         if annotator not in self._orders:
             self._orders[annotator] = order(tasks, annotator)
-        ahead: list[Task] = []
+        ahead: list[BlindTask] = []
         for pair in self._orders[annotator]:
             if len(ahead) == count:
                 break
@@ -60,7 +60,7 @@ class Ballot:
                 ahead.append(tasks[pair])
         return ahead
 
-    def _shown(self, task: Task, annotator: str) -> dict[str, Any]:
+    def _shown(self, task: BlindTask, annotator: str) -> dict[str, Any]:
         shown = {"pair": task.pair, "prompt": task.prompt}
         if self.material.grid:
             return {**shown, "pictures": spread(task, annotator)}
@@ -82,13 +82,13 @@ class Ballot:
         return self.state(annotator)
 
     @staticmethod
-    def _on_pair(task: Task, annotator: str, choice: str, best: str, worst: str) -> Vote:
+    def _on_pair(task: BlindTask, annotator: str, choice: str, best: str, worst: str) -> Vote:
         if choice not in CHOICES or best or worst:
             raise Refused(f"There is no vote {choice!r}.")
         return Vote(now(), annotator, task.pair, *sides(task, annotator), choice, **task.record)
 
     @staticmethod
-    def _on_grid(task: Task, annotator: str, choice: str, best: str, worst: str) -> Vote:
+    def _on_grid(task: BlindTask, annotator: str, choice: str, best: str, worst: str) -> Vote:
         shown = spread(task, annotator)
         if choice not in (PICKED, "tie", "bad", "skip"):
             raise Refused(f"There is no vote {choice!r}.")

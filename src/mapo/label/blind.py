@@ -22,7 +22,7 @@ MOST = 9  # pictures of a grid: as many as it has keys for
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class BlindTask:
     """Two pictures of a prompt to be judged, or all of a grid. ``pictures`` are hashes in sorted order: which is chosen
     is not in it."""
 
@@ -36,7 +36,7 @@ class Task:
 class Material:
     """All that the page can show: tasks by pair, and the pictures of these tasks by hash."""
 
-    tasks: Mapping[str, Task]
+    tasks: Mapping[str, BlindTask]
     open_picture: Callable[[str], Image.Image]
     sensitive: bool = False
     grid: bool = False  # all pictures of a task are shown at once, and the best and the worst are picked
@@ -64,13 +64,13 @@ def grid_key(prompt: str, pictures: Iterable[str]) -> str:
     return hashlib.sha256("\0".join(("grid", prompt, *sorted(pictures))).encode()).hexdigest()[:16]
 
 
-def sides(task: Task, annotator: str) -> tuple[str, str]:
+def sides(task: BlindTask, annotator: str) -> tuple[str, str]:
     """The pictures (left, right) for this annotator: a fair coin that always falls the same way."""
     one, other = task.pictures
     return (one, other) if _draw("side", annotator, task.pair) % 2 else (other, one)
 
 
-def spread(task: Task, annotator: str) -> list[str]:
+def spread(task: BlindTask, annotator: str) -> list[str]:
     """The pictures of a grid in this annotator's own order, always the same."""
     return sorted(task.pictures, key=lambda name: (_draw("place", annotator, task.pair, name), name))
 
@@ -96,10 +96,10 @@ def of_pairs(pairs: PairSet) -> Material:
     pairs.refuse_without_pictures("mapo label")
     pairs.refuse_without_rejected("mapo label")
     columns = (pairs.table[c].to_pylist() for c in ("prompt", "chosen", "rejected"))
-    tasks: dict[str, Task] = {}
+    tasks: dict[str, BlindTask] = {}
     for prompt, chosen, rejected in zip(*columns, strict=True):
         key = pair_key(prompt, chosen, rejected)
-        tasks[key] = Task(key, prompt, _sorted(chosen, rejected))
+        tasks[key] = BlindTask(key, prompt, _sorted(chosen, rejected))
     return _of_set(pairs, tasks)
 
 
@@ -111,11 +111,11 @@ def of_grids(pairs: PairSet) -> Material:
     together: dict[tuple[str, str], set[str]] = {}
     for prompt, group, chosen, rejected in zip(*columns, strict=True):
         together.setdefault((prompt, group or ""), set()).update((chosen, rejected))
-    tasks: dict[str, Task] = {}
+    tasks: dict[str, BlindTask] = {}
     for (prompt, _), pictures in together.items():
         for hand in hands(sorted(pictures)):
             key = grid_key(prompt, hand)
-            tasks[key] = Task(key, prompt, tuple(sorted(hand)))
+            tasks[key] = BlindTask(key, prompt, tuple(sorted(hand)))
     return replace(_of_set(pairs, tasks), grid=True)
 
 
@@ -125,7 +125,7 @@ def hands(pictures: Sequence[T]) -> list[Sequence[T]]:
     return [pictures[start::number] for start in range(number)]
 
 
-def _of_set(pairs: PairSet, tasks: Mapping[str, Task]) -> Material:
+def _of_set(pairs: PairSet, tasks: Mapping[str, BlindTask]) -> Material:
     absent = 0 if pairs.keeps_all() else sum(not all(map(pairs.keeps, task.pictures)) for task in tasks.values())
     if absent:
         raise MapoError(
@@ -137,14 +137,14 @@ def _of_set(pairs: PairSet, tasks: Mapping[str, Task]) -> Material:
 def of_folders(before: Path, after: Path) -> Material:
     """Two images folders, the same prompts and seeds in both, as for `mapo report`. Either is sensitive, both are."""
     first, second = read_pictures(before, after)
-    tasks: dict[str, Task] = {}
+    tasks: dict[str, BlindTask] = {}
     places: dict[str, tuple[Path, ImageRow]] = {}
     for key, old in first.items():
         new = second[key]
         places[old.sha256], places[new.sha256] = (before, old), (after, new)
         pair = pair_key(f"{old.prompt_id}\0{old.seed}", old.sha256, new.sha256)
         record = {"before": old.sha256, "after": new.sha256, "prompt_id": old.prompt_id, "seed": old.seed}
-        tasks[pair] = Task(pair, old.prompt, _sorted(old.sha256, new.sha256), record)
+        tasks[pair] = BlindTask(pair, old.prompt, _sorted(old.sha256, new.sha256), record)
 
     def open_picture(name: str) -> Image.Image:
         try:

@@ -14,7 +14,7 @@ from mapo.captions.ledger import Caption
 from mapo.encode.frame import Frame
 from mapo.errors import MapoError
 from mapo.models import TokenModel, open_model
-from mapo.personalize.captions import Found, captions_in
+from mapo.personalize.captions import PhotoCaptions, captions_in
 from mapo.personalize.words import PLACE, Words, own_lines, read_templates
 from mapo.settings import merge
 from mapo.style.asked import Asked
@@ -89,7 +89,7 @@ class Personalize(Asked):
         run, settings = self.round(number) / "run", self.round_settings(frames, number)
         return config_of(run, settings, self.recipe, self.of_run(number))
 
-    def found(self) -> Found:
+    def found(self) -> PhotoCaptions:
         """The captions; MapoError where the photos cannot be learned from."""
         found = captions_in(self.pictures, self.words, self.captions_file)
         refuse_unfit(self.pictures, found.captions, fewest=FEWEST, side=self.side // 2, styled=True)

@@ -20,7 +20,7 @@ TEMPLATE = "template"
 
 
 @dataclass(frozen=True)
-class Found:
+class PhotoCaptions:
     """The captions of the photos that are there, and those of photos that are gone, whose lines stay in the file."""
 
     captions: list[Caption]
@@ -28,7 +28,7 @@ class Found:
     silent: list[str]  # photos whose own caption does not say the class word
 
 
-def captions_in(photos: Path, words: Words, ledger: Path) -> Found:
+def captions_in(photos: Path, words: Words, ledger: Path) -> PhotoCaptions:
     """What is said of each photo; a line of ``ledger`` that a person changed stays. Nothing is written.
 
     MapoError names photos of which a caption does not have the token.
@@ -53,7 +53,7 @@ def captions_in(photos: Path, words: Words, ledger: Path) -> Found:
             f"{ledger}: {some(lack, 'caption does', 'captions do')} not have {words.token}: {named(lack)}. Write it "
             f"where the word {words.noun} would stand."
         )
-    return Found(merged.captions, merged.gone, [name for name in silent if name not in before])
+    return PhotoCaptions(merged.captions, merged.gone, [name for name in silent if name not in before])
 
 
 def _made(words: Words, raw: str, source: str) -> str:

@@ -17,7 +17,7 @@ from mapo.style.asked import Left, Preview
 from mapo.style.planned import plan_lines
 from mapo.style.screen import SCREENED, screened_before, screener
 from mapo.style.shown import SEEDS
-from mapo.style.stages import Ledger, run_all, told_again
+from mapo.style.stages import StageLedger, run_all, told_again
 from mapo.style.training import begins_again, goes_on
 from mapo.train.run.folder import Run
 
@@ -29,7 +29,7 @@ OWED = "Pictures of real people need their consent. Show and share what the mode
 def preview(asked: Personalize) -> Preview:
     """What `personalize` will do, with the memory and the time of a training; nothing is written. MapoError as it
     would."""
-    ledger = Ledger(asked.out, asked.identity())
+    ledger = StageLedger(asked.out, asked.identity())
     found = asked.found()
     photos, jobs = asked.photos(found.captions, 1), asked.prior_jobs(found.captions)
     frames = frames_for(photos, asked.files, asked.resolution)

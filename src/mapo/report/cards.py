@@ -14,7 +14,7 @@ from mapo.pages.thumbs import THUMB_BYTES, THUMB_SIDE, embed, room
 from mapo.report.evidence import Comparison
 from mapo.report.verdict import percent, score
 from mapo.sample.folder import ImageRow, Key, Rows, read_manifest, told_seed
-from mapo.statistics import Pair
+from mapo.statistics import PairedScores
 
 EXTREMES = 6  # best and worst changes
 STRIP_STEPS, STRIP_PROMPTS = 8, 6  # the most of a strip
@@ -52,14 +52,14 @@ class Cards:
             "change": self._change(pair) if pair else "",
         }
 
-    def _change(self, pair: Pair) -> str:
+    def _change(self, pair: PairedScores) -> str:
         if self.shown.panel:
             return f"{percent(pair.after)} of the votes for after"
         first, second = score(pair.before, self.shown), score(pair.after, self.shown)
         return f"{self.shown.metric.replace('_', ' ')} {first}\u00a0→\u00a0{second}"
 
 
-def extremes(headline: Comparison | None) -> tuple[list[Pair], list[Pair]]:
+def extremes(headline: Comparison | None) -> tuple[list[PairedScores], list[PairedScores]]:
     """The pairs that gained and lost most by the headline's scorer, one of a prompt; ties in the pictures' order."""
     if headline is None:
         return [], []

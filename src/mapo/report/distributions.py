@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from mapo.pages.svg import BEFORE, CHOSEN, INK, SIZE, Plot, new_figure, to_svg
-from mapo.statistics import Pair
+from mapo.statistics import PairedScores
 
 BINS = (8, 32)  # as few and as many as are drawn
 NOTCHES = 20  # whole numbers of up to so many values get a bin each
@@ -30,7 +30,7 @@ def bin_edges(values: Floats) -> Floats:
     return np.linspace(low, high, int(np.clip(count, *BINS)) + 1)
 
 
-def draw_distribution(title: str, note: str, pairs: Sequence[Pair], name: str) -> Plot:
+def draw_distribution(title: str, note: str, pairs: Sequence[PairedScores], name: str) -> Plot:
     """Histograms of a metric before and after, as shares of the pictures; dashed lines are the means."""
     sides = [np.array(v, np.float64) for v in ([p.before for p in pairs], [p.after for p in pairs])]
     edges = bin_edges(np.concatenate(sides))
@@ -59,7 +59,7 @@ class Changes:
     never: float
 
 
-def count_changes(pairs: Sequence[Pair]) -> Changes:
+def count_changes(pairs: Sequence[PairedScores]) -> Changes:
     """Of a metric that is 0 or 1."""
     first, second = (np.array(v, bool) for v in ([p.before for p in pairs], [p.after for p in pairs]))
     shares = (first & second, ~first & second, first & ~second, ~first & ~second)

@@ -15,7 +15,7 @@ from mapo.errors import MapoError, count, suggest
 from mapo.sample.folder import Key, Rows
 from mapo.score.scorers import FLAWS, SCORERS
 from mapo.score.table import SCHEMA, read_scores
-from mapo.statistics import Interval, Pair, is_binary, mean, mean_difference, paired, win_rate
+from mapo.statistics import Interval, PairedScores, is_binary, mean, mean_difference, paired, win_rate
 
 PROMPT_FOLLOWING = "prompt_following"
 FOLLOWING = (PROMPT_FOLLOWING, "clip_score", "siglip_score")  # metrics of how well a picture fits its prompt
@@ -49,7 +49,7 @@ class Comparison:
     lower_is_better: bool
     made_pairs: bool  # the scorer also made or filtered the training pairs
     rate: bool  # every value is 0 or 1
-    pairs: list[Pair]
+    pairs: list[PairedScores]
     missing: int  # pairs that have no number
     unnumbered: tuple[int, int]  # pictures before and after that the scorer was asked about and gave no number
     win: Interval
@@ -58,7 +58,7 @@ class Comparison:
     difference: Interval
     panel: Panel | None = None  # where people are the scorer: a pair's numbers are their shares for either picture
 
-    def gain(self, pair: Pair) -> float:
+    def gain(self, pair: PairedScores) -> float:
         """How much better after is than before, in the scorer's unit."""
         return -pair.difference if self.lower_is_better else pair.difference
 
@@ -71,7 +71,7 @@ class Guard:
     """
 
     metric: str
-    pairs: list[Pair]
+    pairs: list[PairedScores]
     before: Interval
     after: Interval
     difference: Interval
@@ -166,7 +166,7 @@ def compare(
     return found, without_numbers
 
 
-def gather(before: pa.Table, after: pa.Table, name: tuple[str, str]) -> tuple[list[Pair], tuple[int, int]]:
+def gather(before: pa.Table, after: pa.Table, name: tuple[str, str]) -> tuple[list[PairedScores], tuple[int, int]]:
     """The pairs of a scorer's metric, and how many pictures before and after it was asked about and gave no number.
 
     No pairs where it gave none a number.
@@ -195,7 +195,7 @@ def _version(table: pa.Table, scorer: str) -> str:
 
 def _compare(
     name: tuple[str, str],
-    pairs: list[Pair],
+    pairs: list[PairedScores],
     version: str,
     pictures: int,
     unnumbered: tuple[int, int],

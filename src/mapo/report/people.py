@@ -10,7 +10,7 @@ from mapo.errors import MapoError, count
 from mapo.label.votes import Vote, read_votes, standing
 from mapo.report.evidence import PEOPLE, PREFERENCE, Comparison, Panel
 from mapo.sample.folder import Key, Rows
-from mapo.statistics import Pair, mean, mean_difference, mean_share
+from mapo.statistics import PairedScores, mean, mean_difference, mean_share
 
 POINTS = {"before": 0.0, "tie": 0.5, "after": 1.0}
 
@@ -82,7 +82,7 @@ def compare_people(votes: Sequence[Vote], before: Rows, after: Rows, makers: Col
     for key, row in before.items():
         if key in points:
             share = sum(points[key]) / len(points[key])
-            pairs.append(Pair(*key[:1], row.prompt, key[1], 1 - share, share, row.sha256, after[key].sha256))
+            pairs.append(PairedScores(*key[:1], row.prompt, key[1], 1 - share, share, row.sha256, after[key].sha256))
     first, second = [p.before for p in pairs], [p.after for p in pairs]
     clusters = [p.prompt_id for p in pairs]
     panel = Panel(

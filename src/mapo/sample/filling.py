@@ -40,7 +40,7 @@ Job = tuple[str, int]  # prompt and seed
 Rows = dict[Job, ImageRow]
 
 
-class Batch(NamedTuple):
+class DrawingBatch(NamedTuple):
     """What is drawn at once: its number, its jobs, and the places of those whose pictures are kept."""
 
     number: int
@@ -134,7 +134,7 @@ class Filling:
             return []
         return whole_rows(self.folder, read_manifest(self.folder, check_files=False))
 
-    def _batches(self, have: Rows, shard: Shard) -> Iterator[Batch]:
+    def _batches(self, have: Rows, shard: Shard) -> Iterator[DrawingBatch]:
         """A shard's batches of which something lacks: every n-th. A job that comes again is drawn once."""
         made = set(have)
         for number, start in enumerate(range(0, len(self.jobs), self.per_batch)):
@@ -142,7 +142,7 @@ class Filling:
             wanted = [k for k, job in enumerate(jobs) if job not in made and job not in jobs[:k]]
             made.update(jobs)
             if wanted and number % shard[1] == shard[0]:
-                yield Batch(number, jobs, wanted)
+                yield DrawingBatch(number, jobs, wanted)
 
     def _draw(self, have: Rows, shard: Shard, manifest: Path) -> None:
         """Draw what lacks into ``have``. A batch is encoded and written while the next one is drawn."""
@@ -154,7 +154,7 @@ class Filling:
         desc = self.desc if of == 1 else f"{self.desc} {index}/{of}"
         bar = progress.bar(total=there + todo, initial=there, desc=desc, unit="image", shown=index == 0)
 
-        def keep(pictures: Sequence[Any], batch: Batch) -> None:
+        def keep(pictures: Sequence[Any], batch: DrawingBatch) -> None:
             data = [png_bytes(pictures[k]) for k in batch.wanted]
             layout = [f"{batch.number}/{k}/{len(batch.jobs)}" for k in batch.wanted]
             rows = [

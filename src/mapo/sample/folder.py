@@ -20,7 +20,7 @@ from types import UnionType
 
 from PIL import Image
 
-from mapo.captions.beside import MANIFEST, NAMED, Found, is_ours
+from mapo.captions.beside import MANIFEST, NAMED, PromptedPicture, is_ours
 from mapo.errors import MapoError, count, printable
 from mapo.files import inside, replacing, sha256, write_text
 from mapo.pairs.pictures import check_picture, decode_picture
@@ -116,7 +116,7 @@ def _read_foreign(folder: Path) -> list[ImageRow]:
     return rows
 
 
-def _look(folder: Path, one: Found) -> tuple[str, int, int] | str:
+def _look(folder: Path, one: PromptedPicture) -> tuple[str, int, int] | str:
     """The hash, width and height of a picture, or why it is none."""
     path = inside(folder, one.file, str(folder))
     state = path.stat()

@@ -14,7 +14,7 @@ from mapo.captions.beside import (
     LISTS,
     MANIFEST,
     Files,
-    Found,
+    PromptedPicture,
     files_of,
     in_order,
     is_ours,
@@ -32,7 +32,7 @@ from mapo.pairs.pictures import ENDS
 from mapo.pairs.splits import prompt_id
 
 
-def find_pictures(folder: Path) -> tuple[list[Found], int]:
+def find_pictures(folder: Path) -> tuple[list[PromptedPicture], int]:
     """The pictures of a folder with their prompts, in the order of their names, and how many files were passed over."""
     files = _files(folder)
     pictures = [name for name in files if name.lower().endswith(ENDS)]
@@ -68,7 +68,7 @@ def _files(folder: Path) -> Files:
     return files
 
 
-def _of_list(folder: Path, name: str, files: Files) -> list[Found]:
+def _of_list(folder: Path, name: str, files: Files) -> list[PromptedPicture]:
     """The pictures of a list; MapoError where one has no prompt."""
     listed, path = read_list(folder, name, files), folder / files[name]
     if listed.absent:
@@ -80,7 +80,7 @@ def _of_list(folder: Path, name: str, files: Files) -> list[Found]:
     return listed.found
 
 
-def _check_seeds(folder: Path, found: Sequence[Found]) -> None:
+def _check_seeds(folder: Path, found: Sequence[PromptedPicture]) -> None:
     """Either every picture has a seed, no two of a prompt the same, or none has one."""
     without = [one.file for one in found if one.seed is None]
     if without and len(without) < len(found):
@@ -99,7 +99,7 @@ def _check_seeds(folder: Path, found: Sequence[Found]) -> None:
         seen[key] = one.file
 
 
-def _of_texts(folder: Path, files: Files, pictures: Sequence[str]) -> tuple[list[Found], set[str]]:
+def _of_texts(folder: Path, files: Files, pictures: Sequence[str]) -> tuple[list[PromptedPicture], set[str]]:
     """The pictures with the texts beside them, and all files that were used."""
     texts, owners = texts_beside(folder, files, pictures)
     if texts.keys().isdisjoint(owners):
@@ -115,7 +115,7 @@ def _of_texts(folder: Path, files: Files, pictures: Sequence[str]) -> tuple[list
             f"{folder}: {some(silent, 'picture has', 'pictures have')} no prompt: {named(silent)}. Write it into a "
             f"text of the same name beside the picture, such as {stem_of(silent[0])}.txt."
         )
-    found = [Found(files[name], *said[stem]) for stem, name in owners.items()]
+    found = [PromptedPicture(files[name], *said[stem]) for stem, name in owners.items()]
     return found, {one.file for one in found} | {files[name] for names in texts.values() for name in names}
 
 

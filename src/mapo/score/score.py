@@ -28,7 +28,7 @@ from mapo.sample.folder import ImageRow, check_pictures, open_picture, read_imag
 from mapo.score.scorers import Unfinished, scorer_names
 from mapo.score.scorers.choice import NEUTRAL, choose_scorers
 from mapo.score.table import check_value, write_scores
-from mapo.score.task import Asked, Key, Task, line_of, note, open_task, read_table
+from mapo.score.task import AskedScorer, Key, ScoringTask, line_of, note, open_task, read_table
 from mapo.shards import WHOLE, Shard, in_shares, owned
 from mapo.texts import append_lines
 
@@ -58,7 +58,7 @@ def score(
     return _do(open_task(folder, names, out, references, images_per_batch, set()), shard)
 
 
-def _do(task: Task, shard: Shard = WHOLE) -> dict[str, int] | None:
+def _do(task: ScoringTask, shard: Shard = WHOLE) -> dict[str, int] | None:
     out = task.out
     if task.is_done():
         check_pictures(task.folder, task.images)  # that the manifest and so the table still speak of them
@@ -128,14 +128,14 @@ def refuse_table_of_others(folder: Path, out: Path) -> None:
         )
 
 
-def _share(task: Task, shard: Shard) -> None:
+def _share(task: ScoringTask, shard: Shard) -> None:
     """Score this shard's pictures."""
     for asked in task.asked:
         _run(task, asked, task.calls(asked, shard), shard)
 
 
-def _collect(task: Task, again: bool) -> dict[str, int]:
-    """Score what no process has, and write the table. ``again``: see :meth:`Task.calls`."""
+def _collect(task: ScoringTask, again: bool) -> dict[str, int]:
+    """Score what no process has, and write the table. ``again``: see :meth:`ScoringTask.calls`."""
     task.table = read_table(task.out)
     for asked in task.asked:
         _run(task, asked, task.calls(asked, again=again), WHOLE)
@@ -150,7 +150,7 @@ def _collect(task: Task, again: bool) -> dict[str, int]:
     return task.counts()
 
 
-def _tell(task: Task, before: Sequence[Mapping[str, Any]]) -> None:
+def _tell(task: ScoringTask, before: Sequence[Mapping[str, Any]]) -> None:
     """What has to be known of the table, a sentence each."""
     kept, asked = Counter(row["scorer"] for row in task.table), {a.name: a for a in task.asked}
     for name, number in Counter(row["scorer"] for row in before).items():
@@ -173,7 +173,7 @@ def _tell(task: Task, before: Sequence[Mapping[str, Any]]) -> None:
             note([f"{name} gave no {metric} to {few}"])
 
 
-def _run(task: Task, asked: Asked, calls: Sequence[list[int]], shard: Shard) -> None:
+def _run(task: ScoringTask, asked: AskedScorer, calls: Sequence[list[int]], shard: Shard) -> None:
     """Make these calls of a scorer and keep what it says, call by call."""
     if not calls:
         return
@@ -207,7 +207,7 @@ def _run(task: Task, asked: Asked, calls: Sequence[list[int]], shard: Shard) -> 
 
 
 def _lines(
-    asked: Asked,
+    asked: AskedScorer,
     rows: Sequence[ImageRow],
     keys: Sequence[Key],
     said: Mapping[str, Sequence[float | None]],

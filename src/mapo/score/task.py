@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedScorer:
     """A scorer as the table knows it, without its weights."""
 
     text: str  # as the user wrote it
@@ -41,12 +41,12 @@ class Asked:
 
 
 @dataclass
-class Task:
+class ScoringTask:
     """What is to be scored with what, all of it checked, and what is known."""
 
     folder: Path
     images: list[ImageRow]
-    asked: list[Asked]
+    asked: list[AskedScorer]
     out: Path
     references: References | None
     images_per_batch: int
@@ -60,26 +60,26 @@ class Task:
         """The folder of what is not yet in the table."""
         return self.out.with_name(f".{self.out.name}.score{PARTIAL}")
 
-    def ledger(self, asked: Asked, part: str = "*") -> str:
+    def ledger(self, asked: AskedScorer, part: str = "*") -> str:
         """The name of a scorer's file in the work folder, or the pattern of all."""
         return f"{sha256(asked.name.encode())[:16]}-{part}.jsonl"
 
-    def scorer(self, asked: Asked) -> Scorer:
+    def scorer(self, asked: AskedScorer) -> Scorer:
         """Handed out once, so that no two hold their weights at a time."""
         return self.ready.pop(asked.text, None) or load_scorer(asked.text)
 
-    def reference(self, asked: Asked, row: ImageRow) -> str | None:
+    def reference(self, asked: AskedScorer, row: ImageRow) -> str | None:
         """The hash of what a picture is compared with."""
         return self.references.name(row) if self.references and asked.needs_reference else None
 
-    def keys(self, asked: Asked) -> list[Key]:
+    def keys(self, asked: AskedScorer) -> list[Key]:
         """What decides a scorer's numbers, for each picture."""
         if asked.whole_prompts:
             together = _together((row.prompt_id, row.sha256) for row in self.images)
             return [(row.sha256, row.prompt, together[row.prompt_id]) for row in self.images]
         return [(row.sha256, row.prompt, self.reference(asked, row) or "") for row in self.images]
 
-    def known(self, asked: Asked) -> dict[Key, Said]:
+    def known(self, asked: AskedScorer) -> dict[Key, Said]:
         """What this version of a scorer said: in the table, and since."""
         found: dict[Key, Said] = {}
         rows = [row for row in self.table if row["scorer"] == asked.name]
@@ -94,7 +94,7 @@ class Task:
                     found[said["image"], said["prompt"], said["about"]] = said["values"]
         return {key: said for key, said in found.items() if said.keys() == set(asked.metrics)}
 
-    def calls(self, asked: Asked, shard: Shard = WHOLE, again: bool = True) -> list[list[int]]:
+    def calls(self, asked: AskedScorer, shard: Shard = WHOLE, again: bool = True) -> list[list[int]]:
         """The places of the pictures of each call of a scorer that has to be made for a shard.
 
         ``again``: pictures that were given no number at all are asked about once more.
@@ -113,7 +113,7 @@ class Task:
             return todo
         return [[place for group in todo[k : k + size] for place in group] for k in range(0, len(todo), size)]
 
-    def _groups(self, asked: Asked) -> list[list[int]]:
+    def _groups(self, asked: AskedScorer) -> list[list[int]]:
         """The places of the pictures that have to be scored in one call."""
         groups: dict[Any, list[int]] = {}
         for place, row in enumerate(self.images):
@@ -171,7 +171,7 @@ def _together(pairs: Iterable[tuple[T, str]]) -> dict[T, str]:
     return {name: sha256(" ".join(sorted(images)).encode())[:16] for name, images in found.items()}
 
 
-def line_of(asked: Asked, key: Key, said: Said) -> dict[str, Any]:
+def line_of(asked: AskedScorer, key: Key, said: Said) -> dict[str, Any]:
     """What a scorer said of a picture, for the work folder."""
     named = dict(zip(("image", "prompt", "about"), key, strict=True))
     return {"version": asked.version, "revision": asked.revision, **named, "values": said}
@@ -179,7 +179,7 @@ def line_of(asked: Asked, key: Key, said: Said) -> dict[str, Any]:
 
 def open_task(
     folder: Path, names: str | None, out: Path, references: Path | None, images_per_batch: int, told: set[str]
-) -> Task:
+) -> ScoringTask:
     """The work that is asked for; MapoError where it cannot be done. ``told`` are sentences that were said before."""
     if images_per_batch < 1:
         raise MapoError(f"--images-per-batch is {images_per_batch}; it must be at least 1.")
@@ -191,7 +191,7 @@ def open_task(
         note(choice)
     ready = {name: load_scorer(name) for name in scorer_names(names)}
     asked = [
-        Asked(
+        AskedScorer(
             *(text, s.name, s.version, s.revision, tuple(s.metrics), s.needs_reference),
             *(bool(getattr(s, "whole_prompts", False)), getattr(s, "why_none", {})),
         )
@@ -216,7 +216,7 @@ def open_task(
         )
     prepare_out(out)
     note(warn_of_toys([a.name for a in asked], folder, images), told)
-    return Task(folder, images, asked, out, found, images_per_batch, ready, read_table(out), told)
+    return ScoringTask(folder, images, asked, out, found, images_per_batch, ready, read_table(out), told)
 
 
 def read_table(out: Path) -> list[dict[str, Any]]:

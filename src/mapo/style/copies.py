@@ -60,14 +60,14 @@ class Nearest:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Embedded:
     """Pictures by their names, and their vectors "n d"."""
 
     names: list[str]
     vectors: Vectors
 
 
-class Pictures(Mapping[str, Image.Image]):
+class LazyPictures(Mapping[str, Image.Image]):
     """Pictures by their names, each read when it is asked for."""
 
     def __init__(self, names: Sequence[str], read: Callable[[str], Image.Image]) -> None:
@@ -119,17 +119,17 @@ def dinov2_at_hand() -> bool:
     return lacks("dinov2") is None
 
 
-def seen(pictures: Mapping[str, Image.Image], look: Look, *, mirrored: bool = False) -> Seen:
+def seen(pictures: Mapping[str, Image.Image], look: Look, *, mirrored: bool = False) -> Embedded:
     """The vectors of some pictures, or of their mirror images."""
     names, found = list(pictures), []
     for start in range(0, len(names), AT_ONCE):
         some = [pictures[name].convert("RGB") for name in names[start : start + AT_ONCE]]
         some = [one.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for one in some] if mirrored else some
         found.append(look.see(some))
-    return Seen(names, np.concatenate(found) if found else np.zeros((0, 1)))
+    return Embedded(names, np.concatenate(found) if found else np.zeros((0, 1)))
 
 
-def closest(ways: Sequence[Seen], own: Seen, look: Look) -> list[Nearest]:
+def closest(ways: Sequence[Embedded], own: Embedded, look: Look) -> list[Nearest]:
     """For each drawing the picture that is most like it, of another name; ``ways`` has it as it is and mirrored."""
     if not own.names or not ways[0].names:
         return []
@@ -197,8 +197,8 @@ def told(found: dict[str, Any]) -> str:
     return f"{text} That is not surely more than both, so no copying is found."
 
 
-def read_folder(folder: Path, names: Sequence[str]) -> Pictures:
+def read_folder(folder: Path, names: Sequence[str]) -> LazyPictures:
     """Pictures by their names in a folder."""
     from mapo.pairs.pictures import decode_picture
 
-    return Pictures(names, lambda name: decode_picture((folder / name).read_bytes()))
+    return LazyPictures(names, lambda name: decode_picture((folder / name).read_bytes()))

@@ -19,7 +19,7 @@ from mapo.files import inside
 from mapo.pairs.pictures import decode_picture
 from mapo.score.scorers import load_scorer
 from mapo.score.scorers.choice import lacks
-from mapo.style.stages import Ledger, Stage
+from mapo.style.stages import Stage, StageLedger
 from mapo.texts import read_object, write_json
 
 METRICS = {"nsfw": "nsfw", "safety": "unsafe"}  # of the scorers, the first that is at hand looks
@@ -107,7 +107,9 @@ def screening(
     return Stage("screen", "whether a picture looks unsafe", (SCREENED,), lambda: [scorer, *seen()], look)
 
 
-def screened_before(stages: Sequence[Stage], ledger: Ledger, folder: Path, captions: Sequence[Caption]) -> list[str]:
+def screened_before(
+    stages: Sequence[Stage], ledger: StageLedger, folder: Path, captions: Sequence[Caption]
+) -> list[str]:
     """What the plan says of it, and of what it warns; where the stage is not done, the scorer looks now."""
     scorer = screener()
     if scorer is None:

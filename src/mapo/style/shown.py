@@ -76,7 +76,7 @@ def write_copies(
     near = list[list[copies.Nearest]]()
     for name in BOTH:
         rows = {row.file: row for row in read_images(out / name) if among(row.prompt)}
-        drawings = copies.Pictures(list(rows), partial(_open, out / name, rows))
+        drawings = copies.LazyPictures(list(rows), partial(_open, out / name, rows))
         ways = [copies.seen(drawings, look, mirrored=mirrored) for mirrored in (False, True)]
         near.append(copies.closest(ways, known, look))
     found = copies.compared(among_own, near[0], near[1], look)

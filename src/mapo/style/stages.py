@@ -53,7 +53,7 @@ class Stage:
     foreseen: Callable[[], Sequence[str]] | None = None
 
 
-class Ledger:
+class StageLedger:
     """Which stages of a folder are begun and done."""
 
     def __init__(self, folder: Path, asked: dict[str, Any]) -> None:
@@ -145,7 +145,7 @@ def run_all(folder: Path, asked: dict[str, Any], stages: Sequence[Stage]) -> dic
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with owned(folder):
-        ledger = Ledger(folder, asked)
+        ledger = StageLedger(folder, asked)
         prepare_out(folder)
         said = {stage.name: ledger.run(stage) for stage in stages}
     return {name: text for name, text in said.items() if text}

@@ -19,7 +19,7 @@ from mapo.style.asked import Left, Preview
 from mapo.style.planned import plan_lines
 from mapo.style.screen import screened_before, screener, screening
 from mapo.style.shown import SCORES, SEEDS, compare, compared_from, leave
-from mapo.style.stages import Ledger, Stage, digest_of, run_all, told_again
+from mapo.style.stages import Stage, StageLedger, digest_of, run_all, told_again
 from mapo.style.training import begins_again, goes_on
 from mapo.style.wanted import Style
 from mapo.train.run.folder import Run
@@ -34,7 +34,7 @@ OWED = (
 
 def preview(asked: Style) -> Preview:
     """What `style` will do, with the memory and the time of its training; nothing is written. MapoError as it would."""
-    ledger = Ledger(asked.out, asked.identity())
+    ledger = StageLedger(asked.out, asked.identity())
     known = read_ledger(asked.captions_file) if asked.captions_file.is_file() else {}
     found = look_in(asked.pictures, raw=asked.raw, given=asked.captions)
     captions = merge(found.pictures, found.captions, known, partial(made, raw=asked.raw)).captions

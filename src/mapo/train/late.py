@@ -27,7 +27,7 @@ class Late:
 
 
 @dataclass(frozen=True)
-class Told:
+class StepNumbers:
     """A step that was given to the device, and what is known of it without waiting.
 
     ``numbers``: how many losses are not finite over all processes, whether one is asked to stop and whether one has

@@ -26,7 +26,7 @@ from mapo.errors import (
 )
 from mapo.train.batches import Draw, Members, assemble, draws, portions, prefetched, rows_at
 from mapo.train.config import Config
-from mapo.train.late import Late, Told
+from mapo.train.late import Late, StepNumbers
 from mapo.train.objectives import Objective
 from mapo.train.objectives.own import constants_of
 from mapo.train.processes.processes import Processes
@@ -145,7 +145,7 @@ class Loop:
         """
         steps, self.done = range(first_step, self.config.train.steps), first_step
         batches = prefetched(partial(self._ready, places) for step in steps for places in self.micro_batches(step))
-        before: Told | None = None
+        before: StepNumbers | None = None
         for step in steps:
             began = time.perf_counter()
             told, failed = self._tried(step, batches)
@@ -165,7 +165,7 @@ class Loop:
             if self.stopping:
                 return
 
-    def _tried(self, step: int, batches: Iterator[Batch]) -> tuple[Told | None, StepFailed | None]:
+    def _tried(self, step: int, batches: Iterator[Batch]) -> tuple[StepNumbers | None, StepFailed | None]:
         """A step, or why it could not be computed; the numbers of the step before are told first."""
         try:
             return self.one_step(step, batches), None
@@ -176,7 +176,7 @@ class Loop:
                 raise
             return None, MemoryFull()  # and not the error, whose frames hold the tensors of the step
 
-    def one_step(self, step: int, batches: Iterator[Batch]) -> Told:
+    def one_step(self, step: int, batches: Iterator[Batch]) -> StepNumbers:
         """Errors, loss, gradient and update of one step, given to the device; nothing is waited for.
 
         The weights move where all losses and gradients of all processes are finite, and were in the steps before.
@@ -228,7 +228,7 @@ class Loop:
             self.good = self.good & torch.isfinite(norm)
             numbers = torch.cat([numbers, norm.to(kind).view(1)])
         losses_finite = Late(torch.cat(finite))
-        return Told(step, tuple(sums), Late(numbers), losses_finite, norm is not None, updater.rate, constants)
+        return StepNumbers(step, tuple(sums), Late(numbers), losses_finite, norm is not None, updater.rate, constants)
 
     def _terms(
         self, batch: Batch, positions: Sequence[int], loss_of: Callable[[PairErrors], Tensor]
@@ -242,7 +242,7 @@ class Loop:
         else:
             yield loss_of(pair_errors(*given, whole=self.whole))
 
-    def _values(self, told: Told) -> dict[str, float]:
+    def _values(self, told: StepNumbers) -> dict[str, float]:
         """What is logged of a step, means over all pairs and processes; DivergedError where it left the weights."""
         bad, stop, trouble, *found = told.numbers.read()
         if trouble:
@@ -304,7 +304,7 @@ class Loop:
             return contextlib.nullcontext()
         return self.trained.wrapped.no_sync()  # type: ignore[operator, no-any-return]
 
-    def _bad_losses(self, told: Told) -> str:
+    def _bad_losses(self, told: StepNumbers) -> str:
         finite, mine = iter(told.losses.read()), list[str]()
         for positions in self.micro_batches(told.step):
             places = [place for place in range(len(positions)) if not next(finite)]
@@ -318,7 +318,7 @@ class Loop:
             f"optim.lr{exacter(self.config)}."
         )
 
-    def _bad_gradient(self, told: Told) -> str:
+    def _bad_gradient(self, told: StepNumbers) -> str:
         size = self.config.train.pairs_per_step
         drawn = [self.drawn_at([told.step * size + place])[0] for place in range(min(size, NAMED))]
         named = ", ".join(f"{self.members[draw.row].id} (timestep {int(draw.time)})" for draw in drawn)

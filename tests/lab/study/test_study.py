@@ -7,7 +7,7 @@ import pytest
 import mapo.lab.study.study as module
 from mapo.errors import MapoError
 from mapo.lab.study.cost import cost
-from mapo.lab.study.runs import Job, Ledger, run
+from mapo.lab.study.runs import Job, ResultsFile, run
 from mapo.lab.study.study import QUICK, study
 from small_study import PROMPTS, few
 
@@ -192,7 +192,7 @@ def test_lines_that_are_no_results_are_passed_over(tmp_path, made):
     good = (made / "runs.jsonl").read_bytes()
     strange = b'{}\n3\nnull\n[]\n{"key": "x"}\n{"key": "x", "job": {"domain": "?"}, "looks": []}\n'
     (tmp_path / "runs.jsonl").write_bytes(strange + good + b'{"key": "y", "job')
-    assert Ledger(tmp_path / "runs.jsonl").rows == Ledger(made / "runs.jsonl").rows != {}
+    assert ResultsFile(tmp_path / "runs.jsonl").rows == ResultsFile(made / "runs.jsonl").rows != {}
 
 
 def test_a_model_that_the_last_step_ruined_has_failed(made):

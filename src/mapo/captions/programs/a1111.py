@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from mapo.captions.programs.told import Told, as_seed, as_text
+from mapo.captions.programs.told import ProgramPrompt, as_seed, as_text
 
 PROGRAM = "A1111"
 NEGATIVE = "Negative prompt:"
@@ -12,7 +12,7 @@ LEAST_SETTINGS = 3
 SETTING = re.compile(r'\s*([A-Za-z][\w \-/.]{0,60}?)\s*:\s*("(?:[^"\\]|\\.)*"|[^,]*)(?:,|$)')  # a value may be quoted
 
 
-def read_a1111(text: str) -> Told | None:
+def read_a1111(text: str) -> ProgramPrompt | None:
     """The prompt and settings of a text of this form; None for a text that has neither settings nor a negative prompt.
 
     The last line holds settings where it has three or more of them. A text of one line must name the steps among them,
@@ -29,7 +29,7 @@ def read_a1111(text: str) -> Told | None:
         return None
     prompt, rest = lines[:place], lines[place:] if place is not None else []
     negative = "\n".join(rest).strip().removeprefix(NEGATIVE)
-    return Told(
+    return ProgramPrompt(
         PROGRAM,
         "\n".join(prompt).strip(),
         as_text(negative),

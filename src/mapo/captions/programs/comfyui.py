@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from mapo.captions.programs.told import MOST_TEXT, OddMetadata, Told, as_seed, as_text, json_object
+from mapo.captions.programs.told import MOST_TEXT, OddMetadata, ProgramPrompt, as_seed, as_text, json_object
 
 PROGRAM = "ComfyUI"
 KIND = "class_type"
@@ -31,7 +31,7 @@ LATENTS = ("latent_image", "latent", "samples", "sigmas")
 Nodes = Mapping[str, dict[str, Any]]  # each node's inputs, and its kind under KIND
 
 
-def read_comfyui(text: str) -> Told | None:
+def read_comfyui(text: str) -> ProgramPrompt | None:
     """What the graph says; None where the text is not a graph, OddMetadata where it says two things or nothing."""
     graph = json_object(text)
     nodes: dict[str, dict[str, Any]] = {}
@@ -59,7 +59,7 @@ def read_comfyui(text: str) -> Told | None:
         negative = _prompt(nodes, last[0], "negative")
     except OddMetadata:
         negative = ""
-    return Told(PROGRAM, prompts[0], negative or None, _seed(nodes, first), _model(nodes, first))
+    return ProgramPrompt(PROGRAM, prompts[0], negative or None, _seed(nodes, first), _model(nodes, first))
 
 
 def _short(text: str) -> str:

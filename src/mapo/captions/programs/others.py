@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from mapo.captions.programs.a1111 import read_a1111
-from mapo.captions.programs.told import OddMetadata, Told, as_seed, as_text, first_text, json_object, needed
+from mapo.captions.programs.told import OddMetadata, ProgramPrompt, as_seed, as_text, first_text, json_object, needed
 
 
-def read_parameters(text: str, scheme: str | None = None) -> Told | None:
+def read_parameters(text: str, scheme: str | None = None) -> ProgramPrompt | None:
     """What lies under the name ``parameters``: JSON of SwarmUI or Fooocus, or the text of A1111, in this order.
 
     ``scheme`` is how Fooocus calls the form, which says that it was Fooocus. None for a text of another kind.
@@ -24,11 +24,11 @@ def read_parameters(text: str, scheme: str | None = None) -> Told | None:
     if isinstance(swarm, dict):
         prompt = needed("SwarmUI", first_text(swarm, "prompt"))
         negative, model = first_text(swarm, "negativeprompt", "negative_prompt"), first_text(swarm, "model")
-        return Told("SwarmUI", prompt, negative, as_seed(swarm.get("seed")), model)
+        return ProgramPrompt("SwarmUI", prompt, negative, as_seed(swarm.get("seed")), model)
     if "prompt" in row and (scheme or not {"full_prompt", "base_model", "metadata_scheme"}.isdisjoint(row)):
         prompt = needed("Fooocus", _joined(row.get("prompt")) or _joined(row.get("full_prompt")))
         negative, model = _joined(row.get("negative_prompt")), first_text(row, "base_model")
-        return Told("Fooocus", prompt, negative, as_seed(row.get("seed")), model)
+        return ProgramPrompt("Fooocus", prompt, negative, as_seed(row.get("seed")), model)
     return None
 
 
@@ -39,7 +39,7 @@ def _joined(value: object) -> str | None:
     return as_text(value)
 
 
-def read_invoke(fields: Mapping[str, str]) -> Told | None:
+def read_invoke(fields: Mapping[str, str]) -> ProgramPrompt | None:
     """InvokeAI: ``invokeai_metadata``, and what it wrote before: ``sd-metadata`` and ``Dream``."""
     if (text := fields.get("invokeai_metadata")) is not None:
         row = json_object(text)
@@ -47,13 +47,13 @@ def read_invoke(fields: Mapping[str, str]) -> Told | None:
             raise OddMetadata("its invokeai_metadata are not JSON")
         prompt = needed("InvokeAI", first_text(row, "positive_prompt"))
         negative = first_text(row, "negative_prompt")
-        return Told("InvokeAI", prompt, negative, as_seed(row.get("seed")), _named(row.get("model")))
+        return ProgramPrompt("InvokeAI", prompt, negative, as_seed(row.get("seed")), _named(row.get("model")))
     if (text := fields.get("sd-metadata")) is not None:
         row = json_object(text) or {}
         image = row.get("image")
         inner: dict[str, Any] = image if isinstance(image, dict) else row
         prompt, negative = _apart(_spoken(inner.get("prompt")) or "")
-        return Told(
+        return ProgramPrompt(
             "InvokeAI",
             needed("InvokeAI", prompt),
             negative,
@@ -64,7 +64,7 @@ def read_invoke(fields: Mapping[str, str]) -> Told | None:
         said = re.match(r'\s*"((?:[^"\\]|\\.)*)"(.*)', text, re.DOTALL)
         prompt, negative = _apart(said[1] if said else re.split(r"\s-[A-Za-z]", text)[0])
         seed = re.search(r"\s-S\s?(\d{1,20})\b", said[2] if said else text)
-        return Told("InvokeAI", needed("InvokeAI", prompt), negative, as_seed(seed[1]) if seed else None)
+        return ProgramPrompt("InvokeAI", needed("InvokeAI", prompt), negative, as_seed(seed[1]) if seed else None)
     return None
 
 
@@ -86,7 +86,7 @@ def _apart(prompt: str) -> tuple[str, str | None]:
     return " ".join(re.sub(r"(?<!\\)\[[^\[\]]*\]", " ", prompt).split()), as_text(", ".join(negative))
 
 
-def read_novel(fields: Mapping[str, object]) -> Told | None:
+def read_novel(fields: Mapping[str, object]) -> ProgramPrompt | None:
     """NovelAI: ``Comment`` is JSON that has the prompt (in version 4 apart from those of characters), or
     ``Description`` is the prompt. None where it is not NovelAI's."""
     comment = fields.get("Comment")
@@ -99,7 +99,9 @@ def read_novel(fields: Mapping[str, object]) -> Told | None:
     parts += [one.get("char_caption") for one in people if isinstance(one, dict)] if isinstance(people, list) else []
     prompt = _joined(parts) or first_text(row, "prompt") or as_text(fields.get("Description"))
     negative = as_text(_at(row, "v4_negative_prompt", "caption", "base_caption")) or first_text(row, "uc")
-    return Told("NovelAI", needed("NovelAI", prompt), negative, as_seed(row.get("seed")), as_text(fields.get("Source")))
+    return ProgramPrompt(
+        "NovelAI", needed("NovelAI", prompt), negative, as_seed(row.get("seed")), as_text(fields.get("Source"))
+    )
 
 
 def _at(row: object, *names: str) -> object:

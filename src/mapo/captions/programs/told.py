@@ -17,7 +17,7 @@ class OddMetadata(ValueError):
 
 
 @dataclass(frozen=True)
-class Told:
+class ProgramPrompt:
     """The prompt of a picture as it was written, and what else the program says; None where it says nothing."""
 
     program: str

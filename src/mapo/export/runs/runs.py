@@ -74,7 +74,7 @@ FORMS = {
 
 
 @dataclass(frozen=True)
-class Asked:
+class ExportOptions:
     """How a run is exported, as the user asked; None and "" where nothing was said."""
 
     precision: str | None = None
@@ -85,7 +85,7 @@ class Asked:
     private: bool | None = None
 
 
-def export_run(name: str, to: str, out: Path, asked: Asked, api: Any = None) -> tuple[dict[str, int], str]:
+def export_run(name: str, to: str, out: Path, asked: ExportOptions, api: Any = None) -> tuple[dict[str, int], str]:
     """Write the run ``name`` (or ``RUN@STEP``) into ``out``, and with ``to`` "hub" upload it where a repo is named.
 
     Counts (files and bytes; empty for a folder that was there) and the address on the hub or "". ``out`` is a folder
@@ -139,7 +139,7 @@ def _precision(to: str, form: Form, asked: str | None) -> str:
     return asked
 
 
-def _licence(opened: Opened, facts: RunFacts, asked: Asked, for_hub: bool, api: Any) -> Licence | None:
+def _licence(opened: Opened, facts: RunFacts, asked: ExportOptions, for_hub: bool, api: Any) -> Licence | None:
     """The licence that the base hands down; MapoError where it is not known and the model is to be published."""
 
     def ask(base: str) -> Mapping[str, Any]:
@@ -160,7 +160,7 @@ def _licence(opened: Opened, facts: RunFacts, asked: Asked, for_hub: bool, api: 
 
 def _write(
     name: str, opened: Opened, facts: RunFacts, licence: Licence | None, what: Exporting, precision: str, out: Path,
-    asked: Asked,
+    asked: ExportOptions,
 ) -> dict[str, int]:  # fmt: skip
     form = FORMS[what.form]
     alone = out.suffix == SUFFIX

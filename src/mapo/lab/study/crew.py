@@ -41,13 +41,13 @@ class Crew:
     """Processes that train, and the ledgers of what they found."""
 
     def __init__(self, out: Path, workers: int) -> None:
-        from mapo.lab.study.runs import Ledger
+        from mapo.lab.study.runs import ResultsFile
 
         self.out, self.workers = out, workers
         threads = max(1, (os.cpu_count() or 1) // workers)
         context = multiprocessing.get_context("spawn")
         self.pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(threads, out / "log.txt"))
-        self.ledgers = {name: Ledger(out / f"{name}.jsonl") for name in ("base", "trials", "runs")}
+        self.ledgers = {name: ResultsFile(out / f"{name}.jsonl") for name in ("base", "trials", "runs")}
         self.lock = Lock()
         self.stopped = False
 

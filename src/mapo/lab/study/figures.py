@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from mapo.files import replacing
 from mapo.lab.study.domains import DOMAINS, MADE_BY
 from mapo.lab.study.estimates import Cell, Key, Percent, estimate
-from mapo.lab.study.runs import Ledger
+from mapo.lab.study.runs import ResultsFile
 from mapo.lab.study.search import value
 from mapo.statistics import MIN_PROMPTS
 
@@ -126,7 +126,7 @@ def by_beta(out: Path) -> dict[str, dict[str, dict[float, Percent]]]:
     bounds, and the intervals are over prompts alone. A domain with fewer scenes than a conclusion takes is left out.
     """
     found: dict[str, dict[str, dict[float, Percent]]] = {}
-    ledger = Ledger(out / "trials.jsonl").rows.values()
+    ledger = ResultsFile(out / "trials.jsonl").rows.values()
     trials = [row for row in ledger if row["job"]["version"] == DOMAINS[row["job"]["domain"]].version]
     last = min((row["job"]["steps"][-1] for row in trials), default=0)
     for row in trials:

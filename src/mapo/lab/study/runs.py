@@ -182,7 +182,7 @@ def errors(work: Path, domain: str, model: str) -> dict[str, float]:
 JOB = {field.name for field in fields(Job)}
 
 
-class Ledger:
+class ResultsFile:
     """Results by key, a JSON line each, appended as they come."""
 
     def __init__(self, path: Path) -> None:

@@ -11,7 +11,7 @@ Point = tuple[float, ...]
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What a search ended with. ``interior``: higher and lower values of every setting were tried."""
 
     settings: dict[str, float]
@@ -25,7 +25,7 @@ def compass(
     start: Mapping[str, float],
     factors: Mapping[str, float],
     trials: int,
-) -> Found:
+) -> SearchResult:
     """Climb from ``start`` by multiplying or dividing one setting at a time by its factor; higher is better.
 
     The best point's untried neighbours come next, those along the direction of the last gain first, so an optimum at
@@ -54,7 +54,7 @@ def compass(
             direction = tuple(a - b for a, b in zip(point, best, strict=True))
             best = point
     sides = {(i, other[i] > best[i]) for other in tried for i in range(len(best)) if other[i] != best[i]}
-    return Found(settings(best), tried[best][1], len(tried), len(sides) == 2 * len(best))
+    return SearchResult(settings(best), tried[best][1], len(tried), len(sides) == 2 * len(best))
 
 
 def lengthen(

@@ -19,13 +19,13 @@ from mapo.errors import MapoError, several, suggest
 from mapo.files import prepare_out
 from mapo.lab.study.crew import Crew
 from mapo.lab.study.methods import METHODS
-from mapo.lab.study.search import Found, compass, lengthen, merit, value
+from mapo.lab.study.search import SearchResult, compass, lengthen, merit, value
 from mapo.texts import read_object, write_json
 from mapo.worlds import MODELS
 
 
 @dataclass(frozen=True)
-class Plan:
+class StudyPlan:
     """What a study does; a folder belongs to one plan, but for what is in MAY_GROW."""
 
     model: str = "mini"
@@ -41,7 +41,7 @@ class Plan:
     pool: int = 1024
 
 
-QUICK = Plan(
+QUICK = StudyPlan(
     domains=("safety", "culture"), pairs=(64,), seeds=3,
     trials=3, tuned_at=64, looks=(16, 48), longer=False, picture_seeds=1, pool=128,
 )  # fmt: skip
@@ -74,7 +74,7 @@ def study(
 
     if model not in MODELS:
         raise MapoError(f"The study is made on a built-in model, and {model!r} is not one. {suggest(model, MODELS)}")
-    whole = replace(QUICK if quick else Plan(), model=model)
+    whole = replace(QUICK if quick else StudyPlan(), model=model)
     plan = _plan(whole, several(domains), several(methods), pairs, seeds, trials, looks)
     if workers is not None and workers < 1:
         raise MapoError("--workers has to be at least 1.")
@@ -83,7 +83,7 @@ def study(
     print(f"tables: {out / 'tables.md'}; figures: {out / 'figures'}")
 
 
-def _run_study(out: Path, plan: Plan, quick: bool, workers: int) -> None:
+def _run_study(out: Path, plan: StudyPlan, quick: bool, workers: int) -> None:
     from mapo.lab.study.cost import cost
     from mapo.lab.study.tables import PARTS, read_part, write_tables
 
@@ -107,14 +107,14 @@ def _run_study(out: Path, plan: Plan, quick: bool, workers: int) -> None:
 
 
 def _plan(
-    plan: Plan,
+    plan: StudyPlan,
     domains: Sequence[str],
     methods: Sequence[str],
     pairs: Sequence[int],
     seeds: int | None,
     trials: int | None,
     looks: Sequence[int],
-) -> Plan:
+) -> StudyPlan:
     from mapo.lab.study.domains import DOMAINS
 
     for given, known, what in ((domains, DOMAINS, "domain"), (methods, METHODS, "method")):
@@ -138,7 +138,7 @@ def _plan(
     return replace(plan, pool=max(plan.pool, *plan.pairs))
 
 
-def _open(out: Path, plan: Plan) -> Plan:
+def _open(out: Path, plan: StudyPlan) -> StudyPlan:
     """The plan for a folder, which may have larger pools than it asks for."""
     if out.is_file():
         raise MapoError(f"{out} is a file. Choose another --out.")
@@ -168,7 +168,7 @@ def _workers() -> int:
     return 1 if torch.cuda.is_available() else os.cpu_count() or 1
 
 
-def _count(plan: Plan) -> int:
+def _count(plan: StudyPlan) -> int:
     """The trainings of a domain."""
     return len(plan.methods) * (plan.trials + len(plan.pairs) * plan.seeds)
 
@@ -176,7 +176,7 @@ def _count(plan: Plan) -> int:
 # ------------------------------------------------------------------ stages
 
 
-def _make_pool(out: Path, domain: str, plan: Plan) -> None:
+def _make_pool(out: Path, domain: str, plan: StudyPlan) -> None:
     """The pairs of a domain, their encodings, and what it takes to see their goal."""
     from mapo.encode.fill import encode
     from mapo.lab.study.domains import DOMAINS, Eyes
@@ -192,7 +192,7 @@ def _make_pool(out: Path, domain: str, plan: Plan) -> None:
     encode(open_model(find_model(plan.model)), PairSet(pool), out / "cache", images_per_batch=32)
 
 
-def _measure(out: Path, domain: str, plan: Plan) -> None:
+def _measure(out: Path, domain: str, plan: StudyPlan) -> None:
     """How far the domain's pairs are from the model, as `mapo mismatch` measures it."""
     from mapo.lab.study.tables import read_part
     from mapo.mismatch.mismatch import measure
@@ -215,7 +215,7 @@ def _measure(out: Path, domain: str, plan: Plan) -> None:
     write_json(out / "mismatch.json", rows)
 
 
-def _look_at_base(crew: Crew, domain: str, plan: Plan) -> Mapping[str, Any]:
+def _look_at_base(crew: Crew, domain: str, plan: StudyPlan) -> Mapping[str, Any]:
     """What the untrained model does; its look at the validation prompts."""
     from mapo.lab.study.domains import DOMAINS
     from mapo.lab.study.runs import Job, look
@@ -227,12 +227,12 @@ def _look_at_base(crew: Crew, domain: str, plan: Plan) -> Mapping[str, Any]:
     return crew.together([task("test", plan.picture_seeds), task("validation", 1)])[1]["looks"]  # type: ignore[no-any-return]
 
 
-def looks_of(method: str, plan: Plan) -> tuple[int, ...]:
+def looks_of(method: str, plan: StudyPlan) -> tuple[int, ...]:
     """The steps after which a method's trials are looked at: the plan's, and before its last one the method's own."""
     return tuple(sorted({*plan.looks, *(steps for steps in METHODS[method].looks if steps < max(plan.looks))}))
 
 
-def _tune(crew: Crew, domain: str, plan: Plan, untrained: Mapping[str, Any], bar: Any) -> dict[str, Found]:
+def _tune(crew: Crew, domain: str, plan: StudyPlan, untrained: Mapping[str, Any], bar: Any) -> dict[str, SearchResult]:
     """Settings and number of steps for each method."""
     from mapo.lab.study.domains import DOMAINS
     from mapo.lab.study.runs import Job, run
@@ -243,7 +243,7 @@ def _tune(crew: Crew, domain: str, plan: Plan, untrained: Mapping[str, Any], bar
     version = DOMAINS[domain].version
     flow = isinstance(open_model(find_model(plan.model)).process, RectifiedFlow)
 
-    def task(method: str) -> Callable[[], Found]:
+    def task(method: str) -> Callable[[], SearchResult]:
         steps = looks_of(method, plan)
 
         def trial(settings: Mapping[str, float], steps: tuple[int, ...]) -> tuple[float, Any]:
@@ -254,7 +254,7 @@ def _tune(crew: Crew, domain: str, plan: Plan, untrained: Mapping[str, Any], bar
             best = max(looks, key=merit)
             return merit(best), {"settings": dict(told), "steps": best["steps"], "value": value(best)}
 
-        def search() -> Found:
+        def search() -> SearchResult:
             begins, factors = METHODS[method].begins(flow), METHODS[method].factors
             found = compass(lambda settings: trial(settings, steps), begins, factors, plan.trials)
             if not plan.longer or found.result["steps"] < steps[-1]:
@@ -278,7 +278,7 @@ def _tune(crew: Crew, domain: str, plan: Plan, untrained: Mapping[str, Any], bar
     return found
 
 
-def _run_all(crew: Crew, domain: str, plan: Plan, tuned: Mapping[str, Found], bar: Any) -> None:
+def _run_all(crew: Crew, domain: str, plan: StudyPlan, tuned: Mapping[str, SearchResult], bar: Any) -> None:
     from mapo.lab.study.domains import DOMAINS
     from mapo.lab.study.runs import Job, run
 

@@ -18,7 +18,7 @@ from mapo.lab.study.domains import DOMAINS, MADE_BY
 from mapo.lab.study.estimates import Cell, Cells, Key, Percent, around, estimate, variance_of
 from mapo.lab.study.figures import draw_figures
 from mapo.lab.study.methods import METHODS
-from mapo.lab.study.runs import Ledger
+from mapo.lab.study.runs import ResultsFile
 from mapo.lab.study.scale import scale_toml
 from mapo.statistics import MIN_PROMPTS
 from mapo.texts import read_json, write_json
@@ -35,7 +35,7 @@ def read_cells(out: Path) -> dict[Key, Cell]:
     found: dict[Key, dict[int, Mapping[str, Any]]] = {}
     tuned = read_part(out, "tuned") or {}
     for name in ("base", "runs"):
-        for row in Ledger(out / f"{name}.jsonl").rows.values():
+        for row in ResultsFile(out / f"{name}.jsonl").rows.values():
             job = row["job"]
             if job["split"] != "test" or job["version"] != DOMAINS[job["domain"]].version:
                 continue

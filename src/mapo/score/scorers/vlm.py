@@ -123,14 +123,14 @@ def read_score(answer: str) -> int | None:
 def open_back_end(source: str | None) -> BackEnd:
     """A model on this machine or behind an endpoint."""
     if source is None or not source.startswith("endpoint:"):
-        return Local(source)
+        return LocalVlm(source)
     url, _, model = source.removeprefix("endpoint:").partition("#")
     if not model:
         raise MapoError("vlm@endpoint: name the model at that address: vlm@endpoint:URL#MODEL.")
-    return Remote(url, model)
+    return RemoteVlm(url, model)
 
 
-class Remote:
+class RemoteVlm:
     """A model behind an endpoint; what weights are behind its name, nobody knows, so the address is the revision."""
 
     def __init__(self, url: str, model: str) -> None:
@@ -166,7 +166,7 @@ class Remote:
             return None, failure
 
 
-class Local:
+class LocalVlm:
     """A model of Qwen2-VL's kind; its most likely answer, for one picture at a time, so that none depends on another.
 
     It is put together from picture processor and tokenizer, as its own processor wants one for videos too, which needs

@@ -18,7 +18,7 @@ from mapo.train.kept import kept
 from mapo.train.loop import Loop
 from mapo.train.monitor.alarms import Alarm, Alarms, shared
 from mapo.train.monitor.evaluation import Evaluation, held_out, told
-from mapo.train.monitor.pictures import Draw, Pictures, first_prompts
+from mapo.train.monitor.pictures import Draw, PicturesOverSteps, first_prompts
 from mapo.train.monitor.trackers import Trackers, check_installed
 from mapo.train.run.folder import Run
 
@@ -78,7 +78,7 @@ class Monitor:
         self.loop, self.run, self.pairs, self.hands = loop, run, pairs, hands
         self.config, self.processes = loop.config.train, loop.processes
         self.rules, self.memory = kept(self.config.keep_checkpoints), 0
-        self.pictures = Pictures(loop, run, prompts, hands.draw, sensitive)
+        self.pictures = PicturesOverSteps(loop, run, prompts, hands.draw, sensitive)
         names = self.config.trackers if self.processes.main else ()
         self.trackers = self.processes.each(lambda: Trackers(names, run, loop.config))
         self.evaluation = Evaluation(loop, run, pairs, done) if self.config.evaluate_every else None

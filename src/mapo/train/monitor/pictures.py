@@ -48,7 +48,7 @@ class Live:
 Draw = Callable[[Live, Sequence[str], int, Path], None]  # prompts and a seed, into an images folder
 
 
-class Pictures:
+class PicturesOverSteps:
     """Draws now and then. It uses no randomness of training's, and where it fails training goes on without."""
 
     def __init__(self, loop: Loop, run: Run, prompts: Sequence[str], draw: Draw | None, sensitive: bool) -> None:
