@@ -86,10 +86,12 @@ def test_the_cache_keeps_a_picture_once_for_each_frame_and_shares_squares_with_a
     pairs, among = PairSet(mixed), frames_of(model, 16, True)
     plain = encode(model, pairs, tmp_path / "c", resolution=16)
     key = cache_key(model, 16)
-    assert holds_all(pairs, tmp_path / "c", key) and not holds_all(pairs, tmp_path / "c", key, among=among)
+    assert holds_all(model, pairs, tmp_path / "c", key) and not holds_all(
+        model, pairs, tmp_path / "c", key, among=among
+    )
     one = plain.latents(pairs[0].chosen, False)
     cache = encode(model, pairs, tmp_path / "c", resolution=16, buckets=True)
-    assert holds_all(pairs, tmp_path / "c", key, among=among) and holds_all(pairs, tmp_path / "c", key)
+    assert holds_all(model, pairs, tmp_path / "c", key, among=among) and holds_all(model, pairs, tmp_path / "c", key)
     assert all((a == b).all() for a, b in zip(one, cache.latents(pairs[0].chosen, False, square(16)), strict=True))
     seen = framing(pairs, among)
     for row, pair in enumerate(pairs):
@@ -105,7 +107,7 @@ def test_two_shares_of_the_work_make_the_whole(mixed, model, tmp_path):
     pairs, among = PairSet(mixed), frames_of(model, 16, True)
     for number in (0, 1):
         encode(model, pairs, tmp_path / "c", resolution=16, buckets=True, shard=(number, 2))
-    assert holds_all(pairs, tmp_path / "c", cache_key(model, 16), among=among)
+    assert holds_all(model, pairs, tmp_path / "c", cache_key(model, 16), among=among)
 
 
 def test_what_is_cut_away_is_counted_by_check_and_training_alike(mixed, model, sdxl, tmp_path):

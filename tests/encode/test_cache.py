@@ -14,7 +14,7 @@ from apart import Apart
 from mapo.encode import fill
 from mapo.encode.cache import Cache, cache_key, means_and_sizes, prompt_key
 from mapo.encode.encoding import to_pixels
-from mapo.encode.fill import encode, lacking
+from mapo.encode.fill import encode, holds_all, lacking
 from mapo.encode.frame import square
 from mapo.errors import MapoError
 from mapo.models import find_model, open_model
@@ -196,6 +196,8 @@ def test_a_cache_is_not_to_be_deleted_where_it_is_the_model_that_is_not_whole(tm
     path.unlink()
     with pytest.raises(MapoError, match=r"m is not whole: vae/ has no weights\. Download"):
         encode(parts(tmp_path / "m"), PairSet(pairs), tmp_path / "c")
+    with pytest.raises(MapoError, match=r"m is not whole: vae/ has no weights\. Download"):  # as several processes ask
+        holds_all(parts(tmp_path / "m"), PairSet(pairs), tmp_path / "c", cache_key(parts(tmp_path / "m")))
 
 
 @pytest.mark.parametrize("part", ["vae", "text_encoder", "text_encoder_2"])

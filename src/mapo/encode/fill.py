@@ -119,7 +119,7 @@ def encode_shard(
         encode, model, pairs, folder, resolution=resolution, flip=flip, precision=precision, locked=False, **how
     )
     if is_cache(folder) and holds_all(
-        pairs, folder, key, among=frames_of(model, resolution, how.get("buckets", False))
+        model, pairs, folder, key, among=frames_of(model, resolution, how.get("buckets", False))
     ):
         return Cache(folder, key), True
     work = work_of(folder)
@@ -160,12 +160,12 @@ def _check_head(folder: Path, key: CacheKey, model: Opened) -> None:
 
 
 def holds_all(
-    pairs: PairSet, folder: Path, key: CacheKey, holding: Holding = "all", among: tuple[Frame, ...] = ()
+    model: Opened, pairs: PairSet, folder: Path, key: CacheKey, holding: Holding = "all", among: tuple[Frame, ...] = ()
 ) -> bool:
     """Whether the cache lacks nothing of the set."""
     if not is_cache(folder):
         return False
-    check_head(folder, key)
+    _check_head(folder, key, model)
     holding = _really(holding, key)
     index = open_index(folder)
     known = _name(pairs, holding, among) in index.complete and not index.stale

@@ -148,7 +148,7 @@ def _result(asked: Personalize, now: Callable[[], list[Caption]]) -> list[Stage]
 
     def look_for_copies() -> str:
         photos = [one.name for one in asked.photos(asked.captions_now(), 1)]
-        return copies.told(write_copies(out, asked.pictures, photos, asked.words.knows))
+        return copies.told(write_copies(out, asked.pictures, photos, asked.words.knows), f" of {asked.token}")
 
     def report() -> str | None:
         return compare(out, run, asked.scorer, asked.goal)

@@ -181,10 +181,10 @@ def _are_more(some: dict[str, Any], others: dict[str, Any]) -> bool:
     return bool(fisher_exact(table, alternative="greater").pvalue < 0.01)
 
 
-def told(found: dict[str, Any]) -> str:
-    """The finding in a sentence or two."""
+def told(found: dict[str, Any], of: str = "") -> str:
+    """The finding in a sentence or two; ``of`` says what the drawings show, where not all of them were looked at."""
     own, before, after = (found[name] for name in ("own", "before", "after"))
-    number, others = count(after["pictures"], "drawing"), count(own["pictures"], "picture")
+    number, others = f"{count(after['pictures'], 'drawing')}{of}", count(own["pictures"], "picture")
     look, one = ("looks" if some["near"] == 1 else "look" for some in (after, own))
     text = (
         f"By {found['by']}, {after['near']} of {number} {look} like a picture that was trained on. Before the training "

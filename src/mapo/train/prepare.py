@@ -158,7 +158,7 @@ def _open_cache(config: Config, model: Opened, pairs: PairSet, processes: Proces
     if processes.world == 1:
         return fill()
     with contextlib.ExitStack() as stack:
-        if not processes.first(lambda: holds_all(pairs, folder, key, holding, among)):
+        if not processes.first(lambda: holds_all(model, pairs, folder, key, holding, among)):
             processes.first(lambda: stack.enter_context(hold(folder, wait=True)) and None)
             processes.each(lambda: fill(shard=(processes.rank, processes.world), locked=False) and None)
     return processes.each(lambda: Cache(folder, key))
