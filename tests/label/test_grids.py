@@ -148,7 +148,7 @@ def mapo(*words: Any) -> Any:
 
 
 def test_a_folder_needs_a_set_to_go_to_and_goes_on_only_as_it_was(folder: Path, tmp_path: Path) -> None:
-    assert "If it is a folder of pictures, name with --out the set" in str(mapo("label", folder).exception)
+    assert "To judge a folder of pictures, name the set" in str(mapo("label", folder).exception)
     assert not (tmp_path / "set").exists()
     done = mapo("label", folder, "--out", tmp_path / "set", "--summary")
     assert done.exit_code == 0 and "There are no votes yet." in done.output

@@ -16,6 +16,7 @@ from mapo.errors import MapoError
 from mapo.pairs import PairSet
 from mapo.train.config import make_config
 from mapo.train.loop import Loop
+from mapo.train.plan import at_hand
 from mapo.train.plan.at_hand import told_when_full
 from mapo.train.plan.fit import LATER, smallest_change
 from mapo.train.plan.machine import SPARE, SPARE_BYTES, parse_size, room_of, shown
@@ -273,15 +274,14 @@ def test_a_step_is_timed_by_a_run_of_this_device_beside_it(tmp_path, sdxl, pairs
     assert planned(sdxl, pairs, settings=how, out=tmp_path / "new").seconds is None
 
 
-def test_of_a_run_that_has_begun_a_change_is_one_with_which_it_goes_on(tmp_path, sdxl, pairs, cache):
+def test_of_a_run_that_has_begun_a_change_is_one_with_which_it_goes_on(tmp_path, sdxl, pairs, cache, monkeypatch):
+    """Which these are the next tests but one say."""
     run(tmp_path / "r", sdxl, pairs, cache, steps=1)
-    used = {"train.pairs_per_device": 1, "train.pair_by_pair": True, "train.gradient_checkpointing": True}
-    whole = planned(sdxl, pairs, out=tmp_path / "new", settings=used)
-    half = replace(whole, kinds={**whole.kinds, "optimizer": whole.kinds["optimizer"] // 2})
-    how = {"settings": used, "memory": tight(half)}
-    begun, new = (planned(sdxl, pairs, out=tmp_path / name, **how).change for name in ("r", "new"))
-    assert new is not None and MUST_STAY & new.settings.keys()
-    assert begun is None
+    made, asked = at_hand.make_plan, []
+    monkeypatch.setattr(at_hand, "make_plan", lambda *of, begun: asked.append(begun) or made(*of, begun=begun))
+    for name in ("r", "new"):
+        planned(sdxl, pairs, out=tmp_path / name)
+    assert asked == [True, False]
 
 
 def test_where_the_memory_runs_out_the_plan_is_told(sdxl, pairs):

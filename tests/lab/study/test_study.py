@@ -202,15 +202,15 @@ def test_a_model_that_the_last_step_ruined_has_failed(made):
 
 
 def test_steps_that_are_named_are_the_last_ones():
-    assert module._plan(module.Plan(), (), (), (), None, None, ()).longer
-    assert not module._plan(module.Plan(), (), (), (), None, None, (16, 48)).longer
+    assert module._plan(module.StudyPlan(), (), (), (), None, None, ()).longer
+    assert not module._plan(module.StudyPlan(), (), (), (), None, None, (16, 48)).longer
     assert not QUICK.longer
 
 
 def test_diffusion_dpo_may_stop_at_more_places_but_not_later_than_the_others():
-    assert module.looks_of("dpo", module.Plan()) == (16, 24, 32, 48, 64, 96, 128)
+    assert module.looks_of("dpo", module.StudyPlan()) == (16, 24, 32, 48, 64, 96, 128)
     assert module.looks_of("dpo", QUICK) == (16, 24, 32, 48)
-    assert module.looks_of("mapo", module.Plan()) == (16, 48, 128)
+    assert module.looks_of("mapo", module.StudyPlan()) == (16, 48, 128)
 
 
 def test_of_equal_scores_the_one_that_keeps_prompts_followed_is_chosen():
