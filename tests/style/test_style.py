@@ -159,7 +159,7 @@ def test_more_steps_go_on_with_the_run_and_its_pictures_follow(made, pictures, t
 def test_a_goal_that_nobody_will_measure_is_refused_before_anything_is_made(pictures, tmp_path):
     done = ask(pictures, tmp_path / "out", "--yes", "--goal", "cartoons")
     assert isinstance(done.exception, MapoError)
-    assert str(done.exception) == "--goal: there is no metric 'cartoons'. Did you mean 'cartoon'?"
+    assert str(done.exception) == "--goal: 'cartoons' is not a metric of any scorer. Did you mean 'cartoon'?"
     assert not any(tmp_path.iterdir())
     assert ask(pictures, tmp_path / "out", "--dry-run", "--goal", "-hazard").exit_code == 0
 

@@ -79,8 +79,10 @@ class Group:
 
     @cached_property
     def needs_no_change(self) -> bool:
-        """Whether all its pictures are PNG files of the frame. Only then are files left as they are: how one was packed
-        shall not tell it from those that were cut."""
+        """Whether all its pictures are PNG files of the frame.
+
+        Only then are files left as they are, so that the way in which one is packed does not tell it from others.
+        """
         sizes = {(one.width, one.height) for one in self.pictures}
         whole = sizes == {(self.frame.width, self.frame.height)}
         return whole and all(as_it_is(one.path) is not None for one in self.pictures)

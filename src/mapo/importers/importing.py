@@ -167,11 +167,8 @@ def _import(
 ) -> tuple[list[str], ImportCounts]:
     """Fill ``writer`` and ``counts``; the first complaints about bad rows, and counts of all else."""
     before = writer.progress or {"rows": 0, "counts": counts, "complaints": []}
-    done, complaints, told = (
-        int(before["rows"]),
-        list(before["complaints"]),
-        ImportCounts(Counter(before.get("notes", {}))),
-    )
+    done, complaints = int(before["rows"]), list(before["complaints"])
+    told = ImportCounts(Counter(before.get("notes", {})))
     counts.update(before["counts"])
     first = elsewhere.resume(before["elsewhere"]) if elsewhere and "elsewhere" in before else done
     rows = checked_rows(module.read(source, options, first), workers, check_ties=options.ties == "keep")

@@ -43,8 +43,11 @@ def begins_again(run: Run, config: Config) -> str:
 
 
 def goes_on(run: Run, config: Config, name: str) -> str:
-    """From which step the run called ``name`` goes on, a line of the plan; empty where it does not."""
-    if not run.before() or begins_again(run, config):
+    """From which step the run called ``name`` goes on, a line of the plan; empty where it is not there or is finished.
+
+    It is one that need not begin again.
+    """
+    if not run.before():
         return ""
     done, asked = _done(run), settled(config, run.folder).train.steps
     return f"goes on    {name} from step {done} to {asked}; what is made from it follows" if done < asked else ""

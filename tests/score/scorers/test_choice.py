@@ -112,8 +112,13 @@ def test_without_a_scorer_photos_are_scored_by_what_is_at_hand(tmp_path, photos,
         ("prompt_following", None, "mini-flow", ""),
         ("pixel_art", "mini-search", "owner/name", ""),
         ("pickscore", "clip,pickscore@folder", "owner/name", ""),
-        ("cartoons", None, "mini", "there is no metric 'cartoons'. Did you mean 'cartoon'?"),
-        ("saturation", None, "mini", "there is no metric 'saturation'."),  # a guard's, which has no better or worse
+        ("cartoons", None, "mini", "'cartoons' is not a metric of any scorer. Did you mean 'cartoon'?"),
+        (
+            "saturation",
+            None,
+            "mini",
+            "'saturation' is not a metric of any scorer.",
+        ),  # a guard's, which has no better or worse
         ("pickscore", "clip", "owner/name", "pickscore comes from pickscore, and --scorer names others."),
         (
             "pickscore",

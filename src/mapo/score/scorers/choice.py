@@ -59,7 +59,7 @@ def check_goal(goal: str, scorers: str | None, model: str) -> None:
     giving = {name for name in SCORERS if wanted in scorer_class(name).metrics}
     every = {metric for name in SCORERS if name != NEUTRAL for metric in scorer_class(name).metrics}
     if wanted not in every:
-        raise MapoError(f"--goal: there is no metric {wanted!r}. {suggest(wanted, every)}")
+        raise MapoError(f"--goal: {wanted!r} is not a metric of any scorer. {suggest(wanted, every)}")
     if scorers:
         if giving.isdisjoint(name.partition("@")[0] for name in scorer_names(scorers)):
             raise MapoError(f"--goal: {wanted} comes from {' and '.join(sorted(giving))}, and --scorer names others.")

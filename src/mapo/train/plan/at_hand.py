@@ -29,11 +29,7 @@ OF_PACE = {
     "pairs_per_step", "pairs_per_device", "precision", "base_precision", "gradient_checkpointing", "weights", "ema",
     "pair_by_pair", "measure_rejected", "reference", "shard", "compile", "channels_last", "tf32",
 }  # fmt: skip
-RUNS = (
-    "*/run.json",
-    "*/run/run.json",
-    "*/round-*/run/run.json",
-)  # in a folder: its own, and of `mapo style` and the like
+RUNS = ("*/run.json", "*/run/run.json", "*/round-*/run/run.json")  # a folder's own, and those of `mapo style` in it
 LAST = 20  # steps of a run whose time is told
 SMALL = 20  # a training that surely takes less than this part of the memory is not rehearsed
 
