@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mapo.train.plan.outcomes import Outcomes, changes_numbers
+
 HEAP_MOST = 2**25  # glibc: larger ones go back to the system at once
 
 
@@ -23,6 +25,8 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     What asks for a number of a tensor is given 1. Of the kinds that are ``shared`` only this process's part counts, one
     of so many as they are shared ``among``.
     """
+
+    outcomes = Outcomes()  # what one rehearsal has asked, the next one knows
 
     def __init__(self, device: torch.device, shared: Collection[str] = (), among: int = 1) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -40,9 +44,11 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return 1
         if func is torch.ops.aten._to_copy.default and args[0].is_meta and _to_cpu(kwargs):
             return torch.ones(args[0].shape, dtype=(kwargs or {}).get("dtype") or args[0].dtype)
-        output = func(*args, **(kwargs or {}))
+        if changes_numbers(func):
+            return self.outcomes.changed(func, args, kwargs or {})
         if _gives_its_own(func):
-            return output
+            return func(*args, **(kwargs or {}))
+        output = self.outcomes.of(func, args, kwargs or {})
         if isinstance(output, Tensor):
             self._see(output)
         else:
