@@ -102,4 +102,4 @@ def _outlines(made: Iterable[Any], given: Iterable[Any]) -> tuple[_Outline | Non
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
