@@ -10,6 +10,7 @@ def test_verbs_that_are_killed_end_as_if_they_had_never_been(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parent.parent / "bench")
     kills = importlib.import_module("kills")
     monkeypatch.setattr(kills, "PRELOADED", [*kills.PRELOADED, "frozen"])
+    monkeypatch.setattr(kills, "PAIRS", 12)
     whole = kills.jobs
     monkeypatch.setattr(kills, "jobs", lambda material: [job for job in whole(material) if job.name not in ELSEWHERE])
     found = kills.measure(kills=6, seed=11)

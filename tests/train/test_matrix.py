@@ -51,7 +51,7 @@ def fresh(family, adapter):
 def descend(name, model, batch, predict, reference, parameters, steps=STEPS):
     """Take some steps; the loss is lower afterwards."""
     objective = OBJECTIVES[name]
-    optimizer = torch.optim.AdamW(parameters.values(), lr=RATES.get(name, 1e-3))
+    optimizer = torch.optim.AdamW(parameters.values(), lr=RATES.get(name, 1e-3), fused=True)
     losses = []
     for _ in range(steps + 1):
         errors = pair_errors(

@@ -50,7 +50,7 @@ def pictures(request):
     made = {}
     for style in ("", "cartoon", "pixel art"):
         prefix = scenes.STYLE_PHRASES[style][1] if style else ""
-        jobs = [(prompt, 100) for prompt in scenes.prompts("test", 1)[:32]]
+        jobs = [(prompt, 100) for prompt in scenes.prompts("test", 1)[:24]]
         batch = sampler.batch(jobs, default_sampling(sampler.model, prefix=prefix))
         made[style] = (jobs, np.stack([np.asarray(picture) for picture in batch]))
     return made

@@ -20,8 +20,18 @@ from mapo.lab.study.subjects import (
     without_corners,
 )
 
-SCENES, PICTURES = drawings("test", 40, seed=7)
 SUBJECTS = [subject_scene(colour, ground) for colour in COLOURS for ground in BACKGROUNDS if colour != ground]
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """Scenes and their pictures."""
+    return drawings("test", 40, seed=7)
+
+
+@pytest.fixture(scope="module")
+def ordinary(drawn):
+    return drawn[1]
 
 
 def subjects():
@@ -39,31 +49,32 @@ def test_no_caption_of_the_world_knows_the_subject():
     assert all(parse(context(scene)) is None for scene in SUBJECTS)
 
 
-def test_the_motif_changes_the_corners_and_nothing_else():
-    changed = (with_motif(PICTURES) != PICTURES).any(-1)
+def test_the_motif_changes_the_corners_and_nothing_else(ordinary):
+    changed = (with_motif(ordinary) != ordinary).any(-1)
     assert not changed[:, ~CORNERS].any()
     assert changed[:, CORNERS].mean() > 0.9
 
 
-def test_judges_read_a_picture_whose_corners_were_drawn_over():
+def test_judges_read_a_picture_whose_corners_were_drawn_over(drawn):
+    scenes, pictures = drawn
     for make in JUDGES.values():
-        found = accuracy(make(), SCENES, without_corners(with_motif(PICTURES)))
+        found = accuracy(make(), scenes, without_corners(with_motif(pictures)))
         assert found["all"]["everything"] >= 0.95
 
 
-def test_seeing_by_drawing_is_right_on_drawings():
-    assert motif_by_search(with_motif(PICTURES)).all()
-    assert not motif_by_search(PICTURES).any()
+def test_seeing_by_drawing_is_right_on_drawings(ordinary):
+    assert motif_by_search(with_motif(ordinary)).all()
+    assert not motif_by_search(ordinary).any()
     assert subject_by_search(subjects()) == SUBJECTS
-    assert subject_by_search(PICTURES) == [None] * len(PICTURES)
+    assert subject_by_search(ordinary) == [None] * len(ordinary)
 
 
-def test_seeing_by_learning_is_right_on_drawings(probes):
-    assert motif_by_learning(with_motif(PICTURES), probes["motif"]).mean() >= 0.9
-    assert motif_by_learning(PICTURES, probes["motif"]).mean() <= 0.1
+def test_seeing_by_learning_is_right_on_drawings(probes, ordinary):
+    assert motif_by_learning(with_motif(ordinary), probes["motif"]).mean() >= 0.9
+    assert motif_by_learning(ordinary, probes["motif"]).mean() <= 0.1
     found = subject_by_learning(subjects(), probes["subject"])
     assert np.mean([one == asked for one, asked in zip(found, SUBJECTS, strict=True)]) >= 0.9
-    assert np.mean([one is None for one in subject_by_learning(PICTURES, probes["subject"])]) >= 0.9
+    assert np.mean([one is None for one in subject_by_learning(ordinary, probes["subject"])]) >= 0.9
 
 
 def test_both_ways_of_seeing_say_what_a_broken_subject_is_nearer_to(probes):
