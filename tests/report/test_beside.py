@@ -91,7 +91,7 @@ def test_the_pictures_to_learn_from_are_shown_with_what_is_said_and_each_prompt_
     section = section[: section.index("</section>")]
     assert "<h2>Your photos</h2>" in section and "<p>Look at &lt;rex&gt;.</p>" in section
     strip, _, likest = section.partition("<h3>")
-    assert strip.count("<img") == 12 and likest.count("<img") == 2 and world.after[4].prompt in likest
+    assert strip.count("<img") == 10 and likest.count("<img") == 2 and world.after[4].prompt in likest
     assert 'href="#own"' in world.page
     places = {card["data-prompt"]: card["data-place"] for card in Parsed(world.page).cards()}
     assert places["prompt 0"].startswith("plain prompt · seed ") and places["prompt 9"].startswith(

@@ -121,11 +121,13 @@ def test_above_a_grid_stand_pictures_to_learn_from_and_under_a_prompt_its_kind(t
     kinds = {prompt_id("prompt 0"): "caption, held out"}
     write_grid(tmp_path / "plain.png", column, prompts, [0, 1])
     write_grid(tmp_path / "grid.png", column, prompts, [0, 1], Beside("Your pictures", own, kinds))
+    assert [tuple(Image.open(path).getpixel((0, 0))) for path in own] == [(7 * number, 250, 9) for number in range(3)]
     plain, grid = (np.asarray(Image.open(tmp_path / name)) for name in ("plain.png", "grid.png"))
-    above = 96 + 3 * GAP
+    above = 2 * (96 + GAP) + 2 * GAP
     assert grid.shape == (plain.shape[0] + above, *plain.shape[1:])
-    for place, number in enumerate((0, 1)):  # two have room, of three
-        cell = grid[GAP + 48, TEXT_WIDTH + GAP + place * (96 + GAP) + 48]
+    for number in range(3):
+        down, across = divmod(number, 2)
+        cell = grid[GAP + down * (96 + GAP) + 48, TEXT_WIDTH + GAP + across * (96 + GAP) + 48]
         assert tuple(map(int, cell)) == (7 * number, 250, 9)
     below, rest = plain.copy(), grid[above:]
     assert (below[:, TEXT_WIDTH:] == rest[:, TEXT_WIDTH:]).all()

@@ -125,7 +125,7 @@ def test_the_page_shows_the_pictures_what_was_found_of_copies_and_which_prompts_
     assert "<h2>Your pictures</h2>" in section and "By perceptual hash, " in section
     assert section.partition("<h3>")[0].count("<img") == 6
     grid = Image.open(made[0] / "after" / "grid.png")
-    assert grid.height == (96 + 3 * GAP) + (2 * LINE + 2 * GAP) + 2 * (96 + GAP)
+    assert grid.height == (2 * (96 + GAP) + 2 * GAP) + (2 * LINE + 2 * GAP) + 2 * (96 + GAP)
 
 
 def test_what_cannot_fit_is_refused_before_anything_is_drawn_and_a_finished_run_is_not(

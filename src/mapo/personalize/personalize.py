@@ -78,9 +78,10 @@ def _told_of_use(asked: Personalize, frames: Sequence[Frame]) -> list[str]:
     """What is drawn and serves little: rejected pictures that are not learned from, prompts without the subject."""
     said, config = [], asked.config(frames, 1)
     if not asked.learns_from_rejected(config):
+        fewest = " --rejected-per-photo 1 draws the fewest." if asked.per_picture > 1 else ""
         said.append(
             f"{config.objective.name} does not learn from the rejected drawings. Their number says how often a photo "
-            "is seen beside the prior, and another objective can take them up. --rejected-per-photo 1 draws the fewest."
+            f"is seen beside the prior, and another objective can take them up.{fewest}"
         )
     if not any(asked.words.knows(prompt) for prompt in asked.shown()):
         said.append(

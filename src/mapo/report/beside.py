@@ -39,18 +39,22 @@ def _thumb(picture: Image) -> dict[str, Any]:
     return {"source": source, "tiny": tiny, "size": picture.size}
 
 
-def by_kind(shown: Sequence[Comparison], kinds: Mapping[str, str]) -> list[tuple[str, Comparison]]:
-    """Each comparison over the prompts of each kind alone; nothing where all are of one kind."""
-    names = list(dict.fromkeys(kinds[p.prompt_id] for c in shown for p in c.pairs if p.prompt_id in kinds))
-    if len(names) < 2:
+def by_kind(
+    headline: Comparison | None, following: Sequence[Comparison], kinds: Mapping[str, str]
+) -> list[tuple[str, Comparison]]:
+    """The headline, and by the same scorer how prompts are followed, over the prompts of each kind alone.
+
+    Nothing where all prompts are of one kind, or nothing of it is known.
+    """
+    lead = headline or next(iter(following), None)
+    if lead is None:
         return []
-    found = []
-    for name in names:
-        for comparison in shown:
-            pairs = [pair for pair in comparison.pairs if kinds.get(pair.prompt_id) == name]
-            if pairs:
-                found.append((name, of_pairs(comparison, pairs)))
-    return found
+    shown = [lead, *(c for c in following if c.scorer == lead.scorer and c is not lead)]
+    names = list(dict.fromkeys(kinds[p.prompt_id] for c in shown for p in c.pairs if p.prompt_id in kinds))
+    of_kind = (
+        (name, c, [pair for pair in c.pairs if kinds.get(pair.prompt_id) == name]) for name in names for c in shown
+    )
+    return [(name, of_pairs(c, pairs)) for name, c, pairs in of_kind if pairs] if len(names) > 1 else []
 
 
 def aside(comparisons: Sequence[Comparison], goal: str | None) -> list[Comparison]:

@@ -69,7 +69,6 @@ def write_report(
     others = aside(found.comparisons, goal)
     told = [c for c in found.comparisons if c not in others]
     following = [c for c in found.comparisons if c.metric in FOLLOWING]
-    of_kinds = [shown, *(c for c in following if c.scorer == shown.scorer and c is not shown)]
     page = _environment().get_template("page.html.j2").render(
         sensitive=blur or is_sensitive(before) or is_sensitive(after) or _sensitive(run),
         verdict=found.verdict,
@@ -78,7 +77,7 @@ def write_report(
         comparisons=found.comparisons,
         told=told,
         aside=others,
-        kinds=by_kind(of_kinds, more.kinds),
+        kinds=by_kind(found.verdict.headline, following, more.kinds),
         own=shown_beside(more, after, second),
         guards=found.guards,
         following=following,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-MOST = 12  # pictures that are shown of those that a model was to learn from
+MOST = 10  # pictures that are shown of those that a model was to learn from
 
 
 @dataclass(frozen=True)

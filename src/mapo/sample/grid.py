@@ -69,12 +69,15 @@ def write_grid(
     first = open_picture(columns[0].folder, columns[0].rows[prompt_id(shown[0]), numbers[0]])
     width, height = _cell(first.size)
     labels = [_label(column, seed, len(columns) > 1, len(numbers) > 1) for column, seed in places]
-    above = height + 3 * GAP if more.pictures else 0
+    own = more.some(2 * len(places))
+    above = -(-len(own) // len(places)) * (height + GAP) + 2 * GAP if own else 0
     head = above + max(map(len, labels)) * LINE + 2 * GAP
     size = TEXT_WIDTH + len(places) * (width + GAP) + GAP, head + len(shown) * (height + GAP)
     sheet = Image.new("RGB", size, "white")
     draw, font = ImageDraw.Draw(sheet), _font()
-    _lay_above(sheet, draw, font, more, (width, height))
+    if own:
+        draw.text((GAP, GAP), _lines(draw, more.title, font, TEXT_WIDTH - 2 * GAP, 1)[0], GREY, font)
+        _lay_above(sheet, own, len(places), (width, height))
     for number, (column, seed) in enumerate(places):
         left = TEXT_WIDTH + GAP + number * (width + GAP)
         for place, label in enumerate(labels[number]):
@@ -93,16 +96,13 @@ def write_grid(
         temporary.write_bytes(png_bytes(sheet))
 
 
-def _lay_above(sheet: Image.Image, draw: ImageDraw.ImageDraw, font: Any, more: Beside, cell: tuple[int, int]) -> None:
-    """The pictures that a model was to learn from, as many as have room, and their title."""
-    if not more.pictures:
-        return
+def _lay_above(sheet: Image.Image, own: Sequence[Path], columns: int, cell: tuple[int, int]) -> None:
+    """The pictures that a model was to learn from, in as many columns as those of the grid."""
     width, height = cell
-    for place, line in enumerate(_lines(draw, more.title, font, TEXT_WIDTH - 2 * GAP, max(1, height // LINE))):
-        draw.text((GAP, GAP + place * LINE), line, GREY, font)
-    for number, path in enumerate(more.some((sheet.width - TEXT_WIDTH - GAP) // (width + GAP))):
-        picture = decode_picture(path.read_bytes())
-        sheet.paste(_fitted(picture, width, height), (TEXT_WIDTH + GAP + number * (width + GAP), GAP))
+    for number, picture in enumerate(own):
+        down, across = divmod(number, columns)
+        left, top = TEXT_WIDTH + GAP + across * (width + GAP), GAP + down * (height + GAP)
+        sheet.paste(_fitted(decode_picture(picture.read_bytes()), width, height), (left, top))
 
 
 def _label(column: Column, seed: int, several_folders: bool, several_seeds: bool) -> list[str]:

@@ -195,6 +195,8 @@ def told(found: Mapping[str, Any], of: str = "") -> str:
     )
     if 2 * own["near"] >= own["pictures"]:
         return f"{text} So many are alike that copies cannot be told here."
+    if not after["near"]:
+        return f"{text} So no copying is found."
     if found["copies"]:
         return f"{text} So the model copies: train fewer steps, or give it more pictures."
     return f"{text} That is not surely more than both, so no copying is found."
