@@ -104,8 +104,8 @@ def told_of_style(captions: Iterable[Caption]) -> list[str]:
     if not shown:
         return []
     return [
-        f"{some(shown, 'caption says', 'captions say')} how the picture is drawn: {named(shown)}. What a caption says, "
-        "the model does not learn for prompts that do not say it. Take the words out, unless the picture shows them."
+        f"{some(shown, 'caption says', 'captions say')} how the picture is drawn: {named(shown)}. The model then "
+        "learns it as what these words mean. Take them out, unless the picture shows them."
     ]
 
 

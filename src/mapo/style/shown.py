@@ -59,8 +59,11 @@ def compare(asked: Asked, run: Path) -> str | None:
         )
         return None
     found = read_object(out / COPIES, "what was found of copies", "Delete it.")
-    nearest = [(asked.pictures / one["own"], one["drawing"]) for one in found["nearest"]]
-    more = replace(asked.beside(), says=asked.found_of(found), nearest=nearest)
+    nearest: dict[str, str] = {}  # of each picture the drawing that is most like it
+    for one in found["nearest"]:
+        nearest.setdefault(one["own"], one["drawing"])
+    likest = [(asked.pictures / own, drawing) for own, drawing in nearest.items()]
+    more = replace(asked.beside(), says=asked.found_of(found), nearest=likest)
     page = out / "report.html"
     numbers = report(out / "before", out / "after", page, scorer=scorer, goal=asked.goal, run=run, more=more)
     return str(numbers["verdict"])
