@@ -380,7 +380,7 @@ def test_without_any_scorer_and_with_rejected_pictures_there_is_all_but_a_report
     for k in range(6):
         for folder in (own, rejected):
             folder.mkdir(exist_ok=True)
-            noise(k + 10 * (folder is own), (16, 16)).save(folder / f"{k}.png")
+            noise(k + 10 * (folder is own), (16, 16) if k else (32, 8)).save(folder / f"{k}.png")
     (own / "metadata.jsonl").write_text(
         "".join(json.dumps({"file_name": f"{k}.png", "text": "a red fox"}) + "\n" for k in range(7))
     )
@@ -391,12 +391,13 @@ def test_without_any_scorer_and_with_rejected_pictures_there_is_all_but_a_report
     said = heard()
     assert done.verdict is None and "report.html" not in done.files and not (tmp_path / "out" / "rejected").exists()
     assert done.run.finished_steps() == 1 and len(done.pairs) == 6 and done.files["lora.safetensors"].is_file()
-    assert done.said["pairs"] == "6 pairs of 6 pictures, 0 captions held out"
+    assert done.said["pairs"] == "6 pairs of 6 pictures, in 2 frames, 0 captions held out"
+    assert {path.name for path in (tmp_path / "out" / "mismatch-images").iterdir()} == {"16x16", "32x8"}
     assert done.copies["by"] == "perceptual hash" and done.copies["own"]["pictures"] == 6
     assert {row.prompt for row in read_images(done.files["after"])} == {"a blue cup"}
     for words in (
         "screened   by nobody: no safety scorer is on this machine",
-        f"pairs      6 rejected pictures of {rejected}, in 1 frame",
+        f"pairs      6 rejected pictures of {rejected}, in 2 frames",
         "names 1 picture that is not there: 6.png (line 7). Nothing is made of them.",
         "All pictures have the same caption. So none is held out, and only plain prompts show what was learned.",
         "No scorer that knows better from worse is on this machine, so there is no report.",

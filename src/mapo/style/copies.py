@@ -207,8 +207,8 @@ def likeness(found: Mapping[str, Any], word: str) -> str:
     before, after = found["before"], found["after"]
     if found["by"] == HASH.name or not after["pictures"]:
         return (
-            f"Without DINOv2, which --copies-with names, no number says whether {word} is drawn. Look: is it the same one "
-            "as in these photos, in places that no photo shows?"
+            f"Without DINOv2, which --copies-with names, no number says whether {word} is drawn. Look: is it the same "
+            "one as in these photos, in places that no photo shows?"
         )
     return (
         f"By {found['by']}, {after['as_near_as_own']} of {count(after['pictures'], 'drawing')} of {word} are as near "
