@@ -93,7 +93,8 @@ def test_every_example_in_the_help_is_a_command_that_parses(verb):
     [
         (["trian"], r"^mapo: No such command 'trian'. Did you mean 'train'\? See mapo --help\.$"),
         (["train", "--stps", "1"], r"^mapo: No such option '--stps'\. .*See mapo train --help\.$"),
-        (["train", "--recpie", "x"], r"^mapo: No such option '--recpie'\. Did you mean .*'--recipe'"),
+        (["style", "p", "--modl", "x"], r"^mapo: No such option '--modl'\. Did you mean '--model'\? See mapo style --help\.$"),
+        (["style", "p", "q", "--model", "x", "--out", "y"], r"argument \(q\)\. See mapo style --help\.$"),
         (["sample", "--model", "mini"], r"^mapo: Missing option '--out'\. See mapo sample --help\.$"),
         (["encode", "--resolution", "big"], r"^mapo: Invalid value for '--resolution': .* See mapo encode --help\.$"),
         (["train", "--lr", "1"], r"--lr is not a flag of `mapo train` but a setting: --set optim.lr=VALUE\.$"),

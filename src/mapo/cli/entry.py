@@ -43,8 +43,11 @@ def main() -> None:
 
 def _in_our_voice(error: click.ClickException) -> str:
     """What is wrong with a command as it was typed, and where it says what it takes."""
-    context = getattr(error, "ctx", None)
-    return f"{error.format_message()} See {context.command_path} --help." if context else error.format_message()
+    said, context = error.format_message(), getattr(error, "ctx", None)
+    if isinstance(error, click.NoSuchOption) and error.possibilities:
+        said = f"{error.message} Did you mean {error.possibilities[0]!r}?"
+    said = said if said.endswith((".", "?")) else f"{said}."
+    return f"{said} See {context.command_path} --help." if context else said
 
 
 def _wait_passively() -> None:
