@@ -18,7 +18,7 @@ from mapo.style.planned import plan_training
 from mapo.style.screen import SCREENED, screened_before, screener
 from mapo.style.shown import SEEDS
 from mapo.style.stages import StageLedger, run_all, told_again
-from mapo.style.training import begins_again, goes_on, is_finished
+from mapo.style.training import begins_again, goes_on, stays
 from mapo.train.run.folder import Run
 
 OWED = "Pictures of real people need their consent. Show and share what the model makes of them only as they wish."
@@ -69,7 +69,8 @@ def preview(asked: Personalize) -> Preview:
         lack = some(found.silent, "photo's own caption does", "photos' own captions do")
         silent = [f"{lack} not say {asked.words.noun}, so templates are used: {named(found.silent)}."]
     runs = {number: Run(asked.round(number) / "run") for number in range(1, asked.rounds + 1)}
-    trained = all(is_finished(run, asked.config(frames, number)) for number, run in runs.items())
+    left = [name for name in again if name.endswith(" run")]
+    trained = not left and all(stays(run, asked.config(frames, number)) for number, run in runs.items())
     warnings = [*silent, *unsafe, *_told_of_use(asked, frames), OWED]
     return Preview(lines, warnings, "" if trained else planned.refusal)
 

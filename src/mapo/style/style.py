@@ -21,7 +21,7 @@ from mapo.style.planned import plan_training
 from mapo.style.screen import screened_before, screener, screening
 from mapo.style.shown import SCORES, SEEDS, compare, compared_from, leave
 from mapo.style.stages import Stage, StageLedger, digest_of, run_all, told_again
-from mapo.style.training import begins_again, goes_on, is_finished
+from mapo.style.training import begins_again, goes_on, stays
 from mapo.style.wanted import Style
 from mapo.train.run.folder import Run
 
@@ -84,7 +84,8 @@ def preview(asked: Style) -> Preview:
         warnings.append(
             "All pictures have the same caption. So none is held out, and only plain prompts show what was learned."
         )
-    return Preview(lines, [*warnings, OWED], "" if is_finished(there, config) else planned.refusal)
+    trained = "run" not in again and stays(there, config)
+    return Preview(lines, [*warnings, OWED], "" if trained else planned.refusal)
 
 
 def _rejected(asked: Style, own: Sequence[Own]) -> tuple[str, list[str]]:
