@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from apart import Apart, run_apart
 from data_fixtures import encoded, noise
 from mapo.cli import cli
+from mapo.cli.shared import JOURNEY
 from mapo.pairs import PairWriter
 from mapo.sample.folder import read_images
 from tiny import make_pairs
@@ -68,11 +69,14 @@ def test_every_option_and_argument_has_help_in_whole_sentences(verb):
             assert re.fullmatch(r"[A-Z].*\.", said, re.S) and len(said.split()) >= 3, (parameter.opts, said)
 
 
-def test_the_first_line_of_every_verb_stands_whole_in_the_list_of_verbs():
-    listed = CliRunner().invoke(cli, ["--help"], terminal_width=80).output.partition("Commands:")[2]
+def test_the_first_line_of_every_verb_stands_whole_in_the_list_of_verbs_once_and_by_what_it_is_for():
+    listed = CliRunner().invoke(cli, ["--help"], terminal_width=78).output.partition("Options:")[2]
     for name, command in cli.commands.items():
-        assert f"  {name} " in listed and "..." not in listed
+        assert listed.count(f"\n  {name} ") == 1 and "..." not in listed
         assert re.fullmatch(r"[A-Z].*\.", command.help.split("\n")[0]), name
+    assert sorted(name for names in JOURNEY.values() for name in names) == sorted(cli.commands)
+    places = [listed.index(f"\n{title}:\n  {names[0]} ") for title, names in JOURNEY.items()]
+    assert places == sorted(places)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -87,7 +91,12 @@ def test_every_example_in_the_help_is_a_command_that_parses(verb):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["trian"], r"No such command 'trian'. Did you mean 'train'\?"),
+        (["trian"], r"^mapo: No such command 'trian'. Did you mean 'train'\? See mapo --help\.$"),
+        (["train", "--stps", "1"], r"^mapo: No such option '--stps'\. .*See mapo train --help\.$"),
+        (["style", "p", "--modl", "x"], r"^mapo: No such option '--modl'\. Did you mean '--model'\? See mapo style --help\.$"),
+        (["style", "p", "q", "--model", "x", "--out", "y"], r"argument \(q\)\. See mapo style --help\.$"),
+        (["sample", "--model", "mini"], r"^mapo: Missing option '--out'\. See mapo sample --help\.$"),
+        (["encode", "--resolution", "big"], r"^mapo: Invalid value for '--resolution': .* See mapo encode --help\.$"),
         (["train", "--lr", "1"], r"--lr is not a flag of `mapo train` but a setting: --set optim.lr=VALUE\.$"),
         (["plan", "--warmup-steps=1"], r"--warmup-steps is not a flag of `mapo plan` but a setting: --set optim.warmup_steps="),
         (["train", "--optim.lr", "1"], "--set optim.lr=VALUE"),

@@ -188,7 +188,7 @@ def mismatch(
     num_pairs: Whole = 128, seeds: Seeds = "1000-1001", seed: Whole = 0, steps: Whole | None = None,
     guidance: Number | None = None, precision: Text | None = None, images_per_batch: Whole | None = None,
     clip_skip: Whole | None = None, vae: Place | None = None, prediction: Text | None = None,
-    loras: Places = (), long_prompts: Text | None = None,
+    loras: Places = (), long_prompts: Text | None = None, buckets: Switch = False,
 ) -> "Mismatch":  # fmt: skip
     """Measure how far a set is from a model. The numbers; MapoError where the split has no pairs."""
     from mapo.mismatch import verb
@@ -196,7 +196,7 @@ def mismatch(
     found, _ = verb.mismatch(
         os.fspath(model), Path(pairs), Path(out), seeds, encoder=encoder, split=split, num_pairs=num_pairs, seed=seed,
         steps=steps, guidance=guidance, precision=precision, images_per_batch=images_per_batch, clip_skip=clip_skip,
-        vae=as_text(vae), prediction=prediction, loras=as_texts(loras), long_prompts=long_prompts,
+        vae=as_text(vae), prediction=prediction, loras=as_texts(loras), long_prompts=long_prompts, buckets=buckets,
     )  # fmt: skip
     return found
 
@@ -393,6 +393,7 @@ def style(
     )  # fmt: skip
     for line in [*(seen := preview(asked)).lines, *seen.warnings]:
         LOG.info(line)
+    seen.refuse()
     return do(asked, hands=hands)
 
 
@@ -401,9 +402,9 @@ def personalize(
     photos: Place, *, model: Place, token: Text, noun: Text, out: Place, templates: Place | None = None,
     rounds: Whole = 2, rejected_per_photo: Whole = 8, prior: Whole = 40, prior_prompts: Place | None = None,
     recipe: Text | None = None, settings: Settings | None = None, eval_prompts: Prompts | None = None,
-    scorer: Texts | None = None, goal: Text | None = None, sampling_steps: Whole | None = None,
-    guidance: Number | None = None, precision: Text | None = None, images_per_batch: Whole | None = None,
-    loras: Places = (),
+    scorer: Texts | None = None, goal: Text | None = None, copies_with: Place | None = None,
+    sampling_steps: Whole | None = None, guidance: Number | None = None, precision: Text | None = None,
+    images_per_batch: Whole | None = None, loras: Places = (),
 ) -> "Personalized":  # fmt: skip
     """Teach a model a subject from photos, and a word for it, or go on with that. What was left; nothing is asked.
 
@@ -423,8 +424,9 @@ def personalize(
         scorer=None if scorer is None else ",".join(several(scorer)), goal=goal,
         sampling={name: value for name, value in sampling.items() if value is not None}, loras=as_texts(loras),
         token=token, noun=noun, templates=as_text(templates), rounds=rounds, prior=prior,
-        prior_prompts=as_text(prior_prompts),
+        prior_prompts=as_text(prior_prompts), copies_with=as_text(copies_with),
     )  # fmt: skip
     for line in [*(seen := preview(asked)).lines, *seen.warnings]:
         LOG.info(line)
+    seen.refuse()
     return do(asked, hands=hands)

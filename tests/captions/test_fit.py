@@ -1,9 +1,11 @@
 """Folders that nothing can be learned from are refused in a sentence."""
 
+from dataclasses import replace
+
 import pytest
 
 from data_fixtures import encoded, make_picture, noise
-from mapo.captions.fit import refuse_unfit
+from mapo.captions.fit import refuse_unfit, told_of_style
 from mapo.captions.ledger import Caption
 from mapo.errors import MapoError
 
@@ -23,6 +25,18 @@ def different(count, size=(24, 16)):
 def test_a_folder_of_different_whole_pictures_is_fit(tmp_path, heard):
     refuse_unfit(tmp_path, fill(tmp_path, different(5)), side=16)
     assert not heard()
+
+
+def test_a_style_word_in_one_caption_of_many_is_told():
+    captions = [
+        *(Caption(f"{n}.png", word, "beside", "") for n, word in enumerate(WORDS)),
+        Caption("h.png", "a hill, watercolor"),
+    ]
+    assert told_of_style(captions[:-1]) == [] == told_of_style([replace(captions[-1], keep=False)])
+    (said,) = told_of_style(captions)
+    assert said.startswith("1 caption says how the picture is drawn: h.png (“watercolor”).")
+    several = [replace(one, caption=f"a sketch of {one.caption}") for one in captions]
+    assert told_of_style(several)[0].startswith("7 captions say how the picture is drawn: 0.png (“sketch”), ")
 
 
 def test_few_pictures_are_refused(tmp_path):

@@ -14,10 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from data_fixtures import encoded as encoded_png
+from data_fixtures import noise
 from mapo.build.build import build
 from mapo.build.recipe import read_recipe
 from mapo.cli import cli
 from mapo.encode.cache import cache_key
+from mapo.encode.seen import frames_of
 from mapo.errors import MapoError
 from mapo.lab.mini import scenes
 from mapo.lab.mini.draw import draw as draw_scene
@@ -25,7 +28,7 @@ from mapo.lab.study.domains import DOMAINS
 from mapo.lab.study.scale import scale_toml
 from mapo.mismatch.denoising import Encoded, denoise, draw, encode
 from mapo.mismatch.distance import compare_embeddings, default_encoder, embed, load_encoder
-from mapo.mismatch.material import choose_pairs, gather, own_samples
+from mapo.mismatch.material import choose_pairs, frames_of_pairs, gather, own_samples
 from mapo.mismatch.mismatch import measure
 from mapo.mismatch.words import SCALE, Domain, read_scale, sentences, table, write_mismatch
 from mapo.models import find_model, open_model
@@ -72,7 +75,7 @@ def material(sdxl, pairs, tmp_path_factory):
     opened, folder = PairSet(pairs), tmp_path_factory.mktemp("own") / "images"
     members, _ = choose_pairs(opened, "train", 7, 0)
     rows = own_samples(str(sdxl), members, [3, 4], folder, default_sampling(find_model(str(sdxl)), steps=2))
-    return opened, gather(opened, members, folder, rows)
+    return opened, gather(opened, members, folder, rows, 16)
 
 
 def encoded(folder, opened, material, images_per_batch=4):
@@ -163,6 +166,50 @@ def test_the_errors_are_those_of_the_denoiser_called_by_hand(sdxl, material):
             x_t = scheduler.add_noise(latent, noise[None], torch.tensor([t]))
             out = pipeline.unet(x_t, t, states, added_cond_kwargs={"text_embeds": pooled, "time_ids": ids}).sample
         assert errors[side][row, k] == pytest.approx(float((out - noise).square().mean()), rel=1e-4)
+
+
+def test_with_buckets_wide_pictures_are_measured_in_the_frames_in_which_they_are_trained(sdxl, tmp_path):
+    sizes = [(16, 16), (32, 8), (16, 16), (32, 8), (8, 32)]
+    rows = [
+        (f"a circle {k}", encoded_png(noise(k, size)), encoded_png(noise(90 + k, size))) for k, size in enumerate(sizes)
+    ]
+    folder, images = write_pairs(tmp_path / "pairs", rows), tmp_path / "own"
+    opened, model, plan = (
+        PairSet(folder),
+        open_model(find_model(str(sdxl))),
+        default_sampling(find_model(str(sdxl)), steps=2),
+    )
+    members, _ = choose_pairs(opened, "train", 5, 0)
+    frames = frames_of_pairs(opened, members, frames_of(model, None, buckets=True))
+    by_prompt = {pair.prompt: frame for pair, frame in zip(members, frames, strict=True)}
+    assert [by_prompt[f"a circle {k}"][::-1] for k in range(5)] == sizes
+    stuff = gather(opened, members, images, own_samples(str(sdxl), members, [3], images, plan, frames), 16, frames)
+    assert {path.name for path in images.iterdir()} == {"16x16", "32x8", "8x32"}
+    errors = errors_of(sdxl, encode(model, opened, cache_key(model), stuff, 4), stuff)
+    pipeline = model.pipeline("cpu", torch.float32)
+    scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+    for row, pair in enumerate(members):
+        width, height = frames[row].width, frames[row].height
+        for side, read in (
+            ("chosen", stuff.pictures[stuff.sides["chosen"][row][0]]),
+            ("own", stuff.pictures[stuff.sides["own"][row][0]]),
+        ):
+            picture = read()
+            assert picture.size == (width, height)  # nothing is cut away
+            pixels = torch.tensor(np.asarray(picture)).permute(2, 0, 1)[None]
+            t, noisy = draw(pair, 1, 4, 1000, 0, (4, height // 2, width // 2))
+            with torch.no_grad():
+                latent = pipeline.vae.encode(pixels / 127.5 - 1).latent_dist.mean * 0.7
+                states, _, pooled, _ = pipeline.encode_prompt(pair.prompt, do_classifier_free_guidance=False)
+                ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
+                x_t = scheduler.add_noise(latent, noisy[None], torch.tensor([t]))
+                out = pipeline.unet(x_t, t, states, added_cond_kwargs={"text_embeds": pooled, "time_ids": ids}).sample
+            assert errors[side][row, 1] == pytest.approx(float((out - noisy).square().mean()), rel=1e-4)
+    found = measure(str(sdxl), folder, images, steps=2, draws=4, seeds=[3], encoder="none", buckets=True)
+    assert "Seen in 3 frames, as data.buckets trains them." in found.notes
+    assert not any("cropped" in note for note in found.notes) and not found.usual
+    cut = measure(str(sdxl), folder, tmp_path / "squares", steps=2, draws=4, seeds=[3], encoder="none")
+    assert any("3 pictures cropped" in note or "6 pictures cropped" in note for note in cut.notes)
 
 
 def test_the_distance_is_one_minus_the_cosine_of_every_pair_of_pictures(material):
@@ -346,7 +393,7 @@ def test_an_error_that_is_not_finite_names_its_pairs(sdxl, material):
     opened, stuff = material
     known = encoded(sdxl, opened, stuff)
     name = stuff.pairs[2].chosen
-    broken = Encoded({**known.latents, name: known.latents[name] * torch.nan}, known.sizes, known.texts, 16)
+    broken = Encoded({**known.latents, name: known.latents[name] * torch.nan}, known.sizes, known.texts)
     with pytest.raises(MapoError, match=f"chosen picture is not finite.*{stuff.pairs[2].id}"):
         errors_of(sdxl, broken, stuff)
 

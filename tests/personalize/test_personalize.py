@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file
+from worlds import Parsed
 
 from mapo.cli import cli
 from mapo.errors import MapoError
@@ -103,6 +104,29 @@ def test_every_round_is_there_as_the_ordinary_commands_leave_it(made):
     for name in ("after/grid.png", "report.html", "lora.safetensors", "embedding.safetensors"):
         assert (out / name).is_file() and str(out / name) in done.stdout
     assert "in each round" in done.stdout and "consent" in done.stdout
+
+
+def test_the_page_shows_the_photos_and_what_a_person_can_judge_by(made):
+    out, done = made
+    page = (out / "report.html").read_text()
+    section = page[page.index('<section id="own"') :]
+    section = section[: section.index("</section>")]
+    assert "<h2>Your photos</h2>" in section and section.partition("<h3>")[0].count("<img") == 5
+    assert "no number says whether &lt;mine&gt; is drawn. Look: is it the same one as in these photos" in section
+    assert "2 drawings of &lt;mine&gt;" in section and section.partition("<h3>")[2].count("<img") in (2, 4)
+    kinds = {card["data-prompt"]: card["data-place"].partition(" · ")[0] for card in Parsed(page).cards()}
+    assert kinds == {
+        "a small <mine> on a gray background": "with <mine>",
+        "a small star on a gray background": "with the class word",
+        "a red square on a white background": "plain prompt",
+    }
+    assert "Without DINOv2, which --copies-with names, no number says whether <mine> is drawn." in done.stdout
+
+
+def test_the_lora_names_the_embedding_that_lies_beside_it_and_advises_no_other(made):
+    said = made[1].stdout
+    assert "The token <mine> is not in it: embedding.safetensors has to go along." in said
+    assert "--to embedding" not in said
 
 
 def test_what_is_taken_away_has_the_names_that_other_programs_read(made):

@@ -116,8 +116,14 @@ def test_the_slider_follows_the_arrow_keys_and_says_where_it_is(browser, address
 def test_a_card_is_shown_on_the_stage_and_next_goes_round(browser, address):
     page = browser.page()
     page.open(address)
-    shown = "document.querySelector('.beside .says').textContent"
-    first = page.run(shown)
+    shown, prompt = (
+        "document.querySelector('.beside .says').textContent",
+        "[...document.querySelectorAll('#pictures .card')][{}].dataset.prompt",
+    )
+    start = int(page.run("document.querySelector('.stage').dataset.start"))
+    assert page.run(shown) == page.run(prompt.format(start)) and start < FIRST_PAIRS
+    assert page.run("document.getElementById('place').textContent") == f"{start + 1} of 30"
+    first = page.run(prompt.format(0))
     bring(page, ".grid .card:nth-child(4)")
     page.click(".grid .card:nth-child(4)")
     wanted = page.run("document.querySelector('.grid .card:nth-child(4)').dataset.prompt")

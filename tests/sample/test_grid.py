@@ -10,6 +10,7 @@ from PIL import Image
 from mapo.cli import cli
 from mapo.errors import MapoError
 from mapo.pairs.splits import prompt_id
+from mapo.sample.beside import Beside
 from mapo.sample.folder import ImageRow, append_images, png_bytes, sha256
 from mapo.sample.grid import GAP, LINE, MOST_ROWS, TEXT_WIDTH, pictures_of, write_grid
 
@@ -109,3 +110,26 @@ def test_the_command_draws_the_grid_and_refuses_before_drawing_where_a_folder_la
 def test_a_folder_to_compare_that_is_not_there_is_told(tmp_path, folder):
     with pytest.raises(MapoError, match="nothing"):
         pictures_of(tmp_path / folder, ["p"], [0])
+
+
+def test_above_a_grid_stand_pictures_to_learn_from_and_under_a_prompt_its_kind(tmp_path):
+    prompts = ["prompt 0", "prompt 1"]
+    column = [pictures_of(make(tmp_path / "a", 0, (96, 96)), prompts, [0, 1])]
+    for number in range(3):
+        Image.new("RGB", (96, 96), (7 * number, 250, 9)).save(tmp_path / f"{number}.png")
+    own = [tmp_path / f"{number}.png" for number in range(3)]
+    kinds = {prompt_id("prompt 0"): "caption, held out"}
+    write_grid(tmp_path / "plain.png", column, prompts, [0, 1])
+    write_grid(tmp_path / "grid.png", column, prompts, [0, 1], Beside("Your pictures", own, kinds))
+    assert [tuple(Image.open(path).getpixel((0, 0))) for path in own] == [(7 * number, 250, 9) for number in range(3)]
+    plain, grid = (np.asarray(Image.open(tmp_path / name)) for name in ("plain.png", "grid.png"))
+    above = 2 * (96 + GAP) + 2 * GAP
+    assert grid.shape == (plain.shape[0] + above, *plain.shape[1:])
+    for number in range(3):
+        down, across = divmod(number, 2)
+        cell = grid[GAP + down * (96 + GAP) + 48, TEXT_WIDTH + GAP + across * (96 + GAP) + 48]
+        assert tuple(map(int, cell)) == (7 * number, 250, 9)
+    below, rest = plain.copy(), grid[above:]
+    assert (below[:, TEXT_WIDTH:] == rest[:, TEXT_WIDTH:]).all()
+    second = LINE + 2 * GAP + 96 + GAP
+    assert (below[second:] == rest[second:]).all() and (below[:second] != rest[:second]).any()

@@ -5,7 +5,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageFilter
 
 from mapo.score.scorers import load_scorer
-from mapo.style.copies import HASH, NEAR, LazyPictures, bits_of, compared, look_by, nearest, seen, told
+from mapo.style.copies import HASH, NEAR, LazyPictures, bits_of, compared, likeness, look_by, nearest, seen, told
 from small_scorers import save_dinov2
 
 
@@ -50,7 +50,7 @@ def test_a_model_that_copies_is_told_and_pictures_that_are_alike_anyhow_are_not(
         "0 look like another one. So the model copies: train fewer steps, or give it more pictures."
     )
     others_again = compared(among, before, nearest(scenes(12, 200), own))
-    assert not others_again["copies"] and told(others_again).endswith("so no copying is found.")
+    assert not others_again["copies"] and told(others_again).lower().endswith("so no copying is found.")
     alike = {name: altered(own["0.png"]) for name in own}
     everywhere = compared(nearest(alike, alike), before, nearest({"drawn": altered(own["0.png"])}, alike))
     assert not everywhere["copies"]
@@ -74,6 +74,13 @@ def test_by_dinov2_distances_are_of_its_embeddings_and_the_folder_says_how_far_n
     found = compared(among, before, again, look)
     assert found["copies"] and found["own"]["near"] == 1 and found["after"]["near"] == 20
     assert found["near_is_at_most"] == np.quantile([one.apart for one in among], 0.05)
+    half = compared(among, before, [*again[:10], *before[:10]], look)
+    assert likeness(half, "<rex>").startswith(
+        f"By dinov2@dino, {half['after']['as_near_as_own']} of 20 drawings of <rex> are as near to a photo as photos are "
+        f"to each other (before the training {half['before']['as_near_as_own']})."
+    )
+    middle = np.median([one.apart for one in among])
+    assert half["after"]["as_near_as_own"] == 10 + sum(one.apart <= middle for one in before[:10])
     assert told(found).startswith("By dinov2@dino, 20 of 20 drawings look like a picture that was trained on.")
 
 

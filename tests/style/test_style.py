@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from worlds import Parsed
 
 from data_fixtures import noise
 from mapo import api
@@ -19,9 +20,12 @@ from mapo.lab.mini import scenes
 from mapo.lab.mini.draw import draw
 from mapo.pairs import PairSet
 from mapo.sample.folder import read_images
+from mapo.sample.grid import GAP, LINE
 from mapo.score.scorers import choice
 from mapo.style import screen, work
-from mapo.style.style import Style, preview
+from mapo.style.stages import StageLedger
+from mapo.style.style import Style, _stages, preview
+from mapo.train.plan import at_hand, plan
 from mapo.train.run.folder import Run
 
 
@@ -99,6 +103,65 @@ def test_every_stage_is_there_as_the_ordinary_commands_leave_it(made, pictures):
 
     with safe_open(out / "lora.safetensors", "pt") as file:
         assert any(name.startswith("lora_unet_") for name in file.keys())  # noqa: SIM118
+
+
+def test_of_the_mismatch_two_lines_are_said_and_where_the_rest_is(made):
+    out, done = made
+    said = done.stdout[done.stdout.index("mismatch: how far") : done.stdout.index("run: the training")]
+    table = (out / "mismatch.txt").read_text()
+    assert "denoising error" in table and "timesteps 0-249" in table
+    assert "denoising error " not in said and "timesteps" not in said
+    assert f"The table and the rest are in {out / 'mismatch.txt'}." in said
+    assert "Nothing can be concluded from 5 pairs" in said and said.count("\n") < 10
+
+
+def test_the_page_shows_the_pictures_what_was_found_of_copies_and_which_prompts_are_which(made):
+    page = (made[0] / "report.html").read_text()
+    held = next(pair.prompt for pair in PairSet(made[0] / "pairs") if pair.split == "test")
+    kinds = {card["data-prompt"]: card["data-place"].partition(" · ")[0] for card in Parsed(page).cards()}
+    assert kinds == {held: "caption, held out", "a red square on a white background": "plain prompt"}
+    section = page[page.index('<section id="own"') :]
+    section = section[: section.index("</section>")]
+    assert "<h2>Your pictures</h2>" in section and "By perceptual hash, " in section
+    assert section.partition("<h3>")[0].count("<img") == 6
+    grid = Image.open(made[0] / "after" / "grid.png")
+    assert grid.height == (2 * (96 + GAP) + 2 * GAP) + (2 * LINE + 2 * GAP) + 2 * (96 + GAP)
+
+
+def test_what_cannot_fit_is_refused_before_anything_is_drawn_and_a_finished_run_is_not(
+    made, pictures, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(at_hand, "room_of", lambda device: 2**20)
+    monkeypatch.setattr(plan, "smallest_change", lambda *given, **how: None)  # whose search takes a while
+    said, before = ask(pictures, tmp_path / "out", "--dry-run"), times(made[0])
+    assert said.exit_code == 1 and "It does not fit." in said.stdout and not any(tmp_path.iterdir())
+    done = ask(pictures, made[0], "--yes", "--set", "optim.lr=0.01")  # which the run cannot go on with
+    assert isinstance(done.exception, MapoError) and "does not fit, so nothing was begun." in str(done.exception)
+    assert times(made[0]) == before
+    assert ask(pictures, made[0], "--dry-run").exit_code == 0
+
+
+def test_sft_draws_nothing_that_it_does_not_learn_from_and_a_folder_with_drawings_keeps_them(made, pictures, tmp_path):
+    def asked(out, objective="sft", **more):
+        train = {"steps": 2, "pairs_per_step": 2, **more.pop("train", {})}
+        settings = {"objective": {"name": objective}, "train": train}
+        return Style(pictures, "mini", out, settings=settings, sampling={"steps": 1}, **more)
+
+    fresh = asked(tmp_path / "out")
+    assert "pairs      6 pictures alone, as sft learns from no drawings, in 1 frame" in preview(fresh).lines
+    assert "rejected" not in fresh.names()
+    assert all(
+        asked(tmp_path / "out", **more).draws for more in ({"train": {"measure_rejected": True}}, {"per_picture": 2})
+    )
+    work.write_captions(fresh)
+    assert work.make_pairs(fresh) == "6 pictures without rejected ones, for --objective sft, 1 caption held out"
+    alone, both = PairSet(fresh.pairs), PairSet(made[0] / "pairs")
+    assert not alone.has_rejected and not (tmp_path / "out" / "rejected").exists()
+    assert [(p.prompt, p.chosen, p.split) for p in alone] == [(p.prompt, p.chosen, p.split) for p in both]
+    before = asked(copy_of(made, tmp_path / "before"))
+    again = StageLedger(before.out, before.identity()).stale(_stages(before, None))
+    assert before.draws and not {"rejected", "pairs", "check", "run"} & set(again)
+    assert asked(tmp_path / "out", "mapo").draws
 
 
 def test_the_same_command_makes_nothing_again(made, pictures):
@@ -216,9 +279,10 @@ def test_what_will_be_made_again_is_said_before_and_a_finished_run_is_set_aside(
         ask(pictures, tmp_path / "new", "--dry-run").stdout.split()
     )
     lines = (out / "captions.jsonl").read_text().splitlines()
-    line = {**json.loads(lines[0]), "caption": "a pink heart on a white background"}
+    line = {**json.loads(lines[0]), "caption": "a pink heart on a white background, watercolor"}
     (out / "captions.jsonl").write_text("\n".join([json.dumps(line), *lines[1:]]) + "\n")
     said = ask(pictures, out, "--dry-run")
+    assert "1 caption says how the picture is drawn: 0.png (“watercolor”)." in said.stdout
     assert "made again screen, pairs, check, mismatch, run, after, copies, lora, report: " in said.stdout
     assert ask(pictures, out, "--yes").exit_code == 0
     assert Run(out / "run-2").finished_steps() == 2 and Run(out / "run").finished_steps() == 2
@@ -315,7 +379,7 @@ def test_without_any_scorer_and_with_rejected_pictures_there_is_all_but_a_report
     for k in range(6):
         for folder in (own, rejected):
             folder.mkdir(exist_ok=True)
-            noise(k + 10 * (folder is own), (16, 16)).save(folder / f"{k}.png")
+            noise(k + 10 * (folder is own), (16, 16) if k else (32, 8)).save(folder / f"{k}.png")
     (own / "metadata.jsonl").write_text(
         "".join(json.dumps({"file_name": f"{k}.png", "text": "a red fox"}) + "\n" for k in range(7))
     )
@@ -326,12 +390,13 @@ def test_without_any_scorer_and_with_rejected_pictures_there_is_all_but_a_report
     said = heard()
     assert done.verdict is None and "report.html" not in done.files and not (tmp_path / "out" / "rejected").exists()
     assert done.run.finished_steps() == 1 and len(done.pairs) == 6 and done.files["lora.safetensors"].is_file()
-    assert done.said["pairs"] == "6 pairs of 6 pictures, 0 captions held out"
+    assert done.said["pairs"] == "6 pairs of 6 pictures, in 2 frames, 0 captions held out"
+    assert {path.name for path in (tmp_path / "out" / "mismatch-images").iterdir()} == {"16x16", "32x8"}
     assert done.copies["by"] == "perceptual hash" and done.copies["own"]["pictures"] == 6
     assert {row.prompt for row in read_images(done.files["after"])} == {"a blue cup"}
     for words in (
         "screened   by nobody: no safety scorer is on this machine",
-        f"pairs      6 rejected pictures of {rejected}, in 1 frame",
+        f"pairs      6 rejected pictures of {rejected}, in 2 frames",
         "names 1 picture that is not there: 6.png (line 7). Nothing is made of them.",
         "All pictures have the same caption. So none is held out, and only plain prompts show what was learned.",
         "No scorer that knows better from worse is on this machine, so there is no report.",

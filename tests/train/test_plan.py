@@ -8,15 +8,18 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from click.testing import CliRunner
 from diffusers import UNet2DConditionModel
 from test_train import assert_same, run
 
 from mapo.api import plan
+from mapo.cli import cli
 from mapo.errors import MapoError
 from mapo.pairs import PairSet
 from mapo.train.config import make_config
 from mapo.train.loop import Loop
 from mapo.train.plan import at_hand
+from mapo.train.plan import plan as plan_module
 from mapo.train.plan.at_hand import told_when_full
 from mapo.train.plan.fit import LATER, smallest_change
 from mapo.train.plan.machine import SPARE, SPARE_BYTES, parse_size, room_of, shown
@@ -37,6 +40,14 @@ def tight(whole):
 def planned(model, pairs, **how):
     settings = {**SPLIT, **how.pop("settings", {})}
     return plan(model=model, pairs=pairs, settings=settings, **how)
+
+
+def test_a_script_hears_whether_a_training_fits_by_the_exit_code(sdxl, pairs, monkeypatch):
+    monkeypatch.setattr(plan_module, "smallest_change", lambda *given, **how: None)  # whose search takes a while
+    words = ["plan", "--model", str(sdxl), "--pairs", str(pairs), "--set", "data.split=all", "--memory"]
+    fits, not_fits = (CliRunner().invoke(cli, [*words, size]) for size in ("100GB", "1MB"))
+    assert (fits.exit_code, not_fits.exit_code) == (0, 1)
+    assert "It fits." in fits.stdout and "It does not fit." in not_fits.stdout
 
 
 def parameters_of(model, part="unet"):

@@ -97,6 +97,18 @@ def look(folder: Path, names: Sequence[str]) -> dict[str, tuple[tuple[int, int],
     return found
 
 
+def told_of_style(captions: Iterable[Caption]) -> list[str]:
+    """That some captions say style words, so that a person may take them out; nothing where none does."""
+    found = {one.file: sorted(style_words(one.caption)) for one in captions if one.keep}
+    shown = [f"{name} ({', '.join(f'“{word}”' for word in words)})" for name, words in found.items() if words]
+    if not shown:
+        return []
+    return [
+        f"{some(shown, 'caption says', 'captions say')} how the picture is drawn: {named(shown)}. The model then "
+        "learns it as what these words mean. Take them out, unless the picture shows them."
+    ]
+
+
 def refuse_style_in_every_line(folder: Path, captions: Iterable[Caption]) -> None:
     """MapoError where all captions say the same style words: a model then learns that these words mean the style."""
     kept = [one for one in captions if one.keep]

@@ -22,12 +22,14 @@ def main() -> None:
     warnings.simplefilter("ignore", FutureWarning)  # libraries talking to programmers
     warnings.filterwarnings("ignore", module="PIL")  # about pictures that are refused or counted by us
     try:
-        cli.main(standalone_mode=False)
+        cli.main(prog_name="mapo", standalone_mode=False)
     except click.exceptions.Abort:
         _stop("Stopped. Nothing half-written was left; the same command goes on.", 130)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(2)
+    except click.ClickException as error:
+        _stop(_in_our_voice(error), 2)
     except KeyboardInterrupt:
         _stop("Stopped. Nothing half-written was left; the same command goes on.", 130)
     except SaidElsewhere:
@@ -37,6 +39,15 @@ def main() -> None:
         sys.exit(141)
     except Exception as error:
         _stop(spoken(error), 2)
+
+
+def _in_our_voice(error: click.ClickException) -> str:
+    """What is wrong with a command as it was typed, and where it says what it takes."""
+    said, context = error.format_message(), getattr(error, "ctx", None)
+    if isinstance(error, click.NoSuchOption) and error.possibilities:
+        said = f"{error.message} Did you mean {error.possibilities[0]!r}?"
+    said = said if said.endswith((".", "?")) else f"{said}."
+    return f"{said} See {context.command_path} --help." if context else said
 
 
 def _wait_passively() -> None:

@@ -59,7 +59,7 @@ def study(out: Path, **how: Any) -> None:
 
 @cli.group()
 def mini() -> None:
-    """The built-in world: draw pictures of it, make its model again."""
+    """Draw pictures of the built-in world, or make its model again."""
 
 
 @mini.command(cls=Verb, example="mapo mini draw --style cartoon --out my-pictures")

@@ -123,6 +123,9 @@ def check(pairs: Path, strict: bool, **how: Any) -> None:
     help="The seeds of the model's own samples. Take others than those that the set was made with.",
 )
 @click.option(
+    "--buckets", is_flag=True, help="Wide and tall pictures in frames of their shape, as data.buckets trains."
+)
+@click.option(
     "--seed", type=int, default=0, show_default=True, help="The seed by which pairs, noise and timesteps are chosen."
 )
 @click.option("--steps", type=int, help="Denoising steps; default: the model's own advice.")

@@ -166,7 +166,31 @@ class Verb(click.Command):
                 formatter.write(f"  {line}\n")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+JOURNEY = {  # what the verbs are for, in the order in which they are used
+    "From pictures to a result": ("style", "personalize"),
+    "Make pairs": ("caption", "build", "import", "label", "check", "remake"),
+    "Train": ("mismatch", "encode", "plan", "train", "watch"),
+    "Look": ("sample", "score", "report"),
+    "Take away": ("export",),
+    "The built-in world": ("demo", "mini", "study"),
+}
+
+
+class Verbs(click.Group):
+    """The verbs, listed by what they are for."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Print a list for each part of the journey."""
+        room = formatter.width - 6 - max(map(len, self.commands))
+        for title, names in JOURNEY.items():
+            with formatter.section(title):
+                width = max(map(len, self.commands))
+                formatter.write_dl(
+                    [(f"{name:{width}}", self.commands[name].get_short_help_str(room)) for name in names]
+                )
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="mapo")
 @click.pass_context
 def cli(context: click.Context) -> None:

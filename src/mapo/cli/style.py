@@ -35,12 +35,17 @@ SHOWING = (
     click.option(
         "--sampling-steps", type=int, help="Denoising steps of all drawings; default: the model's own advice."
     ),
+    click.option(
+        "--copies-with", metavar="MODEL",
+        help="Look for copies by this DINOv2 of transformers, a folder or hub id; default: by the one on this machine, "
+        "else by a perceptual hash.",
+    ),
     GUIDANCE,
     PRECISION,
     click.option("--images-per-batch", type=int, help="Pictures drawn at a time."),
     LORA,
     click.option("--yes", is_flag=True, help="Begin without asking."),
-    click.option("--dry-run", is_flag=True, help="Say what would be done, and stop."),
+    click.option("--dry-run", is_flag=True, help="Say what would be done, and stop; exit code 1 where it cannot."),
 )  # fmt: skip
 
 
@@ -81,11 +86,6 @@ def with_options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 @click.option(
     "--eval-prompts", metavar="SOURCE", help="Plain prompts to draw before and after; default: sixteen of ours."
 )
-@click.option(
-    "--copies-with", metavar="MODEL",
-    help="Look for copies by this DINOv2 of transformers, a folder or hub id; default: by the one on this machine, "
-    "else by a perceptual hash.",
-)  # fmt: skip
 @with_options(*SHOWING)
 def style(**how: Any) -> None:
     """Teach a model the style of a folder of PICTURES.
@@ -181,7 +181,8 @@ def _go_through(
     for line in [*seen.lines, *seen.warnings]:
         say(line)
     if dry_run:
-        return
+        sys.exit(1 if seen.refusal else 0)
+    seen.refuse()
     if not yes:
         if not sys.stdin.isatty():
             raise MapoError("Nobody is there to be asked. Add --yes to begin, or --dry-run to see what would be done.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -215,7 +216,7 @@ def plan(
     """Say what a training needs before it begins.
 
     That is memory, by kind, and disk. It takes the options of `mapo train`, reads no weights and writes nothing. Where
-    the training does not fit it names the smallest change that makes it fit.
+    the training does not fit it names the smallest change that makes it fit, and the exit code is 1.
     """
     from mapo.train.verb import plan
 
@@ -223,6 +224,8 @@ def plan(
     found = plan(settings, loras=list(loras) or None, targets=list(targets) or None, **flags)
     for line in found.lines() if asked_shard(None)[0] == 0 else ():  # of several processes the first one says it
         say(line)
+    if not found.fits:
+        sys.exit(1)
 
 
 @cli.command(cls=Verb, example="mapo watch work/run")

@@ -34,9 +34,12 @@ class Exported:
 def export(
     source: str, to: str, out: Path | None, *, on_missing_picture: str = "stop", source_licences: Sequence[str] = (),
     licence: str | None = None, repo: str | None = None, private: bool | None = None, precision: str | None = None,
-    scores: Sequence[Path] = (), base_model: str | None = None, api: Any = None,
+    scores: Sequence[Path] = (), base_model: str | None = None, embedding: Path | None = None, api: Any = None,
 ) -> Exported:  # fmt: skip
-    """Write a set of pairs, or a run or its checkpoint, in the form ``to``. ``api`` is a ``huggingface_hub.HfApi``."""
+    """Write a set of pairs, or a run or its checkpoint, in the form ``to``. ``api`` is a ``huggingface_hub.HfApi``.
+
+    ``embedding`` is the file in which the token of a run is left too.
+    """
     is_set = (Path(source) / "set.json").is_file() or not _is_run(source)
     forms, others = (OF_PAIRS, OF_RUNS) if is_set else (OF_RUNS, OF_PAIRS)
     what = "a pairs set" if is_set else "a run"
@@ -66,7 +69,7 @@ def export(
     from mapo.export.runs.runs import ExportOptions, export_run
 
     out = out or _beside(Path(source)) if to == "hub" else _needed(out)
-    asked = ExportOptions(precision, licence, base_model, scores, repo, private)
+    asked = ExportOptions(precision, licence, base_model, scores, repo, private, embedding)
     return Exported(out, *export_run(source, to, out, asked, api))
 
 

@@ -14,6 +14,7 @@ from mapo import progress
 from mapo.devices import best_device
 from mapo.encode.cache import LATENTS, CacheKey, batches, latents_key, means_and_sizes, read_latents
 from mapo.encode.encoding import encode_pictures, encode_prompts, release
+from mapo.encode.frame import Frame
 from mapo.errors import MapoError
 from mapo.mismatch.material import CHOSEN, OWN, REJECTED, Material
 from mapo.models import Cond, Frames, Opened, together
@@ -60,13 +61,12 @@ class Encoded:
     latents: Mapping[str, Tensor]
     sizes: Mapping[str, Tensor]
     texts: Mapping[str, dict[str, Tensor]]
-    resolution: int
 
 
 def encode(model: Opened, pairs: PairSet, key: CacheKey, material: Material, images_per_batch: int) -> Encoded:
     """Encode the pictures (the mean of the VAE's posterior, not a sample of it) and prompts of ``material``."""
     in_chunks = model.files.long_prompts == "chunk"
-    names, prompts = list(material.pictures), list(dict.fromkeys(pair.prompt for pair in material.pairs))
+    in_frames, prompts = material.in_frames(), list(dict.fromkeys(pair.prompt for pair in material.pairs))
     if in_chunks and "" not in prompts:
         prompts.append("")
     entries, texts = _kept_latents(pairs, material, model, key), dict[str, dict[str, Tensor]]()
@@ -75,16 +75,17 @@ def encode(model: Opened, pairs: PairSet, key: CacheKey, material: Material, ima
     if in_chunks:
         texts = {prompt: filled_up(text, texts[""], model.files.chunks) for prompt, text in texts.items()}
     encoder = model.image_encoder(best_device())
-    with progress.bar(total=len(names), desc="encode pictures", unit="picture") as bar:
-        for portion in batches(names, images_per_batch):
-            pictures = {name: material.pictures[name]() for name in portion}
-            entries |= encode_pictures(encoder, key, pictures, model.files.name)
-            bar.update(len(portion))
+    with progress.bar(total=sum(map(len, in_frames.values())), desc="encode pictures", unit="picture") as bar:
+        for frame, names in in_frames.items():
+            for portion in batches(names, images_per_batch):
+                pictures = {name: material.pictures[name]() for name in portion}
+                entries |= encode_pictures(encoder, key, pictures, model.files.name, frame)
+                bar.update(len(portion))
     del encoder
     release()
     means, sizes = means_and_sizes(entries)
     latents = {name: model.scale(one[None])[0] for name, one in means.items()}
-    return Encoded(latents, sizes, texts, key.resolution)
+    return Encoded(latents, sizes, texts)
 
 
 def _kept_latents(pairs: PairSet, material: Material, model: Opened, key: CacheKey) -> dict[str, Tensor]:
@@ -120,6 +121,7 @@ def denoise(
     """The error of each side's pictures, "pairs draws". Draw k of a pair takes its own samples in turn.
 
     The sides go through the denoiser one after the other in the same batch layout, so equal pictures have equal errors.
+    A batch holds pairs of one frame.
     """
     device, dtype = best_device(), PRECISIONS[precision]
     denoiser, process = model.denoiser(device, dtype).eval(), model.process
@@ -129,15 +131,19 @@ def denoise(
 
     sides = material.sides_in(encoded.latents)
     errors = {side: np.empty((len(material.pairs), draws)) for side in sides}
-    jobs = list(itertools.product(range(len(material.pairs)), range(draws)))
-    shape = next(iter(encoded.latents.values())).shape
+    of_frames: dict[Frame, list[int]] = {}
+    for row, frame in enumerate(material.frames):
+        of_frames.setdefault(frame, []).append(row)
+    jobs = {frame: list(itertools.product(rows, range(draws))) for frame, rows in of_frames.items()}
+    total = len(material.pairs) * draws * len(sides)
     with (
-        progress.bar(total=len(jobs) * len(sides), desc="denoise", unit="image") as bar,
+        progress.bar(total=total, desc="denoise", unit="image") as bar,
         torch.no_grad(),
         torch.backends.cudnn.flags(allow_tf32=False),
     ):
-        for portion in batches(jobs, images_per_batch):
+        for frame, portion in ((f, some) for f, own in jobs.items() for some in batches(own, images_per_batch)):
             pairs = [material.pairs[row] for row, _ in portion]
+            shape = encoded.latents[material.sides[CHOSEN][portion[0][0]][0]].shape
             drawn = [
                 draw(pair, k, draws, process.num_timesteps, seed, shape)
                 for pair, (_, k) in zip(pairs, portion, strict=True)
@@ -150,7 +156,7 @@ def denoise(
                 lists = material.sides[side]
                 names = [lists[row][k % len(lists[row])] for row, k in portion]
                 latents = torch.stack([encoded.latents[name] for name in names]).to(device)
-                frames = Frames.square(torch.stack([encoded.sizes[name] for name in names]), encoded.resolution)
+                frames = Frames.alike(torch.stack([encoded.sizes[name] for name in names]), frame)
                 cond = {name: value.to(device) for name, value in model.condition(text, frames).items()}
                 found = mean_squares(residuals(predict, process, latents, noise, t, cond))
                 if not torch.isfinite(found).all():

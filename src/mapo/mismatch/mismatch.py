@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from mapo.encode.cache import cache_key
-from mapo.encode.seen import what_training_sees, with_chunks
+from mapo.encode.frame import square
+from mapo.encode.seen import frames_of, what_training_sees, with_chunks
 from mapo.errors import MapoError, memory_told
 from mapo.mismatch.denoising import BINS, Errors, compare_errors, denoise, encode
 from mapo.mismatch.distance import Distances, compare_embeddings, default_encoder, embed, load_encoder
-from mapo.mismatch.material import choose_pairs, gather, own_samples
+from mapo.mismatch.material import choose_pairs, frames_of_pairs, gather, own_samples
 from mapo.models import find_model, open_model
 from mapo.pairs import PairSet
 from mapo.sample.sample import default_sampling
@@ -77,6 +78,7 @@ def measure(
     prediction: str | None = None,
     loras: Sequence[str] = (),
     long_prompts: str | None = None,
+    buckets: bool = False,
     **how: Any,
 ) -> Mismatch:
     """Measure at most ``num_pairs`` pairs of ``split``, chosen at random, against the model's own samples.
@@ -86,7 +88,8 @@ def measure(
     ``draws`` is a multiple of 4. ``clip_skip`` is for Stable Diffusion 1 and 2, ``long_prompts`` ("cut" or "chunk")
     for SDXL too; ``vae`` is another VAE, ``prediction`` what the denoiser predicts (default: as a run was trained).
     ``how`` is a :class:`mapo.sample.sample.Sampling`; the denoiser runs in its precision too, errors are float32 in any
-    case. Pictures are seen at the model's own resolution.
+    case. Pictures are seen at the model's own resolution: in the square, or with ``buckets`` in the frames in which
+    ``data.buckets`` trains them, in which the own samples are then drawn.
 
     Raises MapoError when the split has no pairs, an encoder cannot embed or is not there, and when the folder
     ``images`` holds pictures that were made with other settings.
@@ -106,8 +109,11 @@ def measure(
     pace = {"precision": sampling.precision, "images_per_batch": sampling.images_per_batch}  # change them by rounding
     usual = sampling == default_sampling(found, **pace)
     members, of_pairs = choose_pairs(opened, split, num_pairs, seed)
+    frames = frames_of_pairs(opened, members, frames_of(trainee, None, buckets)) if buckets else []
+    usual &= set(frames) <= {square(key.resolution)}
     scorer = load_encoder(encoder or default_encoder(found))
-    material = gather(opened, members, images, own_samples(model, members, seeds, images, sampling, **told))
+    rows = own_samples(model, members, seeds, images, sampling, frames, **told)
+    material = gather(opened, members, images, rows, key.resolution, frames)
     distances = None
     with memory_told(sampling.images_per_batch):
         if scorer is not None:
@@ -115,7 +121,7 @@ def measure(
         del scorer  # and its weights
         encoded = encode(trainee, opened, key, material, sampling.images_per_batch)
         errors = denoise(trainee, encoded, material, seed, draws, sampling.precision, sampling.images_per_batch)
-    losses = what_training_sees(opened, trainee, split=split).losses()
+    losses = what_training_sees(opened, trainee, split=split, buckets=buckets).losses()
     notes = [
         f"On top of the model lies the LoRA {lora['file']} at {lora['weight']:g}." for lora in found.named_loras_told()
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +14,11 @@ from mapo.captions.ledger import Caption
 from mapo.encode.frame import Frame
 from mapo.errors import MapoError
 from mapo.models import TokenModel, open_model
+from mapo.pairs.splits import prompt_id
 from mapo.personalize.captions import PhotoCaptions, captions_in
 from mapo.personalize.words import PLACE, Words, own_lines, read_templates
 from mapo.settings import merge
+from mapo.style import copies
 from mapo.style.asked import Asked
 from mapo.style.screen import refuse_minors
 
@@ -40,6 +42,7 @@ class Personalize(Asked):
         **Asked.OWN, "adapter.token": "--token names it", "adapter.token_from": "--class names it",
         "adapter.start": "each round goes on where the one before ended",
     }  # fmt: skip
+    TITLE = "Your photos"
     bare = {"adapter": {"kind": "lora", "text_encoders": True}}  # noqa: RUF012
 
     token: str = ""
@@ -133,6 +136,18 @@ class Personalize(Asked):
                 [p for p in prompts if not self.words.knows(p)],
             )
         return [*subject, *map(self.words.of_class, subject), *prompts]
+
+    def kinds(self) -> dict[str, str]:
+        """Prompts with the token, the same with the class word, and plain ones."""
+        shown = self.shown()
+        subject = [prompt for prompt in shown if self.words.knows(prompt)]
+        of = dict.fromkeys(map(prompt_id, shown), "plain prompt")
+        of |= {prompt_id(self.words.of_class(prompt)): "with the class word" for prompt in subject}
+        return of | {prompt_id(prompt): f"with {self.token}" for prompt in subject}
+
+    def found_of(self, found: Mapping[str, Any]) -> list[str]:
+        """Whether the drawings show the subject, and whether they are copies."""
+        return [copies.likeness(found, self.token), copies.told(found, f" of {self.token}")]
 
     def round_settings(self, frames: Sequence[Frame], number: int) -> dict[str, Any]:
         """The settings of a round's training: behind the first it goes on with the LoRA of the round before."""

@@ -14,11 +14,11 @@ from mapo.personalize.asked import Personalize
 from mapo.personalize.rounds import stages
 from mapo.personalize.words import some_of
 from mapo.style.asked import Left, Preview
-from mapo.style.planned import plan_lines
+from mapo.style.planned import plan_training
 from mapo.style.screen import SCREENED, screened_before, screener
 from mapo.style.shown import SEEDS
 from mapo.style.stages import StageLedger, run_all, told_again
-from mapo.style.training import begins_again, goes_on
+from mapo.style.training import begins_again, goes_on, stays
 from mapo.train.run.folder import Run
 
 OWED = "Pictures of real people need their consent. Show and share what the model makes of them only as they wish."
@@ -35,9 +35,10 @@ def preview(asked: Personalize) -> Preview:
     frames = frames_for(photos, asked.files, asked.resolution)
     model = {name: asked.of_run(1)[name] for name in ("model", "loras")}
     drawings = asked.per_picture * len(photos) + asked.prior
-    first, *plan = plan_lines(
+    planned = plan_training(
         photos, frames, asked.round_settings(frames, 1), asked.recipe, model, asked.out, hold_out=False
     )
+    first, *plan = planned.lines
     shown, each = 2 * len(SEEDS) * len(asked.shown()), ", each" if asked.rounds > 1 else ""
     prior = (
         f"{count(len(jobs), 'drawing')} of {some_of([prompt for prompt, _ in jobs])} by {asked.model}"
@@ -67,18 +68,21 @@ def preview(asked: Personalize) -> Preview:
     if found.silent:
         lack = some(found.silent, "photo's own caption does", "photos' own captions do")
         silent = [f"{lack} not say {asked.words.noun}, so templates are used: {named(found.silent)}."]
-    return Preview(lines, [*silent, *unsafe, *_told_of_use(asked, frames), OWED])
+    runs = {number: Run(asked.round(number) / "run") for number in range(1, asked.rounds + 1)}
+    left = [name for name in again if name.endswith(" run")]
+    trained = not left and all(stays(run, asked.config(frames, number)) for number, run in runs.items())
+    warnings = [*silent, *unsafe, *_told_of_use(asked, frames), OWED]
+    return Preview(lines, warnings, "" if trained else planned.refusal)
 
 
 def _told_of_use(asked: Personalize, frames: Sequence[Frame]) -> list[str]:
     """What is drawn and serves little: rejected pictures that are not learned from, prompts without the subject."""
-    from mapo.train.objectives.own import objective_named
-
     said, config = [], asked.config(frames, 1)
-    if not (objective_named(config.objective.name).needs_rejected or config.train.measure_rejected):
+    if not asked.learns_from_rejected(config):
+        fewest = " --rejected-per-photo 1 draws the fewest." if asked.per_picture > 1 else ""
         said.append(
             f"{config.objective.name} does not learn from the rejected drawings. Their number says how often a photo "
-            "is seen beside the prior, and another objective can take them up. --rejected-per-photo 1 draws the fewest."
+            f"is seen beside the prior, and another objective can take them up.{fewest}"
         )
     if not any(asked.words.knows(prompt) for prompt in asked.shown()):
         said.append(

@@ -26,6 +26,8 @@ from mapo.style.stages import Stage, digest_of
 from mapo.style.training import go_on
 from mapo.train.run.folder import Run
 
+EMBEDDING = "embedding.safetensors"
+
 
 def stages(asked: Personalize, hands: Any, captions: Callable[[], list[Caption]] | None = None) -> list[Stage]:
     """All stages; ``captions`` is what will be in the file of captions, where that is not written yet."""
@@ -143,15 +145,12 @@ def _result(asked: Personalize, now: Callable[[], list[Caption]]) -> list[Stage]
             asked.shown(), [*(one.caption for one in told), *(prompt for prompt, _ in asked.prior_jobs(told))]
         )
 
-    def sample(model: str, folder: str, **more: Any) -> None:
-        sample_verb.sample(model, shown(), list(SEEDS), out / folder, **asked.sampling, **more)
+    def sample(model: str, folder: str, **how: Any) -> None:
+        sample_verb.sample(model, shown(), list(SEEDS), out / folder, more=asked.beside(), **asked.sampling, **how)
 
     def look_for_copies() -> str:
-        photos = [one.name for one in asked.photos(asked.captions_now(), 1)]
-        return copies.told(write_copies(out, asked.pictures, photos, asked.words.knows), f" of {asked.token}")
-
-    def report() -> str | None:
-        return compare(out, run, asked.scorer, asked.goal)
+        photos, look = [one.name for one in asked.photos(asked.captions_now(), 1)], copies.look_by(asked.copies_with)
+        return "\n".join(asked.found_of(write_copies(out, asked.pictures, photos, asked.words.knows, look)))
 
     def weights() -> list[str]:
         return [digest_of(run / "weights")]
@@ -159,7 +158,7 @@ def _result(asked: Personalize, now: Callable[[], list[Caption]]) -> list[Stage]
     def left(name: str, form: str) -> Stage:
         file = f"{name}.safetensors"
         return Stage(name, "a file for other programs", (file,), weights,
-                     lambda: leave(run, form, out / file), follows=last)  # fmt: skip
+                     lambda: leave(run, form, out / file, out / EMBEDDING), follows=last)  # fmt: skip
 
     by, last = asked.drawn_by(), (f"{asked.round(asked.rounds).name} run",)
     every = tuple(f"{asked.round(number).name} pairs" for number in range(1, asked.rounds + 1))
@@ -171,11 +170,12 @@ def _result(asked: Personalize, now: Callable[[], list[Caption]]) -> list[Stage]
               lambda: sample(str(run), "after", grid=True, compare=[out / "before"]),
               follows=(*every, *last, "before")),
         Stage("copies", "whether the model draws copies", ("copies.json",),
-              lambda: [digest_of(out / "after" / "manifest.jsonl"), *_seen(asked, now())], look_for_copies,
+              lambda: [digest_of(out / "after" / "manifest.jsonl"), asked.looked_by(), *_seen(asked, now())],
+              look_for_copies,
               follows=("after",)),
         left("lora", "kohya"),
         left("embedding", "embedding"),
         Stage("report", "both beside each other", ("report.html",),
-              lambda: compared_from(out, asked.scorer, asked.goal), report, clears=SCORES,
-              follows=("before", "after")),
+              lambda: compared_from(asked), lambda: compare(asked, run), clears=SCORES,
+              follows=("before", "after", "copies")),
     ]  # fmt: skip

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from PIL.Image import Image
 
 from mapo.errors import MapoError
 from mapo.models.checkpoints import pictures
 from mapo.pages.thumbs import THUMB_BYTES, THUMB_SIDE, embed, room
 from mapo.report.evidence import Comparison
 from mapo.report.verdict import percent, score
-from mapo.sample.folder import ImageRow, Key, Rows, read_manifest, told_seed
+from mapo.sample.folder import ImageRow, Key, Rows, open_picture, read_manifest, told_seed
 from mapo.statistics import PairedScores
 
 EXTREMES = 6  # best and worst changes
+COARSE = 16  # pixels a side, enough to see where things lie
 STRIP_STEPS, STRIP_PROMPTS = 8, 6  # the most of a strip
 
 
@@ -24,9 +29,10 @@ class Cards:
     """The cards of ``keys``; every picture is read and embedded once, on all cores."""
 
     def __init__(
-        self, before: Path, after: Path, first: Rows, second: Rows, keys: Iterable[Key], shown: Comparison
-    ) -> None:
-        self.shown, self.rows, self.others = shown, first, second
+        self, before: Path, after: Path, first: Rows, second: Rows, keys: Iterable[Key], shown: Comparison,
+        kinds: Mapping[str, str],
+    ) -> None:  # fmt: skip
+        self.shown, self.rows, self.others, self.kinds = shown, first, second, kinds
         self.scores = {(p.prompt_id, p.seed): p for p in shown.pairs}
         wanted = [(f, rows[key]) for key in dict.fromkeys(keys) for f, rows in ((before, first), (after, second))]
         size = room(len(wanted))
@@ -42,7 +48,9 @@ class Cards:
         return {
             "prompt": row.prompt,
             "seed": row.seed,
-            "place": told_seed(other if other.numbered else row),
+            "place": " · ".join(
+                filter(None, [self.kinds.get(row.prompt_id), told_seed(other if other.numbered else row)])
+            ),
             "before": first,
             "after": second,
             "pixels": tiny and tiny_after,
@@ -57,6 +65,27 @@ class Cards:
             return f"{percent(pair.after)} of the votes for after"
         first, second = score(pair.before, self.shown), score(pair.after, self.shown)
         return f"{self.shown.metric.replace('_', ' ')} {first}\u00a0→\u00a0{second}"
+
+
+def first_alike(before: Path, after: Path, pairs: Sequence[tuple[ImageRow, ImageRow]]) -> int:
+    """The place of the first pair whose two pictures are laid out alike: as much as half of them are, or more.
+
+    On such a pair a slider shows what is different. Pairs of the very same picture do not count.
+    """
+    alike = {
+        place: _alike(open_picture(before, row), open_picture(after, other))
+        for place, (row, other) in enumerate(pairs)
+        if row.sha256 != other.sha256
+    }
+    middle = statistics.median(alike.values()) if alike else 0.0
+    return next((place for place, value in alike.items() if value >= middle), 0)
+
+
+def _alike(one: Image, other: Image) -> float:
+    """The cosine of two small versions of pictures, each without its own middle colour: 1 where all lies alike."""
+    small = [np.asarray(p.convert("RGB").resize((COARSE, COARSE)), np.float64).reshape(-1, 3) for p in (one, other)]
+    a, b = (values - np.median(values, axis=0) for values in small)
+    return float((a * b).sum() / max(np.sqrt((a * a).sum() * (b * b).sum()), 1e-9))
 
 
 def extremes(headline: Comparison | None) -> tuple[list[PairedScores], list[PairedScores]]:

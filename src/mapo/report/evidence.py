@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +219,12 @@ def _compare(
         after=mean(second, clusters),
         difference=mean_difference(first, second, clusters),
     )
+
+
+def of_pairs(comparison: Comparison, pairs: list[PairedScores]) -> Comparison:
+    """The same over some of its pairs."""
+    c, name = comparison, (comparison.scorer, comparison.metric)
+    return replace(_compare(name, pairs, c.version, len(pairs), (0, 0), c.lower_is_better, c.made_pairs), rate=c.rate)
 
 
 def without_prompts(rows: Rows, prompt_ids: Collection[str]) -> Rows:

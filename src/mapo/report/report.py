@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from mapo.errors import MapoError, count
 from mapo.files import prepare_file, write_text
 from mapo.pages.templates import environment
 from mapo.pages.thumbs import spread
-from mapo.report.cards import Cards, count_gains, extremes, strip
+from mapo.report.beside import aside, by_kind, shown_beside
+from mapo.report.cards import Cards, count_gains, extremes, first_alike, strip
 from mapo.report.compared import compare_folders
 from mapo.report.curves import draw_curves, read_metrics
 from mapo.report.distributions import count_changes, draw_distribution
@@ -25,6 +26,7 @@ from mapo.report.evidence import (
 )
 from mapo.report.training import read_config
 from mapo.report.verdict import Verdict, based_on, followed, number, percent, places, signed, span, told_by
+from mapo.sample.beside import NOTHING, Beside
 from mapo.sample.folder import Rows, is_sensitive
 from mapo.statistics import MIN_PAIRS, MIN_PROMPTS
 from mapo.texts import read_object
@@ -45,6 +47,7 @@ def write_report(
     votes: Sequence[Path] = (),
     blur: bool = False,
     scorers: Collection[str] | None = None,
+    more: Beside = NOTHING,
 ) -> dict[str, Any]:
     """Write a page about two folders of pictures of the same prompts and seeds; return its numbers.
 
@@ -54,8 +57,8 @@ def write_report(
     prefer, where there are votes. ``run`` adds training curves, configuration and what is known of its pairs: prompts
     that it was trained on are left out of everything, and the judges that made or filtered its pairs are marked, as
     are ``judges_of_pairs``. ``blur`` hides the pictures until the reader asks, as is done by itself when a run trained
-    on a sensitive set made some of them. In the result win rates are shares of 1, and a bound that the data cannot
-    give is None.
+    on a sensitive set made some of them. ``more`` is shown beside the pictures. In the result win rates are shares of
+    1, and a bound that the data cannot give is None.
 
     Raises MapoError when pictures are missing or their seeds do not match, when scores or votes are stale or
     incomplete, when the run did not make the pictures after, and when all prompts were trained on.
@@ -63,18 +66,25 @@ def write_report(
     check_out(out, [*scores, *votes])
     found = compare_folders(before, after, scores, goal, run, judges_of_pairs, votes, scorers)
     first, second, shown = found.first, found.second, found.verdict.headline or found.comparisons[0]
+    others = aside(found.comparisons, goal)
+    told = [c for c in found.comparisons if c not in others]
+    following = [c for c in found.comparisons if c.metric in FOLLOWING]
     page = _environment().get_template("page.html.j2").render(
         sensitive=blur or is_sensitive(before) or is_sensitive(after) or _sensitive(run),
         verdict=found.verdict,
         summary=found.summary(),
         cautions=found.warnings,
         comparisons=found.comparisons,
+        told=told,
+        aside=others,
+        kinds=by_kind(found.verdict.headline, following, more.kinds),
+        own=shown_beside(more, after, second),
         guards=found.guards,
-        following=[c for c in found.comparisons if c.metric in FOLLOWING],
+        following=following,
         pairs=len(first),
         numbered=any(row.numbered for row in (*first.values(), *second.values())),
-        **_pictures(before, after, first, second, shown, found.verdict),
-        **_plots(found.comparisons, found.guards),
+        **_pictures(before, after, first, second, shown, found.verdict, more.kinds),
+        **_plots(told, found.guards),
         curves=_marked(draw_curves(read_metrics(run)) if run else []),
         strip=strip(run) if run else {"steps": []},
         config=read_config(run) if run else "",
@@ -96,19 +106,20 @@ def check_out(out: Path, read: Sequence[Path]) -> None:
 
 
 def _pictures(
-    before: Path, after: Path, first: Rows, second: Rows, shown: Comparison, verdict: Verdict
+    before: Path, after: Path, first: Rows, second: Rows, shown: Comparison, verdict: Verdict, kinds: Mapping[str, str]
 ) -> dict[str, Any]:
     """The template's pictures: pairs that are spread over the prompts, and the largest gains and losses."""
     keys = list(first)
     some = [keys[i] for i in spread([k[0] for k in keys], SHOWN_PAIRS)]
     best, worst = ([(p.prompt_id, p.seed) for p in pairs] for pairs in extremes(verdict.headline))
-    cards = Cards(before, after, first, second, [*some, *best, *worst], shown)
+    cards = Cards(before, after, first, second, [*some, *best, *worst], shown, kinds)
     return {
         "cards": [cards.card(key) for key in some],
         "best": [cards.card(key) for key in best],
         "worst": [cards.card(key) for key in worst],
         "counts": count_gains(verdict.headline),
         "first_pairs": FIRST_PAIRS,
+        "start": first_alike(before, after, [(first[key], second[key]) for key in some[:FIRST_PAIRS]]),
     }
 
 

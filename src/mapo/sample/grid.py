@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from mapo.errors import MapoError, count
 from mapo.files import replacing
+from mapo.pairs.pictures import decode_picture
 from mapo.pairs.splits import prompt_id
+from mapo.sample.beside import NOTHING, Beside
 from mapo.sample.folder import ImageRow, Key, open_picture, png_bytes, read_images
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ GRID = "grid.png"
 MOST_ROWS, MOST_COLUMNS = 40, 16
 LEAST_SIDE, MOST_SIDE = 96, 256  # of a picture in the grid, its longer one
 TEXT_WIDTH, LINE, GAP, FONT_SIZE = 240, 18, 6, 13
+GREY = "#6b6b70"
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,13 @@ def pictures_of(folder: Path, prompts: Sequence[str], seeds: Sequence[int]) -> C
     return Column(folder, {key: rows[key] for key in wanted})
 
 
-def write_grid(path: Path, columns: Sequence[Column], prompts: Sequence[str], seeds: Sequence[int]) -> None:
+def write_grid(
+    path: Path, columns: Sequence[Column], prompts: Sequence[str], seeds: Sequence[int], more: Beside = NOTHING
+) -> None:
     """Lay pictures out in a PNG: a row for each prompt; for each seed a column of every folder.
 
-    The first :data:`MOST_ROWS` prompts and as many seeds as have room are shown.
+    The first :data:`MOST_ROWS` prompts and as many seeds as have room are shown. ``more`` stands above them and beside
+    the prompts.
     """
     from PIL import Image, ImageDraw
 
@@ -63,23 +69,40 @@ def write_grid(path: Path, columns: Sequence[Column], prompts: Sequence[str], se
     first = open_picture(columns[0].folder, columns[0].rows[prompt_id(shown[0]), numbers[0]])
     width, height = _cell(first.size)
     labels = [_label(column, seed, len(columns) > 1, len(numbers) > 1) for column, seed in places]
-    head = max(map(len, labels)) * LINE + 2 * GAP
+    own = more.some(2 * len(places))
+    above = -(-len(own) // len(places)) * (height + GAP) + 2 * GAP if own else 0
+    head = above + max(map(len, labels)) * LINE + 2 * GAP
     size = TEXT_WIDTH + len(places) * (width + GAP) + GAP, head + len(shown) * (height + GAP)
     sheet = Image.new("RGB", size, "white")
     draw, font = ImageDraw.Draw(sheet), _font()
+    if own:
+        draw.text((GAP, GAP), _lines(draw, more.title, font, TEXT_WIDTH - 2 * GAP, 1)[0], GREY, font)
+        _lay_above(sheet, own, len(places), (width, height))
     for number, (column, seed) in enumerate(places):
         left = TEXT_WIDTH + GAP + number * (width + GAP)
         for place, label in enumerate(labels[number]):
-            draw.text((left, GAP + place * LINE), _lines(draw, label, font, width, 1)[0], "black", font)
+            draw.text((left, above + GAP + place * LINE), _lines(draw, label, font, width, 1)[0], "black", font)
         for row, prompt in enumerate(shown):
             picture = open_picture(column.folder, column.rows[prompt_id(prompt), seed])
             sheet.paste(_fitted(picture, width, height), (left, head + row * (height + GAP)))
     for row, prompt in enumerate(shown):
         top = head + row * (height + GAP)
-        for place, line in enumerate(_lines(draw, prompt, font, TEXT_WIDTH - 2 * GAP, max(1, height // LINE))):
-            draw.text((GAP, top + place * LINE), line, "black", font)
+        kind = more.kinds.get(prompt_id(prompt))
+        room = max(1, height // LINE - bool(kind))
+        lines = _lines(draw, prompt, font, TEXT_WIDTH - 2 * GAP, room)
+        for place, line in enumerate([*lines, *([kind] if kind else [])]):
+            draw.text((GAP, top + place * LINE), line, GREY if place == len(lines) else "black", font)
     with replacing(path) as temporary:
         temporary.write_bytes(png_bytes(sheet))
+
+
+def _lay_above(sheet: Image.Image, own: Sequence[Path], columns: int, cell: tuple[int, int]) -> None:
+    """The pictures that a model was to learn from, in as many columns as those of the grid."""
+    width, height = cell
+    for number, picture in enumerate(own):
+        down, across = divmod(number, columns)
+        left, top = TEXT_WIDTH + GAP + across * (width + GAP), GAP + down * (height + GAP)
+        sheet.paste(_fitted(decode_picture(picture.read_bytes()), width, height), (left, top))
 
 
 def _label(column: Column, seed: int, several_folders: bool, several_seeds: bool) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mapo.errors import MapoError
+from mapo.sample.beside import NOTHING, Beside
 from mapo.sample.folder import ImageRow
 from mapo.sample.grid import GRID, Column, pictures_of, write_grid
 from mapo.sample.prompts import asked_prompts
@@ -15,12 +16,13 @@ from mapo.shards import WHOLE, Shard
 
 def sample(
     model: str, prompts: str | Sequence[str], seeds: str | int | Sequence[int], out: Path, *, grid: bool = False,
-    compare: Sequence[Path] = (), shard: Shard = WHOLE, **how: Any,
+    compare: Sequence[Path] = (), more: Beside = NOTHING, shard: Shard = WHOLE, **how: Any,
 ) -> list[ImageRow] | None:  # fmt: skip
     """Make a picture of every prompt at every seed; the rows, or None where other shards are not done yet.
 
     ``prompts`` is a source of prompts, or a list of them. ``grid`` lays the pictures out in ``out/grid.png``;
-    ``compare`` too, beside the same ones of other images folders. Of shards the last one does it.
+    ``compare`` too, beside the same ones of other images folders. ``more`` is shown with them. Of shards the last one
+    does it.
     """
     words, numbers = asked_prompts(prompts), asked_seeds(seeds)
     beside = [pictures_of(folder, words, numbers) for folder in compare]
@@ -28,7 +30,8 @@ def sample(
 
     rows = sample(model, words, numbers, out, shard=shard, **how)
     if rows is not None and (grid or compare):
-        write_grid(out / GRID, [*beside, Column(out, {(row.prompt_id, row.seed): row for row in rows})], words, numbers)
+        own = Column(out, {(row.prompt_id, row.seed): row for row in rows})
+        write_grid(out / GRID, [*beside, own], words, numbers, more)
     return rows
 
 

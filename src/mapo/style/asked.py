@@ -7,25 +7,36 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from mapo.captions.ledger import Caption, read_ledger
 from mapo.encode.frame import Frame
 from mapo.errors import MapoError
 from mapo.files import inside
 from mapo.models import find_model, open_model
+from mapo.sample.beside import Beside
 from mapo.score.scorers import scorer_names
 from mapo.score.scorers.choice import NEUTRAL, check_goal
 from mapo.settings import merge
+from mapo.style import copies
 from mapo.texts import read_object
+
+if TYPE_CHECKING:
+    from mapo.train.config import Config
 
 
 @dataclass(frozen=True)
 class Preview:
-    """What will be done, before anything is."""
+    """What will be done, before anything is, and why it cannot be; empty where it can."""
 
     lines: list[str]
     warnings: list[str]
+    refusal: str = ""
+
+    def refuse(self) -> None:
+        """MapoError where it cannot be done."""
+        if self.refusal:
+            raise MapoError(self.refusal)
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,7 @@ class Asked:
         "model": "--model names it", "loras": "--lora names them", "pairs": "they lie in --out",
         "cache": "it lies in --out",
     }  # fmt: skip
+    TITLE: ClassVar[str] = "Your pictures"
     bare: ClassVar[Mapping[str, Any]] = {"adapter": {"kind": "lora"}}
 
     pictures: Path
@@ -85,6 +97,7 @@ class Asked:
     goal: str | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
     loras: Sequence[str] = ()
+    copies_with: str | None = None
 
     def __post_init__(self) -> None:
         from mapo.train.recipes.recipe import read_recipe
@@ -109,6 +122,8 @@ class Asked:
         if (told := _told_of_model(values)) != self.told:
             self.told, self.files = told, find_model(self.model, loras=self.loras, **told)
         self.is_lora = values.get("adapter", {}).get("kind", "full") == "lora"
+        if self.copies_with is not None:
+            copies.look_by(self.copies_with)  # refused now, where it is not a model
 
     def _fitting_recipe(self) -> str | None:
         """The recipe for models of this kind, where this one is not much smaller."""
@@ -169,6 +184,29 @@ class Asked:
         """What the drawings of the model come from, beside their prompts: its weights, and how it draws."""
         how = [*sorted(self.sampling.items()), *sorted(self.told.items())]
         return [self.files.revision(), *(f"{name}={value}" for name, value in how)]
+
+    def looked_by(self) -> str:
+        """By what copies are looked for."""
+        return self.copies_with or ("dinov2" if copies.dinov2_at_hand() else "hash")
+
+    def learns_from_rejected(self, config: Config) -> bool:
+        """Whether a training looks at rejected pictures."""
+        from mapo.train.objectives.own import objective_named
+
+        return objective_named(config.objective.name).needs_rejected or config.train.measure_rejected
+
+    def kinds(self) -> dict[str, str]:
+        """What the prompts are that are drawn before and after, by their ids."""
+        return {}
+
+    def beside(self) -> Beside:
+        """What is shown beside the drawings: the pictures, and of what kind each prompt is."""
+        kept = self.kept(list(read_ledger(self.captions_file).values()))
+        return Beside(self.TITLE, [path for _, path in kept], self.kinds())
+
+    def found_of(self, found: Mapping[str, Any]) -> list[str]:
+        """What there is to say of drawings and pictures beside each other, where this was ``found`` of copies."""
+        return [copies.told(found)]
 
     def plain_prompts(self) -> list[str]:
         """Prompts that have nothing to do with the pictures."""

@@ -168,6 +168,9 @@ def compared(
             "pictures": len(ones), "near": sum(one.apart <= near for one in ones),
             "median_apart": statistics.median(one.apart for one in ones) if ones else None,
         }  # fmt: skip
+    own_median = found["own"]["median_apart"]
+    for name, ones in (("before", before), ("after", after)):
+        found[name]["as_near_as_own"] = sum(own_median is not None and one.apart <= own_median for one in ones)
     found["copies"] = _are_more(found["after"], found["own"]) and _are_more(found["after"], found["before"])
     first = sorted(after, key=lambda one: one.apart)
     return {**found, "nearest": [asdict(one) for one in first[:12]]}
@@ -181,7 +184,7 @@ def _are_more(some: dict[str, Any], others: dict[str, Any]) -> bool:
     return bool(fisher_exact(table, alternative="greater").pvalue < 0.01)
 
 
-def told(found: dict[str, Any], of: str = "") -> str:
+def told(found: Mapping[str, Any], of: str = "") -> str:
     """The finding in a sentence or two; ``of`` says what the drawings show, where not all of them were looked at."""
     own, before, after = (found[name] for name in ("own", "before", "after"))
     number, others = f"{count(after['pictures'], 'drawing')}{of}", count(own["pictures"], "picture")
@@ -192,9 +195,26 @@ def told(found: dict[str, Any], of: str = "") -> str:
     )
     if 2 * own["near"] >= own["pictures"]:
         return f"{text} So many are alike that copies cannot be told here."
+    if not after["near"]:
+        return f"{text} So no copying is found."
     if found["copies"]:
         return f"{text} So the model copies: train fewer steps, or give it more pictures."
     return f"{text} That is not surely more than both, so no copying is found."
+
+
+def likeness(found: Mapping[str, Any], word: str) -> str:
+    """Whether drawings of a ``word`` show the subject of the pictures, as far as vectors can say it."""
+    before, after = found["before"], found["after"]
+    if found["by"] == HASH.name or not after["pictures"]:
+        return (
+            f"Without DINOv2, which --copies-with names, no number says whether {word} is drawn. Look: is it the same "
+            "one as in these photos, in places that no photo shows?"
+        )
+    return (
+        f"By {found['by']}, {after['as_near_as_own']} of {count(after['pictures'], 'drawing')} of {word} are as near "
+        f"to a photo as photos are to each other (before the training {before['as_near_as_own']}). That is a hint: "
+        "look whether it is the same one, in places that no photo shows."
+    )
 
 
 def read_folder(folder: Path, names: Sequence[str]) -> LazyPictures:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,19 @@ from mapo.pairs.splits import prompt_id
 from mapo.settings import merge
 
 
-def plan_lines(
+@dataclass(frozen=True)
+class Planned:
+    """A training, its memory and its time, a line each, and why it cannot begin; empty where it can."""
+
+    lines: list[str]
+    refusal: str
+
+
+def plan_training(
     own: Sequence[Own], frames: Sequence[Frame], settings: Mapping[str, Any], recipe: str | None,
     named: Mapping[str, Any], out: Path, *, hold_out: bool = True,
-) -> list[str]:  # fmt: skip
-    """The training, its memory and its time, a line each. ``named`` is the model and what lies on it.
+) -> Planned:  # fmt: skip
+    """What a training of these pictures needs. ``named`` is the model and what lies on it.
 
     The time is that of a finished run beside or below ``out``, where there is one like it.
     """
@@ -31,17 +40,27 @@ def plan_lines(
         found = verb.plan(settings, recipe, out=out, pairs=str(blank), cache=cache, **named)
     first, *rest = found.lines()
     kept = [line for line in rest if not line.startswith("disk")]
-    return [f"training   {_training_told(settings, recipe)}", first, *kept]
+    train = _train_settings(settings, recipe)
+    way = f"recipe {recipe}" if recipe else "a LoRA with default settings"
+    told = f"{way}, {count(train['steps'], 'step')} of {count(train['pairs_per_step'], 'pair')}"
+    refusal = (
+        ""
+        if found.fits or train["allow_oversize"]
+        else f"The training does not fit, so nothing was begun. {found.advice()} Begin all the same with --set "
+        "train.allow_oversize=true."
+    )
+    return Planned([f"training   {told}", first, *kept], refusal)
 
 
-def _training_told(settings: Mapping[str, Any], recipe: str | None) -> str:
+def _train_settings(settings: Mapping[str, Any], recipe: str | None) -> dict[str, Any]:
     from mapo.train.config import TrainConfig
     from mapo.train.recipes.recipe import read_recipe
 
     values = read_recipe(recipe) if recipe else {}
-    train = merge({"train": TrainConfig().model_dump()}, merge({"train": values.get("train", {})}, settings))["train"]
-    way = f"recipe {recipe}" if recipe else "a LoRA with default settings"
-    return f"{way}, {count(train['steps'], 'step')} of {count(train['pairs_per_step'], 'pair')}"
+    train: dict[str, Any] = merge(
+        {"train": TrainConfig().model_dump()}, merge({"train": values.get("train", {})}, settings)
+    )["train"]
+    return train
 
 
 def _blank_set(folder: Path, own: Sequence[Own], frames: Sequence[Frame], split: Mapping[str, str]) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,15 @@ from mapo.pairs.splits import prompt_id
 from mapo.sample.folder import ImageRow, open_picture, read_images
 from mapo.score.scorers.choice import only_neutral
 from mapo.style import copies
+from mapo.style.asked import Asked
 from mapo.style.stages import digest_of
-from mapo.texts import write_json
+from mapo.texts import read_object, write_json
 
 LOG = logging.getLogger(__name__)
 
 SEEDS = (0, 1)  # of the pictures before and after
 BOTH = ("before", "after")
+COPIES = "copies.json"
 SCORES = ("before-scores.parquet", "after-scores.parquet")  # that the report lays beside itself
 
 
@@ -43,9 +46,11 @@ def frames_in(pairs: Path) -> list[Frame]:
     return [Frame(int(height), int(width)) for width, height in PairSet(pairs).image_sizes()]
 
 
-def compare(out: Path, run: Path, scorer: str | None, goal: str | None) -> str | None:
-    """Write ``out/report.html`` about the pictures before and after; its verdict, or None where nobody scores."""
+def compare(asked: Asked, run: Path) -> str | None:
+    """Write ``report.html`` about the pictures before and after; its verdict, or None where nobody scores."""
     from mapo.report.verb import report
+
+    out, scorer = asked.out, asked.scorer
 
     if scorer is None and only_neutral({out / name: read_images(out / name) for name in BOTH}):
         LOG.warning(
@@ -53,13 +58,21 @@ def compare(out: Path, run: Path, scorer: str | None, goal: str | None) -> str |
             "after/grid.png, or name one with --scorer, which is fetched once."
         )
         return None
-    numbers = report(out / "before", out / "after", out / "report.html", scorer=scorer, goal=goal, run=run)
+    found = read_object(out / COPIES, "what was found of copies", "Delete it.")
+    nearest: dict[str, str] = {}  # of each picture the drawing that is most like it
+    for one in found["nearest"]:
+        nearest.setdefault(one["own"], one["drawing"])
+    likest = [(asked.pictures / own, drawing) for own, drawing in nearest.items()]
+    more = replace(asked.beside(), says=asked.found_of(found), nearest=likest)
+    page = out / "report.html"
+    numbers = report(out / "before", out / "after", page, scorer=scorer, goal=asked.goal, run=run, more=more)
     return str(numbers["verdict"])
 
 
-def compared_from(out: Path, scorer: str | None, goal: str | None) -> list[str]:
+def compared_from(asked: Asked) -> list[str]:
     """What the report is made from."""
-    return [scorer or "", goal or "", *(digest_of(out / name / "manifest.jsonl") for name in BOTH)]
+    sources = [*(f"{name}/manifest.jsonl" for name in BOTH), COPIES]
+    return [asked.scorer or "", asked.goal or "", *(digest_of(asked.out / name) for name in sources)]
 
 
 def write_copies(
@@ -80,7 +93,7 @@ def write_copies(
         ways = [copies.seen(drawings, look, mirrored=mirrored) for mirrored in (False, True)]
         near.append(copies.closest(ways, known, look))
     found = copies.compared(among_own, near[0], near[1], look)
-    write_json(out / "copies.json", found)
+    write_json(out / COPIES, found)
     return found
 
 
@@ -88,9 +101,12 @@ def _open(folder: Path, rows: Mapping[str, ImageRow], name: str) -> Image:
     return open_picture(folder, rows[name])
 
 
-def leave(run: Path, form: str, file: Path) -> None:
-    """Write what other programs take of a run, in place of what a command wrote that was killed right after it."""
+def leave(run: Path, form: str, file: Path, embedding: Path | None = None) -> None:
+    """Write what other programs take of a run, in place of what a command wrote that was killed right after it.
+
+    ``embedding`` is where its token is left.
+    """
     from mapo.export.verb import export
 
     file.unlink(missing_ok=True)
-    export(str(run), form, file)
+    export(str(run), form, file, embedding=embedding)

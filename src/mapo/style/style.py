@@ -8,6 +8,7 @@ from typing import Any
 
 from mapo.build.against import Own, frames_for, held_out
 from mapo.build.rejected import rejected_of, told_unused
+from mapo.captions.fit import told_of_style
 from mapo.captions.folder import look_in, made, refuse_silent
 from mapo.captions.ledger import Caption, merge, read_ledger
 from mapo.captions.write import check_describer
@@ -16,11 +17,11 @@ from mapo.pairs import PairSet
 from mapo.pairs.splits import prompt_id
 from mapo.style import work
 from mapo.style.asked import Left, Preview
-from mapo.style.planned import plan_lines
+from mapo.style.planned import plan_training
 from mapo.style.screen import screened_before, screener, screening
 from mapo.style.shown import SCORES, SEEDS, compare, compared_from, leave
 from mapo.style.stages import Stage, StageLedger, digest_of, run_all, told_again
-from mapo.style.training import begins_again, goes_on
+from mapo.style.training import begins_again, goes_on, stays
 from mapo.style.wanted import Style
 from mapo.train.run.folder import Run
 
@@ -43,6 +44,7 @@ def preview(asked: Style) -> Preview:
         refuse_silent(asked.pictures, without, captions)
     elif without:
         check_describer(asked.caption_with)
+    styled = told_of_style(captions)
     captions += [Caption(name, name) for name in without]  # whose captions will be written
     asked.refuse_unfit(captions)
     own = asked.own(captions)
@@ -59,12 +61,13 @@ def preview(asked: Style) -> Preview:
     unwritten = f", {count(len(without), 'caption')} to be written by {asked.caption_with}" if without else ""
     shorter = sum(1 for one in captions if one.raw and one.caption != " ".join(one.raw.split()))
     without_words = f", {shorter} of them without style words, weights and the like" if shorter else ""
+    planned = plan_training(own, frames, asked.train_settings(frames), asked.recipe, asked.named(), asked.out)
     lines = [
         f"captions   {count(len(own) - len(without), 'picture')} with captions{without_words}{unwritten}",
         f"screened   {screened}",
         f"pairs      {against}, in {count(len(set(frames)), 'frame')}",
         f"held out   {count(len(tenth), 'caption')} and {count(len(prompts), 'plain prompt')}",
-        *plan_lines(own, frames, asked.train_settings(frames), asked.recipe, asked.named(), asked.out),
+        *planned.lines,
         f"pictures   {2 * len(SEEDS) * (len(tenth) + len(prompts))}, half before and half after the training",
         f"out        {asked.out}: {', '.join(asked.names())}",
     ]
@@ -76,18 +79,21 @@ def preview(asked: Style) -> Preview:
         lines.append(f"made again run, and what follows from it: {why}. The run that is there gets another name")
     elif "run" not in again and (further := goes_on(there, config, "run")):
         lines.append(further)
-    warnings = [*(f"{said}. Nothing is made of them." for said in found.absent), *warnings, *unsafe]
+    warnings = [*(f"{said}. Nothing is made of them." for said in found.absent), *styled, *warnings, *unsafe]
     if len(split) == 1:
         warnings.append(
             "All pictures have the same caption. So none is held out, and only plain prompts show what was learned."
         )
-    return Preview(lines, [*warnings, OWED])
+    trained = "run" not in again and stays(there, config)
+    return Preview(lines, [*warnings, OWED], "" if trained else planned.refusal)
 
 
 def _rejected(asked: Style, own: Sequence[Own]) -> tuple[str, list[str]]:
     """What the rejected pictures will be, and what to warn of."""
-    if asked.rejected is None:
+    if asked.draws:
         return f"{count(asked.per_picture * len(own), 'drawing')} by {asked.model}", []
+    if asked.rejected is None:
+        return f"{count(len(own), 'picture')} alone, as {asked.config([]).objective.name} learns from no drawings", []
     given, unused = rejected_of(own, asked.rejected)
     told = f"{count(len(given), 'rejected picture')} of {asked.rejected}"
     return told, [told_unused(asked.rejected, unused)] if unused else []
@@ -125,7 +131,9 @@ def _stages(asked: Style, hands: Any, captions: Callable[[], list[Caption]] | No
               partial(work.write_captions, asked), again=True),
     ]  # fmt: skip
     says = f"each picture beside that of its name in {asked.rejected}"
-    if asked.rejected is None:
+    if asked.rejected is None and not asked.draws:
+        says, drawn = "each picture alone", ["alone", str(asked.resolution)]
+    elif asked.draws:
         says = f"{asked.model} draws the captions"
         stages.append(Stage("rejected", "a folder for the drawings", ("rejected",), lambda: by,
                             lambda: (out / "rejected").mkdir(exist_ok=True)))  # fmt: skip
@@ -138,7 +146,7 @@ def _stages(asked: Style, hands: Any, captions: Callable[[], list[Caption]] | No
               partial(work.check_pairs, asked), follows=("pairs",)),
         Stage("mismatch", "how far the pictures are from what the model draws", ("mismatch.json", "mismatch-images"),
               lambda: [*by, asked.encoder(), digest_of(pairs)], partial(work.measure_mismatch, asked),
-              follows=("pairs",)),
+              clears=(work.MISMATCH,), follows=("pairs",)),
         Stage("run", "the training", ("run",), lambda: [asked.files.revision(), digest_of(pairs)],
               partial(work.train, asked, hands), again=True, aside=True,
               follows=("pairs",)),
@@ -159,7 +167,6 @@ def _stages(asked: Style, hands: Any, captions: Callable[[], list[Caption]] | No
                             partial(leave, run, "kohya", out / "lora.safetensors"),
                             follows=("run",)))  # fmt: skip
     stages.append(Stage("report", "both beside each other", ("report.html",),
-                        lambda: compared_from(out, asked.scorer, asked.goal),
-                        partial(compare, out, run, asked.scorer, asked.goal), clears=SCORES,
-                        follows=("before", "after")))  # fmt: skip
+                        lambda: compared_from(asked), partial(compare, asked, run), clears=SCORES,
+                        follows=("before", "after", "copies")))  # fmt: skip
     return stages

@@ -60,3 +60,8 @@ def _done(run: Run) -> int:
 def is_finished(run: Run, config: Config) -> bool:
     """Whether the run has all steps that are asked for."""
     return run.finished_steps() == settled(config, run.folder).train.steps
+
+
+def stays(run: Run, config: Config) -> bool:
+    """Whether nothing is left to train."""
+    return is_finished(run, config) and not begins_again(run, config)

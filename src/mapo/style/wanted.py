@@ -45,7 +45,6 @@ class Style(Asked):
     raw: bool = False
     rejected: Path | None = None
     judge: str | None = None
-    copies_with: str | None = None
     fit: list[tuple[str, str, bool]] = field(default_factory=list)  # captions of pictures that were looked at
 
     def __post_init__(self) -> None:
@@ -57,8 +56,6 @@ class Style(Asked):
         super().__post_init__()
         self.chooser = parse_filter(self.judge) if self.judge else None
         check_asked(self.per_picture, self.chooser)
-        if self.copies_with is not None:
-            copies.look_by(self.copies_with)  # refused now, where it is not a model
 
     @property
     def about_safety(self) -> str:
@@ -103,16 +100,21 @@ class Style(Asked):
         """The run."""
         return self.out / "run"
 
+    @property
+    def draws(self) -> bool:
+        """Whether the model draws rejected pictures: where the training looks at them, they are asked for, or there."""
+        if self.rejected is not None:
+            return False
+        there = self.per_picture != 1 or self.chooser is not None or (self.out / "rejected").is_dir()
+        return there or self.learns_from_rejected(self.config([]))
+
     def names(self) -> list[str]:
         """What is left in ``out``."""
-        screened, drawn = [SCREENED] * bool(screener()), ["rejected"] * (self.rejected is None)
-        names = ["captions.jsonl", *screened, *drawn, "pairs", "check.html", "mismatch.json", "cache", "run", "before"]
+        screened, drawn = [SCREENED] * bool(screener()), ["rejected"] * self.draws
+        names = ["captions.jsonl", *screened, *drawn, "pairs", "check.html", "mismatch.json", "mismatch.txt"]
+        names += ["cache", "run", "before"]
         last = ["lora.safetensors"] * self.is_lora
         return [*names, "after", "after/grid.png", "copies.json", *last, "report.html"]
-
-    def looked_by(self) -> str:
-        """By what copies are looked for."""
-        return self.copies_with or ("dinov2" if copies.dinov2_at_hand() else "hash")
 
     def encoder(self) -> str:
         """By what the mismatch is measured: nothing is fetched for it."""
@@ -141,6 +143,12 @@ class Style(Asked):
         """What is drawn before and after: held-out captions and plain prompts, none of which is trained on."""
         held = [pair.prompt for pair in PairSet(self.pairs) if pair.split != "train"]
         return untrained([*held, *self.plain_prompts()], self.pairs)
+
+    def kinds(self) -> dict[str, str]:
+        """Captions that are held out, and plain prompts."""
+        held = [pair.prompt for pair in PairSet(self.pairs) if pair.split != "train"]
+        plain = {prompt_id(prompt): "plain prompt" for prompt in self.plain_prompts()}
+        return plain | {prompt_id(prompt): "caption, held out" for prompt in held}
 
     def foreseen(self, captions: Sequence[Caption]) -> list[str]:
         """As :meth:`shown`, of a set that will be made from these captions."""

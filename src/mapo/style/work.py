@@ -7,10 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from mapo.build.against import build_against, held_out, told
+from mapo.build.against import build_against, build_alone, held_out, told
 from mapo.build.rejected import build_beside, rejected_of
 from mapo.captions.verb import caption, counted
 from mapo.errors import count
+from mapo.files import write_text
 from mapo.pairs.splits import prompt_id
 from mapo.style import copies
 from mapo.style.asked import are_wide
@@ -20,6 +21,8 @@ from mapo.style.wanted import Style
 from mapo.train.run.folder import Run
 
 LOG = logging.getLogger(__name__)
+
+MISMATCH = "mismatch.txt"
 
 
 def write_captions(asked: Style) -> str:
@@ -39,6 +42,9 @@ def make_pairs(asked: Style) -> str:
         given, _ = rejected_of(own, asked.rejected)
         counts = build_beside(own, given, asked.model, asked.pairs, resolution=asked.resolution, **asked.told)
         return told(counts, hint=False)
+    if not asked.draws:
+        counts = build_alone(own, asked.model, asked.pairs, resolution=asked.resolution, **asked.told)
+        return told(counts, drawn=False, hint=False)
     counts = build_against(
         own, asked.model, asked.pairs, asked.out / "rejected", per_picture=asked.per_picture, judge=asked.chooser,
         resolution=asked.resolution, loras=asked.loras, **asked.told, **asked.sampling,
@@ -55,7 +61,7 @@ def check_pairs(asked: Style) -> str:
 
 
 def measure_mismatch(asked: Style) -> str:
-    """How far the pictures are from what the model draws."""
+    """How far the pictures are from what the model draws: the first sentences. All of it is in a file."""
     from mapo.mismatch.verb import mismatch
 
     encoder = asked.encoder()
@@ -63,11 +69,11 @@ def measure_mismatch(asked: Style) -> str:
         LOG.info("No DINOv2 is on this machine (--copies-with names one), so only the denoising error is measured.")
     _, said = mismatch(
         asked.model, asked.pairs, asked.out / "mismatch.json", "1000-1001", encoder=encoder, loras=asked.loras,
-        **asked.told,
+        buckets=are_wide(frames_in(asked.pairs)), **asked.told,
     )  # fmt: skip
-    *numbers, says = "\n".join(said).split("\n\n")
-    LOG.info("\n\n".join(numbers))
-    return says
+    write_text(asked.out / MISMATCH, "\n".join(said) + "\n")
+    first = "\n".join(said).split("\n\n")[-1].split("\n")[:2]
+    return "\n".join([*first, f"The table and the rest are in {asked.out / MISMATCH}."])
 
 
 def train(asked: Style, hands: Any) -> str:
@@ -81,11 +87,11 @@ def train(asked: Style, hands: Any) -> str:
     )
 
 
-def draw(asked: Style, model: str, folder: Path, **more: Any) -> None:
+def draw(asked: Style, model: str, folder: Path, **how: Any) -> None:
     """Draw what is shown before and after."""
     from mapo.sample.verb import sample
 
-    sample(model, asked.shown(), list(SEEDS), folder, **asked.sampling, **more)
+    sample(model, asked.shown(), list(SEEDS), folder, more=asked.beside(), **asked.sampling, **how)
 
 
 def look_for_copies(asked: Style) -> str:

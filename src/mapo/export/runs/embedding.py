@@ -31,11 +31,16 @@ def write_embedding(opened: Opened, path: Path) -> None:
         write_token(temporary, token.word, [token.row(place, encoders) for place in range(len(NAMES[encoders]))])
 
 
-def told_beside(opened: Opened, form: str) -> str:
-    """That the embedding has to go along, in a sentence; empty where there is none, or it is in what is written."""
+def told_beside(opened: Opened, form: str, beside: Path | None = None) -> str:
+    """That the embedding has to go along, in a sentence; empty where there is none, or it is in what is written.
+
+    It is the file ``beside``, where one is left there too; else the sentence says how to write it.
+    """
     name, token = opened.files.name, opened.files.token
     if token is None or form in WITH_TOKEN:
         return ""
+    if beside is not None:
+        return f"The token {token.word} is not in it: {beside.name} has to go along."
     file = f"my-{token.word.strip('<>').removeprefix('my-') or 'token'}.safetensors"
     return (
         f"The token {token.word} is not in it: its embedding has to go along, as a file of its own, with `mapo export "

@@ -83,6 +83,7 @@ class ExportOptions:
     scores: Sequence[Path] = ()
     repo: str | None = None
     private: bool | None = None
+    embedding: Path | None = None  # the token's, which is left as this file
 
 
 def export_run(name: str, to: str, out: Path, asked: ExportOptions, api: Any = None) -> tuple[dict[str, int], str]:
@@ -116,7 +117,7 @@ def export_run(name: str, to: str, out: Path, asked: ExportOptions, api: Any = N
             f"{name} was trained with prompts of {opened.files.chunks} chunks. diffusers cuts them and gives it one, "
             "so its pictures differ from those of `mapo sample`."
         )
-    if beside := told_beside(opened, form_name):
+    if beside := told_beside(opened, form_name, asked.embedding):
         LOG.info(beside)
     counts: dict[str, int] = {}
     if to == "hub" and asked.repo and is_export_of(out, opened.files.revision()):
