@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+FILLS = ("fill_", "normal_", "uniform_", "zero_")
+
 
 class Outcomes:
     """Calls operators, and makes what they would make where the same was asked before."""
@@ -54,8 +56,9 @@ class Outcomes:
 
 @cache
 def changes_numbers(func: Any) -> bool:
-    """Whether an operator changes each number of its first argument and nothing else."""
-    return torch.Tag.pointwise in func.tags and func._opname.endswith("_") and "out" not in func._overloadname
+    """Whether an operator changes the numbers of its first argument and nothing else."""
+    alone = torch.Tag.pointwise in func.tags and func._opname.endswith("_") and "out" not in func._overloadname
+    return alone or func._opname in FILLS
 
 
 @dataclass(frozen=True)
