@@ -83,20 +83,24 @@ def test_no_other_module_chooses_a_device():
 
 HOLES = """
 import ctypes, sys
-from mapo.devices import give_back_at_once, memory_in_use
-if sys.argv[1] == "at once":
-    print(give_back_at_once())
+from mapo.devices import give_back_at_once, keep_freed_blocks, memory_in_use
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
-libc.free(libc.malloc(16 * 2**20))  # from here on glibc keeps blocks of this size
-before, large = memory_in_use("cpu"), []
-for _ in range(20):  # large blocks that go, between small ones that stay
-    large.append(libc.malloc(8 * 2**20))
-    ctypes.memset(large[-1], 1, 8 * 2**20)
-    libc.malloc(500_000)
-for block in large:
-    libc.free(block)
-print((memory_in_use("cpu") - before) // 2**20)
+
+def held():
+    libc.free(libc.malloc(16 * 2**20))  # from here on glibc keeps blocks of this size
+    before, large = memory_in_use("cpu"), []
+    for _ in range(20):  # large blocks that go, between small ones that stay
+        large.append(libc.malloc(8 * 2**20))
+        ctypes.memset(large[-1], 1, 8 * 2**20)
+        libc.malloc(500_000)
+    for block in large:
+        libc.free(block)
+    return (memory_in_use("cpu") - before) // 2**20
+
+if sys.argv[1] == "at once":
+    print(give_back_at_once(), held(), keep_freed_blocks())
+print(held())
 """
 
 
@@ -109,10 +113,11 @@ def test_freed_blocks_go_back_at_once_where_that_is_asked_for(monkeypatch):
 
     monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
     assert int(held("as it is")[0]) > 140
-    done, left = held("at once")
-    assert done == "True"
-    assert int(left) < 5
+    done, meanwhile, undone, afterwards = held("at once")
+    assert (done, undone) == ("True", "True")
+    assert int(meanwhile) < 5
+    assert int(afterwards) > 140
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(2**25))  # what a person says stands
-    done, left = held("at once")
-    assert done == "False"
-    assert int(left) > 140
+    done, meanwhile, undone, _ = held("at once")
+    assert (done, undone) == ("False", "False")
+    assert int(meanwhile) > 140

@@ -12,8 +12,8 @@ from pathlib import Path
 from mapo.errors import count
 from mapo.shards import LOCAL_PLACES, number_of
 
-M_MMAP_THRESHOLD = -3  # as glibc's malloc.h numbers it
-LARGE_BLOCK = 2**20
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as glibc's malloc.h numbers them
+LARGE_BLOCK, LARGEST_KEPT = 2**20, 2**25
 
 
 def best_device(or_a_macs: bool = False) -> str:
@@ -68,9 +68,19 @@ def give_back_at_once() -> bool:
     That is so with glibc. It would begin that way, and then keep blocks of up to 32 MiB once one was freed, which is
     faster, and leaves holes that nothing fits. What the environment says of it stands. Whether it was done.
     """
+    return _told_glibc({M_MMAP_THRESHOLD: LARGE_BLOCK})
+
+
+def keep_freed_blocks() -> bool:
+    """From now on this process keeps freed blocks of up to 32 MiB, as glibc would by then if nobody had asked."""
+    return _told_glibc({M_MMAP_THRESHOLD: LARGEST_KEPT, M_TRIM_THRESHOLD: 2 * LARGEST_KEPT})
+
+
+def _told_glibc(sizes: dict[int, int]) -> bool:
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc" or "MALLOC_MMAP_THRESHOLD_" in os.environ:
         return False
-    return bool(ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK))
+    libc = ctypes.CDLL(None)
+    return all(libc.mallopt(what, size) for what, size in sizes.items())
 
 
 def use_own_device() -> None:

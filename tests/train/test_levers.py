@@ -518,8 +518,9 @@ def test_the_weights_of_a_run_with_a_running_mean_are_that_mean(tmp_path, sdxl, 
 def test_checkpointing_every_second_block_changes_nothing_and_holds_between(
     tmp_path, request, monkeypatch, pairs, cache, model
 ):
-    frugal: list[bool] = []
-    monkeypatch.setattr("mapo.train.train.give_back_at_once", lambda: frugal.append(True))
+    frugal: list[str] = []
+    for name in ("give_back_at_once", "keep_freed_blocks"):
+        monkeypatch.setattr(f"mapo.train.train.{name}", lambda name=name: frugal.append(name) or True)
     found = request.getfixturevalue(model)
     folder, cached = found if model == "flow" else (found, cache)
     train = partial(go, model=folder, pairs=pairs, cache=cached, precision="float64", steps=2)
@@ -527,7 +528,7 @@ def test_checkpointing_every_second_block_changes_nothing_and_holds_between(
     assert not frugal
     for every in (2, 3) if model == "sdxl" else (2,):  # of the blocks that it has
         assert_same(train(tmp_path / str(every), gradient_checkpointing=every), whole)
-    assert frugal
+    assert frugal[:2] == ["give_back_at_once", "keep_freed_blocks"]
     with pytest.raises(MapoError, match="it has to be true, false or a whole number, at least 1"):
         train(tmp_path / "less", gradient_checkpointing=-1)
 

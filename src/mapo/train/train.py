@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mapo import progress
-from mapo.devices import device_name, give_back_at_once
+from mapo.devices import device_name, give_back_at_once, keep_freed_blocks
 from mapo.errors import (
     DivergedError,
     MemoryFull,
@@ -63,6 +63,8 @@ def train(config: Config, out: Path, hands: Hands = NO_HANDS, *, allow_change: b
         known = processes.first(lambda: settled(config, out))
         ready = prepare(known, run, processes, hands, allow_change=allow_change)
         if ready is not None:
+            if processes.device.type == "cpu" and saves_memory(ready.config) and give_back_at_once():
+                stack.callback(keep_freed_blocks)
             _train(ready, hands)
         return processes.main
 
@@ -72,8 +74,6 @@ def _train(ready: Ready, hands: Hands) -> None:
     config, run, processes = ready.config, ready.run, ready.processes
     model, objective, checkpoint, done = ready.model, ready.objective, ready.checkpoint, ready.done
     before = objective.needs_reference and config.train.reference == "before"  # the reference runs before the steps
-    if processes.device.type == "cpu" and saves_memory(config):
-        give_back_at_once()
     trained = open_trained(config, model, objective, processes, None if before else checkpoint)
     processes.first(lambda: run.bind(config, done))
     for part, network in {model.denoiser_part: trained.denoiser, **trained.encoders}.items():
