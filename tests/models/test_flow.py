@@ -93,14 +93,22 @@ def test_a_scheduler_of_another_kind_is_refused(tmp_path, changes, words):
     folder = make_sd3(tmp_path / "m", t5=False)
     path = folder / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    if "_class_name" in changes:
+        name_in_index(folder, changes["_class_name"])
     with pytest.raises(MapoError, match="scheduler_config.json " + words):
         opened(folder)
+
+
+def name_in_index(folder, scheduler):
+    path = folder / "model_index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"scheduler": ["diffusers", scheduler]}))
 
 
 def test_a_unet_with_a_flow_scheduler_is_refused(tmp_path):
     folder = make_sdxl(tmp_path / "m")
     path = folder / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}))
+    name_in_index(folder, "FlowMatchEulerDiscreteScheduler")
     with pytest.raises(MapoError, match="names FlowMatchEulerDiscreteScheduler. Training knows noise"):
         opened(folder)
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mapo import __version__
-from mapo.errors import MapoError, count
+from mapo.errors import MapoError, count, reason
 from mapo.files import write_text
 from mapo.pairs.pairs import ROWS_AT_ONCE, PairSet
 from mapo.pairs.provenance import UNKNOWN, flat, without_folders
@@ -209,9 +209,7 @@ def speaking(repo: str) -> Iterator[None]:
     except LocalTokenNotFoundError:
         raise MapoError("The hub does not know you on this machine. Type: hf auth login") from None
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = " ".join(lines[:3])[:300].rstrip(".") or type(error).__name__
         raise MapoError(
-            f"--repo {repo}: the hub refused or could not be reached ({reason}). Check the name, the connection and "
-            "`hf auth whoami`; the same command goes on."
+            f"--repo {repo}: the hub refused or could not be reached ({reason(error)}). Check the name, the "
+            "connection and `hf auth whoami`; the same command goes on."
         ) from None

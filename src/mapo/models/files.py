@@ -20,7 +20,7 @@ from mapo.models.loras.sources import Lora, without_named
 from mapo.models.parts.config import CONFIGS, read_config
 from mapo.models.parts.fingerprints import contents, fingerprint
 from mapo.models.parts.tensors import check_finite
-from mapo.models.parts.weights import check_weights, load_part, not_whole, outline_of, variants
+from mapo.models.parts.weights import check_weights, load_part, not_whole, outline_of
 from mapo.models.token import Token
 from mapo.texts import read_object
 from mapo.worlds import MODELS
@@ -107,6 +107,12 @@ class ModelFiles:
         """The class that ``model_index.json`` names; empty where it names none."""
         return str(read_config(self.base, "model_index.json").get("_class_name", ""))
 
+    @property
+    def scheduler_class(self) -> str:
+        """The class of scheduler that pictures are drawn with, which diffusers takes from ``model_index.json``."""
+        named = read_config(self.base, "model_index.json").get("scheduler")
+        return str(named[-1]) if isinstance(named, list) and named else ""
+
     def parts_left_out(self, parts: Sequence[str]) -> tuple[str, ...]:
         """Those of ``parts`` that ``model_index.json`` does not have, or has as null."""
         index = read_config(self.base, "model_index.json")
@@ -170,11 +176,6 @@ class ModelFiles:
                 f"long_prompts is chunk, but {self.name} is a {kind}; only Stable Diffusion 1 and 2 and SDXL read long "
                 "prompts in chunks. Take cut."
             )
-
-    def loaded_apart(self, parts: Sequence[str]) -> tuple[str, ...]:
-        """Those of ``parts`` that diffusers would not load by itself from the base folder."""
-        halves = variants(self.base, tuple(parts))
-        return tuple(part for part in parts if self._elsewhere(part) or part in halves or self.variant)
 
     def config(self, part: str) -> dict[str, Any]:
         """The configuration of a part."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from mapo.errors import MapoError
+from mapo.errors import MapoError, reason
 from mapo.models.checkpoints import checkpoints
 from mapo.models.files import ModelFiles
 from mapo.models.loras.sources import LORA_FILE, Lora
@@ -72,7 +72,7 @@ def on_base(base: ModelFiles, checkpoint: Path, about: Mapping[str, Any]) -> dic
         if state not in LAID_OUT:
             LAID_OUT[state] = _denoiser(base, weights, str(about["denoiser"]))
     except (OSError, SafetensorError) as error:
-        raise MapoError(f"The checkpoint {checkpoint} is damaged ({error}). {REMEDY}") from None
+        raise MapoError(f"The checkpoint {checkpoint} is damaged ({reason(error)}). {REMEDY}") from None
     return {"denoiser": LAID_OUT[state], "loras": (Lora(loras),) if loras.is_file() else ()}
 
 
