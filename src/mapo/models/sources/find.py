@@ -40,6 +40,8 @@ def find_model(
     if loras:
         found = find_model(name, weights, clip_skip, vae, prediction, long_prompts)
         return replace(found, loras=(*found.loras, *find_loras(loras)))
+    if not name.strip():
+        raise MapoError(f"--model is empty. {_what_to_give()}")
     if clip_skip is not None and clip_skip < 0:
         raise MapoError(f"--clip-skip is {clip_skip}; it must not be negative.")
     if prediction is not None and prediction not in PREDICTIONS:
@@ -89,20 +91,27 @@ def _find_folder(name: str, path: Path, weights: bool) -> tuple[Path, str | None
             f"`mapo train` (it has no run.json).{runs_inside(path) or ' Give one of these.'}"
         )
     if name.endswith((".safetensors", ".ckpt")) or (asked := hub_name(name)) is None:
-        raise MapoError(
-            f"--model: there is no folder or file {name}. Give {' or '.join(f'`{world}`' for world in MODELS)}, a "
-            "diffusers folder, a run folder, a safetensors file, or a hub id (owner/name, owner/name@revision, "
-            "owner/name:fp16)."
-        )
+        raise MapoError(f"--model: there is no folder or file {name}. {_what_to_give()}")
     return fetch_model(asked, weights), asked.variant
+
+
+def _what_to_give() -> str:
+    worlds = " or ".join(f"`{world}`" for world in MODELS)
+    return (
+        f"Give {worlds}, a diffusers folder, a run folder, a safetensors file, or a hub id (owner/name, "
+        "owner/name@revision, owner/name:fp16)."
+    )
 
 
 def _with_vae(found: ModelFiles, vae: str | None, weights: bool) -> ModelFiles:
     if vae is None:
         return found
+    from mapo.models.families import FAMILIES
     from mapo.models.sources.vae import find_vae
 
-    return replace(found, vae=find_vae(vae, found.name, found.config("vae"), weights))
+    family: Any = FAMILIES.get(found.pipeline_class)
+    usual = family.usual_scale if family is not None and family.scale_may_lack else None
+    return replace(found, vae=find_vae(vae, found.name, found.config("vae"), usual, weights))
 
 
 def _find_run(
