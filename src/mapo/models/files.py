@@ -33,6 +33,7 @@ SAMPLING = "sampling.json"  # ours: how a model is best sampled, and of how many
 DISTILLED = re.compile(
     r"(?i)(?<![a-z])(?<!de[-_. ])(turbo|schnell|lightning|hyper|lcm|klein|dmd2?|flash|distill(ed)?)(?![a-z])"
 )
+UNDONE = re.compile(r"(?i)(de|un)[-_. ]?distil|libreflux|openflux")  # in names of models whose distillation was undone
 AT_STEP = re.compile(r"(?P<run>.+)@(?P<step>\d+|best)")  # a checkpoint of a run
 LONG_PROMPTS = ("cut", "chunk")  # what becomes of prompts that are longer than the text encoders read
 
@@ -49,6 +50,10 @@ class OneFile(Protocol):
     @property
     def parts(self) -> Mapping[str, Any]:
         """The parts that it holds."""
+
+    @property
+    def called(self) -> tuple[str, ...]:
+        """Its name, and what its metadata calls it."""
 
 
 class AnotherVae(Protocol):
@@ -144,10 +149,19 @@ class ModelFiles:
 
     def called_distilled(self) -> str:
         """A sentence where the model's name is that of one distilled to few steps; else empty."""
-        index = read_config(self.base, "model_index.json")
-        names = (self.name.rstrip("/").rsplit("/", 1)[-1], str(index.get("_name_or_path", "")).rsplit("/", 1)[-1])
-        word = next((match[0] for name in names if (match := DISTILLED.search(name))), None)
+        word = next((match[0] for name in self._called() if (match := DISTILLED.search(name))), None)
         return f"Its name has the word {word!r}, which models bear that were distilled to few steps." if word else ""
+
+    def called_undone(self) -> bool:
+        """Whether the model's name is that of one whose distillation was undone."""
+        return any(UNDONE.search(name) for name in self._called())
+
+    def _called(self) -> tuple[str, ...]:
+        """What the model and its base are called: by their place, by their folder's own word, by their file's."""
+        index = read_config(self.base, "model_index.json")
+        places = (self.name, str(index.get("_name_or_path", "")), "" if self.single else str(self.base))
+        own = self.single.called if self.single else ()
+        return (*(place.rstrip("/").rsplit("/", 1)[-1] for place in places), *own)
 
     def place(self, part: str) -> tuple[Path, str]:
         """The model folder in which a part lies, and its name there: the run's denoiser stands in for the base's."""

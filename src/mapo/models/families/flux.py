@@ -52,10 +52,15 @@ class Flux(FlowModel):
 
     @property
     def distilled(self) -> str:
-        """FLUX.1 schnell is told no guidance."""
-        if not self.files.config("transformer").get("guidance_embeds"):
-            return "It has no guidance embedding, as FLUX.1 schnell, which was distilled to draw in one to four steps."
-        return super().distilled
+        """FLUX.1 schnell is told no guidance, nor are models whose distillation was undone: only a name tells them."""
+        if self.files.config("transformer").get("guidance_embeds"):
+            return super().distilled
+        if self.files.called_undone():
+            return ""
+        return (
+            "It has no guidance embedding, as FLUX.1 schnell, which was distilled to draw in one to four steps, and "
+            "its name does not say that this was undone (de-distilled)."
+        )
 
     @property
     def prompt_shapes(self) -> Mapping[str, tuple[int, ...]]:
