@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from diffusers import DiffusionPipeline
 from huggingface_hub import HfApi, ModelCard
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from mapo.cli import cli
 from mapo.errors import MapoError
@@ -450,6 +451,7 @@ def test_a_model_without_a_known_licence_does_not_go_to_the_hub(work, tmp_path):
         ("base", ["--to", "lora", "--out", "x"], "base is not a run of `mapo train`"),
         ("nothing", ["--to", "lora", "--out", "x"], "nothing is not a run of `mapo train`"),
         ("lora", ["--to", "lora", "--out", "full"], "full already exists"),
+        ("", ["--to", "lora", "--out", "x"], "The name of what is exported is empty. Give a pairs set, a run"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_one_sentence(work, monkeypatch, source, words, says):
@@ -458,6 +460,40 @@ def test_what_does_not_go_together_is_one_sentence(work, monkeypatch, source, wo
     done = CliRunner().invoke(cli, ["export", source, *words])
     assert isinstance(done.exception, MapoError) and says in str(done.exception), done.output
     assert sorted(path.name for path in work.iterdir()) == before
+
+
+def test_a_file_s_name_may_end_in_capitals(work, tmp_path):
+    counts, _ = export_run(str(work / "lora"), "kohya", tmp_path / "A.SAFETENSORS", ExportOptions())
+    assert counts["files"] == 1 and load_file(tmp_path / "A.SAFETENSORS")
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"loras": ["a"]}, "loras has to be a list of LoRAs with file, weight and sha256"),
+        ({"steps": "x"}, "steps has to be one number"), ({"chunks": "3"}, "chunks has to be one number"),
+        ({"clip_skip": "a"}, "clip_skip has to be one number"), ({"adapter": "dora"}, 'adapter has to be "full" or "lora"'),
+        ({"base": None}, "it does not say base"), ({"sensitive": "no"}, "sensitive has to be true or false"),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_kind_in_what_a_run_says_of_itself_is_named(work, tmp_path, values, says):
+    run = shutil.copytree(work / "lora", tmp_path / "run")
+    about = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(about | values))
+    with pytest.raises(MapoError, match=f"run.json is damaged: {says}.* Run the same `mapo train` command again"):
+        export_run(str(run), "lora", tmp_path / "out", ExportOptions())
+
+
+def test_of_a_run_that_has_lost_its_settings_the_file_alone_can_be_written(work, tmp_path):
+    run = shutil.copytree(work / "lora", tmp_path / "run")
+    (run / "config.toml").unlink()
+    with pytest.raises(
+        MapoError, match="run has lost its config.toml, of which the card is written. .*--out x.safetensors"
+    ):
+        export_run(str(run), "kohya", tmp_path / "x", ExportOptions())
+    assert not (tmp_path / "x").exists()
+    export_run(str(run), "kohya", tmp_path / "x.safetensors", ExportOptions())
+    assert load_file(tmp_path / "x.safetensors")
 
 
 def test_a_disk_that_is_too_small_is_told_before_anything_is_written(work, tmp_path, monkeypatch):

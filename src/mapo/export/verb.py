@@ -37,6 +37,8 @@ def export(
     scores: Sequence[Path] = (), base_model: str | None = None, api: Any = None,
 ) -> Exported:  # fmt: skip
     """Write a set of pairs, or a run or its checkpoint, in the form ``to``. ``api`` is a ``huggingface_hub.HfApi``."""
+    if not source.strip():
+        raise MapoError("The name of what is exported is empty. Give a pairs set, a run, or RUN@STEP.")
     is_set = (Path(source) / "set.json").is_file() or not _is_run(source)
     forms, others = (OF_PAIRS, OF_RUNS) if is_set else (OF_RUNS, OF_PAIRS)
     what = "a pairs set" if is_set else "a run"

@@ -163,7 +163,12 @@ def _write(
     asked: ExportOptions,
 ) -> dict[str, int]:  # fmt: skip
     form = FORMS[what.form]
-    alone = out.suffix == SUFFIX
+    alone = out.suffix.lower() == SUFFIX
+    if not alone and not facts.config:
+        raise MapoError(
+            f"{facts.folder} has lost its config.toml, of which the card is written. Put it back"
+            + (f", or write the file alone, with --out {out.name}{SUFFIX}." if form.file else ".")
+        )
     if alone and not form.file:
         raise MapoError(f"--out {out} ends in {SUFFIX}, but --to {what.form} writes a folder. Choose another --out.")
     if form.file and out.suffix.lower() in PICKLES:

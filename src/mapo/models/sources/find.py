@@ -13,6 +13,7 @@ from mapo.files import inside, own_place
 from mapo.models.checkpoints import checkpoints, runs_inside
 from mapo.models.files import LONG_PROMPTS, ModelFiles, at_step, is_there
 from mapo.models.loras.sources import LORA_FILE, Lora
+from mapo.models.sources.about import check_about
 from mapo.models.sources.hub import fetch_model, hub_name
 from mapo.models.sources.loras import find_loras
 from mapo.models.sources.others import other_folder, refuse_broken_links
@@ -118,10 +119,9 @@ def _find_run(
     name: str, path: Path, weights: bool, clip_skip: int | None, vae: str | None, prediction: str | None,
     long_prompts: str | None,
 ) -> ModelFiles:  # fmt: skip
-    about = path / "run.json"
-    run = read_object(about, "a run folder", "Run the same `mapo train` command again: it writes the file anew.")
-    if not all(isinstance(run.get(key), str) for key in ("base", "denoiser", "adapter")):
-        raise MapoError(f"{about} is damaged. Run the same `mapo train` command again: it writes the file anew.")
+    again = "Run the same `mapo train` command again: it writes the file anew."
+    run = read_object(path / "run.json", "a run folder", again)
+    check_about(path / "run.json", run, again)
     base = _as_trained(_find_base(name, path, run, weights), run, weights, vae, prediction)
     denoiser = inside(path, run["denoiser"], f"{path}/run.json")
     if not denoiser.is_dir():
@@ -187,6 +187,9 @@ def _find_base(name: str, path: Path, run: Mapping[str, Any], weights: bool) -> 
             f"{name} was trained on the model {base}, which is not there any more. Put it back there, or write its "
             f"new place as base into {path / 'run.json'}."
         )
+    vae = told["vae"]
+    if vae is not None and Path(vae).is_absolute() and not Path(vae).exists():
+        raise MapoError(f"{name} was trained with the VAE {vae}, which is not there any more. Put it back there.")
     found = find_model(base, weights, **told)
     if found.is_local and run.get("base_revision") not in (None, *found.revisions()):
         raise MapoError(
