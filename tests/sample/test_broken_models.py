@@ -1,6 +1,7 @@
 """`mapo sample` on model folders that do not fit together: one sentence, and no images folder that was not there."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -195,3 +196,13 @@ def test_of_a_model_that_cannot_be_fetched_only_our_sentence_is_printed_and_cut_
     done = mapo("sample", "--model", "nobody/no-such-model", "--prompts", tmp_path / "p.txt", "--out", tmp_path / "out")
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("mapo: --model: nobody/no-such-model is not") and done.stderr.count("\n") == 1
+
+
+def test_in_half_precision_a_cpu_draws_without_a_word_of_the_libraries(tmp_path, sdxl):
+    (tmp_path / "p.txt").write_text("a red circle\n")
+    words = ["--prompts", tmp_path / "p.txt", "--out", tmp_path / "out", "--steps", "1", "--precision", "float16"]
+    done = mapo("sample", "--model", sdxl, *words)
+    assert done.returncode == 0 and len(read_images(tmp_path / "out")) == 1
+    assert not [line for line in re.split(r"[\r\n]+", done.stderr) if line and not line.startswith("sample:")], (
+        done.stderr
+    )

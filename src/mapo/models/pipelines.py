@@ -125,7 +125,8 @@ def open_pipeline(model: ModelFiles, device: Any, dtype: Any) -> Any:
         if isinstance(network, nn.Module):
             check_finite(network, part, model.name)
     made.set_progress_bar_config(disable=True)
-    return made.to(device)
+    with quietly():
+        return made.to(device)
 
 
 @contextlib.contextmanager

@@ -261,7 +261,8 @@ class LatentModel(ABC):
         if self.scale_may_lack and made.vae.config.get("scaling_factor") is None:  # it is null in the file
             made.vae.register_to_config(scaling_factor=self.usual_scale)
         made.set_progress_bar_config(disable=True)
-        return made.to(device)
+        with quietly():  # of half precision on a CPU diffusers says that it fails
+            return made.to(device)
 
     def save(self, denoiser: nn.Module, folder: Path) -> None:
         """Write the denoiser into its folder within ``folder``."""
