@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -249,6 +250,36 @@ def test_the_card_says_what_was_trained_on_what_and_nothing_of_this_machine(work
     assert facts["settings"]["pairs"] == "my pairs" and facts["steps"] == 2 and facts["licence"] == "openrail++"
     for path in lora.iterdir():
         assert str(work).encode() not in path.read_bytes() and b"/home/me" not in path.read_bytes()
+
+
+def test_the_card_says_what_was_measured_on_held_out_pairs_up_to_its_step(work, tmp_path):
+    run = shutil.copytree(work / "lora", tmp_path / "run")
+    rows = [{"step": step, "of": "them", "accuracy": 0.5 + step / 10, "margin": step / 1000} for step in range(3)]
+    (run / "evaluations.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in [{**rows[1], "of": "others"}, *rows])
+    )
+    for name, said in (
+        ("run", "accuracy 70.0%, margin 0.002 at step 2"),
+        ("run@1", "accuracy 60.0%, margin 0.001 at step 1"),
+    ):
+        export(str(tmp_path / name), "lora", tmp_path / f"{name}-out")
+        row = f"| on held-out pairs | {said}; before training accuracy 50.0%, margin 0 |"
+        assert row in card_of(tmp_path / f"{name}-out").text
+
+
+def test_the_card_tells_diffusers_what_the_model_predicts_where_the_user_said_it(work, tmp_path, monkeypatch):
+    values = {
+        "model": str(work / "base"), "pairs": str(work / "my pairs"), "prediction": "v", "adapter": {"kind": "lora"},
+        "train": {"steps": 1, "pairs_per_step": 1},
+    }  # fmt: skip
+    train(make_config(values), tmp_path / "run")
+    export(str(tmp_path / "run"), "lora", tmp_path / "out")
+    (code,) = re.findall(r"```python\n(.*?)```", card_of(tmp_path / "out").text, re.DOTALL)
+    monkeypatch.chdir(work)
+    here: dict[str, Any] = {}
+    exec(code.replace('"out"', repr(str(tmp_path / "out"))).split("picture =")[0], here)
+    assert here["pipeline"].scheduler.config.prediction_type == "v_prediction"
+    assert torch.allclose(latents(here["pipeline"]), of_run(tmp_path / "run"), atol=1e-5)
 
 
 def test_scores_stand_in_the_card_and_others_are_refused(work, tmp_path):
