@@ -249,10 +249,22 @@ def test_a_distilled_model_needs_leave_to_be_trained_and_what_that_does_is_said_
 
 
 @pytest.mark.parametrize(
-    "name", ["my-turbot-fish", "hyperrealistic", "flashlight", "distillery", "schnelle-nummer", "flux-de-distill"]
-)
+    "name",
+    ["my-turbot-fish", "hyperrealistic", "flashlight", "distillery", "schnelle-nummer", "flux-de-distill", "myHyperreal",
+     "HYPERREAL", "FluxDeDistilled", "flux-undistilled-Turbo"],
+)  # fmt: skip
 def test_other_words_are_not_taken_for_those_of_distilled_models(tmp_path, name):
     assert opened(make_sdxl(tmp_path / name)).distilled == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [("XL_lightningDPMSDE", "lightning"), ("sdxlTurbo", "Turbo"), ("XLTurbo_v2", "Turbo"), ("v40LightningBaked", "Lightning"),
+     ("my-LCM", "LCM"), ("mergeLCM", "LCM"), ("SDXL-TURBO", "TURBO"), ("x_dmd2", "dmd2")],
+)  # fmt: skip
+def test_words_of_distilled_models_are_found_where_capitals_part_them(sdxl, tmp_path, name, word):
+    (tmp_path / name).symlink_to(sdxl)
+    assert f"has the word '{word}'" in opened(tmp_path / name).distilled
 
 
 # ------------------------------------------------------------------ Z-Image

@@ -195,6 +195,7 @@ OTHERS = {
     "is a model of Chroma": {"double_blocks.0.img_attn.qkv.weight": (3, 3), "distilled_guidance_layer.in_proj.weight": (3, 3)},
     "is a model of FLUX.2": {"double_blocks.0.img_attn.qkv.weight": (3, 3), "double_stream_modulation_img.lin.weight": (3, 3)},
     "is a model of Z-Image or Lumina": {f"{INSIDE}noise_refiner.0.attention.qkv.weight": (3, 3), f"{INSIDE}x.weight": (3,)},
+    "holds the parts of a model by diffusers' names": {"unet.down_blocks.0.x.weight": (3, 3), "vae.decoder.conv_in.weight": (3, 3)},
     "holds only a denoiser, by diffusers' names": {"down_blocks.0.resnets.0.conv1.weight": (3, 3), "conv_in.weight": (3, 3)},
     "only as the running mean of a training (model_ema)": {"model_ema.diffusion_modelout0bias": (320,), "first_stage_model.decoder.conv_in.weight": (512, 4, 3, 3), "cond_stage_model.transformer.x.weight": (3, 3)},
     "is a motion module of AnimateDiff": {"down_blocks.0.motion_modules.0.temporal_transformer.norm.weight": (320,), "down_blocks.0.motion_modules.0.temporal_transformer.norm.bias": (320,)},

@@ -30,8 +30,10 @@ from mapo.worlds import MODELS
 
 MOST_TOKENS = "max_sequence_length"
 SAMPLING = "sampling.json"  # ours: how a model is best sampled, and of how many tokens of T5 it is told
-DISTILLED = re.compile(
-    r"(?i)(?<![a-z])(?<!de[-_. ])(turbo|schnell|lightning|hyper|lcm|klein|dmd2?|flash|distill(ed)?)(?![a-z])"
+FEW_STEPS = ("turbo", "schnell", "lightning", "hyper", "lcm", "klein", "dmd2", "dmd", "flash", "distilled", "distill")
+DISTILLED = re.compile(  # as a word of its own, also where capitals part the words: XL_lightningDPM, sdxlTurbo
+    rf"(?<![A-Za-z])(?:{'|'.join(FEW_STEPS)})(?![a-z])|(?:{'|'.join(map(str.title, FEW_STEPS))})(?![a-z])"
+    rf"|(?<![A-Z])(?:{'|'.join(map(str.upper, FEW_STEPS))})(?![A-Za-z])"
 )
 UNDONE = re.compile(r"(?i)(de|un)[-_. ]?distil|libreflux|openflux")  # in names of models whose distillation was undone
 AT_STEP = re.compile(r"(?P<run>.+)@(?P<step>\d+|best)")  # a checkpoint of a run
@@ -149,7 +151,8 @@ class ModelFiles:
 
     def called_distilled(self) -> str:
         """A sentence where the model's name is that of one distilled to few steps; else empty."""
-        word = next((match[0] for name in self._called() if (match := DISTILLED.search(name))), None)
+        names = [name for name in self._called() if not UNDONE.search(name)]
+        word = next((match[0] for name in names if (match := DISTILLED.search(name))), None)
         return f"Its name has the word {word!r}, which models bear that were distilled to few steps." if word else ""
 
     def called_undone(self) -> bool:

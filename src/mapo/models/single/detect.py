@@ -96,6 +96,8 @@ def table_of(header: Header) -> str:
         return _unet(header, begin)
     if name := next((name for start, name in OTHER_DENOISERS.items() if header.any(f"{begin}{start}")), ""):
         raise MapoError(f"{path} is a model of {name}, which is not read from one file. {FOLDER}")
+    if header.any("unet.", "transformer.") and header.any("vae.", "text_encoder."):
+        raise MapoError(f"{path} holds the parts of a model by diffusers' names. {FOLDER}")
     if header.any("down_blocks.", "unet.down_blocks.", "transformer_blocks.", "single_transformer_blocks."):
         raise MapoError(
             f"{path} holds only a denoiser, by diffusers' names. Put it into the folder of its pipeline, as unet/ or "

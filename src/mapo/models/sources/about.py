@@ -27,7 +27,7 @@ VALUES: Mapping[str, Kind] = {
 
 
 def check_about(path: Path, about: Mapping[str, Any], remedy: str) -> None:
-    """MapoError where a value lacks or is of another kind, in the file ``path``. A null stands for a value that is not there."""
+    """MapoError where a value lacks or is of another kind, in the file ``path``. A null stands for one that lacks."""
     for key, kind in VALUES.items():
         value = about.get(key)
         if value is None and key in NEEDED:
