@@ -436,15 +436,13 @@ def test_a_folder_that_was_looked_at_first_is_uploaded_as_it_lies_there(work, tm
     assert card_of(out).data.to_dict().get("base_model_relation") is None  # its base has no name on the hub
     (out / "README.md").write_text((out / "README.md").read_text() + "Mended.\n")
     api = Hub(SimpleNamespace(private=True, siblings=[]))
-    with pytest.raises(MapoError, match=r"was written before: mend its README\.md"):
-        export(str(work / "full"), "hub", out, repo="me/m", licence="mit", api=api)
+    half = {"licence": "mit", "precision": "float16"}
+    for other, flag in (({"licence": "apache-2.0"}, "--license"), (half, "--precision")):
+        with pytest.raises(MapoError, match=rf"was written before, and not with this {flag}: mend its README\.md"):
+            export(str(work / "full"), "hub", out, repo="me/m", api=api, **other)
     with pytest.raises(MapoError, match="is not known"):
         export(str(work / "full"), "hub", out, repo="me/m", api=api)
-    (work / "base" / "README.md").write_text("---\nlicense: mit\n---\n")
-    try:
-        made = export(str(work / "full"), "hub", out, repo="me/m", api=api)
-    finally:
-        (work / "base" / "README.md").unlink()
+    made = export(str(work / "full"), "hub", out, repo="me/m", licence="mit", api=api)  # the same command goes on
     assert made.counts == {} and 'from_pretrained("me/m", ' in api.card and api.card.endswith("Mended.\n")
 
 
@@ -453,7 +451,9 @@ def test_a_model_without_a_known_licence_does_not_go_to_the_hub(work, tmp_path):
         export(str(work / "lora"), "hub", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     public = Hub(SimpleNamespace(private=False, siblings=[]))
-    with pytest.raises(MapoError, match="is there already and public, against --private"):
+    with pytest.raises(
+        MapoError, match="is there already and public, and models go to the hub privately. Say --public"
+    ):
         export(str(work / "lora"), "hub", tmp_path / "out", repo="me/m", licence="mit", api=public)
 
 

@@ -154,6 +154,7 @@ def check_repo(repo: str, private: bool | None, sensitive: bool, api: Any, kind:
     ``private`` None is not said: a set is public then, but for a sensitive one, of which it has to be said; a ``kind``
     "model" is private.
     """
+    is_said = private is not None
     if kind == "model":
         private = private is None or private
     elif sensitive and private is None:
@@ -168,6 +169,11 @@ def check_repo(repo: str, private: bool | None, sensitive: bool, api: Any, kind:
     if there is None:
         return bool(private)
     if private is not None and bool(there.private) != private:
+        if not is_said:
+            raise MapoError(
+                f"--repo {repo} is there already and public, and models go to the hub privately. Say --public if "
+                "everybody may see it, or name another."
+            )
         now, asked = ("private", "--public") if there.private else ("public", "--private")
         raise MapoError(
             f"--repo {repo} is there already and {now}, against {asked}. Change it on the hub, or name another."

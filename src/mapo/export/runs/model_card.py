@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,6 +58,8 @@ class Exporting:
     file: str = ""
     repo: str | None = None
     for_hub: bool = False
+    precision: str = ""  # of the weights; of a LoRA empty
+    scores: Sequence[str] = ()  # the names of the tables in its card
 
     @property
     def source(self) -> str:
@@ -108,12 +110,12 @@ def write_card(
     write_text(folder / "README.md", f"---\n{_head(what, opened, facts, licence)}\n---\n\n{body}")
 
 
-def is_export_of(folder: Path, revision: str) -> bool:
-    """Whether the folder is a whole export of the run that has this revision."""
+def facts_of_export(folder: Path, revision: str) -> Mapping[str, Any]:
+    """What a whole export of the run that has this revision says of itself; empty where the folder is none."""
     if not (folder / FACTS).is_file():
-        return False
+        return {}
     facts = read_object(folder / FACTS, "an exported model", "Delete it and export again.")
-    return facts.get("format") == FORMAT and facts.get("revision") == revision
+    return facts if facts.get("format") == FORMAT and facts.get("revision") == revision else {}
 
 
 def _head(what: Exporting, opened: Opened, facts: RunFacts, licence: Licence | None) -> str:
@@ -153,6 +155,8 @@ def _for_programs(
         "steps": facts.steps,
         "sensitive": facts.sensitive,
         "licence": licence.called if licence else "unknown",
+        "precision": what.precision,
+        "scores": list(what.scores),
         "settings": settings,
         "sets": [{"name": one.name, **dict(one.facts)} for one in facts.training.sets],
     }
