@@ -16,6 +16,8 @@ from mapo.errors import MapoError
 from mapo.models import Frames, find_model, open_model, together
 from mapo.models.families.flux import pack, places, unpack
 from mapo.models.noise.flow import RectifiedFlow
+from mapo.sample.folder import read_images
+from mapo.sample.sample import sample
 from mapo.train.config import make_config
 from mapo.train.train import train
 from tiny import make_flux, make_pairs, make_sd3, make_sdxl, make_z_image
@@ -209,6 +211,15 @@ def pairs(tmp_path_factory):
 
 def losses(run_folder):
     return [json.loads(line)["loss"] for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_flux_without_guidance_is_told_none_when_it_draws_and_that_is_said(tmp_path, heard):
+    folder = make_flux(tmp_path / "schnell", guidance=False)
+    sample(str(folder), "a cat", 0, tmp_path / "plain", steps=1)
+    assert read_images(tmp_path / "plain")[0].guidance == 0 and "--guidance" not in heard()
+    sample(str(folder), "a cat", 0, tmp_path / "asked", steps=1, guidance=4.0)
+    assert "The model has no guidance embedding, so --guidance 4 (--cfg) has no effect." in heard()
+    assert opened(make_flux(tmp_path / "dev")).advised_sampling["guidance"] == 3.5
 
 
 def test_the_guidance_of_training_is_a_setting_that_reaches_the_transformer(tmp_path, pairs):

@@ -65,7 +65,9 @@ def check_negative_prompt(model: str, name: str, kind: Any, words: str) -> None:
 
 
 def no_effect_told(pipeline: Any, guidance: float, negative_prompt: str) -> list[str]:
-    """A sentence where the pipeline does not look at the negative prompt, as there is too little guidance."""
+    """A sentence where the pipeline does not look at the guidance, or at the negative prompt as that is too little."""
+    if guidance and type(pipeline).__name__ == "FluxPipeline" and not pipeline.transformer.config.guidance_embeds:
+        return [f"The model has no guidance embedding, so --guidance {guidance:g} (--cfg) has no effect."]
     least = GUIDED_ABOVE.get(type(pipeline).__name__, -1.0)
     if not negative_prompt or guidance > least:
         return []

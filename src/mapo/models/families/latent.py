@@ -56,7 +56,7 @@ class LatentModel(ABC):
     may_lack: ClassVar[tuple[str, ...]] = ()  # parts that a folder may come without
     usual_scale: ClassVar[float]  # of the latents
     scale_may_lack: ClassVar[bool] = False  # in the VAE's file, where the class's own is meant
-    advised_sampling: ClassVar[Mapping[str, float]]
+    usual_sampling: ClassVar[Mapping[str, float]]  # steps and guidance
     lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
     adapters: ClassVar[tuple[str, ...]] = ("full", "lora")
 
@@ -126,6 +126,11 @@ class LatentModel(ABC):
     def distilled(self) -> str:
         """Why the model is one for few steps, which training makes worse; empty where nothing says so."""
         return self.files.called_distilled()
+
+    @property
+    def advised_sampling(self) -> Mapping[str, float]:
+        """Steps and guidance for pictures."""
+        return self.usual_sampling
 
     @property
     def zero_without_prompt(self) -> bool:
