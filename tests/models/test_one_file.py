@@ -17,7 +17,7 @@ from mapo.export.runs.single_file import planned, write_single_file
 from mapo.models import Frames, find_model, open_model, together
 from mapo.models.single.file import beside_of
 from mapo.models.single.layout import LAYOUTS
-from sparse import published
+from sparse import published, write_sparse
 
 PROMPTS = ["a small red circle", "zebra, ünïcode " * 30]
 
@@ -287,6 +287,27 @@ def test_at_real_size_what_is_written_has_the_names_and_shapes_of_published_file
     assert found.items() <= wanted.items()
     lacking = published(name, optional=False).keys() - found.keys()
     assert all(key.endswith((".logit_scale", ".sigmas")) for key in lacking)
+
+
+def test_noise_that_files_of_a_published_size_do_not_have_is_written_beside(tmp_path, heard):
+    from mapo.export.runs.single_file import describe_noise
+    from tiny import SCHEDULE, make_sd
+
+    shapes = {key: shape for key, shape in published("sd15").items() if key not in ("v_pred", "ztsnr")}
+    path = write_sparse(tmp_path / "m.safetensors", shapes)
+    folder = make_sd(tmp_path / "sd")
+    describe_noise(opened(folder), path)
+    assert not (tmp_path / "m.config").exists()
+    config = folder / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **SCHEDULE, "beta_end": 0.02}))
+    heard()
+    describe_noise(opened(folder), path)
+    assert (
+        "m.config/scheduler/scheduler_config.json beside the file says which noise the model was trained with"
+        in heard()
+    )
+    assert torch.equal(opened(path).process.alphas_cumprod, opened(folder).process.alphas_cumprod)
+    assert "does not say what it predicts" not in heard()
 
 
 def test_what_cannot_be_written_is_said_and_nothing_is_left_behind(sdxl, tmp_path):
