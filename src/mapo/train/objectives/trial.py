@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mapo.errors import MapoError, reason
+from mapo.errors import MapoError
 from mapo.train.objectives import Objective, logit_and_scale
 from mapo.train.objectives.own import all_settings, constants_of, objective_named
 from mapo.train.types import PairErrors, Residuals, mean_squares
@@ -44,7 +44,7 @@ def doubts(name: str, objective: Objective, settings: Mapping[str, float]) -> li
     except MapoError:
         raise
     except Exception as error:  # of a built-in objective, whose settings are at fault
-        raise MapoError(f"{this} cannot be used ({reason(error)}). Take other settings.") from None
+        raise MapoError(f"{this} cannot be used ({type(error).__name__}: {error}). Take other settings.") from None
 
 
 @dataclass(frozen=True)
