@@ -126,6 +126,9 @@ def test_a_name_that_nothing_has_is_answered_with_what_may_be_given():
         find_model("nothing.safetensors")
 
 
-def test_a_file_that_is_not_there_is_not_taken_for_a_name_on_the_hub():
-    with pytest.raises(MapoError, match="there is no folder or file models/fox.safetensors"):
-        find_model("models/fox.safetensors")
+@pytest.mark.parametrize("name", ["fox.safetensors", "Fox.SAFETENSORS", "fox.gguf", "fox.bin", "fox.pt"])
+def test_a_file_that_is_not_there_is_not_taken_for_a_name_on_the_hub(name):
+    with pytest.raises(MapoError, match=f"there is no folder or file models/{name}"):
+        find_model(f"models/{name}")
+    with pytest.raises(MapoError, match=f"--vae: there is no file or folder models/{name}"):
+        find_model("mini", vae=f"models/{name}")

@@ -91,7 +91,7 @@ def _find_folder(name: str, path: Path, weights: bool) -> tuple[Path, str | None
             f"--model: {name} is neither a diffusers pipeline (it has no model_index.json) nor a finished run of "
             f"`mapo train` (it has no run.json).{runs_inside(path) or ' Give one of these.'}"
         )
-    if name.endswith((".safetensors", ".ckpt")) or (asked := hub_name(name)) is None:
+    if (asked := hub_name(name)) is None:
         raise MapoError(f"--model: there is no folder or file {name}. {_what_to_give()}")
     return fetch_model(asked, weights), asked.variant
 

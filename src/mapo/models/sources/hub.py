@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mapo.errors import MapoError, reason
+from mapo.models.parts.header import PICKLES
 from mapo.models.parts.weights import quietly
 
 NAME = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[^\s:@]+))?(:(?P<variant>\w+))?")
+FILES = (".safetensors", ".gguf", *PICKLES)  # how names of files end
 SMALL = ("model_index.json", "*/*config.json", "tokenizer*/*", "sampling.json")
 VAE_CONFIGS = ("config.json", "vae/config.json")
 VAE_WEIGHTS = ("diffusion_pytorch_model*.safetensors", "vae/diffusion_pytorch_model*.safetensors")
@@ -28,7 +30,8 @@ class HubName:
 
 def hub_name(name: str) -> HubName | None:
     """The parts of a name such as ``owner/name@v1.0:fp16``; None where it is not one of the hub."""
-    match = None if name.startswith((".", "/", "~")) else NAME.fullmatch(name)
+    is_file = name.startswith((".", "/", "~")) or name.lower().endswith(FILES)
+    match = None if is_file else NAME.fullmatch(name)
     return HubName(match["id"], match["revision"], match["variant"]) if match else None
 
 
