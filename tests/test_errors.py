@@ -2,7 +2,7 @@
 
 import pytest
 
-from mapo.errors import spoken
+from mapo.errors import reason, spoken
 
 
 @pytest.fixture(autouse=True)
@@ -20,3 +20,10 @@ def test_variables_that_change_libraries_are_named_as_a_reason(monkeypatch):
     monkeypatch.setenv("TQDM_MININTERVAL", "abc")
     said = spoken(ValueError("could not convert string to float: 'abc'"))
     assert "This is perhaps a fault of mapo" in said and "TQDM_MININTERVAL. Unset them and try again." in said
+
+
+def test_of_what_a_library_says_at_most_the_first_line_is_told_in_short():
+    assert reason(RuntimeError("\nIt failed.\nSee the log.")) == "It failed"
+    assert reason(ValueError("word " * 100 + "\nmore")) == "word " * 39 + "…"
+    assert reason(KeyError("down")) == "KeyError: 'down'" and reason(ValueError()) == "ValueError"
+    assert reason(PermissionError(13, "Permission denied", "/a/file")) == "Permission denied"

@@ -8,6 +8,7 @@ import errno
 import os
 import re
 import tempfile
+import textwrap
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -77,6 +78,14 @@ def spoken(error: Exception) -> str:
             f"{', '.join(names)}. Unset them and try again. If it still fails, report it with {_traceback_file(error)}."
         )
     return f"This is a fault of mapo: {why}. Please report it with {_traceback_file(error)}."
+
+
+def reason(error: BaseException, most: int = 200) -> str:
+    """The first line of what a library said, cut at a word; with the kind of error where it is but one word."""
+    said = str(getattr(error, "strerror", None) or error)
+    line = next((line for line in said.splitlines() if line.strip()), "")
+    short = textwrap.shorten(line, most, placeholder=" …").rstrip(".")
+    return short if " " in short else f"{type(error).__name__}: {short}".removesuffix(": ")
 
 
 def _first_line(error: Exception) -> str:

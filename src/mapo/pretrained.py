@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mapo.errors import MapoError
+from mapo.errors import MapoError, reason
 from mapo.texts import parse_json
 
 if TYPE_CHECKING:
@@ -134,13 +134,12 @@ def snapshot(scorer: str, source: Repository, patterns: tuple[str, ...]) -> Path
         with quiet(bars=True):
             return _get(source, patterns, here=False)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).split("\n")[0][:160].rstrip(".")
         commit = f" --revision {source.commit}" if source.commit else ""
         kinds = {MODEL: ("*.json", "model*.safetensors"), PROCESSOR: ("*.json", "*.txt")}.get(patterns, patterns)
         command = f"hf download {source.name}{commit} " + " ".join(f'--include "{kind}"' for kind in kinds)
         raise MapoError(
-            f"{scorer}: {source.name} is not on this machine and could not be fetched ({reason}); where there is a "
-            f"network, type `{command}`, or give a folder with {_as(scorer, 'FOLDER')}."
+            f"{scorer}: {source.name} is not on this machine and could not be fetched ({reason(error)}); where there "
+            f"is a network, type `{command}`, or give a folder with {_as(scorer, 'FOLDER')}."
         ) from None
 
 
@@ -241,8 +240,3 @@ def process(processor: Any, pictures: Sequence[Image]) -> Tensor:
     """Pictures as a transformers processor prepares them, "n c h w"."""
     pixels: Tensor = processor(list(pictures), return_tensors="pt", input_data_format="channels_last")["pixel_values"]
     return pixels
-
-
-def reason(error: Exception) -> str:
-    """An error of a library in a line."""
-    return (str(error).strip() or type(error).__name__).split("\n")[0][:200].rstrip(".")

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import ErrorDetails
 
-from mapo.errors import MapoError
+from mapo.errors import MapoError, reason
 from mapo.texts import read_text
 
 
@@ -77,7 +77,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise MapoError(f"--config: there is no file {path}.") from None
     except (OSError, ValueError) as error:
-        raise MapoError(f"--config: {path} cannot be read ({error}).") from None
+        raise MapoError(f"--config: {path} cannot be read ({reason(error)}).") from None
 
 
 def parse_set(assignments: Iterable[str]) -> dict[str, Any]:

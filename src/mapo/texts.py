@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from mapo.errors import MapoError
+from mapo.errors import MapoError, reason
 from mapo.files import naming, write_text
 
 MOST_NESTED = 100  # lists and objects of JSON: what reads and writes them goes down by recursion
@@ -203,7 +203,7 @@ def read_json(path: Path, what: str, remedy: str) -> Any:
     except FileNotFoundError:
         raise MapoError(f"{path.parent} is not {what}: it has no {path.name}. {remedy}") from None
     except (ValueError, OSError) as error:
-        raise MapoError(f"{path} cannot be read ({error}). {remedy}") from None
+        raise MapoError(f"{path} cannot be read ({reason(error)}). {remedy}") from None
 
 
 def encoding_of(path: Path) -> str:

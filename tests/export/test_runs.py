@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from click.testing import CliRunner
 from diffusers import DiffusionPipeline
 from huggingface_hub import HfApi, ModelCard
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from mapo.cli import cli
 from mapo.errors import MapoError
@@ -250,6 +252,36 @@ def test_the_card_says_what_was_trained_on_what_and_nothing_of_this_machine(work
         assert str(work).encode() not in path.read_bytes() and b"/home/me" not in path.read_bytes()
 
 
+def test_the_card_says_what_was_measured_on_held_out_pairs_up_to_its_step(work, tmp_path):
+    run = shutil.copytree(work / "lora", tmp_path / "run")
+    rows = [{"step": step, "of": "them", "accuracy": 0.5 + step / 10, "margin": step / 1000} for step in range(3)]
+    (run / "evaluations.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in [{**rows[1], "of": "others"}, *rows])
+    )
+    for name, said in (
+        ("run", "accuracy 70.0%, margin 0.002 at step 2"),
+        ("run@1", "accuracy 60.0%, margin 0.001 at step 1"),
+    ):
+        export(str(tmp_path / name), "lora", tmp_path / f"{name}-out")
+        row = f"| on held-out pairs | {said}; before training accuracy 50.0%, margin 0 |"
+        assert row in card_of(tmp_path / f"{name}-out").text
+
+
+def test_the_card_tells_diffusers_what_the_model_predicts_where_the_user_said_it(work, tmp_path, monkeypatch):
+    values = {
+        "model": str(work / "base"), "pairs": str(work / "my pairs"), "prediction": "v", "adapter": {"kind": "lora"},
+        "train": {"steps": 1, "pairs_per_step": 1},
+    }  # fmt: skip
+    train(make_config(values), tmp_path / "run")
+    export(str(tmp_path / "run"), "lora", tmp_path / "out")
+    (code,) = re.findall(r"```python\n(.*?)```", card_of(tmp_path / "out").text, re.DOTALL)
+    monkeypatch.chdir(work)
+    here: dict[str, Any] = {}
+    exec(code.replace('"out"', repr(str(tmp_path / "out"))).split("picture =")[0], here)
+    assert here["pipeline"].scheduler.config.prediction_type == "v_prediction"
+    assert torch.allclose(latents(here["pipeline"]), of_run(tmp_path / "run"), atol=1e-5)
+
+
 def test_scores_stand_in_the_card_and_others_are_refused(work, tmp_path):
     def table(path: Path, *models: tuple[str, float]) -> Path:
         rows = [
@@ -404,15 +436,13 @@ def test_a_folder_that_was_looked_at_first_is_uploaded_as_it_lies_there(work, tm
     assert card_of(out).data.to_dict().get("base_model_relation") is None  # its base has no name on the hub
     (out / "README.md").write_text((out / "README.md").read_text() + "Mended.\n")
     api = Hub(SimpleNamespace(private=True, siblings=[]))
-    with pytest.raises(MapoError, match=r"was written before: mend its README\.md"):
-        export(str(work / "full"), "hub", out, repo="me/m", licence="mit", api=api)
+    half = {"licence": "mit", "precision": "float16"}
+    for other, flag in (({"licence": "apache-2.0"}, "--license"), (half, "--precision")):
+        with pytest.raises(MapoError, match=rf"was written before, and not with this {flag}: mend its README\.md"):
+            export(str(work / "full"), "hub", out, repo="me/m", api=api, **other)
     with pytest.raises(MapoError, match="is not known"):
         export(str(work / "full"), "hub", out, repo="me/m", api=api)
-    (work / "base" / "README.md").write_text("---\nlicense: mit\n---\n")
-    try:
-        made = export(str(work / "full"), "hub", out, repo="me/m", api=api)
-    finally:
-        (work / "base" / "README.md").unlink()
+    made = export(str(work / "full"), "hub", out, repo="me/m", licence="mit", api=api)  # the same command goes on
     assert made.counts == {} and 'from_pretrained("me/m", ' in api.card and api.card.endswith("Mended.\n")
 
 
@@ -421,7 +451,9 @@ def test_a_model_without_a_known_licence_does_not_go_to_the_hub(work, tmp_path):
         export(str(work / "lora"), "hub", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     public = Hub(SimpleNamespace(private=False, siblings=[]))
-    with pytest.raises(MapoError, match="is there already and public, against --private"):
+    with pytest.raises(
+        MapoError, match="is there already and public, and models go to the hub privately. Say --public"
+    ):
         export(str(work / "lora"), "hub", tmp_path / "out", repo="me/m", licence="mit", api=public)
 
 
@@ -450,6 +482,7 @@ def test_a_model_without_a_known_licence_does_not_go_to_the_hub(work, tmp_path):
         ("base", ["--to", "lora", "--out", "x"], "base is not a run of `mapo train`"),
         ("nothing", ["--to", "lora", "--out", "x"], "nothing is not a run of `mapo train`"),
         ("lora", ["--to", "lora", "--out", "full"], "full already exists"),
+        ("", ["--to", "lora", "--out", "x"], "The name of what is exported is empty. Give a pairs set, a run"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_one_sentence(work, monkeypatch, source, words, says):
@@ -458,6 +491,40 @@ def test_what_does_not_go_together_is_one_sentence(work, monkeypatch, source, wo
     done = CliRunner().invoke(cli, ["export", source, *words])
     assert isinstance(done.exception, MapoError) and says in str(done.exception), done.output
     assert sorted(path.name for path in work.iterdir()) == before
+
+
+def test_a_file_s_name_may_end_in_capitals(work, tmp_path):
+    counts, _ = export_run(str(work / "lora"), "kohya", tmp_path / "A.SAFETENSORS", ExportOptions())
+    assert counts["files"] == 1 and load_file(tmp_path / "A.SAFETENSORS")
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"loras": ["a"]}, "loras has to be a list of LoRAs with file, weight and sha256"),
+        ({"steps": "x"}, "steps has to be one number"), ({"chunks": "3"}, "chunks has to be one number"),
+        ({"clip_skip": "a"}, "clip_skip has to be one number"), ({"adapter": "dora"}, 'adapter has to be "full" or "lora"'),
+        ({"base": None}, "it does not say base"), ({"sensitive": "no"}, "sensitive has to be true or false"),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_kind_in_what_a_run_says_of_itself_is_named(work, tmp_path, values, says):
+    run = shutil.copytree(work / "lora", tmp_path / "run")
+    about = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(about | values))
+    with pytest.raises(MapoError, match=f"run.json is damaged: {says}.* Run the same `mapo train` command again"):
+        export_run(str(run), "lora", tmp_path / "out", ExportOptions())
+
+
+def test_of_a_run_that_has_lost_its_settings_the_file_alone_can_be_written(work, tmp_path):
+    run = shutil.copytree(work / "lora", tmp_path / "run")
+    (run / "config.toml").unlink()
+    with pytest.raises(
+        MapoError, match="run has lost its config.toml, of which the card is written. .*--out x.safetensors"
+    ):
+        export_run(str(run), "kohya", tmp_path / "x", ExportOptions())
+    assert not (tmp_path / "x").exists()
+    export_run(str(run), "kohya", tmp_path / "x.safetensors", ExportOptions())
+    assert load_file(tmp_path / "x.safetensors")
 
 
 def test_a_disk_that_is_too_small_is_told_before_anything_is_written(work, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from data_fixtures import files_below
 from mapo.build.verb import build
 from mapo.encode.verb import encode
 from mapo.errors import MapoError
-from mapo.models.parts.tensors import is_finite
+from mapo.models.parts.tensors import check_finite, is_finite
 from mapo.sample.sample import Sampler, Sampling, sample
 from tiny import make_pairs, make_sd
 
@@ -88,3 +88,10 @@ def test_a_network_that_overflows_is_named_and_no_black_picture_is_made(sd, part
     with pytest.raises(MapoError, match=f"The {name} of {sd} gave numbers that are not finite in float32"):
         sampler.batch([("a fox", 0)], Sampling(steps=2, guidance=5.0, width=16, height=16))
     assert "decode" not in vars(sampler.pipeline.vae)
+
+
+def test_a_weight_that_no_file_had_is_named():
+    with torch.device("meta"):
+        network = torch.nn.Linear(2, 2)
+    with pytest.raises(MapoError, match="The weights of the transformer of m lack weight. Take another copy"):
+        check_finite(network, "transformer", "m")

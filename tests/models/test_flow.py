@@ -16,6 +16,8 @@ from mapo.errors import MapoError
 from mapo.models import Frames, find_model, open_model, together
 from mapo.models.families.flux import pack, places, unpack
 from mapo.models.noise.flow import RectifiedFlow
+from mapo.sample.folder import read_images
+from mapo.sample.sample import sample
 from mapo.train.config import make_config
 from mapo.train.train import train
 from tiny import make_flux, make_pairs, make_sd3, make_sdxl, make_z_image
@@ -93,14 +95,22 @@ def test_a_scheduler_of_another_kind_is_refused(tmp_path, changes, words):
     folder = make_sd3(tmp_path / "m", t5=False)
     path = folder / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    if "_class_name" in changes:
+        name_in_index(folder, changes["_class_name"])
     with pytest.raises(MapoError, match="scheduler_config.json " + words):
         opened(folder)
+
+
+def name_in_index(folder, scheduler):
+    path = folder / "model_index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"scheduler": ["diffusers", scheduler]}))
 
 
 def test_a_unet_with_a_flow_scheduler_is_refused(tmp_path):
     folder = make_sdxl(tmp_path / "m")
     path = folder / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}))
+    name_in_index(folder, "FlowMatchEulerDiscreteScheduler")
     with pytest.raises(MapoError, match="names FlowMatchEulerDiscreteScheduler. Training knows noise"):
         opened(folder)
 
@@ -203,6 +213,15 @@ def losses(run_folder):
     return [json.loads(line)["loss"] for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def test_a_flux_without_guidance_is_told_none_when_it_draws_and_that_is_said(tmp_path, heard):
+    folder = make_flux(tmp_path / "schnell", guidance=False)
+    sample(str(folder), "a cat", 0, tmp_path / "plain", steps=1)
+    assert read_images(tmp_path / "plain")[0].guidance == 0 and "--guidance" not in heard()
+    sample(str(folder), "a cat", 0, tmp_path / "asked", steps=1, guidance=4.0)
+    assert "The model has no guidance embedding, so --guidance 4 (--cfg) has no effect." in heard()
+    assert opened(make_flux(tmp_path / "dev")).advised_sampling["guidance"] == 3.5
+
+
 def test_the_guidance_of_training_is_a_setting_that_reaches_the_transformer(tmp_path, pairs):
     folder = make_flux(tmp_path / "m")
     words = ("train", "--model", folder, "--pairs", pairs, "--cache", tmp_path / "cache", "--adapter", "lora",
@@ -241,10 +260,22 @@ def test_a_distilled_model_needs_leave_to_be_trained_and_what_that_does_is_said_
 
 
 @pytest.mark.parametrize(
-    "name", ["my-turbot-fish", "hyperrealistic", "flashlight", "distillery", "schnelle-nummer", "flux-de-distill"]
-)
+    "name",
+    ["my-turbot-fish", "hyperrealistic", "flashlight", "distillery", "schnelle-nummer", "flux-de-distill", "myHyperreal",
+     "HYPERREAL", "FluxDeDistilled", "flux-undistilled-Turbo"],
+)  # fmt: skip
 def test_other_words_are_not_taken_for_those_of_distilled_models(tmp_path, name):
     assert opened(make_sdxl(tmp_path / name)).distilled == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [("XL_lightningDPMSDE", "lightning"), ("sdxlTurbo", "Turbo"), ("XLTurbo_v2", "Turbo"), ("v40LightningBaked", "Lightning"),
+     ("my-LCM", "LCM"), ("mergeLCM", "LCM"), ("SDXL-TURBO", "TURBO"), ("x_dmd2", "dmd2")],
+)  # fmt: skip
+def test_words_of_distilled_models_are_found_where_capitals_part_them(sdxl, tmp_path, name, word):
+    (tmp_path / name).symlink_to(sdxl)
+    assert f"has the word '{word}'" in opened(tmp_path / name).distilled
 
 
 # ------------------------------------------------------------------ Z-Image

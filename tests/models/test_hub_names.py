@@ -74,9 +74,10 @@ SAID = {
     "is gated on the hub. Accept its licence at https://huggingface.co/owner/name, then log in": gone(errors.GatedRepoError, 401),
     "the hub has no such model, or only for those who may see it": gone(errors.RepositoryNotFoundError, 404),
     "has no branch, tag or commit v9": gone(errors.RevisionNotFoundError, 404),
-    "the hub cannot be reached": errors.LocalEntryNotFoundError("not in the cache"),
-    "the hub cannot be reached (Cannot": errors.OfflineModeIsEnabled("Cannot reach it: offline mode is enabled"),
+    "the hub is switched off by HF_HUB_OFFLINE. Unset it, or give": errors.LocalEntryNotFoundError("not in the cache"),
+    "is not a local folder or file, and the hub is switched off": errors.OfflineModeIsEnabled("Cannot reach it: offline mode is enabled"),
     "the hub cannot be reached (Conn": getattr(HTTP, "ConnectError", ConnectionError)("refused"),
+    "and no model on the hub can have that name": errors.HFValidationError("Repo id must not be longer than 96 letters"),
     "could not be fetched from the hub (": gone(errors.HfHubHTTPError, 500),
 }  # fmt: skip
 
@@ -105,11 +106,29 @@ def test_the_reason_is_told_where_a_library_wraps_it(monkeypatch):
         find_model("owner/name")
 
 
+def test_where_the_hub_cannot_be_reached_the_reason_at_the_bottom_is_told_in_a_line(monkeypatch):
+    def fail(*args, **how):
+        try:
+            raise getattr(HTTP, "ConnectError", ConnectionError)("Name or service not known\nand more")
+        except Exception as error:
+            raise errors.LocalEntryNotFoundError(
+                "Cannot find it on the disk (and a long story of " + "x " * 200
+            ) from error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(MapoError) as error:
+        find_model("owner/name", weights=False)
+    assert "the hub cannot be reached (Name or service not known). Connect and try again, or give" in str(error.value)
+
+
 def test_a_name_that_nothing_has_is_answered_with_what_may_be_given():
     with pytest.raises(MapoError, match=r"no folder or file nothing.safetensors.*safetensors file, or a hub id"):
         find_model("nothing.safetensors")
 
 
-def test_a_file_that_is_not_there_is_not_taken_for_a_name_on_the_hub():
-    with pytest.raises(MapoError, match="there is no folder or file models/fox.safetensors"):
-        find_model("models/fox.safetensors")
+@pytest.mark.parametrize("name", ["fox.safetensors", "Fox.SAFETENSORS", "fox.gguf", "fox.bin", "fox.pt"])
+def test_a_file_that_is_not_there_is_not_taken_for_a_name_on_the_hub(name):
+    with pytest.raises(MapoError, match=f"there is no folder or file models/{name}"):
+        find_model(f"models/{name}")
+    with pytest.raises(MapoError, match=f"--vae: there is no file or folder models/{name}"):
+        find_model("mini", vae=f"models/{name}")

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -297,6 +298,15 @@ def test_matrices_in_8_bits_are_read_as_the_numbers_that_they_hold(model, tmp_pa
     assert torch.isfinite(found.delta()).all() and found.delta().any()
 
 
+@pytest.mark.parametrize("adapter", ["default", "default_0", "myStyle"])
+def test_peft_may_name_its_adapter(model, tmp_path, adapter):
+    tensors = {
+        f"unet.{OLD}.to_q.lora_{x}.{adapter}.weight": t for x, t in (("A", torch.ones(4, 32)), ("B", torch.ones(32, 4)))
+    }
+    (found,) = layers_of(model, tmp_path / "a.safetensors", tensors)
+    assert found.key == ("unet", f"{OLD}.to_q") and found.rank == 4
+
+
 OTHER_NAMES = {
     "kohya with diffusers' paths": QUERY.replace("input_blocks_3_1", "down_blocks_1_attentions_0"),
     "text encoder": "lora_te1_text_model_encoder_layers_0_self_attn_q_proj",
@@ -401,8 +411,11 @@ REFUSED = {
     "not a number": (kohya(QUERY, **{"lora_up.weight": torch.full((32, 4), float("nan"))}), None, "lora_up.* not finite"),
     "infinite": (kohya(QUERY, **{"lora_down.weight": torch.full((4, 32), float("inf"))}), None, "lora_down.* not finite"),
     "whole numbers": (kohya(QUERY, **{"lora_up.weight": torch.ones(32, 4, dtype=torch.int32)}), None, "in whole numbers"),
-    "no rank": (kohya(QUERY, rank=0), None, "has another size"),
-    "a number for a matrix": ({**kohya(QUERY), f"{QUERY}.lora_down.weight": torch.tensor(1.0)}, None, "has another size"),
+    "no rank": (kohya(QUERY, rank=0), None, r"matrices of the shapes \[0, 32\] and \[32, 0\], of which no layer can be"),
+    "a number for a matrix": ({**kohya(QUERY), f"{QUERY}.lora_down.weight": torch.tensor(1.0)}, None,
+                              r"matrices of the shapes \[\] and \[32, 4\]"),
+    "an endless alpha": (PEFT, {"lora_adapter_metadata": '{"unet.lora_alpha": 1e999}'}, "the alpha of .* is not finite"),
+    "numbers behind the names": ({f"{QUERY}.lora_down.0.weight": torch.ones(4, 32)}, None, "a LoRA whose tensors have names"),
     "alpha is a word": (PEFT, {"lora_adapter_metadata": '{"unet.lora_alpha": "much"}'}, "metadata that cannot be read"),
     "no JSON": (PEFT, {"lora_adapter_metadata": "{"}, "metadata that cannot be read"),
     "a list": ({"0": torch.ones(4, 4), "1": torch.ones(4, 4), "2": torch.ones(4)}, None, "is a list of tensors"),
@@ -434,11 +447,15 @@ def test_files_that_are_no_safetensors_are_refused(model, tmp_path):
     }  # fmt: skip
     for name, content in contents.items():
         (tmp_path / f"{name}.safetensors").write_bytes(content)
+    (tmp_path / "long.safetensors").write_bytes(whole + b"more")
+    (tmp_path / "link.safetensors").symlink_to(tmp_path / "nowhere.safetensors")
     (tmp_path / "a.pt").write_bytes(b"PK")
     torch.save(kohya(QUERY), tmp_path / "saved.safetensors")
     (tmp_path / "folder").mkdir()
     for name, says in {
         "half.safetensors": r"is cut off: it has [\d,]+ of [\d,]+ bytes. Download it again",
+        "long.safetensors": "is damaged: 4 bytes behind its tensors belong to none. Download it again",
+        "link.safetensors": r"is a link to .*nowhere.safetensors, which is not there",
         "head.safetensors": "is cut off: it has only 20 bytes. Download it again",
         "empty.safetensors": "is empty. Download it again", "page.safetensors": "is a web page",
         "pointer.safetensors": "git lfs pull", "picture.safetensors": "is a picture, not a file of weights",
@@ -478,6 +495,19 @@ def test_a_weight_stands_behind_a_colon_unless_the_file_is_called_so(model, tmp_
     ]
     with pytest.raises(MapoError, match="there is no file .*a.safetensors:heavy"):
         find_model(str(model), loras=[f"{tmp_path}/a.safetensors:heavy"])
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_not_the_working_folder(model, tmp_path, monkeypatch, name):
+    shutil.copytree(model, tmp_path, dirs_exist_ok=True)
+    save_file(kohya(QUERY), tmp_path / "pytorch_lora_weights.safetensors")
+    monkeypatch.chdir(tmp_path)
+    assert find_model(".", loras=["."]).loras
+    for flag, how in {
+        "lora": {"name": ".", "loras": [name]}, "model": {"name": name}, "vae": {"name": ".", "vae": name}
+    }.items():  # fmt: skip
+        with pytest.raises(MapoError, match=f"^--{flag} is empty. Give "):
+            find_model(**how)
 
 
 # ------------------------------------------------------------------ layers that are one in a file

@@ -17,7 +17,7 @@ from mapo.export.runs.single_file import planned, write_single_file
 from mapo.models import Frames, find_model, open_model, together
 from mapo.models.single.file import beside_of
 from mapo.models.single.layout import LAYOUTS
-from sparse import published
+from sparse import published, write_sparse
 
 PROMPTS = ["a small red circle", "zebra, ünïcode " * 30]
 
@@ -289,6 +289,27 @@ def test_at_real_size_what_is_written_has_the_names_and_shapes_of_published_file
     assert all(key.endswith((".logit_scale", ".sigmas")) for key in lacking)
 
 
+def test_noise_that_files_of_a_published_size_do_not_have_is_written_beside(tmp_path, heard):
+    from mapo.export.runs.single_file import describe_noise
+    from tiny import SCHEDULE, make_sd
+
+    shapes = {key: shape for key, shape in published("sd15").items() if key not in ("v_pred", "ztsnr")}
+    path = write_sparse(tmp_path / "m.safetensors", shapes)
+    folder = make_sd(tmp_path / "sd")
+    describe_noise(opened(folder), path)
+    assert not (tmp_path / "m.config").exists()
+    config = folder / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **SCHEDULE, "beta_end": 0.02}))
+    heard()
+    describe_noise(opened(folder), path)
+    assert (
+        "m.config/scheduler/scheduler_config.json beside the file says which noise the model was trained with"
+        in heard()
+    )
+    assert torch.equal(opened(path).process.alphas_cumprod, opened(folder).process.alphas_cumprod)
+    assert "does not say what it predicts" not in heard()
+
+
 def test_what_cannot_be_written_is_said_and_nothing_is_left_behind(sdxl, tmp_path):
     model = opened(sdxl)
     with pytest.raises(MapoError, match="written in float16 or float32"):
@@ -368,6 +389,36 @@ def test_a_run_keeps_its_vae_and_its_prediction(other_vae, sdxl, pairs, tmp_path
     assert f"was encoded with {about['vae']}, this run asks for the model's own VAE" in str(done.exception)
 
 
+@pytest.mark.parametrize("said", [{"scaling_factor": None}, {"scaling_factor": 0.18215}])
+def test_where_a_model_says_no_scale_another_vae_has_that_of_the_family(sdxl, tmp_path, heard, said):
+    from tiny import make_sd
+
+    folder = make_sd(tmp_path / "sd")
+    path = folder / "vae" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in config.items() if key != "scaling_factor"}))
+    (other := tmp_path / "vae").symlink_to(shutil.copytree(folder / "vae", tmp_path / "other"))
+    (other / "config.json").write_text(json.dumps({**config, **said}))
+    for _ in range(2):
+        model = opened(folder, vae=str(other))
+    assert model.scale(torch.ones(1, 4, 1, 1)).flatten()[0] == pytest.approx(0.18215)
+    assert model.pipeline("cpu").vae.config.scaling_factor == 0.18215
+    line = "does not say how its latents are scaled. They are by 0.18215, as those of"
+    assert heard().count(line) == (said["scaling_factor"] is None)
+    with pytest.raises(MapoError, match="has scaling_factor 0.7, the VAE of .* has 0.18215. It is the VAE of another"):
+        opened(folder, vae=str(sdxl))
+
+
+def test_what_another_vae_does_not_say_is_the_models_own_also_where_pictures_are_drawn(tmp_path):
+    from tiny import make_sd3
+
+    folder = make_sd3(tmp_path / "sd3", t5=False)
+    other = shutil.copytree(folder / "vae", tmp_path / "vae")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "shift_factor"}))
+    assert opened(folder, vae=str(other)).pipeline("cpu").vae.config.shift_factor == 0.06
+
+
 def test_a_vae_that_does_not_fit_is_refused(sdxl, tmp_path):
     from tiny import make_sd, make_sd3
 
@@ -381,7 +432,10 @@ def test_a_vae_that_does_not_fit_is_refused(sdxl, tmp_path):
     ):
         opened(sdxl, vae=str(tmp_path / "sd"))
     path.write_text(json.dumps({**config, "scaling_factor": None}))
-    assert opened(sdxl, vae=str(tmp_path / "sd")).vae_config["scaling_factor"] == 0.7
+    with pytest.raises(
+        MapoError, match="has no scaling_factor, as VAEs of Stable Diffusion 1, .* scaled by 0.18215. Those"
+    ):
+        opened(sdxl, vae=str(tmp_path / "sd"))
     path.write_text(json.dumps({**config, "latent_channels": 16}))
     with pytest.raises(MapoError, match="has 16 channels of latents, the VAE of .* has 4"):
         opened(sdxl, vae=str(tmp_path / "sd"))

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from mapo.build.build import build
 from mapo.build.recipe import read_recipe
@@ -190,3 +191,14 @@ def test_a_prompt_is_too_long_when_every_text_encoder_cuts_it(tmp_path, sdxl):
         assert list(excess) == [texts[1]]
         tokenizer = pipeline.tokenizer
         assert excess[texts[1]] == len(tokenizer(texts[1]).input_ids) - tokenizer.model_max_length
+
+
+@pytest.mark.parametrize("part", ["transformer", "text_encoder"])
+def test_weights_that_a_part_of_a_pipeline_of_no_family_lacks_are_named(aura, tmp_path, part):
+    folder = shutil.copytree(aura, tmp_path / "m")
+    (path,) = (folder / part).glob("*.safetensors")
+    tensors = load_file(path)
+    name = sorted(tensors)[0]
+    save_file({key: tensor for key, tensor in tensors.items() if key != name}, path, {"format": "pt"})
+    with pytest.raises(MapoError, match=f"is not whole: the weights of {part} lack {name} .1 tensor is missing"):
+        open_pipeline(find_model(str(folder)), "cpu", torch.float32)

@@ -170,6 +170,36 @@ def test_the_vae_may_leave_its_scaling_factor_out_as_the_published_one_does(sd, 
     assert opened(folder).scale(torch.ones(1, 4, 1, 1)).flatten()[0] == pytest.approx(0.18215)
 
 
+# ------------------------------------------------------------------ the scheduler of two files
+
+PNDM = "model_index.json names the scheduler PNDMScheduler, "
+
+
+def with_file_of(sd, folder, name):
+    path = changed(folder, sd, "vae/config.json") / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "_class_name": name}))
+    return folder
+
+
+@pytest.mark.parametrize("prediction", [None, "epsilon"])
+def test_pictures_are_drawn_with_the_scheduler_that_the_index_names_and_a_line_says_so(sd, tmp_path, heard, prediction):
+    folder = with_file_of(sd, tmp_path / "m", "EulerDiscreteScheduler")
+    for _ in range(2):
+        pipeline = open_model(find_model(str(folder), prediction=prediction)).pipeline("cpu")
+    assert type(pipeline.scheduler) is diffusers.PNDMScheduler
+    line = f"{PNDM}and scheduler/scheduler_config.json names EulerDiscreteScheduler. Pictures are drawn with PNDM"
+    assert heard().count(line) == 1
+
+
+def test_two_schedulers_for_different_noise_are_refused(sd, tmp_path):
+    folder = with_file_of(sd, tmp_path / "m", "FlowMatchEulerDiscreteScheduler")
+    words = ["--out", tmp_path / "out", "--prompts", tmp_path / "prompts.txt"]
+    (tmp_path / "prompts.txt").write_text("a cat\n")
+    done = mapo("sample", "--model", folder, *words, exit_code=1)
+    why = f"{PNDM}but scheduler/scheduler_config.json names FlowMatchEulerDiscreteScheduler, for another kind of noise"
+    assert why in str(done.exception) and not (tmp_path / "out").exists()
+
+
 # ------------------------------------------------------------------ published files
 
 PUBLISHED = {

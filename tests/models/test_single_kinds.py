@@ -4,6 +4,8 @@ import json
 import pickle
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -111,7 +113,59 @@ def test_flux_is_dev_or_schnell_by_its_guidance(tmp_path):
     assert not files.config("scheduler").get("use_dynamic_shifting")
 
 
+@pytest.mark.parametrize(
+    ("name", "title", "distilled", "dynamic", "says"),
+    [
+        ("flux1-schnell", "", True, False, ""), ("merge", "FLUX.1-schnell", True, False, ""),
+        ("merge", "", True, False, "so it is taken for FLUX.1 schnell, whose times are not shifted. If they are, say it"),
+        ("merge", "Flux Dev De-Distilled", False, True, "so it is taken for FLUX.1 dev whose distillation was undone"),
+        ("LibreFLUX", "", False, False, "so it is taken for FLUX.1 schnell, whose times are not shifted. If they are, say"),
+    ],
+)  # fmt: skip
+def test_a_flux_without_guidance_is_schnell_or_one_whose_distillation_was_undone_by_its_names(
+    tmp_path, heard, name, title, distilled, dynamic, says
+):
+    shapes = {key: shape for key, shape in checkpoint("flux").items() if "guidance_in" not in key}
+    path = write_sparse(tmp_path / f"{name}.safetensors", shapes, metadata={"modelspec.title": title})
+    model, said = open_model(find_model(str(path))), heard()
+    assert bool(model.distilled) == distilled
+    assert model.files.config("scheduler")["use_dynamic_shifting"] == dynamic
+    assert (says in said) if says else not said
+    scheduler = {**model.files.config("scheduler"), "shift": 2.5, "use_dynamic_shifting": False}
+    (place := path.with_suffix(".config") / "scheduler").mkdir(parents=True)
+    (place / "scheduler_config.json").write_text(json.dumps(scheduler))
+    assert open_model(find_model(str(path))).process.shift == 2.5 and not heard()
+
+
 # ---------------------------------------------------------------------- files that do not fit
+
+
+def test_pieces_of_a_model_and_its_descriptions_are_not_taken_for_a_model(tmp_path, sdxl):
+    shapes = {f"{INSIDE}double_blocks.0.x.weight": (2, 2)}
+    for name in ("m-00001-of-00002.safetensors", "m-00002-of-00002.safetensors"):
+        write_sparse(tmp_path / name, {f"{name}.{key}": shape for key, shape in shapes.items()})
+    (tmp_path / "m.safetensors.index.json").write_text("{}")
+    for name, what in (
+        ("m-00002-of-00002.safetensors", "is one of several pieces"),
+        ("m.safetensors.index.json", "only says"),
+    ):
+        said = refused(tmp_path / name)
+        assert what in said and "Join them to one file, and give that: python -c " in said
+    subprocess.run([sys.executable, "-c", said.partition(' -c "')[2].removesuffix('"')], check=True)
+    assert len(load_file(tmp_path / "m.safetensors")) == 2
+    assert refused(sdxl / "model_index.json").endswith(f"describes a model folder. Give the folder: {sdxl}.")
+    shutil.copytree(sdxl, tmp_path / "model")
+    piece = (tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors").rename(
+        tmp_path / "model" / "unet" / "diffusion_pytorch_model-00001-of-00002.safetensors"
+    )
+    assert refused(piece) == f"{piece} is only a piece of the model in {tmp_path / 'model'}. Give that folder."
+
+
+@pytest.mark.parametrize("places", [[8, 0], [-8, 0]])
+def test_a_head_that_contradicts_itself_is_called_damaged(tmp_path, places):
+    head = json.dumps({"a": {"dtype": "F32", "shape": [2], "data_offsets": places}}).encode()
+    (tmp_path / "m.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + bytes(8))
+    assert refused(tmp_path / "m.safetensors").endswith("is damaged: its head cannot be read. Download it again.")
 
 
 def test_lacking_strange_and_misshapen_tensors_are_named(tmp_path, heard):
@@ -141,6 +195,7 @@ OTHERS = {
     "is a model of Chroma": {"double_blocks.0.img_attn.qkv.weight": (3, 3), "distilled_guidance_layer.in_proj.weight": (3, 3)},
     "is a model of FLUX.2": {"double_blocks.0.img_attn.qkv.weight": (3, 3), "double_stream_modulation_img.lin.weight": (3, 3)},
     "is a model of Z-Image or Lumina": {f"{INSIDE}noise_refiner.0.attention.qkv.weight": (3, 3), f"{INSIDE}x.weight": (3,)},
+    "holds the parts of a model by diffusers' names": {"unet.down_blocks.0.x.weight": (3, 3), "vae.decoder.conv_in.weight": (3, 3)},
     "holds only a denoiser, by diffusers' names": {"down_blocks.0.resnets.0.conv1.weight": (3, 3), "conv_in.weight": (3, 3)},
     "only as the running mean of a training (model_ema)": {"model_ema.diffusion_modelout0bias": (320,), "first_stage_model.decoder.conv_in.weight": (512, 4, 3, 3), "cond_stage_model.transformer.x.weight": (3, 3)},
     "is a motion module of AnimateDiff": {"down_blocks.0.motion_modules.0.temporal_transformer.norm.weight": (320,), "down_blocks.0.motion_modules.0.temporal_transformer.norm.bias": (320,)},
@@ -278,6 +333,13 @@ def test_marks_that_contradict_each_other_need_a_word(tmp_path):
     assert process(path, prediction="epsilon") == ("epsilon", False)
     alone = write_sparse(tmp_path / "z.safetensors", checkpoint("sd15", ztsnr=("I64", (0,))))
     assert "noise ends at zero SNR (ztsnr), but not that it predicts v" in refused(alone)
+
+
+def test_a_prediction_that_training_does_not_know_is_named(tmp_path):
+    path = write_sparse(tmp_path / "m.safetensors", {"a": (2,)}, metadata={"modelspec.prediction_type": "x0"})
+    with pytest.raises(MapoError, match="predicts 'x0' .*Training knows epsilon and v. If the metadata is wrong"):
+        prediction_of(read_header(path))
+    assert prediction_of(read_header(path), asked="epsilon").name == "epsilon"
 
 
 def test_stable_diffusion_2_is_told_by_the_spread_of_one_tensor(tmp_path):

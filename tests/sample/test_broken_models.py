@@ -1,15 +1,17 @@
 """`mapo sample` on model folders that do not fit together: one sentence, and no images folder that was not there."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from apart import run_apart
 from mapo.errors import MapoError
-from mapo.models import find_model
+from mapo.models import find_model, open_model
 from mapo.models.pipelines import open_pipeline
 from mapo.sample.folder import read_images
 from mapo.sample.sample import default_sampling, sample
@@ -136,6 +138,47 @@ def test_clip_skip_of_a_pipeline_of_no_family_is_refused(tmp_path):
         open_pipeline(find_model(str(tmp_path / "m"), clip_skip=1), "cpu", torch.float32)
 
 
+# ------------------------------------------------------------------ weights
+
+INDEXES = {
+    '{"weight_map": {"a": "../../other.safetensors"}}': "names '../../other.safetensors', which is not a file beside it",
+    '{"weight_map": {"a": 1}}': "names 1, which is not a file", "[]": "does not say which file each tensor is in",
+    "{": "cannot be read (Expecting property name",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+@pytest.mark.parametrize("damage", ["lacks", "other shape", *INDEXES])
+def test_weights_that_are_not_those_of_the_configuration_are_named(tmp_path, sd, part, damage):
+    shutil.copytree(sd, tmp_path / "m")
+    (path,) = (tmp_path / "m" / part).glob("*.safetensors")
+    tensors = load_file(path)
+    name = sorted(tensors)[0]
+    if damage in INDEXES:
+        path.rename(tmp_path / "other.safetensors")
+        path.with_name(f"{path.name}.index.json").write_text(damage)
+        says = f"is not whole: {part}/{path.name}.index.json {INDEXES[damage]}"
+    elif damage == "lacks":
+        save_file({key: tensor for key, tensor in tensors.items() if key != name}, path, {"format": "pt"})
+        says = f"is not whole: the weights of {part} lack "
+    else:
+        save_file({**tensors, name: torch.zeros(3, 3)}, path, {"format": "pt"})
+        says = f"is not whole: {name} of {part} has the shape [3, 3], and by its config.json it has ["
+    with pytest.raises(MapoError) as told:
+        open_pipeline(find_model(str(tmp_path / "m")), "cpu", torch.float32)
+    assert says in str(told.value) and str(told.value).endswith("Download the folder again.")
+
+
+def test_quantized_weights_are_called_so(tmp_path, sd):
+    folder = changed(tmp_path / "m", sd, "unet/config.json", quantization_config={"quant_method": "none-such"})
+    with pytest.raises(MapoError, match="The unet of .* is quantized and cannot be loaded .*Take the file in float16"):
+        open_pipeline(find_model(str(folder)), "cpu", torch.float32)
+    with pytest.raises(
+        MapoError, match="unet/config.json has quantization_config: such weights cannot be trained. Take"
+    ):
+        open_model(find_model(str(folder)))
+
+
 # ------------------------------------------------------------------ the sentence stands alone
 
 
@@ -155,8 +198,11 @@ def test_of_a_model_that_cannot_be_fetched_only_our_sentence_is_printed_and_cut_
     assert done.stderr.startswith("mapo: --model: nobody/no-such-model is not") and done.stderr.count("\n") == 1
 
 
-def test_what_a_library_said_is_cut_at_a_word():
-    from mapo.models.parts.weights import reason
-
-    assert reason(ValueError("word " * 100 + "\nmore")) == "word " * 39 + "…"
-    assert reason(KeyError("unet")) == "KeyError: 'unet'" and reason(TypeError()) == "TypeError"
+def test_in_half_precision_a_cpu_draws_without_a_word_of_the_libraries(tmp_path, sdxl):
+    (tmp_path / "p.txt").write_text("a red circle\n")
+    words = ["--prompts", tmp_path / "p.txt", "--out", tmp_path / "out", "--steps", "1", "--precision", "float16"]
+    done = mapo("sample", "--model", sdxl, *words)
+    assert done.returncode == 0 and len(read_images(tmp_path / "out")) == 1
+    assert not [line for line in re.split(r"[\r\n]+", done.stderr) if line and not line.startswith("sample:")], (
+        done.stderr
+    )

@@ -273,6 +273,15 @@ def test_train_says_the_plan_first_and_refuses_what_cannot_fit(tmp_path, sdxl, p
     assert found and int(found[1]) * 2**20 > planned(sdxl, pairs).memory
 
 
+def test_what_surely_is_enough_counts_a_lora_of_any_rank(sdxl, pairs):
+    adapter = {"kind": "lora", "rank": 2000}
+    values = {"model": str(sdxl), "pairs": str(pairs), "adapter": adapter, "data": {"split": "all"}}
+    config = settled(make_config({**values, "train": {"pairs_per_step": 1}}), None)
+    subject = open_subject(config, "cpu")
+    trained = subject.needs(config)[2]
+    assert trained > 4e6 and subject.most(config) > 16 * trained  # the weights, their gradients and two moments each
+
+
 def test_a_step_is_timed_by_a_run_of_this_device_beside_it(tmp_path, sdxl, pairs, cache):
     run(tmp_path / "r", sdxl, pairs, cache, steps=2)
     how = {"train.precision": "float64", "adapter.rank": 4, "data.split": "train"}

@@ -230,6 +230,7 @@ def test_a_checkpoint_of_a_run_is_a_lora_as_it_is_a_model(work, sdxl, tmp_path):
 REFUSED = {
     "no lora": ({"start": "continued", "loras": ()}, "adapter.start=continued: no LoRA lies on the model's unet"),
     "two to continue": ({"start": "continued", "loras": ("a.safetensors", "b.safetensors")}, "takes one LoRA, and 2 lie"),
+    "two, one of text alone": ({"start": "continued", "loras": ("a.safetensors", "t.safetensors")}, "takes one LoRA, and 2 lie"),
     "all weights": ({"start": "frozen", "kind": "full"}, "start = 'frozen' is for a LoRA"),
     "targets of its own": ({"start": "continued", "targets": ["to_q"]}, "keeps its own alpha and targets"),
     "a rank of its own": ({"start": "continued", "rank": 2}, r"rank is 2, but the LoRA .* has 2 layers of ranks 2 to 3"),
@@ -244,6 +245,7 @@ REFUSED = {
 def test_what_cannot_be_is_said_before_anything_is_written(work, sdxl, tmp_path, kind):
     how, says = REFUSED[kind]
     save_file(kohya("lora_unet_double_blocks_0_img_attn_proj", 4, 4, 1, 1.0, 0), work / "c.safetensors")
+    save_file(kohya(TEXT, 32, 16, 2, 1.0, 3), work / "t.safetensors")
     bad = load_file(work / "a.safetensors")
     bad[f"{ATTENTION.format('k')}.lora_up.weight"][3, 1] = float("nan")
     save_file(bad, work / "d.safetensors")

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from mapo.captions.clean import without_style
 from mapo.devices import best_device
-from mapo.errors import MapoError
+from mapo.errors import MapoError, reason
 from mapo.score.scorers.endpoint import ASKED_AT_ONCE, Endpoint, NoAnswer
 from mapo.texts import append_lines, read_lines
 
@@ -112,8 +112,7 @@ class LocalWriter:
             tokenizer = AutoTokenizer.from_pretrained(self.model, padding_side="left")
             model = AutoModelForCausalLM.from_pretrained(self.model, dtype="auto", use_safetensors=True)
         except Exception as error:
-            reason = str(error).strip().split("\n")[0][:200]
-            raise MapoError(f"--context: the model {self.model} cannot be loaded ({reason}).") from None
+            raise MapoError(f"--context: the model {self.model} cannot be loaded ({reason(error)}).") from None
         if not tokenizer.chat_template:
             raise MapoError(
                 f"--context: {self.model} has no chat template, so it follows no instructions. Give another."

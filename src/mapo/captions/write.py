@@ -16,7 +16,7 @@ from PIL.Image import Image
 from mapo import progress
 from mapo.captions.ledger import work_file
 from mapo.devices import best_device
-from mapo.errors import MapoError, memory_told
+from mapo.errors import MapoError, memory_told, reason
 from mapo.files import inside, sha256
 from mapo.pairs.pictures import decode_picture
 from mapo.pretrained import (
@@ -29,7 +29,6 @@ from mapo.pretrained import (
     load_processor,
     quiet,
     read_json_object,
-    reason,
     repository,
 )
 from mapo.texts import append_lines, read_lines

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mapo import __version__
-from mapo.errors import MapoError, count
+from mapo.errors import MapoError, count, reason
 from mapo.files import write_text
 from mapo.pairs.pairs import ROWS_AT_ONCE, PairSet
 from mapo.pairs.provenance import UNKNOWN, flat, without_folders
@@ -154,6 +154,7 @@ def check_repo(repo: str, private: bool | None, sensitive: bool, api: Any, kind:
     ``private`` None is not said: a set is public then, but for a sensitive one, of which it has to be said; a ``kind``
     "model" is private.
     """
+    is_said = private is not None
     if kind == "model":
         private = private is None or private
     elif sensitive and private is None:
@@ -168,6 +169,11 @@ def check_repo(repo: str, private: bool | None, sensitive: bool, api: Any, kind:
     if there is None:
         return bool(private)
     if private is not None and bool(there.private) != private:
+        if not is_said:
+            raise MapoError(
+                f"--repo {repo} is there already and public, and models go to the hub privately. Say --public if "
+                "everybody may see it, or name another."
+            )
         now, asked = ("private", "--public") if there.private else ("public", "--private")
         raise MapoError(
             f"--repo {repo} is there already and {now}, against {asked}. Change it on the hub, or name another."
@@ -209,9 +215,7 @@ def speaking(repo: str) -> Iterator[None]:
     except LocalTokenNotFoundError:
         raise MapoError("The hub does not know you on this machine. Type: hf auth login") from None
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = " ".join(lines[:3])[:300].rstrip(".") or type(error).__name__
         raise MapoError(
-            f"--repo {repo}: the hub refused or could not be reached ({reason}). Check the name, the connection and "
-            "`hf auth whoami`; the same command goes on."
+            f"--repo {repo}: the hub refused or could not be reached ({reason(error)}). Check the name, the "
+            "connection and `hf auth whoami`; the same command goes on."
         ) from None

@@ -43,6 +43,8 @@ def export(
     is_set = (Path(source) / "set.json").is_file() or not _is_run(source)
     forms, others = (OF_PAIRS, OF_RUNS) if is_set else (OF_RUNS, OF_PAIRS)
     what = "a pairs set" if is_set else "a run"
+    if not source.strip():
+        raise MapoError("The name of what is exported is empty. Give a pairs set, a run, or RUN@STEP.")
     if is_set and to in OF_RUNS and to not in OF_PAIRS and not (Path(source) / "set.json").is_file():
         where = runs_inside(Path(source)) or " Give a run folder, or RUN@STEP for one of its checkpoints."
         raise MapoError(f"{source} is not a run of `mapo train`, and --to {to} is for runs.{where}")

@@ -20,7 +20,7 @@ from mapo.models.loras.sources import Lora, without_named
 from mapo.models.parts.config import CONFIGS, read_config
 from mapo.models.parts.fingerprints import contents, fingerprint
 from mapo.models.parts.tensors import check_finite
-from mapo.models.parts.weights import check_weights, load_part, not_whole, outline_of, variants
+from mapo.models.parts.weights import check_weights, load_part, not_whole, outline_of
 from mapo.models.token import Token
 from mapo.texts import read_object
 from mapo.worlds import MODELS
@@ -30,9 +30,12 @@ from mapo.worlds import MODELS
 
 MOST_TOKENS = "max_sequence_length"
 SAMPLING = "sampling.json"  # ours: how a model is best sampled, and of how many tokens of T5 it is told
-DISTILLED = re.compile(
-    r"(?i)(?<![a-z])(?<!de[-_. ])(turbo|schnell|lightning|hyper|lcm|klein|dmd2?|flash|distill(ed)?)(?![a-z])"
+FEW_STEPS = ("turbo", "schnell", "lightning", "hyper", "lcm", "klein", "dmd2", "dmd", "flash", "distilled", "distill")
+DISTILLED = re.compile(  # as a word of its own, also where capitals part the words: XL_lightningDPM, sdxlTurbo
+    rf"(?<![A-Za-z])(?:{'|'.join(FEW_STEPS)})(?![a-z])|(?:{'|'.join(map(str.title, FEW_STEPS))})(?![a-z])"
+    rf"|(?<![A-Z])(?:{'|'.join(map(str.upper, FEW_STEPS))})(?![A-Za-z])"
 )
+UNDONE = re.compile(r"(?i)(de|un)[-_. ]?distil|libreflux|openflux")  # in names of models whose distillation was undone
 AT_STEP = re.compile(r"(?P<run>.+)@(?P<step>\d+|best)")  # a checkpoint of a run
 LONG_PROMPTS = ("cut", "chunk")  # what becomes of prompts that are longer than the text encoders read
 
@@ -49,6 +52,10 @@ class OneFile(Protocol):
     @property
     def parts(self) -> Mapping[str, Any]:
         """The parts that it holds."""
+
+    @property
+    def called(self) -> tuple[str, ...]:
+        """Its name, and what its metadata calls it."""
 
 
 class AnotherVae(Protocol):
@@ -107,6 +114,12 @@ class ModelFiles:
         """The class that ``model_index.json`` names; empty where it names none."""
         return str(read_config(self.base, "model_index.json").get("_class_name", ""))
 
+    @property
+    def scheduler_class(self) -> str:
+        """The class of scheduler that pictures are drawn with, which diffusers takes from ``model_index.json``."""
+        named = read_config(self.base, "model_index.json").get("scheduler")
+        return str(named[-1]) if isinstance(named, list) and named else ""
+
     def parts_left_out(self, parts: Sequence[str]) -> tuple[str, ...]:
         """Those of ``parts`` that ``model_index.json`` does not have, or has as null."""
         index = read_config(self.base, "model_index.json")
@@ -138,10 +151,20 @@ class ModelFiles:
 
     def called_distilled(self) -> str:
         """A sentence where the model's name is that of one distilled to few steps; else empty."""
-        index = read_config(self.base, "model_index.json")
-        names = (self.name.rstrip("/").rsplit("/", 1)[-1], str(index.get("_name_or_path", "")).rsplit("/", 1)[-1])
+        names = [name for name in self._called() if not UNDONE.search(name)]
         word = next((match[0] for name in names if (match := DISTILLED.search(name))), None)
         return f"Its name has the word {word!r}, which models bear that were distilled to few steps." if word else ""
+
+    def called_undone(self) -> bool:
+        """Whether the model's name is that of one whose distillation was undone."""
+        return any(UNDONE.search(name) for name in self._called())
+
+    def _called(self) -> tuple[str, ...]:
+        """What the model and its base are called: by their place, by their folder's own word, by their file's."""
+        index = read_config(self.base, "model_index.json")
+        places = (self.name, str(index.get("_name_or_path", "")), "" if self.single else str(self.base))
+        own = self.single.called if self.single else ()
+        return (*(place.rstrip("/").rsplit("/", 1)[-1] for place in places), *own)
 
     def place(self, part: str) -> tuple[Path, str]:
         """The model folder in which a part lies, and its name there: the run's denoiser stands in for the base's."""
@@ -170,11 +193,6 @@ class ModelFiles:
                 f"long_prompts is chunk, but {self.name} is a {kind}; only Stable Diffusion 1 and 2 and SDXL read long "
                 "prompts in chunks. Take cut."
             )
-
-    def loaded_apart(self, parts: Sequence[str]) -> tuple[str, ...]:
-        """Those of ``parts`` that diffusers would not load by itself from the base folder."""
-        halves = variants(self.base, tuple(parts))
-        return tuple(part for part in parts if self._elsewhere(part) or part in halves or self.variant)
 
     def config(self, part: str) -> dict[str, Any]:
         """The configuration of a part."""

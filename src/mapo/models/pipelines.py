@@ -17,9 +17,9 @@ from mapo.errors import MapoError, count
 from mapo.models import ModelFiles, is_of_a_family, open_model, other_kind, read_config
 from mapo.models.families.tokens import check_tokenizer_files
 from mapo.models.files import MOST_TOKENS
-from mapo.models.parts.kinds import SIDES, SIZES, check_kinds
+from mapo.models.parts.kinds import INDEX_ENTRY, SIDES, SIZES, check_kinds
 from mapo.models.parts.tensors import check_finite, is_finite
-from mapo.models.parts.weights import not_loaded, quietly, refuse_pickles, variants
+from mapo.models.parts.weights import load_part, not_loaded, quietly, refuse_pickles, variants
 
 GUIDED_ABOVE = {  # from where on a pipeline looks at the negative prompt
     "StableDiffusionXLPipeline": 1.0, "StableDiffusionPipeline": 1.0, "StableDiffusion3Pipeline": 1.0,
@@ -65,7 +65,9 @@ def check_negative_prompt(model: str, name: str, kind: Any, words: str) -> None:
 
 
 def no_effect_told(pipeline: Any, guidance: float, negative_prompt: str) -> list[str]:
-    """A sentence where the pipeline does not look at the negative prompt, as there is too little guidance."""
+    """A sentence where the pipeline does not look at the guidance, or at the negative prompt as that is too little."""
+    if guidance and type(pipeline).__name__ == "FluxPipeline" and not pipeline.transformer.config.guidance_embeds:
+        return [f"The model has no guidance embedding, so --guidance {guidance:g} (--cfg) has no effect."]
     least = GUIDED_ABOVE.get(type(pipeline).__name__, -1.0)
     if not negative_prompt or guidance > least:
         return []
@@ -116,16 +118,37 @@ def open_pipeline(model: ModelFiles, device: Any, dtype: Any) -> Any:
     for part in parts:
         refuse_pickles(model.base, part)
     variant = model.variant or next(iter(variants(model.base, parts).values()), None)
+    loaded = {part: load_part(made, model.base, part, dtype, model.variant) for part, made in _networks(model, parts)}
     try:
         with quietly():
-            made = kind.from_pretrained(model.base, dtype=dtype, use_safetensors=True, variant=variant)
+            made = kind.from_pretrained(model.base, dtype=dtype, use_safetensors=True, variant=variant, **loaded)
     except Exception as error:
         raise not_loaded(model.base, error) from None
     for part, network in made.components.items():
         if isinstance(network, nn.Module):
             check_finite(network, part, model.name)
     made.set_progress_bar_config(disable=True)
-    return made.to(device)
+    with quietly():
+        return made.to(device)
+
+
+def _networks(model: ModelFiles, parts: Sequence[str]) -> list[tuple[str, Any]]:
+    """Those of ``parts`` that are networks of the libraries, with their classes: loading one says what it lacks."""
+    import diffusers
+    import transformers
+
+    index, libraries = (
+        read_config(model.base, "model_index.json"),
+        {"diffusers": diffusers, "transformers": transformers},
+    )
+    found = []
+    for part in parts:
+        made: Any = index.get(part)
+        library, name = map(str, made) if INDEX_ENTRY.fits(made) else ("", "")
+        kind = getattr(libraries.get(library), name, None)
+        if isinstance(kind, type) and issubclass(kind, nn.Module):
+            found.append((part, kind))
+    return found
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from mapo.errors import MapoError
+from mapo.errors import MapoError, reason
 from mapo.models.parts.fingerprints import add_samples
 from mapo.models.parts.tensors import save_tensors
 
@@ -51,7 +51,7 @@ class Token:
             with safe_open(self.path, "pt") as file:
                 found: Tensor = file.get_tensor(NAMES[encoders][place])
         except (OSError, SafetensorError) as error:
-            raise MapoError(f"{self.path} is damaged ({error}). {REMEDY}") from None
+            raise MapoError(f"{self.path} is damaged ({reason(error)}). {REMEDY}") from None
         if found.ndim != 2 or len(found) != 1 or not bool(found.isfinite().all()):
             raise MapoError(f"{self.path} is damaged: {NAMES[encoders][place]} is not one row of numbers. {REMEDY}")
         return found[0]

@@ -29,7 +29,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from mapo.errors import MapoError, count
+from mapo.errors import MapoError, count, reason
 from mapo.files import replacing, sha256
 from mapo.pairs.pictures import ENDS, decode_picture
 from mapo.pairs.places import NAME as PLACES
@@ -74,7 +74,7 @@ class PairSet:
             with pq.ParquetFile(folder / "pairs.parquet", memory_map=True) as file:
                 self.table = _cast(file.read(columns=PAIR_SCHEMA.names))
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-            raise MapoError(f"{folder / 'pairs.parquet'} is missing or damaged ({error}). {REMEDY}") from None
+            raise MapoError(f"{folder / 'pairs.parquet'} is missing or damaged ({reason(error)}). {REMEDY}") from None
         if self.table.num_rows == 0:
             raise MapoError(f"{folder} holds no pairs. {REMEDY}")
         self._places = self._open_places()
@@ -96,7 +96,7 @@ class PairSet:
             places = Places(path)
             pictures = np.bincount(places.records["shard"])
         except (OSError, ValueError, EOFError) as error:
-            raise MapoError(f"{path} is missing or damaged ({error}). {REMEDY}") from None
+            raise MapoError(f"{path} is missing or damaged ({reason(error)}). {REMEDY}") from None
         for number, held in enumerate(pictures.tolist()):
             shard = self._shard(number)
             try:
@@ -108,7 +108,7 @@ class PairSet:
             except FileNotFoundError:
                 raise MapoError(f"{shard} is missing, with {count(held, 'picture')}. {REMEDY}") from None
             except (pa.ArrowException, OSError, ValueError) as error:
-                raise MapoError(f"{shard} is damaged ({error}). {REMEDY}") from None
+                raise MapoError(f"{shard} is damaged ({reason(error)}). {REMEDY}") from None
         return places
 
     def _shard(self, number: int) -> Path:
@@ -147,7 +147,7 @@ class PairSet:
             with self._reading:
                 return list(self._open_shard(shard).read_row_group(group, ["bytes"])["bytes"].to_pylist())
         except (pa.ArrowException, OSError, KeyError) as error:
-            raise MapoError(f"{self._shard(shard)} is damaged ({error}). {REMEDY}") from None
+            raise MapoError(f"{self._shard(shard)} is damaged ({reason(error)}). {REMEDY}") from None
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -169,7 +169,7 @@ class PairSet:
         try:
             return Pair(**{**values, "meta": json.loads(values["meta"] or "{}")})
         except ValueError as error:
-            raise MapoError(f"{self.folder}: row {row}: meta is not JSON ({error}). {REMEDY}") from None
+            raise MapoError(f"{self.folder}: row {row}: meta is not JSON ({reason(error)}). {REMEDY}") from None
 
     def _place(self, name: str) -> Any:
         place = self._places.find(name)
@@ -273,7 +273,7 @@ class PairSet:
                 with pq.ParquetFile(self._shard(number), memory_map=True) as file:
                     tables.append(file.read(["width", "height"]))
             except (pa.ArrowException, OSError, ValueError) as error:
-                raise MapoError(f"{self._shard(number)} is damaged ({error}). {REMEDY}") from None
+                raise MapoError(f"{self._shard(number)} is damaged ({reason(error)}). {REMEDY}") from None
         table = pa.concat_tables(tables)
         group = shards * (int(groups.max()) + 1) + groups
         counts = np.bincount(group)
@@ -317,7 +317,7 @@ def replace_pairs(folder: Path, table: pa.Table) -> None:
     try:
         table = _cast(table)
     except (pa.ArrowException, ValueError, KeyError) as error:
-        raise MapoError(f"The new pairs of {folder} do not fit its schema ({error}).") from None
+        raise MapoError(f"The new pairs of {folder} do not fit its schema ({reason(error)}).") from None
     if table.num_rows == 0:
         raise MapoError(f"No pairs would be left in {folder}. Keep at least one.")
     opened._check(table)

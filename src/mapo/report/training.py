@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mapo.errors import MapoError, count
+from mapo.errors import MapoError, count, reason
 from mapo.label.votes import read_votes
 from mapo.pairs.pairs import TIE, PairSet
 from mapo.pairs.provenance import flat, sources, without_folders
@@ -51,7 +51,9 @@ def read_config(run: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise MapoError(f"{path} cannot be read ({error}). Run `mapo train` again or leave --run out.") from None
+        raise MapoError(
+            f"{path} cannot be read ({reason(error)}). Run `mapo train` again or leave --run out."
+        ) from None
 
 
 def read_training(run: Path) -> Training:
@@ -64,7 +66,9 @@ def read_training(run: Path) -> Training:
             config = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             path = run / "config.toml"
-            raise MapoError(f"{path} is not TOML ({error}). Run `mapo train` again or leave --run out.") from None
+            raise MapoError(
+                f"{path} is not TOML ({reason(error)}). Run `mapo train` again or leave --run out."
+            ) from None
         if isinstance(config.get("pairs"), str):
             _add(found, run, Path(config["pairs"]), config.get("data", {}))
         run = Path(str(config.get("model", "")))

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from mapo.devices import best_device, use_own_device
-from mapo.errors import MapoError, is_out_of_memory, memory_told, several, suggest
+from mapo.errors import MapoError, is_out_of_memory, memory_told, reason, several, suggest
 from mapo.files import sha256
 from mapo.models import ModelFiles, TokenModel, find_model, is_of_a_family, open_model
-from mapo.models.parts.weights import reason
+from mapo.models.parts.weights import quietly
 from mapo.models.pipelines import (
     accepts,
     advice,
@@ -247,6 +247,7 @@ class Sampler:
             equal_prompts_encoded_once(self.pipeline, self.encoded),
             prompts_projected_once(self.pipeline),
             cuts_untold(self.pipeline),
+            quietly(),
             black_pictures_refused(self.pipeline, self.model.name),
         ):
             try:

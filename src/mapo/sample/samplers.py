@@ -13,6 +13,7 @@ from typing import Any
 
 from mapo.errors import MapoError, suggest
 from mapo.models.files import ModelFiles
+from mapo.models.noise.drawing import class_named
 from mapo.models.noise.flow import FLOW_LIKE
 from mapo.models.noise.process import DDPM_LIKE
 from mapo.models.parts.weights import quietly
@@ -100,15 +101,10 @@ def scheduler_named(name: str, own: Any, model: str) -> Any:
 
 def check_sampler(name: str, model: ModelFiles) -> None:
     """MapoError where the sampler ``name`` is not for this model; no weights are read."""
-    import diffusers
-
     known_sampler(name)
-    config = model.config("scheduler")
-    own = getattr(diffusers, str(config.get("_class_name", "")), None)
-    if own is None:
-        raise MapoError(f"{model.config_path('scheduler')} names no scheduler that this diffusers knows.")
+    own = class_named(model.base, model.scheduler_class)
     with quietly():
-        scheduler_named(name, own.from_config(config), model.name)
+        scheduler_named(name, own.from_config(model.config("scheduler")), model.name)
 
 
 def known_sampler(name: str) -> Kind:

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mapo.errors import MapoError
+from mapo.errors import MapoError, reason
 from mapo.files import prepare_out, replacing
 
 VERSION = 1
@@ -57,7 +57,7 @@ def read_scores(path: Path) -> pa.Table:
     try:
         table = pq.read_table(path, partitioning=None)
     except (pa.ArrowException, OSError) as error:
-        raise MapoError(f"{path} cannot be read ({error}). {remedy}") from None
+        raise MapoError(f"{path} cannot be read ({reason(error)}). {remedy}") from None
     version = (table.schema.metadata or {}).get(b"mapo-scores", b"").decode()
     if version != str(VERSION) or set(SCHEMA.names) - set(table.column_names):
         raise MapoError(f"{path} is not a table of scores of version {VERSION}. {remedy}")
@@ -68,4 +68,4 @@ def read_scores(path: Path) -> pa.Table:
     try:
         return table.select(SCHEMA.names).cast(SCHEMA)
     except pa.ArrowException as error:
-        raise MapoError(f"{path} has columns of other types ({error}). {remedy}") from None
+        raise MapoError(f"{path} has columns of other types ({reason(error)}). {remedy}") from None

@@ -11,6 +11,7 @@ from typing import Any
 from mapo.errors import MapoError
 from mapo.files import own_place
 from mapo.models import Opened
+from mapo.models.checkpoints import evaluations
 from mapo.models.files import at_step, is_there
 from mapo.models.sources.steps import checkpoint_of
 from mapo.report.training import Training, read_training
@@ -125,6 +126,24 @@ def _id_of_cache(place: Path) -> str:
     """The hub id of a model in the hub's own cache, by the name of its folder; empty elsewhere."""
     folder = next((part for part in place.absolute().parts if part.startswith(HUB_FOLDER)), "")
     return folder.removeprefix(HUB_FOLDER).replace("--", "/", 1)
+
+
+def held_out(folder: Path, step: int) -> str:
+    """What a run measured last on held-out pairs, up to a step, in words; empty where nothing was measured."""
+    rows = evaluations(folder)
+    rows = [row for row in rows if row["step"] <= step and row.get("of") == rows[-1].get("of")]
+    if not rows:
+        return ""
+    by_step = {row["step"]: _measured(row) for row in rows}
+    last = max(by_step)
+    before = f"; before training {by_step[0]}" if last and 0 in by_step else ""
+    return f"{by_step[last]} at step {last:,}{before}"
+
+
+def _measured(row: Mapping[str, Any]) -> str:
+    if "accuracy" in row:
+        return f"accuracy {row['accuracy']:.1%}, margin {row.get('margin', 0):.3g}"
+    return f"error of the chosen pictures {row.get('error_chosen', 0):.3g}"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mapo import __version__
 from mapo.errors import count
 from mapo.export.hub import FACTS, NO_REPO, cell
-from mapo.export.runs.facts import Base, Evaluation, RunFacts
+from mapo.export.runs.facts import Base, Evaluation, RunFacts, held_out
 from mapo.export.runs.licences import Licence
 from mapo.files import write_text
 from mapo.pairs.provenance import without_folders
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 FORMAT = "mapo-model"
 TAGS = {"lora": "lora", "kohya": "lora", "embedding": "textual_inversion"}  # by form, of what is not a whole model
 PROMPT = "a fox in the snow"
+PREDICTS = {  # of a model that the user has told what it predicts
+    "v": 'prediction_type="v_prediction"', "epsilon": 'prediction_type="epsilon", rescale_betas_zero_snr=False',
+}  # fmt: skip
 FILE_PLACES = {
     "kohya": (
         "Put `{file}` into `models/loras` of ComfyUI or `models/Lora` of AUTOMATIC1111 and Forge, and use it with "
@@ -55,6 +58,8 @@ class Exporting:
     file: str = ""
     repo: str | None = None
     for_hub: bool = False
+    precision: str = ""  # of the weights; of a LoRA empty
+    scores: Sequence[str] = ()  # the names of the tables in its card
 
     @property
     def source(self) -> str:
@@ -105,19 +110,19 @@ def write_card(
     write_text(folder / "README.md", f"---\n{_head(what, opened, facts, licence)}\n---\n\n{body}")
 
 
-def is_export_of(folder: Path, revision: str) -> bool:
-    """Whether the folder is a whole export of the run that has this revision."""
+def facts_of_export(folder: Path, revision: str) -> Mapping[str, Any]:
+    """What a whole export of the run that has this revision says of itself; empty where the folder is none."""
     if not (folder / FACTS).is_file():
-        return False
+        return {}
     facts = read_object(folder / FACTS, "an exported model", "Delete it and export again.")
-    return facts.get("format") == FORMAT and facts.get("revision") == revision
+    return facts if facts.get("format") == FORMAT and facts.get("revision") == revision else {}
 
 
 def _head(what: Exporting, opened: Opened, facts: RunFacts, licence: Licence | None) -> str:
     """What the hub reads."""
     from huggingface_hub import ModelCardData
 
-    adapter = TAGS.get(what.form)
+    adapter, objective = TAGS.get(what.form), str(facts.config["objective"]["name"])
     data = ModelCardData(
         base_model=facts.base.hub_id or None,
         base_model_relation=("adapter" if adapter else "finetune") if facts.base.hub_id else None,
@@ -127,7 +132,7 @@ def _head(what: Exporting, opened: Opened, facts: RunFacts, licence: Licence | N
         license_link=licence.link or None if licence else None,
         pipeline_tag="text-to-image",
         tags=[
-            "text-to-image", "mapo", "preference-optimization", str(facts.about["objective"]).rpartition(":")[2],
+            "text-to-image", "mapo", "preference-optimization", objective.rpartition(":")[2],
             f"diffusers:{opened.files.pipeline_class}", *([adapter] if adapter else []),
             *(["not-for-all-audiences"] if facts.sensitive else []),
         ],
@@ -150,6 +155,8 @@ def _for_programs(
         "steps": facts.steps,
         "sensitive": facts.sensitive,
         "licence": licence.called if licence else "unknown",
+        "precision": what.precision,
+        "scores": list(what.scores),
         "settings": settings,
         "sets": [{"name": one.name, **dict(one.facts)} for one in facts.training.sets],
     }
@@ -217,11 +224,14 @@ def _training(facts: RunFacts) -> list[tuple[str, str]]:
         ("steps", f"{facts.steps:,} of {count(train['pairs_per_step'], 'pair')}: {count(seen, 'pair')} seen"),
         ("learning rate", f"{rate}, {optim['schedule']}, {warm_up} of warm-up"),
         ("precision", f"{train['precision']}{frozen}"),
+        ("another VAE", Path(str(facts.about.get("vae") or "")).name),
+        ("told that it predicts", str(facts.about.get("prediction") or "")),
         ("resolution", str(config["data"].get("resolution") or "the model's own")),
         ("clip skip", str(facts.about.get("clip_skip") or "")),
         ("long prompts", f"read in chunks, {chunks} of them for every prompt" if chunks else ""),
         ("pairs without their prompt", f"{dropped:.0%}" if dropped else ""),
         ("seed", str(train["seed"])),
+        ("on held-out pairs", held_out(facts.folder, facts.steps)),
     ]  # fmt: skip
     return [(key, value) for key, value in rows if value]
 
@@ -250,6 +260,9 @@ def _snippets(what: Exporting, opened: Opened, base: Base, sampling: Sampling) -
     if what.form in ("lora", "kohya"):
         named = f', weight_name="{what.file}"' if what.form == "kohya" else ""
         lines += [f'pipeline.load_lora_weights("{what.source}"{named})']
+    if what.form != "diffusers" and (predicts := opened.files.prediction):
+        told = PREDICTS[predicts]
+        lines += [f"pipeline.scheduler = pipeline.scheduler.from_config(pipeline.scheduler.config, {told})"]
     prompt, token = PROMPT, opened.files.token
     if what.form == "embedding" and token is not None:
         lines += _loading(what, token.word, sum(part.startswith("text_encoder") for part in opened.encoder_parts))

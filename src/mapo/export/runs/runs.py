@@ -17,7 +17,7 @@ from mapo.export import hub
 from mapo.export.runs.embedding import told_beside, write_embedding
 from mapo.export.runs.facts import RunFacts, read_evaluation, read_facts
 from mapo.export.runs.licences import HOW, Licence, inherited, licence_of_kind
-from mapo.export.runs.model_card import Exporting, is_export_of, write_card
+from mapo.export.runs.model_card import Exporting, facts_of_export, write_card
 from mapo.export.runs.pipeline_folder import PRECISIONS, write_diffusers
 from mapo.files import prepare_out, replacing, sweep
 from mapo.models import Opened, find_model, open_model
@@ -29,6 +29,7 @@ from mapo.shards import owned, refuse_existing
 LOG = logging.getLogger(__name__)
 
 SUFFIX = ".safetensors"
+FLAGS = {"licence": "--license", "base": "--base-model", "precision": "--precision", "scores": "--scores"}
 Write = Callable[[Opened, Path, str], None]
 
 
@@ -120,11 +121,18 @@ def export_run(name: str, to: str, out: Path, asked: ExportOptions, api: Any = N
     if beside := told_beside(opened, form_name, asked.embedding):
         LOG.info(beside)
     counts: dict[str, int] = {}
-    if to == "hub" and asked.repo and is_export_of(out, opened.files.revision()):
-        if asked.licence or asked.base_model or asked.scores or asked.precision:
-            raise MapoError(f"{out} was written before: mend its README.md, or delete it first to write it anew.")
+    if to == "hub" and asked.repo and (written := facts_of_export(out, opened.files.revision())):
+        said: dict[str, Any] = {"licence": asked.licence, "base": asked.base_model, "precision": asked.precision}
+        said["scores"] = [path.name for path in asked.scores]
+        if other := next((key for key, value in said.items() if value and value != written.get(key)), ""):
+            raise MapoError(
+                f"{out} was written before, and not with this {FLAGS[other]}: mend its README.md, or delete it first "
+                "to write it anew."
+            )
     else:
-        what = Exporting(form_name, out.name, form.file.format(out.name), asked.repo, to == "hub")
+        tables = [path.name for path in asked.scores]
+        file = form.file.format(out.name)
+        what = Exporting(form_name, out.name, file, asked.repo, to == "hub", precision, tables)
         counts = _write(name, opened, facts, licence, what, precision, out, asked)
     return counts, hub.push(out, asked.repo, private, api, "model") if asked.repo is not None else ""
 
@@ -164,7 +172,12 @@ def _write(
     asked: ExportOptions,
 ) -> dict[str, int]:  # fmt: skip
     form = FORMS[what.form]
-    alone = out.suffix == SUFFIX
+    alone = out.suffix.lower() == SUFFIX
+    if not alone and not facts.config:
+        raise MapoError(
+            f"{facts.folder} has lost its config.toml, of which the card is written. Put it back"
+            + (f", or write the file alone, with --out {out.name}{SUFFIX}." if form.file else ".")
+        )
     if alone and not form.file:
         raise MapoError(f"--out {out} ends in {SUFFIX}, but --to {what.form} writes a folder. Choose another --out.")
     if form.file and out.suffix.lower() in PICKLES:

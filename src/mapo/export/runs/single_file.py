@@ -16,12 +16,14 @@ from torch import Tensor
 from mapo.errors import MapoError, suggest
 from mapo.export.runs.specification import architecture_of
 from mapo.files import replacing
+from mapo.models import find_model, open_model
 from mapo.models.family import Opened
 from mapo.models.files import ModelFiles
 from mapo.models.names.original import Original
+from mapo.models.noise.process import Ddpm
 from mapo.models.parts.config import CONFIGS, read_config
 from mapo.models.parts.tensors import bytes_of
-from mapo.models.single.file import beside_of, open_single
+from mapo.models.single.file import SCHEDULER, beside_of, open_single
 from mapo.models.single.layout import LAYOUTS, class_of, placed
 from mapo.models.single.tables import copy_small_files, write_config
 
@@ -66,7 +68,7 @@ def write_single_file(opened: Opened, path: Path, precision: str = "float16") ->
             "for one that predicts epsilon. They have to be told: docs/leaving.md says how."
         )
     beside = beside_of(path)
-    if (beside / "model_index.json").is_file():
+    if beside.is_dir() and any((beside / name).is_file() for name in ("model_index.json", SCHEDULER)):
         shutil.rmtree(beside)  # of a file that was here before
     dtype, code = DTYPES[precision]
     with replacing(path, sync=True) as temporary, temporary.open("wb") as out:
@@ -74,7 +76,9 @@ def write_single_file(opened: Opened, path: Path, precision: str = "float16") ->
         for part, (made, entries) in plan.items():
             for tensor in _tensors(opened, part, made, entries, dtype, path):
                 out.write(bytes_of(tensor))
-    if not _is_of_published_size(path):
+    if _is_of_published_size(path):
+        describe_noise(opened, path)
+    else:
         _describe(files, beside)
 
 
@@ -159,3 +163,20 @@ def _describe(files: ModelFiles, folder: Path) -> None:
         for part in ("scheduler", *LAYOUTS[files.pipeline_class]):
             if (temporary / part).is_dir():
                 write_config(temporary / part / CONFIGS.get(part, "config.json"), files.config(part))
+
+
+def describe_noise(opened: Opened, path: Path) -> None:
+    """Write the scheduler beside a file of a published size, where its noise is another than such files have."""
+    own = opened.process
+    usual = open_model(find_model(str(path)), to_train=False).process
+    if isinstance(own, Ddpm) and isinstance(usual, Ddpm):
+        same = own.prediction_type == usual.prediction_type and torch.equal(own.alphas_cumprod, usual.alphas_cumprod)
+    else:
+        same = own == usual
+    if not same:
+        beside = beside_of(path)
+        write_config(beside / SCHEDULER, opened.files.config("scheduler"))
+        LOG.info(
+            f"Note: {beside.name}/{SCHEDULER} beside the file says which noise the model was trained with. Other "
+            "programs take the usual one."
+        )

@@ -35,7 +35,7 @@ class Flux(FlowModel):
     encoder_kinds = {"text_encoder": CLIPTextModel, "text_encoder_2": T5EncoderModel}  # noqa: RUF012
     tokenizer_kinds = {"tokenizer": clip_tokenizer, "tokenizer_2": t5_tokenizer(T5_TOKENS)}  # noqa: RUF012
     pipeline_settings = {"image_encoder": None, "feature_extractor": None}  # noqa: RUF012
-    advised_sampling = {"steps": 28, "guidance": 3.5}  # noqa: RUF012
+    usual_sampling = {"steps": 28, "guidance": 3.5}  # noqa: RUF012
     usual_scale = 0.3611
     usual_shift = 0.1159
     adapters = ("lora",)
@@ -51,11 +51,22 @@ class Flux(FlowModel):
         return Layout(self.channels, self.stride, token, self.files.side or SIDE, drawn=token)
 
     @property
+    def advised_sampling(self) -> Mapping[str, float]:
+        """Without a guidance embedding the model is told none."""
+        is_told = self.files.config("transformer").get("guidance_embeds")
+        return self.usual_sampling if is_told else {**self.usual_sampling, "guidance": 0.0}
+
+    @property
     def distilled(self) -> str:
-        """FLUX.1 schnell is told no guidance."""
-        if not self.files.config("transformer").get("guidance_embeds"):
-            return "It has no guidance embedding, as FLUX.1 schnell, which was distilled to draw in one to four steps."
-        return super().distilled
+        """FLUX.1 schnell is told no guidance, nor are models whose distillation was undone: only a name tells them."""
+        if self.files.config("transformer").get("guidance_embeds"):
+            return super().distilled
+        if self.files.called_undone():
+            return ""
+        return (
+            "It has no guidance embedding, as FLUX.1 schnell, which was distilled to draw in one to four steps, and "
+            "its name does not say that this was undone (de-distilled)."
+        )
 
     @property
     def prompt_shapes(self) -> Mapping[str, tuple[int, ...]]:

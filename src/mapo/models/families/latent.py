@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-import diffusers
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
@@ -21,8 +20,10 @@ from mapo.models.files import ModelFiles
 from mapo.models.loras.layers import Layer, as_one
 from mapo.models.loras.sources import LORA_FILE
 from mapo.models.loras.write import trained_layers, write_layers
+from mapo.models.noise.drawing import check_names, class_named, tell_names
 from mapo.models.noise.process import ELSEWHERE, Process
 from mapo.models.parts.config import read_config
+from mapo.models.parts.header import TAKE_WHOLE
 from mapo.models.parts.kinds import (
     INDEX_ENTRY,
     REMEDY,
@@ -33,7 +34,6 @@ from mapo.models.parts.kinds import (
     check_kinds,
     check_lengths,
 )
-from mapo.models.parts.tensors import check_finite
 from mapo.models.parts.weights import not_loaded, quietly, refuse_pickles
 
 NOTHING: Mapping[str, Any] = {}
@@ -56,7 +56,7 @@ class LatentModel(ABC):
     may_lack: ClassVar[tuple[str, ...]] = ()  # parts that a folder may come without
     usual_scale: ClassVar[float]  # of the latents
     scale_may_lack: ClassVar[bool] = False  # in the VAE's file, where the class's own is meant
-    advised_sampling: ClassVar[Mapping[str, float]]
+    usual_sampling: ClassVar[Mapping[str, float]]  # steps and guidance
     lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
     adapters: ClassVar[tuple[str, ...]] = ("full", "lora")
 
@@ -128,6 +128,11 @@ class LatentModel(ABC):
         return self.files.called_distilled()
 
     @property
+    def advised_sampling(self) -> Mapping[str, float]:
+        """Steps and guidance for pictures."""
+        return self.usual_sampling
+
+    @property
     def zero_without_prompt(self) -> bool:
         """No pipeline does this but SDXL's."""
         return False
@@ -157,6 +162,7 @@ class LatentModel(ABC):
             check_kinds(path, config, known, needed)
             check_lengths(path, config, "block_out_channels", ("down_block_types", "up_block_types"))
         check_statistics(files.config_path("vae"), self.vae_config, self.channels)
+        check_names(files.base, files.scheduler_class, str(files.config("scheduler").get("_class_name", "")))
         self.check_clip_skip()
         self.check_long_prompts()
 
@@ -167,6 +173,9 @@ class LatentModel(ABC):
         self.check_vae()
         for part in self.networks:
             refuse_pickles(files.base, part)
+            if files.config(part).get("quantization_config"):
+                path = files.config_path(part)
+                raise MapoError(f"{path} has quantization_config: such weights cannot be trained. {TAKE_WHOLE}")
         self.check_denoiser(files.config(self.denoiser_part), files.config_path(self.denoiser_part))
         self.tokenizers()
         for part, kind in self.networks.items():
@@ -234,8 +243,8 @@ class LatentModel(ABC):
         """The folder's pipeline with these parts in place of its own."""
         how = {"dtype": dtype, "use_safetensors": True, **self.pipeline_settings, **parts}
         if self.files.prediction:  # else the scheduler is as the folder says
-            config = self.files.config("scheduler")
-            how["scheduler"] = getattr(diffusers, config["_class_name"]).from_config(config)
+            kind = class_named(self.files.base, self.files.scheduler_class)
+            how["scheduler"] = kind.from_config(self.files.config("scheduler"))
         try:
             with quietly():
                 return self.pipeline_kind.from_pretrained(self.files.base, **how)
@@ -246,29 +255,19 @@ class LatentModel(ABC):
         """The network of a part as it is used, with its LoRAs merged in but for where ``loras`` is false."""
         return self.files.load(part, self.networks[part], dtype, loras)
 
-    def changed_parts(self) -> set[str]:
-        """The networks that are not those of the base folder."""
-        return self.files.lora_parts(self.networks) | ({self.denoiser_part} if self.files.denoiser else set())
-
-    def own_parts(self, dtype: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The networks of :meth:`pipeline` that are not those of the base folder, some of them ``given``."""
-        changed = self.changed_parts()
-        loaded = [part for part in self.networks if part in changed and part not in given]
-        return {part: self.loaded(part, dtype) for part in loaded} | dict(given)
-
     def pipeline(self, device: Any, dtype: Any = torch.float32, given: Mapping[str, Any] = NOTHING) -> Any:
         """The whole pipeline with the run's denoiser or LoRA in place; networks that are ``given`` are not loaded."""
-        base, own = self.files.base, self.own_parts(dtype, given)
-        for part in self.networks:
-            refuse_pickles(base, part)
-        apart = self.files.loaded_apart([part for part in self.networks if part not in own])
-        parts = {part: self.files.load(part, self.networks[part], dtype) for part in apart} | own
+        base = self.files.base
+        self.files.lora_parts(self.networks)  # which refuses layers of a part that lacks
+        parts = {part: self.loaded(part, dtype) for part in self.networks if part not in given} | dict(given)
         parts |= dict(zip(self.tokenizer_parts, self.tokenizers(), strict=True)) | dict.fromkeys(self.lacking)
+        tell_names(base, self.files.scheduler_class, str(self.files.config("scheduler").get("_class_name", "")))
         made = self._assembled(dtype, **parts)
-        for part in set(self.networks) - set(parts):
-            check_finite(getattr(made, part), part, self.files.name)
+        if self.scale_may_lack and made.vae.config.get("scaling_factor") is None:  # it is null in the file
+            made.vae.register_to_config(scaling_factor=self.usual_scale)
         made.set_progress_bar_config(disable=True)
-        return made.to(device)
+        with quietly():  # of half precision on a CPU diffusers says that it fails
+            return made.to(device)
 
     def save(self, denoiser: nn.Module, folder: Path) -> None:
         """Write the denoiser into its folder within ``folder``."""

@@ -27,7 +27,7 @@ class StableDiffusion(UNetModel):
     pipeline_settings = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}  # noqa: RUF012
     encoder_kinds = {"text_encoder": CLIPTextModel}  # noqa: RUF012
     tokenizer_kinds = {"tokenizer": clip_tokenizer}  # noqa: RUF012
-    advised_sampling = {"steps": 50, "guidance": 7.5}  # noqa: RUF012
+    usual_sampling = {"steps": 50, "guidance": 7.5}  # noqa: RUF012
     usual_scale = 0.18215
     scale_may_lack = True  # the published files leave it out, and diffusers takes this one
 

@@ -41,7 +41,7 @@ class StableDiffusion3(FlowModel):
     }  # fmt: skip
     may_lack = ("text_encoder_3", "tokenizer_3")
     pipeline_settings = {"image_encoder": None, "feature_extractor": None}  # noqa: RUF012
-    advised_sampling = {"steps": 28, "guidance": 5.0}  # noqa: RUF012
+    usual_sampling = {"steps": 28, "guidance": 5.0}  # noqa: RUF012
     usual_scale = 1.5305
     usual_shift = 0.0609
     lora_targets = (

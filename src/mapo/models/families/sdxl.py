@@ -26,7 +26,7 @@ class StableDiffusionXL(UNetModel):
     pipeline_settings = {"add_watermarker": False}  # noqa: RUF012
     encoder_kinds = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}  # noqa: RUF012
     tokenizer_kinds = {"tokenizer": clip_tokenizer, "tokenizer_2": clip_tokenizer}  # noqa: RUF012
-    advised_sampling = {"steps": 30, "guidance": 5.0}  # noqa: RUF012
+    usual_sampling = {"steps": 30, "guidance": 5.0}  # noqa: RUF012
     usual_scale = 0.13025
     penultimate_of = ("text_encoder",)  # the last layer of the second encoder makes the pooled output
 

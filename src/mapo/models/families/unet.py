@@ -68,11 +68,6 @@ class UNetModel(LatentModel):
             lay_token(network, tokenizer, self.files.token, place, len(encoders))
         return network
 
-    def changed_parts(self) -> set[str]:
-        """Text encoders too, where they have a token of their own or lack layers."""
-        own = self.files.token is not None or self.files.clip_skip
-        return super().changed_parts() | (set(self.text_encoders) if own else set())
-
     def unread_text_layers(self, part: str, encoder: nn.Module) -> tuple[str, ...]:
         """The last layer of an encoder of which only the penultimate states are read."""
         stacks = [(name, m) for name, m in encoder.named_modules() if name.endswith("layers")]

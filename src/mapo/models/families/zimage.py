@@ -52,7 +52,7 @@ class ZImage(FlowModel):
     denoiser_values = Z_IMAGE_TRANSFORMER
     encoder_kinds = {"text_encoder": Qwen3Model}  # noqa: RUF012
     tokenizer_kinds = {"tokenizer": chat_tokenizer}  # noqa: RUF012
-    advised_sampling = {"steps": 50, "guidance": 5.0}  # noqa: RUF012
+    usual_sampling = {"steps": 50, "guidance": 5.0}  # noqa: RUF012
     usual_scale = 0.3611
     usual_shift = 0.1159
     lora_targets = ("attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0")

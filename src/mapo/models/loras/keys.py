@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from mapo.errors import MapoError
 
-SUFFIX = re.compile(
+SUFFIX = re.compile(  # peft may write the name of its adapter, such as default_0
     r"(?P<layer>.+?)(?:"
-    r"\.(?:lora_down|lora_A|lora_A\.default|lora\.down|lora_linear_layer\.down)\.(?P<down>weight)"
-    r"|\.(?:lora_up|lora_B|lora_B\.default|lora\.up|lora_linear_layer\.up)\.(?P<up>weight)"
+    r"\.(?:lora_down|lora_A(?:\.[A-Za-z]\w*)?|lora\.down|lora_linear_layer\.down)\.(?P<down>weight)"
+    r"|\.(?:lora_up|lora_B(?:\.[A-Za-z]\w*)?|lora\.up|lora_linear_layer\.up)\.(?P<up>weight)"
     r"|\.(?P<alpha>alpha))"
 )
 OLDER = re.compile(r"\.(?:processor|self_attn)\.to_(q|k|v|out)_lora\.(down|up)\.weight$")  # diffusers before 0.22
@@ -103,6 +103,8 @@ def _why_not(unread: list[str], has_layers: bool) -> str:
             return f"holds {name}: it is {kind}, which is not read."
     if has_layers:
         return f"holds {first}, which is not a tensor of a LoRA, so it could be used only in part."
+    if name := next((name for name in unread if re.search(r"[._]lora_(A|B|up|down|embedding)", name)), ""):
+        return f"holds {name}: a LoRA whose tensors have names that are not read."
     if any(name.startswith(VAES) for name in unread):
         return f"holds {first}: it is a VAE and not a LoRA."
     if any(name.startswith(WHOLE_MODELS) or (".weight" in name and "blocks" in name) for name in unread):

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from mapo.errors import MapoError
+from mapo.errors import MapoError, reason
 from mapo.models.loras.keys import BY_PEFT, PEFT, Names, family_of, layers_named
 from mapo.models.loras.layers import Layer
 from mapo.models.names.kohya import PREFIXES, original_layers, own_layers, underscored
@@ -179,7 +179,7 @@ def _alphas(path: Path, tensors: Tensors, kind: Kind) -> dict[str, Any]:
         if not isinstance(found, dict):
             raise ValueError("it is not an object")
     except ValueError as error:
-        raise MapoError(f"{path} has {METADATA} that cannot be read ({error}). {kind.remedy}") from None
+        raise MapoError(f"{path} has {METADATA} that cannot be read ({reason(error)}). {kind.remedy}") from None
     if part := next((key for key, value in found.items() if key.endswith(".use_dora") and value), ""):
         raise MapoError(f"{path} says {part}: it is a DoRA, which is not read. {kind.remedy}")
     if found and (alpha := next((name for name in tensors.names if name.endswith(".alpha")), "")):
@@ -221,7 +221,12 @@ def _records(
             f"{path} is damaged: {name} is of rank {rank} by its down matrix, and of rank {up.shape[1]} by its up "
             f"matrix. {kind.remedy}"
         )
-    is_odd = not rank or up.ndim != len(layer.shape) or any(side != 1 for side in up.shape[2:])
+    if not rank or down.ndim < 2 or up.ndim < 2:
+        raise MapoError(
+            f"{path} is damaged: {name} has matrices of the shapes {list(down.shape)} and {list(up.shape)}, of which "
+            f"no layer can be made. {kind.remedy}"
+        )
+    is_odd = up.ndim != len(layer.shape) or any(side != 1 for side in up.shape[2:])
     if is_odd or (down.shape[1:], up.shape[:1], up.shape[1:2]) != (layer.shape[1:], layer.shape[:1], down.shape[:1]):
         family = family_of([name])
         raise MapoError(
@@ -243,8 +248,10 @@ def _records(
         module = weight.removesuffix(".weight")
         try:
             whole = _alpha(settings, part, module, rank) if settings else alpha or float(rank)
+            if not math.isfinite(whole):
+                raise ValueError(f"the alpha of {module} is not finite")
         except (TypeError, ValueError, re.error) as error:
-            raise MapoError(f"{path} has {METADATA} that cannot be read ({error}). {kind.remedy}") from None
+            raise MapoError(f"{path} has {METADATA} that cannot be read ({reason(error)}). {kind.remedy}") from None
         found.append(Layer(part, module, own_down, own_up, whole * len(own_down) / rank))
     return found
 

@@ -10,9 +10,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from mapo.errors import MapoError
+from mapo.errors import MapoError, reason
 from mapo.models.parts.kinds import REMEDY, SCHEDULER, check_kinds
-from mapo.models.parts.weights import quietly, reason
+from mapo.models.parts.weights import quietly
 
 # All of these sample from one process: βs at whole timesteps, noise added by their product.
 DDPM_LIKE = (

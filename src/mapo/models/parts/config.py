@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mapo.errors import MapoError
+from mapo.errors import MapoError, reason
 from mapo.texts import parse_json
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -26,8 +26,7 @@ def read_config(base: Path, name: str) -> dict[str, Any]:
         lacking = name if (base / name).parent.is_dir() else f"{name.partition('/')[0]}/"
         raise MapoError(f"The model folder {base} is not whole: there is no {lacking} in it. {again(base)}") from None
     except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise MapoError(f"The model folder {base} is not whole: {name} cannot be read ({why}).") from None
+        raise MapoError(f"The model folder {base} is not whole: {name} cannot be read ({reason(error)}).") from None
 
 
 def again(base: Path) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mapo.errors import MapoError
+from mapo.errors import MapoError, count
 from mapo.models.parts.tensors import kind_of_other
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
@@ -70,12 +70,17 @@ def read_header(path: Path, remedy: str = AGAIN) -> Header:
     whole = max((held.end for held in tensors.values()), default=8 + length)
     if whole > size:
         raise MapoError(f"{path} is cut off: it has {size:,} of {whole:,} bytes. {remedy}")
+    if whole < size:
+        raise MapoError(f"{path} is damaged: {count(size - whole, 'byte')} behind its tensors belong to none. {remedy}")
     return Header(path, tensors, metadata)
 
 
 def _held(entry: Mapping[str, Any], start: int) -> Held:
-    begin, end = entry["data_offsets"]
-    return Held(str(entry["dtype"]), tuple(int(side) for side in entry["shape"]), start + int(begin), start + int(end))
+    begin, end = map(int, entry["data_offsets"])
+    shape = tuple(int(side) for side in entry["shape"])
+    if not 0 <= begin <= end or min(shape, default=0) < 0:
+        raise ValueError("a tensor ends before it begins")
+    return Held(str(entry["dtype"]), shape, start + begin, start + end)
 
 
 def _refuse_others(path: Path, begin: bytes, size: int, remedy: str) -> None:

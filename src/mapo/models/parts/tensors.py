@@ -81,8 +81,10 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def check_finite(network: nn.Module, part: str, place: object) -> None:
-    """MapoError where a weight of a part is not finite: pictures would be black, and no step of training possible."""
+    """MapoError where a weight of a part lacks or is not finite: pictures would be black, and no step possible."""
     for name, tensor in network.state_dict().items():
+        if tensor.is_meta:
+            raise MapoError(f"The weights of the {part} of {place} lack {name}. Take another copy of these weights.")
         if not is_finite(tensor):
             half = tensor.dtype is torch.float16
             raise MapoError(

@@ -7,22 +7,22 @@ import functools
 import json
 import logging
 import re
-import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from mapo.errors import MapoError, is_out_of_memory
-from mapo.models.parts.config import again
-from mapo.models.parts.header import read_header
+from mapo.errors import MapoError, is_out_of_memory, reason
+from mapo.models.parts.config import again, read_config
+from mapo.models.parts.header import TAKE_WHOLE, read_header
 from mapo.texts import parse_json
 
 WEIGHTS = re.compile(
     r"(?P<name>model|diffusion_pytorch_model)(-\d{5}-of-\d{5})?(\.(?P<variant>\w+?))?(-\d{5}-of-\d{5})?\.safetensors"
 )
+CLIP = "text_model."
 LIBRARIES = ("diffusers", "transformers", "huggingface_hub")
 
 
@@ -61,12 +61,14 @@ def load_part(kind: Any, base: Path, part: str, dtype: Any = torch.float32, vari
 
     Where the part has no such ``variant`` of them, it is the usual one.
     """
-    refuse_pickles(base, part)
+    files = check_weights(base, part, variant)
     how = {"dtype": dtype, "use_safetensors": True, "variant": variant_read(base / part, variant)}
     try:
         with quietly():
             network, report = kind.from_pretrained(base, subfolder=part, output_loading_info=True, **how)
     except Exception as error:
+        if misfit := _misfit(kind, base, part, files):
+            raise MapoError(misfit) from None
         raise not_whole(base, part, error) from None
     if lacking := sorted(report["missing_keys"]):
         are = "tensor is" if len(lacking) == 1 else "tensors are"
@@ -85,15 +87,15 @@ def outline_of(kind: Any, config: str) -> Any:
         return kind.from_config(values) if hasattr(kind, "from_config") else kind(kind.config_class(**values))
 
 
-def check_weights(base: Path, part: str, variant: str | None = None) -> None:
-    """MapoError where files of a part's weights lack or are cut off. Only their heads are read."""
+def check_weights(base: Path, part: str, variant: str | None = None) -> list[Path]:
+    """The files of a part's weights; MapoError where one lacks or is cut off. Only their heads are read."""
     refuse_pickles(base, part)
     variant = variant_read(base / part, variant)
     index_name = f"*.safetensors.index.{variant}.json" if variant else "*.safetensors.index.json"
     files = [file for file in sorted((base / part).glob("*.safetensors")) if WEIGHTS.fullmatch(file.name)]
     try:
         for index in (base / part).glob(index_name):
-            named = sorted(set(parse_json(index.read_text("utf-8"))["weight_map"].values()))
+            named = _names_in(index, base)
             if absent := [name for name in named if not (base / part / name).exists()]:
                 raise MapoError(
                     f"The model folder {base} is not whole: {part} has no {absent[0]}, which {index.name} names. "
@@ -107,6 +109,44 @@ def check_weights(base: Path, part: str, variant: str | None = None) -> None:
         raise not_whole(base, part, error) from None
     if not files:
         raise MapoError(f"The model folder {base} is not whole: {part}/ has no weights. {again(base)}")
+    return files
+
+
+def _names_in(index: Path, base: Path) -> list[str]:
+    """The files that an index of weights names, which have to lie beside it."""
+    whole = f"The model folder {base} is not whole: {index.relative_to(base)}"
+    try:
+        named: Any = sorted(set(parse_json(index.read_text("utf-8"))["weight_map"].values()))
+    except (OSError, ValueError) as error:
+        raise MapoError(f"{whole} cannot be read ({reason(error)}). {again(base)}") from None
+    except (KeyError, TypeError, AttributeError):
+        raise MapoError(f"{whole} does not say which file each tensor is in. {again(base)}") from None
+    for name in named:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise MapoError(f"{whole} names {name!r}, which is not a file beside it. {again(base)}")
+    return named  # type: ignore[no-any-return]
+
+
+def _misfit(kind: Any, base: Path, part: str, files: Sequence[Path]) -> str:
+    """A sentence on the first tensor that is not of the shape that the configuration asks for, where there is one."""
+    try:
+        config = json.dumps(read_config(base, f"{part}/config.json"))
+        wanted = {name: tuple(tensor.shape) for name, tensor in outline_of(kind, config).state_dict().items()}
+        found = {name: held.shape for file in files for name, held in read_header(file).tensors.items()}
+    except Exception:
+        return ""
+    for name, shape in found.items():
+        for own in (
+            name,
+            name.removeprefix(CLIP),
+            f"{CLIP}{name}",
+        ):  # which versions of transformers write or leave out
+            if wanted.get(own, shape) != shape:
+                return (
+                    f"The model folder {base} is not whole: {name} of {part} has the shape {list(shape)}, and by its "
+                    f"config.json it has {list(wanted[own])}. {again(base)}"
+                )
+    return ""
 
 
 def not_whole(base: Path, part: str, error: Exception) -> MapoError:
@@ -117,8 +157,17 @@ def not_whole(base: Path, part: str, error: Exception) -> MapoError:
     if is_out_of_memory(error):
         raise error
     damaged = _damaged(base, part)
+    if not damaged and _is_quantized(base / part):
+        return MapoError(f"The {part} of {base} is quantized and cannot be loaded ({reason(error)}). {TAKE_WHOLE}")
     why = damaged or f" ({reason(error)}). {again(base)}"
     return MapoError(f"The model folder {base} is not whole: {part} cannot be loaded{why}")
+
+
+def _is_quantized(folder: Path) -> bool:
+    try:
+        return "quantization_config" in read_config(folder.parent, f"{folder.name}/config.json")
+    except MapoError:
+        return False
 
 
 def not_loaded(base: Path, error: Exception) -> MapoError:
@@ -143,13 +192,6 @@ def _damaged(base: Path, parts: str) -> str:
         except MapoError as told:
             return f", as {told}"
     return ""
-
-
-def reason(error: Exception) -> str:
-    """The first line of what a library said, cut at a word; with the kind of error where it is but one word."""
-    line = str(error).strip().split("\n")[0]
-    said = textwrap.shorten(line, 200, placeholder=" …")
-    return said if " " in line else f"{type(error).__name__}: {said}".removesuffix(": ")
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ OTHER_DENOISERS = {  # names that only these have
     "adaln_single.": "PixArt or LTX", "mlp_t5.": "Hunyuan-DiT",
 }  # fmt: skip
 FLUX_INPUTS = {384: "FLUX.1 Fill, a model for inpainting", 128: "FLUX.1 Depth or Canny, a model that copies a layout"}
+PIECE, INDEX = re.compile(r"(?P<start>.+)-\d{5}-of-\d{5}\.safetensors"), ".safetensors.index.json"
 UNET_INPUTS = {
     9: "a model for inpainting", 8: "a model for editing (InstructPix2Pix)", 5: "a model that is given depth",
     7: "an upscaler",
@@ -34,6 +35,25 @@ EDITS_PICTURES = re.compile(r"(?i)kontext")
 def inside(header: Header) -> str:
     """What stands before the names of the denoiser: in a whole checkpoint, or in a file of the denoiser alone."""
     return INSIDE if header.any(INSIDE) else ""
+
+
+def refuse_pieces(path: Path) -> None:
+    """MapoError where a file is, by its name, only a piece of a model, or says where the pieces lie."""
+    if path.name == "model_index.json":
+        raise MapoError(f"{path} describes a model folder. Give the folder: {path.parent}.")
+    piece, index = PIECE.fullmatch(path.name), path.name.endswith(INDEX)
+    if not piece and not index:
+        return
+    base = path.parent.parent
+    if (base / "model_index.json").is_file():
+        raise MapoError(f"{path} is only a piece of the model in {base}. Give that folder.")
+    start = piece["start"] if piece else path.name.removesuffix(INDEX)
+    pieces, whole = path.with_name(f"{start}-*-of-*.safetensors"), path.with_name(f"{start}.safetensors")
+    what = "is one of several pieces of a model" if piece else "only says in which pieces a model lies"
+    raise MapoError(
+        f'{path} {what}. Join them to one file, and give that: python -c "import glob, safetensors.torch as s; '
+        f"s.save_file({{k: v for f in sorted(glob.glob('{pieces}')) for k, v in s.load_file(f).items()}}, '{whole}')\""
+    )
 
 
 def refuse_what_is_no_model(header: Header) -> None:
@@ -76,6 +96,8 @@ def table_of(header: Header) -> str:
         return _unet(header, begin)
     if name := next((name for start, name in OTHER_DENOISERS.items() if header.any(f"{begin}{start}")), ""):
         raise MapoError(f"{path} is a model of {name}, which is not read from one file. {FOLDER}")
+    if header.any("unet.", "transformer.") and header.any("vae.", "text_encoder."):
+        raise MapoError(f"{path} holds the parts of a model by diffusers' names. {FOLDER}")
     if header.any("down_blocks.", "unet.down_blocks.", "transformer_blocks.", "single_transformer_blocks."):
         raise MapoError(
             f"{path} holds only a denoiser, by diffusers' names. Put it into the folder of its pipeline, as unet/ or "
@@ -164,9 +186,10 @@ def _unet(header: Header, begin: str) -> str:
     return tables[width]
 
 
+def called(header: Header) -> tuple[str, ...]:
+    """A file's name, and what its metadata calls it."""
+    return header.path.stem, *(header.metadata.get(f"modelspec.{key}", "") for key in ("architecture", "title"))
+
+
 def _called(header: Header, word: re.Pattern[str]) -> str:
-    texts = [
-        Path(header.path).stem,
-        *(header.metadata.get(f"modelspec.{key}", "") for key in ("architecture", "title")),
-    ]
-    return next((match[0] for text in texts if (match := word.search(text))), "")
+    return next((match[0] for text in called(header) if (match := word.search(text))), "")

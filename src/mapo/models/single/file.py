@@ -18,13 +18,22 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from mapo.errors import MapoError, count, is_out_of_memory
+from mapo.errors import MapoError, count, is_out_of_memory, reason
 from mapo.files import own_place
+from mapo.models.files import UNDONE
 from mapo.models.names.original import Original
 from mapo.models.parts.config import CONFIGS, read_config
 from mapo.models.parts.header import Header, read_header
-from mapo.models.parts.weights import quietly, reason
-from mapo.models.single.detect import EIGHT_BITS, FOLDER, inside, refuse_what_is_no_model, table_of
+from mapo.models.parts.weights import quietly
+from mapo.models.single.detect import (
+    EIGHT_BITS,
+    FOLDER,
+    called,
+    inside,
+    refuse_pieces,
+    refuse_what_is_no_model,
+    table_of,
+)
 from mapo.models.single.layout import LAYOUTS, placed
 from mapo.models.single.prediction import BIAS_OF_SD2, PREDICTIONS, prediction_of
 from mapo.models.single.tables import copy_small_files, table, write_config, write_folder
@@ -62,6 +71,11 @@ class SingleFile:
         """The file."""
         return self.header.path
 
+    @property
+    def called(self) -> tuple[str, ...]:
+        """Its name, and what its metadata calls it."""
+        return called(self.header)
+
     def load(self, part: str, kind: Any, dtype: Any) -> Any:
         """The network of a part; tensors that are in ``dtype`` already stay mapped. MapoError where that fails."""
         config = read_config(self.base, f"{part}/{CONFIGS.get(part, 'config.json')}")
@@ -98,20 +112,25 @@ def _mark(path: Path) -> tuple[str, int, int]:
 
 @lru_cache(maxsize=16)
 def _open(path: Path, marks: object, prediction: str | None, other_vae: bool) -> SingleFile:
+    refuse_pieces(path)
     header = read_header(path)
     refuse_what_is_no_model(header)
     base, beside = Path(tempfile.mkdtemp(prefix="mapo-")), beside_of(path)
     atexit.register(shutil.rmtree, base, ignore_errors=True)  # until then parts are loaded by what it says
-    if (beside / "model_index.json").is_file():
+    is_described = (beside / "model_index.json").is_file()
+    if is_described:
         title = f"the model that {beside} describes"
-        copy_small_files(beside, base)
-        _check_pipeline(beside, base)
     else:
         name = table_of(header)
         title = table(name)["title"]
         write_folder(base, name)
+    if beside.is_dir():
+        copy_small_files(beside, base)
+        _check_pipeline(beside, base)
     parts = _parts(header, title, base, other_vae)
-    _note_prediction(header, base, prediction)
+    _note_prediction(header, base, prediction, is_described)
+    if not (beside / SCHEDULER).is_file():
+        _note_guidance(header, base)
     if any(held.dtype in EIGHT_BITS for held in header.tensors.values()):
         LOG.info(
             f"{header.path} holds weights in 8 bits, which have lost digits. Train the file in 16 bits if you can."
@@ -125,15 +144,15 @@ def _check_pipeline(beside: Path, base: Path) -> None:
         raise MapoError(f"{beside} is a {kind}; models in one file are: {', '.join(LAYOUTS)}.")
 
 
-def _note_prediction(header: Header, base: Path, asked: str | None) -> None:
+def _note_prediction(header: Header, base: Path, asked: str | None, is_described: bool) -> None:
     """Write what a UNet predicts into its scheduler's file, as far as the model's own file says it."""
     kind = read_config(base, "model_index.json")["_class_name"]
     if "unet" not in LAYOUTS[kind]:
         return
-    is_known, begin = not beside_of(header.path).is_dir(), inside(header)
-    scheduler = read_config(base, SCHEDULER)
-    said = None if is_known else "v" if scheduler.get("prediction_type") == PREDICTIONS["v"] else "epsilon"
-    is_sd2 = is_known and read_config(base, "unet/config.json")["cross_attention_dim"] == 1024
+    begin, scheduler, said = inside(header), read_config(base, SCHEDULER), None
+    if (beside_of(header.path) / SCHEDULER).is_file():
+        said = "v" if scheduler.get("prediction_type") == PREDICTIONS["v"] else "epsilon"
+    is_sd2 = not is_described and read_config(base, "unet/config.json")["cross_attention_dim"] == 1024
     found = prediction_of(header, begin + BIAS_OF_SD2 if is_sd2 else None, asked, said)
     if found.unsaid:
         LOG.info(f"{header.path} does not say what it predicts, so it is taken for epsilon. Else: --prediction v.")
@@ -141,6 +160,24 @@ def _note_prediction(header: Header, base: Path, asked: str | None) -> None:
     if is_sd2 and found.name == "epsilon":  # the models of 512 pixels
         unet = read_config(base, "unet/config.json")
         write_config(base / "unet" / "config.json", {**unet, "sample_size": 64})
+
+
+def _note_guidance(header: Header, base: Path) -> None:
+    """Say what a FLUX.1 without guidance embedding is taken for; one of dev has dev's times, by its scheduler."""
+    if read_config(base, "model_index.json")["_class_name"] != "FluxPipeline":
+        return
+    if read_config(base, "transformer/config.json").get("guidance_embeds"):
+        return
+    names = " ".join(called(header)).lower()
+    begin = f"{header.path} has no guidance embedding, so it is taken for"
+    if UNDONE.search(names) and re.search(r"(?<![a-z])dev(?![a-z])", names):
+        write_config(base / SCHEDULER, table("flux-dev")["scheduler"])
+        LOG.info(f"{begin} FLUX.1 dev whose distillation was undone, as its name says.")
+    elif "schnell" not in names or UNDONE.search(names):
+        LOG.info(
+            f"{begin} FLUX.1 schnell, whose times are not shifted. If they are, say it in the file "
+            f"{beside_of(header.path) / SCHEDULER}, taken from the model's page."
+        )
 
 
 def _parts(header: Header, title: str, base: Path, other_vae: bool) -> dict[str, dict[str, Original]]:

@@ -44,7 +44,8 @@ def prediction_of(
     metadata = header.metadata
     zero = "ztsnr" in header.tensors or metadata.get("ss_zero_terminal_snr", "").lower() == "true"
     marks = {"the tensor v_pred": "v"} if "v_pred" in header.tensors else {}
-    if (said := SPOKEN.get(metadata.get("modelspec.prediction_type", "").strip().lower())) is not None:
+    word = metadata.get("modelspec.prediction_type", "").strip()
+    if (said := SPOKEN.get(word.lower())) is not None:
         marks["modelspec.prediction_type in its metadata"] = said
     if telling is not None:
         marks[f"the spread of {telling}"] = "v" if _spread(header, telling) > V_OF_SD2 else "epsilon"
@@ -52,15 +53,20 @@ def prediction_of(
         marks["the scheduler beside it"] = beside
     if asked is not None:
         return Prediction(asked, zero and asked == "v")
+    if word and said is None:
+        raise MapoError(
+            f"{header.path} says in its metadata that it predicts {word!r} (modelspec.prediction_type). Training knows "
+            "epsilon and v. If the metadata is wrong, say --prediction epsilon or --prediction v."
+        )
     if len(set(marks.values())) > 1:
         each = ", ".join(f"{mark} says {name}" for mark, name in marks.items())
         raise MapoError(
             f"{header.path} contradicts itself about what the model predicts: {each}. Say it with --prediction epsilon "
             "or --prediction v."
         )
-    if not marks and (word := CALLED_V.search(header.path.stem)):
+    if not marks and (in_name := CALLED_V.search(header.path.stem)):
         raise MapoError(
-            f"{header.path} has the word {word[0]!r} in its name, but no mark of what it predicts. Say it with "
+            f"{header.path} has the word {in_name[0]!r} in its name, but no mark of what it predicts. Say it with "
             "--prediction v or --prediction epsilon."
         )
     name = next(iter(marks.values()), "epsilon")

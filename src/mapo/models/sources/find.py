@@ -13,6 +13,7 @@ from mapo.files import inside, own_place
 from mapo.models.checkpoints import checkpoints, runs_inside
 from mapo.models.files import LONG_PROMPTS, ModelFiles, at_step, is_there
 from mapo.models.loras.sources import LORA_FILE, Lora
+from mapo.models.sources.about import check_about
 from mapo.models.sources.hub import fetch_model, hub_name
 from mapo.models.sources.loras import find_loras
 from mapo.models.sources.others import other_folder, refuse_broken_links
@@ -40,6 +41,8 @@ def find_model(
     if loras:
         found = find_model(name, weights, clip_skip, vae, prediction, long_prompts)
         return replace(found, loras=(*found.loras, *find_loras(loras)))
+    if not name.strip():
+        raise MapoError(f"--model is empty. {_what_to_give()}")
     if clip_skip is not None and clip_skip < 0:
         raise MapoError(f"--clip-skip is {clip_skip}; it must not be negative.")
     if prediction is not None and prediction not in PREDICTIONS:
@@ -88,31 +91,37 @@ def _find_folder(name: str, path: Path, weights: bool) -> tuple[Path, str | None
             f"--model: {name} is neither a diffusers pipeline (it has no model_index.json) nor a finished run of "
             f"`mapo train` (it has no run.json).{runs_inside(path) or ' Give one of these.'}"
         )
-    if name.endswith((".safetensors", ".ckpt")) or (asked := hub_name(name)) is None:
-        raise MapoError(
-            f"--model: there is no folder or file {name}. Give {' or '.join(f'`{world}`' for world in MODELS)}, a "
-            "diffusers folder, a run folder, a safetensors file, or a hub id (owner/name, owner/name@revision, "
-            "owner/name:fp16)."
-        )
+    if (asked := hub_name(name)) is None:
+        raise MapoError(f"--model: there is no folder or file {name}. {_what_to_give()}")
     return fetch_model(asked, weights), asked.variant
+
+
+def _what_to_give() -> str:
+    worlds = " or ".join(f"`{world}`" for world in MODELS)
+    return (
+        f"Give {worlds}, a diffusers folder, a run folder, a safetensors file, or a hub id (owner/name, "
+        "owner/name@revision, owner/name:fp16)."
+    )
 
 
 def _with_vae(found: ModelFiles, vae: str | None, weights: bool) -> ModelFiles:
     if vae is None:
         return found
+    from mapo.models.families import FAMILIES
     from mapo.models.sources.vae import find_vae
 
-    return replace(found, vae=find_vae(vae, found.name, found.config("vae"), weights))
+    family: Any = FAMILIES.get(found.pipeline_class)
+    usual = family.usual_scale if family is not None and family.scale_may_lack else None
+    return replace(found, vae=find_vae(vae, found.name, found.config("vae"), usual, weights))
 
 
 def _find_run(
     name: str, path: Path, weights: bool, clip_skip: int | None, vae: str | None, prediction: str | None,
     long_prompts: str | None,
 ) -> ModelFiles:  # fmt: skip
-    about = path / "run.json"
-    run = read_object(about, "a run folder", "Run the same `mapo train` command again: it writes the file anew.")
-    if not all(isinstance(run.get(key), str) for key in ("base", "denoiser", "adapter")):
-        raise MapoError(f"{about} is damaged. Run the same `mapo train` command again: it writes the file anew.")
+    again = "Run the same `mapo train` command again: it writes the file anew."
+    run = read_object(path / "run.json", "a run folder", again)
+    check_about(path / "run.json", run, again)
     base = _as_trained(_find_base(name, path, run, weights), run, weights, vae, prediction)
     denoiser = inside(path, run["denoiser"], f"{path}/run.json")
     if not denoiser.is_dir():
@@ -178,6 +187,9 @@ def _find_base(name: str, path: Path, run: Mapping[str, Any], weights: bool) -> 
             f"{name} was trained on the model {base}, which is not there any more. Put it back there, or write its "
             f"new place as base into {path / 'run.json'}."
         )
+    vae = told["vae"]
+    if vae is not None and Path(vae).is_absolute() and not Path(vae).exists():
+        raise MapoError(f"{name} was trained with the VAE {vae}, which is not there any more. Put it back there.")
     found = find_model(base, weights, **told)
     if found.is_local and run.get("base_revision") not in (None, *found.revisions()):
         raise MapoError(

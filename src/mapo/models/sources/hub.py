@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mapo.errors import MapoError
-from mapo.models.parts.weights import quietly, reason
+from mapo.errors import MapoError, reason
+from mapo.models.parts.header import PICKLES
+from mapo.models.parts.weights import quietly
 
 NAME = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[^\s:@]+))?(:(?P<variant>\w+))?")
+FILES = (".safetensors", ".gguf", *PICKLES)  # how names of files end
 SMALL = ("model_index.json", "*/*config.json", "tokenizer*/*", "sampling.json")
 VAE_CONFIGS = ("config.json", "vae/config.json")
 VAE_WEIGHTS = ("diffusion_pytorch_model*.safetensors", "vae/diffusion_pytorch_model*.safetensors")
@@ -28,7 +30,8 @@ class HubName:
 
 def hub_name(name: str) -> HubName | None:
     """The parts of a name such as ``owner/name@v1.0:fp16``; None where it is not one of the hub."""
-    match = None if name.startswith((".", "/", "~")) else NAME.fullmatch(name)
+    is_file = name.startswith((".", "/", "~")) or name.lower().endswith(FILES)
+    match = None if is_file else NAME.fullmatch(name)
     return HubName(match["id"], match["revision"], match["variant"]) if match else None
 
 
@@ -67,12 +70,13 @@ def fetch_vae(name: HubName, weights: bool) -> Path:
 
 def not_fetched(flag: str, name: HubName, error: BaseException) -> MapoError:
     """What to say where the hub gave no files: by the exception, or by those that stand behind it."""
-    from huggingface_hub import errors
+    from huggingface_hub import errors, is_offline_mode
 
     def is_any(*kinds: type[BaseException]) -> bool:
         return any(isinstance(one, kinds) for one in _behind(error))
 
     start = f"{flag}: {name.id} is not a local folder or file, and "
+    here = "or give a folder or a file that is on this machine."
     if is_any(errors.GatedRepoError):
         page = f"https://huggingface.co/{name.id}"
         return MapoError(
@@ -86,13 +90,15 @@ def not_fetched(flag: str, name: HubName, error: BaseException) -> MapoError:
             f"{start}the hub has no such model, or only for those who may see it. Check the name. If it is private, "
             "log in with `hf auth login`."
         )
-    if is_any(errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError, TimeoutError, *_network()):
-        return MapoError(
-            f"{start}the hub cannot be reached ({reason(_first(error))}). Connect this machine and try again, or give "
-            "a folder or a file that is on it. Variables such as HF_HUB_OFFLINE switch the hub off."
-        )
+    unreachable = is_any(ConnectionError, TimeoutError, *_network())
+    if unreachable or is_any(errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        if is_any(errors.OfflineModeIsEnabled) or (is_offline_mode() and not unreachable):
+            return MapoError(f"{start}the hub is switched off by HF_HUB_OFFLINE. Unset it, {here}")
+        return MapoError(f"{start}the hub cannot be reached ({reason(_deepest(error))}). Connect and try again, {here}")
+    if is_any(errors.HFValidationError):
+        return MapoError(f"{start}no model on the hub can have that name. Check it.")
     variant = f" in the variant {name.variant}" if name.variant else ""
-    return MapoError(f"{start}could not be fetched from the hub{variant} ({reason(_first(error))}).")
+    return MapoError(f"{start}could not be fetched from the hub{variant} ({reason(_deepest(error))}).")
 
 
 def _behind(error: BaseException | None) -> Iterator[BaseException]:
@@ -104,8 +110,9 @@ def _behind(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _first(error: BaseException) -> Exception:
-    return next(one for one in _behind(error) if isinstance(one, Exception))
+def _deepest(error: BaseException) -> BaseException:
+    """The one at the bottom, which says in fewest words what is wrong."""
+    return list(_behind(error))[-1]
 
 
 def _network() -> tuple[type[BaseException], ...]:

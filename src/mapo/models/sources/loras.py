@@ -19,6 +19,7 @@ from mapo.texts import read_object
 LOG = logging.getLogger(__name__)
 
 WEIGHT = re.compile(r"(?P<file>.+):(?P<weight>[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)", re.IGNORECASE)
+WHAT_TO_GIVE = f"Give a .safetensors file, a folder with {LORA_FILE}, a run folder or RUN@STEP"
 
 
 def find_loras(texts: Sequence[str]) -> tuple[Lora, ...]:
@@ -27,6 +28,8 @@ def find_loras(texts: Sequence[str]) -> tuple[Lora, ...]:
 
 
 def _find(text: str) -> list[Lora]:
+    if not text.strip():
+        raise MapoError(f"--lora is empty. {WHAT_TO_GIVE}.")
     match = None if Path(text).exists() else WEIGHT.fullmatch(text)
     name, weight = (match["file"], float(match["weight"])) if match else (text, 1.0)
     if not math.isfinite(weight):
@@ -46,10 +49,11 @@ def _find(text: str) -> list[Lora]:
             f"--lora: {name} is neither a run of `mapo train` nor a folder with {LORA_FILE}. Name the LoRA's file"
             f"{f', such as {such}' if such else ''}."
         )
+    if path.is_symlink() and not path.exists():
+        raise MapoError(f"--lora: {name} is a link to {path.readlink()}, which is not there. Mend it, or name another.")
     if not path.is_file():
         raise MapoError(
-            f"--lora: there is no file {name}. Give a .safetensors file, a folder with {LORA_FILE}, a run folder or "
-            "RUN@STEP; a weight stands behind a colon, as in FILE:0.8."
+            f"--lora: there is no file {name}. {WHAT_TO_GIVE}; a weight stands behind a colon, as in FILE:0.8."
         )
     return [Lora(path, weight, named=True)]
 

@@ -16,12 +16,13 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from mapo.errors import MapoError
+from mapo.errors import MapoError, reason
 from mapo.models.checkpoints import checkpoints
 from mapo.models.files import ModelFiles
 from mapo.models.loras.sources import LORA_FILE, Lora
 from mapo.models.parts.config import read_config
 from mapo.models.parts.tensors import save_tensors
+from mapo.models.sources.about import check_about
 from mapo.models.token import TOKEN_FILE, Token
 from mapo.texts import read_object
 
@@ -52,9 +53,9 @@ def checkpoint_of(run: Path, step: int, flag: str = "--model") -> tuple[Path, di
         raise MapoError(
             f"{flag}: {found[step]} was written by an older version and does not say what model it is of. {REMEDY}"
         )
-    texts = ("base", "adapter", "denoiser")
-    if not isinstance(about, dict) or not all(isinstance(about.get(key), str) for key in texts):
+    if not isinstance(about, dict):
         raise MapoError(f"{found[step]}/state.json is damaged. {REMEDY}")
+    check_about(found[step] / "state.json", about, REMEDY)
     return found[step], about
 
 
@@ -72,7 +73,7 @@ def on_base(base: ModelFiles, checkpoint: Path, about: Mapping[str, Any]) -> dic
         if state not in LAID_OUT:
             LAID_OUT[state] = _denoiser(base, weights, str(about["denoiser"]))
     except (OSError, SafetensorError) as error:
-        raise MapoError(f"The checkpoint {checkpoint} is damaged ({error}). {REMEDY}") from None
+        raise MapoError(f"The checkpoint {checkpoint} is damaged ({reason(error)}). {REMEDY}") from None
     return {"denoiser": LAID_OUT[state], "loras": (Lora(loras),) if loras.is_file() else ()}
 
 

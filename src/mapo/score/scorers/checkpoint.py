@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mapo.errors import MapoError
+from mapo.errors import MapoError, reason
 from mapo.files import sha256
 from mapo.pretrained import Repository, find_files, repository
 from mapo.texts import read_json, write_json
@@ -114,8 +114,7 @@ def read_tensors(scorer: str, path: Path) -> dict[str, Tensor]:
     except MapoError:
         raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).split("\n")[0][:160].rstrip(".")
-        raise MapoError(f"{scorer}: {path} cannot be read as tensors ({reason}). Fetch it again.") from None
+        raise MapoError(f"{scorer}: {path} cannot be read as tensors ({reason(error)}). Fetch it again.") from None
     found = found.get("state_dict", found) if isinstance(found, Mapping) else found
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
         raise MapoError(f"{scorer}: {path} holds other things than named tensors. Fetch it again.")

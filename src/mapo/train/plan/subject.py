@@ -15,6 +15,7 @@ from mapo.train.objectives import Objective
 from mapo.train.objectives.own import objective_named
 from mapo.train.plan.machine import beside
 from mapo.train.plan.rehearsal import rehearse
+from mapo.train.sections import RANK
 from mapo.train.weights.adapters import check_adapter
 from mapo.train.weights.blocks import number_of_blocks
 from mapo.train.weights.levers import saves_memory
@@ -119,7 +120,15 @@ class Subject:
         images = 2 * min(config.train.pairs_per_device or config.train.pairs_per_step, config.train.pairs_per_step)
         layers = sum(1 for module in outline.modules() if not any(True for _ in module.children()))
         activations = 4 * images * height * width * max(sides, default=1) * layers
-        return 32 * sum(p.numel() for p in outline.parameters()) + activations
+        return 32 * (sum(p.numel() for p in outline.parameters()) + self._most_of_loras(config)) + activations
+
+    def _most_of_loras(self, config: Config) -> int:
+        """The numbers of LoRAs beside every layer of every network."""
+        before = (layer.rank for layers in self.model.lora_layers(heads_only=True) for layer in layers)
+        rank = max([config.adapter.rank or RANK, *before])
+        parts = [part for part in self.model.encoder_parts if part.startswith("text_encoder")]
+        weights = (p for part in (self.model.denoiser_part, *parts) for p in self.model.outline(part).parameters())
+        return rank * sum(len(weight) + weight[0].numel() for weight in weights if weight.ndim > 1)
 
 
 def open_subject(config: Config, device: str, world: int = 1) -> Subject:

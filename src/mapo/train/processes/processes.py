@@ -23,7 +23,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from mapo.devices import best_device
-from mapo.errors import MapoError, SaidElsewhere, foreseen
+from mapo.errors import MapoError, SaidElsewhere, foreseen, reason
 from mapo.shards import number_of, slurm_tasks
 from mapo.train.processes.peers import Peers
 
@@ -210,10 +210,9 @@ def joined() -> Iterator[Processes]:
         store = _meet(place)
         dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world, timeout=WAIT)
     except (RuntimeError, ValueError, OSError) as error:
-        reason = str(error).strip().split("\n")[0][:200]
         raise MapoError(
             f"Process {place.rank} of {place.world} did not find the others at {os.environ['MASTER_ADDR']}:"
-            f"{os.environ['MASTER_PORT']} ({reason}). {TORCHRUN}, or unset RANK and WORLD_SIZE to train alone."
+            f"{os.environ['MASTER_PORT']} ({reason(error)}). {TORCHRUN}, or unset RANK and WORLD_SIZE to train alone."
         ) from None
     try:
         with Peers(store, place.rank, place.world) as peers:

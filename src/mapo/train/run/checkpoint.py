@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mapo.errors import MapoError
+from mapo.errors import MapoError, reason
 from mapo.files import replacing
 from mapo.models.parts.tensors import checksum_of, save_in_turn
 from mapo.texts import read_object, write_json
@@ -80,7 +80,7 @@ def load_checkpoint(folder: Path, groups: Iterable[str] = ("weights", "optimizer
     try:
         return {name: load_file(folder / f"{name}.safetensors") for name in groups}
     except Exception as error:
-        raise MapoError(f"The checkpoint {folder} is damaged ({error}). {REMEDY}") from None
+        raise MapoError(f"The checkpoint {folder} is damaged ({reason(error)}). {REMEDY}") from None
 
 
 def why_damaged(folder: Path) -> str:

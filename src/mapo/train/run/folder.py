@@ -31,7 +31,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from mapo.errors import MapoError, count
+from mapo.errors import MapoError, count, reason
 from mapo.files import prepare_out, replacing, sweep, write_text
 from mapo.models import Opened
 from mapo.models.checkpoints import EVALUATIONS, best_of, checkpoints, evaluations, pictures
@@ -88,7 +88,7 @@ class Run:
         try:
             found = tomllib.loads(self._settings.read_text("utf-8"))
         except (OSError, ValueError) as error:
-            raise MapoError(f"{self._settings} cannot be read ({error}). {REMEDY}") from None
+            raise MapoError(f"{self._settings} cannot be read ({reason(error)}). {REMEDY}") from None
         try:
             return in_full(found).model_dump(exclude_none=True)
         except MapoError as error:

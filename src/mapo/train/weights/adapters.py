@@ -61,17 +61,17 @@ def loras_before(model: Opened, config: AdapterConfig) -> list[list[Layer]]:
 
     What LoRAs change in text encoders is merged into these, unless these are trained too (:func:`text_loras_before`).
     """
-    found = [[layer for layer in one if layer.part == model.denoiser_part] for one in model.lora_layers()]
-    found = [layers for layers in found if layers]
+    own = [[layer for layer in one if layer.part == model.denoiser_part] for one in model.lora_layers()]
+    found = [layers for layers in own if layers]
     if not found:
         raise MapoError(
             f"adapter.start={config.start}: no LoRA lies on the model's {model.denoiser_part}. Name one with --lora, "
             "or leave adapter.start out."
         )
-    if config.start == "continued" and len(found) > 1:
-        raise MapoError(
-            f"adapter.start=continued takes one LoRA, and {len(found)} lie on the model. Use fused or frozen."
-        )
+    # one of text encoders alone counts where it was named; what a run with all weights has left there is merged
+    there = sum(bool(layers) or lora.named for layers, lora in zip(own, model.files.loras, strict=True))
+    if config.start == "continued" and there > 1:
+        raise MapoError(f"adapter.start=continued takes one LoRA, and {there} lie on the model. Use fused or frozen.")
     if config.start == "continued" and not any(layer.alpha for layer in found[0]):
         raise MapoError(
             "adapter.start=continued: the LoRA lies on the model at weight 0, so nothing of it could be trained. Give "

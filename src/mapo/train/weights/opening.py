@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mapo.errors import MapoError
+from mapo.errors import MapoError, reason
 from mapo.models import Opened, TokenModel
 from mapo.models.token import TOKEN_FILE, write_token
 from mapo.train.config import Config
@@ -340,4 +340,4 @@ def restore(checkpoint: Path, trained: Trained) -> None:
     try:
         trained.updater.load(found["weights"], found["optimizer"], found.get("ema", {}))
     except (KeyError, ValueError, RuntimeError) as error:
-        raise MapoError(f"The checkpoint {checkpoint} is damaged ({error}). {REMEDY}") from None
+        raise MapoError(f"The checkpoint {checkpoint} is damaged ({reason(error)}). {REMEDY}") from None
