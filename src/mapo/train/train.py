@@ -145,7 +145,7 @@ def _memory_told(loop: Loop, ready: Ready) -> contextlib.AbstractContextManager[
     less = {"gradient_checkpointing": config.train.gradient_checkpointing, "pair_by_pair": apart}
     rest = ", ".join(f"--set train.{name}=true" for name, used in less.items() if not used)
     in_full = partial(told_when_full, ready.subject, config, ready.plan, lambda: bool(ready.run.checkpoints()))
-    return memory_told(at_once, noun="pair", flag="--set train.pairs_per_device={}", rest=rest, plan=in_full)
+    return memory_told(at_once, noun="pair", flag="--set train.pairs_per_device={}", rest=rest, advice=in_full)
 
 
 def _take_steps(loop: Loop, monitor: Monitor, done: int, save: Callable[[int], None]) -> None:
