@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from held import make_held_out
 from test_train import assert_same, metrics, run
 
 from apart import run_apart
@@ -222,6 +223,18 @@ def test_what_the_command_does_not_say_comes_from_the_run(tmp_path, sdxl, pairs,
     assert said["adapter"].items() <= now["adapter"].items() and now["objective"]["beta"] == 0.3
     assert now["optim"]["lr"] == 2e-3 and now["train"]["pairs_per_step"] == 2
     assert [m["step"] for m in metrics(tmp_path / "r")] == [1, 2]
+
+
+def test_settings_that_need_others_find_them_in_the_run(tmp_path, sdxl, pairs, cache):
+    from mapo.api import train
+
+    out, held = tmp_path / "r", make_held_out(tmp_path / "pairs", 3, 2)
+    common = {"train.pairs_per_step": 1, "train.evaluate_every": 1, "train.steps": 1}
+    train(model=sdxl, pairs=held, adapter="lora", out=out, settings=common)
+    train(out=out, settings={"train.keep_checkpoints": "best,last", "train.steps": 2})
+    assert [m["step"] for m in metrics(out)] == [1, 2]
+    with pytest.raises(MapoError, match="adapter.targets was left out and is now"):
+        train(out=out, settings={"adapter.targets": ["to_q"], "train.steps": 3})
 
 
 def test_a_command_that_names_only_the_run_goes_on_there(tmp_path, sdxl, pairs, cache):
