@@ -407,6 +407,17 @@ def test_a_folder_of_models_and_runs_may_be_moved_whole(tmp_path, sdxl, pairs, c
     assert found.base == tmp_path / "elsewhere" / "model"
 
 
+def test_a_run_whose_cache_has_moved_is_told_before_all_is_encoded_again(tmp_path, sdxl, pairs, cache, heard):
+    here, there = tmp_path / "cache", tmp_path / "moved"
+    shutil.copytree(cache, here)
+    run(tmp_path / "r", sdxl, pairs, here, steps=1)
+    here.rename(there)
+    run(tmp_path / "r", sdxl, pairs, there, steps=2)
+    assert "any more" not in heard()
+    run(tmp_path / "r", sdxl, pairs, here, steps=3)
+    assert f"There is no cache at {here} any more, so all is encoded again. If it lies elsewhere now, stop" in heard()
+
+
 @pytest.mark.parametrize("objective", ["dpo", "sft"])
 def test_a_run_whose_base_is_gone_says_what_stood_on_what(tmp_path, sdxl, pairs, cache, objective):
     shutil.copytree(sdxl, tmp_path / "model")
