@@ -474,6 +474,22 @@ def test_a_run_that_cannot_keep_one_checkpoint_does_not_begin(tmp_path, sdxl, pa
     assert len(run(tmp_path / "r", sdxl, pairs, cache, steps=1)) == 1
 
 
+def test_a_run_that_cannot_write_a_checkpoint_beside_the_last_one_does_not_begin(
+    tmp_path, sdxl, pairs, cache, monkeypatch
+):
+    """One is kept, but a new one is written before the old one goes."""
+    from collections import namedtuple
+
+    usage = namedtuple("usage", "total used free")
+    run(tmp_path / "first", sdxl, pairs, cache, steps=1)
+    size = sum(path.stat().st_size for path in (tmp_path / "first" / "checkpoints").rglob("*") if path.is_file())
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, int(1.5 * size)))
+    with pytest.raises(MapoError, match="^2 checkpoints, of which the new one comes before the old one goes, and"):
+        run(tmp_path / "r", sdxl, pairs, cache, steps=2, save_every_steps=1)
+    assert len(run(tmp_path / "b", sdxl, pairs, cache, steps=2)) == 2  # which is saved once
+    assert len(run(tmp_path / "b", sdxl, pairs, cache, steps=3)) == 3  # beside the one that there is
+
+
 def test_a_checkpoint_that_does_not_fit_leaves_the_last_one_and_says_so(tmp_path, sdxl, pairs, cache):
     """A real limit on the size of files, in a process of its own."""
     run(tmp_path / "r", sdxl, pairs, cache, steps=1)
