@@ -487,10 +487,12 @@ def test_the_running_mean_is_the_mean_and_forgets_where_it_began():
         ({"train": {"weights": "bfloat16-master"}}, True),
         ({"optim": {"name": "adafactor"}}, True),
         ({"optim": NOT_CLIPPED}, True),
+        ({"train": {"shard": "fsdp2"}}, False),  # of one process
     ],
 )
 def test_settings_that_take_less_memory_are_known(sections, frugal):
     assert saves_memory(config_of(**sections)) == frugal
+    assert saves_memory(config_of(**sections), 2) == (frugal or "shard" in sections.get("train", {}))
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])

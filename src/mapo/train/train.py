@@ -72,7 +72,7 @@ def _train(ready: Ready, hands: Hands) -> None:
     config, run, processes = ready.config, ready.run, ready.processes
     model, objective, checkpoint, done = ready.model, ready.objective, ready.checkpoint, ready.done
     before = objective.needs_reference and config.train.reference == "before"  # the reference runs before the steps
-    if processes.device.type == "cpu" and saves_memory(config):
+    if processes.device.type == "cpu" and saves_memory(config, processes.world):
         give_back_at_once()
     trained = open_trained(config, model, objective, processes, None if before else checkpoint)
     processes.first(lambda: run.bind(config, done))
