@@ -1,12 +1,13 @@
 # These do everything on a fresh machine: `make demo`, `make demo-style` and `make test`. All set up .venv first.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+TORCHAO ?= torchao==0.18.0
 BIN := .venv/bin
 READY := .venv/.ready
 # One more than there are cores, as some tests wait; four at most, as each takes a gigabyte and more.
 PROCESSES = $(shell $(BIN)/python -c 'import os; print(min(4, 1 + (os.cpu_count() or 1)))')
 
-.PHONY: demo demo-style test pytest lint setup bench clean
+.PHONY: demo demo-style test pytest test-memory lint setup bench clean
 
 demo: setup
 	@$(BIN)/mapo demo --out demo
@@ -21,6 +22,11 @@ test: setup
 
 pytest: setup
 	@PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder --durations 8
+
+# Those of 8-bit optimizers too, whose package all other tests do without: it lies in a folder of its own.
+test-memory: setup
+	@test -d .venv/memory || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/memory "$(TORCHAO)"
+	@PYTHONPATH=$(CURDIR)/.venv/memory OMP_NUM_THREADS=1 $(BIN)/pytest $$(grep -l torchao tests/train/*.py)
 
 lint: setup
 	@$(BIN)/ruff check .

@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import platform
+import socket
 import subprocess
 import sys
 import tempfile
@@ -34,13 +35,14 @@ STEPS = 3
 
 @dataclass(frozen=True)
 class Setting:
-    """A training: the model, the side of pictures, and settings as ``--set`` takes them."""
+    """A training: the model, the side of pictures, settings as ``--set`` takes them, and its processes."""
 
     model: str
     side: int
     sets: dict[str, Any] = field(default_factory=dict)
     objective: str = "mapo"
     adapter: str = "full"
+    processes: int = 1
 
 
 def _wide(pairs: int = 2, side: int = 128, **how: Any) -> Setting:
@@ -130,6 +132,14 @@ SETTINGS: dict[str, Setting] = {  # which were measured after that
         sets={"train.weights": "bfloat16-stochastic", "optim.name": "adafactor", "train.gradient_checkpointing": True},
     ),
 }  # fmt: skip
+SHARDED = {"train.shard": "fsdp2"}
+TOGETHER: dict[str, Setting] = {  # in two processes over gloo: the larger of both, which the plan speaks of
+    "wide, 2 pairs, 2 processes": _wide(processes=2),
+    "wide, 2 pairs, 2 processes, fsdp2": _wide(sets=SHARDED, processes=2),
+    "wide, DPO, 2 pairs, 2 processes, fsdp2": _wide(objective="dpo", sets=SHARDED, processes=2),
+    "wide, LoRA, 2 pairs, 2 processes, fsdp2": _wide(adapter="lora", sets=SHARDED, processes=2),
+    "mini, 16 pairs, 2 processes, fsdp2": Setting("mini", 48, {"train.pairs_per_step": 16, **SHARDED}, processes=2),
+}  # fmt: skip
 ONE = {"train.pairs_per_step": 1}
 LEAN = {
     **ONE,
@@ -179,28 +189,46 @@ def model_of(setting: Setting, work: Path) -> str:
     return setting.model
 
 
-def measured(command: list[str], out: Path) -> dict[str, Any]:
-    """The most that `mapo train` held, in MiB, and the seconds of its steps."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mapo", "train", *command, "--out", str(out)],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    peak = 0.0
-    while process.poll() is None:
-        peak = max(peak, 1024 * anonymous_gib(process.pid))
+def measured(command: list[str], out: Path, processes: int = 1) -> dict[str, Any]:
+    """The most that a process of `mapo train` held, in MiB, and the seconds of its steps."""
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "mapo", "train", *command, "--out", str(out)],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **place},
+        )
+        for place in places(processes)
+    ]  # fmt: skip
+    peaks = [0.0] * processes
+    while any(process.poll() is None for process in running):
+        peaks = [max(peak, 1024 * anonymous_gib(one.pid)) for peak, one in zip(peaks, running, strict=True)]
         time.sleep(0.003)
-    said = process.stdout.read() if process.stdout else ""
-    if process.returncode:
-        raise SystemExit(f"mapo train {' '.join(command)} failed:\n{said[-2000:]}")
+    peak = max(peaks)
+    for process in running:
+        said = process.stdout.read() if process.stdout else ""
+        if process.returncode:
+            raise SystemExit(f"mapo train {' '.join(command)} failed:\n{said[-2000:]}")
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     import torch
 
     if torch.cuda.is_available():
         peak = rows[-1]["memory"] / 2**20
-    return {"measured_mib": round(peak, 1), "seconds": [round(row["seconds"], 2) for row in rows]}
+    each = {"each_mib": [round(one, 1) for one in peaks]} if processes > 1 else {}
+    return {"measured_mib": round(peak, 1), **each, "seconds": [round(row["seconds"], 2) for row in rows]}
 
 
-def planned(command: list[str]) -> dict[str, Any]:
+def places(processes: int) -> list[dict[str, str]]:
+    """What torchrun would say to each of so many processes on this machine; nothing to one alone."""
+    if processes == 1:
+        return [{}]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1"}
+    common["MASTER_PORT"] = str(port)
+    return [{"RANK": str(rank), "LOCAL_RANK": str(rank), **common} for rank in range(processes)]
+
+
+def planned(command: list[str], processes: int = 1) -> dict[str, Any]:
     """The plan of the same training: MiB of its own memory, by kind, and the seconds that planning took."""
     from mapo.settings import parse_set
     from mapo.train.verb import plan
@@ -208,7 +236,7 @@ def planned(command: list[str]) -> dict[str, Any]:
     flags = {name.removeprefix("--"): value for name, value in pairwise(command) if name != "--set"}
     named: dict[str, Any] = {name: flags[name] for name in ("model", "pairs", "cache", "objective", "adapter")}
     began = time.perf_counter()
-    found = plan(parse_set(b for a, b in pairwise(command) if a == "--set"), **named)
+    found = plan(parse_set(b for a, b in pairwise(command) if a == "--set"), processes=processes, **named)
     kinds = {kind: round(size / 2**20, 1) for kind, size in found.kinds.items()}
     seconds = round(time.perf_counter() - began, 2)
     return {"plan_mib": round(found.own_memory / 2**20, 1), "kinds_mib": kinds, "seconds_of_planning": seconds}
@@ -218,7 +246,7 @@ def main() -> None:
     """Measure, plan, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "mapo-plan")
-    parser.add_argument("--only", metavar="NAME", nargs="+", choices=[*FITTED, *SETTINGS, *REAL])
+    parser.add_argument("--only", metavar="NAME", nargs="+", choices=[*FITTED, *SETTINGS, *TOGETHER, *REAL])
     parser.add_argument("--real", action="store_true", help="models of real size too")
     parser.add_argument("--again", action="store_true", help="measure what was measured before again")
     parser.add_argument("--measure-only", action="store_true", help=argparse.SUPPRESS)
@@ -232,8 +260,8 @@ def main() -> None:
     if (work / "measured.json").exists():
         known = json.loads((work / "measured.json").read_text())
     rows: dict[str, Any] = {}
-    all_settings = {**FITTED, **SETTINGS, **REAL}
-    names = args.only or [*FITTED, *SETTINGS, *(REAL if args.real else ())]
+    all_settings = {**FITTED, **SETTINGS, **TOGETHER, **REAL}
+    names = args.only or [*FITTED, *SETTINGS, *TOGETHER, *(REAL if args.real else ())]
     for name in names:
         setting = all_settings[name]
         model = model_of(setting, work)
@@ -244,12 +272,12 @@ def main() -> None:
                 check=True, capture_output=True,
             )  # fmt: skip
             with tempfile.TemporaryDirectory(dir=work) as temporary:
-                known[name] = measured(words(setting, model, work), Path(temporary) / "run")
+                known[name] = measured(words(setting, model, work), Path(temporary) / "run", setting.processes)
             (work / "measured.json").write_text(json.dumps(known, indent=1) + "\n")
         if args.measure_only:
             print(name, known[name], flush=True)
             continue
-        rows[name] = {**known[name], **planned(words(setting, model, work))}
+        rows[name] = {**known[name], **planned(words(setting, model, work), setting.processes)}
         rows[name]["error"] = round(rows[name]["plan_mib"] / rows[name]["measured_mib"] - 1, 4)
         rows[name]["fitted"] = name in FITTED
         told = f"{rows[name]['plan_mib']:8.0f} {rows[name]['measured_mib']:8.0f} MiB {rows[name]['error']:+7.1%}"

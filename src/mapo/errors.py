@@ -154,12 +154,13 @@ def printable(text: str) -> str:
 @contextlib.contextmanager
 def memory_told(
     at_once: int, *, noun: str = "picture", flag: str = "--images-per-batch {}", rest: str = "--precision bfloat16",
-    plan: Callable[[], str] | None = None,
+    advice: Callable[[str], str] = str,
 ) -> Iterator[None]:  # fmt: skip
     """Inside, running out of memory becomes a sentence that says which flag asks for less.
 
     ``at_once`` is how many things of the kind ``noun`` are in memory together; 0: the model is only being loaded.
-    ``flag`` is told with half of them, ``rest`` where there is no half. ``plan`` says what was to be expected.
+    ``flag`` is told with half of them, ``rest`` where there is no half. ``advice`` may know more than the sentence that
+    tells these, which it is given.
     """
     try:
         yield
@@ -170,8 +171,8 @@ def memory_told(
         when = f"with {at_once} {noun}{'s' * (at_once > 1)} at a time" if at_once else "while the model was loaded"
         remedy = f"Repeat the command with {flag.format(at_once // 2)}, or use" if at_once > 1 else "Use"
         other = f"{rest}, or " if rest and at_once < 2 else ""
-        more = f" {plan()}" if plan else ""
-        raise MapoError(f"The memory ran out {when}. {remedy} {other}a machine with more memory.{more}{kept}") from None
+        what = advice(f"{remedy} {other}a machine with more memory.")
+        raise MapoError(f"The memory ran out {when}. {what}{kept}") from None
 
 
 def several(given: str | Sequence[str]) -> list[str]:

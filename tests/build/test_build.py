@@ -1,65 +1,19 @@
-import base64
-import hashlib
 import json
 import os
-from pathlib import Path
 
 import pytest
+from builds import BEST, CARTOON, HOW, PROMPTS, SAFETY, Fussy, Lightness, contents
 
 import mapo.build.build
 import mapo.build.work
 import mapo.shards
-from apart import Apart, ended, run_apart, started
+from apart import run_apart
 from mapo.build.build import build, describe
 from mapo.build.judge import Filter, parse_filter
 from mapo.build.recipe import changed_recipe, read_recipe
 from mapo.build.remake import remake
-from mapo.encode.cache import Cache, cache_key
-from mapo.encode.fill import encode, lacking
 from mapo.errors import MapoError
-from mapo.models import find_model, open_model
 from mapo.pairs.pairs import PairSet, decode_picture, sha256
-from mapo.shards import locked
-from tiny import make_sdxl
-
-PROMPTS = ["a red square", "a blue heart", "a green star"]
-CARTOON = read_recipe("pick-style-cartoon")
-SAFETY = changed_recipe(read_recipe("pick-safety"), ["rejected=Hazard tape image."])
-BEST = changed_recipe(read_recipe("best-of-k"), candidates=3)
-HOW = {"steps": 2, "images_per_batch": 4}
-
-
-def contents(folder):
-    """The hash of every file below a folder, by its name."""
-    return {
-        str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest()
-        for f in folder.rglob("*")
-        if f.is_file() and not f.name.endswith(".lock")
-    }
-
-
-class Lightness:
-    """A scorer that sees how light a picture is, or the light of one colour."""
-
-    name, version, revision, needs_reference = "lightness", "1", "", False
-    metrics = ("all", "red")
-
-    def __call__(self, pictures, prompts, references=None):
-        assert len(pictures) == len(prompts)
-        means = [[sum(band.getdata()) / (255 * len(band.getdata())) for band in p.split()] for p in pictures]
-        return {"all": [sum(m) / 3 for m in means], "red": [m[0] for m in means]}
-
-    def notes(self):
-        return [f"{self.name} was asked"]
-
-
-class Fussy(Lightness):
-    """A scorer that likes pictures whose first bytes fall so: about half of all, the same at every call."""
-
-    name, metrics = "fussy", ("liked",)
-
-    def __call__(self, pictures, prompts, references=None):
-        return {"liked": [float(hashlib.sha256(p.tobytes()).digest()[0] < 128) for p in pictures]}
 
 
 class NoStars(Fussy):
@@ -213,108 +167,6 @@ def test_the_best_and_the_worst_of_k_become_a_pair(tmp_path, sdxl):
         )  # fmt: skip
 
 
-# Shards
-
-
-@pytest.mark.parametrize(("recipe", "judge", "keep"), [
-    (CARTOON, Filter(Fussy(), "liked", threshold=0.5), "pictures"),
-    (BEST, Filter(Lightness(), "all"), "pictures"),
-    (SAFETY, Filter(Fussy(), "liked", threshold=0.5), "rejected-as-latents"),
-])  # fmt: skip
-def test_shards_make_the_set_of_one_process_to_the_byte(tmp_path, sdxl, recipe, judge, keep):
-    arguments = (recipe, str(sdxl), PROMPTS, 10)
-    how = {"judges": [judge], "keep": keep, "steps": 1, "images_per_batch": 2}
-    build(*arguments, tmp_path / "one", **how)
-    for count in (2, 3):
-        out = tmp_path / f"of-{count}"
-        ends = [build(*arguments, out, shard=(index, count), **how) for index in reversed(range(count))]
-        assert ends[:-1] == [None] * (count - 1) and ends[-1]["pairs"] == 10
-        assert contents(out) == contents(tmp_path / "one")
-    assert sorted(f.name for f in tmp_path.iterdir()) == ["of-2", "of-3", "one"]
-
-
-def test_work_folders_of_two_machines_are_copied_together(tmp_path, sdxl):
-    import shutil
-
-    how = {"steps": 1, "images_per_batch": 2}
-    build(CARTOON, str(sdxl), PROMPTS, 8, tmp_path / "one", **how)
-    for machine in (0, 1):
-        (tmp_path / f"m{machine}").mkdir()
-        assert build(CARTOON, str(sdxl), PROMPTS, 8, tmp_path / f"m{machine}" / "p", shard=(machine, 2), **how) is None
-    shutil.copytree(tmp_path / "m1" / ".p.build.partial", tmp_path / "m0" / ".p.build.partial", dirs_exist_ok=True)
-    from mapo.sample.sample import Sampler
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Sampler, "batch", None)  # nothing is left to make
-        build(CARTOON, str(sdxl), PROMPTS, 8, tmp_path / "m0" / "p", **how)
-    assert contents(tmp_path / "m0" / "p") == contents(tmp_path / "one")
-
-
-def test_processes_that_torchrun_numbers_share_the_work(tmp_path, sdxl, monkeypatch, capsys):
-    from mapo.cli import cli
-
-    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
-    command = ["build", "pick-style-cartoon", "--model", str(sdxl), "--prompts", str(tmp_path / "prompts.txt"),
-               "--num-pairs", "6", "--steps", "1", "--images-per-batch", "2", "--out", str(tmp_path / "p")]  # fmt: skip
-    for rank in ("1", "0"):
-        for name, value in {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": rank}.items():
-            monkeypatch.setenv(name, value)
-        cli.main(command, standalone_mode=False)
-    said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("shard 1/2 is done") and said[-1].startswith("6 pairs in")
-    build(CARTOON, str(sdxl), PROMPTS, 6, tmp_path / "one", steps=1, images_per_batch=2, prompts_from="prompts.txt")
-    assert contents(tmp_path / "p") == contents(tmp_path / "one")
-
-
-@pytest.mark.parametrize("how", ["--shard", "as torchrun numbers them", "the same shard twice"])
-def test_processes_at_the_same_time_make_the_set_of_one(tmp_path, sdxl, how):
-    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
-    command = ["-m", "mapo", "build", "pick-style-cartoon", "--num-pairs", "10", "--steps", "1", "--images-per-batch",
-               "2", "--model", sdxl, "--prompts", tmp_path / "prompts.txt", "--out", tmp_path / "many"]  # fmt: skip
-    if how == "as torchrun numbers them":
-        processes = started(command, 2)
-    else:
-        shards = {"--shard": ("0/2", "1/2"), "the same shard twice": ("0/1", "0/1")}[how]
-        processes = [Apart(*command, "--shard", shard) for shard in shards]
-    ends = ended(processes)
-    codes, said = [code for code, _, _ in ends], [out + err for _, out, err in ends]
-    if how == "the same shard twice":
-        assert sorted(codes) == [0, 2], said
-        assert "Another process is at work" in said[codes.index(2)] or "already exists" in said[codes.index(2)]
-    else:
-        assert set(codes) == {0}, said
-        assert sum("10 pairs in" in text for text in said) == 1
-    build(CARTOON, str(sdxl), PROMPTS, 10, tmp_path / "one", steps=1, images_per_batch=2, prompts_from="prompts.txt")
-    assert contents(tmp_path / "many") == contents(tmp_path / "one")
-    assert sorted(f.name for f in tmp_path.iterdir()) == ["many", "one", "prompts.txt"]
-
-
-def test_a_shard_that_ends_while_another_puts_the_set_together_leaves_it_to_that(tmp_path, sdxl, monkeypatch):
-    arguments, how = (CARTOON, str(sdxl), PROMPTS, 6, tmp_path / "p"), {"steps": 1, "images_per_batch": 2}
-    assert build(*arguments, shard=(0, 2), **how) is None
-    real = mapo.shards._gathered
-
-    def slow(*given, **named):
-        monkeypatch.undo()
-        assert build(*arguments, **how)["pairs"] == 6  # another process is faster from here on
-        return real(*given, **named)
-
-    monkeypatch.setattr(mapo.shards, "_gathered", slow)
-    assert build(*arguments, shard=(1, 2), **how) is None
-    assert len(PairSet(tmp_path / "p")) == 6 and [f.name for f in tmp_path.iterdir()] == ["p"]
-
-
-def test_a_shard_that_is_at_work_keeps_others_from_writing_the_set(tmp_path, sdxl):
-    how = {"steps": 1, "images_per_batch": 2}
-    assert build(CARTOON, str(sdxl), PROMPTS, 6, tmp_path / "p", shard=(0, 2), **how) is None
-    with locked(tmp_path / ".p.build.partial", ["1-of-2"]):
-        with pytest.raises(MapoError, match=r"Another process is at work in .* \(1-of-2\)"):
-            build(CARTOON, str(sdxl), PROMPTS, 6, tmp_path / "p", **how)
-        with pytest.raises(MapoError, match="Another process is at work"):
-            build(CARTOON, str(sdxl), PROMPTS, 6, tmp_path / "p", shard=(1, 2), **how)
-    assert build(CARTOON, str(sdxl), PROMPTS, 6, tmp_path / "p", shard=(1, 2), **how)["pairs"] == 6
-
-
 # Context prompts
 
 
@@ -332,85 +184,6 @@ def test_pictures_are_made_from_context_prompts_and_training_sees_them(tmp_path,
     assert [p.meta["given_prompt"] for p in pairs] == [given[0], given[2], given[4]]
     assert (counts["no_context"], counts["repeats"]) == (1, 1)
     assert pairs[0].meta["context_by"].startswith("rules 1")
-
-
-# A judge that sees and reads
-
-
-CAPTIONS = [f"a small {colour} circle on a gray background" for colour in ("red", "blue", "green", "yellow")]
-ANSWERS = {"red": "Score: 8", "blue": "Score: 5", "green": "I would rather not.", "yellow": "Score: 6"}
-
-
-@pytest.fixture
-def reader(monkeypatch):
-    """A server on loopback that judges by the colour in the request, and what it was asked."""
-    from chat_server import chat_server, said
-
-    monkeypatch.setattr("mapo.score.scorers.endpoint.SECONDS_TO_WAIT", (0, 0, 0))
-
-    def answer(body):
-        text = body["messages"][0]["content"][1]["text"]
-        return said(next(words for colour, words in ANSWERS.items() if colour in text))
-
-    with chat_server(answer) as (url, asked):
-        yield f"vlm@endpoint:{url}#reader:vlm_score", asked
-
-
-def test_a_v2_recipe_keeps_what_a_reading_judge_puts_above_5(tmp_path, reader, capsys):
-    from mapo.cli import cli
-
-    judge, asked = reader
-    (tmp_path / "prompts.txt").write_text("\n".join(CAPTIONS))
-    command = ["build", "pick-style-cartoon-v2", "--model", "mini", "--prompts", str(tmp_path / "prompts.txt"),
-               "--num-pairs", "2", "--context", "none", "--steps", "2", "--images-per-batch", "4",
-               "--judge", judge, "--out", str(tmp_path / "p")]  # fmt: skip
-    cli.main(command, standalone_mode=False)
-    opened = PairSet(tmp_path / "p")
-    assert [p.prompt for p in opened] == [CAPTIONS[0], CAPTIONS[3]]
-    verdicts = [p.meta["judges"][0] for p in opened]
-    assert [(v["scorer"], v["metric"], v["threshold"]) for v in verdicts] == [("vlm@reader", "vlm_score", 5.0)] * 2
-    assert [(v["chosen"], v["rejected"]) for v in verdicts] == [(8.0, None), (6.0, None)]
-    counts = opened.info["provenance"]["counts"]
-    assert (counts["tried"], counts["judged_out"], counts["unjudged"]) == (4, 1, 1)
-    said = capsys.readouterr().out
-    assert "vlm@reader: 1 of 4 pictures has no score" in said and "1 judged out, 1 unjudged)" in said
-    texts = [body["messages"][0]["content"][1]["text"] for _, _, body in asked]
-    assert len(texts) == 3 + 4  # each chosen picture once, the one that got no number four times, none rejected
-    assert all(f"\nDisney style animated image. {CAPTIONS[0][:8]}" in text for text in texts)
-    sent = {body["messages"][0]["content"][0]["image_url"]["url"] for _, _, body in asked}
-    chosen = [base64.b64encode(opened.image_bytes(p.chosen)).decode() for p in opened]
-    assert len(sent) == 4 and all(f"data:image/png;base64,{picture}" in sent for picture in chosen)
-
-
-def test_what_a_judge_gave_no_number_is_kept_as_such_when_a_build_goes_on(tmp_path, sdxl, reader, monkeypatch):
-    judge, asked = reader
-    arguments = (read_recipe("pick-style-cartoon-v2"), str(sdxl), CAPTIONS)
-    with pytest.raises(MapoError, match=r"only 0 were kept \(0 judged out, 5 without a judge's number"):
-        build(*arguments[:2], CAPTIONS[2:3], 1, tmp_path / "q", judges=[parse_filter(judge)], context="none", **HOW)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mapo.build.build._write", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            build(*arguments, 2, tmp_path / "p", judges=[parse_filter(judge)], context="none", **HOW)
-    before = len(asked)
-    build(*arguments, 2, tmp_path / "p", judges=[parse_filter(judge)], context="none", **HOW)
-    assert [p.prompt for p in PairSet(tmp_path / "p")] == [CAPTIONS[0], CAPTIONS[3]] and len(asked) == before
-
-
-def test_an_endpoint_that_is_gone_stops_a_build_that_can_go_on(tmp_path, sdxl, monkeypatch):
-    monkeypatch.setattr("mapo.score.scorers.endpoint.SECONDS_TO_WAIT", ())
-    recipe = read_recipe("pick-style-cartoon-v2")
-    judge = parse_filter("vlm@endpoint:http://127.0.0.1:9/v1#m:vlm_score")
-    with pytest.raises(MapoError, match=r"vlm: http://127\.0\.0\.1:9/v1/chat/completions gave no answer"):
-        build(recipe, str(sdxl), CAPTIONS, 9, tmp_path / "p", judges=[judge], context="none", **HOW)
-    assert (tmp_path / ".p.build.partial" / "0-of-1" / "chosen" / "manifest.jsonl").exists()
-
-
-def test_a_reading_judge_without_a_threshold_sees_both_pictures_and_the_same_request(tmp_path, sdxl, reader):
-    judge, asked = reader
-    with pytest.raises(MapoError, match="only 0 were kept"):  # it says the same of both
-        build(CARTOON, str(sdxl), CAPTIONS[:1], 1, tmp_path / "p", judges=[parse_filter(judge)], **HOW)
-    texts = {body["messages"][0]["content"][1]["text"] for _, _, body in asked}
-    assert len(asked) == 10 and len(texts) == 1 and "Disney style animated image. a small red" in texts.pop()
 
 
 # Safety
@@ -459,122 +232,11 @@ def test_a_context_that_could_mean_a_minor_is_not_used_either(tmp_path, sdxl, mo
     assert counts["minors"] == 1
 
 
-def hidden_bytes(folder):
-    """Every file below a folder and every picture that one of them holds."""
-    return [f.read_bytes() for f in folder.rglob("*") if f.is_file()]
-
-
-def test_rejected_pictures_kept_as_latents_are_on_no_disk_at_no_time(tmp_path, sdxl, monkeypatch):
-    plain, out = tmp_path / "plain" / "p", tmp_path / "hidden" / "p"
-    build(SAFETY, str(sdxl), PROMPTS, 6, plain, **HOW)
-    rejected = [PairSet(plain).image_bytes(p.rejected) for p in PairSet(plain)]
-    real, writes = Path.write_bytes, []
-    monkeypatch.setattr(Path, "write_bytes", lambda self, data: writes.append(sha256(data)) or real(self, data))
-    real_add, seen = mapo.build.work.Work.add, []
-
-    def look(self, side, rows, data):
-        real_add(self, side, rows, data)
-        seen.append(side)
-        assert not any(png in file for png in rejected for file in hidden_bytes(tmp_path / "hidden"))
-
-    monkeypatch.setattr(mapo.build.work.Work, "add", look)
-    build(
-        SAFETY,
-        str(sdxl),
-        PROMPTS,
-        6,
-        out,
-        keep="rejected-as-latents",
-        judges=[Filter(Lightness(), "all", threshold=0.0)],
-        **HOW,
-    )
-    opened = PairSet(out)
-    assert seen == ["chosen", "rejected"] * 2
-    assert [(p.id, p.chosen, p.rejected) for p in opened] == [(p.id, p.chosen, p.rejected) for p in PairSet(plain)]
-    assert not set(writes) & {sha256(png) for png in rejected} and writes
-    assert not any(png in file for png in rejected for file in hidden_bytes(out))
-    for pair in opened:
-        assert opened.keeps(pair.chosen) and not opened.keeps(pair.rejected)
-        with pytest.raises(MapoError):
-            opened.image_bytes(pair.rejected)
-        assert [sha256(png) for png in remake(pair)] == [pair.chosen, pair.rejected]
-
-
-def test_an_interrupted_build_of_latents_goes_on(tmp_path, sdxl, monkeypatch):
-    how = {"keep": "rejected-as-latents", "judges": [Filter(Fussy(), "liked", threshold=0.5)], **HOW}
-    build(SAFETY, str(sdxl), PROMPTS, 6, tmp_path / "whole", **how)
-    real, calls = mapo.build.work.append_images, []
-
-    def cut(*args):
-        calls.append(1)
-        if len(calls) == 4:  # latents and judgement of the second portion are there, its rows are not
-            raise KeyboardInterrupt
-        real(*args)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mapo.build.work, "append_images", cut)
-        with pytest.raises(KeyboardInterrupt):
-            build(SAFETY, str(sdxl), PROMPTS, 6, tmp_path / "cut", **how)
-    with pytest.raises(MapoError, match=r"made with other settings: judges"):
-        build(SAFETY, str(sdxl), PROMPTS, 6, tmp_path / "cut", **(how | {"judges": []}))
-    build(SAFETY, str(sdxl), PROMPTS, 6, tmp_path / "cut", **how)
-    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
-
-
-def test_training_on_rejected_latents_is_training_on_the_pictures(tmp_path, sdxl):
-    from mapo.train.config import make_config
-    from mapo.train.train import train
-
-    model = open_model(find_model(str(sdxl)))
-    for keep in ("pictures", "rejected-as-latents"):
-        folder = tmp_path / keep
-        build(SAFETY, str(sdxl), PROMPTS, 6, folder / "p", keep=keep, **HOW)
-        values = {
-            "model": str(sdxl), "pairs": str(folder / "p"), "data": {"flip": True, "split": "all"},
-            "train": {"steps": 2, "pairs_per_step": 4},
-        }  # fmt: skip
-        train(make_config(values), folder / "run")
-    logs = [
-        [json.loads(line)["loss"] for line in (tmp_path / keep / "run" / "metrics.jsonl").read_text().splitlines()]
-        for keep in ("pictures", "rejected-as-latents")
-    ]
-    assert len(logs[0]) == 2 and logs[0] == pytest.approx(logs[1], rel=1e-4)
-    opened = PairSet(tmp_path / "rejected-as-latents" / "p")
-    encode(model, opened, tmp_path / "no-flip")  # mirrored latents are left out where nobody asks for them
-    read = Cache(tmp_path / "no-flip", cache_key(model))
-    assert not any(lacking(opened, read.index))
-    with pytest.raises(MapoError, match="lacks picture"):
-        read.latents(opened[0].rejected, True)
-
-
-def test_latents_of_another_vae_or_resolution_are_refused_in_a_sentence(tmp_path, sdxl):
-    other = make_sdxl(tmp_path / "other", seed=5)
-    build(SAFETY, str(sdxl), PROMPTS, 3, tmp_path / "p", keep="rejected-as-latents", **HOW)
-    model = open_model(find_model(str(other)))
-    with pytest.raises(MapoError, match=r"only as latents of .*sdxl at 16 pixels, which .*other at 16 cannot use"):
-        encode(model, PairSet(tmp_path / "p"), tmp_path / "c")
-    model = open_model(find_model(str(sdxl)))
-    with pytest.raises(MapoError, match=r"at 16 pixels, which .* at 32 cannot use"):
-        encode(model, PairSet(tmp_path / "p"), tmp_path / "d", resolution=32)
-    build(SAFETY, str(sdxl), PROMPTS, 3, tmp_path / "q", keep="rejected-as-latents", latents_for=str(other), **HOW)
-    model = open_model(find_model(str(other)))
-    encode(model, PairSet(tmp_path / "q"), tmp_path / "e")
-    with pytest.raises(MapoError, match="--latents-for goes with"):
-        build(SAFETY, str(sdxl), PROMPTS, 3, tmp_path / "r", latents_for=str(other), **HOW)
-
-
 def test_prompts_that_are_too_long_are_named_once(tmp_path, sdxl, heard):
     long = [f"a red square {'and a blue heart ' * n}" for n in (10, 11, 12, 13, 14, 15, 16)]
     build(CARTOON, str(sdxl), [*PROMPTS, *long], 10, tmp_path / "p", **HOW)
     said = heard()
     assert said.count("7 of 10 prompts are longer than the model's") == said.count("tokens") == 1
-
-
-def test_a_shard_without_a_bar_goes_on(tmp_path, sdxl):
-    """Of several shards only the first shows a bar."""
-    for _ in range(2):
-        counts = build(CARTOON, str(sdxl), PROMPTS, 6, tmp_path / "p", steps=1, images_per_batch=2, shard=(1, 2))
-        assert counts is None
 
 
 BARS_OFF = """

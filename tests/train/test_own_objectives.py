@@ -345,6 +345,19 @@ def test_settings_that_no_loss_can_bear_are_refused_before_a_folder_is_made(
     assert not (tmp_path / "r" / "config.toml").exists()
 
 
+@pytest.mark.parametrize("beta", [5e3, 2e4, 1e6])
+@pytest.mark.parametrize("name", ["dpo", "poly_dpo", "sdpo", "kto", "ipo"])
+def test_a_strong_beta_is_trained_with_as_its_gradient_is_there_where_training_begins(name, beta):
+    """In float32 the gradient of pairs that are ten per cent from their reference is nothing from 7,000 or so on."""
+    assert try_objective(name, settings={"beta": beta}) == []
+
+
+def test_a_margin_that_typical_pairs_are_beyond_is_no_reason_to_refuse(tmp_path):
+    path = tmp_path / "hinge.py"
+    path.write_text("def hinge(errors):\n    return (0.01 + errors.chosen - errors.rejected).clamp(min=0)\n")
+    assert try_objective(f"{path}:hinge") == []
+
+
 # ------------------------------------------------------------------ a mean over the whole step
 
 

@@ -21,8 +21,9 @@ from mapo.train.loop import Loop
 from mapo.train.plan import at_hand
 from mapo.train.plan import plan as plan_module
 from mapo.train.plan.at_hand import told_when_full
-from mapo.train.plan.fit import LATER, smallest_change
+from mapo.train.plan.fit import LATER, changed, smallest_change
 from mapo.train.plan.machine import SPARE, SPARE_BYTES, parse_size, room_of, shown
+from mapo.train.plan.plan import Change
 from mapo.train.plan.subject import Subject, open_subject
 from mapo.train.run.changes import MAY_CHANGE, MUST_STAY
 from mapo.train.run.folder import Run, settled
@@ -304,10 +305,20 @@ def test_of_a_run_that_has_begun_a_change_is_one_with_which_it_goes_on(tmp_path,
     assert asked == [True, False]
 
 
-def test_where_the_memory_runs_out_the_plan_is_told(sdxl, pairs):
+def test_where_the_memory_runs_out_one_statement_has_the_plan_and_the_change_with_what_it_gives(sdxl, pairs):
     config = settled(make_config({"model": str(sdxl), "pairs": str(pairs), "data": {"split": "all"}}), None)
-    said = told_when_full(open_subject(config, "cpu"), config, None, lambda: False)
-    assert said.startswith("This training needs about ") and "libraries" in said and "By that it fits" in said
+    subject = Weighed(**vars(open_subject(config, "cpu")))
+    plan = at_hand.make_plan(subject, config, 2**40)
+    less = smallest_change(subject, config, int(0.9 * plan.memory))
+    said = told_when_full(subject, config, plan, lambda: False, "Use less.")
+    flags, planned_then = Change(less, 0).flags(), shown(subject.memory(changed(config, less)))
+    assert said == (
+        f"By its plan this training needs about {shown(plan.memory)} ({plan.largest()}), and this device has 1,024.0 GiB. "
+        f"So something else takes memory too, or the plan is too low. Repeat the command with {flags}, with which about "
+        f"{planned_then} are planned, or use a machine with more memory."
+    )
+    full = told_when_full(subject, config, replace(plan, room=1), lambda: False, "Use less.")
+    assert full.startswith("That was to be expected: by its plan this training needs") and full.endswith(" Use less.")
 
 
 def test_a_run_that_goes_on_is_advised_what_it_may_change(sdxl, pairs):
@@ -342,7 +353,7 @@ def test_where_the_memory_runs_out_in_a_step_the_steps_before_are_kept(tmp_path,
         monkeypatch.setattr(Loop, "__init__", lambda loop, *all: (begin(loop, *all), setattr(loop, "late", True))[0])
     with monkeypatch.context() as inside:
         out_of_memory(inside, UNet2DConditionModel, "forward", 3)
-        says = r"ran out with 4 pairs at a time.*This training needs about .*What was trained up to step 2 is kept\.$"
+        says = r"ran out with 4 pairs at a time\. By its plan this training needs about .*What was trained up to step 2 is kept\.$"
         with pytest.raises(MapoError, match=says) as said:
             run(tmp_path / "r", sdxl, pairs, cache, steps=3)
     assert [path.name for path in Run(tmp_path / "r").checkpoints()] == ["step-00000002"]

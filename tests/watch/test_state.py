@@ -1,6 +1,7 @@
 """What the page of a run is told, and that looking disturbs nobody."""
 
 import json
+import math
 import re
 import time
 
@@ -172,17 +173,44 @@ def test_a_run_that_is_damaged_meanwhile_is_told_and_the_page_goes_on(tmp_path):
     answer = client.get("/state")
     assert answer.status_code == 500 and "config.toml cannot be read" in answer.json()["error"]
     (run.folder / "config.toml").write_text(text)
-    for log, added in (
-        (run.log, '{"step": 121, "seconds": NaN}'),
-        (run.evaluation_log, '{"step": 121, "accuracy": "x"}'),
+    for log, added, says in (
+        (run.log, '{"step": 121, "seconds": "x"}', "metrics.jsonl is damaged: the line of step 121 has seconds = 'x'"),
+        (run.log, "[1]", "metrics.jsonl is damaged: a line is not that of a step"),
+        (
+            run.evaluation_log,
+            '{"step": 121, "accuracy": "x"}',
+            "evaluations.jsonl is damaged: the line of step 121 has accuracy = 'x'",
+        ),
+        (
+            run.evaluation_log,
+            '{"step": 121, "timesteps": [1, "x"]}',
+            "the line of step 121 has timesteps = \"[1, 'x']\"",
+        ),
+        (run.alarm_log, '{"step": 121, "says": 3}', "alarms.jsonl is damaged: the line of step 121 has says = '3'"),
     ):
-        text = log.read_text()
+        text = log.read_text() if log.exists() else ""
         log.write_text(f"{text}{added}\n")
-        answer = client.get("/state")
-        assert answer.status_code == 500 and "A line of metrics.jsonl or evaluations.jsonl in" in answer.json()["error"]
+        for _ in range(2):  # it is damaged as long as it is
+            answer = client.get("/state")
+            assert answer.status_code == 500 and says in answer.json()["error"]
         log.unlink()
         log.write_text(text)
     assert client.get("/state").json()["step"] == 120
+
+
+def test_a_line_that_lacks_numbers_is_shown_as_far_as_it_goes(tmp_path):
+    run = make_run(tmp_path / "run")
+    add(run.log, [{"step": 121, "seconds": math.nan, "pairs_per_second": 1.0}])
+    add(run.evaluation_log, [{"step": 121, "pairs": 64, "timesteps": [], "margin_by_time": [0.5]}])
+    state = TestClient(make_app(Watched(run.folder)), HERE).get("/state").json()
+    assert state["step"] == 121 and state["pairs_per_second"] == 2.0
+
+
+def test_a_fault_of_ours_is_not_told_as_a_damaged_line(tmp_path, monkeypatch):
+    watched = Watched(make_run(tmp_path / "run").folder)
+    monkeypatch.setattr(watched, "pictures", lambda: {}["steps"])
+    with pytest.raises(KeyError):
+        TestClient(make_app(watched), HERE).get("/state")
 
 
 def test_a_training_that_is_watched_is_the_training_that_is_not(tmp_path, sdxl):

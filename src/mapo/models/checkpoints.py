@@ -11,6 +11,7 @@ from mapo.errors import MapoError
 from mapo.texts import read_lines
 
 EVALUATIONS = "evaluations.jsonl"
+TEXTS, LISTS = ("of", "name", "says"), ("timesteps", "margin_by_time")  # in such a file; the rest are numbers
 
 
 def checkpoints(run: Path) -> dict[int, Path]:
@@ -35,17 +36,34 @@ def pictures(run: Path) -> dict[int, Path]:
 
 def evaluations(run: Path) -> list[dict[str, Any]]:
     """What was measured on held-out pairs, in order; empty where nothing was. MapoError where the file is damaged."""
-    path = run / EVALUATIONS
-    rows = list(read_lines(path)) if path.exists() else []
-    if not all(map(_is_measured, rows)):
-        raise MapoError(f"{path} is damaged: a line is not that of a step. Delete it, then run the same command again.")
-    return rows
+    return lines_of_steps(run / EVALUATIONS)
 
 
-def _is_measured(row: object) -> bool:
-    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-        return False
-    return all(isinstance(row.get(name, 0.0), int | float) for name in ("accuracy", "margin", "error_chosen"))
+def lines_of_steps(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file in a run that tells of steps; empty where there is none. MapoError where it is damaged."""
+    lines = list(read_lines(path)) if path.exists() else []
+    for line in lines:
+        check_line(path, line)
+    return lines
+
+
+def check_line(path: Path, line: object) -> None:
+    """MapoError where a line of such a file is not as training writes it, so that nobody counts with a text."""
+    if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+        why = "a line is not that of a step"
+    elif wrong := next((name for name, value in line.items() if not _fits(name, value)), None):
+        why = f"the line of step {line['step']} has {wrong} = {str(line[wrong])[:40]!r}"
+    else:
+        return
+    raise MapoError(f"{path} is damaged: {why}. Mend that line, or delete the file, then run the same command again.")
+
+
+def _fits(name: str, value: object) -> bool:
+    if name in TEXTS:
+        return isinstance(value, str)
+    if name in LISTS:
+        return isinstance(value, list) and all(isinstance(one, int | float) for one in value)
+    return isinstance(value, dict if name == "changed" else int | float)
 
 
 def goodness(row: Mapping[str, Any]) -> tuple[float, float]:

@@ -29,9 +29,6 @@ KeptCheckpoints = Annotated[int | str, BeforeValidator(_kept)]
 Checkpointing = Annotated[bool | int, AfterValidator(_truth_for_small)]  # 1 is true, and 0 false
 
 
-TRACKERS = ("tensorboard", "wandb")
-
-
 class TrainConfig(Section):
     """How long and how."""
 
@@ -168,16 +165,15 @@ class TrainConfig(Section):
     )
     trackers: list[str] = told(
         [],
-        "Other programs that are told the numbers too, by accelerate: `tensorboard`, `wandb`. What is installed for "
-        "them is their own. `metrics.jsonl` is always written.",
+        "Other programs that are told the numbers too, by the names that accelerate has for them: `tensorboard`, "
+        "`wandb`, `mlflow`, `comet_ml`, `aim`, `clearml`, `dvclive`, `swanlab`, `trackio`. Each has its own package, "
+        "and its own settings say where to. `metrics.jsonl` is always written.",
     )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if kept(self.keep_checkpoints).best and not self.evaluate_every:
             raise ValueError("keep_checkpoints = 'best' needs train.evaluate_every, by which the best is known")
-        if unknown := [name for name in self.trackers if name not in TRACKERS]:
-            raise ValueError(f"trackers knows {' and '.join(TRACKERS)}, not {unknown[0]!r}")
         return self
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from mapo.encode.buckets import framing
-from mapo.encode.cache import Cache, cache_key, hold
+from mapo.encode.cache import Cache, cache_key, hold, is_cache
 from mapo.encode.fill import encode, holds_all
 from mapo.encode.seen import equal_once_cropped, frames_of, what_training_sees
 from mapo.errors import count
@@ -95,6 +95,11 @@ def prepare(config: Config, run: Run, processes: Processes, hands: Hands, *, all
     plan, planned = processes.first(lambda: checked_plan(subject, config, begun=bool(done)))
     lines = [planned, f"{seen.line()} {_passes(config, len(seen.rows))}", *of_token]
     lines += [f"This run goes on after {count(done, 'step')} of {config.train.steps:,}."] if done else []
+    if done and not is_cache(folder := cache_folder(config, pairs)):
+        lines.append(
+            f"There is no cache at {folder} any more, so all is encoded again. If it lies elsewhere now, stop this "
+            "command and name it with --cache."
+        )
     lines += [members.told()] if data.buckets else []
     if (chunks := model.files.chunks) > 1:
         lines.append(f"Every prompt is given {chunks} chunks of the text encoders, as the longest one needs.")

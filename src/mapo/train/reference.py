@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from torch import Tensor
 from mapo import progress
 from mapo.errors import MapoError, count
 from mapo.files import replacing, sha256
-from mapo.models.parts.tensors import save_tensors
+from mapo.models.parts.tensors import bytes_of, save_tensors
 from mapo.train.config import Config
 from mapo.train.loop import Loop
 from mapo.train.objectives import Objective
@@ -119,19 +120,29 @@ def _measured(loop: Loop, positions: list[int]) -> tuple[list[int], Tensor]:
 def _write(path: Path, errors: Tensor, of: str) -> None:
     with replacing(path, sync=True) as temporary:
         tensors = {"chosen": errors[0].contiguous(), "rejected": errors[1].contiguous()}
-        save_tensors(tensors, temporary, {"format": "mapo-reference", "of": of})
+        save_tensors(tensors, temporary, {"format": "mapo-reference", "of": of, "crc32": _checksum(errors)})
 
 
 def _read(path: Path, of: str) -> Tensor | None:
-    """What the file holds, "2 n"; nothing where it is not there or of something else."""
+    """What the file holds, "2 n"; nothing where it is not there, of something else or damaged."""
     if not path.exists():
         return None
+    why = "is damaged"
     try:
         with safe_open(path, "pt") as file:
             about: Mapping[str, str] = file.metadata() or {}
             if about.get("of") == of:
-                return torch.stack([file.get_tensor(name) for name in ("chosen", "rejected")])
+                found = torch.stack([file.get_tensor(name) for name in ("chosen", "rejected")])
+                if about.get("crc32") in (None, _checksum(found)):  # older versions did not write one
+                    return found
+            else:
+                why = "is of other settings"
     except (OSError, SafetensorError, RuntimeError):
-        about = {}
-    LOG.info(f"{path} is of other settings or damaged. It is written again.")
+        pass
+    LOG.info(f"{path} {why}. It is written again.")
     return None
+
+
+def _checksum(errors: Tensor) -> str:
+    """Of the numbers, by which a byte that changes on the disk is noticed."""
+    return str(zlib.crc32(bytes_of(errors)))

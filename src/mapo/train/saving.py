@@ -37,12 +37,16 @@ def save_step(run: Run, config: Config, trained: Trained, processes: Processes, 
 def check_space(run: Run, config: Config, trained: Trained) -> None:
     """Refuse to begin where the checkpoints that are kept and the final weights would not fit."""
     weights = sum(t.numel() * t.element_size() for t in trained.updater.final().values())
-    train, made = config.train, run.checkpoints()
+    train, made, each = config.train, run.checkpoints(), checkpoint_size(config, trained)
     to_come = math.ceil((train.steps - (steps_of(made[-1]) if made else 0)) / train.save_every_steps)
-    more = max(1, kept(train.keep_checkpoints).to_add(len(made), to_come, train.steps))
-    needed, free = weights + more * checkpoint_size(config, trained), shutil.disk_usage(run.folder).free
+    more = max(0, kept(train.keep_checkpoints).to_add(len(made), to_come, train.steps))
+    swapped = to_come > more  # then a new one is written before an old one goes
+    needed, free = max(more * each + weights, (more + swapped) * each), shutil.disk_usage(run.folder).free
     if free < needed:
-        checkpoints = "A checkpoint" if more == 1 else f"{more} checkpoints (train.keep_checkpoints)"
+        number = more + swapped
+        checkpoints = "A checkpoint" if number < 2 else f"{number} checkpoints"
+        checkpoints += " (train.keep_checkpoints)" if more > 1 else ""
+        checkpoints += ", of which the new one comes before the old one goes," if swapped and number > 1 else ""
         raise MapoError(
             f"{checkpoints} and the final weights of this run take {needed / 1e6:,.0f} MB, and {run.folder} has "
             f"{free / 1e6:,.0f} MB free. Make room, or choose another --out."

@@ -63,7 +63,7 @@ def train(config: Config, out: Path, hands: Hands = NO_HANDS, *, allow_change: b
         known = processes.first(lambda: settled(config, out))
         ready = prepare(known, run, processes, hands, allow_change=allow_change)
         if ready is not None:
-            if processes.device.type == "cpu" and saves_memory(ready.config) and give_back_at_once():
+            if processes.device.type == "cpu" and saves_memory(ready.config, processes.world) and give_back_at_once():
                 stack.callback(keep_freed_blocks)
             _train(ready, hands)
         return processes.main
@@ -145,7 +145,7 @@ def _memory_told(loop: Loop, ready: Ready) -> contextlib.AbstractContextManager[
     less = {"gradient_checkpointing": config.train.gradient_checkpointing, "pair_by_pair": apart}
     rest = ", ".join(f"--set train.{name}=true" for name, used in less.items() if not used)
     in_full = partial(told_when_full, ready.subject, config, ready.plan, lambda: bool(ready.run.checkpoints()))
-    return memory_told(at_once, noun="pair", flag="--set train.pairs_per_device={}", rest=rest, plan=in_full)
+    return memory_told(at_once, noun="pair", flag="--set train.pairs_per_device={}", rest=rest, advice=in_full)
 
 
 def _take_steps(loop: Loop, monitor: Monitor, done: int, save: Callable[[int], None]) -> None:

@@ -20,6 +20,7 @@ SECTIONS = {
     "long_prompts": ("data", "long_prompts"), "text_encoders": ("adapter", "text_encoders"),
     "targets": ("adapter", "targets"), "keep": ("train", "keep_checkpoints"),
 }  # fmt: skip
+OF_A_RUN = ("model", "pairs", "adapter", "optim", "data", "train")  # the objective's depend on its name
 
 
 def train(
@@ -59,7 +60,7 @@ def config_of(
     recipe: str | None,
     named: Mapping[str, str | bool | list[str] | None],
 ) -> Config:
-    """What was said of a training, with model and pairs of the run that is there."""
+    """What was said of a training, on top of what the run says that is there: some settings need one another."""
     values = _without_other_knobs(read_recipe(recipe), settings, named.get("objective")) if recipe else {}
     if isinstance(asked := settings.get("adapter"), Mapping) and asked.get("start") == "continued":
         values.get("adapter", {}).pop("rank", None)  # the recipe's is that of a new LoRA
@@ -76,7 +77,8 @@ def config_of(
             going_on = out and not before and not (values.get("model") or values.get("pairs"))
             none = f"There is no run at {out} to go on with. " if going_on else ""
             raise MapoError(f"{none}Give --{key}, or {key} in the --config file.")
-    config = make_config({key: before[key] for key in ("model", "pairs") if key in before} | values)
+    known = {key: value for key, value in before.items() if key in OF_A_RUN}
+    config = make_config(merge(known, values))
     if recipe:
         check_recipe(recipe, config.model, config.data.resolution)
     return config

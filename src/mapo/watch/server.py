@@ -46,11 +46,9 @@ def make_app(
         try:
             return JSONResponse(watched.state())
         except Exception as error:
-            why = foreseen(error)
-            if why is None and not isinstance(error, LookupError | TypeError | ValueError):
+            if (why := foreseen(error)) is None:
                 raise
-            line = f"A line of metrics.jsonl or evaluations.jsonl in {watched.run.folder} is damaged ({error!r})."
-            return JSONResponse({"error": why or line}, 500)
+            return JSONResponse({"error": why}, 500)
 
     def picture(request: Request) -> Response:
         step, file = int(request.path_params["step"]), request.path_params["file"]

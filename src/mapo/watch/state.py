@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mapo.errors import MapoError
-from mapo.models.checkpoints import best_of, runs_inside
+from mapo.models.checkpoints import best_of, check_line, runs_inside
 from mapo.sample.folder import ImageRow, is_sensitive, read_manifest
 from mapo.shards import is_owned
 from mapo.statistics import smooth
@@ -21,6 +21,7 @@ POINTS = 240  # of a curve, each the mean of so many steps as it takes
 SMOOTH = 25  # a training curve is smoothed over a part of the run to either side: one in so many
 RECENT = 20  # steps that tell the speed
 TRAINED = ("error_chosen", "error_rejected", "margin", "margin_over_reference", "accuracy", "lr")
+SPEED = ("seconds", "pairs_per_second")
 SIDES = ("chosen", "rejected")
 Line = dict[str, Any]
 
@@ -32,16 +33,19 @@ class Growing:
         self.path, self.lines, self._offset, self._number = path, list[Line](), 0, 0
 
     def read(self) -> list[Line]:
-        """All whole lines so far; none where there is no file."""
+        """All whole lines so far; none where there is no file. MapoError where one is damaged, until it is mended."""
         try:
             state = self.path.stat()
             if state.st_ino != self._number or state.st_size < self._offset:
                 self.lines, self._offset, self._number = [], 0, state.st_ino
-            new, self._offset = lines_after(self.path, self._offset)
+            new, end = lines_after(self.path, self._offset)
         except OSError:
             self.lines, self._offset = [], 0
             return []
-        self.lines += [line for line in new if isinstance(line, dict) and isinstance(line.get("step"), int)]
+        for line in new:
+            check_line(self.path, line)
+        self.lines += new
+        self._offset = end
         return self.lines
 
 
@@ -91,7 +95,7 @@ class Watched:
         return "stopped"
 
     def _speed(self, metrics: Sequence[Line], left: int) -> dict[str, Any]:
-        last = [line for line in metrics[-RECENT:] if "seconds" in line]
+        last = [line for line in metrics[-RECENT:] if all(np.isfinite(line.get(name, np.nan)) for name in SPEED)]
         if not last:
             return {"pairs_per_second": None, "seconds_left": None, "memory": None, "seconds_since": None}
         each = float(np.median([line["seconds"] for line in last]))
@@ -186,11 +190,12 @@ def held_out(rows: Sequence[Line]) -> list[Line]:
     if not rows:
         return []
     steps, pairs = [row["step"] for row in rows], rows[-1].get("pairs", 0)
+    margins = [row.get("margin_by_time", []) for row in rows]
     accuracy = [("", "ink", steps, [row.get("accuracy") for row in rows])]
     changes = [(side, side, steps, [row.get(f"error_{side}_change") for row in rows]) for side in SIDES]
     quarters = [
-        (f"t ≈ {time:.0f}", f"quarter-{k + 1}", steps, [row["margin_by_time"][k] for row in rows])
-        for k, time in enumerate(rows[-1]["timesteps"] if "margin_by_time" in rows[-1] else [])
+        (f"t ≈ {time:.0f}", f"quarter-{k + 1}", steps, [margin[k] if k < len(margin) else None for margin in margins])
+        for k, time in enumerate(rows[-1].get("timesteps", []) if margins[-1] else [])
     ]
     drawn: dict[str, Any] = {"marked": True, "held": True}
     return [

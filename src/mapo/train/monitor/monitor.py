@@ -19,7 +19,7 @@ from mapo.train.loop import Loop
 from mapo.train.monitor.alarms import Alarm, Alarms, shared
 from mapo.train.monitor.evaluation import Evaluation, held_out, told
 from mapo.train.monitor.pictures import Draw, PicturesOverSteps, first_prompts
-from mapo.train.monitor.trackers import Trackers, check_installed
+from mapo.train.monitor.trackers import Trackers, check_tracker
 from mapo.train.run.folder import Run
 
 LOG = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def checked(config: Config, pairs: PairSet, trained: Rows, hands: Hands) -> list
     if config.train.evaluate_every:
         held_out(pairs, config)
     for name in config.train.trackers:
-        check_installed(name)
+        check_tracker(name)
     if not config.train.pictures_every:
         return []
     if hands.draw is None or hands.prompts is None:

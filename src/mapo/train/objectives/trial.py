@@ -22,6 +22,7 @@ from mapo.train.types import PairErrors, Residuals, mean_squares
 Levels = Sequence[tuple[float, ...]]
 TYPICAL: Levels = ((0.16, 0.25), (0.11, 0.14), (0.22, 0.31))  # errors of chosen and rejected
 GRID: Levels = tuple(product((0.001, 0.01, 0.1, 1.0), repeat=2))  # as timesteps of high and of low noise give them
+SMALLEST = torch.finfo(torch.float32).tiny  # below it errors in float32 have no gradient to lose
 
 
 def try_objective(name: str, given: Mapping[str, float]) -> list[str]:
@@ -38,9 +39,16 @@ def doubts(name: str, objective: Objective, settings: Mapping[str, float]) -> li
     this = f"The objective {name}" + (f" with {told}" if told else "")
     try:
         typical, grid = (_made_up(objective, levels, this) for levels in (TYPICAL, GRID))
-        constants = [constants_of(objective, errors, name) for errors in (typical, grid)]
-        _refuse(_Trial(this, objective, {**settings, **constants[0]}, typical))
-        return _doubts(_Trial(this, objective, {**settings, **constants[1]}, grid))
+
+        def trial(errors: PairErrors) -> _Trial:
+            return _Trial(this, objective, {**settings, **constants_of(objective, errors, name)}, errors)
+
+        first = trial(typical)
+        _refuse(first)
+        # a strong beta has nothing to say of typical pairs any more; then it counts where a training begins
+        if not (first.has_gradient() or trial(_all_equal(typical)).has_gradient()):
+            raise MapoError(f"{this} has a gradient of nothing but zeros, so there is nothing to train by.")
+        return _doubts(trial(grid))
     except MapoError:
         raise
     except Exception as error:  # of a built-in objective, whose settings are at fault
@@ -73,6 +81,10 @@ class _Trial:
         gradients = [torch.zeros_like(chosen) if part is None else part for part in found]
         return torch.stack([losses.detach().double(), *(part.double() for part in gradients)])
 
+    def has_gradient(self) -> bool:
+        """Whether the loss depends on the errors of any pair."""
+        return bool(self.ask(self.errors)[1:].nan_to_num().any())
+
     def logit(self, errors: PairErrors) -> Tensor:
         """The logit of each pair."""
         return logit_and_scale(self.objective, errors, self.known)[0]
@@ -89,8 +101,6 @@ def _refuse(trial: _Trial) -> None:
         )
     if not found.isfinite().all():
         raise MapoError(f"{this} has a gradient that is not finite for errors of 0.1 to 0.4.")
-    if not found[1:].any():
-        raise MapoError(f"{this} has a gradient of nothing but zeros, so there is nothing to train by.")
     if not _alike(trial.ask(errors), found):
         raise MapoError(
             f"{this} gave another loss when it was asked again about the same errors. A loss may depend on nothing "
@@ -145,7 +155,7 @@ def _doubts(trial: _Trial) -> list[str]:
             f"{this} has a loss or a gradient that is not finite for {at(~finite)}. A step with such a pair would end "
             "the training."
         )
-    off = ((single - double).abs() > 0.01 * double.abs() + 1e-6 * _largest(double)) & finite
+    off = ((single - double).abs() > 0.01 * double.abs() + 1e-6 * _largest(double) + SMALLEST) & finite
     if off.any():
         row, k = off.nonzero()[0].tolist()
         what = ("a loss", "a gradient by the chosen error", "a gradient by the rejected error")[row]
@@ -162,6 +172,12 @@ def _doubts(trial: _Trial) -> list[str]:
             "not minus the other, so the sign of `logit` in metrics.jsonl does not say which picture is preferred."
         )
     return said
+
+
+def _all_equal(errors: PairErrors) -> PairErrors:
+    """The same pairs with one error each for both images, and for the reference where there is one."""
+    reference = None if errors.ref_chosen is None else errors.chosen
+    return replace(errors, rejected=errors.chosen, ref_chosen=reference, ref_rejected=reference)
 
 
 def _largest(values: Tensor) -> Tensor:

@@ -16,9 +16,11 @@ from mapo.errors import MapoError
 from mapo.texts import read_object
 from mapo.train.config import Config
 from mapo.train.monitor.evaluation import held_out
+from mapo.train.monitor.trackers import check_tracker
+from mapo.train.plan.fit import changed, smallest_change
 from mapo.train.plan.live import HEAP_MOST
 from mapo.train.plan.machine import beside, parse_size, room_of, shown
-from mapo.train.plan.plan import Plan, make_plan
+from mapo.train.plan.plan import Change, Plan, make_plan, usable
 from mapo.train.plan.subject import Subject, open_subject
 from mapo.train.processes.processes import Place, Processes, place_of_environment
 from mapo.train.reference import check_extras
@@ -57,7 +59,9 @@ def plan_here(config: Config, out: Path | None = None, memory: str | None = None
 
 
 def _refuse_as_train(subject: Subject, config: Config) -> None:
-    """MapoError where the set has no pairs to measure, or the reference cannot run before."""
+    """MapoError for a tracker that is not there, a set without pairs to measure, a reference that cannot run before."""
+    for name in config.train.trackers:
+        check_tracker(name)
     if config.train.evaluate_every:
         held_out(subject.pairs, config)
     if subject.objective.needs_reference and config.train.reference == "before":
@@ -113,13 +117,26 @@ def checked_plan(subject: Subject, config: Config, *, begun: bool = False) -> tu
     return plan, plan.line()
 
 
-def told_when_full(subject: Subject, config: Config, plan: Plan | None, begun: Callable[[], bool]) -> str:
-    """What to say where the memory ran out in the middle of a training, ``begun`` if it goes on from a checkpoint."""
+def told_when_full(
+    subject: Subject, config: Config, plan: Plan | None, begun: Callable[[], bool], otherwise: str
+) -> str:  # fmt: skip
+    """What to say where the memory ran out in the middle of a training, ``begun`` if it goes on from a checkpoint.
+
+    What the plan was, what that means, and the smallest change by which a tenth less is planned; ``otherwise`` is what
+    to do where there is none.
+    """
     plan = plan or make_plan(subject, config, room_of(subject.device), with_change=False)
-    less = make_plan(subject, config, int(0.9 * min(plan.memory, plan.room)), begun=begun())
-    said = [plan.line()]
+    needs = f"needs about {shown(plan.memory)} ({plan.largest()}), and this device has {shown(plan.room)}."
     if plan.fits:
-        said.append("By that it fits, so something else takes memory too, or it is too low.")
-    if less.change is not None:
-        said.append(f"It would need about {shown(less.change.memory)} with {less.change.flags()}.")
-    return " ".join(said)
+        said = f"By its plan this training {needs} So something else takes memory too, or the plan is too low."
+    else:
+        said = f"That was to be expected: by its plan this training {needs}"
+    room = min(int(0.9 * plan.memory), usable(plan.room, plan.device))
+    settings = smallest_change(subject, config, room, begun=begun())
+    if settings is None:
+        return f"{said} {otherwise}"
+    change = Change(settings, subject.memory(changed(config, settings)))
+    return (
+        f"{said} Repeat the command with {change.flags()}, with which about {shown(change.memory)} are planned, or use "
+        "a machine with more memory."
+    )

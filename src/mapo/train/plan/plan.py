@@ -84,10 +84,15 @@ class Plan:
 
     def line(self) -> str:
         """In one line."""
-        most = sorted(self.kinds.items(), key=lambda one: -one[1])[:3]
-        parts = ", ".join(f"{KINDS[kind]} {shown(size)}" for kind, size in most)
         each = f" on each of {self.processes} devices" if self.processes > 1 else ""
-        return f"This training needs about {shown(self.memory)} of memory{each}, of {shown(self.room)}: {parts}."
+        return (
+            f"This training needs about {shown(self.memory)} of memory{each}, of {shown(self.room)}: {self.largest()}."
+        )
+
+    def largest(self) -> str:
+        """The three kinds that take most."""
+        most = sorted(self.kinds.items(), key=lambda one: -one[1])[:3]
+        return ", ".join(f"{KINDS[kind]} {shown(size)}" for kind, size in most)
 
     def advice(self) -> str:
         """What to do where it does not fit."""

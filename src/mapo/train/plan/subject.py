@@ -101,7 +101,7 @@ class Subject:
         if key not in self.known:
             frames = frames_of(self.model, config.data.resolution, config.data.buckets)
             found = rehearse(config, self.model, self.objective, self.members, frames, self.device, self.world)
-            kinds = {**found.kinds, **beside(self.device, found.freed, saves_memory(config))}
+            kinds = {**found.kinds, **beside(self.device, found.freed, saves_memory(config, self.world))}
             self.known[key] = kinds, found.parameters, found.trained
         return self.known[key]
 

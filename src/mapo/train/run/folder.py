@@ -34,10 +34,10 @@ from safetensors import SafetensorError, safe_open
 from mapo.errors import MapoError, count, reason
 from mapo.files import prepare_out, replacing, sweep, write_text
 from mapo.models import Opened
-from mapo.models.checkpoints import EVALUATIONS, best_of, checkpoints, evaluations, pictures
+from mapo.models.checkpoints import EVALUATIONS, best_of, checkpoints, evaluations, lines_of_steps, pictures
 from mapo.settings import merge
 from mapo.shards import owned
-from mapo.texts import append_lines, read_lines, read_object, write_json
+from mapo.texts import append_lines, read_object, write_json
 from mapo.train.config import Config, make_config, to_toml
 from mapo.train.kept import kept
 from mapo.train.objectives.own import all_settings, stable_name
@@ -72,7 +72,7 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The line of every step, in order; empty where no step is done. MapoError where the file is damaged."""
-        return list(read_lines(self.log)) if self.log.exists() else []
+        return lines_of_steps(self.log)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -162,10 +162,7 @@ class Run:
 
     def _cut(self, log: Path, step: int) -> None:
         """Leave out of a file of lines what came after ``step``; all of it where training begins again."""
-        lines = list(read_lines(log))
-        if not all(isinstance(line, dict) and isinstance(line.get("step"), int) for line in lines):
-            raise MapoError(f"{log} is damaged: a line is not that of a step. {REMEDY}")
-        kept = [line for line in lines if line["step"] <= step] if step else []
+        kept = [line for line in lines_of_steps(log) if line["step"] <= step] if step else []
         write_text(log, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
 
     def _add_torn(self, step: int) -> None:
@@ -225,7 +222,7 @@ class Run:
 
     def alarms(self) -> list[dict[str, Any]]:
         """What was warned of, ``step``, ``name`` and ``says`` each, in order."""
-        return list(read_lines(self.alarm_log)) if self.alarm_log.exists() else []
+        return lines_of_steps(self.alarm_log)
 
     def log_step(self, values: Mapping[str, float]) -> None:
         """Add the line of one step."""

@@ -32,8 +32,8 @@ def check_levers(config: Config, processes: Processes) -> None:
         _check_shard(config)
 
 
-def saves_memory(config: Config) -> bool:
-    """Whether anything is asked for that takes less memory and, most of it, more time."""
+def saves_memory(config: Config, world: int = 1) -> bool:
+    """Whether anything is asked for that takes less memory and, most of it, more time, in so many processes."""
     train, optim = config.train, config.optim
     return (
         bool(train.gradient_checkpointing)
@@ -41,6 +41,7 @@ def saves_memory(config: Config) -> bool:
         or train.weights != "float32"
         or optim.in_backward
         or optim.name != "adamw"
+        or (train.shard == "fsdp2" and world > 1)
     )
 
 
