@@ -27,13 +27,13 @@ HERE = Path(__file__).parent
 
 
 LONGEST = [
-    "test_kills.py", "lab/study/test_study.py", "test_tutorial.py", "train/test_equivalence.py", "golden/test_recorded.py",
-    "style/test_style.py", "personalize/test_personalize.py", "test_gpu_bench.py", "test_older.py", "train/test_plan.py", "train/test_peers.py", "train/test_levers.py",
+    "test_kills.py", "lab/study/test_study.py", "test_tutorial.py", "train/test_matrix.py", "train/test_equivalence.py", "golden/test_recorded.py",
+    "style/test_style.py", "personalize/test_personalize.py", "test_gpu_bench.py", "test_older.py", "train/test_peers.py", "train/test_levers.py", "train/test_plan.py",
     "build/test_build.py", "build/test_build_shares.py",
     "models/test_families.py", "label/test_page.py", "train/test_train.py", "train/test_run.py",
     "train/test_going_on.py", "train/test_damaged_runs.py", "train/test_optimizers.py",
     "train/test_pictures.py", "watch/test_page.py", "train/test_evaluation.py",
-    "mismatch/test_mismatch.py", "models/test_one_file.py", "test_cli.py", "train/test_matrix.py",
+    "mismatch/test_mismatch.py", "models/test_one_file.py", "test_cli.py", "train/test_token.py",
     "train/test_starts.py", "encode/test_cache.py", "models/test_long_prompts.py", "train/test_recipes.py",
     "train/test_own_objectives.py", "train/test_processes.py", "importers/test_interrupted.py",
     "check/test_training.py", "lab/mini/test_model.py", "test_api.py", "score/scorers/test_vlm.py",

@@ -7,6 +7,8 @@ import difflib
 import errno
 import os
 import re
+import shlex
+import sys
 import tempfile
 import textwrap
 import traceback
@@ -139,6 +141,11 @@ def _traceback_file(error: Exception) -> str:
     except OSError:
         return "what was printed before"
     return f"the file {name}, which says where it happened"
+
+
+def to_install(extra: str) -> str:
+    """The command that adds a part of ours to the environment that runs this: in any other it fetches a stranger's."""
+    return f'{shlex.quote(sys.executable)} -m pip install "mapo[{extra}]"'
 
 
 def count(number: int, noun: str) -> str:

@@ -21,6 +21,16 @@ WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 HUB_REPOSITORY = re.compile(r"(datasets|models|spaces)--")
 
 
+KINDS = {  # what a folder is, by files that only such a one has
+    ("set.json",): "a pairs set",
+    ("run.json",): "a run",
+    ("config.toml", "metrics.jsonl"): "a run",
+    ("model_index.json",): "a model",
+    ("cache.json",): "a cache",
+    ("images.json", "manifest.jsonl"): "an images folder",
+}
+
+
 UMASK = os.umask(0o022)
 os.umask(UMASK)
 
@@ -173,6 +183,18 @@ def locate(folder: Path, name: str) -> Path:
     raise ValueError(
         f"the path {_short(name)} {how} that leads to {real}, outside of its folder {shown}. Put the file itself there"
     )
+
+
+def kind_of_folder(folder: Path) -> str:
+    """What a folder is by its files, such as ``a run``; empty where they do not tell."""
+    return next((kind for names, kind in KINDS.items() if all((folder / name).is_file() for name in names)), "")
+
+
+def why_not(folder: Path, file: str) -> str:
+    """Why ``folder``, in which ``file`` is not, is not what it was taken for: the rest of a sentence."""
+    if kind := kind_of_folder(folder):
+        return f", but {kind}"
+    return f": it has no {file}" if folder.is_dir() else f": it is {'a file' if folder.exists() else 'not there'}"
 
 
 def own_place(path: Path) -> Path:

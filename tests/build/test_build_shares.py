@@ -25,7 +25,7 @@ def test_shards_make_the_set_of_one_process_to_the_byte(tmp_path, sdxl, recipe, 
     arguments = (recipe, str(sdxl), PROMPTS, 10)
     how = {"judges": [judge], "keep": keep, "steps": 1, "images_per_batch": 2}
     build(*arguments, tmp_path / "one", **how)
-    for count in (2, 3):
+    for count in (3,) if keep == "pictures" else (2,):
         out = tmp_path / f"of-{count}"
         ends = [build(*arguments, out, shard=(index, count), **how) for index in reversed(range(count))]
         assert ends[:-1] == [None] * (count - 1) and ends[-1]["pairs"] == 10

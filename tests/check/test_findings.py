@@ -36,7 +36,7 @@ def again(data: bytes) -> bytes:
 def test_a_set_without_defects_has_no_errors_and_no_warnings(tmp_path: Path) -> None:
     summary = check(write_set(tmp_path / "set", random_rows(60, split="train")))
     assert (summary["errors"], summary["warnings"]) == (0, 0)
-    assert summary["verdict"] == "Nothing stands against training on these 60 pairs."
+    assert summary["verdict"] == "Nothing wrong was found in the 60 pairs that are trained on."
     assert set(named(summary)) == {"length_unknown", "cropped", "trained_on"}
     assert (summary["pairs"], summary["prompts"], summary["pictures"], summary["pictures_read"]) == (60, 60, 120, 120)
 

@@ -81,7 +81,7 @@ def test_a_leak_in_pairs_that_are_held_out_does_not_stand_against_training(tmp_p
     rows = [*random_rows(30, split="train"), *of_files(("JPEG", "PNG"), 30, split="test")]
     summary = check(write_set(tmp_path / "set", rows))
     assert not {"leak_file", "leak_content"} & named(summary).keys()
-    assert summary["verdict"] == "Nothing stands against training on these 30 pairs."
+    assert summary["verdict"] == "Nothing wrong was found in the 30 pairs that are trained on."
 
 
 def test_the_crop_of_pairs_that_are_held_out_is_nothing_to_training(tmp_path: Path) -> None:

@@ -480,7 +480,7 @@ def test_a_model_without_a_known_licence_does_not_go_to_the_hub(work, tmp_path):
         ("my pairs", ["--to", "preference", "--out", "x", "--precision", "float16"], "--precision is for a run alone"),
         ("lora@9", ["--to", "lora", "--out", "x"], "has no checkpoint of step 9. There are"),
         ("base", ["--to", "lora", "--out", "x"], "base is not a run of `mapo train`"),
-        ("nothing", ["--to", "lora", "--out", "x"], "nothing is not a run of `mapo train`"),
+        ("nothing", ["--to", "lora", "--out", "x"], "nothing is not there. Give a run folder"),
         ("lora", ["--to", "lora", "--out", "full"], "full already exists"),
         ("", ["--to", "lora", "--out", "x"], "The name of what is exported is empty. Give a pairs set, a run"),
     ],

@@ -186,6 +186,11 @@ def test_a_table_of_other_columns_is_told_its_columns(tmp_path: Path) -> None:
 
 def test_a_set_of_ours_is_no_source(tmp_path: Path) -> None:
     make_set(tmp_path / "mine", 2)
+    (tmp_path / "drawn").mkdir()
+    for name in ("images.json", "manifest.jsonl"):
+        (tmp_path / "drawn" / name).touch()
+    with pytest.raises(MapoError, match=r"drawn is an images folder, and no pairs .* with --rejected-from\."):
+        import_pairs(tmp_path / "drawn", tmp_path / "pairs")
     with pytest.raises(MapoError, match="mine is a set of pairs already"):
         import_pairs(tmp_path / "mine", tmp_path / "set")
 

@@ -149,6 +149,9 @@ def mapo(*words: Any) -> Any:
 
 def test_a_folder_needs_a_set_to_go_to_and_goes_on_only_as_it_was(folder: Path, tmp_path: Path) -> None:
     assert "To judge a folder of pictures, name the set" in str(mapo("label", folder).exception)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").touch()
+    assert "run is a run, not a pairs set" in str(mapo("label", tmp_path / "run").exception)
     assert not (tmp_path / "set").exists()
     done = mapo("label", folder, "--out", tmp_path / "set", "--summary")
     assert done.exit_code == 0 and "There are no votes yet." in done.output

@@ -190,6 +190,8 @@ OTHER_FOLDERS = {
     "a UNet": ({"config.json": '{"_class_name": "UNet2DConditionModel"}'}, "is only a denoiser .*model_index.json"),
     "a text encoder": ({"config.json": '{"architectures": ["CLIPTextModel"]}'}, "is a text encoder .CLIPTextModel"),
     "a ControlNet": ({"config.json": '{"_class_name": "ControlNetModel"}'}, "is a ControlNet .ControlNetModel"),
+    "pairs": ({"set.json": "{}"}, "is a pairs set, not a model"),
+    "pictures": ({"images.json": "{}", "manifest.jsonl": ""}, "is an images folder, not a model"),
     "one file": (
         {"model.safetensors": ""},
         "is not a diffusers pipeline .* Perhaps you mean the file .*x/model.safetensors",

@@ -256,6 +256,7 @@ def remove(name: str) -> Callable[[Path], None]:
 
 BAD_SETS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no set.json": (remove("set.json"), r"is not a pairs set: it has no set\.json"),
+    "a run": (lambda folder: (folder / "set.json").rename(folder / "run.json"), "is a run, not a pairs set. Make the"),
     "pictures": (
         lambda folder: (folder / "set.json").rename(folder / "a.PNG"),
         "is a folder of pictures, not a pairs set. Make the set .* `mapo style` learns how pictures look",
@@ -341,6 +342,13 @@ def test_meta_that_is_no_json_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     assert opened[0].meta == {}
     with pytest.raises(MapoError, match=r"row 1: meta is not JSON .*`mapo import`"):
         list(opened)
+
+
+def test_a_folder_that_holds_a_set_names_it(tmp_path: Path) -> None:
+    with PairWriter(tmp_path / "style" / "pairs", {}) as writer:
+        writer.add_pair("a bear", RED, BLUE)
+    with pytest.raises(MapoError, match=r"style is not a pairs set, but holds one\. Name it: .*style/pairs\."):
+        PairSet(tmp_path / "style")
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -32,6 +32,13 @@ def test_a_guard_that_moves_by_more_than_its_spread_warns(world, factor, warns):
         assert "1.0 times its spread between prompts before" in said[0]
 
 
+def test_guards_that_warn_together_say_it_once(world):
+    summary = guarded(guarded(world, "saturation", 5), "diversity", -5).report(None)
+    said = [c for c in summary["cautions"] if c.startswith("This looks over-optimised: ")]
+    assert len(said) == 1 and said[0].count("Look at the pictures") == 1
+    assert "diversity went from" in said[0] and "; saturation went from" in said[0]
+
+
 def test_guards_take_no_part_in_the_verdict(world):
     alone = world.report(None)
     summary = guarded(guarded(world, "saturation", 5), "diversity", -5).report(None)

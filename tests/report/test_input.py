@@ -108,6 +108,13 @@ def test_a_report_shows_only_the_scorers_that_it_asked_for(world):
     assert again.exit_code == 0 and "mini-learned" not in (world.root / "page.html").read_text("utf-8")
 
 
+def test_a_goal_that_no_scorer_gives_is_refused_before_anything_is_scored(world):
+    for goal, says in (("cartoons", "Did you mean 'cartoon'?"), ("pickscore", "is not a metric of mini-learned.")):
+        result = ask(world, "--scorer", "mini-learned", "--goal", goal)
+        assert isinstance(result.exception, MapoError) and says in str(result.exception)
+    assert not list(world.root.glob("*-scores.parquet"))
+
+
 def test_guards_alone_are_refused_before_anything_is_scored(world):
     result = ask(world, "--scorer", "guards")
     assert isinstance(result.exception, MapoError)

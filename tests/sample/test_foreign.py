@@ -262,7 +262,7 @@ def test_a_link_that_leads_out_of_the_folder_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "sentence"),
-    [("set.json", "is a set of pairs, not an images folder"), ("run.json", "is a run, not an images folder")],
+    [("set.json", "is a pairs set, not an images folder"), ("run.json", "is a run, not an images folder")],
 )
 def test_other_folders_of_ours_are_told_apart(tmp_path, name, sentence):
     (tmp_path / name).write_text("{}")
@@ -274,6 +274,10 @@ def test_a_folder_that_holds_an_images_folder_names_it(tmp_path):
     fill(tmp_path, ["before/0.png"])
     lines(tmp_path / "before/manifest.jsonl", [{"file": "0.png", "prompt": "x", "sha256": "0"}])
     with pytest.raises(MapoError, match=r"it holds one, .*before\. Name that"):
+        read_images(tmp_path)
+    fill(tmp_path, ["after/0.png"])
+    lines(tmp_path / "after/manifest.jsonl", [{"file": "0.png", "prompt": "x", "sha256": "0"}])
+    with pytest.raises(MapoError, match=r"it holds 2: .*after, .*before\. Name one of them"):
         read_images(tmp_path)
 
 

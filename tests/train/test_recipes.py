@@ -92,8 +92,13 @@ def test_a_recipe_for_another_kind_of_model_is_refused_before_anything_is_writte
 
 
 def test_a_recipe_that_is_not_there_is_refused_with_those_that_are(tmp_path):
-    with pytest.raises(MapoError, match=r"no recipe 'sdxl-mapo'.*sdxl-mapo-full, sdxl-mapo-lora.*--config"):
-        train(tmp_path / "run", {}, "sdxl-mapo")
+    for name, says in (
+        ("sdxl-mapo", r"Did you mean sdxl-mapo-full or sdxl-mapo-lora\?"),
+        ("mini-carton", r"Did you mean mini-cartoon\?"),
+        ("nothing", "There are flux-mapo-lora, mini-cartoon, .*sdxl-pickapic"),
+    ):
+        with pytest.raises(MapoError, match=f"no recipe '{name}'. {says}.*--config"):
+            train(tmp_path / "run", {}, name)
     assert not (tmp_path / "run").exists()
 
 

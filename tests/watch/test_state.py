@@ -111,10 +111,14 @@ def test_a_run_of_a_sensitive_set_is_blurred_and_another_where_asked(tmp_path):
 
 
 def test_what_is_not_a_run_folder_is_refused_in_a_sentence(tmp_path):
-    for folder in (tmp_path, tmp_path / "nothing"):
-        with pytest.raises(
-            MapoError, match="is not a run folder: it has no config.toml. Give the folder that `mapo train`"
-        ):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "set.json").touch()
+    for folder, why in (
+        (tmp_path, ": it has no config.toml"),
+        (tmp_path / "nothing", ": it is not there"),
+        (tmp_path / "set", ", but a pairs set"),
+    ):
+        with pytest.raises(MapoError, match=f"is not a run folder{why}. Give the folder that `mapo train`"):
             Watched(folder)
     (tmp_path / "style" / "run").mkdir(parents=True)
     (tmp_path / "style" / "run" / "config.toml").touch()

@@ -146,8 +146,8 @@ def verdict(findings: Sequence[Finding], pairs: int, trained: int) -> str:
     if warnings:
         return f"No errors in {count(pairs, 'pair')}, and {count(warnings, 'warning')} to think about before training."
     if any(f.name == "leak_unsure" for f in findings):
-        return f"Too few to tell whether a leak stands against training on {count(trained, 'pair')}: see what is noted."
-    return f"Nothing stands against training on these {count(trained, 'pair')}."
+        return f"No errors, but {count(trained, 'pair')} cannot tell whether there is a leak: see the note on it."
+    return f"Nothing wrong was found in the {count(trained, 'pair')} that {'is' if trained == 1 else 'are'} trained on."
 
 
 def _summary(

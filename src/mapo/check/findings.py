@@ -1,4 +1,4 @@
-"""What can be wrong with a set, a function per subject. Each gives findings; what is alright gives none.
+"""What can be wrong with a set, a function per subject. Each gives findings; what is all right gives none.
 
 An **error** is something that training would get wrong or could not read. A **warning** is something that is wrong in
 most sets but may be meant in this one. A **note** is good to know.
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
-from mapo.check.leak import FEW_PROMPTS, MARGIN, Leak, Share, Together
+from mapo.check.leak import FEW_PROMPTS, MARGIN, Leak, Together
 from mapo.check.pictures import ANIMATED, LATENTS, MISSING, UNREADABLE, PictureTable, difference
 from mapo.check.rows import Finding, Flags, Integers, Rows, find, quote
 from mapo.encode.buckets import nearest
@@ -307,7 +307,7 @@ def check_leaks(leaks: list[Leak], together: Together) -> list[Finding]:
         (
             False,
             "warning",
-            "Alright where this is what is preferred, as in a style that is brighter; a shortcut anywhere else.",
+            "All right where this is what is preferred, as in a style that is brighter; a shortcut anywhere else.",
         ),
     ):
         found = [leak for leak in leaks if leak.of_the_file == of_the_file and leak.tells]
@@ -320,8 +320,11 @@ def check_leaks(leaks: list[Leak], together: Together) -> list[Finding]:
             findings.append(Finding(name, severity, says, remedy))
     findings += _too_few_to_tell(leaks)
     if together.share.low > 0.5 + MARGIN:
-        told = auc_words(together.share)
-        says = f"Leak: all these statistics together tell chosen from rejected in {told} of held-out pairs."
+        share = together.share
+        says = (
+            f"Leak: all these statistics together tell chosen from rejected in {share.value:.0%} of held-out pairs "
+            f"(95 % interval {share.low:.0%} to {share.high:.0%})."
+        )
         remedy = "A simple classifier can tell the two sides apart, so the model can too."
         findings.append(Finding("leak_together", "warning", says, remedy))
     return findings
@@ -368,8 +371,3 @@ def statistic(name: str) -> str:
     kind, _, value = name.partition(" ")
     kinds = {"format": "file type", "mode": "colour mode", "quality": "JPEG quality"}
     return f"{kinds[kind]} {value}" if kind in kinds and value else NAMES.get(name, name)
-
-
-def auc_words(share: Share) -> str:
-    """``0.81 [0.75, 0.86]``."""
-    return f"{share.value:.2f} [{share.low:.2f}, {share.high:.2f}]"

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from mapo.cli.shared import OUT, Verb, cli, page_options, say
-from mapo.errors import MapoError
+from mapo.errors import MapoError, to_install
 
 
 @cli.command(cls=Verb, example="mapo label work/pairs --annotator ann")
@@ -107,5 +107,5 @@ def _serve(material: Any, votes: Path, how: dict[str, Any]) -> None:
     try:
         from mapo.label.server import serve
     except ModuleNotFoundError as error:
-        raise MapoError(f'The page needs {error.name}. Install it with: pip install "mapo[label]"') from None
+        raise MapoError(f"The page needs {error.name}. Install it with: {to_install('label')}") from None
     serve(material, votes, say=say, **how)

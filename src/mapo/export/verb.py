@@ -47,6 +47,8 @@ def export(
         raise MapoError("The name of what is exported is empty. Give a pairs set, a run, or RUN@STEP.")
     if is_set and to in OF_RUNS and to not in OF_PAIRS and not (Path(source) / "set.json").is_file():
         where = runs_inside(Path(source)) or " Give a run folder, or RUN@STEP for one of its checkpoints."
+        if not Path(source).exists():
+            raise MapoError(f"{source} is not there.{where}")
         raise MapoError(f"{source} is not a run of `mapo train`, and --to {to} is for runs.{where}")
     if is_set:
         opened = PairSet(source)  # or what it is instead

@@ -10,6 +10,7 @@ from pathlib import Path, PurePath
 from typing import cast
 
 from mapo.errors import MapoError, suggest
+from mapo.files import kind_of_folder
 from mapo.importers.containers import lines, rows
 from mapo.importers.containers.shape import SPLIT, Cursor, Shape
 from mapo.importers.formats import IMPORTERS, folders
@@ -90,6 +91,11 @@ def find_importer(source: Source, format: str | None) -> tuple[str, Importer, st
     """The format that was named, or the first that recognises the source; and what is said of files passed over."""
     if source.path is not None and (source.path / "set.json").is_file():
         raise MapoError(f"{source.name} is a set of pairs already. Use it as it is.")
+    if source.path is not None and kind_of_folder(source.path) == "an images folder":
+        raise MapoError(
+            f"{source.name} is an images folder, and no pairs can be read from it. Where its pictures are the good "
+            "ones, name a folder of others of the same prompts with --rejected-from."
+        )
     _check_columns(source)
     names = [format] if format else list(IMPORTERS)
     modules = {name: cast("Importer", importlib.import_module(IMPORTERS[name])) for name in names}

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mapo import __version__
-from mapo.errors import MapoError, count
+from mapo.errors import MapoError, count, to_install
 from mapo.files import prepare_out, replacing
 from mapo.label.blind import pair_key
 from mapo.label.grids import on_pairs
@@ -97,9 +97,7 @@ def _alpha(counts: NDArray[np.int64]) -> float:
     try:
         import krippendorff
     except ModuleNotFoundError:
-        raise MapoError(
-            'Agreement needs the package krippendorff. Install it with: pip install "mapo[label]"'
-        ) from None
+        raise MapoError(f"Agreement needs the package krippendorff. Install it with: {to_install('label')}") from None
     return float(krippendorff.alpha(value_counts=counts, level_of_measurement="nominal"))
 
 

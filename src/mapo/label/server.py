@@ -23,7 +23,7 @@ from mapo.errors import MapoError, count
 from mapo.files import prepare_out
 from mapo.label.ballot import Ballot, Refused, clean_name
 from mapo.label.blind import Material
-from mapo.label.votes import VoteLog
+from mapo.label.votes import VoteLog, standing
 from mapo.pages.server import address_to_open, application, listen, run, token_for
 from mapo.sample.folder import png_bytes
 
@@ -151,7 +151,7 @@ def serve(
             f"{address_to_open(host, port, token)}  (Ctrl-C ends)"
         )
         run(app, listening)
-        say(f"{count(len(log.lines), 'line')} in {votes}; the same command goes on.")
+        say(f"{count(len(standing(log.lines)), 'vote')} in {votes}; the same command goes on.")
 
 
 def _check_same(log: VoteLog, material: Material) -> None:

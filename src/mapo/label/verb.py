@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mapo.build.groups import read_groups
 from mapo.errors import MapoError
+from mapo.files import kind_of_folder
 from mapo.label.blind import Material, of_grids, of_pairs
 from mapo.label.candidates import refuse_other, write_candidates
 from mapo.pairs import PairSet
@@ -27,6 +28,8 @@ def open_set(
             raise MapoError(f"--captions goes with a folder of pictures, and {folder} is not one. Leave it out.")
         return PairSet(folder)
     if out is None:
+        if kind_of_folder(folder) not in ("", "an images folder"):
+            return PairSet(folder)  # which says what it is
         raise MapoError(
             f"{folder} is not a pairs set: it has no {SET}. To judge a folder of pictures, name the set that is to "
             f"hold them and the votes: mapo label {folder} --out MY-SET --grid."

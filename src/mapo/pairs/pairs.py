@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from mapo.errors import MapoError, count, reason
-from mapo.files import replacing, sha256
+from mapo.files import kind_of_folder, replacing, sha256
 from mapo.pairs.pictures import ENDS, decode_picture
 from mapo.pairs.places import NAME as PLACES
 from mapo.pairs.places import Places
@@ -59,11 +59,8 @@ class PairSet:
         self.folder = folder = Path(folder)
         if not folder.is_dir():
             raise MapoError(f"There is no pairs set at {folder}. {REMEDY}")
-        if not (folder / "set.json").exists() and any(path.suffix.lower() in ENDS for path in folder.iterdir()):
-            raise MapoError(
-                f"{folder} is a folder of pictures, not a pairs set. {REMEDY} `mapo style` learns how pictures "
-                "look that have no rejected ones."
-            )
+        if not (folder / "set.json").exists():
+            _refuse_other(folder)
         self.info: dict[str, Any] = read_json(folder / "set.json", "a pairs set", REMEDY)
         if not isinstance(self.info, dict):
             raise MapoError(f"{folder / 'set.json'} does not describe a pairs set. {REMEDY}")
@@ -291,6 +288,19 @@ class PairSet:
     def fingerprint(self) -> str:
         """A hash of the pairs' names, preferences, weights and splits, in order."""
         return self._fingerprint
+
+
+def _refuse_other(folder: Path) -> None:
+    """MapoError where a folder without ``set.json`` is known to be something else; the pairs in it are named."""
+    if (folder / "pairs" / "set.json").is_file():
+        raise MapoError(f"{folder} is not a pairs set, but holds one. Name it: {folder / 'pairs'}.")
+    if kind := kind_of_folder(folder):
+        raise MapoError(f"{folder} is {kind}, not a pairs set. {REMEDY}")
+    if any(path.suffix.lower() in ENDS for path in folder.iterdir()):
+        raise MapoError(
+            f"{folder} is a folder of pictures, not a pairs set. {REMEDY} `mapo style` learns how pictures look that "
+            "have no rejected ones."
+        )
 
 
 def _cast(table: pa.Table) -> pa.Table:

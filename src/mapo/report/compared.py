@@ -20,7 +20,7 @@ from mapo.report.evidence import (
     scores_without,
     without_prompts,
 )
-from mapo.report.guards import compare_guards, warning
+from mapo.report.guards import compare_guards, warnings
 from mapo.report.maker import check_run
 from mapo.report.people import compare_people, read_people
 from mapo.report.training import Training, read_training
@@ -127,9 +127,9 @@ def compare_folders(
     verdict = judge(comparisons, goal, (len(seen), prompts))
     for folder, rows in ((before, first), (after, second)):
         check_pictures(folder, rows.values())
-    warnings = [warning(g) for g in guards if g.warns] + cautions(first, second, comparisons)
-    warnings += [*without_numbers, *guards_without_numbers, *about_run, *_about_prompts(training, seen, run, second)]
-    return Compared(first, second, training, comparisons, guards, verdict, goal, judges, warnings)
+    told = warnings(guards) + cautions(first, second, comparisons)
+    told += [*without_numbers, *guards_without_numbers, *about_run, *_about_prompts(training, seen, run, second)]
+    return Compared(first, second, training, comparisons, guards, verdict, goal, judges, told)
 
 
 def _why_none(without_numbers: Sequence[str], guarded: bool) -> str:

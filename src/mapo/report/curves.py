@@ -13,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from mapo.errors import MapoError
+from mapo.files import why_not
 from mapo.pages.svg import CHOSEN, INK, REJECTED, SIZE, TEXT, Plot, new_figure, to_svg
 from mapo.statistics import smooth
 from mapo.texts import read_lines
@@ -27,7 +28,7 @@ def read_metrics(run: Path) -> dict[str, Floats]:
     """The columns of ``run/metrics.jsonl``; a value that a step lacks is NaN."""
     path = run / "metrics.jsonl"
     if not path.is_file():
-        raise MapoError(f"{run} is not a run: it has no metrics.jsonl. Give the folder that `mapo train` wrote.")
+        raise MapoError(f"{run} is not a run{why_not(run, path.name)}. Give the folder that `mapo train` wrote.")
     rows: list[Mapping[str, object]] = list(read_lines(path))
     if any(not isinstance(row, dict) for row in rows):
         raise MapoError(f"{path} is damaged: a line is not an object. Run `mapo train` again.")

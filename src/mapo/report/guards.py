@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -13,14 +14,21 @@ from mapo.score.scorers.guards import Guards
 from mapo.statistics import mean, mean_difference
 
 
-def warning(guard: Guard) -> str:
-    """The sentence for the reader where a guard warns."""
+def warnings(guards: Sequence[Guard]) -> list[str]:
+    """What the reader is told where guards warn: one text, however many do."""
+    if not (moved := [_moved(guard) for guard in guards if guard.warns]):
+        return []
+    return [
+        f"This looks over-optimised: {'; '.join(moved)}. Look at the pictures: where another style was the goal, that "
+        "may be what was asked for."
+    ]
+
+
+def _moved(guard: Guard) -> str:
     much = f"{abs(guard.shift):.1f} times" if math.isfinite(guard.shift) else "more than"
     return (
-        f"This looks over-optimised: {guard.metric.replace('_', ' ')} went from "
-        f"{number(guard.before, False, places(guard))} to {number(guard.after, False, places(guard))}, {much} its "
-        "spread between prompts before. Look at the pictures: where another style was the goal, that may be what was "
-        "asked for."
+        f"{guard.metric.replace('_', ' ')} went from {number(guard.before, False, places(guard))} to "
+        f"{number(guard.after, False, places(guard))}, {much} its spread between prompts before"
     )
 
 

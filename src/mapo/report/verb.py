@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mapo.errors import MapoError
+from mapo.report.evidence import PREFERENCE
 from mapo.report.report import check_out, write_report
 from mapo.sample.folder import read_pictures
 from mapo.score.score import score_sides
@@ -27,5 +28,6 @@ def report(
         tables = list(scores)
         if not tables:
             read_pictures(before, after)  # whether they can be compared, before hours of scoring
-            tables, rest["scorers"] = score_sides(before, after, scorer, out, bool(votes))
+            goal = None if rest.get("goal") == PREFERENCE else rest.get("goal")
+            tables, rest["scorers"] = score_sides(before, after, scorer, out, bool(votes), goal)
         return write_report(before, after, tables, out, votes=votes, **rest)

@@ -161,7 +161,7 @@ def followed(comparison: Comparison) -> str:
     values += based_on(c)
     name = c.scorer if c.metric == PROMPT_FOLLOWING else f"{c.scorer} ({c.metric.replace('_', ' ')})"
     if not c.difference.conclusive:
-        return f"{name}: {values}. The difference, {change}, is not clear of zero."
+        return f"{name}: {values}. The difference, {change}, may be chance."
     return f"{name}: {values}. Prompts are followed {'better' if c.difference.value > 0 else 'worse'}: {change}."
 
 

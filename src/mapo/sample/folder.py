@@ -22,7 +22,7 @@ from PIL import Image
 
 from mapo.captions.beside import MANIFEST, NAMED, PromptedPicture, is_ours
 from mapo.errors import MapoError, count, printable
-from mapo.files import inside, replacing, sha256, write_text
+from mapo.files import inside, kind_of_folder, replacing, sha256, write_text
 from mapo.pairs.pictures import check_picture, decode_picture
 from mapo.pairs.splits import prompt_id
 from mapo.sample.foreign import find_pictures
@@ -80,9 +80,8 @@ def read_images(folder: Path) -> list[ImageRow]:
 
 
 def _read_foreign(folder: Path) -> list[ImageRow]:
-    for name, what in (("set.json", "a set of pairs"), ("run.json", "a run"), ("model_index.json", "a model")):
-        if (folder / name).is_file():
-            raise MapoError(f"{folder} is {what}, not an images folder. {REMEDY}")
+    if (kind := kind_of_folder(folder)) in ("a pairs set", "a run", "a model"):
+        raise MapoError(f"{folder} is {kind}, not an images folder. {REMEDY}")
     found, passed_over = find_pictures(folder)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         looks = list(pool.map(lambda one: _look(folder, one), found))

@@ -61,10 +61,12 @@ def find_pictures(folder: Path) -> tuple[list[PromptedPicture], int]:
 def _files(folder: Path) -> Files:
     """The files of a folder that holds no other images folder."""
     files = files_of(folder, "an images folder")
-    for name in files.values():
-        place = Path(folder, name)
-        if place.name == MANIFEST and place.parent != folder and is_ours(place):
-            raise MapoError(f"{folder} is not an images folder; it holds one, {place.parent}. Name that.")
+    places = [Path(folder, name) for name in files.values() if Path(name).name == MANIFEST]
+    inner = sorted({str(place.parent) for place in places if place.parent != folder and is_ours(place)})
+    if len(inner) == 1:
+        raise MapoError(f"{folder} is not an images folder; it holds one, {inner[0]}. Name that.")
+    if inner:
+        raise MapoError(f"{folder} is not an images folder; it holds {len(inner)}: {named(inner)}. Name one of them.")
     return files
 
 

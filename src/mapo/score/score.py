@@ -26,7 +26,7 @@ from mapo.devices import use_own_device
 from mapo.errors import MapoError, count
 from mapo.sample.folder import ImageRow, check_pictures, open_picture, read_images
 from mapo.score.scorers import Unfinished, scorer_names
-from mapo.score.scorers.choice import NEUTRAL, choose_scorers
+from mapo.score.scorers.choice import NEUTRAL, check_measured, choose_scorers
 from mapo.score.table import check_value, write_scores
 from mapo.score.task import AskedScorer, Key, ScoringTask, line_of, note, open_task, read_table
 from mapo.shards import WHOLE, Shard, in_shares, owned
@@ -77,12 +77,12 @@ def score_images(folder: Path, names: str, out: Path, images_per_batch: int = IM
 
 
 def score_sides(
-    before: Path, after: Path, names: str | None, out: Path, has_votes: bool
+    before: Path, after: Path, names: str | None, out: Path, has_votes: bool, goal: str | None = None
 ) -> tuple[list[Path], set[str]]:
     """Score both folders of a report into tables beside its page ``out``; the tables' paths, the scorers in question.
 
     The same report again finds its tables, which may hold what other scorers said for other reports; one that holds
-    scores of other pictures is never written over.
+    scores of other pictures is never written over. A ``goal`` that none of the scorers gives is refused first.
     """
     said, scorers, why = set[str](), set[str](), f"--scorer: {NEUTRAL} alone"
     if names is None:
@@ -94,6 +94,8 @@ def score_sides(
             f"{why} know no better or worse. Name a scorer, such as --scorer pickscore, which is fetched once, or let "
             f"people judge: mapo label --before {before} --after {after} --out VOTES, then give --votes VOTES."
         )
+    if goal is not None:
+        check_measured(goal, names)
     alike = before.resolve().name == after.resolve().name
     tables = []
     for folder, side in ((before, "before"), (after, "after")):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mapo.errors import MapoError
+from mapo.files import why_not
 from mapo.models.checkpoints import best_of, check_line, runs_inside
 from mapo.sample.folder import ImageRow, is_sensitive, read_manifest
 from mapo.shards import is_owned
@@ -55,7 +56,7 @@ class Watched:
     def __init__(self, folder: Path, blur: bool = False) -> None:
         if not (folder / "config.toml").is_file():
             where = runs_inside(folder) or " Give the folder that `mapo train` writes, or wait until it has begun."
-            raise MapoError(f"{folder} is not a run folder: it has no config.toml.{where}")
+            raise MapoError(f"{folder} is not a run folder{why_not(folder, 'config.toml')}.{where}")
         self.run, self.blur = Run(folder), blur
         self.run.before()  # a config.toml that cannot be read is said at once
         logs = (self.run.log, self.run.evaluation_log, self.run.alarm_log)

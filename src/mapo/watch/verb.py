@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mapo.errors import MapoError
+from mapo.errors import MapoError, to_install
 
 if TYPE_CHECKING:
     from mapo.train.monitor.monitor import Hands
@@ -23,5 +23,5 @@ def watch(run: Path, **how: Any) -> None:
     try:
         from mapo.watch.server import serve
     except ModuleNotFoundError as error:
-        raise MapoError(f'The page needs {error.name}. Install it with: pip install "mapo[watch]"') from None
+        raise MapoError(f"The page needs {error.name}. Install it with: {to_install('watch')}") from None
     serve(run, **how)

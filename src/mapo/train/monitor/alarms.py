@@ -153,12 +153,13 @@ def out_of_reach(told: str, beyond: float, over_reference: bool) -> str:
     """Whether nearly all pairs are where the margin hardly pushes any more; empty where they are not."""
     if beyond < FAR:
         return ""
-    share = "all pairs on average" if beyond == 1 else f"{beyond:.0%} of pairs"
-    left = "little is learned from here on" if over_reference else "what is left is all but SFT on chosen pictures"
+    share = "on average" if beyond == 1 else f"in {beyond:.0%} of pairs"
+    left = "little is learned" if over_reference else "almost only the chosen pictures teach, as in SFT"
     return (
-        f"The margin of {told} is out of reach: {share} are so far apart that less than a tenth of its push is left, "
-        f"so {left}. This is not a fault: where the pictures are as you wish, nothing has to be done. To learn more "
-        "from rejected pictures begin another run with another beta or objective; more steps of this one will not."
+        f"The margin of {told} is out of reach: {share} the two pictures are so far apart that less than a tenth of "
+        f"its push is left. From here on {left}. This is not a fault: where the pictures are as you wish, nothing has "
+        "to be done. To learn more from rejected pictures begin another run with another beta or objective; more steps "
+        "of this one will not do it."
     )
 
 

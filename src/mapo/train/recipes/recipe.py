@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.resources
 import tomllib
 from typing import Any
@@ -19,10 +20,9 @@ def recipe_names() -> list[str]:
 def recipe_text(name: str) -> str:
     """A recipe as it stands, with its remarks; MapoError where there is none of that name."""
     if name not in recipe_names():
-        raise MapoError(
-            f"There is no recipe {name!r}. There are {', '.join(recipe_names())}. `mapo train` takes "
-            "a file of your own as --config."
-        )
+        near = [one for one in recipe_names() if name in one] or difflib.get_close_matches(name, recipe_names(), 1)
+        told = f"Did you mean {' or '.join(near)}?" if near else f"There are {', '.join(recipe_names())}."
+        raise MapoError(f"There is no recipe {name!r}. {told} `mapo train` takes a file of your own as --config.")
     return (FOLDER / f"{name}.toml").read_text("utf-8")
 
 

@@ -193,7 +193,10 @@ class Run:
         done = steps_of(checkpoint) if checkpoint else self.finished_steps()
         asked, planned = config.train.steps, before["train"]["steps"]
         if done > asked:
-            raise MapoError(f"{self.folder} has done {count(done, 'step')} already, train.steps asks for {asked}.")
+            raise MapoError(
+                f"{self.folder} has done {count(done, 'step')} already, and train.steps asks for {asked}. Ask for "
+                "more, or choose another --out."
+            )
         if checkpoint is None and asked > done:
             raise MapoError(
                 f"{self.folder} has its final weights of {count(done, 'step')} but no checkpoint to go on from. Train "

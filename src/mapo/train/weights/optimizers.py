@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mapo.errors import MapoError
+from mapo.errors import MapoError, to_install
 from mapo.train.sections import RATES, OptimConfig
 
 FUSED = ("cuda",)  # where torch's AdamW goes over all tensors at once without holding copies of them
@@ -29,7 +29,7 @@ def check_optimizer(config: OptimConfig) -> None:
     """MapoError where the optimizer needs a package that is not there."""
     if config.name == "adamw8bit" and find_spec("torchao") is None:
         raise MapoError(
-            'optim.name=adamw8bit needs the package torchao. Install it with `pip install "mapo[memory]"`, or take '
+            f"optim.name=adamw8bit needs the package torchao. Install it with `{to_install('memory')}`, or take "
             "optim.name=adafactor, which needs none."
         )
 
