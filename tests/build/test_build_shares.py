@@ -25,12 +25,13 @@ def test_shards_make_the_set_of_one_process_to_the_byte(tmp_path, sdxl, recipe, 
     arguments = (recipe, str(sdxl), PROMPTS, 10)
     how = {"judges": [judge], "keep": keep, "steps": 1, "images_per_batch": 2}
     build(*arguments, tmp_path / "one", **how)
-    for count in (3,) if keep == "pictures" else (2,):
+    counts = (3,) if keep == "pictures" else (2,)
+    for count in counts:
         out = tmp_path / f"of-{count}"
         ends = [build(*arguments, out, shard=(index, count), **how) for index in reversed(range(count))]
         assert ends[:-1] == [None] * (count - 1) and ends[-1]["pairs"] == 10
         assert contents(out) == contents(tmp_path / "one")
-    assert sorted(f.name for f in tmp_path.iterdir()) == ["of-2", "of-3", "one"]
+    assert sorted(f.name for f in tmp_path.iterdir()) == [*(f"of-{count}" for count in counts), "one"]
 
 
 def test_work_folders_of_two_machines_are_copied_together(tmp_path, sdxl):

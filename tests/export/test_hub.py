@@ -19,6 +19,7 @@ from mapo.cli import cli
 from mapo.errors import MapoError
 from mapo.export.pairs import export_pairs, export_to_hub, parse_licences
 from mapo.pairs import PairSet, PairWriter
+from mapo.pairs.provenance import flat, sources
 
 PROVENANCE = {
     "recipe": {
@@ -130,6 +131,13 @@ def test_only_folders_in_a_pairs_meta_are_shortened(pairs: PairSet, tmp_path: Pa
     for pair in pairs:
         if pair.meta:
             assert metas[pair.id] == {"chosen": {**pair.meta["chosen"], "model": "sdxl-mine"}}
+
+
+def test_a_set_of_the_built_in_model_says_its_licence_and_not_the_model_that_the_recipe_would_have_taken():
+    provenance = {"model": "mini", "recipe": {"name": "x", "model": "big/model", "context": False}}
+    assert list(flat(provenance)) == [("model", "mini"), ("recipe · name", "x"), ("recipe · context", "no")]
+    assert ("recipe · model", "big/model") in list(flat({"recipe": provenance["recipe"]}))
+    assert sources(SimpleNamespace(info={"provenance": provenance}), {}) == {"mini": "apache-2.0"}
 
 
 def test_licences_are_the_users_or_the_sets_own_and_otherwise_unknown(pairs: PairSet, tmp_path: Path) -> None:

@@ -490,6 +490,7 @@ def test_what_does_not_go_together_is_one_sentence(work, monkeypatch, source, wo
     before = sorted(path.name for path in work.iterdir())
     done = CliRunner().invoke(cli, ["export", source, *words])
     assert isinstance(done.exception, MapoError) and says in str(done.exception), done.output
+    assert not str(done.exception).startswith("--model")  # which export does not have
     assert sorted(path.name for path in work.iterdir()) == before
 
 

@@ -169,9 +169,7 @@ def test_a_folder_needs_a_set_to_go_to_and_goes_on_only_as_it_was(folder: Path, 
     assert "goes with a folder of pictures" in str(
         mapo("label", tmp_path / "set", "--captions", tmp_path / "c").exception
     )
-    assert "--out only with --apply or such a folder" in str(
-        mapo("label", tmp_path / "set", "--out", tmp_path / "x").exception
-    )
+    assert "The votes on a set lie in it" in str(mapo("label", tmp_path / "set", "--out", tmp_path / "x").exception)
 
 
 def test_a_line_whose_pictures_are_not_a_list_is_named(tmp_path: Path) -> None:

@@ -54,6 +54,13 @@ def test_a_model_that_copies_is_told_and_pictures_that_are_alike_anyhow_are_not(
     alike = {name: altered(own["0.png"]) for name in own}
     everywhere = compared(nearest(alike, alike), before, nearest({"drawn": altered(own["0.png"])}, alike))
     assert not everywhere["copies"]
+    own, some, many = ({"pictures": 40, "near": near} for near in (10, 12, 38))
+    shares = {"by": "perceptual hash", "own": own, "before": own}
+    assert told({**shares, "after": some}).endswith(
+        "your own pictures are about as much alike, so no copying is found."
+    )
+    untrained = {**shares, "before": some | {"near": 35}, "after": many}
+    assert told(untrained).endswith("the untrained model's were about as much alike, so no copying is found.")
 
 
 def test_by_dinov2_distances_are_of_its_embeddings_and_the_folder_says_how_far_near_is(tmp_path):

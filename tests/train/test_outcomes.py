@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from mapo.api import plan
-from mapo.models import find_model, open_model
 from mapo.train.plan.live import Live
 from mapo.train.plan.outcomes import Outcomes, changes_numbers
 
@@ -18,15 +17,18 @@ class Forgetful(Outcomes):
     changed = of
 
 
-def test_a_plan_is_the_one_of_a_rehearsal_that_asks_torch_each_time(any_model, pairs, monkeypatch):
-    settings = {"data.split": "all", "train.pairs_per_step": 4, "objective.name": "dpo"}
-    if "full" in open_model(find_model(str(any_model))).adapters:
-        settings |= {"train.weights": "bfloat16-stochastic", "optim.lr": 1e-4}
-    else:
-        settings |= {"adapter.kind": "lora"}
-    found = [plan(model=any_model, pairs=pairs, settings=settings) for _ in range(2)]
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("StableDiffusionXLPipeline", {"train.weights": "bfloat16-stochastic", "optim.lr": 1e-4}),
+        ("FluxPipeline", {"adapter.kind": "lora", "objective.name": "dpo"}),
+    ],
+)
+def test_a_plan_is_the_one_of_a_rehearsal_that_asks_torch_each_time(small_model, pairs, monkeypatch, family, settings):
+    how = {"model": small_model(family), "pairs": pairs, "settings": {"data.split": "all", **settings}}
+    found = [plan(**how) for _ in range(2)]
     monkeypatch.setattr(Live, "outcomes", Forgetful())
-    assert found[0].kinds == found[1].kinds == plan(model=any_model, pairs=pairs, settings=settings).kinds
+    assert found[0].kinds == found[1].kinds == plan(**how).kinds
 
 
 def meta(*shape, **how):

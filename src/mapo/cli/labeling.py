@@ -53,8 +53,8 @@ def label(
 
 
 HOW = (
-    "Give PAIRS (a set, or a folder of pictures; --out only with --apply or such a folder), or else --before, --after "
-    "and --out together."
+    "Give PAIRS, which is a set or a folder of pictures with prompts. Or give two images folders with --before and "
+    "--after, and with --out the file for the votes."
 )
 
 
@@ -85,7 +85,10 @@ def _judge_set(
     from mapo.label.verb import is_pictures, material_of, open_set
 
     if out is not None and not is_pictures(folder):
-        raise MapoError(HOW)
+        raise MapoError(
+            f"The votes on a set lie in it, so label {folder} without --out. With --apply, --out is the set that the "
+            "votes make."
+        )
     pairs = open_set(folder, out, captions, sensitive=how["blur"])
     votes = pairs.folder / "votes.jsonl"
     if summary:

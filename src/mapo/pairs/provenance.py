@@ -8,8 +8,10 @@ from typing import Any
 
 from mapo.errors import MapoError, suggest
 from mapo.pairs.pairs import PairSet
+from mapo.worlds import MODELS
 
 UNKNOWN = "unknown"
+OURS = "apache-2.0"  # of the built-in models
 SOURCES = ("model", "imported", "prompts")  # keys of the provenance that name what a set was made from
 TEXTS = ("prompt", "negative_prompt", "prefix", "about")  # their values are words, whatever they begin with
 
@@ -30,7 +32,7 @@ def sources(pairs: PairSet, licences: Mapping[str, str]) -> dict[str, str]:
     provenance = without_folders(pairs.info.get("provenance") or {})
     recorded = provenance.get("licences") if isinstance(provenance.get("licences"), dict) else {}
     names = [str(provenance[key]) for key in SOURCES if isinstance(provenance.get(key), str)]
-    found = {name: str(recorded.get(name) or UNKNOWN) for name in names}
+    found = {name: str(recorded.get(name) or (OURS if name in MODELS else UNKNOWN)) for name in names}
     if isinstance(provenance.get("imported"), str) and provenance.get("licence"):
         found[provenance["imported"]] = str(provenance["licence"])
     for name, licence in licences.items():
@@ -41,15 +43,20 @@ def sources(pairs: PairSet, licences: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def flat(value: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
-    """The provenance as rows of a table, without the licences, which have one of their own."""
+def flat(value: Mapping[str, Any], above: str = "", beside: bool = False) -> Iterator[tuple[str, str]]:
+    """The provenance as rows of a table, without the licences, which have one of their own.
+
+    ``beside``: whether the set itself names a model beside what is flattened here.
+    """
     for key, inner in value.items():
         name = f"{above} · {key}" if above else str(key)
-        if name in ("licence", "licences"):
-            continue
+        if name in ("licence", "licences") or (name == "recipe · model" and beside):
+            continue  # the set names the model that made it, whatever the recipe would have taken
         if isinstance(inner, dict):
-            yield from flat(inner, name)
+            yield from flat(inner, name, "model" in value)
         elif isinstance(inner, list):
             yield name, "; ".join(map(str, inner)) or "none"
+        elif isinstance(inner, bool):
+            yield name, "yes" if inner else "no"
         else:
             yield name, "none" if inner in (None, "") else str(inner)

@@ -81,8 +81,8 @@ def _told_of_use(asked: Personalize, frames: Sequence[Frame]) -> list[str]:
     if not asked.learns_from_rejected(config):
         fewest = " --rejected-per-photo 1 draws the fewest." if asked.per_picture > 1 else ""
         said.append(
-            f"{config.objective.name} does not learn from the rejected drawings. Their number says how often a photo "
-            f"is seen beside the prior, and another objective can take them up.{fewest}"
+            f"{config.objective.name} does not learn from the rejected drawings. They still count: a photo is seen "
+            f"once with each, beside the prior. Another objective would learn from them.{fewest}"
         )
     if not any(asked.words.knows(prompt) for prompt in asked.shown()):
         said.append(

@@ -199,7 +199,8 @@ def told(found: Mapping[str, Any], of: str = "") -> str:
         return f"{text} So no copying is found."
     if found["copies"]:
         return f"{text} So the model copies: train fewer steps, or give it more pictures."
-    return f"{text} That is not surely more than both, so no copying is found."
+    like = "your own pictures are" if not _are_more(after, own) else "the untrained model's were"
+    return f"{text} By that measure {like} about as much alike, so no copying is found."
 
 
 def likeness(found: Mapping[str, Any], word: str) -> str:

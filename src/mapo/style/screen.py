@@ -14,7 +14,7 @@ from mapo import progress
 from mapo.build.minors import names_minor
 from mapo.captions.beside import named, some
 from mapo.captions.ledger import Caption
-from mapo.errors import MapoError, count
+from mapo.errors import MapoError, count, to_install
 from mapo.files import inside
 from mapo.pairs.pictures import decode_picture
 from mapo.score.scorers import load_scorer
@@ -26,7 +26,7 @@ METRICS = {"nsfw": "nsfw", "safety": "unsafe"}  # of the scorers, the first that
 UNSAFE = 0.5
 SCREENED = "screen.json"
 LOOKED_AT: dict[tuple[str, str, int], float] = {}  # by scorer, picture, and when that was changed
-NOBODY = 'no safety scorer is on this machine; pip install "mapo[safety]" brings one'
+NOBODY = f"no safety scorer is on this machine; this brings one: {to_install('safety')}"
 
 
 def screener() -> str | None:

@@ -21,8 +21,10 @@ from mapo.export.runs.model_card import Exporting, facts_of_export, write_card
 from mapo.export.runs.pipeline_folder import PRECISIONS, write_diffusers
 from mapo.files import prepare_out, replacing, sweep
 from mapo.models import Opened, find_model, open_model
+from mapo.models.files import at_step
 from mapo.models.loras.sources import LORA_FILE
 from mapo.models.parts.header import PICKLES
+from mapo.models.sources.steps import checkpoint_of
 from mapo.sample.sample import default_sampling
 from mapo.shards import owned, refuse_existing
 
@@ -93,6 +95,8 @@ def export_run(name: str, to: str, out: Path, asked: ExportOptions, api: Any = N
     Counts (files and bytes; empty for a folder that was there) and the address on the hub or "". ``out`` is a folder
     with a card in it. Where it ends in .safetensors it is that file alone. ``api`` is a ``huggingface_hub.HfApi``.
     """
+    if found := at_step(name):
+        checkpoint_of(*found, flag="")
     opened = open_model(find_model(name), to_train=False)
     facts = read_facts(name, opened, asked.base_model)
     form_name = to if to != "hub" else "lora" if facts.is_lora else "diffusers"

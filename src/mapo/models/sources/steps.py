@@ -39,19 +39,19 @@ def steps_told(run: Path) -> str:
 
 def checkpoint_of(run: Path, step: int, flag: str = "--model") -> tuple[Path, dict[str, Any]]:
     """The checkpoint of a step, and what it says of the model that it is; MapoError where there is none."""
-    found = checkpoints(run)
+    found, flag = checkpoints(run), f"{flag}: " if flag else ""
     if not found:
-        raise MapoError(f"{flag}: {run} has no checkpoints. Give a run folder that `mapo train` has begun to fill.")
+        raise MapoError(f"{flag}{run} has no checkpoints. Give a run folder that `mapo train` has begun to fill.")
     if step not in found:
         raise MapoError(
-            f"{flag}: {run} has no checkpoint of step {step}. {steps_told(run)} Only the last one is kept unless "
+            f"{flag}{run} has no checkpoint of step {step}. {steps_told(run)} Only the last one is kept unless "
             "train.keep_checkpoints says more."
         )
     state = read_object(found[step] / "state.json", "a checkpoint", REMEDY)
     about = state.get("model_is")
     if about is None:
         raise MapoError(
-            f"{flag}: {found[step]} was written by an older version and does not say what model it is of. {REMEDY}"
+            f"{flag}{found[step]} was written by an older version and does not say what model it is of. {REMEDY}"
         )
     if not isinstance(about, dict):
         raise MapoError(f"{found[step]}/state.json is damaged. {REMEDY}")
