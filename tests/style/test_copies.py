@@ -55,7 +55,7 @@ def test_a_model_that_copies_is_told_and_pictures_that_are_alike_anyhow_are_not(
     everywhere = compared(nearest(alike, alike), before, nearest({"drawn": altered(own["0.png"])}, alike))
     assert not everywhere["copies"]
     own, some, many = ({"pictures": 40, "near": near} for near in (10, 12, 38))
-    shares = {"by": "perceptual hash", "own": own, "before": own}
+    shares = {"by": "perceptual hash", "copies": False, "own": own, "before": own}
     assert told({**shares, "after": some}).endswith(
         "your own pictures are about as much alike, so no copying is found."
     )
