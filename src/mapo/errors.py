@@ -166,8 +166,8 @@ def memory_told(
     """Inside, running out of memory becomes a sentence that says which flag asks for less.
 
     ``at_once`` is how many things of the kind ``noun`` are in memory together; 0: the model is only being loaded.
-    ``flag`` is told with half of them, ``rest`` where there is no half. ``advice`` may know more than the sentence that
-    tells these, which it is given.
+    Where several are, the sentence names ``flag`` with half as many; where one is, it names ``rest``. ``advice`` is
+    given that sentence, and may answer with a better one.
     """
     try:
         yield

@@ -64,7 +64,7 @@ def test_other_answers_of_the_scorer_of_the_goal_stand_aside_and_a_scorer_of_its
             ["realistic"],
         ]  # fmt: skip
     assert "realistic" in [row["metric"] for row in numbers["comparisons"]]
-    assert "1 metric beside the question" in Parsed(world.page).text
+    assert "1 metric not asked for" in Parsed(world.page).text
 
 
 def test_without_a_goal_only_what_changed_in_no_picture_stands_aside(tmp_path):

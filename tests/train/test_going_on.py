@@ -6,12 +6,12 @@ import tomllib
 
 import pytest
 from held import make_held_out
-from test_train import metrics, run
+from test_train import metrics, power_cut, run
 
 from mapo.errors import MapoError
 from mapo.models import find_model
 from mapo.train.config import make_config
-from mapo.train.train import Run, train
+from mapo.train.train import train
 from tiny import make_pairs
 
 
@@ -24,16 +24,9 @@ def test_a_run_whose_rate_has_fallen_to_zero_is_not_lengthened(tmp_path, sdxl, p
     assert len(run(tmp_path / "r", sdxl, pairs, cache, steps=2, optim=how)) == 2
 
 
-def test_a_run_on_its_way_to_zero_is_not_shortened_but_may_end_where_it_is(tmp_path, sdxl, pairs, cache, monkeypatch):
+def test_a_run_on_its_way_to_zero_is_not_shortened_but_may_end_where_it_is(tmp_path, sdxl, pairs, cache):
     how = {"lr": 1e-3, "warmup_steps": 0, "schedule": "cosine"}
-
-    def cut(run_folder, values, log_step=Run.log_step):
-        log_step(run_folder, values)
-        if values["step"] == 3:
-            raise RuntimeError("power cut")
-
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
-        patch.setattr(Run, "log_step", cut)
+    with power_cut(after=3):
         run(tmp_path / "r", sdxl, pairs, cache, steps=4, optim=how, save_every_steps=2)
     with pytest.raises(MapoError, match="begun with 4 steps .*With 3 steps the rate would jump after step 2"):
         run(tmp_path / "r", sdxl, pairs, cache, steps=3, optim=how)

@@ -2,6 +2,7 @@ import json
 import math
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,20 @@ def assert_same(one: list[dict], two: list[dict], tolerance=1e-9):
             assert a[key] == pytest.approx(b[key], rel=tolerance, abs=1e-12), (a["step"], key)
 
 
+@contextmanager
+def power_cut(after: int):
+    """Inside, a training ends as soon as it has written the line of that step."""
+
+    def cut(run_folder, values, log_step=Run.log_step):
+        log_step(run_folder, values)
+        if values["step"] == after:
+            raise RuntimeError("power cut")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
+        patch.setattr(Run, "log_step", cut)
+        yield
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, sdxl, pairs, cache):
     """Four uninterrupted steps of four pairs at a time."""
@@ -57,16 +72,9 @@ def test_a_run_that_goes_on_is_the_uninterrupted_run(tmp_path, sdxl, pairs, cach
     assert_same(run(tmp_path / "r", sdxl, pairs, cache, steps=4), whole)
 
 
-def test_a_run_cut_off_between_checkpoints_goes_on_from_the_last_one(tmp_path, sdxl, pairs, cache, whole, monkeypatch):
-    def cut(run, values, log_step=Run.log_step):
-        log_step(run, values)
-        if values["step"] == 3:
-            raise RuntimeError("power cut")
-
-    monkeypatch.setattr(Run, "log_step", cut)
-    with pytest.raises(RuntimeError, match="power cut"):
+def test_a_run_cut_off_between_checkpoints_goes_on_from_the_last_one(tmp_path, sdxl, pairs, cache, whole):
+    with power_cut(after=3):
         run(tmp_path / "r", sdxl, pairs, cache, save_every_steps=2)
-    monkeypatch.undo()
     assert [m["step"] for m in metrics(tmp_path / "r")] == [1, 2, 3]
     assert not (tmp_path / "r" / "run.json").exists()
     assert_same(run(tmp_path / "r", sdxl, pairs, cache, save_every_steps=2), whole)

@@ -181,10 +181,10 @@ class Verbs(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Print a list for each part of the journey."""
-        room = formatter.width - 6 - max(map(len, self.commands))
+        width = max(map(len, self.commands))
+        room = formatter.width - 6 - width
         for title, names in JOURNEY.items():
             with formatter.section(title):
-                width = max(map(len, self.commands))
                 formatter.write_dl(
                     [(f"{name:{width}}", self.commands[name].get_short_help_str(room)) for name in names]
                 )

@@ -43,17 +43,16 @@ def sources(pairs: PairSet, licences: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def flat(value: Mapping[str, Any], above: str = "", beside: bool = False) -> Iterator[tuple[str, str]]:
-    """The provenance as rows of a table, without the licences, which have one of their own.
-
-    ``beside``: whether the set itself names a model beside what is flattened here.
-    """
+def flat(value: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    """The provenance as rows of a table, without the licences, which have one of their own."""
     for key, inner in value.items():
         name = f"{above} · {key}" if above else str(key)
-        if name in ("licence", "licences") or (name == "recipe · model" and beside):
-            continue  # the set names the model that made it, whatever the recipe would have taken
+        if name in ("licence", "licences"):
+            continue
+        if key == "recipe" and "model" in value:  # that made the set, whatever the recipe would have taken
+            inner = {own: told for own, told in inner.items() if own != "model"}
         if isinstance(inner, dict):
-            yield from flat(inner, name, "model" in value)
+            yield from flat(inner, name)
         elif isinstance(inner, list):
             yield name, "; ".join(map(str, inner)) or "none"
         elif isinstance(inner, bool):

@@ -112,14 +112,21 @@ FLOW_SCHEDULER = {
 }  # fmt: skip
 
 
-def check_kinds(path: Path, config: Mapping[str, Any], kinds: Mapping[str, Kind], needed: Collection[str] = ()) -> None:
-    """MapoError about the first value of the file ``path`` that is of another kind, or is ``needed`` and not there."""
+def first_unfit(config: Mapping[str, Any], kinds: Mapping[str, Kind], needed: Collection[str] = ()) -> str | None:
+    """The first key whose value is of another kind, or is ``needed`` and not there; a null is nothing."""
     for key, kind in kinds.items():
         value = config.get(key)
-        if value is None and key in needed:
-            raise MapoError(f"{path} has no {key}; it has to be {kind.words}. {REMEDY}")
-        if value is not None and not kind.fits(value):
-            raise MapoError(f"{path} has {key} {_shown(value)}; it has to be {kind.words}. {REMEDY}")
+        if key in needed if value is None else not kind.fits(value):
+            return key
+    return None
+
+
+def check_kinds(path: Path, config: Mapping[str, Any], kinds: Mapping[str, Kind], needed: Collection[str] = ()) -> None:
+    """MapoError about the first value of the file ``path`` that is of another kind, or is ``needed`` and not there."""
+    if (key := first_unfit(config, kinds, needed)) is not None:
+        value = config.get(key)
+        has = f"no {key}" if value is None else f"{key} {_shown(value)}"
+        raise MapoError(f"{path} has {has}; it has to be {kinds[key].words}. {REMEDY}")
 
 
 def check_lengths(path: Path, config: Mapping[str, Any], key: str, others: Collection[str]) -> None:

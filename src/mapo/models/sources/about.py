@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mapo.errors import MapoError
-from mapo.models.parts.kinds import FLAG, NUMBER, TEXT, WHOLE, Kind, whole
+from mapo.models.parts.kinds import FLAG, NUMBER, TEXT, WHOLE, Kind, first_unfit, whole
 
 ADAPTER = Kind('"full" or "lora"', lambda value: value in ("full", "lora"))
 LORA: Mapping[str, Kind] = {"file": TEXT, "weight": NUMBER, "sha256": TEXT}
@@ -27,10 +27,7 @@ VALUES: Mapping[str, Kind] = {
 
 
 def check_about(path: Path, about: Mapping[str, Any], remedy: str) -> None:
-    """MapoError where a value lacks or is of another kind, in the file ``path``. A null stands for one that lacks."""
-    for key, kind in VALUES.items():
-        value = about.get(key)
-        if value is None and key in NEEDED:
-            raise MapoError(f"{path} is damaged: it does not say {key}. {remedy}")
-        if value is not None and not kind.fits(value):
-            raise MapoError(f"{path} is damaged: {key} has to be {kind.words}. {remedy}")
+    """MapoError where a value is missing or of another kind, in the file ``path``."""
+    if (key := first_unfit(about, VALUES, NEEDED)) is not None:
+        why = f"it does not say {key}" if about.get(key) is None else f"{key} has to be {VALUES[key].words}"
+        raise MapoError(f"{path} is damaged: {why}. {remedy}")
