@@ -18,6 +18,7 @@ from mapo.style.asked import are_wide
 from mapo.style.shown import SEEDS, frames_in, write_copies
 from mapo.style.training import go_on
 from mapo.style.wanted import Style
+from mapo.texts import read_object
 from mapo.train.run.folder import Run
 
 LOG = logging.getLogger(__name__)
@@ -64,15 +65,15 @@ def measure_mismatch(asked: Style) -> str:
     """How far the pictures are from what the model draws: the first sentences. All of it is in a file."""
     from mapo.mismatch.verb import mismatch
 
-    encoder = asked.encoder()
+    encoder, numbers = asked.encoder(), asked.out / "mismatch.json"
     if encoder == "none":
         LOG.info("No DINOv2 is on this machine (--copies-with names one), so only the denoising error is measured.")
     _, said = mismatch(
-        asked.model, asked.pairs, asked.out / "mismatch.json", "1000-1001", encoder=encoder, loras=asked.loras,
+        asked.model, asked.pairs, numbers, "1000-1001", encoder=encoder, loras=asked.loras,
         buckets=are_wide(frames_in(asked.pairs)), **asked.told,
     )  # fmt: skip
     write_text(asked.out / MISMATCH, "\n".join(said) + "\n")
-    first = "\n".join(said).split("\n\n")[-1].split("\n")[:2]
+    first = read_object(numbers, "what was measured", "Delete it.")["says"][:2]
     return "\n".join([*first, f"The table and the rest are in {asked.out / MISMATCH}."])
 
 
