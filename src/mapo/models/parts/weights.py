@@ -140,7 +140,7 @@ def _misfit(kind: Any, base: Path, part: str, files: Sequence[Path]) -> str:
             name,
             name.removeprefix(CLIP),
             f"{CLIP}{name}",
-        ):  # which versions of transformers write or leave out
+        ):  # versions of transformers write it or leave it out
             if wanted.get(own, shape) != shape:
                 return (
                     f"The model folder {base} is not whole: {name} of {part} has the shape {list(shape)}, and by its "

@@ -56,7 +56,7 @@ def refuse_pieces(path: Path) -> None:
     )
 
 
-def refuse_what_is_no_model(header: Header) -> None:
+def refuse_what_is_not_a_model(header: Header) -> None:
     """MapoError, by name, where a file holds something else than a model, or weights that cannot be used."""
     path, names = header.path, header.tensors
     if not names:

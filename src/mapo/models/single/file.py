@@ -31,7 +31,7 @@ from mapo.models.single.detect import (
     called,
     inside,
     refuse_pieces,
-    refuse_what_is_no_model,
+    refuse_what_is_not_a_model,
     table_of,
 )
 from mapo.models.single.layout import LAYOUTS, placed
@@ -114,7 +114,7 @@ def _mark(path: Path) -> tuple[str, int, int]:
 def _open(path: Path, marks: object, prediction: str | None, other_vae: bool) -> SingleFile:
     refuse_pieces(path)
     header = read_header(path)
-    refuse_what_is_no_model(header)
+    refuse_what_is_not_a_model(header)
     base, beside = Path(tempfile.mkdtemp(prefix="mapo-")), beside_of(path)
     atexit.register(shutil.rmtree, base, ignore_errors=True)  # until then parts are loaded by what it says
     is_described = (beside / "model_index.json").is_file()
