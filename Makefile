@@ -1,4 +1,4 @@
-# These do everything on a fresh machine: `make demo`, `make demo-style` and `make test`. All set up .venv first.
+# These do everything on a fresh machine: `make demo`, `make demo-style`, `make test` and `make test-long`. All set up .venv first.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TORCHAO ?= torchao==0.18.0
@@ -7,7 +7,10 @@ READY := .venv/.ready
 # One more than there are cores, as some tests wait; four at most, as each takes a gigabyte and more.
 PROCESSES = $(shell $(BIN)/python -c 'import os; print(min(4, 1 + (os.cpu_count() or 1)))')
 
-.PHONY: demo demo-style test pytest test-memory lint setup bench clean
+# Every process has one core, and files are compiled once.
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder --durations 8
+
+.PHONY: demo demo-style test pytest test-long test-memory lint setup bench clean
 
 demo: setup
 	@$(BIN)/mapo demo --out demo
@@ -21,7 +24,11 @@ test: setup
 	@$(MAKE) --no-print-directory -j 2 lint pytest
 
 pytest: setup
-	@PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder --durations 8
+	@$(PYTEST) -m "not long"
+
+# Whole roads, several processes, every objective with every family, and the figures of the built-in models.
+test-long: setup
+	@$(PYTEST) -m long
 
 # Those of 8-bit optimizers too, whose package all other tests do without: it lies in a folder of its own.
 test-memory: setup

@@ -43,6 +43,7 @@ def played(tmp_path_factory):
     return folder / "work", names, printed
 
 
+@pytest.mark.long
 def test_the_page_builds_trains_samples_scores_and_reports(played):
     work, names, printed = played
     assert len(PairSet(work / "pairs")) == len(names["pairs"]) == 16

@@ -104,6 +104,7 @@ print(held())
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps freed blocks so")
 def test_freed_blocks_go_back_at_once_where_that_is_asked_for(monkeypatch):
     def held(how: str) -> list[str]:

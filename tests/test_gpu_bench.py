@@ -13,6 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mapo.train.processes.processes import Place, Processes
 
+pytestmark = pytest.mark.long
+
 BENCH = Path(__file__).parent.parent / "bench"
 SIDE = 64
 

@@ -3,6 +3,10 @@
 import importlib
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.long
+
 ELSEWHERE = ("import", "train, lora")  # killed in tests/importers/test_interrupted.py and tests/test_cli.py
 
 

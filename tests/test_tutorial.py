@@ -8,10 +8,13 @@ from collections import defaultdict
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 from click.testing import CliRunner
 from PIL import Image, ImageDraw
 
 from mapo.cli import cli
+
+pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parent.parent
 

@@ -16,6 +16,7 @@ from mapo.shards import locked
 # Shards
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("recipe", "judge", "keep"), [
     (CARTOON, Filter(Fussy(), "liked", threshold=0.5), "pictures"),
     (BEST, Filter(Lightness(), "all"), "pictures"),
@@ -67,6 +68,7 @@ def test_processes_that_torchrun_numbers_share_the_work(tmp_path, sdxl, monkeypa
     assert contents(tmp_path / "p") == contents(tmp_path / "one")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["--shard", "as torchrun numbers them", "the same shard twice"])
 def test_processes_at_the_same_time_make_the_set_of_one(tmp_path, sdxl, how):
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))

@@ -186,6 +186,7 @@ def test_processes_that_a_launcher_numbers_share_the_set(tmp_path, sdxl, pairs, 
     assert contents(tmp_path / "many") == contents(whole)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["as torchrun numbers them", "--shard"])
 def test_two_processes_at_the_same_time_fill_one_cache(tmp_path, sdxl, pairs, whole, how):
     command = ["-c", COMMAND, *words(sdxl, pairs, tmp_path)]
@@ -200,6 +201,7 @@ def test_two_processes_at_the_same_time_fill_one_cache(tmp_path, sdxl, pairs, wh
     assert [path.name for path in tmp_path.iterdir()] == ["many"]
 
 
+@pytest.mark.long
 def test_the_processes_of_a_training_encode_a_share_each_at_the_same_time(tmp_path, sdxl, pairs, whole):
     code = (
         f"{MAIN}from pathlib import Path; from mapo.pairs import PairSet\n"

@@ -450,6 +450,7 @@ print(number, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["json", "tar", "csv"])
 def test_memory_does_not_grow_with_the_file(folder: Path, kind: str) -> None:
     path, count, filler = folder / f"x.{kind}", 4_000, "x" * 4_000

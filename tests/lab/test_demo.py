@@ -6,6 +6,8 @@ import mapo.lab.demo as module
 from mapo.errors import MapoError
 from mapo.lab.demo import demo, table
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):

@@ -63,6 +63,7 @@ def vote_by_mind(page: Page, pairs: PairSet, name: str) -> None:
     press_and_wait(page, KEYS[side])
 
 
+@pytest.mark.long
 def test_two_people_label_twenty_pairs_by_keyboard_and_the_exported_set_is_theirs(
     browser: Browser, folder: Path, tmp_path: Path
 ) -> None:

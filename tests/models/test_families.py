@@ -258,6 +258,7 @@ def test_a_full_run_opens_with_diffusers_alone(any_model, work):
     assert all(torch.equal(value, saved[name]) for name, value in network.named_parameters())
 
 
+@pytest.mark.long
 def test_every_other_verb_takes_it(any_model, work):
     mapo("check", work / "pairs", "--model", any_model, "--out", work / "check.html")
     mapo(

@@ -176,6 +176,7 @@ def test_processes_that_a_launcher_numbers_share_the_pictures(tmp_path, sdxl, wh
     assert {k: v for k, v in contents(tmp_path / "many").items() if k != "grid.png"} == contents(whole)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["as torchrun numbers them", "--shard"])
 def test_two_processes_at_the_same_time_fill_one_folder(tmp_path, sdxl, whole, how):
     command = ["-m", "mapo", *words(sdxl, tmp_path)]

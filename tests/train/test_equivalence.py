@@ -18,6 +18,8 @@ from mapo.train.config import make_config
 from mapo.train.train import train
 from tiny import make_sd3
 
+pytestmark = pytest.mark.long
+
 PORTIONS = {"pairs_per_device": 1}
 BEFORE = {"reference": "before"}
 BY_PAIR = {"pair_by_pair": True, "pairs_per_device": 2}

@@ -129,6 +129,7 @@ def _config(out):
     return make_config(tomllib.loads((out / "config.toml").read_text()))
 
 
+@pytest.mark.long
 def test_two_processes_measure_what_one_does(tmp_path, sdxl, held, whole):
     words = ["-m", "mapo", "train", "--model", sdxl, "--pairs", held, "--out", tmp_path / "r"]
     settings = {

@@ -325,6 +325,7 @@ def test_the_blocks_that_compute_twice_are_every_nth_one(sdxl):
     assert counts == {every: counts[1] // every for every in (1, 2, 3)} and counts[1] == len(set(calls)) - 1
 
 
+@pytest.mark.long
 def test_two_processes_add_up_the_portions_of_weights_in_half_as_one_does(tmp_path, sdxl, pairs, cache):
     values = {
         "model": str(sdxl), "pairs": str(pairs), "cache": str(cache), "optim": {"lr": 1e-3, "warmup_steps": 2},

@@ -14,6 +14,8 @@ from mapo.train.types import Batch
 from mapo.train.weights.adapters import add_adapter, add_text_adapters, trainable, without_adapter
 from mapo.train.weights.opening import WithText
 
+pytestmark = pytest.mark.long
+
 PAIRS, STEPS = 2, 20
 RATES = {"ipo": 1e-6}  # which asks for a margin of 1 / (2 beta): greater steps go beyond it
 

@@ -388,6 +388,7 @@ def test_a_constant_of_a_step_is_that_of_the_whole_step_in_any_portions(
     assert "each pair goes through the model once more for that, without gradients" in heard()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("portion", [1, 2])
 def test_a_constant_of_a_step_is_that_of_all_processes(tmp_path, sdxl, pairs, cache, step, portion):
     name, whole = step

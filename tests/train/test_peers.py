@@ -11,6 +11,8 @@ from apart import ended, started
 from mapo.train.config import make_config
 from mapo.train.train import train
 
+pytestmark = pytest.mark.long
+
 BREAK = """
 import os, signal, sys, time
 sys.argv[0] = "mapo"

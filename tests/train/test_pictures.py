@@ -93,6 +93,7 @@ def test_where_the_runs_weights_are_running_means_those_draw(tmp_path, sdxl, hel
     assert [row.sha256 for row in again.rows] == [row.sha256 for row in rows]
 
 
+@pytest.mark.long
 def test_every_family_draws(tmp_path, any_model):
     pairs = make_held_out(tmp_path / "pairs", 3, 2)
     kind = "lora" if "Flux" in (any_model / "model_index.json").read_text() else "full"
@@ -128,6 +129,7 @@ def test_a_run_that_goes_on_draws_what_the_uninterrupted_one_draws(tmp_path, sdx
         assert [row.sha256 for row in ours[step]] == [row.sha256 for row in theirs[step]]
 
 
+@pytest.mark.long
 def test_two_processes_draw_once(tmp_path, sdxl, held, whole):
     words = ["-m", "mapo", "train", "--model", sdxl, "--pairs", held, "--out", tmp_path / "r"]
     for name, value in {

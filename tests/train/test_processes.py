@@ -102,6 +102,7 @@ def command(out: Path, sdxl, pairs, cache, *more: str) -> list[str]:
     return ["-m", "mapo", *map(str, words), *more]
 
 
+@pytest.mark.long
 def test_two_processes_without_a_gpu_are_one_training_whatever_accelerate_asks_for(tmp_path, sdxl, pairs, cache):
     whole = run(tmp_path / "whole", sdxl, pairs, cache, steps=3)
     words = command(tmp_path / "r", sdxl, pairs, cache, "--set", "train.steps=3")

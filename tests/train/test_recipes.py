@@ -39,6 +39,7 @@ def material(tmp_path_factory):
     return root, make_pairs(root / "pairs", 4), model
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", recipe_names())
 def test_a_recipe_trains_a_small_model_of_its_family_with_every_setting_but_size(name, material, tmp_path):
     root, pairs, model = material

@@ -31,6 +31,7 @@ def compiled(monkeypatch):
     return found
 
 
+@pytest.mark.long
 def test_compiled_blocks_train_as_others(tmp_path, sdxl, pairs, cache, compiled):
     objective, kind, more = "dpo", "lora", {"gradient_checkpointing": True}
     plain = run(tmp_path / "a", sdxl, pairs, cache, objective, kind, **HOW)

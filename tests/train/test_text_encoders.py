@@ -66,6 +66,7 @@ def again(whole, work, out, **changes):
     return run(out, model, work / "pairs", work / f"c-{folder.name}", **{"data": DROPOUT, **changes})
 
 
+@pytest.mark.long
 def test_portions_checkpointed_activations_and_a_run_that_goes_on_are_the_same_training(whole, work, tmp_path):
     assert_same(again(whole, work, tmp_path / "portions", pairs_per_device=1), whole[2])
     assert_same(again(whole, work, tmp_path / "checkpointed", gradient_checkpointing=True), whole[2])
@@ -73,6 +74,7 @@ def test_portions_checkpointed_activations_and_a_run_that_goes_on_are_the_same_t
     assert_same(again(whole, work, tmp_path / "goes-on"), whole[2])
 
 
+@pytest.mark.long
 def test_two_processes_train_as_one(whole, work, tmp_path):
     model, folder, wanted = whole
     if folder.name != "sdxl":

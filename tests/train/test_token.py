@@ -202,6 +202,7 @@ def test_the_reference_reads_the_token_as_it_was_where_training_began(sdxl, work
     assert_same(before, got)
 
 
+@pytest.mark.long
 def test_two_processes_learn_it_as_one(sdxl, work, tmp_path):
     place = (sdxl, work / "pairs", work / "c-sdxl")
     ways = {"whole": {}, "parts": {"shard": "fsdp2"}}

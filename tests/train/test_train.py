@@ -80,6 +80,7 @@ def test_a_run_cut_off_between_checkpoints_goes_on_from_the_last_one(tmp_path, s
     assert_same(run(tmp_path / "r", sdxl, pairs, cache, save_every_steps=2), whole)
 
 
+@pytest.mark.long
 def test_two_processes_of_torchrun_train_as_one(tmp_path, sdxl, pairs, cache, whole):
     script = tmp_path / "go.py"
     script.write_text(

@@ -13,6 +13,8 @@ from mapo.lab.mini.pretrain_flow import Settings
 from mapo.sample.sample import Sampler, default_sampling
 from mapo.worlds import MODELS
 
+pytestmark = pytest.mark.long
+
 MINI, FLOW = MODELS["mini"], MODELS["mini-flow"]
 
 

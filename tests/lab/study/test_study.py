@@ -11,6 +11,8 @@ from mapo.lab.study.runs import Job, ResultsFile, run
 from mapo.lab.study.study import QUICK, study
 from small_study import PROMPTS, few
 
+pytestmark = pytest.mark.long
+
 TINY = replace(
     QUICK, domains=("safety",), methods=("sft", "dpo"), pairs=(8,), seeds=1, trials=1, tuned_at=8, looks=(1, 2), pool=8
 )  # fmt: skip

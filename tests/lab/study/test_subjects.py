@@ -20,6 +20,8 @@ from mapo.lab.study.subjects import (
     without_corners,
 )
 
+pytestmark = pytest.mark.long
+
 SUBJECTS = [subject_scene(colour, ground) for colour in COLOURS for ground in BACKGROUNDS if colour != ground]
 
 

@@ -237,6 +237,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.long
 def test_downloaded_models_are_found_without_a_network_and_named_by_their_commits(folder, tmp_path):
     snapshot(tmp_path, CLIP, folder)
     snapshot(tmp_path, PICKSCORE, folder, ["*.txt", "vocab.json", "preprocessor*", "tokenizer*"])

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
 from transformers.utils import is_torchvision_available
 
@@ -45,6 +46,7 @@ def value_of(name):
     return value[scorer.metrics[0]][0]
 
 
+@pytest.mark.long
 def test_a_torchvision_that_is_installed_changes_no_score(tmp_path):
     """One picture's values here and in a fresh process, where a torchvision is installed that fails when it is used."""
     save_processor(save_clip(tmp_path / "clip"), "CLIPImageProcessor", 32, 32)
