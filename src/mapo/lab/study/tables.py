@@ -17,10 +17,10 @@ from mapo.files import write_text
 from mapo.lab.study.domains import DOMAINS, MADE_BY
 from mapo.lab.study.estimates import Cell, Cells, Key, Percent, around, estimate, variance_of
 from mapo.lab.study.figures import draw_figures
+from mapo.lab.study.markdown import as_markdown
 from mapo.lab.study.methods import METHODS
 from mapo.lab.study.runs import ResultsFile
 from mapo.lab.study.scale import scale_toml
-from mapo.statistics import MIN_PROMPTS
 from mapo.texts import read_json, write_json
 
 MIN_SEEDS = 3  # with fewer nothing is called sure
@@ -71,7 +71,7 @@ def write_tables(out: Path) -> None:
     tables = {"version": 2, "rows": rows, "leads": leads, "ranks": ranks, "means": _means(cells), **extra}
     write_json(out / "tables.json", tables)
     write_text(out / "scale.toml", scale_toml(tables))
-    write_text(out / "tables.md", _markdown(tables, titles))
+    write_text(out / "tables.md", as_markdown(tables, titles))
     draw_figures(out, cells, titles, tables)
 
 
@@ -180,89 +180,3 @@ def ranking(cells: Cells, domain: str, pairs: int) -> dict[str, list[str]] | Non
     level = 1 - 0.05 / max(1, math.comb(len(keys), 2))
     worse = [m for m in others if difference(cells[keys[best]], cells[keys[m]], level).sure]
     return {"best": [best], "level": [m for m in others if m not in worse], "worse": worse}
-
-
-def _markdown(tables: Mapping[str, Any], titles: Mapping[str, str]) -> str:
-    lines = [
-        "| domain | pairs | method | seeds | score | reached | followed | diversity | error of chosen / base |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    base = {row["domain"]: row for row in tables["rows"] if row["method"] == "base"}
-    for row in tables["rows"]:
-        told = [str(Percent(**row[what])) for what in ("score", "reached", "followed")]
-        error, untrained = row["error chosen"], base.get(row["domain"], {}).get("error chosen")
-        seeds = f"{row['seeds']}" + (f" ({row['diverged']} diverged)" if row.get("diverged") else "")
-        lines.append(
-            f"| {DOMAINS[row['domain']].title} | {row['pairs']} | {titles[row['method']]} | {seeds} | "
-            + " | ".join(told)
-            + (f" | {row['diversity']:.1f}" if row["diversity"] else " | -")
-            + (f" | {error / untrained:.2f} |" if error is not None and untrained else " | - |")
-        )
-    if tables["leads"]:
-        lines += ["", "| domain | pairs | method | lead over Diffusion-DPO, points |", "|---|---|---|---|"]
-        for row in tables["leads"]:
-            told_lead = Percent(row["value"], row["low"], row["high"]).signed
-            mark = "" if row["sure"] else " (not sure)"
-            lines.append(
-                f"| {DOMAINS[row['domain']].title} | {row['pairs']} | {titles[row['method']]} | {told_lead}{mark} |"
-            )
-    if tables["ranks"]:
-        lines += [
-            "",
-            "| domain | pairs | highest score | cannot be told from it | surely worse |",
-            "|---|---|---|---|---|",
-        ]
-        for row in tables["ranks"]:
-            told = ["; ".join(titles[m] for m in row[name]) or "none" for name in ("best", "level", "worse")]
-            lines.append(f"| {DOMAINS[row['domain']].title} | {row['pairs']} | " + " | ".join(told) + " |")
-    if tables["means"]:
-        lines += ["", "| pairs | method | domains | lowest score | mean score | behind the highest mean, points |"]
-        lines += ["|---|---|---|---|---|---|"]
-        for row in tables["means"]:
-            behind = Percent(**row["behind"]).signed if row["behind"] else "-"
-            lines.append(
-                f"| {row['pairs']} | {titles[row['method']]} | {row['domains']} | {100 * row['least']:.0f} | "
-                f"{100 * row['mean']:.1f} | {behind} |"
-            )
-    if tables["mismatch"]:
-        lines += [
-            "",
-            "| domain | prompts | distance of chosen | of its own samples | gap of chosen, % | gap of rejected, % |",
-        ]
-        lines += ["|---|---|---|---|---|---|"]
-        for row in tables["mismatch"]:
-            told = [_three(row[name]) for name in ("distance", "floor")]
-            told += [_three(row[name], 100, 0) for name in ("gap", "gap of rejected")]
-            count = f"{row['gap']['prompts']}" + ("" if row["gap"]["prompts"] >= MIN_PROMPTS else " (too few)")
-            lines.append(f"| {DOMAINS[row['domain']].title} | {count} | " + " | ".join(told) + " |")
-    if tables["cost"]:
-        least = tables["cost"]["methods"]
-        lines += [
-            "",
-            f"| method | ms per step of {tables['cost']['pairs_per_step']} pairs | peak memory, MiB |",
-            "|---|---|---|",
-        ]
-        lines += [f"| {titles[m]} | {c['ms_per_step']:.0f} | {c['peak_mib']:.0f} |" for m, c in least.items()]
-    if tables["tuned"]:
-        lines += ["", "| domain | method | settings | steps | score on validation | inside what was tried |"]
-        lines += ["|---|---|---|---|---|---|"]
-        for name, found in tables["tuned"].items():
-            domain, method = name.split()
-            best = found["result"]
-            score = "diverged" if best["value"] < 0 else f"{100 * best['value']:.0f}"
-            told_settings = ", ".join(f"{k} {v:g}" for k, v in best["settings"].items())
-            lines.append(
-                f"| {DOMAINS[domain].title} | {titles[method]} | {told_settings} | {best['steps']} | "
-                f"{score} | {_inside(found)} |"
-            )
-    return "\n".join(lines) + "\n"
-
-
-def _inside(found: Mapping[str, Any]) -> str:
-    return "no setting helped" if not found["helped"] else "yes" if found["interior"] else "no"
-
-
-def _three(interval: Mapping[str, Any], times: float = 1, digits: int = 3) -> str:
-    """A value and its interval."""
-    value, low, high = (f"{times * interval[k]:.{digits}f}" for k in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
