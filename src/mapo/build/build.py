@@ -83,7 +83,8 @@ def build(
     found = find_model(model, **asked, loras=loras)  # type: ignore[arg-type]
     sampling = default_sampling(found, **(recipe.advice(model) | {k: v for k, v in how.items() if v is not None}))
     latents = Latents(find_model(latents_for) if latents_for else found) if keep != "pictures" else None
-    provenance: dict[str, Any] = {
+    drawn_by = DrawnBy(found, {**asked, "loras": loras})
+    both: dict[str, Any] = {
         "recipe": recipe.model_dump(),
         "model": found.stable_name,
         "revision": found.revision(),
@@ -91,14 +92,17 @@ def build(
         "context": rewriter.name if rewriter else "none",
         "keep": keep,
     }
-    settings = {**provenance, "prompts": sha256("\n".join(safe).encode())}
-    provenance["prompts"], provenance["prompts_sha256"] = prompts_from, sha256("\n".join(prompts).encode())
-    provenance["judges"] = [str(judge) for judge in judges]
-    drawn_by = DrawnBy(found, {**asked, "loras": loras})
-    provenance |= (told := drawn_by.told())
-    settings |= {key: value for key, value in told.items() if key != "clip_skip"}  # the revision knows of that one
+    provenance = {
+        **both,
+        "prompts": prompts_from,
+        "prompts_sha256": sha256("\n".join(prompts).encode()),
+        "judges": [str(judge) for judge in judges],
+        **drawn_by.told(),
+    }
     if recipe.sensitive:
         provenance["minors_list"] = minors.VERSION
+    settings = {**both, "prompts": sha256("\n".join(safe).encode()), **drawn_by.told()}
+    settings.pop("clip_skip", None)  # the revision knows of it
     if latents:  # what is not kept cannot be judged again
         settings |= {"latents": latents.key.encoders, "judges": provenance["judges"]}
     folder = open_work(out, settings, found.revisions())
