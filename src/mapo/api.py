@@ -188,7 +188,7 @@ def mismatch(
     num_pairs: Whole = 128, seeds: Seeds = "1000-1001", seed: Whole = 0, steps: Whole | None = None,
     guidance: Number | None = None, precision: Text | None = None, images_per_batch: Whole | None = None,
     clip_skip: Whole | None = None, vae: Place | None = None, prediction: Text | None = None,
-    loras: Places = (), long_prompts: Text | None = None, buckets: Switch = False,
+    loras: Places = (), long_prompts: Text | None = None, resolution: Whole | None = None, buckets: Switch = False,
 ) -> "Mismatch":  # fmt: skip
     """Measure how far a set is from a model. The numbers; MapoError where the split has no pairs."""
     from mapo.mismatch import verb
@@ -196,7 +196,8 @@ def mismatch(
     found, _ = verb.mismatch(
         os.fspath(model), Path(pairs), Path(out), seeds, encoder=encoder, split=split, num_pairs=num_pairs, seed=seed,
         steps=steps, guidance=guidance, precision=precision, images_per_batch=images_per_batch, clip_skip=clip_skip,
-        vae=as_text(vae), prediction=prediction, loras=as_texts(loras), long_prompts=long_prompts, buckets=buckets,
+        vae=as_text(vae), prediction=prediction, loras=as_texts(loras), long_prompts=long_prompts,
+        resolution=resolution, buckets=buckets,
     )  # fmt: skip
     return found
 

@@ -212,6 +212,20 @@ def test_with_buckets_wide_pictures_are_measured_in_the_frames_in_which_they_are
     assert any("3 pictures cropped" in note or "6 pictures cropped" in note for note in cut.notes)
 
 
+def test_at_another_resolution_the_own_samples_are_drawn_and_all_is_encoded_in_it(sdxl, tmp_path):
+    rows = [(f"a circle {k}", encoded_png(noise(k, (32, 32))), encoded_png(noise(90 + k, (32, 32)))) for k in range(2)]
+    folder = write_pairs(tmp_path / "pairs", rows)
+    how = {"steps": 2, "draws": 4, "seeds": [3], "encoder": "none", "num_pairs": 2}
+    found = measure(str(sdxl), folder, tmp_path / "large", resolution=32, **how)
+    drawn = [*(tmp_path / "large").rglob("*.png")]
+    assert {Image.open(path).size for path in drawn} == {(32, 32)} and len(drawn) == 2
+    assert "Measured at 32 pixels; the model's own are 16." in found.notes and not found.usual
+    own = measure(str(sdxl), folder, tmp_path / "own", **how)
+    assert own.errors.own.value != found.errors.own.value
+    with pytest.raises(MapoError, match="resolution"):
+        measure(str(sdxl), folder, tmp_path / "odd", resolution=7, **how)
+
+
 def test_the_distance_is_one_minus_the_cosine_of_every_pair_of_pictures(material):
     _, stuff = material
     scorer = load_encoder("mini-learned")

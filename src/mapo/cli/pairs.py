@@ -122,6 +122,7 @@ def check(pairs: Path, strict: bool, **how: Any) -> None:
     show_default=True,
     help="The seeds of the model's own samples. Take others than those that the set was made with.",
 )
+@click.option("--resolution", type=int, help="Pixels at which will be trained; default: the model's own.")
 @click.option(
     "--buckets", is_flag=True, help="Wide and tall pictures in frames of their shape, as data.buckets trains."
 )

@@ -78,6 +78,7 @@ def measure(
     prediction: str | None = None,
     loras: Sequence[str] = (),
     long_prompts: str | None = None,
+    resolution: int | None = None,
     buckets: bool = False,
     **how: Any,
 ) -> Mismatch:
@@ -88,8 +89,8 @@ def measure(
     ``draws`` is a multiple of 4. ``clip_skip`` is for Stable Diffusion 1 and 2, ``long_prompts`` ("cut" or "chunk")
     for SDXL too; ``vae`` is another VAE, ``prediction`` what the denoiser predicts (default: as a run was trained).
     ``how`` is a :class:`mapo.sample.sample.Sampling`; the denoiser runs in its precision too, errors are float32 in any
-    case. Pictures are seen at the model's own resolution: in the square, or with ``buckets`` in the frames in which
-    ``data.buckets`` trains them, in which the own samples are then drawn.
+    case. Pictures are seen, and own samples drawn, as a training at ``resolution`` (default: the model's own) sees them:
+    in the square, or with ``buckets`` in the frames in which ``data.buckets`` trains.
 
     Raises MapoError when the split has no pairs, an encoder cannot embed or is not there, and when the folder
     ``images`` holds pictures that were made with other settings.
@@ -105,12 +106,14 @@ def measure(
     opened, found = PairSet(pairs), find_model(model, **told)
     opened.refuse_without_pictures("mapo mismatch")
     trainee = with_chunks(open_model(found), opened)
-    key, sampling = cache_key(trainee), default_sampling(found, **how)
+    key, sampling = cache_key(trainee, resolution), default_sampling(found, **how)
     pace = {"precision": sampling.precision, "images_per_batch": sampling.images_per_batch}  # change them by rounding
     usual = sampling == default_sampling(found, **pace)
     members, of_pairs = choose_pairs(opened, split, num_pairs, seed)
-    frames = frames_of_pairs(opened, members, frames_of(trainee, None, buckets)) if buckets else []
-    usual &= set(frames) <= {square(key.resolution)}
+    usually = square(trainee.layout.checked(None))
+    among = frames_of(trainee, resolution, buckets)
+    frames = [] if among == (usually,) else frames_of_pairs(opened, members, among)
+    usual &= set(frames) <= {usually}
     scorer = load_encoder(encoder or default_encoder(found))
     rows = own_samples(model, members, seeds, images, sampling, frames, **told)
     material = gather(opened, members, images, rows, key.resolution, frames)
@@ -121,11 +124,13 @@ def measure(
         del scorer  # and its weights
         encoded = encode(trainee, opened, key, material, sampling.images_per_batch)
         errors = denoise(trainee, encoded, material, seed, draws, sampling.precision, sampling.images_per_batch)
-    losses = what_training_sees(opened, trainee, split=split, buckets=buckets).losses()
+    losses = what_training_sees(opened, trainee, split=split, resolution=resolution, buckets=buckets).losses()
     notes = [
         f"On top of the model lies the LoRA {lora['file']} at {lora['weight']:g}." for lora in found.named_loras_told()
     ]
     lost = [f"Of the split: {', '.join(losses)}."] if losses else []
+    if among[0] != usually:
+        notes.append(f"Measured at {key.resolution} pixels; the model's own are {usually.width}.")
     bins = compare_errors(errors, material.clusters, trainee.process.num_timesteps)
     world = world_of(found.base)
     on_scale = world is not None and found.base.resolve() == world.models[world.name].resolve()

@@ -70,7 +70,7 @@ def measure_mismatch(asked: Style) -> str:
         LOG.info("No DINOv2 is on this machine (--copies-with names one), so only the denoising error is measured.")
     _, said = mismatch(
         asked.model, asked.pairs, numbers, "1000-1001", encoder=encoder, loras=asked.loras,
-        buckets=are_wide(frames_in(asked.pairs)), **asked.told,
+        resolution=asked.resolution, buckets=are_wide(frames_in(asked.pairs)), **asked.told,
     )  # fmt: skip
     write_text(asked.out / MISMATCH, "\n".join(said) + "\n")
     first = read_object(numbers, "what was measured", "Delete it.")["says"][:2]
