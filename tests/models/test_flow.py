@@ -258,13 +258,13 @@ def test_a_run_on_a_model_of_the_hub_has_that_one_s_name_from_its_cache(tmp_path
     assert files.called_undone() and not files.called_distilled()
 
 
-def test_the_guidance_of_training_is_a_setting_that_reaches_the_transformer(tmp_path, pairs):
+def test_the_guidance_of_training_is_a_setting_that_reaches_the_transformer(tmp_path, pairs, heard):
     folder = make_flux(tmp_path / "m")
     words = ("train", "--model", folder, "--pairs", pairs, "--cache", tmp_path / "cache", "--adapter", "lora",
              "--set", "train.steps=1", "--set", "train.pairs_per_step=2", "--out")  # fmt: skip
     for name, setting in (("one", ()), ("more", ("--set", "train.guidance=3.5"))):
         assert run(*words, tmp_path / name, *setting).exit_code == 0
-    assert losses(tmp_path / "one") != losses(tmp_path / "more")
+    assert losses(tmp_path / "one") != losses(tmp_path / "more") and "has no effect" not in heard()
 
 
 def test_flux_is_trained_with_a_lora_only(tmp_path, pairs):
@@ -288,11 +288,12 @@ def test_a_distilled_model_needs_leave_to_be_trained_and_what_that_does_is_said_
         assert "--allow-distilled" in str(done.exception) and not (tmp_path / "run").exists()
     assert run(*asked, "--allow-distilled").exit_code == 0
     values = {"model": str(without), "pairs": str(pairs), "cache": str(tmp_path / "cache-flux"), "adapter": {"kind": "lora"},
-              "train": {"steps": 1, "pairs_per_step": 2, "allow_distilled": True}}  # fmt: skip
+              "train": {"steps": 1, "pairs_per_step": 2, "allow_distilled": True, "guidance": 2.0}}  # fmt: skip
     train(make_config(values), tmp_path / "again")
     said, lines = f"Warning: {without} is a distilled model. It has no guidance embedding, as FLUX.1 schnell", heard()
     told = [line for line in lines.splitlines() if line.startswith(said)]
     assert len(told) == 1 and told[0].endswith("pictures in few steps become blurred.")
+    assert lines.count("The model has no guidance embedding, so train.guidance=2 has no effect.") == 1
 
 
 @pytest.mark.parametrize(
