@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -64,6 +65,20 @@ def finite(value: Any) -> Any:
 def write_json(path: Path, value: Any, sync: bool = False) -> None:
     """Write ``value`` as indented JSON, atomically."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n", sync)
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """``value`` with a checksum of itself, by which a digit that changes on the disk is noticed."""
+    return {**value, "crc32": _checksum(value)}
+
+
+def is_as_written(value: Mapping[str, Any]) -> bool:
+    """Whether an object that was :func:`sealed` is as it was. Those of older versions have no checksum, and pass."""
+    return value.get("crc32") in (None, _checksum({key: v for key, v in value.items() if key != "crc32"}))
+
+
+def _checksum(value: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 
 def append_lines(path: Path, values: Iterable[Any]) -> None:

@@ -113,7 +113,8 @@ def test_how_much_prompts_take_is_said_before_they_are_encoded_where_each_takes_
         model.text_encoder = encoder
         encode(model, PairSet(pairs), tmp_path / f"cache-{width}-{precision}", precision=precision)
     first = (
-        "8 prompts: each takes up to 1.0 MiB in float32, all of them 0.0 GiB. data.cache_precision=bfloat16 takes half."
+        "8 prompts: each takes up to 1.0 MiB in float32, all of them 0.0 GiB. --precision bfloat16 (in `train` "
+        "data.cache_precision=bfloat16) takes half."
     )
     assert said == [first + "\n", "", ""]
 

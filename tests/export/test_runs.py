@@ -21,13 +21,16 @@ from safetensors.torch import load_file
 
 from mapo.cli import cli
 from mapo.errors import MapoError
+from mapo.export.runs.facts import Base
+from mapo.export.runs.model_card import Exporting, _snippets
 from mapo.export.runs.runs import ExportOptions, export_run
 from mapo.export.verb import export
 from mapo.models import find_model, open_model
+from mapo.sample.sample import default_sampling
 from mapo.score.table import write_scores
 from mapo.train.config import make_config, to_toml
 from mapo.train.train import train
-from tiny import make_pairs, make_sd, make_sdxl
+from tiny import make_flux, make_pairs, make_sd, make_sdxl
 
 PROMPT = "a small red circle"
 
@@ -280,6 +283,19 @@ def test_the_card_tells_diffusers_what_the_model_predicts_where_the_user_said_it
     exec(code.replace('"out"', repr(str(tmp_path / "out"))).split("picture =")[0], here)
     assert here["pipeline"].scheduler.config.prediction_type == "v_prediction"
     assert torch.allclose(latents(here["pipeline"]), of_run(tmp_path / "run"), atol=1e-5)
+
+
+def test_the_card_guides_a_flux_whose_distillation_was_undone_by_an_empty_negative_prompt(tmp_path, monkeypatch):
+    folder, times = make_flux(tmp_path / "flux-de-distilled", guidance=False), []
+    sampling = default_sampling(find_model(str(folder)), steps=3)
+    what, base = Exporting("diffusers", folder.name), Base("", folder.name, folder)
+    ((_, code),) = _snippets(what, open_model(find_model(str(folder))), base, sampling)
+    monkeypatch.chdir(tmp_path)
+    opening, drawing = code.split("picture =")
+    exec(opening, here := dict[str, Any]())
+    here["pipeline"].transformer.register_forward_pre_hook(lambda *_: times.append(1))
+    exec(f"picture ={drawing}", here)
+    assert len(times) == 2 * 3
 
 
 def test_scores_stand_in_the_card_and_others_are_refused(work, tmp_path):

@@ -15,9 +15,11 @@ from mapo.encode.seen import excess_tokens, open_view
 from mapo.errors import MapoError
 from mapo.models import Frames, find_model, open_model, together
 from mapo.models.families.flux import pack, places, unpack
+from mapo.models.files import ModelFiles
 from mapo.models.noise.flow import RectifiedFlow
+from mapo.models.pipelines import no_effect_told
 from mapo.sample.folder import read_images
-from mapo.sample.sample import sample
+from mapo.sample.sample import Sampler, default_sampling, sample
 from mapo.train.config import make_config
 from mapo.train.train import train
 from tiny import make_flux, make_pairs, make_sd3, make_sdxl, make_z_image
@@ -222,13 +224,47 @@ def test_a_flux_without_guidance_is_told_none_when_it_draws_and_that_is_said(tmp
     assert opened(make_flux(tmp_path / "dev")).advised_sampling["guidance"] == 3.5
 
 
-def test_the_guidance_of_training_is_a_setting_that_reaches_the_transformer(tmp_path, pairs):
+def drawn(sampler, prefix, **how):
+    """What the VAE is given of a picture in one step. Its noise is that of the empty prompt, whatever the prefix says."""
+    told = []
+    hook = sampler.pipeline.vae.decoder.register_forward_pre_hook(lambda _, args: told.append(args[0].double()))
+    sampler.batch([("", 0)], default_sampling(sampler.model, steps=1, prefix=prefix, **how))
+    hook.remove()
+    return told[0]
+
+
+def test_a_flux_whose_distillation_was_undone_is_guided_by_what_it_predicts_without_the_prompt(tmp_path):
+    folder = make_flux(tmp_path / "flux-dev-de-distilled", guidance=False)
+    undone = Sampler(str(folder))
+    assert default_sampling(undone.model).guidance == 3.5
+    plain, other, empty = (drawn(undone, words, guidance=1.0) for words in ("a cat", "a dog", ""))
+    assert torch.allclose(drawn(undone, "a cat", guidance=4.0), empty + 4 * (plain - empty), atol=1e-5)
+    against = drawn(undone, "a cat", guidance=4.0, negative_prompt="a dog")
+    assert torch.allclose(against, other + 4 * (plain - other), atol=1e-5)
+    assert (plain - other).abs().max() > 1e-3
+    (told,) = no_effect_told(undone.model, undone.pipeline, 1.0, "a dog")
+    assert "With guidance 1 the negative prompt has no effect; it needs one above 1" in told
+    schnell = Sampler(str(folder.rename(tmp_path / "schnell")))
+    assert torch.equal(plain, drawn(schnell, "a cat", guidance=4.0))
+    with pytest.raises(MapoError, match="knows no negative prompt"):
+        drawn(schnell, "a cat", negative_prompt="a dog")
+    (told,) = no_effect_told(schnell.model, schnell.pipeline, 1.0, "")
+    assert "no guidance embedding, so --guidance 1 (--cfg) has no effect" in told
+
+
+def test_a_run_on_a_model_of_the_hub_has_that_one_s_name_from_its_cache(tmp_path):
+    base = make_flux(tmp_path / "models--dmd2--flux-de-distill" / "snapshots" / "0a1b2c", guidance=False)
+    files = ModelFiles("work/run", base)
+    assert files.called_undone() and not files.called_distilled()
+
+
+def test_the_guidance_of_training_is_a_setting_that_reaches_the_transformer(tmp_path, pairs, heard):
     folder = make_flux(tmp_path / "m")
     words = ("train", "--model", folder, "--pairs", pairs, "--cache", tmp_path / "cache", "--adapter", "lora",
              "--set", "train.steps=1", "--set", "train.pairs_per_step=2", "--out")  # fmt: skip
     for name, setting in (("one", ()), ("more", ("--set", "train.guidance=3.5"))):
         assert run(*words, tmp_path / name, *setting).exit_code == 0
-    assert losses(tmp_path / "one") != losses(tmp_path / "more")
+    assert losses(tmp_path / "one") != losses(tmp_path / "more") and "has no effect" not in heard()
 
 
 def test_flux_is_trained_with_a_lora_only(tmp_path, pairs):
@@ -252,11 +288,12 @@ def test_a_distilled_model_needs_leave_to_be_trained_and_what_that_does_is_said_
         assert "--allow-distilled" in str(done.exception) and not (tmp_path / "run").exists()
     assert run(*asked, "--allow-distilled").exit_code == 0
     values = {"model": str(without), "pairs": str(pairs), "cache": str(tmp_path / "cache-flux"), "adapter": {"kind": "lora"},
-              "train": {"steps": 1, "pairs_per_step": 2, "allow_distilled": True}}  # fmt: skip
+              "train": {"steps": 1, "pairs_per_step": 2, "allow_distilled": True, "guidance": 2.0}}  # fmt: skip
     train(make_config(values), tmp_path / "again")
-    said = f"Warning: {without} is a distilled model. It has no guidance embedding, as FLUX.1 schnell"
-    told = [line for line in heard().splitlines() if line.startswith(said)]
+    said, lines = f"Warning: {without} is a distilled model. It has no guidance embedding, as FLUX.1 schnell", heard()
+    told = [line for line in lines.splitlines() if line.startswith(said)]
     assert len(told) == 1 and told[0].endswith("pictures in few steps become blurred.")
+    assert lines.count("The model has no guidance embedding, so train.guidance=2 has no effect.") == 1
 
 
 @pytest.mark.parametrize(

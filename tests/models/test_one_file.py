@@ -450,3 +450,9 @@ def test_a_vae_that_does_not_fit_is_refused(sdxl, tmp_path):
     ):
         with pytest.raises(MapoError, match=f"--vae: .*{why}"):
             opened(sdxl, vae=str(tmp_path / name))
+    (vae,), name = (sdxl / "vae").glob("*.safetensors"), "decoder.conv_in.weight"
+    tensors = load_file(vae)
+    for added in ({name: tensors[name].to(torch.int8)}, {f"{name}_scale": torch.ones(())}):
+        save_file({**tensors, **added}, tmp_path / "x.safetensors")
+        with pytest.raises(MapoError, match=f"x.safetensors holds .* weights, as {next(iter(added))} "):
+            opened(sdxl, vae=str(tmp_path / "x.safetensors"))

@@ -179,6 +179,57 @@ def test_quantized_weights_are_called_so(tmp_path, sd):
         open_model(find_model(str(folder)))
 
 
+def rewritten(source, folder, part, change):
+    """A copy of a model with other tensors in the file of a part, and that file."""
+    shutil.copytree(source, folder)
+    (file,) = (folder / part).glob("*.safetensors")
+    save_file(change(load_file(file)), file, {"format": "pt"})
+    return file
+
+
+WEIGHTS = {"unet": "conv_in.weight", "text_encoder": "encoder.layers.0.mlp.fc1.weight"}
+
+
+@pytest.mark.parametrize("part", WEIGHTS)
+def test_weights_that_would_be_wrong_as_they_are_stored_are_refused_by_file_and_tensor(tmp_path, sd, part):
+    name = WEIGHTS[part]
+
+    def in_whole_numbers(dtype):
+        return lambda tensors: {**tensors, name: (100 * tensors[name]).to(dtype)}
+
+    def scaled(tensors):
+        return {**tensors, name: tensors[name].to(torch.float8_e4m3fn), f"{name}_scale": torch.ones(())}
+
+    for told, change in (("I8", in_whole_numbers(torch.int8)), ("U8", in_whole_numbers(torch.uint8)), ("", scaled)):
+        file = rewritten(sd, tmp_path / f"m{told}", part, change)
+        says = f"{file} holds " + (f"quantized weights, as {name} ({told}) tells" if told else "scaled 8-bit weights")
+        with pytest.raises(MapoError, match=f"{re.escape(says)}.* Take the file in float16, bfloat16 or float32.$"):
+            open_pipeline(find_model(str(tmp_path / f"m{told}")), "cpu", torch.float32)
+        with pytest.raises(MapoError, match=re.escape(says)):
+            find_model(str(tmp_path / f"m{told}")).check_weights(part)
+
+
+def test_other_variants_and_what_is_no_weight_may_be_in_whole_numbers(tmp_path, sd):
+    shutil.copytree(sd, tmp_path / "m")
+    (file,) = (tmp_path / "m" / "unet").glob("*.safetensors")
+    other = file.with_name("diffusion_pytorch_model.int8.safetensors")
+    save_file({"conv_in.weight": torch.zeros(2, dtype=torch.int8)}, other)
+    rewritten(sd, tmp_path / "n", "text_encoder", lambda t: {**t, "embeddings.position_ids": torch.arange(4)})
+    for name, part in (("m", "unet"), ("n", "text_encoder")):
+        find_model(str(tmp_path / name)).check_weights(part)
+
+
+def test_weights_of_8_bits_without_scales_are_read_as_they_are_and_that_is_said_once(tmp_path, sd, heard):
+    for part in WEIGHTS:
+        file = rewritten(sd, tmp_path / part, part, lambda t: {n: v.to(torch.float8_e4m3fn) for n, v in t.items()})
+        files = find_model(str(tmp_path / part))
+        kind = open_model(files).networks[part]
+        read, whole = (one.load(part, kind).state_dict() for one in (files, find_model(str(sd))))
+        assert all(torch.equal(read[name], v.to(torch.float8_e4m3fn).float()) for name, v in whole.items())
+        files.check_weights(part)
+        assert heard().count(f"{file} holds weights in 8 bits, which have lost digits") == 1
+
+
 # ------------------------------------------------------------------ the sentence stands alone
 
 

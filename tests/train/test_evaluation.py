@@ -301,6 +301,19 @@ def test_a_base_of_other_pairs_is_refused_and_a_missing_one_is_named(tmp_path, s
         run(tmp_path / "r", sdxl, held, steps=2, evaluate_every=1)
 
 
+def test_a_digit_of_the_base_that_changed_on_the_disk_is_noticed(tmp_path, sdxl, held):
+    run(tmp_path / "r", sdxl, held, steps=1, evaluate_every=1)
+    path = tmp_path / "r" / "evaluation_base.json"
+    whole = json.loads(path.read_text())
+    for key, value in (("chosen", [[9.0, *whole["chosen"][0][1:]], *whole["chosen"][1:]]),
+                       ("settings", {**whole["settings"], "train.seed": 7})):  # fmt: skip
+        path.write_text(json.dumps({**whole, key: value}))
+        with pytest.raises(MapoError, match=r"evaluation_base.json is damaged \(it is not as it was written\)"):
+            run(tmp_path / "r", sdxl, held, steps=2, evaluate_every=1)
+    path.write_text(json.dumps({key: value for key, value in whole.items() if key != "crc32"}))  # of an older version
+    run(tmp_path / "r", sdxl, held, steps=2, evaluate_every=1)
+
+
 def test_a_base_that_was_measured_with_other_settings_is_not_compared_with(tmp_path, sdxl, held):
     def trained(kind, steps, seed, pairs=64):
         out = tmp_path / f"{kind}-{pairs}"

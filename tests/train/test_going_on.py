@@ -96,7 +96,7 @@ def test_what_0_1_0_wrote_knows_no_tokenizers_and_is_taken_up(tmp_path, sdxl, pa
     state, about = tmp_path / "r" / "checkpoints" / "step-00000001" / "state.json", tmp_path / "r" / "run.json"
     for path in (state, about):
         assert new in path.read_text()
-        path.write_text(path.read_text().replace(new, old))
+        path.write_text(json.dumps({**json.loads(path.read_text().replace(new, old)), "crc32": None}))
     assert find_model(str(tmp_path / "r")).base == model
     run(tmp_path / "r", model, pairs, cache, steps=2)
     with (model / "tokenizer" / "tokenizer.json").open("a") as file:

@@ -283,7 +283,8 @@ def _tell_size(model: Opened, prompts: int, key: CacheKey) -> None:
     """Say how much the prompts will take, where each takes megabytes."""
     each = model.prompt_numbers * key.dtype.itemsize
     if prompts and each >= 2**20:
-        half = " data.cache_precision=bfloat16 takes half." if key.precision == "float32" else ""
+        less = " --precision bfloat16 (in `train` data.cache_precision=bfloat16) takes half."
+        half = less if key.precision == "float32" else ""
         LOG.info(
             "%s: each takes up to %.1f MiB in %s, all of them %.1f GiB.%s",
             count(prompts, "prompt"), each / 2**20, key.precision, prompts * each / 2**30, half,

@@ -118,6 +118,10 @@ class Opened(Protocol):
         """Why the model is one for few steps, which training makes worse; empty where nothing says so."""
 
     @property
+    def told_guidance(self) -> bool:
+        """Whether the denoiser has a guidance embedding, so that a guidance is told to it and not computed."""
+
+    @property
     def prompt_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """The tensors that a prompt becomes, by name, at their longest; where prompts are read in chunks, of one."""
 

@@ -164,7 +164,9 @@ class ModelFiles:
         index = read_config(self.base, "model_index.json")
         places = (self.name, str(index.get("_name_or_path", "")), "" if self.single else str(self.base))
         own = self.single.called if self.single else ()
-        return (*(place.rstrip("/").rsplit("/", 1)[-1] for place in places), *own)
+        kept = self.base.parent  # in the hub's cache, as models--OWNER--NAME/snapshots/…
+        hub = (kept.parent.name.rsplit("--", 1)[-1],) if kept.name == "snapshots" else ()
+        return (*(place.rstrip("/").rsplit("/", 1)[-1] for place in places), *hub, *own)
 
     def place(self, part: str) -> tuple[Path, str]:
         """The model folder in which a part lies, and its name there: the run's denoiser stands in for the base's."""

@@ -49,26 +49,38 @@ def accepts(kind: Any) -> dict[str, inspect.Parameter]:
     return dict(inspect.signature(kind.__call__).parameters)
 
 
-def check_negative_prompt(model: str, name: str, kind: Any, words: str) -> None:
+def has_true_cfg(model: ModelFiles) -> bool:
+    """Whether a model is guided by what it predicts for the negative prompt though its pipeline is not by itself.
+
+    That is a FLUX.1 whose distillation was undone.
+    """
+    if model.pipeline_class != "FluxPipeline" or not model.called_undone():
+        return False
+    return not model.config("transformer").get("guidance_embeds")
+
+
+def check_negative_prompt(model: ModelFiles, kind: Any, words: str) -> None:
     """MapoError where the pipeline would pass over a negative prompt without a word."""
     taken = accepts(kind)
-    if not words:
+    if not words or has_true_cfg(model):
         return
+    name = kind.__name__
     if "negative_prompt" not in taken:
-        raise MapoError(f"{model} is a {name}, which takes no negative prompt. Leave --negative-prompt out.")
+        raise MapoError(f"{model.name} is a {name}, which takes no negative prompt. Leave --negative-prompt out.")
     true_scale = taken.get("true_cfg_scale")
     if true_scale is not None and isinstance(true_scale.default, int | float) and true_scale.default <= 1:
         raise MapoError(
-            f"{model} is a {name}. Its guidance is built into the model and knows no negative prompt, so it would be "
-            "passed over. Leave --negative-prompt out."
+            f"{model.name} is a {name}. Its guidance is built into the model and knows no negative prompt, so it would "
+            "be passed over. Leave --negative-prompt out."
         )
 
 
-def no_effect_told(pipeline: Any, guidance: float, negative_prompt: str) -> list[str]:
+def no_effect_told(model: ModelFiles, pipeline: Any, guidance: float, negative_prompt: str) -> list[str]:
     """A sentence where the pipeline does not look at the guidance, or at the negative prompt as that is too little."""
-    if guidance and type(pipeline).__name__ == "FluxPipeline" and not pipeline.transformer.config.guidance_embeds:
+    name, is_compared = type(pipeline).__name__, has_true_cfg(model)
+    if guidance and name == "FluxPipeline" and not (is_compared or pipeline.transformer.config.guidance_embeds):
         return [f"The model has no guidance embedding, so --guidance {guidance:g} (--cfg) has no effect."]
-    least = GUIDED_ABOVE.get(type(pipeline).__name__, -1.0)
+    least = 1.0 if is_compared else GUIDED_ABOVE.get(name, -1.0)
     if not negative_prompt or guidance > least:
         return []
     return [f"With guidance {guidance:g} the negative prompt has no effect; it needs one above {least:g} (--cfg)."]

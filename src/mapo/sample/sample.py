@@ -26,6 +26,7 @@ from mapo.models.pipelines import (
     check_negative_prompt,
     cuts_told,
     cuts_untold,
+    has_true_cfg,
     no_effect_told,
     open_pipeline,
     pipeline_class,
@@ -68,7 +69,7 @@ def default_sampling(model: ModelFiles, **changes: Any) -> Sampling:
     changes = {key: value for key, value in changes.items() if value is not None}
     if changes.get("guidance") and "guidance_scale" not in accepts(kind):
         raise MapoError(f"--guidance: {model.name} is a {name}, which takes no guidance. Leave it out.")
-    check_negative_prompt(model.name, name, kind, changes.get("negative_prompt", ""))
+    check_negative_prompt(model, kind, changes.get("negative_prompt", ""))
     advised, path = advice(model, kind), model.base / "sampling.json"
     _refuse_nonsense(advised, lambda key: f"{path}: {key}")
     _refuse_nonsense(changes, lambda key: f"--{key.replace('_', '-')}")
@@ -206,6 +207,7 @@ class Sampler:
         with memory_told(0, rest=self.smaller):
             self.pipeline = pipeline or open_pipeline(self.model, self.device, PRECISIONS[precision])
         self.precision = precision
+        self.has_true_cfg = has_true_cfg(self.model)
         self.own_scheduler = getattr(self.pipeline, "scheduler", None)
         self.encoded: dict[str, tuple[Any, Any]] = {}
 
@@ -230,7 +232,7 @@ class Sampler:
         """The pictures of ``jobs`` (prompt, seed), each from its own generator."""
         kind = type(self.pipeline)
         taken = accepts(kind)
-        check_negative_prompt(self.model.name, kind.__name__, kind, how.negative_prompt)
+        check_negative_prompt(self.model, kind, how.negative_prompt)
         self._take_sampler(how)
         given = {
             "num_inference_steps": how.steps,
@@ -239,6 +241,8 @@ class Sampler:
             "height": how.height,
             "max_sequence_length": self.model.text_tokens,
         }
+        if self.has_true_cfg:
+            given["true_cfg_scale"] = how.guidance
         seeds = [noise_seed(prompt, seed) for prompt, seed in jobs]
         found: list[Any] = [None] * len(jobs)
         with (
@@ -273,7 +277,8 @@ class Sampler:
         chunks those of one length at once."""
         full = [full_prompt(prompt, how.prefix) for prompt in prompts]
         if self.model.long_prompts == "cut":
-            negative = [how.negative_prompt] * len(full) if how.negative_prompt else None
+            is_compared = how.negative_prompt or (self.has_true_cfg and how.guidance > 1)
+            negative = [how.negative_prompt] * len(full) if is_compared else None
             yield list(range(len(full))), {"prompt": full, "negative_prompt": negative}
             return
         opened = open_model(self.model, to_train=False)
@@ -299,7 +304,7 @@ class Sampler:
         """The same, to be done by one process or in shards."""
 
         def tell() -> None:
-            for text in no_effect_told(self.pipeline, how.guidance, how.negative_prompt):
+            for text in no_effect_told(self.model, self.pipeline, how.guidance, how.negative_prompt):
                 LOG.info(text)
             if self.model.long_prompts == "cut":
                 full = {prompt: full_prompt(prompt, how.prefix) for prompt, _ in jobs}

@@ -55,7 +55,8 @@ class TrainConfig(Section):
     )
     guidance: Annotated[Number, Field(ge=0)] = told(
         1.0,
-        "What a model with a guidance embedding, such as FLUX.1 dev, is told in training. No effect with others.",
+        "What a model with a guidance embedding, such as FLUX.1 dev, is told in training. No effect with others, which "
+        "a line says.",
     )
     allow_distilled: bool = told(
         False,

@@ -133,6 +133,9 @@ def _check_model(model: Opened, config: Config, processes: Processes) -> None:
     """Look at the weights' files before anything is encoded, and at the LoRA's settings."""
     if why := distilled(model):
         processes.say(f"Warning: {why}")
+    if config.train.guidance != 1 and not model.told_guidance:
+        setting = f"train.guidance={config.train.guidance:g}"
+        processes.say(f"The model has no guidance embedding, so {setting} has no effect.")
     model.files.check_weights(model.denoiser_part)
     for part in model.encoder_parts if config.adapter.encodes else ():
         if part.startswith("text_encoder"):

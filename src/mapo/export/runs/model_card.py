@@ -14,6 +14,7 @@ from mapo.export.hub import FACTS, NO_REPO, cell
 from mapo.export.runs.facts import Base, Evaluation, RunFacts, held_out
 from mapo.export.runs.licences import Licence
 from mapo.files import write_text
+from mapo.models.pipelines import has_true_cfg
 from mapo.pairs.provenance import without_folders
 from mapo.settings import merge
 from mapo.texts import read_object, write_json
@@ -268,6 +269,8 @@ def _snippets(what: Exporting, opened: Opened, base: Base, sampling: Sampling) -
         lines += _loading(what, token.word, sum(part.startswith("text_encoder") for part in opened.encoder_parts))
         prompt = f"a photo of {token.word}"
     guided = f", guidance_scale={sampling.guidance:g}"
+    if has_true_cfg(opened.files):
+        guided = f', negative_prompt="", true_cfg_scale={sampling.guidance:g}'
     size = f", width={sampling.width}, height={sampling.height}"
     lines += [
         '# on a GPU: pipeline.to("cuda"), and torch.float16 or torch.bfloat16 above for half the memory',

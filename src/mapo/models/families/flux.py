@@ -51,15 +51,20 @@ class Flux(FlowModel):
         return Layout(self.channels, self.stride, token, self.files.side or SIDE, drawn=token)
 
     @property
+    def told_guidance(self) -> bool:
+        """Those of dev are, those of schnell and models whose distillation was undone are not."""
+        return bool(self.files.config("transformer").get("guidance_embeds"))
+
+    @property
     def advised_sampling(self) -> Mapping[str, float]:
-        """Without a guidance embedding the model is told none."""
-        is_told = self.files.config("transformer").get("guidance_embeds")
-        return self.usual_sampling if is_told else {**self.usual_sampling, "guidance": 0.0}
+        """Schnell is drawn without guidance."""
+        is_guided = self.told_guidance or self.files.called_undone()
+        return self.usual_sampling if is_guided else {**self.usual_sampling, "guidance": 0.0}
 
     @property
     def distilled(self) -> str:
         """FLUX.1 schnell is told no guidance, nor are models whose distillation was undone: only a name tells them."""
-        if self.files.config("transformer").get("guidance_embeds"):
+        if self.told_guidance:
             return super().distilled
         if self.files.called_undone():
             return ""
@@ -108,7 +113,7 @@ class Flux(FlowModel):
 
     def condition(self, text: Cond, frames: Frames) -> Cond:
         """The prompt's states, and the guidance where the model is told one, "b", in float32."""
-        if not self.files.config("transformer").get("guidance_embeds"):
+        if not self.told_guidance:
             return text
         states = text["prompt_embeds"]
         return {**text, "guidance": torch.full((len(states),), self.files.guidance, device=states.device)}

@@ -128,6 +128,11 @@ class LatentModel(ABC):
         return self.files.called_distilled()
 
     @property
+    def told_guidance(self) -> bool:
+        """No denoiser has a guidance embedding but FLUX.1 dev's."""
+        return False
+
+    @property
     def advised_sampling(self) -> Mapping[str, float]:
         """Steps and guidance for pictures."""
         return self.usual_sampling

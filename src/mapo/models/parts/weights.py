@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from mapo.errors import MapoError, is_out_of_memory, reason
 from mapo.models.parts.config import again, read_config
+from mapo.models.parts.eight_bits import refuse_quantized, tell_eight_bits
 from mapo.models.parts.header import TAKE_WHOLE, read_header
 from mapo.texts import parse_json
 
@@ -88,7 +89,7 @@ def outline_of(kind: Any, config: str) -> Any:
 
 
 def check_weights(base: Path, part: str, variant: str | None = None) -> list[Path]:
-    """The files of a part's weights; MapoError where one lacks or is cut off. Only their heads are read."""
+    """The files of a part's weights; MapoError where one lacks, is cut off or quantized. Only their heads are read."""
     refuse_pickles(base, part)
     variant = variant_read(base / part, variant)
     index_name = f"*.safetensors.index.{variant}.json" if variant else "*.safetensors.index.json"
@@ -109,6 +110,13 @@ def check_weights(base: Path, part: str, variant: str | None = None) -> list[Pat
         raise not_whole(base, part, error) from None
     if not files:
         raise MapoError(f"The model folder {base} is not whole: {part}/ has no weights. {again(base)}")
+    if not _is_quantized(base / part):  # else the library knows how they are meant
+        for file in dict.fromkeys(files):
+            match = WEIGHTS.fullmatch(file.name)
+            if not match or match["variant"] == variant:
+                header = read_header(file, again(base))
+                refuse_quantized(header)
+                tell_eight_bits(header)
     return files
 
 

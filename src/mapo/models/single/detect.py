@@ -7,15 +7,12 @@ from pathlib import Path
 
 from mapo.errors import MapoError
 from mapo.models.loras.keys import WITHOUT_NAMES
-from mapo.models.parts.header import TAKE_WHOLE, Header
+from mapo.models.parts.eight_bits import refuse_quantized
+from mapo.models.parts.header import Header
 
 INSIDE = "model.diffusion_model."  # before the names of a denoiser in a whole checkpoint
-FLOATS = ("F64", "F32", "F16", "BF16")
-EIGHT_BITS = ("F8_E4M3", "F8_E5M2", "F8_E4M3FN", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 LORA = re.compile(r"lora_(up|down|A|B|mid)\b|\.lora\.|lora_linear|hada_w|lokr_w|dora_scale|\.oft_|\.(diff|diff_b)$")
 EMBEDDING = ("clip_l", "clip_g", "t5xxl", "emb_params", "string_to_param")
-SCALED = ("scaled_fp8", ".scale_weight", ".weight_scale", ".scale_input")
-QUANTIZED = (".absmax", ".quant_map", ".quant_state", ".qweight", ".weight_format")
 FOLDER = "Give the model as a folder in diffusers' layout."
 OTHER_DENOISERS = {  # names that only these have
     "noise_refiner.": "Z-Image or Lumina", "double_stream_modulation_img.": "FLUX.2", "txt_norm.": "Qwen-Image",
@@ -75,14 +72,7 @@ def refuse_what_is_not_a_model(header: Header) -> None:
         raise MapoError(f"{path} is a ControlNet, not a model. Give --model the model that it belongs to.")
     if header.any_with("motion_modules.") and not header.any(INSIDE):
         raise MapoError(f"{path} is a motion module of AnimateDiff, not a model.")
-    if header.any_with(*SCALED):
-        raise MapoError(
-            f"{path} holds scaled 8-bit weights. Read as they are they would be wrong, and they cannot be trained. "
-            f"{TAKE_WHOLE}"
-        )
-    kinds = {held.dtype for name, held in names.items() if name.endswith((".weight", ".scale"))}
-    if header.any_with(*QUANTIZED) or kinds - {*FLOATS, *EIGHT_BITS}:
-        raise MapoError(f"{path} holds quantized weights, which cannot be trained. {TAKE_WHOLE}")
+    refuse_quantized(header)
 
 
 def table_of(header: Header) -> str:

@@ -23,10 +23,10 @@ from mapo.files import own_place
 from mapo.models.files import UNDONE
 from mapo.models.names.original import Original
 from mapo.models.parts.config import CONFIGS, read_config
+from mapo.models.parts.eight_bits import tell_eight_bits
 from mapo.models.parts.header import Header, read_header
 from mapo.models.parts.weights import quietly
 from mapo.models.single.detect import (
-    EIGHT_BITS,
     FOLDER,
     called,
     inside,
@@ -131,10 +131,7 @@ def _open(path: Path, marks: object, prediction: str | None, other_vae: bool) ->
     _note_prediction(header, base, prediction, is_described)
     if not (beside / SCHEDULER).is_file():
         _note_guidance(header, base)
-    if any(held.dtype in EIGHT_BITS for held in header.tensors.values()):
-        LOG.info(
-            f"{header.path} holds weights in 8 bits, which have lost digits. Train the file in 16 bits if you can."
-        )
+    tell_eight_bits(header)
     return SingleFile(header, title, base, parts)
 
 

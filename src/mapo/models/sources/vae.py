@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from mapo.errors import MapoError
 from mapo.models.names.original import Original, Place
 from mapo.models.parts.config import read_config
+from mapo.models.parts.eight_bits import refuse_quantized
 from mapo.models.parts.fingerprints import fingerprint
 from mapo.models.parts.header import Header, read_header
 from mapo.models.parts.weights import load_part
@@ -119,6 +120,8 @@ def _in_file(path: Path, model: str, own: Mapping[str, Any]) -> OtherVae:
     if not entries:
         raise MapoError(f"--vae: {path} holds no VAE. Give the file of a VAE, a whole model, or a folder.")
     check_tensors(header, f"the VAE of {model}", entries, "Give one of its kind.")
+    here = {n: held for n, held in header.tensors.items() if {n, f"{n.rpartition('.')[0]}.weight"} & entries.keys()}
+    refuse_quantized(replace(header, tensors=here))
     return OtherVae(str(path.resolve()), path.resolve(), dict(own), header, entries)
 
 

@@ -21,7 +21,7 @@ from mapo.errors import MapoError, count, reason
 from mapo.models.noise.process import Process
 from mapo.pairs import PairSet
 from mapo.statistics import Floats
-from mapo.texts import read_object, write_json
+from mapo.texts import is_as_written, read_object, sealed, write_json
 from mapo.train.batches import Draw, Members, assemble, portions, seed_of
 from mapo.train.config import Config
 from mapo.train.kept import kept
@@ -109,7 +109,8 @@ def changed_since_base(run: Run, config: Config) -> dict[str, list[Any]]:
     """The settings that are others than those with which the base was measured, with both values."""
     kept = read_object(run.evaluation_base, "a run", REMEDY) if run.evaluation_base.exists() else {}
     before, now = kept.get("settings"), decides(config)
-    before = before if isinstance(before, dict) else now  # older versions did not write them down
+    if not isinstance(before, dict) or not is_as_written(kept):  # of an older version, or damaged, which is told later
+        before = now
     return {name: [before.get(name), value] for name, value in now.items() if before.get(name) != value}
 
 
@@ -151,6 +152,8 @@ class Evaluation:
             try:
                 if kept["pairs"] != ids:
                     raise ValueError("it is of other pairs")
+                if not is_as_written(kept):
+                    raise ValueError("it is not as it was written")
                 found = Measured(*(np.array(kept[name], np.float64) for name in ("chosen", "rejected", "timesteps")))
                 if any(values.shape != (len(ids), DRAWS) for values in vars(found).values()):
                     raise ValueError("it lacks numbers")
@@ -172,7 +175,7 @@ class Evaluation:
             "pairs": ids,
             **{name: _known(values) for name, values in vars(found).items()},
         }
-        processes.first(lambda: write_json(path, told))
+        processes.first(lambda: write_json(path, sealed(told)))
         return found
 
     def measure(self, predict: Predict) -> Measured:

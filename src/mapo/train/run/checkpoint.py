@@ -19,7 +19,7 @@ from torch import Tensor
 from mapo.errors import MapoError, reason
 from mapo.files import replacing
 from mapo.models.parts.tensors import checksum_of, save_in_turn
-from mapo.texts import read_object, write_json
+from mapo.texts import is_as_written, read_object, sealed, write_json
 from mapo.train.processes.processes import Place, Processes
 from mapo.train.processes.sharded import whole
 
@@ -48,7 +48,7 @@ def save_checkpoint(
         def complete() -> None:
             if add is not None:
                 add(temporary)
-            write_json(temporary / "state.json", {**state, "checksums": checksums})
+            write_json(temporary / "state.json", sealed({**state, "checksums": checksums}))
             stack.close()
 
         processes.first(complete)
@@ -102,6 +102,8 @@ def why_damaged(folder: Path) -> str:
         return "its state.json lacks the step"
     if folder.name.startswith("step-") and folder.name != f"step-{step:08d}":
         return f"its state.json is that of step {step}"
+    if not is_as_written(state):
+        return "its state.json is not as it was saved"
     saved = state.get("checksums")
     changed = [n for n, value in (saved if isinstance(saved, dict) else {}).items() if checksum_of(folder / n) != value]
     return f"{changed[0]} is not as it was saved" if changed else ""
