@@ -50,7 +50,6 @@ def write_card(
     ``rows`` says which rows of the set are in the export, ``sizes`` its splits. Where ``repo`` is not known yet the
     card says :data:`NO_REPO`, and :func:`push` fills it in.
     """
-    from huggingface_hub import DatasetCardData
     from jinja2 import Environment, StrictUndefined
 
     total = int(rows.sum())
@@ -70,17 +69,6 @@ def write_card(
         "provenance": provenance,
     }
     write_json(folder / FACTS, facts)
-    data = DatasetCardData(
-        license=licence or UNKNOWN,
-        pretty_name=name,
-        task_categories=["text-to-image"],
-        tags=["preference", "image", "mapo", *(["not-for-all-audiences"] if sensitive else [])],
-        size_categories=[next((word for most, word in SIZES if total < most), "n>10M")],
-        dataset_info=_dataset_info(sizes),
-        configs=[
-            {"config_name": "default", "data_files": [{"split": s, "path": f"data/{s}-*.parquet"} for s in sizes]}
-        ],
-    )
     template = (importlib.resources.files("mapo.export") / "card.md.j2").read_text("utf-8")
     body = (
         Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -103,7 +91,26 @@ def write_card(
             fingerprint=facts["set"],
         )
     )
-    write_text(folder / "README.md", f"---\n{data.to_yaml()}\n---\n\n{body}")
+    front = _front_matter(name, licence or UNKNOWN, total, sensitive, sizes)
+    write_text(folder / "README.md", f"---\n{front}\n---\n\n{body}")
+
+
+def _front_matter(name: str, licence: str, total: int, sensitive: bool, sizes: Mapping[str, Size]) -> str:
+    """What the hub reads of a card, in YAML; ``total`` is the number of its pairs."""
+    from huggingface_hub import DatasetCardData
+
+    data = DatasetCardData(
+        license=licence,
+        pretty_name=name,
+        task_categories=["text-to-image"],
+        tags=["preference", "image", "mapo", *(["not-for-all-audiences"] if sensitive else [])],
+        size_categories=[next((word for most, word in SIZES if total < most), "n>10M")],
+        dataset_info=_dataset_info(sizes),
+        configs=[
+            {"config_name": "default", "data_files": [{"split": s, "path": f"data/{s}-*.parquet"} for s in sizes]}
+        ],
+    )
+    return str(data.to_yaml())
 
 
 def _count(pairs: PairSet, split: str, rows: np.ndarray[Any, np.dtype[np.bool_]]) -> dict[str, Any]:
