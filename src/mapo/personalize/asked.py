@@ -75,6 +75,12 @@ class Personalize(Asked):
         """The folder of a round, the first being 1."""
         return self.out / f"round-{number}"
 
+    @property
+    def draws(self) -> bool:
+        """Whether the model draws rejected pictures: where the training looks at them, or a round has some."""
+        there = self.out.is_dir() and any(self.out.glob("round-*/rejected"))
+        return there or self.learns_from_rejected(self.config([], 1))
+
     def before(self, number: int) -> tuple[str, Sequence[str]]:
         """The model that a round begins with, and the LoRAs that lie on it."""
         return (self.model, self.loras) if number == 1 else (str(self.round(number - 1) / "run"), ())
