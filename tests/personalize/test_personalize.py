@@ -5,6 +5,7 @@ import json
 import random
 import shutil
 from collections import Counter
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,9 @@ def test_the_page_shows_the_photos_and_what_a_person_can_judge_by(made):
     section = page[page.index('<section id="own"') :]
     section = section[: section.index("</section>")]
     assert "<h2>Your photos</h2>" in section and section.partition("<h3>")[0].count("<img") == 5
+    head = "Your photos, and what the model draws before and after it learned <mine>."
+    assert f"<h1>{escape(head)}</h1>" in page and "No goal" not in page
+    assert head in done.stdout.splitlines()
     assert "no number says whether &lt;mine&gt; is drawn. Look: is it the same one as in these photos" in section
     assert "2 drawings of &lt;mine&gt;" in section and section.partition("<h3>")[2].count("<img") in (2, 4)
     kinds = {card["data-prompt"]: card["data-place"].partition(" · ")[0] for card in Parsed(page).cards()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from mapo.models import TokenModel, open_model
 from mapo.pairs.splits import prompt_id
 from mapo.personalize.captions import PhotoCaptions, captions_in
 from mapo.personalize.words import PLACE, Words, own_lines, read_templates
+from mapo.sample.beside import Beside
 from mapo.settings import merge
 from mapo.style import copies
 from mapo.style.asked import Asked
@@ -150,6 +151,12 @@ class Personalize(Asked):
         of = dict.fromkeys(map(prompt_id, shown), "plain prompt")
         of |= {prompt_id(self.words.of_class(prompt)): "with the class word" for prompt in subject}
         return of | {prompt_id(prompt): f"with {self.token}" for prompt in subject}
+
+    def beside(self) -> Beside:
+        """As of all such commands, and what there is to see."""
+        return replace(
+            super().beside(), shows=f"Your photos, and what the model draws before and after it learned {self.token}."
+        )
 
     def found_of(self, found: Mapping[str, Any]) -> list[str]:
         """Whether the drawings show the subject, and whether they are copies."""

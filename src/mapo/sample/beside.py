@@ -14,7 +14,8 @@ class Beside:
     """``pictures`` are those to learn from, under the ``title``. ``kinds`` says what prompts are, by their ids.
 
     ``says`` is what was found of pictures and drawings, in sentences. ``nearest`` are some of the pictures, each with
-    the file of the drawing after the training that is most like it.
+    the file of the drawing after the training that is most like it. ``shows`` is what there is to see, in a sentence
+    that heads the page where nobody named a goal.
     """
 
     title: str = ""
@@ -22,6 +23,7 @@ class Beside:
     kinds: Mapping[str, str] = field(default_factory=dict)
     says: Sequence[str] = ()
     nearest: Sequence[tuple[Path, str]] = ()
+    shows: str = ""
 
     def some(self, most: int = MOST) -> list[Path]:
         """At most so many of the pictures, spread evenly."""
