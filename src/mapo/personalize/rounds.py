@@ -20,7 +20,7 @@ from mapo.personalize.captions import TEMPLATE
 from mapo.sample.folder import read_images
 from mapo.style import copies
 from mapo.style.asked import are_wide
-from mapo.style.screen import screener, screening
+from mapo.style.screen import screener, screening, unsafe_in
 from mapo.style.shown import SCORES, SEEDS, compare, compared_from, frames_in, leave, others, untrained, write_copies
 from mapo.style.stages import Stage, digest_of
 from mapo.style.training import go_on
@@ -100,8 +100,8 @@ def _round(asked: Personalize, number: int, hands: Any, now: Callable[[], list[C
 
     def look() -> str:
         wide = are_wide(frames_in(pairs))
-        numbers = check_verb.check(pairs, place / "check.html", model=asked.model, buckets=wide, **asked.told)
-        return str(numbers["verdict"])
+        how = {"model": asked.model, "buckets": wide, "veiled": unsafe_in(asked.out), **asked.told}
+        return str(check_verb.check(pairs, place / "check.html", **how)["verdict"])
 
     def train() -> str:
         frames = frames_in(pairs)
