@@ -218,6 +218,12 @@ def test_a_stopped_run_saves_and_exits_with_130_and_the_same_command_goes_on(tmp
     assert (out / "run.json").exists()
 
 
+def test_a_flag_whose_path_the_shell_left_alone_means_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    done = CliRunner().invoke(cli, ["mini", "draw", "--pictures=1", "--out=~/drawn", "--style=sketch"])
+    assert done.exit_code == 0 and [path.name for path in tmp_path.iterdir()] == ["drawn"]
+
+
 @pytest.mark.parametrize(
     ("words", "works", "then"),
     [

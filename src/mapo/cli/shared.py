@@ -11,6 +11,7 @@ from click.core import ParameterSource
 
 from mapo import __version__
 from mapo.errors import printable
+from mapo.files import at_home
 from mapo.progress import on_terminal
 
 OUT = click.Path(path_type=Path)
@@ -165,6 +166,11 @@ class Verb(click.Command):
     ) -> None:  # fmt: skip
         super().__init__(*args, **kwargs)
         self.example, self.more, self.stopped = example, more, stopped
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the flags. A shell leaves ``--out=~/x`` as it is, where it would expand ``--out ~/x``."""
+        parts = [arg.partition("=") if arg.startswith("--") else (arg, "", "") for arg in args]
+        return super().parse_args(ctx, [f"{flag}{equals}{at_home(value)}" for flag, equals, value in parts])
 
     def invoke(self, ctx: click.Context) -> Any:
         """Do it; :class:`Stopped` where that was stopped."""
