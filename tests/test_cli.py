@@ -30,8 +30,8 @@ def mapo(*words):
     return run_apart("-m", "mapo", *words)
 
 
-def refused(*words):
-    """Run in this process; the one sentence that a refused call says, and that it ends with exit code 2."""
+def refused(*words, code=2):
+    """Run in this process; the one sentence that a refused call says, and that it ends with this exit code."""
     from mapo import cli as module
 
     with pytest.MonkeyPatch.context() as patch:
@@ -40,7 +40,7 @@ def refused(*words):
         with runner.isolation() as streams, pytest.raises(SystemExit) as stopped:
             module.main()
         said = streams[1].getvalue().decode()
-    assert stopped.value.code == 2, said
+    assert stopped.value.code == code, said
     assert "Traceback" not in said
     return said.strip().split("\n")[-1]
 
@@ -216,6 +216,34 @@ def test_a_stopped_run_saves_and_exits_with_130_and_the_same_command_goes_on(tmp
     steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, done + 3))
     assert (out / "run.json").exists()
+
+
+def test_a_flag_whose_path_the_shell_left_alone_means_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    done = CliRunner().invoke(cli, ["mini", "draw", "--pictures=1", "--out=~/drawn", "--style=sketch"])
+    assert done.exit_code == 0 and [path.name for path in tmp_path.iterdir()] == ["drawn"]
+
+
+@pytest.mark.parametrize(
+    ("words", "works", "then"),
+    [
+        ("sample --model mini --prompt a --out OUT", "sample", "the same command goes on"),
+        ("check PAIRS --out OUT", "check", "the same command begins again"),
+        (
+            "report --before a --after b --out OUT",
+            "report",
+            "the same command begins again, with the scores that are there",
+        ),
+        ("plan --model mini --pairs PAIRS", "train", "the same command begins again"),
+    ],
+)
+def test_whoever_stops_a_verb_hears_what_the_same_command_will_do(tmp_path, monkeypatch, words, works, then):
+    def stop(*given, **how):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"mapo.{works}.verb.{words.split()[0]}", stop)
+    said = refused(*words.replace("OUT", str(tmp_path / "out")).split(), code=130)
+    assert said == f"mapo: Stopped. Nothing half-written was left; {then}."
 
 
 def test_a_verb_that_is_told_to_end_says_so_and_the_same_command_goes_on(tmp_path, sdxl):

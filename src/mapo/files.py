@@ -10,6 +10,7 @@ import shutil
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from mapo.errors import MapoError
 
@@ -29,6 +30,19 @@ KINDS = {  # what a folder is, by files that only such a one has
     ("cache.json",): "a cache",
     ("images.json", "manifest.jsonl"): "an images folder",
 }
+
+
+def at_home(value: Any) -> Any:
+    """A path that begins with ``~/`` as a shell gives it, in the home folder, at any depth of a value.
+
+    It is for what a shell does not expand: ``--out=~/x``, ``--set cache=~/x``, and files of settings.
+    """
+    if isinstance(value, dict):
+        return {key: at_home(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [at_home(inner) for inner in value]
+    home = os.environ.get("HOME", "").rstrip("/")
+    return home + value[1:] if home and isinstance(value, str) and value.startswith("~/") else value
 
 
 UMASK = os.umask(0o022)

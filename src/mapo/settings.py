@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import ErrorDetails
 
 from mapo.errors import MapoError, reason
+from mapo.files import at_home
 from mapo.texts import read_text
 
 
@@ -73,7 +74,8 @@ def keys_called(settings: type[BaseModel], name: str) -> list[str]:
 def read_toml(path: Path) -> dict[str, Any]:
     """The values of a TOML file."""
     try:
-        return tomllib.loads(read_text(path))
+        values: dict[str, Any] = at_home(tomllib.loads(read_text(path)))
+        return values
     except FileNotFoundError:
         raise MapoError(f"--config: there is no file {path}.") from None
     except (OSError, ValueError) as error:
@@ -94,7 +96,7 @@ def parse_set(assignments: Iterable[str]) -> dict[str, Any]:
         value = parsed["v"] if parsed.keys() == {"v"} else text
         if isinstance(value, date | time):  # pairs=2026-11-22 means a folder
             value = text
-        merge(values, _nest(key.strip().split("."), value))
+        merge(values, _nest(key.strip().split("."), at_home(value)))
     return values
 
 

@@ -94,3 +94,9 @@ def test_a_recipe_file_with_equal_prefixes_needs_other_seeds(tmp_path):
 
 def test_one_prefix_needs_no_list():
     assert changed_recipe(read_recipe("pick-safety"), "rejected=Blood.").prefixes["rejected"] == "Blood."
+
+
+def test_the_model_of_a_recipe_may_lie_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    text = 'judges = ["mini-search:cartoon"]\nmodel = "~/m"\n[chosen]\n[rejected]\n'
+    assert read_recipe(written(tmp_path, text)).model == "/home/me/m"

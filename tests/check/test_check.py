@@ -113,6 +113,13 @@ def test_a_picture_that_is_rejected_anywhere_is_veiled_everywhere_and_of_a_tie_b
     assert [card.count('class="veil') for card in cards] == [1, 2, 2]
 
 
+def test_chosen_pictures_of_files_that_look_unsafe_are_veiled(tmp_path: Path) -> None:
+    rows = [(name, png(k), png(k + 3), {"meta": {"file": f"{name}.png"}}) for k, name in enumerate("abc")]
+    check(write_set(tmp_path / "set", rows), veiled={"b.png"})
+    cards = Page(tmp_path).source.split('id="random"')[1].split('<article class="pair">')[1:]
+    assert [card.count('class="veil') for card in cards] == [0, 1, 0]
+
+
 def run(*words: Any) -> Any:
     return CliRunner().invoke(cli, ["check", *map(str, words)])
 

@@ -4,6 +4,8 @@ import io
 import json
 import random
 import shutil
+from collections import Counter
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,9 @@ from mapo.lab.mini.draw import draw
 from mapo.pairs import PairSet
 from mapo.personalize.asked import Personalize
 from mapo.personalize.personalize import personalize
+from mapo.personalize.rounds import stages
 from mapo.sample.folder import read_images
+from mapo.style.stages import run_all
 from mapo.train.run.folder import Run
 from real import REAL, needs_real
 
@@ -43,6 +47,7 @@ def photos(tmp_path_factory):
 def words(photos, out, *more):
     start = ["personalize", photos, "--model", "mini", "--token", "<mine>", "--class", "star", "--out", out]
     quick = ["--steps", 2, "--sampling-steps", 1, "--scorer", "mini-learned", "--set", "train.pairs_per_step=2"]
+    quick += ["--set", "objective.name=mapo"]
     few = ["--rejected-per-photo", 1, "--prior", 2, "--eval-prompts", photos.parent / "eval.txt"]
     return list(map(str, [*start, *quick, *few, *more]))
 
@@ -53,7 +58,7 @@ def ask(*given):
 
 def again(photos, out, steps=2):
     """The same, without what is said before."""
-    settings = {"train": {"pairs_per_step": 2, "steps": steps}}
+    settings = {"objective": {"name": "mapo"}, "train": {"pairs_per_step": 2, "steps": steps}}
     asked = Personalize(
         photos, "mini", out, settings=settings, sampling={"steps": 1}, scorer="mini-learned", token="<mine>", noun="star",
         per_picture=1, prior=2, eval_prompts=str(photos.parent / "eval.txt"),
@@ -112,6 +117,9 @@ def test_the_page_shows_the_photos_and_what_a_person_can_judge_by(made):
     section = page[page.index('<section id="own"') :]
     section = section[: section.index("</section>")]
     assert "<h2>Your photos</h2>" in section and section.partition("<h3>")[0].count("<img") == 5
+    head = "Your photos, and what the model draws before and after it learned <mine>."
+    assert f"<h1>{escape(head)}</h1>" in page and "No goal" not in page
+    assert head in done.stdout.splitlines()
     assert "no number says whether &lt;mine&gt; is drawn. Look: is it the same one as in these photos" in section
     assert "2 drawings of &lt;mine&gt;" in section and section.partition("<h3>")[2].count("<img") in (2, 4)
     kinds = {card["data-prompt"]: card["data-place"].partition(" · ")[0] for card in Parsed(page).cards()}
@@ -167,18 +175,50 @@ def test_more_steps_in_round_one_are_followed_by_round_two(made, photos, tmp_pat
     assert (out / "round-2" / "run-2").is_dir() and not (out / "round-1" / "run-2").exists()
 
 
+def test_sft_draws_nothing_to_reject_and_sees_each_photo_as_often_and_old_drawings_are_kept_up(made, photos, tmp_path):
+    sft = ("--set", "objective.name=sft")
+
+    def asked(out, **more):
+        settings = {"objective": {"name": "sft"}, "train": {"pairs_per_step": 2, "steps": 1}, **more}
+        return Personalize(
+            photos, "mini", out, settings=settings, sampling={"steps": 1}, token="<mine>", noun="star", per_picture=2,
+            prior=2,
+        )  # fmt: skip
+
+    out = tmp_path / "out"
+    said = ask(photos, out, "--dry-run", *sft, "--rejected-per-photo", 2).stdout
+    rounds = "each with 5 photos 2 times and the prior, without rejected pictures, as sft learns from none, in 1 frame"
+    assert f"rounds     2, {rounds}" in said and "does not learn from" not in said
+    fresh = asked(out)
+    until = [one for one in stages(fresh, None) if one.name.startswith("round-1 ") or one.name in ("captions", "prior")]
+    run_all(out, fresh.identity(), until)
+    pairs = list(PairSet(out / "round-1" / "pairs"))
+    assert sorted(out.glob("round-*/*")) == [out / "round-1" / name for name in ("cache", "check.html", "pairs", "run")]
+    assert Counter(pair.meta["file"].partition("/")[0] for pair in pairs) == {f"{k}.png": 2 for k in range(5)} | {
+        "prior": 2
+    }
+    assert len({pair.id for pair in pairs}) == 12 and {(pair.rejected, pair.split) for pair in pairs} == {
+        (None, "train")
+    }
+    prior = {row.sha256 for row in read_images(out / "prior")}
+    assert {pair.chosen for pair in pairs if "<mine>" not in pair.prompt} == prior
+    assert "Repeats of an earlier pair" not in (out / "round-1" / "check.html").read_text()
+    assert asked(tmp_path / "other", objective={"name": "mapo"}).draws and asked(made[0]).draws
+    said = ask(photos, made[0], "--dry-run", *sft).stdout
+    assert "sft does not learn from the rejected drawings. They are made because" in said
+    assert "made again round-1 run" in said and "pairs" not in said.partition("made again")[2]
+
+
 def test_what_would_be_done_is_said_and_nothing_is_written(photos, tmp_path):
     said = ask(photos, tmp_path / "out", "--dry-run", "--rounds", 3)
     assert said.exit_code == 0, said.exception
     assert "5 photos, as “a photo of a <mine>” and the like" in said.stdout
     assert "3, each with 7 drawings by the model as it then is, in 1 frame" in said.stdout
     assert "It fits." in said.stdout and not any(tmp_path.iterdir())
-    assert "sft does not learn from the rejected drawings." in said.stdout
     (tmp_path / "plain.txt").write_text("a red square on a white background\n")
-    plain = ("--eval-prompts", tmp_path / "plain.txt", "--set", "objective.name=mapo")
+    plain = ("--eval-prompts", tmp_path / "plain.txt")
     said = ask(photos, tmp_path / "out", "--dry-run", *plain).stdout
     assert "none has <mine> or {} in it, so nothing will show the subject" in said
-    assert "does not learn from" not in said
     (tmp_path / "plain.txt").unlink()
     others = shutil.copytree(photos, tmp_path / "others")
     shutil.copy(photos.parent / "eval.txt", tmp_path)

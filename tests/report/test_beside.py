@@ -85,13 +85,15 @@ def test_the_pictures_to_learn_from_are_shown_with_what_is_said_and_each_prompt_
     kinds = {
         row.prompt_id: "plain prompt" if place < 10 else "caption, held out" for place, row in enumerate(world.after)
     }
-    more = Beside("Your photos", own, kinds, ["Look at <rex>."], [(own[3], world.after[4].file), (own[5], "gone.png")])
+    likest = [(own[3], world.after[4].file), (own[5], "gone.png")]
+    more = Beside("Your photos", own, kinds, ["Look at <rex>."], likest, veiled={own[2], own[3]})
     world.report(more=more)
     section = world.page[world.page.index('<section id="own"') :]
     section = section[: section.index("</section>")]
     assert "<h2>Your photos</h2>" in section and "<p>Look at &lt;rex&gt;.</p>" in section
     strip, _, likest = section.partition("<h3>")
     assert strip.count("<img") == 10 and likest.count("<img") == 2 and world.after[4].prompt in likest
+    assert strip.count('<label class="veil">') == 1 and likest.count('<label class="veil">') == 2
     assert 'href="#own"' in world.page
     places = {card["data-prompt"]: card["data-place"] for card in Parsed(world.page).cards()}
     assert places["prompt 0"].startswith("plain prompt · seed ") and places["prompt 9"].startswith(

@@ -120,7 +120,9 @@ def test_above_a_grid_stand_pictures_to_learn_from_and_under_a_prompt_its_kind(t
     own = [tmp_path / f"{number}.png" for number in range(3)]
     kinds = {prompt_id("prompt 0"): "caption, held out"}
     write_grid(tmp_path / "plain.png", column, prompts, [0, 1])
-    write_grid(tmp_path / "grid.png", column, prompts, [0, 1], Beside("Your pictures", own, kinds))
+    Image.new("RGB", (96, 96), (0, 0, 0)).save(tmp_path / "unsafe.png")
+    more = Beside("Your pictures", [tmp_path / "unsafe.png", *own], kinds, veiled=[tmp_path / "unsafe.png"])
+    write_grid(tmp_path / "grid.png", column, prompts, [0, 1], more)
     assert [tuple(Image.open(path).getpixel((0, 0))) for path in own] == [(7 * number, 250, 9) for number in range(3)]
     plain, grid = (np.asarray(Image.open(tmp_path / name)) for name in ("plain.png", "grid.png"))
     above = 2 * (96 + GAP) + 2 * GAP

@@ -9,7 +9,7 @@ from mapo.captions.ledger import Caption
 from mapo.errors import MapoError
 from mapo.score.scorers import choice, load_scorer
 from mapo.style import screen
-from mapo.style.screen import refuse_minors, screened_before, screener, screening
+from mapo.style.screen import refuse_minors, screened_before, screener, screening, unsafe_in
 from mapo.style.stages import StageLedger
 
 SAID = {"a.png": "two cups", "b.png": "a girl with a kite"}
@@ -50,6 +50,12 @@ def test_what_looks_unsafe_is_named_before_and_refused_with_words_for_minors(fol
     ):
         screened_before([stage], StageLedger(tmp_path / "out", {}), folder, captions())
     assert not (tmp_path / "out").exists()
+
+
+def test_pictures_that_looked_unsafe_are_found_again_and_none_where_nobody_looked(tmp_path):
+    assert unsafe_in(tmp_path) == set()
+    (tmp_path / "screen.json").write_text(json.dumps({"by": "nsfw", "pictures": {"a.png": 0.2, "more/b.png": 0.9}}))
+    assert unsafe_in(tmp_path) == {"more/b.png"}
 
 
 def test_what_a_program_wrote_counts_as_the_caption_does_and_what_is_left_out_does_not(folder):

@@ -128,6 +128,18 @@ def test_the_page_shows_the_pictures_what_was_found_of_copies_and_which_prompts_
     assert grid.height == (2 * (96 + GAP) + 2 * GAP) + (2 * LINE + 2 * GAP) + 2 * (96 + GAP)
 
 
+def test_pictures_that_looked_unsafe_are_veiled_on_the_pages(made, pictures, tmp_path):
+    out = copy_of(made, tmp_path)
+    screened = json.loads((out / "screen.json").read_text())
+    screened["pictures"]["more/4.png"] = 0.9
+    (out / "screen.json").write_text(json.dumps(screened))
+    asked = Style(pictures, "mini", out)
+    assert asked.beside().veiled == {pictures / "more" / "4.png"}
+    work.check_pairs(asked)
+    assert (out / "check.html").read_text().count('<label class="veil') in (1, 2)  # at random, perhaps as suspicious
+    assert '<label class="veil' not in (made[0] / "check.html").read_text()
+
+
 def test_what_cannot_fit_is_refused_before_anything_is_drawn_and_a_finished_run_is_not(
     made, pictures, tmp_path, monkeypatch
 ):

@@ -109,6 +109,15 @@ def test_an_assignment_without_a_name_or_value_shows_how_it_looks(assignment: st
         parse_set([assignment])
 
 
+def test_a_path_in_the_home_folder_is_found_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    text = 'cache = "~/c"\nloras = ["~/x.safetensors:0.8", "~"]\n[adapter]\ntoken = "<~/>"\n'
+    (tmp_path / "own.toml").write_text(text)
+    told = {"cache": "/home/me/c", "loras": ["/home/me/x.safetensors:0.8", "~"], "adapter": {"token": "<~/>"}}
+    assert read_toml(tmp_path / "own.toml") == told
+    assert parse_set(["cache=~/c", 'loras=["~/x.safetensors:0.8", "~"]', "adapter.token=<~/>"]) == told
+
+
 def test_the_last_assignment_counts() -> None:
     assert parse_set(["a.b=1", "a.c=2", "a.b=3", "d=1", "d.e=2"]) == {"a": {"b": 3, "c": 2}, "d": {"e": 2}}
 

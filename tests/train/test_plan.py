@@ -16,6 +16,7 @@ from mapo.api import plan
 from mapo.cli import cli
 from mapo.errors import MapoError
 from mapo.pairs import PairSet
+from mapo.settings import nested, parse_set
 from mapo.train.config import make_config
 from mapo.train.loop import Loop
 from mapo.train.plan import at_hand
@@ -321,6 +322,12 @@ def test_where_the_memory_runs_out_one_statement_has_the_plan_and_the_change_wit
     assert full.startswith("That was to be expected: by its plan this training needs") and full.endswith(" Use less.")
 
 
+def test_what_is_advised_is_read_by_every_verb_that_trains():
+    settings = {"adapter.kind": "lora", "train.gradient_checkpointing": True, "train.pairs_per_device": 1}
+    words = Change(settings, 0).flags().split()
+    assert set(words[::2]) == {"--set"} and parse_set(words[1::2]) == nested(settings)
+
+
 def test_a_run_that_goes_on_is_advised_what_it_may_change(sdxl, pairs):
     config = settled(make_config({"model": str(sdxl), "pairs": str(pairs), "data": {"split": "all"}}), None)
     subject = Weighed(**vars(open_subject(config, "cpu")))
@@ -357,7 +364,7 @@ def test_where_the_memory_runs_out_in_a_step_the_steps_before_are_kept(tmp_path,
         with pytest.raises(MapoError, match=says) as said:
             run(tmp_path / "r", sdxl, pairs, cache, steps=3)
     assert [path.name for path in Run(tmp_path / "r").checkpoints()] == ["step-00000002"]
-    assert not any(name in str(said.value) for name in MUST_STAY | {"optim.in_backward", "--adapter"})
+    assert not any(name in str(said.value) for name in MUST_STAY | {"optim.in_backward", "adapter.kind"})
     assert_same(run(tmp_path / "r", sdxl, pairs, cache, steps=3, pairs_per_device=1), whole)
 
 

@@ -118,16 +118,20 @@ def build_against(
 
 
 def build_alone(
-    pictures: Sequence[Own], model: str, out: Path, *, resolution: int | None = None, **told: Any
-) -> dict[str, int]:
+    pictures: Sequence[Own], model: str, out: Path, *, times: int = 1, resolution: int | None = None,
+    hold_out: bool = True, **told: Any,
+) -> dict[str, int]:  # fmt: skip
     """As :func:`build_against` without anything drawn: the same chosen pictures, in the frames of ``model``, and no
-    rejected ones. No weights are read. The model is ``told`` of what :func:`mapo.models.find_model` may be told."""
+    rejected ones. Each picture stands there ``times``, as beside so many drawings.
+
+    No weights are read. The model is ``told`` of what :func:`mapo.models.find_model` may be told.
+    """
     refuse_existing(out)
     if not pictures:
         raise MapoError("There are no pictures to make a set of.")
     files = find_model(model, weights=False, **told)
-    tasks = _tasks(pictures, files, resolution, 0)
-    split = held_out(pictures)
+    tasks = _tasks(pictures, files, resolution, times)
+    split = held_out(pictures) if hold_out else {}
     provenance = {
         "made": "pictures that somebody has, without rejected ones",
         "frames_of": files.stable_name,
@@ -135,10 +139,12 @@ def build_alone(
     }
     with PairWriter(out, provenance) as writer:
         for task in tasks:
-            of = split[prompt_id(task.own.caption)]
-            writer.add_pair(
-                task.own.caption, in_frame(task.own.path, task.frame), None, split=of, meta={"file": task.own.name}
-            )
+            of, chosen = split.get(prompt_id(task.own.caption), "train"), in_frame(task.own.path, task.frame)
+            for repeat in range(len(task.seeds)):
+                writer.add_pair(
+                    task.own.caption, chosen, None, repeat=repeat, weight=1 / times, split=of,
+                    meta={"file": task.own.name},
+                )  # fmt: skip
         pairs = writer.count
     return {"pairs": pairs, **_counts(tasks, split)}
 

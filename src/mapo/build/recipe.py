@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from mapo.errors import MapoError, several, suggest
+from mapo.files import at_home
 from mapo.settings import Section, why_not
 from mapo.texts import read_text
 
@@ -88,7 +89,7 @@ def read_recipe(name: str) -> Recipe:
     else:
         raise MapoError(f"There is no recipe {name!r}. {suggest(name, recipe_names())}")
     try:
-        values = tomllib.loads(read_text(path))
+        values = at_home(tomllib.loads(read_text(path)))
     except (OSError, ValueError) as error:
         raise MapoError(f"The recipe {name} cannot be read ({error}).") from None
     return _checked({"about": "", **values, "name": path.stem}, name)

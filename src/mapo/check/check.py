@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -47,13 +47,15 @@ ASPECTS = (
 
 
 def check_pairs(
-    pairs: PairSet, out: Path, *, model: str | None = None, json_file: Path | None = None, **told: Any
-) -> dict[str, Any]:
+    pairs: PairSet, out: Path, *, model: str | None = None, json_file: Path | None = None,
+    veiled: Collection[str] = (), **told: Any,
+) -> dict[str, Any]:  # fmt: skip
     """Look at every row and picture of a set; write the page ``out`` and return its numbers.
 
     ``model`` (mini, a folder, a hub id) adds the length of prompts in its tokens and its size in pixels; it is ``told``
     of another ``vae``, what it predicts (``prediction``), how it reads ``long_prompts``, whether it sees pictures in
-    ``buckets``, and of ``loras`` on top of it, which have to fit it. In the result
+    ``buckets``, and of ``loras`` on top of it, which have to fit it. Chosen pictures that were made from the files
+    ``veiled`` are blurred on the page until they are clicked. In the result
     ``errors``, ``warnings`` and ``notes`` count the findings; ``findings`` and ``leaks`` list them.
     """
     if told.get("long_prompts") and not model:
@@ -78,7 +80,7 @@ def check_pairs(
     leaks, together = _leaks(rows, pictures, values)
     findings = _findings(rows, pictures, view, choice, leaks, together)
     summary = _summary(pairs, rows, pictures, findings, leaks, together, model, len(choice.rows))
-    gallery = Gallery(pairs, rows, pictures)
+    gallery = Gallery(pairs, rows, pictures, veiled)
     suspicious = suspicious_rows(rows, pictures, values, leaks, together)
     page = _environment().get_template("check.html.j2").render(
         summary=summary,

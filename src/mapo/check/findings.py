@@ -211,6 +211,8 @@ def check_labels(rows: Rows) -> list[Finding]:
     """
     reversed_, cycle = contradictions(rows)
     first, earlier = _repeats(rows)
+    if not rows.has_rejected:
+        earlier &= rows.chosen != rows.chosen[first]  # a set stores the very same pair again only where it is asked to
     findings = find(
         "contradiction", "warning", reversed_,
         "Contradicted by another pair of the same prompt, which prefers the other picture: {n}.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,12 +116,15 @@ def _short(value: float) -> str:
 class Gallery:
     """Makes cards; each picture is embedded once however often it is asked for."""
 
-    def __init__(self, pairs: PairSet, rows: Rows, pictures: PictureTable) -> None:
+    def __init__(self, pairs: PairSet, rows: Rows, pictures: PictureTable, veiled: Collection[str] = ()) -> None:
         self.pairs, self.rows, self.pictures = pairs, rows, pictures
         self.veiled: set[int] = set()
         if pairs.info.get("sensitive"):  # rejected anywhere is veiled everywhere, and of a tie both are
             ties = rows.chosen_content[rows.preference == 0.5]
             self.veiled = {*rows.rejected_content.tolist(), *ties.tolist()}
+        if veiled:  # by the names of the files that pictures were made from
+            named = [row for row, pair in enumerate(pairs) if pair.meta.get("file") in veiled]
+            self.veiled.update(rows.chosen_content[named].tolist())
         self._ready: dict[int, tuple[str, bool]] = {}
 
     def card(self, row: int, reasons: list[str] | None = None) -> Card:

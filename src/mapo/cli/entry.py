@@ -9,7 +9,7 @@ import warnings
 
 import click
 
-from mapo.cli.shared import cli
+from mapo.cli.shared import Stopped, cli
 from mapo.errors import SaidElsewhere, printable, spoken
 
 
@@ -23,15 +23,15 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="PIL")  # about pictures that are refused or counted by us
     try:
         cli.main(prog_name="mapo", standalone_mode=False)
-    except click.exceptions.Abort:
-        _stop("Stopped. Nothing half-written was left; the same command goes on.", 130)
+    except Stopped as stopped:
+        _stop(str(stopped), 130)
+    except (click.Abort, KeyboardInterrupt):  # before a verb began
+        _stop("Stopped.", 130)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(2)
     except click.ClickException as error:
         _stop(_in_our_voice(error), 2)
-    except KeyboardInterrupt:
-        _stop("Stopped. Nothing half-written was left; the same command goes on.", 130)
     except SaidElsewhere:
         sys.exit(2)
     except BrokenPipeError:  # who read our words has gone

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mapo.cli.shared import OUT, Verb, cli, say
+from mapo.cli.shared import BEGINS_AGAIN, OUT, Verb, cli, say
 
 
 @cli.command(cls=Verb, example="mapo demo --out demo")
@@ -62,7 +62,7 @@ def mini() -> None:
     """Draw pictures of the built-in world, or make its model again."""
 
 
-@mini.command(cls=Verb, example="mapo mini draw --style cartoon --out my-pictures")
+@mini.command(cls=Verb, stopped=BEGINS_AGAIN, example="mapo mini draw --style cartoon --out my-pictures")
 @click.option("--out", type=OUT, required=True, help="The folder to write.")
 @click.option(
     "--style", default="cartoon", show_default=True, help="How they are drawn: cartoon, pixel art, sketch or realistic."

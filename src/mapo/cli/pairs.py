@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from mapo.cli.shared import (
+    BEGINS_AGAIN,
     CLIP_SKIP,
     GUIDANCE,
     LONG_PROMPTS,
@@ -25,7 +26,7 @@ from mapo.cli.shared import (
 from mapo.errors import count
 
 
-@cli.command(cls=Verb, example="mapo remake work/pairs --pair 0123456789abcdef --out work/again")
+@cli.command(cls=Verb, stopped=BEGINS_AGAIN, example="mapo remake work/pairs --pair 0123456789abcdef --out work/again")
 @click.argument("pairs", type=OUT)
 @click.option(
     "--pair", "ids", multiple=True, required=True, metavar="ID", help="The id of a pair; several if you like."
@@ -80,7 +81,7 @@ def import_(source: str, out: Path, **how: Any) -> None:
     say(f"{count(counts['pairs'], 'pair')} in {out} ({ties}, {rest})")
 
 
-@cli.command(cls=Verb, example="mapo check work/pairs --model mini --out work/check.html")
+@cli.command(cls=Verb, stopped=BEGINS_AGAIN, example="mapo check work/pairs --model mini --out work/check.html")
 @click.argument("pairs", type=OUT)
 @click.option("--out", type=OUT, default=Path("check.html"), show_default=True, help="The HTML page to write.")
 @click.option(
@@ -152,7 +153,7 @@ def mismatch(model: str, pairs: Path, out: Path, seeds: str, **how: Any) -> None
     say(f"the numbers are in {out}")
 
 
-@cli.command(cls=Verb, example="mapo export work/run --to lora --out work/my-lora")
+@cli.command(cls=Verb, stopped=BEGINS_AGAIN, example="mapo export work/run --to lora --out work/my-lora")
 @click.argument("source")
 @click.option(
     "--to",

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from mapo.cli.shared import (
+    BEGINS_AGAIN,
     CLIP_SKIP,
     DRAWS,
     GUIDANCE,
@@ -154,7 +155,9 @@ def score(images: Path, scorer: str | None, out: Path, shard: str | None, **how:
 
 
 @cli.command(
-    cls=Verb, example="mapo report --before work/before --after work/after --goal cartoon --out work/report.html"
+    cls=Verb,
+    stopped=f"{BEGINS_AGAIN}, with the scores that are there",
+    example="mapo report --before work/before --after work/after --goal cartoon --out work/report.html",
 )
 @click.option("--before", type=OUT, required=True, help="Images of the model before, or anybody's with their prompts.")
 @click.option("--after", type=OUT, required=True, help="Images of the model after, same prompts and seeds.")

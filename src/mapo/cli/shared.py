@@ -11,6 +11,7 @@ from click.core import ParameterSource
 
 from mapo import __version__
 from mapo.errors import printable
+from mapo.files import at_home
 from mapo.progress import on_terminal
 
 OUT = click.Path(path_type=Path)
@@ -146,14 +147,37 @@ def page_options(port: int) -> Callable[[Callable[..., Any]], Callable[..., Any]
     return with_options
 
 
+GOES_ON, BEGINS_AGAIN = "the same command goes on", "the same command begins again"
+
+
+class Stopped(click.Abort):
+    """A verb was stopped by Ctrl-C or SIGTERM, or by a no where it asked; the message says what to expect then."""
+
+
 class Verb(click.Command):
-    """A command that ends its help with an example that works; ``more`` gives the title and the lines of a list."""
+    """A command that ends its help with an example that works; ``more`` gives the title and the lines of a list.
+
+    ``stopped`` is what the same command does after it was stopped.
+    """
 
     def __init__(
-        self, *args: Any, example: str = "", more: Callable[[], tuple[str, list[str]]] | None = None, **kwargs: Any
-    ) -> None:
+        self, *args: Any, example: str = "", more: Callable[[], tuple[str, list[str]]] | None = None,
+        stopped: str = GOES_ON, **kwargs: Any,
+    ) -> None:  # fmt: skip
         super().__init__(*args, **kwargs)
-        self.example, self.more = example, more
+        self.example, self.more, self.stopped = example, more, stopped
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the flags. A shell leaves ``--out=~/x`` as it is, where it would expand ``--out ~/x``."""
+        parts = [arg.partition("=") if arg.startswith("--") else (arg, "", "") for arg in args]
+        return super().parse_args(ctx, [f"{flag}{equals}{at_home(value)}" for flag, equals, value in parts])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Do it; :class:`Stopped` where that was stopped."""
+        try:
+            return super().invoke(ctx)
+        except (click.Abort, KeyboardInterrupt) as error:
+            raise Stopped(f"Stopped. Nothing half-written was left; {self.stopped}.") from error
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Print the example as it stands."""

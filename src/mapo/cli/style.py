@@ -119,7 +119,8 @@ def style(**how: Any) -> None:
 )  # fmt: skip
 @click.option(
     "--rejected-per-photo", "per_picture", type=int, default=8, show_default=True,
-    help="Drawings of each caption in a round. Each becomes a pair.",
+    help="Drawings of each caption in a round, each a pair. Where none are learned from, a photo stands so often in "
+    "the set without them.",
 )  # fmt: skip
 @click.option(
     "--prior", type=int, default=40, show_default=True,

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from mapo.cli.shared import (
+    BEGINS_AGAIN,
     CLIP_SKIP,
     LONG_PROMPTS,
     LORA,
@@ -201,6 +202,7 @@ def train(
 @cli.command(
     cls=OfSettings,
     more=_recipes,
+    stopped=BEGINS_AGAIN,
     example="mapo plan --model mini --pairs work/pairs --adapter lora --memory 8GB",
 )
 @click.option("--out", type=OUT, help="A run whose settings count and whose steps were timed.")

@@ -51,15 +51,18 @@ class Pair:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
-def pair_id(prompt: str, chosen: str, rejected: str | None) -> str:
-    """The name of a pair: 16 hexadecimal digits of a hash of its prompt and its pictures."""
-    return hashlib.sha256("\0".join((prompt, chosen, rejected or "")).encode()).hexdigest()[:16]
+def pair_id(prompt: str, chosen: str, rejected: str | None, *, repeat: int = 0) -> str:
+    """The name of a pair: 16 hexadecimal digits of a hash of its prompt and its pictures, and of which ``repeat`` it is
+    where it stands in a set several times."""
+    told = (prompt, chosen, rejected or "", *[str(repeat)] * bool(repeat))
+    return hashlib.sha256("\0".join(told).encode()).hexdigest()[:16]
 
 
-def make_pair(prompt: str, chosen: str, rejected: str | None, **rest: Any) -> Pair:
+def make_pair(prompt: str, chosen: str, rejected: str | None, *, repeat: int = 0, **rest: Any) -> Pair:
     """A pair with its name and split filled in; ValueError when a value is outside the schema."""
     check_text(prompt, "the prompt")
-    pair = Pair(pair_id(prompt, chosen, rejected), prompt, chosen, rejected, **{"split": split_of(prompt), **rest})
+    name = pair_id(prompt, chosen, rejected, repeat=repeat)
+    pair = Pair(name, prompt, chosen, rejected, **{"split": split_of(prompt), **rest})
     check_values(prompt, chosen, rejected, pair.preference, pair.weight, pair.split)
     if pair.weight > MOST_WEIGHT:  # in new sets; older ones may have such, if their sum is a number
         raise ValueError(f"weight is {pair.weight:g}, more than {MOST_WEIGHT:g}; only the ratios of weights count")

@@ -175,7 +175,8 @@ class PairWriter:
         """Store a pair and its pictures; None when the very same pair is already there.
 
         ``rejected`` is None in all pairs of a set or in none. ``rest`` is any of preference, weight, group, split,
-        source, meta. ValueError when something is wrong with it.
+        source, meta, and ``repeat``, a number by which the very same pair is stored again. ValueError when something is
+        wrong with it.
         """
         pair = make_pair(prompt, sha256(chosen), None if rejected is None else sha256(rejected), **rest)
         if self._ledger.has_pair(pair.id):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from mapo.models import TokenModel, open_model
 from mapo.pairs.splits import prompt_id
 from mapo.personalize.captions import PhotoCaptions, captions_in
 from mapo.personalize.words import PLACE, Words, own_lines, read_templates
+from mapo.sample.beside import Beside
 from mapo.settings import merge
 from mapo.style import copies
 from mapo.style.asked import Asked
@@ -74,6 +75,12 @@ class Personalize(Asked):
     def round(self, number: int) -> Path:
         """The folder of a round, the first being 1."""
         return self.out / f"round-{number}"
+
+    @property
+    def draws(self) -> bool:
+        """Whether the model draws rejected pictures: where the training looks at them, or a round has some."""
+        there = self.out.is_dir() and any(self.out.glob("round-*/rejected"))
+        return there or self.learns_from_rejected(self.config([], 1))
 
     def before(self, number: int) -> tuple[str, Sequence[str]]:
         """The model that a round begins with, and the LoRAs that lie on it."""
@@ -144,6 +151,12 @@ class Personalize(Asked):
         of = dict.fromkeys(map(prompt_id, shown), "plain prompt")
         of |= {prompt_id(self.words.of_class(prompt)): "with the class word" for prompt in subject}
         return of | {prompt_id(prompt): f"with {self.token}" for prompt in subject}
+
+    def beside(self) -> Beside:
+        """As of all such commands, and what there is to see."""
+        return replace(
+            super().beside(), shows=f"Your photos, and what the model draws before and after it learned {self.token}."
+        )
 
     def found_of(self, found: Mapping[str, Any]) -> list[str]:
         """Whether the drawings show the subject, and whether they are copies."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mapo.build.against import frames_for
+from mapo.build.against import Own, frames_for
 from mapo.captions.beside import named, some
 from mapo.encode.frame import Frame
 from mapo.errors import count
@@ -34,7 +34,6 @@ def preview(asked: Personalize) -> Preview:
     photos, jobs = asked.photos(found.captions, 1), asked.prior_jobs(found.captions)
     frames = frames_for(photos, asked.files, asked.resolution)
     model = {name: asked.of_run(1)[name] for name in ("model", "loras")}
-    drawings = asked.per_picture * len(photos) + asked.prior
     planned = plan_training(
         photos, frames, asked.round_settings(frames, 1), asked.recipe, model, asked.out, hold_out=False
     )
@@ -52,8 +51,7 @@ def preview(asked: Personalize) -> Preview:
         f"captions   {count(len(photos), 'photo')}, as {some_of([one.caption for one in photos])}",
         f"screened   {screened}",
         f"prior      {prior}",
-        f"rounds     {asked.rounds}{each} with {count(drawings, 'drawing')} by the model as it then is, in "
-        f"{count(len(set(frames)), 'frame')}",
+        f"rounds     {asked.rounds}{each} with {_rejected(asked, photos)}, in {count(len(set(frames)), 'frame')}",
         f"{first}{each and ' in each round'}",
         *plan,
         f"pictures   {shown}, half before and half after the training",
@@ -75,14 +73,23 @@ def preview(asked: Personalize) -> Preview:
     return Preview(lines, warnings, "" if trained else planned.refusal)
 
 
+def _rejected(asked: Personalize, photos: Sequence[Own]) -> str:
+    """What the rejected pictures of a round will be."""
+    if asked.draws:
+        return f"{count(asked.per_picture * len(photos) + asked.prior, 'drawing')} by the model as it then is"
+    times = f" {count(asked.per_picture, 'time')}" if asked.per_picture > 1 else ""
+    prior = " and the prior" if asked.prior else ""
+    why = f"as {asked.config([], 1).objective.name} learns from none"
+    return f"{count(len(photos), 'photo')}{times}{prior}, without rejected pictures, {why}"
+
+
 def _told_of_use(asked: Personalize, frames: Sequence[Frame]) -> list[str]:
     """What is drawn and serves little: rejected pictures that are not learned from, prompts without the subject."""
     said, config = [], asked.config(frames, 1)
-    if not asked.learns_from_rejected(config):
-        fewest = " --rejected-per-photo 1 draws the fewest." if asked.per_picture > 1 else ""
+    if asked.draws and not asked.learns_from_rejected(config):
         said.append(
-            f"{config.objective.name} does not learn from the rejected drawings. They still count: a photo is seen "
-            f"once with each, beside the prior. Another objective would learn from them.{fewest}"
+            f"{config.objective.name} does not learn from the rejected drawings. They are made because {asked.out} has "
+            "such drawings already. Another --out draws none."
         )
     if not any(asked.words.knows(prompt) for prompt in asked.shown()):
         said.append(

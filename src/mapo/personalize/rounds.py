@@ -2,7 +2,7 @@
 
 A pair of a photo has the photo as chosen. A pair of the prior has no token, and two drawings: chosen is the one by the
 model as it was before any training, which is what an ordinary picture is; rejected is by the model of the round before.
-All pairs count alike.
+All pairs count alike. An objective that learns from chosen pictures alone gets as many pairs without rejected ones.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mapo.build.against import Own, build_against
+from mapo.build.against import Own, build_against, build_alone
 from mapo.captions.ledger import Caption, write_ledger
 from mapo.errors import count
 from mapo.files import sha256
@@ -20,7 +20,7 @@ from mapo.personalize.captions import TEMPLATE
 from mapo.sample.folder import read_images
 from mapo.style import copies
 from mapo.style.asked import are_wide
-from mapo.style.screen import screener, screening
+from mapo.style.screen import screener, screening, unsafe_in
 from mapo.style.shown import SCORES, SEEDS, compare, compared_from, frames_in, leave, others, untrained, write_copies
 from mapo.style.stages import Stage, digest_of
 from mapo.style.training import go_on
@@ -85,19 +85,23 @@ def _round(asked: Personalize, number: int, hands: Any, now: Callable[[], list[C
     place, (model, loras) = asked.round(number), asked.before(number)
     pairs, run, name = place / "pairs", place / "run", place.name
 
-    def draw() -> str:
+    def make_pairs() -> str:
         shutil.rmtree(pairs, ignore_errors=True)  # of a command that was killed when all but this was done
-        counts = build_against(
-            [*asked.photos(asked.captions_now(), number), *_prior(asked)], model, pairs, place / "rejected",
-            per_picture=asked.per_picture, resolution=asked.resolution, hold_out=False, loras=loras,
-            **(asked.told if number == 1 else {}), **asked.sampling,
-        )  # fmt: skip
+        own = [*asked.photos(asked.captions_now(), number), *_prior(asked)]
+        how: dict[str, Any] = {"resolution": asked.resolution, "hold_out": False}
+        if asked.draws:
+            counts = build_against(
+                own, model, pairs, place / "rejected", per_picture=asked.per_picture, loras=loras, **how,
+                **(asked.told if number == 1 else {}), **asked.sampling,
+            )  # fmt: skip
+        else:
+            counts = build_alone(own, asked.model, pairs, times=asked.per_picture, **how, **asked.told)
         return f"{count(counts['pairs'], 'pair')} of {count(counts['pictures'], 'picture')}"
 
     def look() -> str:
         wide = are_wide(frames_in(pairs))
-        numbers = check_verb.check(pairs, place / "check.html", model=asked.model, buckets=wide, **asked.told)
-        return str(numbers["verdict"])
+        how = {"model": asked.model, "buckets": wide, "veiled": unsafe_in(asked.out), **asked.told}
+        return str(check_verb.check(pairs, place / "check.html", **how)["verdict"])
 
     def train() -> str:
         frames = frames_in(pairs)
@@ -111,15 +115,19 @@ def _round(asked: Personalize, number: int, hands: Any, now: Callable[[], list[C
 
     def drawn() -> list[str]:
         prior = digest_of(asked.out / "prior" / "manifest.jsonl") if asked.prior else ""
-        return [*by(), str(asked.per_picture), str(asked.resolution), *_seen(asked, now()), prior]
+        made_by = by() if asked.draws else ["alone"]
+        return [*made_by, str(asked.per_picture), str(asked.resolution), *_seen(asked, now()), prior]
 
     last = (f"{asked.round(number - 1).name} run",) if number > 1 else ()
+    folder = Stage(
+        f"{name} rejected", "a folder for the drawings", (f"{name}/rejected",), by,
+        lambda: (place / "rejected").mkdir(parents=True, exist_ok=True), clears=(f"{name}/cache",), follows=last,
+    )  # fmt: skip
+    says = f"{model} draws the captions" if asked.draws else "each photo alone"
     return [
-        Stage(f"{name} rejected", "a folder for the drawings", (f"{name}/rejected",), by,
-              lambda: (place / "rejected").mkdir(parents=True, exist_ok=True), clears=(f"{name}/cache",),
-              follows=last),
-        Stage(f"{name} pairs", f"{model} draws the captions", (f"{name}/pairs",), drawn, draw,
-              aside_if_changed=True, follows=("prior", *last)),
+        *[folder] * asked.draws,
+        Stage(f"{name} pairs", says, (f"{name}/pairs",), drawn, make_pairs, aside_if_changed=True,
+              follows=("prior", *(last if asked.draws else ()))),
         Stage(f"{name} check", "what is wrong in the pairs", (f"{name}/check.html",), lambda: [digest_of(pairs)], look,
               follows=(f"{name} pairs",)),
         Stage(f"{name} run", "the training", (f"{name}/run",), lambda: [digest_of(pairs), *by()], train,

@@ -25,8 +25,11 @@ def shown_beside(more: Beside, after: Path, second: Rows) -> dict[str, Any]:
     return {
         "title": more.title,
         "says": more.says,
-        "pictures": [_thumb(_opened(path)) for path in more.some()],
-        "likest": [(_thumb(_opened(own)), _thumb(open_picture(after, row)), row.prompt) for own, row in likest],
+        "pictures": [_thumb(_opened(path), path in more.veiled) for path in more.some()],
+        "likest": [
+            (_thumb(_opened(own), own in more.veiled), _thumb(open_picture(after, row), own in more.veiled), row.prompt)
+            for own, row in likest
+        ],
     }
 
 
@@ -34,9 +37,9 @@ def _opened(path: Path) -> Image:
     return decode_picture(path.read_bytes())
 
 
-def _thumb(picture: Image) -> dict[str, Any]:
+def _thumb(picture: Image, veiled: bool) -> dict[str, Any]:
     source, _, tiny = shrink(picture)
-    return {"source": source, "tiny": tiny, "size": picture.size}
+    return {"source": source, "tiny": tiny, "size": picture.size, "veiled": veiled}
 
 
 def by_kind(

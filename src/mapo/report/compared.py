@@ -98,8 +98,10 @@ def compare_folders(
     judges_of_pairs: Sequence[str],
     votes: Sequence[Path],
     scorers: Collection[str] | None,
+    shows: str = "",
 ) -> Compared:
-    """Compare two folders; the arguments are those of ``write_report``, which says what is refused."""
+    """Compare two folders; the arguments are those of ``write_report``, which says what is refused. For ``shows`` see
+    :func:`judge`."""
     first, second = read_pictures(before, after)
     tables = read_evidence(scores, first, second, may_be_empty=bool(votes), scorers=scorers)
     cast = read_people(votes, first, second)
@@ -124,7 +126,7 @@ def compare_folders(
         comparisons.insert(0, compare_people(cast, first, second, training.annotators))
     if not comparisons:
         raise MapoError(_why_none(without_numbers, bool(guards or guards_without_numbers)))
-    verdict = judge(comparisons, goal, (len(seen), prompts))
+    verdict = judge(comparisons, goal, (len(seen), prompts), shows)
     for folder, rows in ((before, first), (after, second)):
         check_pictures(folder, rows.values())
     told = warnings(guards) + cautions(first, second, comparisons)

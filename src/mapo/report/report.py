@@ -64,7 +64,7 @@ def write_report(
     incomplete, when the run did not make the pictures after, and when all prompts were trained on.
     """
     check_out(out, [*scores, *votes])
-    found = compare_folders(before, after, scores, goal, run, judges_of_pairs, votes, scorers)
+    found = compare_folders(before, after, scores, goal, run, judges_of_pairs, votes, scorers, more.shows)
     first, second, shown = found.first, found.second, found.verdict.headline or found.comparisons[0]
     others = aside(found.comparisons, goal)
     told = [c for c in found.comparisons if c not in others]

@@ -24,34 +24,21 @@ class Verdict:
     headline: Comparison | None
 
 
-def judge(comparisons: Sequence[Comparison], goal: str | None, left_out: tuple[int, int] = (0, 0)) -> Verdict:
+def judge(
+    comparisons: Sequence[Comparison], goal: str | None, left_out: tuple[int, int] = (0, 0), shows: str = ""
+) -> Verdict:
     """What can be said about the goal, which is what people prefer where there are votes and no goal was named.
 
     Of several scorers that did not make the training pairs (as far as was said) the most cautious speaks, so that no
     scorer is picked for its answer; where their calls contradict each other there is none. A flaw is the goal only
-    where it was named. ``left_out``: how many prompts were trained on and take no part, and of how many.
+    where it was named. ``left_out``: how many prompts were trained on and take no part, and of how many. ``shows`` is
+    said in place of a verdict where no goal was named, as what was to be learned is nothing that a scorer knows.
     """
     metrics = {c.metric for c in comparisons}
     only = PREFERENCE if PREFERENCE in metrics else next(iter(metrics)) if len(metrics) == 1 else None
-    metric = goal.removeprefix("-") if goal else only
-    if not goal and metrics <= FLAWS:
-        return Verdict(
-            "No goal was named, and nothing at hand knows better or worse, so no winner is called.",
-            f"What was scored ({_listed(metrics)}) looks for flaws alone. Score by a scorer of quality too, or let "
-            f"people judge. Where fewer flaws are what training was for, say --goal=-{min(metrics)}.",
-            "undecided",
-            None,
-        )
-    if metric is None:
-        clear = sum(c.win.conclusive for c in comparisons)
-        return Verdict(
-            "No goal was named, so no winner is called.",
-            f"{clear} of {count(len(comparisons), 'win rate')} below {'excludes' if clear == 1 else 'exclude'} "
-            f"50{THIN}%. Name the metric that training was for "
-            "with --goal; to choose it after seeing them would be to choose the answer.",
-            "undecided",
-            None,
-        )
+    if not goal and (said := _without_goal(comparisons, only, shows)):
+        return said
+    metric = goal.removeprefix("-") if goal else only or ""
     heard = [c for c in comparisons if c.metric == metric]
     free = [c for c in heard if not c.made_pairs] or heard
     headline = min(free, key=_caution)
@@ -86,6 +73,36 @@ def judge(comparisons: Sequence[Comparison], goal: str | None, left_out: tuple[i
     detail = _detail(headline, free, heard)
     people = next((c for c in comparisons if c.scorer == PEOPLE and c is not headline), None)
     return Verdict(sentence, f"{detail} {_beside(people, call)}" if people else detail, call, headline)
+
+
+def _without_goal(comparisons: Sequence[Comparison], only: str | None, shows: str) -> Verdict | None:
+    """What is said where no goal was named; None where the metric that is ``only`` one can be the goal."""
+    if shows and only != PREFERENCE:
+        detail = f"{_conclusive(comparisons)} No scorer knows what was to be learned; --goal names a metric to go by."
+        return Verdict(shows, detail, "undecided", None)
+    if (metrics := {c.metric for c in comparisons}) <= FLAWS:
+        return Verdict(
+            "No goal was named, and nothing at hand knows better or worse, so no winner is called.",
+            f"What was scored ({_listed(metrics)}) looks for flaws alone. Score by a scorer of quality too, or let "
+            f"people judge. Where fewer flaws are what training was for, say --goal=-{min(metrics)}.",
+            "undecided",
+            None,
+        )
+    if only is None:
+        return Verdict(
+            "No goal was named, so no winner is called.",
+            f"{_conclusive(comparisons)} Name the metric that training was for with --goal; to choose it after seeing "
+            "them would be to choose the answer.",
+            "undecided",
+            None,
+        )
+    return None
+
+
+def _conclusive(comparisons: Sequence[Comparison]) -> str:
+    clear = sum(c.win.conclusive for c in comparisons)
+    exclude = "excludes" if clear == 1 else "exclude"
+    return f"{clear} of {count(len(comparisons), 'win rate')} below {exclude} 50{THIN}%."
 
 
 def _beside(people: Comparison, call: str) -> str:

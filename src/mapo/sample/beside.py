@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +14,9 @@ class Beside:
     """``pictures`` are those to learn from, under the ``title``. ``kinds`` says what prompts are, by their ids.
 
     ``says`` is what was found of pictures and drawings, in sentences. ``nearest`` are some of the pictures, each with
-    the file of the drawing after the training that is most like it.
+    the file of the drawing after the training that is most like it. ``shows`` is what there is to see, in a sentence
+    that heads the page where nobody named a goal. Pictures that are ``veiled`` look unsafe: a page blurs them until
+    they are clicked, and a picture of pictures leaves them out.
     """
 
     title: str = ""
@@ -22,11 +24,14 @@ class Beside:
     kinds: Mapping[str, str] = field(default_factory=dict)
     says: Sequence[str] = ()
     nearest: Sequence[tuple[Path, str]] = ()
+    shows: str = ""
+    veiled: Collection[Path] = ()
 
-    def some(self, most: int = MOST) -> list[Path]:
-        """At most so many of the pictures, spread evenly."""
-        number = min(most, len(self.pictures))
-        return [self.pictures[k * len(self.pictures) // number] for k in range(number)]
+    def some(self, most: int = MOST, *, veiled: bool = True) -> list[Path]:
+        """At most so many of the pictures, spread evenly; without ``veiled`` none of those."""
+        pictures = [path for path in self.pictures if veiled or path not in self.veiled]
+        number = min(most, len(pictures))
+        return [pictures[k * len(pictures) // number] for k in range(number)]
 
 
 NOTHING = Beside()

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,6 +60,7 @@ class Filling:
     row: Callable[[Job, bytes, str], ImageRow]  # of a picture, from its job, its PNG and its place in the batch
     tell: Callable[[], None]  # says what has to be known before anything is drawn
     desc: str = "sample"
+    drawn: list[Job] = field(default_factory=list)  # so far, by this process
 
     @property
     def work(self) -> Path:
@@ -162,6 +163,7 @@ class Filling:
             ]  # fmt: skip
             append_images(self.folder, rows, data, manifest)
             have.update(_by_job(rows))
+            self.drawn.extend(_by_job(rows))
             bar.update(len(rows))
 
         with bar, ThreadPoolExecutor(1) as writer:

@@ -69,7 +69,7 @@ def write_grid(
     first = open_picture(columns[0].folder, columns[0].rows[prompt_id(shown[0]), numbers[0]])
     width, height = _cell(first.size)
     labels = [_label(column, seed, len(columns) > 1, len(numbers) > 1) for column, seed in places]
-    own = more.some(2 * len(places))
+    own = more.some(2 * len(places), veiled=False)
     above = -(-len(own) // len(places)) * (height + GAP) + 2 * GAP if own else 0
     head = above + max(map(len, labels)) * LINE + 2 * GAP
     size = TEXT_WIDTH + len(places) * (width + GAP) + GAP, head + len(shown) * (height + GAP)

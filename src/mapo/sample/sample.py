@@ -357,6 +357,8 @@ def sample(
     sampling = default_sampling(find_model(model, **told), **how)
     jobs = [(p, s) for p in several(prompts) for s in ([seeds] if isinstance(seeds, int) else seeds)]
     use_own_device()
-    return (
-        Sampler(model, sampling.precision, clip_skip=clip_skip, **told).filling(Path(out), jobs, sampling).fill(shard)
-    )
+    filling = Sampler(model, sampling.precision, clip_skip=clip_skip, **told).filling(Path(out), jobs, sampling)
+    rows = filling.fill(shard)
+    if shard == WHOLE and not filling.drawn:
+        LOG.info(f"{out} has all of these pictures, so nothing was left to draw.")
+    return rows

@@ -19,6 +19,7 @@ from mapo.score.scorers import scorer_names
 from mapo.score.scorers.choice import NEUTRAL, check_goal
 from mapo.settings import merge
 from mapo.style import copies
+from mapo.style.screen import unsafe_in
 from mapo.texts import read_object
 
 if TYPE_CHECKING:
@@ -202,7 +203,9 @@ class Asked:
     def beside(self) -> Beside:
         """What is shown beside the drawings: the pictures, and of what kind each prompt is."""
         kept = self.kept(list(read_ledger(self.captions_file).values()))
-        return Beside(self.TITLE, [path for _, path in kept], self.kinds())
+        unsafe = unsafe_in(self.out)
+        veiled = {path for one, path in kept if one.file in unsafe}
+        return Beside(self.TITLE, [path for _, path in kept], self.kinds(), veiled=veiled)
 
     def found_of(self, found: Mapping[str, Any]) -> list[str]:
         """What there is to say of drawings and pictures beside each other, where this was ``found`` of copies."""

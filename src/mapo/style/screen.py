@@ -116,12 +116,22 @@ def screened_before(
         return [f"by nobody: {NOBODY}"]
     stage = next(one for one in stages if one.name == "screen")
     if ledger.is_done(stage):
-        path = ledger.folder / SCREENED
-        values = read_object(path, "what a safety scorer said", "Delete it.").get("pictures", {})
-        found = refused(Screened(folder, scorer, values), captions)
+        found = refused(Screened(folder, scorer, _values(ledger.folder)), captions)
     else:
         found = screen(folder, captions, scorer)
     return [found.says, *filter(None, [found.warning])]
+
+
+def unsafe_in(out: Path) -> set[str]:
+    """The pictures that looked unsafe when they were screened; none where nobody looked."""
+    return {name for name, value in _values(out).items() if value > UNSAFE} if (out / SCREENED).is_file() else set()
+
+
+def _values(out: Path) -> dict[str, float]:
+    values: dict[str, float] = read_object(out / SCREENED, "what a safety scorer said", "Delete it.").get(
+        "pictures", {}
+    )
+    return values
 
 
 def refuse_minors(folder: Path, captions: Sequence[Caption], why: str) -> None:

@@ -15,6 +15,7 @@ from mapo.files import write_text
 from mapo.pairs.splits import prompt_id
 from mapo.style import copies
 from mapo.style.asked import are_wide
+from mapo.style.screen import unsafe_in
 from mapo.style.shown import SEEDS, frames_in, write_copies
 from mapo.style.training import go_on
 from mapo.style.wanted import Style
@@ -58,7 +59,8 @@ def check_pairs(asked: Style) -> str:
     from mapo.check.verb import check
 
     wide = are_wide(frames_in(asked.pairs))
-    return str(check(asked.pairs, asked.out / "check.html", model=asked.model, buckets=wide, **asked.told)["verdict"])
+    how = {"model": asked.model, "buckets": wide, "veiled": unsafe_in(asked.out), **asked.told}
+    return str(check(asked.pairs, asked.out / "check.html", **how)["verdict"])
 
 
 def measure_mismatch(asked: Style) -> str:

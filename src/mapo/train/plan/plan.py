@@ -39,11 +39,8 @@ class Change:
     memory: int
 
     def flags(self) -> str:
-        """What is to be added to the command."""
-        return " ".join(
-            f"--adapter {value}" if key == "adapter.kind" else f"--set {key}={_told(value)}"
-            for key, value in self.settings.items()
-        )
+        """What is to be added to the command: to any that trains, as not all have flags of their own for settings."""
+        return " ".join(f"--set {key}={_told(value)}" for key, value in self.settings.items())
 
 
 @dataclass(frozen=True)

@@ -52,8 +52,8 @@ def _check_trainable(config: Config, model: Opened) -> None:
     """MapoError where this adapter is not for this family, or the model is one for few steps."""
     if config.adapter.kind not in model.adapters:
         raise MapoError(
-            f"{model.files.name} is trained with a LoRA only: --adapter {config.adapter.kind} would need its weights "
-            "several times in memory. Use --adapter lora."
+            f"{model.files.name} is trained with a LoRA only: all of its weights would be needed several times in "
+            "memory. Use --set adapter.kind=lora."
         )
     if config.adapter.encodes and not isinstance(model, TokenModel):
         setting = "token" if config.adapter.token else "text_encoders"
