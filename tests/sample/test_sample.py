@@ -29,6 +29,21 @@ def test_a_picture_is_the_same_whatever_the_batch_size(tmp_path, sdxl):
     assert max(abs(one[k] - four[k]).max() for k in one) <= 1
 
 
+@pytest.mark.parametrize(
+    ("device", "knows_bfloat16", "model", "precision"),
+    [
+        ("cpu", True, "sdxl", "float32"), ("cuda", True, "sdxl", "bfloat16"), ("cuda", False, "sdxl", "float16"),
+        ("cuda", True, "mini", "float32"),
+    ],
+)  # fmt: skip
+def test_pictures_are_drawn_in_16_bits_on_a_gpu(sdxl, monkeypatch, device, knows_bfloat16, model, precision):
+    monkeypatch.setattr("mapo.sample.sample.best_device", lambda: device)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: knows_bfloat16)
+    files = find_model(str(sdxl) if model == "sdxl" else model)
+    assert default_sampling(files).precision == precision
+    assert default_sampling(files, precision="float32").precision == "float32"
+
+
 def test_the_same_call_gives_the_same_bytes_and_goes_on_where_it_stopped(tmp_path, sdxl, monkeypatch, heard):
     import mapo.sample.filling
 
