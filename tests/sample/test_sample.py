@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from diffusers import AutoencoderKL
 from PIL import Image
 
 from mapo.cli import cli
@@ -42,6 +43,18 @@ def test_pictures_are_drawn_in_16_bits_on_a_gpu(sdxl, monkeypatch, device, knows
     files = find_model(str(sdxl) if model == "sdxl" else model)
     assert default_sampling(files).precision == precision
     assert default_sampling(files, precision="float32").precision == "float32"
+
+
+def test_large_pictures_are_decoded_one_at_a_time(tmp_path, sdxl, monkeypatch):
+    decoded, decode = [], AutoencoderKL._decode
+    monkeypatch.setattr(AutoencoderKL, "_decode", lambda vae, z, **how: decoded.append(len(z)) or decode(vae, z, **how))
+    config = shutil.copytree(sdxl, tmp_path / "large") / "unet/config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "sample_size": 128}))
+    how = {"steps": 1, "images_per_batch": 2}
+    sample(str(tmp_path / "large"), PROMPTS[:2], [0], tmp_path / "a", width=16, height=16, **how)
+    assert decoded == [1, 1]
+    sample(str(sdxl), PROMPTS[:2], [0], tmp_path / "b", **how)
+    assert decoded == [1, 1, 2]
 
 
 def test_the_same_call_gives_the_same_bytes_and_goes_on_where_it_stopped(tmp_path, sdxl, monkeypatch, heard):

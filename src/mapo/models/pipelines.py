@@ -100,6 +100,9 @@ def _side(model: ModelFiles) -> int:
     return int(size if isinstance(size, int) else size[-1]) << len(blocks) - 1
 
 
+SMALL = 128  # pixels; pictures that are larger than that fill a GPU few at a time
+
+
 def advice(model: ModelFiles, kind: Any) -> dict[str, Any]:
     """Steps, guidance and side as the model folder (``sampling.json``), its family, or its pipeline's class says."""
     if is_of_a_family(model):
@@ -109,7 +112,7 @@ def advice(model: ModelFiles, kind: Any) -> dict[str, Any]:
         side, defaults = _side(model), {key: parameter.default for key, parameter in accepts(kind).items()}
         values = {"steps": defaults.get("num_inference_steps") or 30, "guidance": defaults.get("guidance_scale") or 0.0}
     advised = {key: value for key, value in model.sampling.items() if key != MOST_TOKENS}
-    return {"width": side, "height": side, "images_per_batch": 32 if side <= 128 else 4, **values, **advised}
+    return {"width": side, "height": side, "images_per_batch": 32 if side <= SMALL else 4, **values, **advised}
 
 
 def open_pipeline(model: ModelFiles, device: Any, dtype: Any) -> Any:
@@ -119,7 +122,11 @@ def open_pipeline(model: ModelFiles, device: Any, dtype: Any) -> Any:
         if isinstance(made, list) and made and str(made[-1]).startswith("CLIPTokenizer"):
             check_tokenizer_files(model.base, part)
     if is_of_a_family(model):
-        return open_model(model, to_train=False).pipeline(device, dtype)
+        opened = open_model(model, to_train=False)
+        made = opened.pipeline(device, dtype)
+        if opened.layout.side > SMALL:
+            made.vae.enable_slicing()  # one picture is decoded at a time: four of 1,024 pixels take gigabytes more
+        return made
     if model.loras:
         raise MapoError(f"--lora: {model.name} is a {name}, of which no layers of LoRAs are known. Leave it out.")
     model.refuse_clip_skip(name)
