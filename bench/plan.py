@@ -273,6 +273,7 @@ def main() -> None:
             )  # fmt: skip
             with tempfile.TemporaryDirectory(dir=work) as temporary:
                 known[name] = measured(words(setting, model, work), Path(temporary) / "run", setting.processes)
+            known[name]["date"] = time.strftime("%Y-%m-%d")
             (work / "measured.json").write_text(json.dumps(known, indent=1) + "\n")
         if args.measure_only:
             print(name, known[name], flush=True)

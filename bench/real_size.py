@@ -298,7 +298,7 @@ def main() -> None:
     import torch
 
     if args.model == "flux-dev":
-        found = on_meta()
+        found = {"date": time.strftime("%Y-%m-%d"), **on_meta()}
         if args.out:
             args.out.mkdir(parents=True, exist_ok=True)
             (args.out / "real-size-flux-dev.json").write_text(json.dumps(found, indent=1) + "\n")
@@ -333,6 +333,7 @@ def main() -> None:
     if torch.cuda.is_available():
         machine = torch.cuda.get_device_name()
     about = {
+        "command": " ".join(["python bench/real_size.py", *sys.argv[1:]]), "date": time.strftime("%Y-%m-%d"),
         "machine": machine, "torch": torch.__version__, "model": args.model, "parameters": PARAMETERS[args.model],
         "resolution": args.resolution,
         "adapter": args.adapter, "gradient_checkpointing": args.checkpointing, "pairs_per_step": 1, "rows": rows,

@@ -100,13 +100,12 @@ def foreseen(error: Exception) -> str | None:
         return str(error)
     kinds = {f"{kind.__module__.split('.')[0]}.{kind.__name__}" for kind in type(error).__mro__}
     why = _first_line(error)
-    if "safetensors.SafetensorError" in kinds and "os error" in why:
-        error = as_os_error(error)
+    error = _of_the_system(error)
     if is_out_of_memory(error):
         return f"The memory ran out ({why}). Do less at a time, or use a machine with more memory."
     if isinstance(error, OSError) and error.errno is not None:
         where = error.filename or "A file"
-        if error.errno in NO_SPACE:
+        if no_space(error):
             return f"{where}: {os.strerror(error.errno)}. Make room, then run the same command again."
         return f"{where}: {error.strerror or why}."
     if "safetensors.SafetensorError" in kinds:
@@ -116,6 +115,18 @@ def foreseen(error: Exception) -> str | None:
     if kinds & {"httpx.HTTPError", "requests.RequestException", "huggingface_hub.HfHubHTTPError"}:
         return f"The hub could not be reached ({why}). Check the connection, then run the same command again."
     return None
+
+
+def no_space(error: Exception) -> OSError | None:
+    """The error itself where it says that a disk is full, out of a library's too; else None."""
+    error = _of_the_system(error)
+    return error if isinstance(error, OSError) and error.errno in NO_SPACE else None
+
+
+def _of_the_system(error: Exception) -> Exception:
+    """What the operating system said, where safetensors only quotes it."""
+    quotes = type(error).__name__ == "SafetensorError" and "os error" in str(error)
+    return as_os_error(error) if quotes else error
 
 
 def as_os_error(error: Exception, path: str | None = None) -> OSError:

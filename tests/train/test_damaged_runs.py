@@ -64,18 +64,32 @@ def test_a_run_that_cannot_write_a_checkpoint_beside_the_last_one_does_not_begin
     assert len(run(tmp_path / "b", sdxl, pairs, cache, steps=3)) == 3  # beside the one that there is
 
 
-def test_a_checkpoint_that_does_not_fit_leaves_the_last_one_and_says_so(tmp_path, sdxl, pairs, cache):
-    """A real limit on the size of files, in a process of its own."""
-    run(tmp_path / "r", sdxl, pairs, cache, steps=1)
+def with_small_files(out, sdxl, pairs, steps: int) -> str:
+    """The last line of a training that may write no file above 60,000 bytes, a real limit in a process of its own."""
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "from pathlib import Path; from mapo.train.config import make_config; from mapo.train.train import train\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))\n"
-        "train(make_config({'train': {'steps': 2}, 'model': sys.argv[2], 'pairs': sys.argv[3]}), Path(sys.argv[1]))\n"
+        "config = {'train': {'steps': int(sys.argv[4])}, 'model': sys.argv[2], 'pairs': sys.argv[3]}\n"
+        "train(make_config(config), Path(sys.argv[1]))\n"
     )
-    done = run_apart("-c", code, tmp_path / "r", sdxl, pairs)
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("mapo.errors.MapoError: The checkpoint of step 2 could not be written"), done.stderr
+    return run_apart("-c", code, out, sdxl, pairs, steps).stderr.strip().splitlines()[-1]
+
+
+def test_final_weights_that_do_not_fit_leave_the_last_checkpoint_and_say_so(tmp_path, sdxl, pairs, cache):
+    run(tmp_path / "r", sdxl, pairs, cache, steps=1)
+    shutil.rmtree(tmp_path / "r" / "weights")
+    last = with_small_files(tmp_path / "r", sdxl, pairs, 1)
+    assert last.startswith(f"mapo.errors.MapoError: A file of {tmp_path / 'r'} could not be written (File too large)")
+    assert last.endswith("The checkpoint of step 1 is kept. Make room, then run the same command again.")
+    assert len(run(tmp_path / "r", sdxl, pairs, cache, steps=1)) == 1
+    assert (tmp_path / "r" / "weights").is_dir()
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_the_last_one_and_says_so(tmp_path, sdxl, pairs, cache):
+    run(tmp_path / "r", sdxl, pairs, cache, steps=1)
+    last = with_small_files(tmp_path / "r", sdxl, pairs, 2)
+    assert last.startswith("mapo.errors.MapoError: The checkpoint of step 2 could not be written"), last
     assert "The checkpoint of step 1 is kept" in last
     assert [p.name for p in (tmp_path / "r" / "checkpoints").iterdir()] == ["step-00000001"]
     whole = run(tmp_path / "whole", sdxl, pairs, cache, steps=2)

@@ -333,7 +333,7 @@ def test_a_base_that_was_measured_with_other_settings_is_not_compared_with(tmp_p
 
 
 def test_fewer_held_out_pairs_than_before_are_no_damage(tmp_path, sdxl, held):
-    how = {"kind": "lora", "evaluate_every": 1, "allow_change": True}
+    how = {"kind": "lora", "evaluate_every": 1}
     run(tmp_path / "r", sdxl, held, steps=1, **how)
     run(tmp_path / "r", sdxl, held, steps=2, evaluate_pairs=2, **how)
     assert [row["pairs"] for row in evaluations(tmp_path / "r")] == [HELD, HELD, 2]

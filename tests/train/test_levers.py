@@ -154,6 +154,11 @@ def test_a_run_whose_weights_were_spoilt_keeps_its_last_checkpoint_and_no_other(
 CANNOT = [
     ({"optim": {"in_backward": True}}, {}, r"optim.in_backward: .*Set optim.clip_norm=0"),
     ({"optim": NOT_CLIPPED}, {"pairs_per_device": 2}, r"optim.in_backward: .*Leave train.pairs_per_device out"),
+    (
+        {"optim": {"in_backward": True}},
+        {"pairs_per_device": 2, "data": {"buckets": True}},
+        r"^optim.in_backward: the norm .*Set optim.clip_norm=0. A gradient .*pairs_per_device out.*Leave data.buckets",
+    ),
     ({"optim": NOT_CLIPPED}, {"data": {"buckets": True}}, r"optim.in_backward: .*Leave data.buckets out"),
     ({"optim": {"lr": 9e-7}}, {"weights": "bfloat16-stochastic"}, r"optim.lr is 9e-07: .*bfloat16-master"),
     ({}, {"weights": "bfloat16-master", "precision": "float64"}, r"does not go together with train.precision=float64"),

@@ -253,6 +253,11 @@ def test_the_disk_is_what_the_cache_lacks(tmp_path, sdxl, pairs, cache):
     assert found.pictures == PairSet(pairs).number_of_images()
     assert found.bytes == found.pictures * 2 * latent * 4 + found.prompts * model.prompt_numbers * 4
     assert planned(sdxl, pairs, cache=cache).disk.bytes == 0
+    flipped = planned(sdxl, pairs, cache=cache, settings={"data.flip": True})  # to which training adds nothing
+    assert (flipped.disk.pictures, flipped.disk.prompts) == (found.pictures, found.prompts)
+    assert any(
+        "was encoded with flip False, this run asks for True" in line and "--cache" in line for line in flipped.lines()
+    )
 
 
 def test_train_says_the_plan_first_and_refuses_what_cannot_fit(tmp_path, sdxl, pairs, cache, monkeypatch, heard):

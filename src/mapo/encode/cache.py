@@ -113,24 +113,39 @@ def is_cache(folder: Path) -> bool:
 
 def check_head(folder: Path, key: CacheKey) -> None:
     """MapoError where the cache is of another version or was encoded in another way."""
+    model, theirs = _head_of(folder)
+    if theirs.get("encoders") != key.encoders:
+        raise _encoded(folder, _other_encoders(model, theirs, key))
+    _check_way(folder, theirs, vars(key))
+
+
+def check_way(folder: Path, resolution: int, flip: bool, precision: Precision) -> None:
+    """:func:`check_head` without the encoders, of which no weight is read."""
+    _check_way(folder, _head_of(folder)[1], {"resolution": resolution, "flip": flip, "precision": precision})
+
+
+def _check_way(folder: Path, theirs: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    for name in ("resolution", "flip", "precision"):
+        if theirs.get(name) != asked[name]:
+            raise _encoded(folder, f"with {name} {theirs.get(name)}, this run asks for {asked[name]}")
+
+
+def _encoded(folder: Path, otherwise: str) -> MapoError:
+    return MapoError(
+        f"The cache {folder} was encoded {otherwise}. Delete it, or run `mapo encode` into another folder and give it "
+        "with --cache."
+    )
+
+
+def _head_of(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """The name of the model, and what a cache says of the way in which it was encoded."""
     info = read_object(folder / HEAD, "a cache", "Run `mapo encode` into another folder.")
     if (info.get("format"), info.get("version")) != (FORMAT, VERSION):
         raise MapoError(f"{folder} is a cache of another version. Delete it and run `mapo encode` again.")
     theirs = info.get("key")
     if not isinstance(theirs, dict):
         raise MapoError(f"{folder / HEAD} is damaged. Delete the cache and run `mapo encode` again.")
-    theirs = {**UNSAID, **theirs}
-    unlike = None
-    if theirs.get("encoders") != key.encoders:
-        unlike = _other_encoders(info.get("model"), theirs, key)
-    for name in ("resolution", "flip", "precision"):
-        if not unlike and theirs.get(name) != getattr(key, name):
-            unlike = f"with {name} {theirs.get(name)}, this run asks for {getattr(key, name)}"
-    if unlike:
-        raise MapoError(
-            f"The cache {folder} was encoded {unlike}. Delete it, or run `mapo encode` into another folder and give it "
-            "with --cache."
-        )
+    return info.get("model"), {**UNSAID, **theirs}
 
 
 def _other_encoders(model: Any, theirs: Mapping[str, Any], key: CacheKey) -> str:

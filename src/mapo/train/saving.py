@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from mapo.errors import MapoError
+from mapo.errors import MapoError, no_space
 from mapo.train.config import Config
 from mapo.train.kept import kept
 from mapo.train.processes.processes import Processes
@@ -25,13 +27,30 @@ def save_step(run: Run, config: Config, trained: Trained, processes: Processes, 
         state = {**state, "line": run.last_line}
         save_checkpoint(folder, trained.groups(), state, partial(trained.save_loras, weights=weights), processes)
     except OSError as error:
-        kept = run.checkpoints()
-        last = f"The checkpoint of step {steps_of(kept[-1])} is kept" if kept else "There is no earlier checkpoint"
         raise MapoError(
             f"The checkpoint of step {step} could not be written to {folder.parent} ({error.strerror or error}). "
-            f"{last}. Make room, then run the same command again."
+            f"{_what_stays(run)}"
         ) from None
     processes.first(lambda: run.keep(config.train.keep_checkpoints))
+
+
+@contextlib.contextmanager
+def full_disk_told(run: Run) -> Iterator[None]:
+    """Within the block a disk that is full is told with what of the run is kept."""
+    try:
+        yield
+    except Exception as error:
+        full = no_space(error)
+        if full is None:
+            raise
+        what = full.filename or f"A file of {run.folder}"
+        raise MapoError(f"{what} could not be written ({full.strerror}). {_what_stays(run)}") from None
+
+
+def _what_stays(run: Run) -> str:
+    made = run.checkpoints()
+    last = f"The checkpoint of step {steps_of(made[-1])} is kept" if made else "There is no earlier checkpoint"
+    return f"{last}. Make room, then run the same command again."
 
 
 def check_space(run: Run, config: Config, trained: Trained) -> None:

@@ -38,7 +38,7 @@ from mapo.train.prepare import Ready, prepare
 from mapo.train.processes.processes import joined, what_is_not_done
 from mapo.train.reference import errors_before
 from mapo.train.run.folder import REFERENCE, Run, settled
-from mapo.train.saving import check_space, save_step
+from mapo.train.saving import check_space, full_disk_told, save_step
 from mapo.train.weights.adapters import told
 from mapo.train.weights.levers import LEAST_RATE, saves_memory, steps_that_drown
 from mapo.train.weights.opening import open_trained, restore
@@ -100,7 +100,7 @@ def _train(ready: Ready, hands: Hands) -> None:
                 monitor = Monitor(
                     loop, run, ready.pairs, hands, prompts=ready.prompts, done=done, sensitive=ready.sensitive
                 )
-                with contextlib.closing(monitor):
+                with contextlib.closing(monitor), full_disk_told(run):
                     if not checkpoint:
                         monitor.begin()
                     _take_steps(loop, monitor, done, save)
@@ -110,9 +110,10 @@ def _train(ready: Ready, hands: Hands) -> None:
     weights = trained.gathered(processes.main)
 
     def finish() -> None:
-        with run.final_weights() as folder:
-            trained.save(folder, weights)
-        run.finish(config, model, ready.sensitive, device_name(processes.device.type), processes.world)
+        with full_disk_told(run):
+            with run.final_weights() as folder:
+                trained.save(folder, weights)
+            run.finish(config, model, ready.sensitive, device_name(processes.device.type), processes.world)
 
     processes.first(finish)
 

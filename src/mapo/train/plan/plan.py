@@ -108,7 +108,9 @@ class Plan:
         told += [f"  {shown(size):>10}  {KINDS[kind]}" for kind, size in self.kinds.items() if size >= 2**19]
         disk = self.disk
         lacks = f"{count(disk.pictures, 'picture')} and {count(disk.prompts, 'prompt')} to encode"
-        told.append(f"disk         {shown(disk.bytes)} more in the cache {disk.folder} ({lacks})")
+        where = "another cache" if disk.refused else f"the cache {disk.folder}"
+        told.append(f"disk         {shown(disk.bytes)} more in {where} ({lacks})")
+        told += [f"             {disk.refused}"] if disk.refused else []
         if self.seconds is not None:
             told.append(f"time         {self.seconds:.2f} s a step, as {self.timed_in} measured")
         close = (

@@ -20,6 +20,7 @@ MAY_CHANGE = {
     "train.save_every_steps",
     "train.keep_checkpoints",
     "train.evaluate_every",
+    "train.evaluate_pairs",
     "train.pictures_every",
     "train.picture_prompts",
     "train.trackers",

@@ -98,32 +98,37 @@ def _check_shard(config: Config) -> None:
 
 
 def _check_in_backward(config: Config, world: int) -> None:
-    train = config.train
-    if train.pair_by_pair:
-        raise MapoError(
-            "train.pair_by_pair=true does not go together with optim.in_backward=true, which moves the weights after "
-            "the chosen pictures, before the gradient of the rejected ones is known. Leave one of them out."
-        )
-    if config.optim.clip_norm:
-        raise MapoError(
-            "optim.in_backward: the norm of the whole gradient is known only after the weights have moved, so it "
-            "cannot be clipped. Set optim.clip_norm=0."
-        )
-    if train.pairs_per_device is not None and train.pairs_per_device < train.pairs_per_step:
-        raise MapoError(
-            "optim.in_backward: a gradient is forgotten at once, so those of several portions cannot be added up. "
-            "Leave train.pairs_per_device out, or lower train.pairs_per_step to as many."
-        )
-    if config.data.buckets:
-        raise MapoError(
-            "optim.in_backward: pictures of several shapes come in several portions of a step, whose gradients cannot "
-            "be added up. Leave data.buckets out."
-        )
-    if world > 1:
-        raise MapoError(
-            f"optim.in_backward: the gradients of {world} processes are only added up after the weights have moved. "
-            "Train with one process, or leave it out."
-        )
+    """MapoError with everything that is asked for and cannot be had: all of it needs all gradients at once."""
+    train, portion = config.train, config.train.pairs_per_device
+    cannot = [
+        (
+            train.pair_by_pair,
+            "It moves the weights after the chosen pictures, before the gradient of the rejected ones is known, so "
+            "train.pair_by_pair does not go together with it. Leave one of them out.",
+        ),
+        (
+            config.optim.clip_norm,
+            "The norm of the whole gradient is known only after the weights have moved, so it cannot be clipped. Set "
+            "optim.clip_norm=0.",
+        ),
+        (
+            portion is not None and portion < train.pairs_per_step,
+            "A gradient is forgotten at once, so those of several portions cannot be added up. Leave "
+            "train.pairs_per_device out, or lower train.pairs_per_step to as many.",
+        ),
+        (
+            config.data.buckets,
+            "Pictures of several shapes come in several portions of a step, whose gradients cannot be added up. Leave "
+            "data.buckets out.",
+        ),
+        (
+            world > 1,
+            f"The gradients of {world} processes are only added up after the weights have moved. Train with one "
+            "process, or leave it out.",
+        ),
+    ]
+    if said := [why for asked, why in cannot if asked]:
+        raise MapoError(f"optim.in_backward: {said[0][0].lower()}{said[0][1:]}{''.join(f' {why}' for why in said[1:])}")
 
 
 def _check_weights(config: Config) -> None:
