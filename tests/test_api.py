@@ -150,6 +150,10 @@ def test_importing_it_loads_no_network_library_and_prints_nothing():
         (lambda: mapo.api.build("r", model="mini", prompts="mini:train", num_pairs="16", out="o"), "build(): num_pairs is '16'; it must be a whole number."),
         (lambda: mapo.api.build("r", model="mini", prompts="mini:train", num_pairs=16, out="o"), "There is no recipe 'r'."),
         (lambda: mapo.api.report(before="a", after="b", out="o", scores=[1]), "report(): scores is [1]; it must be a path or a list of paths."),
+        (lambda: PairSet(None), "PairSet(): folder is None; it must be a path, as text or as a Path."),
+        (lambda: Run(-1), "Run(): folder is -1; it must be a path, as text or as a Path."),
+        (lambda: score("a", out="\0"), "score(): out is '\\x00'; it must be a path, as text or as a Path."),
+        (lambda: score("\ud800", out="o"), "score(): images is '\\ud800'; it must be a path, as text or as a Path."),
         (lambda: mapo.api.check("p", out=None), "check(): out is None; it must be a path, as text or as a Path."),
     ],
 )  # fmt: skip

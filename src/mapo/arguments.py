@@ -24,7 +24,12 @@ class Argument:
 
 
 def _is_path(value: Any) -> bool:
-    return isinstance(value, str | os.PathLike)
+    if not isinstance(value, str | os.PathLike):
+        return False
+    try:
+        return b"\0" not in os.fsencode(value)
+    except UnicodeError:  # half a letter, which no file system has in a name
+        return False
 
 
 def _is_whole(value: Any) -> bool:
@@ -141,6 +146,11 @@ def of_kind(what: str, annotation: Any, value: Any) -> Any:
 
 def _described(annotation: Any) -> list[Argument]:
     return [one for one in getattr(annotation, "__metadata__", ()) if isinstance(one, Argument)]
+
+
+def as_folder(what: str, given: Any) -> Path:
+    """A place as a Path; MapoError that says ``what`` it is where it is not one."""
+    return Path(of_kind(what, Place, given))
 
 
 def as_text(given: str | os.PathLike[str] | None) -> str | None:

@@ -244,8 +244,8 @@ def _short(name: str) -> str:
 
 
 def refuse_odd_place(out: Path) -> None:
-    """MapoError where an output is a device, a pipe or a socket, or where it, or a folder on the way to it, is a link
-    that leads nowhere or in a circle."""
+    """MapoError where an output is a device, a pipe, a socket or the root of all folders, or where it, or a folder on
+    the way to it, is a link that leads nowhere or in a circle."""
     for path in (out, *out.parents):
         if path.is_symlink() and not path.exists():
             raise MapoError(
@@ -255,6 +255,13 @@ def refuse_odd_place(out: Path) -> None:
         raise MapoError(
             f"{out} is neither a file nor a folder (it is a device, a pipe or a socket). Choose another name."
         )
+    if not named(out).name:
+        raise MapoError(f"Nothing can be written in the place of {out}. Choose a folder in it.")
+
+
+def named(path: Path) -> Path:
+    """The same place by a path that ends in its name, which one such as ``.`` does not, to name something beside it."""
+    return path.resolve() if path.name in ("", "..") else path
 
 
 def prepare_file(path: Path, what: str, starts: bytes, example: str, flag: str = "--out") -> Path:

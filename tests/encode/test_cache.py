@@ -216,6 +216,20 @@ def test_encoders_that_cannot_be_loaded_leave_no_cache_so_that_it_is_made_once_t
     assert not any(lacking(PairSet(pairs), encode(parts(tmp_path / "m"), PairSet(pairs), tmp_path / "c").index))
 
 
+def test_the_folder_in_which_one_stands_may_be_the_cache(tmp_path, sdxl, pairs, cache, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    encode(parts(sdxl), PairSet(pairs), Path())
+    assert sorted(contents(Path())) == sorted(contents(cache))
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
+@pytest.mark.parametrize("side", [0, -8])
+def test_a_resolution_of_nothing_is_refused(tmp_path, sdxl, pairs, side):
+    with pytest.raises(MapoError, match=f"data.resolution is {side}; it has to be a multiple of"):
+        encode(parts(sdxl), PairSet(pairs), tmp_path / "cache", resolution=side)
+
+
 def test_a_folder_with_other_things_is_no_cache(tmp_path, sdxl, pairs):
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "letter.txt").write_text("dear")

@@ -138,6 +138,11 @@ def changed(folder, source, file, **values):
             {"in_channels": 9},
             "takes 9 channels, the VAE gives 4: a model for editing or inpainting",
         ),
+        (
+            "vae/config.json",
+            {"latent_channels": 16},
+            "takes 4 channels, the VAE gives 16: the VAE is one of another kind of model",
+        ),
         ("unet/config.json", {"num_class_embeds": 1000}, "has num_class_embeds 1000; Stable Diffusion has none"),
         ("unet/config.json", {"class_embed_type": "timestep"}, "has class_embed_type 'timestep'"),
         ("unet/config.json", {"addition_embed_type": "text_time"}, "has addition_embed_type 'text_time'"),

@@ -1,6 +1,7 @@
 """Several processes fill one images folder, which is then that of one process, byte for byte."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -55,6 +56,13 @@ def test_shards_fill_the_folder_of_one_process_to_the_byte(tmp_path, sdxl, whole
     assert done[-1] == read_images(whole)
     assert contents(tmp_path / "many") == contents(whole)
     assert [path.name for path in tmp_path.iterdir()] == ["many"]
+
+
+def test_the_folder_in_which_one_stands_may_be_filled(tmp_path, sdxl, whole, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert draw(sdxl, Path(), (0, 1)) == read_images(whole)
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
 
 
 def test_a_share_that_was_stopped_goes_on_and_draws_nothing_twice(tmp_path, sdxl, whole, monkeypatch):

@@ -238,12 +238,41 @@ def test_nothing_is_doubtful_about_a_built_in_objective(name):
     assert try_objective(name) == []
 
 
+@pytest.mark.parametrize(
+    ("part", "says"),
+    [
+        ("'loss', 3", r"has the loss 3\. It has to be a function"),
+        ("'logit', 3", r"has the logit 3\. It has to be a function"),
+        ("'prepare', 7", r"has the prepare 7\. It has to be a function"),
+        ("'extras', ['x']", r"has the extras \['x'\]\. They have to be a dictionary of functions"),
+        ("'extras', {'x': 3}", "They have to be a dictionary of functions"),
+    ],
+)
+def test_a_part_of_a_record_that_is_not_a_function_is_refused_in_a_sentence(tmp_path, part, says):
+    path = tmp_path / "record.py"  # a part is set afterwards, as in tests kinds are checked when a record is made
+    path.write_text(
+        "from mapo.train.objectives import Objective\n"
+        f"mine = Objective(lambda errors: errors.chosen)\nobject.__setattr__(mine, {part})\n"
+    )
+    with pytest.raises(MapoError, match=says):
+        try_objective(f"{path}:mine")
+
+
+def test_the_line_is_told_of_a_file_that_is_named_from_where_one_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text("def mine(errors):\n    return errors.size\n")
+    with pytest.raises(MapoError, match="AttributeError, line 2: "):
+        try_objective("mine.py:mine")
+
+
 def test_settings_are_tried_in_place_of_the_defaults(file):
     assert try_objective(f"{file}:mine", settings={"beta": 1e30}) == []
     with pytest.raises(MapoError, match=r"my_objective\.py:mine with beta = 1e\+308 has a gradient that is not finite"):
         try_objective(f"{file}:mine", settings={"beta": 1e308})
     with pytest.raises(MapoError, match=r"has no setting 'gamma'"):
         try_objective(f"{file}:mine", settings={"gamma": 1})
+    with pytest.raises(MapoError, match=r"objective\.beta = 10+ is not a number"):
+        try_objective(f"{file}:mine", settings={"beta": 10**400})
 
 
 def test_what_is_doubtful_is_said_before_the_training(tmp_path, sdxl, pairs, cache, heard):

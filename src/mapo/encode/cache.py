@@ -32,7 +32,7 @@ from mapo.encode.buckets import framed
 from mapo.encode.frame import Frame
 from mapo.encode.index import CHECKS, Entry, Index, checksums, digests_of, open_index
 from mapo.errors import MapoError
-from mapo.files import PARTIAL, replacing, sweep
+from mapo.files import PARTIAL, named, refuse_odd_place, replacing, sweep
 from mapo.models import ModelFiles, Opened
 from mapo.models.parts.tensors import save_tensors
 from mapo.shards import all_locks, locked, owned
@@ -175,7 +175,9 @@ def write_shard(folder: Path, kind: str, tensors: dict[str, Tensor]) -> None:
 
 def work_of(folder: Path) -> Path:
     """The folder with the locks and marks of those who fill a cache together."""
-    return folder.with_name(f".{folder.name}.encode{PARTIAL}")
+    refuse_odd_place(folder)
+    place = named(folder)
+    return place.with_name(f".{place.name}.encode{PARTIAL}")
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from typing import Any
 from mapo.errors import MapoError, count, suggest
 from mapo.export.pairs import describe as of_pairs
 from mapo.export.pairs import export_pairs, export_to_hub, parse_licences
+from mapo.files import named
 from mapo.models.checkpoints import runs_inside
 from mapo.pairs import PairSet
 
@@ -106,5 +107,5 @@ def _needed(out: Path | None) -> Path:
 
 
 def _beside(source: Path) -> Path:
-    place = source.resolve() if source.name in ("", "..") else source
+    place = named(source)
     return place.with_name(f"{place.name}-hub")

@@ -35,8 +35,8 @@ class Layout:
 
     def checked(self, resolution: int | None) -> int:
         """The side to train at (None: the model's own); MapoError where the denoiser cannot halve it often enough."""
-        side = resolution or self.side
-        if side % self.multiple:
+        side = self.side if resolution is None else resolution
+        if side < 1 or side % self.multiple:
             raise MapoError(f"data.resolution is {side}; it has to be a multiple of {self.multiple} for this model.")
         if self.most and side > self.most:
             raise MapoError(f"data.resolution is {side}; this model has places for at most {self.most} pixels.")

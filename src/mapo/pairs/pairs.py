@@ -29,6 +29,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
+from mapo.arguments import as_folder
 from mapo.errors import MapoError, count, reason
 from mapo.files import kind_of_folder, replacing, sha256
 from mapo.pairs.pictures import ENDS, decode_picture
@@ -56,7 +57,7 @@ class PairSet:
     """A set opened for reading. Pairs are in memory as an Arrow table, pictures stay on disk."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = folder = Path(folder)
+        self.folder = folder = as_folder("PairSet(): folder", folder)
         if not folder.is_dir():
             raise MapoError(f"There is no pairs set at {folder}. {REMEDY}")
         if not (folder / "set.json").exists():

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from mapo import progress
 from mapo.captions.beside import MANIFEST
 from mapo.errors import MapoError
-from mapo.files import PARTIAL, prepare_out, sweep
+from mapo.files import PARTIAL, named, prepare_out, sweep
 from mapo.sample.folder import (
     ImageRow,
     append_images,
@@ -65,7 +65,8 @@ class Filling:
     @property
     def work(self) -> Path:
         """The folder of what is not yet in the manifest."""
-        return self.folder.with_name(f".{self.folder.name}.sample{PARTIAL}")
+        folder = named(self.folder)
+        return folder.with_name(f".{folder.name}.sample{PARTIAL}")
 
     def fill(self, shard: Shard = WHOLE) -> list[ImageRow] | None:
         """Draw what the folder lacks or has damaged of a shard; all rows in the order of ``jobs``.

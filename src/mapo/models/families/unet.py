@@ -154,9 +154,8 @@ class UNetModel(LatentModel):
         """MapoError where the UNet does not fit the VAE, was distilled, or is told other things than this family's."""
         latent, taken, given = self.channels, config.get("in_channels") or 4, config.get("out_channels") or 4
         if taken != latent:
-            raise MapoError(
-                f"{path} takes {taken} channels, the VAE gives {latent}: a model for editing or inpainting."
-            )
+            why = "a model for editing or inpainting" if taken > latent else "the VAE is one of another kind of model"
+            raise MapoError(f"{path} takes {taken} channels, the VAE gives {latent}: {why}.")
         if given != taken:
             raise MapoError(f"{path} takes {taken} channels and gives {given}; training needs as many. {REMEDY}")
         if config.get("time_cond_proj_dim") is not None:

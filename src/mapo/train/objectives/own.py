@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import importlib.util
 import inspect
-import math
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -88,7 +87,7 @@ def all_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def objective_named(name: str) -> Objective:
@@ -138,6 +137,7 @@ def _load(name: str, files: tuple[Path, ...], digest: str) -> Objective:
         sys.path.remove(str(path.parent.resolve()))
     found = getattr(module, function, None)
     if isinstance(found, Objective):
+        _refuse_parts(name, found)
         return found
     if not callable(found):
         mine = {k: v for k, v in vars(module).items() if getattr(v, "__module__", "") == module_name}
@@ -149,6 +149,17 @@ def _load(name: str, files: tuple[Path, ...], digest: str) -> Objective:
         return Objective(found)
     except (TypeError, ValueError) as error:
         raise MapoError(_why(name, "cannot be used", path, error)) from None
+
+
+def _refuse_parts(name: str, objective: Objective) -> None:
+    """MapoError where a part of an Objective that a user wrote is not of the kind that it has to be."""
+    functions: dict[str, Any] = {"loss": objective.loss, "logit": objective.logit, "prepare": objective.prepare}
+    wrong = {key: one for key, one in functions.items() if not callable(one) and not (one is None and key != "loss")}
+    for key, value in wrong.items():
+        raise MapoError(f"The objective {name} has the {key} {value!r}. It has to be a function.")
+    extras: Any = objective.extras
+    if not isinstance(extras, Mapping) or not all(map(callable, extras.values())):
+        raise MapoError(f"The objective {name} has the extras {extras!r}. They have to be a dictionary of functions.")
 
 
 def _guarded(objective: Objective, name: str) -> Objective:
@@ -176,7 +187,8 @@ def _guarded(objective: Objective, name: str) -> Objective:
 
 def _why(name: str, what: str, path: Path, error: BaseException) -> str:
     """What a user's code raised, as a sentence with its line."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
     line = error.lineno if isinstance(error, SyntaxError) else (lines[-1] if lines else None)
     where = f", line {line}" if line else ""
     reason = str(error).split("\n")[0][:200] or "nothing more is said"

@@ -31,6 +31,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from mapo.arguments import as_folder
 from mapo.errors import MapoError, count, reason
 from mapo.files import prepare_out, replacing, sweep, write_text
 from mapo.models import Opened
@@ -56,7 +57,7 @@ class Run:
     """A run folder. Only the first process of a training has one open."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = folder = Path(folder)
+        self.folder = folder = as_folder("Run(): folder", folder)
         self.log, self.alarm_log = folder / "metrics.jsonl", folder / "alarms.jsonl"
         self.evaluation_log, self.evaluation_base = folder / EVALUATIONS, folder / "evaluation_base.json"
         self.change_log, self._settings = folder / "changes.jsonl", folder / "config.toml"
