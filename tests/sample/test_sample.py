@@ -10,7 +10,7 @@ from PIL import Image
 
 from mapo.cli import cli
 from mapo.errors import MapoError, memory_told
-from mapo.models import find_model
+from mapo.models import find_model, open_model
 from mapo.sample.filling import open_folder
 from mapo.sample.folder import read_images
 from mapo.sample.sample import default_sampling, noise_seed, parse_seeds, sample
@@ -45,7 +45,7 @@ def test_pictures_are_drawn_in_16_bits_on_a_gpu(sdxl, monkeypatch, device, knows
     assert default_sampling(files, precision="float32").precision == "float32"
 
 
-def test_large_pictures_are_decoded_one_at_a_time(tmp_path, sdxl, monkeypatch):
+def test_large_pictures_go_through_the_vae_one_at_a_time(tmp_path, sdxl, monkeypatch):
     decoded, decode = [], AutoencoderKL._decode
     monkeypatch.setattr(AutoencoderKL, "_decode", lambda vae, z, **how: decoded.append(len(z)) or decode(vae, z, **how))
     config = shutil.copytree(sdxl, tmp_path / "large") / "unet/config.json"
@@ -55,6 +55,11 @@ def test_large_pictures_are_decoded_one_at_a_time(tmp_path, sdxl, monkeypatch):
     assert decoded == [1, 1]
     sample(str(sdxl), PROMPTS[:2], [0], tmp_path / "b", **how)
     assert decoded == [1, 1, 2]
+    encoded, encode = [], AutoencoderKL._encode
+    monkeypatch.setattr(AutoencoderKL, "_encode", lambda vae, x: encoded.append(len(x)) or encode(vae, x))
+    for folder in (config.parent.parent, sdxl):
+        open_model(find_model(str(folder))).image_encoder("cpu")(torch.zeros(2, 3, 16, 16))
+    assert encoded == [1, 1, 2]
 
 
 def test_the_same_call_gives_the_same_bytes_and_goes_on_where_it_stopped(tmp_path, sdxl, monkeypatch, heard):

@@ -22,6 +22,9 @@ TextEncoder = Callable[[Sequence[str]], Texts]  # no gradients
 ImageEncoder = Callable[[Tensor], tuple[Tensor, Tensor]]  # pixels in [-1, 1] "n 3 H W" → mean, log-variance "n c h w"
 
 
+SMALL = 128  # pixels of a side; pictures that are larger fill a device few at a time
+
+
 @dataclass(frozen=True)
 class Layout:
     """The shape of a model's latents."""

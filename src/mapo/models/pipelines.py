@@ -16,6 +16,7 @@ from torch import nn
 from mapo.errors import MapoError, count
 from mapo.models import ModelFiles, is_of_a_family, open_model, other_kind, read_config
 from mapo.models.families.tokens import check_tokenizer_files
+from mapo.models.family import SMALL
 from mapo.models.files import MOST_TOKENS
 from mapo.models.parts.kinds import INDEX_ENTRY, SIDES, SIZES, check_kinds
 from mapo.models.parts.tensors import check_finite, is_finite
@@ -100,9 +101,6 @@ def _side(model: ModelFiles) -> int:
     return int(size if isinstance(size, int) else size[-1]) << len(blocks) - 1
 
 
-SMALL = 128  # pixels; pictures that are larger than that fill a GPU few at a time
-
-
 def advice(model: ModelFiles, kind: Any) -> dict[str, Any]:
     """Steps, guidance and side as the model folder (``sampling.json``), its family, or its pipeline's class says."""
     if is_of_a_family(model):
@@ -122,11 +120,7 @@ def open_pipeline(model: ModelFiles, device: Any, dtype: Any) -> Any:
         if isinstance(made, list) and made and str(made[-1]).startswith("CLIPTokenizer"):
             check_tokenizer_files(model.base, part)
     if is_of_a_family(model):
-        opened = open_model(model, to_train=False)
-        made = opened.pipeline(device, dtype)
-        if opened.layout.side > SMALL:
-            made.vae.enable_slicing()  # one picture is decoded at a time: four of 1,024 pixels take gigabytes more
-        return made
+        return open_model(model, to_train=False).pipeline(device, dtype)
     if model.loras:
         raise MapoError(f"--lora: {model.name} is a {name}, of which no layers of LoRAs are known. Leave it out.")
     model.refuse_clip_skip(name)
