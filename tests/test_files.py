@@ -348,13 +348,13 @@ def test_what_is_neither_a_file_nor_a_folder_is_never_taken_for_an_output(tmp_pa
     assert not [path for path in Path("/dev").iterdir() if path.name.startswith(".null")]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_the_root_of_all_folders_is_never_taken_for_an_output() -> None:
     for take in (prepare_out, refuse_existing, lambda path: owned(path).__enter__()):
         with pytest.raises(MapoError, match="^Nothing can be written in the place of /. Choose a folder in it"):
             take(Path("/"))
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_an_output_without_write_access_is_refused_in_a_sentence(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     try:

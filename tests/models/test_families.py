@@ -205,6 +205,8 @@ def test_the_layout_is_read_from_the_model(any_model):
     assert layout.latent(32) == (4, 16, 16) and layout.checked(None) == 16
     with pytest.raises(MapoError, match=r"data.resolution is 18; it has to be a multiple of 4"):
         layout.checked(18)
+    with pytest.raises(MapoError, match="it has to be at most 16,384"):
+        layout.checked(4 * 10**30)
 
 
 # ------------------------------------------------------------------ from pairs to a report

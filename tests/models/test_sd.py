@@ -201,7 +201,7 @@ def test_two_schedulers_for_different_noise_are_refused(sd, tmp_path):
     words = ["--out", tmp_path / "out", "--prompts", tmp_path / "prompts.txt"]
     (tmp_path / "prompts.txt").write_text("a cat\n")
     done = mapo("sample", "--model", folder, *words, exit_code=1)
-    why = f"{PNDM}but scheduler/scheduler_config.json names FlowMatchEulerDiscreteScheduler, for another kind of noise"
+    why = f"{PNDM}but scheduler/scheduler_config.json names FlowMatchEulerDiscreteScheduler. These two are not known to be for the same noise"
     assert why in str(done.exception) and not (tmp_path / "out").exists()
 
 

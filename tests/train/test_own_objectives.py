@@ -238,6 +238,12 @@ def test_nothing_is_doubtful_about_a_built_in_objective(name):
     assert try_objective(name) == []
 
 
+@pytest.mark.parametrize("name", ["mapo", "dpo", "orpo"])
+def test_a_sign_that_draws_the_model_to_the_rejected_pictures_is_doubted(name):
+    told = try_objective(name, settings={"beta": -3.0})
+    assert any(sentence.endswith("nearer to the rejected pictures. Is a sign wrong?") for sentence in told), told
+
+
 @pytest.mark.parametrize(
     ("part", "says"),
     [

@@ -23,6 +23,7 @@ ImageEncoder = Callable[[Tensor], tuple[Tensor, Tensor]]  # pixels in [-1, 1] "n
 
 
 SMALL = 128  # pixels of a side; pictures that are larger fill a device few at a time
+LARGEST = 2**14  # pixels of a side; of a larger one a picture alone takes a gigabyte
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Layout:
         side = self.side if resolution is None else resolution
         if side < 1 or side % self.multiple:
             raise MapoError(f"data.resolution is {side}; it has to be a multiple of {self.multiple} for this model.")
+        if side > LARGEST:
+            raise MapoError(f"data.resolution is {side}; it has to be at most {LARGEST:,}.")
         if self.most and side > self.most:
             raise MapoError(f"data.resolution is {side}; this model has places for at most {self.most} pixels.")
         return side

@@ -34,8 +34,8 @@ def check_names(base: Path, by_index: str, by_file: str) -> None:
     """
     if by_file and _noise(by_index) != _noise(by_file):
         raise MapoError(
-            f"{base / INDEX} names the scheduler {by_index}, but {FILE} names {by_file}, for another kind of noise. "
-            f"{again(base)}"
+            f"{base / INDEX} names the scheduler {by_index}, but {FILE} names {by_file}. These two are not known "
+            f"to be for the same noise. {again(base)}"
         )
 
 

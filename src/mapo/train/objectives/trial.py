@@ -48,7 +48,7 @@ def doubts(name: str, objective: Objective, settings: Mapping[str, float]) -> li
         # a strong beta has nothing to say of typical pairs any more; then it counts where a training begins
         if not (first.has_gradient() or trial(_all_equal(typical)).has_gradient()):
             raise MapoError(f"{this} has a gradient of nothing but zeros, so there is nothing to train by.")
-        return _doubts(trial(grid))
+        return [*_directions(this, trial(_all_equal(typical))), *_doubts(trial(grid))]
     except MapoError:
         raise
     except Exception as error:  # of a built-in objective, whose settings are at fault
@@ -137,6 +137,14 @@ def _refuse_needs(trial: _Trial, found: Tensor) -> None:
             f"{trial.this} says needs_rejected=False, so the rejected images would not be run. But its loss "
             "depends on their errors, or it has extras or prepare, which may use them. Leave needs_rejected out."
         )
+
+
+def _directions(this: str, trial: _Trial) -> list[str]:
+    """A sentence where training begins in the wrong direction, at pairs whose two errors are equal."""
+    _, by_chosen, by_rejected = trial.ask(_doubled(trial.errors))
+    wrong = [("chosen", "away from")] if (by_chosen < 0).any() else []
+    wrong += [("rejected", "nearer to")] if (by_rejected > 0).any() else []
+    return [f"{this} begins by moving the model {way} the {side} pictures. Is a sign wrong?" for side, way in wrong]
 
 
 def _doubts(trial: _Trial) -> list[str]:
