@@ -32,6 +32,10 @@ KINDS = {  # what a folder is, by files that only such a one has
 }
 
 
+UMASK = os.umask(0o022)
+os.umask(UMASK)
+
+
 def at_home(value: Any) -> Any:
     """A path that begins with ``~/`` as a shell gives it, in the home folder, at any depth of a value.
 
@@ -43,10 +47,6 @@ def at_home(value: Any) -> Any:
         return [at_home(inner) for inner in value]
     home = os.environ.get("HOME", "").rstrip("/")
     return home + value[1:] if home and isinstance(value, str) and value.startswith("~/") else value
-
-
-UMASK = os.umask(0o022)
-os.umask(UMASK)
 
 
 @contextlib.contextmanager

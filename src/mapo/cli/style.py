@@ -119,8 +119,8 @@ def style(**how: Any) -> None:
 )  # fmt: skip
 @click.option(
     "--rejected-per-photo", "per_picture", type=int, default=8, show_default=True,
-    help="Drawings of each caption in a round, each a pair. Where none are learned from, a photo stands so often in "
-    "the set without them.",
+    help="Drawings of each caption in a round, each a pair. With SFT nothing is drawn, and each photo counts so many "
+    "times.",
 )  # fmt: skip
 @click.option(
     "--prior", type=int, default=40, show_default=True,

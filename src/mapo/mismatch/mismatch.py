@@ -89,8 +89,8 @@ def measure(
     ``draws`` is a multiple of 4. ``clip_skip`` is for Stable Diffusion 1 and 2, ``long_prompts`` ("cut" or "chunk")
     for SDXL too; ``vae`` is another VAE, ``prediction`` what the denoiser predicts (default: as a run was trained).
     ``how`` is a :class:`mapo.sample.sample.Sampling`; the denoiser runs in its precision too, errors are float32 in any
-    case. Pictures are seen, and own samples drawn, as a training at ``resolution`` (default: the model's own) sees its:
-    in the square, or with ``buckets`` in the frames in which ``data.buckets`` trains.
+    case. Pictures are seen, and own samples drawn, as in a training at ``resolution`` (default: the model's own): in
+    the square, or with ``buckets`` in the frames of ``data.buckets``.
 
     Raises MapoError when the split has no pairs, an encoder cannot embed or is not there, and when the folder
     ``images`` holds pictures that were made with other settings.

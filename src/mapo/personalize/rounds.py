@@ -119,13 +119,13 @@ def _round(asked: Personalize, number: int, hands: Any, now: Callable[[], list[C
         return [*made_by, str(asked.per_picture), str(asked.resolution), *_seen(asked, now()), prior]
 
     last = (f"{asked.round(number - 1).name} run",) if number > 1 else ()
-    folder = Stage(
+    for_drawings = Stage(
         f"{name} rejected", "a folder for the drawings", (f"{name}/rejected",), by,
         lambda: (place / "rejected").mkdir(parents=True, exist_ok=True), clears=(f"{name}/cache",), follows=last,
     )  # fmt: skip
     says = f"{model} draws the captions" if asked.draws else "each photo alone"
     return [
-        *[folder] * asked.draws,
+        *([for_drawings] if asked.draws else []),
         Stage(f"{name} pairs", says, (f"{name}/pairs",), drawn, make_pairs, aside_if_changed=True,
               follows=("prior", *(last if asked.draws else ()))),
         Stage(f"{name} check", "what is wrong in the pairs", (f"{name}/check.html",), lambda: [digest_of(pairs)], look,

@@ -128,10 +128,8 @@ def unsafe_in(out: Path) -> set[str]:
 
 
 def _values(out: Path) -> dict[str, float]:
-    values: dict[str, float] = read_object(out / SCREENED, "what a safety scorer said", "Delete it.").get(
-        "pictures", {}
-    )
-    return values
+    said = read_object(out / SCREENED, "what a safety scorer said", "Delete it.")
+    return dict(said.get("pictures", {}))
 
 
 def refuse_minors(folder: Path, captions: Sequence[Caption], why: str) -> None:

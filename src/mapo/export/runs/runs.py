@@ -96,7 +96,7 @@ def export_run(name: str, to: str, out: Path, asked: ExportOptions, api: Any = N
     with a card in it. Where it ends in .safetensors it is that file alone. ``api`` is a ``huggingface_hub.HfApi``.
     """
     if found := at_step(name):
-        checkpoint_of(*found, flag="")  # where it is not there, that is told without a flag that export has not
+        checkpoint_of(*found, flag="")  # a step that is missing is told without --model, which export lacks
     opened = open_model(find_model(name), to_train=False)
     facts = read_facts(name, opened, asked.base_model)
     form_name = to if to != "hub" else "lora" if facts.is_lora else "diffusers"

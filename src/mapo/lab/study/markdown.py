@@ -25,7 +25,7 @@ def as_markdown(tables: Mapping[str, Any], titles: Mapping[str, str]) -> str:
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table in Markdown; empty where there are no rows."""
+    """A table in Markdown, or an empty text where nothing was found."""
     lines = [f"| {' | '.join(map(str, row))} |" for row in rows]
     return "\n".join([f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *lines]) if lines else ""
 
