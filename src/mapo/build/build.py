@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -84,34 +84,8 @@ def build(
     sampling = default_sampling(found, **(recipe.advice(model) | {k: v for k, v in how.items() if v is not None}))
     latents = Latents(find_model(latents_for) if latents_for else found) if keep != "pictures" else None
     drawn_by = DrawnBy(found, {**asked, "loras": loras})
-    both: dict[str, Any] = {
-        "recipe": recipe.model_dump(),
-        "model": found.stable_name,
-        "revision": found.revision(),
-        "sampling": sampling.told(),
-        "context": rewriter.name if rewriter else "none",
-        "keep": keep,
-    }
-    provenance = {
-        **both,
-        "prompts": prompts_from,
-        "prompts_sha256": sha256("\n".join(prompts).encode()),
-        "judges": [str(judge) for judge in judges],
-        **drawn_by.told(),
-    }
-    if recipe.sensitive:
-        provenance["minors_list"] = minors.VERSION
-    settings = {**both, "prompts": sha256("\n".join(safe).encode()), **drawn_by.told()}
-    settings.pop("clip_skip", None)  # the revision knows of it
-    if latents:  # what is not kept cannot be judged again
-        settings |= {"latents": latents.key.encoders, "judges": provenance["judges"]}
-    folder = open_work(out, settings, found.revisions())
-
-    def open_maker(shard: Shard) -> Maker:
-        return _open_maker(folder, shard, rewriter, recipe, safe, drawn_by, sampling, judges, latents)
-
-    plan = BuildPlan(recipe, num_pairs, out, folder, open_maker, sampling.images_per_batch, provenance)
-    plan.counts = {"minors": len(prompts) - len(safe)}
+    plan = BuildPlan(recipe, num_pairs, out, prompts, safe, prompts_from, rewriter, drawn_by, sampling, judges, latents)
+    folder = plan.folder = open_work(out, plan.settings(), found.revisions())
     use_own_device()
     with forgotten_if_nothing_is_made(folder):
         gather = partial(_collect, plan, alone=shard[1] == 1)
@@ -128,16 +102,74 @@ class BuildPlan:
     recipe: Recipe
     num_pairs: int
     out: Path
-    folder: Path  # to work in
-    open: Callable[[Shard], Maker]  # a maker that writes into the part of a shard and finds what any part has
-    batch: int
-    provenance: dict[str, Any]
-    counts: dict[str, int] = field(default_factory=dict)
+    prompts: Sequence[str]
+    safe: Sequence[str]  # those of the prompts that pictures are made of
+    prompts_from: str | None
+    rewriter: Rewriter | None
+    model: DrawnBy
+    sampling: Sampling
+    judges: Sequence[Filter]
+    latents: Latents | None  # of rejected pictures that are not kept
+    folder: Path = field(init=False)  # to work in
+
+    def open(self, shard: Shard) -> Maker:
+        """A maker that writes into the part of a shard and finds what any part has."""
+        unkept = ["rejected"] if self.latents else []
+        work = Work(self.folder, shard, list(self.recipe.prefixes), unkept, self.batch)
+        known = [path for part in work.parts if (path := part / "contexts.jsonl").exists()]
+        contexts = Contexts(self.rewriter, known, work.own / "contexts.jsonl")
+        return Maker(
+            self.recipe, self.safe, self.model, self.sampling, self.judges, contexts, work, self.latents
+        )  # fmt: skip
+
+    @property
+    def batch(self) -> int:
+        """Pictures that are drawn at once."""
+        return self.sampling.images_per_batch
 
     @property
     def most(self) -> int:
         """As many prompts are tried at the most."""
         return MOST_TRIES_PER_PAIR * self.num_pairs
+
+    @property
+    def minors(self) -> int:
+        """How many prompts are left out, as they could mean minors."""
+        return len(self.prompts) - len(self.safe)
+
+    def how(self) -> dict[str, Any]:
+        """How pictures are made."""
+        return {
+            "recipe": self.recipe.model_dump(),
+            "model": self.model.files.stable_name,
+            "revision": self.model.files.revision(),
+            "sampling": self.sampling.told(),
+            "context": self.rewriter.name if self.rewriter else "none",
+            "keep": "rejected-as-latents" if self.latents else "pictures",
+        }
+
+    def judged_by(self) -> list[str]:
+        """The judges in words."""
+        return [str(judge) for judge in self.judges]
+
+    def provenance(self) -> dict[str, Any]:
+        """What the set says of itself."""
+        found = {
+            **self.how(),
+            "prompts": self.prompts_from,
+            "prompts_sha256": sha256("\n".join(self.prompts).encode()),
+            "judges": self.judged_by(),
+            **self.model.told(),
+        }
+        return found | {"minors_list": minors.VERSION} if self.recipe.sensitive else found
+
+    def settings(self) -> dict[str, Any]:
+        """What the work folder is of: under other settings what lies there is of no use."""
+        found = {**self.how(), "prompts": sha256("\n".join(self.safe).encode()), **self.model.told()}
+        found.pop("clip_skip", None)  # the revision knows of it
+        if self.latents:  # what is not kept cannot be judged again
+            found |= {"latents": self.latents.key.encoders, "judges": self.judged_by()}
+        return found
 
 
 def _safe_prompts(recipe: Recipe, prompts: Sequence[str]) -> list[str]:
@@ -164,17 +196,6 @@ def _rewriter(recipe: Recipe, context: str | None, context_model: str | None) ->
             "--context rules, local:MODEL or endpoint:URL, or none if the prompts have no style words already."
         )
     return open_rewriter(context or "none", context_model)
-
-
-def _open_maker(
-    folder: Path, shard: Shard, rewriter: Rewriter | None, recipe: Recipe, prompts: Sequence[str],
-    model: DrawnBy, sampling: Sampling, judges: Sequence[Filter], latents: Latents | None,
-) -> Maker:  # fmt: skip
-    unkept = ["rejected"] if latents else []
-    work = Work(folder, shard, list(recipe.prefixes), unkept, sampling.images_per_batch)
-    known = [path for part in work.parts if (path := part / "contexts.jsonl").exists()]
-    contexts = Contexts(rewriter, known, work.own / "contexts.jsonl")
-    return Maker(recipe, prompts, model, sampling, judges, contexts, work, latents)
 
 
 def _share(plan: BuildPlan, shard: Shard) -> None:
@@ -213,7 +234,7 @@ def _collect(plan: BuildPlan, alone: bool) -> dict[str, int] | None:
     """Go through the portions in order, make those that no part has, and write the set."""
     if is_made(plan.out, plan.folder, alone):
         return None
-    maker, totals = plan.open(WHOLE), Totals(plan.counts["minors"])
+    maker, totals = plan.open(WHOLE), Totals(plan.minors)
     kept: list[PassedPair] = []
     bar = progress.bar(total=plan.num_pairs, desc=f"build {plan.recipe.name}", unit="pair")
     start = 0
@@ -298,7 +319,7 @@ def _too_few(plan: BuildPlan, totals: Totals, kept: int) -> str:
 
 def _write(plan: BuildPlan, maker: Maker, kept: Sequence[PassedPair], counts: dict[str, int]) -> None:
     """The set, in the order of the prompts."""
-    provenance = {**plan.provenance, "counts": counts}
+    provenance = {**plan.provenance(), "counts": counts}
     with PairWriter(plan.out, provenance, sensitive=plan.recipe.sensitive) as writer:
         for pair in kept:
             rest = {"source": plan.recipe.name, "meta": pair.meta}
