@@ -4,6 +4,8 @@ TORCH ?= torch==2.13.0
 TORCHAO ?= torchao==0.18.0
 BIN := .venv/bin
 READY := .venv/.ready
+# Files are compiled afterwards, on all cores; pip does it on one.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 # One more than there are cores, as some tests wait; four at most, as each takes a gigabyte and more.
 PROCESSES = $(shell $(BIN)/python -c 'import os; print(min(4, 1 + (os.cpu_count() or 1)))')
 
@@ -32,7 +34,7 @@ test-long: setup
 
 # Those of 8-bit optimizers too, whose package all other tests do without: it lies in a folder of its own.
 test-memory: setup
-	@test -d .venv/memory || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/memory "$(TORCHAO)"
+	@test -d .venv/memory || $(INSTALL) --no-deps --target .venv/memory "$(TORCHAO)"
 	@PYTHONPATH=$(CURDIR)/.venv/memory OMP_NUM_THREADS=1 $(BIN)/pytest $$(grep -l torchao tests/train/*.py)
 
 lint: setup
@@ -50,8 +52,9 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("mapo needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Set PYTHON=…") if sys.version_info < (3, 11) else None'
 	@echo "Installing into .venv: $(TORCH), diffusers, transformers and the development tools (once, a few minutes)."
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@$(INSTALL) "$(TORCH)"
+	@$(INSTALL) -c constraints.txt -e ".[dev]"
+	@$(BIN)/python -m compileall -q -j 0 .venv/lib > /dev/null 2>&1 || true
 	@touch $(READY)
 
 clean:

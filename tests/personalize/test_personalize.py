@@ -29,6 +29,8 @@ from mapo.style.stages import run_all
 from mapo.train.run.folder import Run
 from real import REAL, needs_real
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):

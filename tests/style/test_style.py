@@ -28,6 +28,8 @@ from mapo.style.style import Style, _stages, preview
 from mapo.train.plan import at_hand, plan
 from mapo.train.run.folder import Run
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):

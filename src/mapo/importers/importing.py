@@ -97,13 +97,16 @@ def import_pairs(
             f"There is no space left for {out} ({error.strerror or error}). "
             "Make room and repeat the command: it goes on where it stopped."
         ) from None
-    for complaint in complaints:
-        LOG.info(f"left out: {printable(complaint)}")
-    if counts["bad"] > len(complaints):
-        LOG.info(f"left out: {counts['bad'] - len(complaints)} more")
-    for line in (*source.notes, *told.lines(), *_held_out(out, asked.split, bool(told.facts().get("splits")))):
+    lines = [*source.notes, *told.lines(), *_held_out(out, asked.split, bool(told.facts().get("splits")))]
+    for line in (*_left_out(complaints, counts["bad"]), *lines):
         LOG.info(printable(line))
     return counts
+
+
+def _left_out(complaints: Sequence[str], bad: int) -> list[str]:
+    """The rows that were left out: those that were written down, and how many more there are."""
+    more = [f"left out: {bad - len(complaints)} more"] if bad > len(complaints) else []
+    return [f"left out: {complaint}" for complaint in complaints] + more
 
 
 def is_import_of(

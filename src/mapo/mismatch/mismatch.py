@@ -19,7 +19,7 @@ from mapo.errors import MapoError, memory_told
 from mapo.mismatch.denoising import BINS, Errors, compare_errors, denoise, encode
 from mapo.mismatch.distance import Distances, compare_embeddings, default_encoder, embed, load_encoder
 from mapo.mismatch.material import choose_pairs, frames_of_pairs, gather, own_samples
-from mapo.models import find_model, open_model
+from mapo.models import ModelFiles, find_model, open_model
 from mapo.pairs import PairSet
 from mapo.sample.sample import default_sampling
 from mapo.statistics import MIN_PAIRS, MIN_PROMPTS
@@ -95,14 +95,10 @@ def measure(
     Raises MapoError when the split has no pairs, an encoder cannot embed or is not there, and when the folder
     ``images`` holds pictures that were made with other settings.
     """
-    if num_pairs < 1:
-        raise MapoError(f"--num-pairs is {num_pairs}; it must be at least 1.")
-    if seed < 0:
-        raise MapoError(f"--seed is {seed}; it must not be negative.")
-    if not seeds or draws < BINS or draws % BINS:
-        raise ValueError(f"it takes a seed, and draws in a multiple of {BINS}")
-    told: dict[str, Any] = {"clip_skip": clip_skip, "vae": vae, "prediction": prediction, "loras": loras}
-    told["long_prompts"] = long_prompts
+    refuse_impossible(num_pairs, seed, seeds, draws)
+    told: dict[str, Any] = {
+        "clip_skip": clip_skip, "vae": vae, "prediction": prediction, "loras": loras, "long_prompts": long_prompts,
+    }  # fmt: skip
     opened, found = PairSet(pairs), find_model(model, **told)
     opened.refuse_without_pictures("mapo mismatch")
     trainee = with_chunks(open_model(found), opened)
@@ -125,17 +121,33 @@ def measure(
         encoded = encode(trainee, opened, key, material, sampling.images_per_batch)
         errors = denoise(trainee, encoded, material, seed, draws, sampling.precision, sampling.images_per_batch)
     losses = what_training_sees(opened, trainee, split=split, resolution=resolution, buckets=buckets).losses()
-    notes = [
-        f"On top of the model lies the LoRA {lora['file']} at {lora['weight']:g}." for lora in found.named_loras_told()
-    ]
-    lost = [f"Of the split: {', '.join(losses)}."] if losses else []
+    notes = material.notes(encoded.latents.keys()) + loras_told(found)
     if among[0] != usually:
         notes.append(f"Measured at {key.resolution} pixels; the model's own are {usually.width}.")
+    if losses:
+        notes.append(f"Of the split: {', '.join(losses)}.")
     bins = compare_errors(errors, material.clusters, trainee.process.num_timesteps)
     world = world_of(found.base)
     on_scale = world is not None and found.base.resolve() == world.models[world.name].resolve()
     return Mismatch(
         found.stable_name, found.revision(), world is not None, on_scale, str(pairs), opened.fingerprint(), split,
         of_pairs, len(members), len(set(material.clusters)), tuple(seeds), seed, draws, sampling.told(), usual,
-        distances, bins[0], tuple(bins[1:]), tuple(material.notes(encoded.latents.keys()) + notes + lost),
+        distances, bins[0], tuple(bins[1:]), tuple(notes),
     )  # fmt: skip
+
+
+def loras_told(model: ModelFiles) -> list[str]:
+    """A sentence for each LoRA that lies on the model."""
+    return [
+        f"On top of the model lies the LoRA {one['file']} at {one['weight']:g}." for one in model.named_loras_told()
+    ]
+
+
+def refuse_impossible(num_pairs: int, seed: int, seeds: Sequence[int], draws: int) -> None:
+    """MapoError for a number that a person may have given wrong, ValueError for one of ours."""
+    if num_pairs < 1:
+        raise MapoError(f"--num-pairs is {num_pairs}; it must be at least 1.")
+    if seed < 0:
+        raise MapoError(f"--seed is {seed}; it must not be negative.")
+    if not seeds or draws < BINS or draws % BINS:
+        raise ValueError(f"it takes a seed, and draws in a multiple of {BINS}")
