@@ -72,7 +72,7 @@ def held_out(pairs: PairSet, config: Config) -> tuple[str, Rows]:
     if split is None:
         raise MapoError(
             f"train.evaluate_every: {pairs.folder} has no pairs in the split {' or '.join(among)}, so none is held "
-            "out. Leave it out, or import again without --split train, or build with more prompts."
+            "out. Leave it out, or import again without --split train, or make a set of more prompts."
         )
     if split == "test" and kept(config.train.keep_checkpoints).best:
         raise MapoError(
