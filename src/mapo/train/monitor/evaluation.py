@@ -288,11 +288,9 @@ def spent(found: Measured, base: Measured, objective: Objective, settings: Mappi
 
 def told(row: Mapping[str, Any]) -> str:
     """A line of ``evaluations.jsonl`` in words."""
-    change = f"{row['error_chosen_change']:+.1%}".replace("-", "−")
+    change = f"{row['error_chosen_change']:+.1%}".replace("-", "−") + " against the model before training"
     where = f"Step {row['step']}: on {count(row['pairs'], 'held-out pair')}"
     if "accuracy" not in row:
-        return f"{where} the error of chosen pictures is {change} against the base."
-    return (
-        f"{where} the accuracy is {row['accuracy']:.1%}, the error of chosen pictures {change} against the base, the "
-        f"margin {row['margin']:.4f}."
-    )
+        return f"{where} the error of chosen pictures is {change}."
+    margin = f"{row['margin']:.4f}".replace("-", "−")
+    return f"{where} the accuracy is {row['accuracy']:.1%}, the error of chosen pictures {change}, the margin {margin}."
