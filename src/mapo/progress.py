@@ -53,13 +53,13 @@ def bar(
     shown: bool = True,
     terminal_only: bool = False,
 ) -> Any:  # a Bar, or what has its methods
-    """A bar of the hook, or one that shows nothing where there is no hook or ``shown`` is false.
+    """A bar of the hook, or one that shows nothing where there is no hook, ``shown`` is false or nothing is to be done.
 
     ``terminal_only``: the command line draws it on a terminal and not into a file.
     """
     if terminal_only and _hook is _tqdm and not sys.stderr.isatty():
         shown = False
-    return (_hook if shown else Bar)(total=total, desc=desc, unit=unit, initial=initial)
+    return (_hook if shown and total != 0 else Bar)(total=total, desc=desc, unit=unit, initial=initial)
 
 
 def show_with(hook: Callable[..., Any]) -> ExitStack:

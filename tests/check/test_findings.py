@@ -263,7 +263,7 @@ def test_type_and_quality_that_tell_the_sides_apart_are_errors_with_exact_aucs(t
     assert found["format JPEG"] == 0.5 + 0.5 * 10 / 40
     assert found["width"] == found["height"] == found["aspect"] == 0.5
     finding = named(summary)["leak_file"]
-    assert finding["severity"] == "error" and "JPEG quality. Chosen has more of it in 100% of pairs" in finding["says"]
+    assert finding["severity"] == "error" and "JPEG quality. Chosen has more of it in 100 % of pairs" in finding["says"]
     assert named(summary)["leak_content"]["severity"] == "warning"  # JPEG of noise at 60 is smaller
     assert summary["leak_together"]["value"] > 0.8 and summary["leak_together"]["tells"]
 
@@ -277,7 +277,7 @@ def test_brightness_that_tells_the_sides_apart_is_a_warning_and_no_error(tmp_pat
     summary = check(write_set(tmp_path / "set", rows))
     assert leaks(summary)["brightness"] == 45 / 50
     assert summary["errors"] == 0
-    assert "Chosen has more of brightness in 90% of pairs" in named(summary)["leak_content"]["says"]
+    assert "Chosen has more of brightness in 90 % of pairs" in named(summary)["leak_content"]["says"]
 
 
 def test_ties_take_no_part_in_the_leak_test(tmp_path: Path) -> None:

@@ -221,7 +221,7 @@ def test_jpegs_against_pngs_of_one_prompt_are_found(tmp_path):
     says = named(summary)["leak_file"]["says"]
     assert says.startswith(
         "Leak: the file gives away which picture was chosen: file type JPEG. "
-        "Chosen has more of it in 100% of pairs (95 % interval 90% to 100%)."
+        "Chosen has more of it in 100 % of pairs (95 % interval 90 % to 100 %)."
     )
     assert all(len(sentence.split()) <= 25 for sentence in says.split(". "))
     assert "36 differ in it (exact sign test, p = 2.9e-11)" in says

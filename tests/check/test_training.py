@@ -65,7 +65,7 @@ def of_files(kinds: tuple[str, str], start: int, **rest: str) -> list[tuple[Any,
 def test_pairs_that_are_held_out_do_not_hide_a_leak_in_those_that_are_trained_on(tmp_path: Path) -> None:
     rows = [*of_files(("JPEG", "PNG"), 0, split="train"), *of_files(("PNG", "JPEG"), 12, split="test")]
     summary = check(write_set(tmp_path / "set", rows))
-    assert "file type JPEG. Chosen has more of it in 100%" in named(summary)["leak_file"]["says"]
+    assert "file type JPEG. Chosen has more of it in 100 %" in named(summary)["leak_file"]["says"]
     assert {leak["paired"]["pairs"] for leak in summary["leaks"]} <= {0, 12}
     assert "Only pairs that training sees are asked" in (tmp_path / "check.html").read_text("utf-8")
 

@@ -90,6 +90,7 @@ def test_dropped_rows_are_counted_and_the_first_five_are_named(
         *(f"left out: row {k}: reason {k}" for k in range(4)),
         f"left out: row 9: {EMPTY}",
         "left out: 3 more",
+        "By their prompts all pairs are in train, so no pair is held out.",
     ]
 
 
@@ -377,6 +378,14 @@ def test_pairs_that_are_held_out_are_counted_with_the_reason_and_the_way_out(
     assert len(PairSet(tmp_path / "all")) == 20
     assert heard() == ""
     assert PairSet(tmp_path / "all").info["provenance"]["split"] == "train"
+
+
+def test_a_set_of_few_prompts_of_which_none_is_held_out_says_so(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heard: Callable[[], str]
+) -> None:
+    given(monkeypatch, numbered(3, "train"))
+    import_pairs(source, tmp_path / "set")
+    assert heard().splitlines() == ["By their prompts all pairs are in train, so no pair is held out."]
 
 
 def test_a_set_with_nothing_to_train_on_says_so_at_once_and_names_the_option(

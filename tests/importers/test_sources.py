@@ -25,6 +25,13 @@ from mapo.pairs import PairSet
 ROOT = "datasets/somebody/pairs"
 
 
+def test_a_run_is_not_a_source_of_pairs(tmp_path: Path) -> None:
+    for name in ("run.json", "metrics.jsonl", "alarms.jsonl"):
+        (tmp_path / name).write_text("{}\n")
+    with pytest.raises(MapoError, match="is a run, not a source of pairs. Give the folder or file that holds them"):
+        import_pairs(tmp_path, tmp_path.parent / "out")
+
+
 def table(rows: list[dict[str, Any]], **how: Any) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows), buffer, **how)

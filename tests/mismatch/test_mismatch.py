@@ -439,7 +439,7 @@ def test_what_is_printed_has_every_number_and_claims_nothing_without_a_study(sty
     text = "\n".join(lines)
     assert f"{found.distances.chosen.value:.3f} [{found.distances.chosen.low:.3f}, " in text
     assert f"{100 * found.errors.chosen.relative.value:+.1f} % [" in text
-    assert "times as far from the own samples as two of these from each other" in text
+    assert "times as far from the model's own samples as these are from each other" in text
     assert "Denoising error: higher for the chosen pictures" in text
     assert "the rejected pictures are denoised better than the chosen ones" in text
     assert "there is no study yet to compare this mismatch with" in text

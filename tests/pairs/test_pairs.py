@@ -259,7 +259,7 @@ BAD_SETS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a run": (lambda folder: (folder / "set.json").rename(folder / "run.json"), "is a run, not a pairs set. Make the"),
     "pictures": (
         lambda folder: (folder / "set.json").rename(folder / "a.PNG"),
-        "is a folder of pictures, not a pairs set. Make the set .* `mapo style` learns how pictures look",
+        "is a folder of pictures, not a pairs set. Make the set .* Where none is rejected, give the folder to `mapo style`",
     ),
     "set.json of another kind": (overwrite("set.json", b"[]"), r"set\.json does not describe a pairs set"),
     "set.json damaged": (cut("set.json"), r"set\.json cannot be read"),

@@ -177,21 +177,31 @@ def test_more_steps_in_round_one_are_followed_by_round_two(made, photos, tmp_pat
     assert (out / "round-2" / "run-2").is_dir() and not (out / "round-1" / "run-2").exists()
 
 
+def of_sft(photos, out, **more):
+    settings = {"objective": {"name": "sft"}, "train": {"pairs_per_step": 2, "steps": 1}, **more}
+    return Personalize(
+        photos, "mini", out, settings=settings, sampling={"steps": 1}, token="<mine>", noun="star", per_picture=2,
+        prior=2,
+    )  # fmt: skip
+
+
+def test_more_steps_are_followed_by_a_round_two_without_drawings_whose_encoders_are_others_then(photos, tmp_path):
+    out = tmp_path / "out"
+    for steps in (1, 2):
+        asked = of_sft(photos, out, train={"pairs_per_step": 2, "steps": steps})
+        first = [one for one in stages(asked, None) if one.name.startswith(("round-", "captions", "prior"))]
+        run_all(out, asked.identity(), first)
+        assert [Run(out / f"round-{number}" / "run").finished_steps() for number in (1, 2)] == [steps, steps]
+
+
 def test_sft_draws_nothing_to_reject_and_sees_each_photo_as_often_and_old_drawings_are_kept_up(made, photos, tmp_path):
     sft = ("--set", "objective.name=sft")
-
-    def asked(out, **more):
-        settings = {"objective": {"name": "sft"}, "train": {"pairs_per_step": 2, "steps": 1}, **more}
-        return Personalize(
-            photos, "mini", out, settings=settings, sampling={"steps": 1}, token="<mine>", noun="star", per_picture=2,
-            prior=2,
-        )  # fmt: skip
 
     out = tmp_path / "out"
     said = ask(photos, out, "--dry-run", *sft, "--rejected-per-photo", 2).stdout
     rounds = "each with 5 photos 2 times and the prior, without rejected pictures, as sft learns from none, in 1 frame"
     assert f"rounds     2, {rounds}" in said and "does not learn from" not in said
-    fresh = asked(out)
+    fresh = of_sft(photos, out)
     until = [one for one in stages(fresh, None) if one.name.startswith("round-1 ") or one.name in ("captions", "prior")]
     run_all(out, fresh.identity(), until)
     pairs = list(PairSet(out / "round-1" / "pairs"))
@@ -205,7 +215,7 @@ def test_sft_draws_nothing_to_reject_and_sees_each_photo_as_often_and_old_drawin
     prior = {row.sha256 for row in read_images(out / "prior")}
     assert {pair.chosen for pair in pairs if "<mine>" not in pair.prompt} == prior
     assert "Repeats of an earlier pair" not in (out / "round-1" / "check.html").read_text()
-    assert asked(tmp_path / "other", objective={"name": "mapo"}).draws and asked(made[0]).draws
+    assert of_sft(photos, tmp_path / "other", objective={"name": "mapo"}).draws and of_sft(photos, made[0]).draws
     said = ask(photos, made[0], "--dry-run", *sft).stdout
     assert "sft does not learn from the rejected drawings. They are made because" in said
     assert "made again round-1 run" in said and "pairs" not in said.partition("made again")[2]

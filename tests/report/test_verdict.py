@@ -105,6 +105,15 @@ def test_of_several_scorers_the_most_cautious_speaks(world):
     assert "most cautious of 2 scorers. mini-search: 95.0" in summary["detail"]
 
 
+def test_prompts_that_are_all_followed_before_and_after_are_not_called_a_difference(world):
+    world.add(lambda i: 1, lambda i: 1, metric="prompt_following")
+    world.report()
+    text = Parsed(world.page).text
+    assert (
+        "before and 100.0\u202f% after. No difference was seen: 0.0 points (95" in text and "may be chance" not in text
+    )
+
+
 def test_a_score_of_how_well_text_fits_says_how_well_prompts_are_followed(world):
     world.add(lambda i: 30 + i / 10, lambda i: 29 + i / 10, scorer="clip", metric="clip_score")
     summary = world.report()

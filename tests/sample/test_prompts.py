@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_fixtures import RED, write_parquet
+from data_fixtures import BLUE, RED, write_parquet
 from mapo.errors import MapoError
+from mapo.pairs import PairWriter
 from mapo.pairs.splits import prompt_id, split_of
 from mapo.sample.prompts import BUILT_IN, read_prompts
 
@@ -85,6 +86,13 @@ def test_an_export_can_be_the_source_of_prompts(tmp_path: Path) -> None:
     kind = pa.schema([("chosen", pa.struct([("bytes", pa.binary())])), ("prompt", pa.large_string())])
     path = write_parquet(tmp_path / "p.parquet", [{"chosen": {"bytes": RED}, "prompt": BEAR}], kind)
     assert read_prompts(str(path)) == [BEAR]
+
+
+def test_a_pairs_set_can_be_the_source_of_prompts(tmp_path: Path) -> None:
+    with PairWriter(tmp_path / "pairs", {}) as writer:
+        for prompt in (BEAR, SNOW):
+            writer.add_pair(prompt, RED, BLUE)
+    assert read_prompts(str(tmp_path / "pairs")) == [BEAR, SNOW]
 
 
 def test_repeats_are_left_out_and_the_order_stays(tmp_path: Path) -> None:

@@ -46,8 +46,8 @@ def test_a_model_that_copies_is_told_and_pictures_that_are_alike_anyhow_are_not(
     copied = compared(among, before, nearest({f"drawn {n}": altered(p) for n, p in own.items()}, own))
     assert copied["copies"] and copied["after"]["near"] == 12 and copied["before"]["near"] == 0
     assert told(copied) == (
-        "By perceptual hash, 12 of 12 drawings look like a picture that was trained on. Before the training 0 did. Of these 12 pictures "
-        "0 look like another one. So the model copies: train fewer steps, or give it more pictures."
+        "By perceptual hash, 12 of 12 drawings look like a picture that was trained on. Before the training none did. Of these 12 pictures "
+        "none look like another one. So the model copies: train fewer steps, or give it more pictures."
     )
     others_again = compared(among, before, nearest(scenes(12, 200), own))
     assert not others_again["copies"] and told(others_again).lower().endswith("so no copying is found.")

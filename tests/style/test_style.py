@@ -125,6 +125,7 @@ def test_the_page_shows_the_pictures_what_was_found_of_copies_and_which_prompts_
     section = page[page.index('<section id="own"') :]
     section = section[: section.index("</section>")]
     assert "<h2>Your pictures</h2>" in section and "By perceptual hash, " in section
+    assert "<h1>Your pictures, and what the model draws before and after it learned from them.</h1>" in page
     assert section.partition("<h3>")[0].count("<img") == 6
     grid = Image.open(made[0] / "after" / "grid.png")
     assert grid.height == (2 * (96 + GAP) + 2 * GAP) + (2 * LINE + 2 * GAP) + 2 * (96 + GAP)
@@ -190,7 +191,8 @@ def test_the_same_command_makes_nothing_again(made, pictures):
         "check, done before: ",
         "trained for 2 steps; more --steps go on from there",
         "copies, done before: By perceptual hash, ",
-        "report, done before: No goal was named",
+        "done       all stages",
+        "report, done before: Your pictures, and what the model draws before and after it learned from them.",
     ):
         assert said in again.stdout
 

@@ -16,7 +16,7 @@ from mapo.models import find_model, open_model
 from mapo.models.noise.flow import RectifiedFlow
 from mapo.pairs import PairSet, PairWriter
 from mapo.train.batches import assemble
-from mapo.train.monitor.evaluation import DRAWS, held_out_draw
+from mapo.train.monitor.evaluation import DRAWS, held_out_draw, told
 from mapo.train.run.folder import Run
 from mapo.train.step import pair_errors
 from tiny import make_pairs
@@ -127,6 +127,14 @@ def _config(out):
     from mapo.train.config import make_config
 
     return make_config(tomllib.loads((out / "config.toml").read_text()))
+
+
+def test_a_measurement_is_told_with_minus_signs_of_one_kind():
+    row = {"step": 5, "pairs": 2, "accuracy": 0.25, "error_chosen_change": -0.177, "margin": -0.18131}
+    assert told(row) == (
+        "Step 5: on 2 held-out pairs the accuracy is 25.0%, the error of chosen pictures −17.7% against the model before "
+        "training, the margin −0.1813."
+    )
 
 
 @pytest.mark.long

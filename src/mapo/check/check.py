@@ -252,7 +252,7 @@ def lines(summary: dict[str, Any]) -> list[str]:
     told += ["", f"{'chosen against rejected':24} {'paired AUC':>10}  {'95 % interval':13} {'AUC':>5} {'pairs':>9}"]
     every = [(found.statistic(leak["name"]), leak["paired"], leak["auc"], leak["tells"]) for leak in summary["leaks"]]
     together = summary["leak_together"]
-    for name, share, auc, tells in [*every, ("all together, held out", together, None, together["tells"])]:
+    for name, share, auc, tells in [*every, ("all together", together, None, together["tells"])]:
         bounds = f"{share['low']:.2f} to {share['high']:.2f}"
         alone = f"{auc:5.2f}" if auc is not None else " " * 5
         mark = "  leaks" if tells else ""

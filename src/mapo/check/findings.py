@@ -324,8 +324,8 @@ def check_leaks(leaks: list[Leak], together: Together) -> list[Finding]:
     if together.share.low > 0.5 + MARGIN:
         share = together.share
         says = (
-            f"Leak: all these statistics together tell chosen from rejected in {share.value:.0%} of held-out pairs "
-            f"(95 % interval {share.low:.0%} to {share.high:.0%})."
+            f"Leak: all these statistics together tell chosen from rejected in {_percent(share.value)} of pairs whose "
+            f"prompts they were not fitted to (95 % interval {_percent(share.low)} to {_percent(share.high)})."
         )
         remedy = "A simple classifier can tell the two sides apart, so the model can too."
         findings.append(Finding("leak_together", "warning", says, remedy))
@@ -339,7 +339,12 @@ def _clearest(found: list[Leak]) -> str:
     if value < 0.5:
         more, value, low, high = "less", 1 - value, 1 - high, 1 - low
     of = "it" if len(found) == 1 else statistic(found[0].name)
-    return f"Chosen has {more} of {of} in {value:.0%} of pairs (95 % interval {low:.0%} to {high:.0%})."
+    interval = f"95 % interval {_percent(low)} to {_percent(high)}"
+    return f"Chosen has {more} of {of} in {_percent(value)} of pairs ({interval})."
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def _how_it_is_known(found: list[Leak]) -> str:

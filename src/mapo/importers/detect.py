@@ -91,6 +91,8 @@ def find_importer(source: Source, format: str | None) -> tuple[str, Importer, st
     """The format that was named, or the first that recognises the source; and what is said of files passed over."""
     if source.path is not None and (source.path / "set.json").is_file():
         raise MapoError(f"{source.name} is a set of pairs already. Use it as it is.")
+    if source.path is not None and (kind := kind_of_folder(source.path)) in ("a run", "a model", "a cache"):
+        raise MapoError(f"{source.name} is {kind}, not a source of pairs. Give the folder or file that holds them.")
     if source.path is not None and kind_of_folder(source.path) == "an images folder":
         raise MapoError(
             f"{source.name} is an images folder, and no pairs can be read from it. Where its pictures are the good "

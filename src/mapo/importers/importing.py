@@ -145,7 +145,8 @@ def _held_out(out: Path, split: str | None, published: bool) -> list[str]:
     splits = pq.read_table(out / "pairs.parquet", columns=["split"])["split"]
     total, train = len(splits), pc.sum(pc.equal(splits, "train")).as_py()
     if train == total:
-        return []
+        told = split in SPLITS or published
+        return [] if told else ["By their prompts all pairs are in train, so no pair is held out."]
     why = "for validation and test, " + ("as the source says" if published else "by their prompts")
     if train:
         verb = "is" if total - train == 1 else "are"

@@ -122,13 +122,14 @@ def _on_distance(found: Mismatch) -> list[str]:
     if d.floor is None or d.excess is None:
         return ["Distance: one seed gives no yardstick; it takes two own samples of each prompt (--seeds 1000-1001)."]
     if not d.excess.conclusive:
-        return ["Distance: the chosen pictures are not measurably further from the own samples than these are apart."]
+        return ["Distance: the chosen pictures are not measurably further from the model's own than these are apart."]
     if d.excess.value < 0:
-        return ["Distance: the chosen pictures are closer to the own samples than two of these to each other."]
+        return ["Distance: the chosen pictures are closer to the model's own samples than these to each other."]
     if not d.floor.value:
-        return ["Distance: the chosen pictures differ from the own samples, which do not differ from each other."]
+        return ["Distance: the chosen pictures differ from the model's own, which do not differ from each other."]
     times = f"{d.chosen.value / d.floor.value:.1f} times"
-    return [f"Distance: the chosen pictures are {times} as far from the own samples as two of these from each other."]
+    from_each_other = "as far from the model's own samples as these are from each other"
+    return [f"Distance: the chosen pictures are {times} {from_each_other}."]
 
 
 def _on_errors(errors: Errors) -> list[str]:

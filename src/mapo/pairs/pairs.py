@@ -299,8 +299,8 @@ def _refuse_other(folder: Path) -> None:
         raise MapoError(f"{folder} is {kind}, not a pairs set. {REMEDY}")
     if any(path.suffix.lower() in ENDS for path in folder.iterdir()):
         raise MapoError(
-            f"{folder} is a folder of pictures, not a pairs set. {REMEDY} `mapo style` learns how pictures look that "
-            "have no rejected ones."
+            f"{folder} is a folder of pictures, not a pairs set. {REMEDY} Where none is rejected, give the folder to "
+            "`mapo style`."
         )
 
 

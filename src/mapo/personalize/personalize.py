@@ -4,6 +4,7 @@ away."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import dropwhile
 from typing import Any
 
 from mapo.build.against import Own, frames_for
@@ -58,6 +59,9 @@ def preview(asked: Personalize) -> Preview:
         f"out        {asked.out}: {', '.join(names(asked))}",
     ]
     again = ledger.stale(every)
+    left = _runs_left(asked, frames, again)
+    if done := ledger.told_done(every, [*again, *left]):
+        lines.append(done)
     if again:
         lines.append(told_again(again))
     if said := _begins_again(asked, frames, again):
@@ -66,11 +70,8 @@ def preview(asked: Personalize) -> Preview:
     if found.silent:
         lack = some(found.silent, "photo's own caption does", "photos' own captions do")
         silent = [f"{lack} not say {asked.words.noun}, so templates are used: {named(found.silent)}."]
-    runs = {number: Run(asked.round(number) / "run") for number in range(1, asked.rounds + 1)}
-    left = [name for name in again if name.endswith(" run")]
-    trained = not left and all(stays(run, asked.config(frames, number)) for number, run in runs.items())
     warnings = [*silent, *unsafe, *_told_of_use(asked, frames), OWED]
-    return Preview(lines, warnings, "" if trained else planned.refusal)
+    return Preview(lines, warnings, planned.refusal if left else "")
 
 
 def _rejected(asked: Personalize, photos: Sequence[Own]) -> str:
@@ -97,6 +98,17 @@ def _told_of_use(asked: Personalize, frames: Sequence[Frame]) -> list[str]:
             "has."
         )
     return said
+
+
+def _runs_left(asked: Personalize, frames: Sequence[Frame], again: Sequence[str]) -> list[str]:
+    """The trainings that are to be done, or gone on with: the first such, and all behind it."""
+
+    def stays_there(number: int) -> bool:
+        run = Run(asked.round(number) / "run")
+        return f"round-{number} run" not in again and stays(run, asked.config(frames, number))
+
+    numbers = dropwhile(stays_there, range(1, asked.rounds + 1))
+    return [f"round-{number} run" for number in numbers]
 
 
 def _begins_again(asked: Personalize, frames: Sequence[Frame], again: Sequence[str]) -> str:

@@ -119,9 +119,10 @@ def _round(asked: Personalize, number: int, hands: Any, now: Callable[[], list[C
         return [*made_by, str(asked.per_picture), str(asked.resolution), *_seen(asked, now()), prior]
 
     last = (f"{asked.round(number - 1).name} run",) if number > 1 else ()
+    cache = (f"{name}/cache",)  # what the encoders of the round before made, which are trained
     for_drawings = Stage(
         f"{name} rejected", "a folder for the drawings", (f"{name}/rejected",), by,
-        lambda: (place / "rejected").mkdir(parents=True, exist_ok=True), clears=(f"{name}/cache",), follows=last,
+        lambda: (place / "rejected").mkdir(parents=True, exist_ok=True), clears=cache, follows=last,
     )  # fmt: skip
     says = f"{model} draws the captions" if asked.draws else "each photo alone"
     return [
@@ -131,7 +132,7 @@ def _round(asked: Personalize, number: int, hands: Any, now: Callable[[], list[C
         Stage(f"{name} check", "what is wrong in the pairs", (f"{name}/check.html",), lambda: [digest_of(pairs)], look,
               follows=(f"{name} pairs",)),
         Stage(f"{name} run", "the training", (f"{name}/run",), lambda: [digest_of(pairs), *by()], train,
-              again=True, aside=True, follows=(f"{name} pairs", *last)),
+              again=True, aside=True, clears=cache if last else (), follows=(f"{name} pairs", *last)),
     ]  # fmt: skip
 
 

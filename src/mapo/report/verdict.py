@@ -177,6 +177,8 @@ def followed(comparison: Comparison) -> str:
     values = f"{number(c.before, c.rate, places(c))} before and {number(c.after, c.rate, places(c))} after"
     values += based_on(c)
     name = c.scorer if c.metric == PROMPT_FOLLOWING else f"{c.scorer} ({c.metric.replace('_', ' ')})"
+    if not c.difference.conclusive and not c.difference.value:
+        return f"{name}: {values}. No difference was seen: {change}."
     if not c.difference.conclusive:
         return f"{name}: {values}. The difference, {change}, may be chance."
     return f"{name}: {values}. Prompts are followed {'better' if c.difference.value > 0 else 'worse'}: {change}."

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mapo.errors import MapoError
+from mapo.files import kind_of_folder
 from mapo.importers import sources
 from mapo.importers.sources import Source, find_source, is_hub_id
 from mapo.pairs.schema import check_text
@@ -152,6 +153,8 @@ def _places(files: Any, root: str) -> list[str]:
     """The files that ``root`` (a file, a folder, or a pattern) stands for, in order of their names."""
     if "*" not in root and files.isfile(root):
         return [root]
+    if kind_of_folder(Path(root)) == "a pairs set":
+        return [f"{root}/pairs.parquet"]
     there = files.glob(root) if "*" in root else files.find(root)
     for kind in KINDS:
         ours = [p for p in there if p.lower().endswith(kind) and PurePosixPath(p).name not in sources.NO_ROWS]

@@ -189,9 +189,10 @@ def told(found: Mapping[str, Any], of: str = "") -> str:
     own, before, after = (found[name] for name in ("own", "before", "after"))
     number, others = f"{count(after['pictures'], 'drawing')}{of}", count(own["pictures"], "picture")
     look, one = ("looks" if some["near"] == 1 else "look" for some in (after, own))
+    drawn, untrained, ours = (some["near"] or "none" for some in (after, before, own))
     text = (
-        f"By {found['by']}, {after['near']} of {number} {look} like a picture that was trained on. Before the training "
-        f"{before['near']} did. Of these {others} {own['near']} {one} like another one."
+        f"By {found['by']}, {drawn} of {number} {look} like a picture that was trained on. Before the training "
+        f"{untrained} did. Of these {others} {ours} {one} like another one."
     )
     if 2 * own["near"] >= own["pictures"]:
         return f"{text} So many are alike that copies cannot be told here."

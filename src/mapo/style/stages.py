@@ -10,8 +10,9 @@ from __future__ import annotations
 import itertools
 import logging
 import shutil
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Collection, Sequence, Set
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,12 @@ class StageLedger:
             told = stage.foreseen
         return not others.isdisjoint(stage.follows) if told is None else before != _digest(told)
 
+    def told_done(self, stages: Sequence[Stage], left: Collection[str]) -> str:
+        """The first of the stages that are done and not ``left`` to do: a line of the plan; empty where none is."""
+        done = [*takewhile(lambda one: one.name not in left and self.stages.get(one.name, {}).get("done"), stages)]
+        names = "all stages" if len(done) == len(stages) else ", ".join(stage.name for stage in done)
+        return f"done       {names}" if done else ""
+
     def is_done(self, stage: Stage) -> bool:
         """Whether a stage has been done from what it would be made from now, and is there."""
         known = self.stages.get(stage.name, {})
@@ -114,9 +121,11 @@ class StageLedger:
         if known and known.get("from") != digest:
             LOG.info(f"{stage.name}: what it was made from has changed, so it is made again")
             aside = stage.aside or (stage.aside_if_changed and known.get("made") != self._made(stage))
-            for name in (*stage.makes, *stage.clears):
+            for name in stage.makes:
                 if aside and (self.folder / name).exists():
                     LOG.warning(f"What was there of {name} is now {set_aside(self.folder / name)}.")
+                _remove(self.folder / name)
+            for name in stage.clears:
                 _remove(self.folder / name)
         LOG.info(f"{stage.name}: {stage.says}")
         self._write(stage.name, digest, done=False)

@@ -72,9 +72,12 @@ def preview(asked: Style) -> Preview:
         f"out        {asked.out}: {', '.join(asked.names())}",
     ]
     again = ledger.stale(stages)
+    there, config = Run(asked.run), asked.config(frames)
+    trained = "run" not in again and stays(there, config)
+    if done := ledger.told_done(stages, [*again, *["run"] * (not trained)]):
+        lines.append(done)
     if again:
         lines.append(told_again(again))
-    there, config = Run(asked.run), asked.config(frames)
     if "run" not in again and (why := begins_again(there, config)):
         lines.append(f"made again run, and what follows from it: {why}. The run that is there gets another name")
     elif "run" not in again and (further := goes_on(there, config, "run")):
@@ -84,7 +87,6 @@ def preview(asked: Style) -> Preview:
         warnings.append(
             "All pictures have the same caption. So none is held out, and only plain prompts show what was learned."
         )
-    trained = "run" not in again and stays(there, config)
     return Preview(lines, [*warnings, OWED], "" if trained else planned.refusal)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from mapo.errors import MapoError
 from mapo.files import sha256
 from mapo.pairs import PairSet
 from mapo.pairs.splits import prompt_id
+from mapo.sample.beside import Beside
 from mapo.score.scorers import FLAWS
 from mapo.style import copies
 from mapo.style.asked import Asked
@@ -99,6 +100,11 @@ class Style(Asked):
     def run(self) -> Path:
         """The run."""
         return self.out / "run"
+
+    def beside(self) -> Beside:
+        """As of all such commands, and what there is to see."""
+        shows = "Your pictures, and what the model draws before and after it learned from them."
+        return replace(super().beside(), shows=shows)
 
     @property
     def draws(self) -> bool:

@@ -72,7 +72,7 @@ def held_out(pairs: PairSet, config: Config) -> tuple[str, Rows]:
     if split is None:
         raise MapoError(
             f"train.evaluate_every: {pairs.folder} has no pairs in the split {' or '.join(among)}, so none is held "
-            "out. Leave it out, or import again without --split train, or build with more prompts."
+            "out. Leave it out, or import again without --split train, or make a set of more prompts."
         )
     if split == "test" and kept(config.train.keep_checkpoints).best:
         raise MapoError(
@@ -288,11 +288,9 @@ def spent(found: Measured, base: Measured, objective: Objective, settings: Mappi
 
 def told(row: Mapping[str, Any]) -> str:
     """A line of ``evaluations.jsonl`` in words."""
-    change = f"{row['error_chosen_change']:+.1%}".replace("-", "−")
+    change = f"{row['error_chosen_change']:+.1%}".replace("-", "−") + " against the model before training"
     where = f"Step {row['step']}: on {count(row['pairs'], 'held-out pair')}"
     if "accuracy" not in row:
-        return f"{where} the error of chosen pictures is {change} against the base."
-    return (
-        f"{where} the accuracy is {row['accuracy']:.1%}, the error of chosen pictures {change} against the base, the "
-        f"margin {row['margin']:.4f}."
-    )
+        return f"{where} the error of chosen pictures is {change}."
+    margin = f"{row['margin']:.4f}".replace("-", "−")
+    return f"{where} the accuracy is {row['accuracy']:.1%}, the error of chosen pictures {change}, the margin {margin}."
