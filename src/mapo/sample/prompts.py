@@ -25,7 +25,7 @@ COLUMNS = ("prompt", "caption")
 LIKE_THEM = ("prompt", "prompts", "caption", "captions", "text", "texts")  # in capitals or not, where only one is there
 KINDS = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")  # of a folder the first kind that it has
 FILES = "a .txt, .csv, .tsv, .json, .jsonl or .parquet file"
-GIVE = f"Give {FILES}, or mini:test, or owner/name for a set on the hub"
+GIVE = f"Give {FILES}, a pairs set, or mini:test, or owner/name for a set on the hub"
 
 
 class NoColumn(ValueError):
@@ -41,9 +41,9 @@ def read_prompts(source: str) -> list[str]:
 
     How many repeats were left out is a message.
 
-    ``source`` is a built-in list (``mini:train``, ``mini:test-one``, …), a file, a folder of files, or a set on the
-    hub: ``owner/name``, ``hf://owner/name`` or ``hf://owner/name/path`` with a file, folder or pattern. Files are
-    ``.txt`` with a prompt a line, ``.jsonl``, ``.ndjson`` or ``.json`` with strings or objects that have ``prompt`` or
+    ``source`` is a built-in list (``mini:train``, ``mini:test-one``, …), a file, a folder of files, a pairs set, or a
+    set on the hub: ``owner/name``, ``hf://owner/name`` or ``hf://owner/name/path`` with a file, folder or pattern.
+    Files are ``.txt`` with a prompt a line, ``.jsonl``, ``.ndjson`` or ``.json`` with strings or objects that have ``prompt`` or
     ``caption``, or ``.csv``, ``.tsv`` or ``.parquet`` with such a column. ``Prompts``, ``text`` and the like will do
     where no other can be meant; ``source:COLUMN`` reads any. All prompts of a file come from one column. Raises
     MapoError naming what is not a prompt.
@@ -152,6 +152,8 @@ def _places(files: Any, root: str) -> list[str]:
     """The files that ``root`` (a file, a folder, or a pattern) stands for, in order of their names."""
     if "*" not in root and files.isfile(root):
         return [root]
+    if "*" not in root and files.isfile(f"{root}/set.json"):  # a pairs set, whose pictures lie beside its pairs
+        return [f"{root}/pairs.parquet"]
     there = files.glob(root) if "*" in root else files.find(root)
     for kind in KINDS:
         ours = [p for p in there if p.lower().endswith(kind) and PurePosixPath(p).name not in sources.NO_ROWS]
