@@ -139,6 +139,20 @@ def test_bad_input_is_one_sentence_and_exit_code_2(words, sentence, tmp_path, mo
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "caption nowhere", "check nowhere", "remake nowhere --pair 1", "mismatch --model mini --pairs nowhere",
+        "encode nowhere --stream --model mini --pairs {}/pairs", "train --model mini --pairs nowhere",
+        "report --before nowhere --after nothing", "label --before nowhere --after nothing",
+    ],
+)  # fmt: skip
+def test_a_refusal_leaves_no_folder_that_was_made_for_an_output(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "nowhere" in refused(*words.format("a/b").split(), "--out", "c/d/e.html")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_prompts_are_given_as_they_are_one_by_one(tmp_path, sdxl):
     words = ["sample", "--model", sdxl, "--prompt", "a red fox", "--prompt", "a blue, round: thing", "--steps", 1]
     done = CliRunner().invoke(cli, [str(word) for word in (*words, "--out", tmp_path / "images")])

@@ -88,7 +88,7 @@ class Filling:
         if there.keys() >= set(self.jobs):
             return [there[job] for job in self.jobs]
         prepare_out(self.work)
-        self.work.mkdir(exist_ok=True)
+        self.work.mkdir(parents=True, exist_ok=True)
         return in_shares(self.work, shard, lambda: self._share(shard), self._gather_owned)
 
     @contextmanager
@@ -192,7 +192,7 @@ def open_folder(folder: Path, settings: dict[str, Any], sensitive: bool = False,
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise MapoError(f"{folder} exists and is not an images folder. Choose another --out.")
         prepare_out(folder)
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         head = {"format": FORMAT, "version": VERSION, "sensitive": sensitive}
         write_json(path, {**head, "settings": settings})
         return
