@@ -102,7 +102,10 @@ def owned(out: Path, wait: bool = False) -> Iterator[None]:
                 made = []
                 continue
             if not place.is_dir():
-                yield  # who cannot write here is told so by what comes next
+                try:
+                    yield  # who cannot write here is told so by what comes next
+                finally:
+                    remove_empty(made)
                 return
             lock, descriptor = place, os.open(place, os.O_RDONLY)
         try:

@@ -53,6 +53,15 @@ def json_told() -> Iterator[None]:
         raise
 
 
+def is_whole_text(text: str) -> bool:
+    """Whether UTF-8 can hold a text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def finite(value: Any) -> Any:
     """``value`` as JSON can hold it: numbers that are not finite, such as bounds that nobody knows, are null."""
     if isinstance(value, Mapping):

@@ -73,6 +73,8 @@ class Filling:
 
         None where other shards are not done yet. A second process with the same shard is refused.
         """
+        if not self.folder.exists():
+            prepare_out(self.folder)
         if shard[1] == 1:
             with owned(self.folder), self._nothing_left():
                 self.open()
@@ -150,6 +152,8 @@ class Filling:
         """Draw what lacks into ``have``. A batch is encoded and written while the next one is drawn."""
         (index, of), batches = shard, list(self._batches(have, shard))
         todo = sum(len(batch.wanted) for batch in batches)
+        if batches:
+            prepare_out(self.folder / MANIFEST)
         if batches and index == 0:
             self.tell()
         there = sum(job in have for job in self.jobs) if of == 1 else 0

@@ -43,10 +43,10 @@ def read_prompts(source: str) -> list[str]:
 
     ``source`` is a built-in list (``mini:train``, ``mini:test-one``, …), a file, a folder of files, a pairs set, or a
     set on the hub: ``owner/name``, ``hf://owner/name`` or ``hf://owner/name/path`` with a file, folder or pattern.
-    Files are ``.txt`` with a prompt a line, ``.jsonl``, ``.ndjson`` or ``.json`` with strings or objects that have ``prompt`` or
-    ``caption``, or ``.csv``, ``.tsv`` or ``.parquet`` with such a column. ``Prompts``, ``text`` and the like will do
-    where no other can be meant; ``source:COLUMN`` reads any. All prompts of a file come from one column. Raises
-    MapoError naming what is not a prompt.
+    Files are ``.txt`` with a prompt a line, ``.jsonl``, ``.ndjson`` or ``.json`` with strings or objects that have
+    ``prompt`` or ``caption``, or ``.csv``, ``.tsv`` or ``.parquet`` with such a column. ``Prompts``, ``text`` and the
+    like will do where no other can be meant; ``source:COLUMN`` reads any. All prompts of a file come from one column.
+    Raises MapoError naming what is not a prompt.
     """
     if source in BUILT_IN:
         world, name = BUILT_IN[source]
@@ -79,8 +79,9 @@ def asked_prompts(given: str | Sequence[str]) -> list[str]:
 def _distinct(prompts: Iterable[str], name: str) -> list[str]:
     """Prompts without empty ones and repeats; MapoError where none is left."""
     spellings: dict[str, list[str]] = {}
-    for prompt in map(str.strip, prompts):
+    for number, prompt in enumerate(map(str.strip, prompts), 1):
         if prompt:
+            _check_whole(prompt, number, name)
             spellings.setdefault(prompt_id(prompt), []).append(prompt)
     if not spellings:
         raise MapoError(f"--prompts: {name} holds no prompts.")
@@ -88,6 +89,14 @@ def _distinct(prompts: Iterable[str], name: str) -> list[str]:
     if repeated:
         LOG.info(f"{name}: {_repeats(repeated)}")
     return [same[0] for same in spellings.values()]
+
+
+def _check_whole(prompt: str, number: int, name: str) -> None:
+    """MapoError where a prompt is not a text that a file can hold."""
+    try:
+        check_text(prompt, f"prompt {number}")
+    except ValueError as error:
+        raise MapoError(f"--prompts: {name} cannot be read: {error}. Write it in UTF-8.") from None
 
 
 def _repeats(repeated: list[list[str]]) -> str:
