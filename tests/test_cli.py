@@ -119,6 +119,10 @@ def test_every_example_in_the_help_is_a_command_that_parses(verb):
         (["sample", "--model", "mini", "--prompts", "p.txt", "--prompt", "a fox", "--out", "x"], "Give either --prompts"),
         (["sample", "--model", "mini", "--prompts", "mini:tset", "--out", "x"], "no built-in list 'mini:tset'"),
         (["sample", "--model", "mini", "--prompts", "mini:test", "--seeds", "a", "--out", "x"], "not a list of seeds"),
+        (["sample", "--model", "mini", "--prompt", "a fox", "--out", ""], "Invalid value for '--out': it is empty. Name a file"),
+        (["sample", "--model", "mini", "--prompt", "a \udcff", "--out", "x"], "prompt 1 is not UTF-8: byte 0xff at place 2"),
+        (["build", "pick-style-cartoon", "--model", "mini", "--prompts", "mini:train", "--num-pairs", "1", "--out", "x",
+          "--prefix", "chosen=\udcff"], "--prefix .* is not a text in UTF-8"),
         (["score", "nowhere", "--scorer", "mini", "--out", "x"], "nowhere is not an images folder"),
         (["import", "nowhere", "--out", "x"], "There is no file or folder nowhere"),
         (["label", "nowhere"], "There is no pairs set at nowhere"),
@@ -136,6 +140,20 @@ def test_every_example_in_the_help_is_a_command_that_parses(verb):
 def test_bad_input_is_one_sentence_and_exit_code_2(words, sentence, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert re.search(sentence, refused(*words))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "caption nowhere", "check nowhere", "remake nowhere --pair 1", "mismatch --model mini --pairs nowhere",
+        "encode nowhere --stream --model mini --pairs {}/pairs", "train --model mini --pairs nowhere",
+        "report --before nowhere --after nothing", "label --before nowhere --after nothing",
+    ],
+)  # fmt: skip
+def test_a_refusal_leaves_no_folder_that_was_made_for_an_output(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "nowhere" in refused(*words.format("a/b").split(), "--out", "c/d/e.html")
     assert list(tmp_path.iterdir()) == []
 
 

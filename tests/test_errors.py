@@ -1,8 +1,10 @@
-"""What is said of exceptions that nobody has foreseen."""
+"""What is said of exceptions, whoever has foreseen them."""
+
+import errno
 
 import pytest
 
-from mapo.errors import reason, spoken
+from mapo.errors import foreseen, reason, spoken
 
 
 @pytest.fixture(autouse=True)
@@ -14,6 +16,12 @@ def no_variables(monkeypatch, tmp_path):
 
 def test_an_exception_that_nobody_has_foreseen_is_called_a_fault_of_ours():
     assert spoken(ValueError("odd")).startswith("This is a fault of mapo: ValueError: odd. Please report it with ")
+
+
+def test_a_file_is_named_as_it_will_be_called_and_not_as_it_is_while_it_is_written():
+    told = foreseen(OSError(errno.ENOSPC, "x", "t/c/.latents-b.safetensors.14909.partial"))
+    assert told.startswith("t/c/latents-b.safetensors: No space left")
+    assert foreseen(OSError(errno.EACCES, "no", ".x.partial")) == ".x.partial: no."
 
 
 def test_variables_that_change_libraries_are_named_as_a_reason(monkeypatch):

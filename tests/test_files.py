@@ -315,10 +315,30 @@ def test_a_folder_beside_with_the_same_beginning_is_outside(tmp_path: Path) -> N
         inside(tmp_path / "set", "../set2/a.png", "line 1")
 
 
-def test_the_folder_of_an_output_is_made_and_tried(tmp_path: Path) -> None:
-    out = tmp_path / "a" / "b" / "out"
-    assert prepare_out(out) == out
-    assert files_below(tmp_path) == {"a", "a/b"}
+def test_the_folder_of_an_output_is_tried_and_nothing_is_left_of_that(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for out in (tmp_path / "a" / "b" / "out", tmp_path / "mine" / "a" / "out", tmp_path / "mine" / "out"):
+        assert prepare_out(out) == out
+        assert files_below(tmp_path) == {"mine"}
+    with pytest.raises(MapoError, match="Cannot write to .*File name too long"):
+        prepare_out(tmp_path / "a" / "b" / ("c" * 300) / "out")
+    assert files_below(tmp_path) == {"mine"}
+
+
+def test_who_owns_an_output_leaves_no_empty_folder_and_takes_no_other(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(MapoError, match="refused"), owned(tmp_path / "mine" / "a" / "b" / "out"):
+        assert files_below(tmp_path) == {"mine", "mine/a", "mine/a/b", "mine/a/b/.out.lock"}
+        raise MapoError("refused")
+    assert files_below(tmp_path) == {"mine"}
+    with owned(tmp_path / "mine" / "out"):
+        pass
+    with owned(tmp_path / "a" / ("c" * 251)):  # whose lock has a name that is too long
+        pass
+    assert files_below(tmp_path) == {"mine"}
+    with owned(tmp_path / "a" / "b" / "out"):
+        (tmp_path / "a" / "note").touch()
+    assert files_below(tmp_path) == {"mine", "a", "a/note"}
 
 
 def test_an_output_below_a_file_is_refused_in_a_sentence(tmp_path: Path) -> None:

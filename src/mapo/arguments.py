@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar, get_args
 
 from mapo.errors import MapoError, count, foreseen, suggest
+from mapo.texts import is_whole_text
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -45,7 +46,7 @@ def _are(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+    return isinstance(value, str) and is_whole_text(value)
 
 
 def _maps_to(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -131,6 +132,8 @@ def _checked(verb: str, parameter: inspect.Parameter, value: Any) -> Any:
     """The value, where it is of the kind that the argument asks for; numbers of other libraries as Python's own."""
     if value is None and parameter.default is None:
         return None
+    if parameter.name == "out" and isinstance(value, str) and not value.strip():
+        raise MapoError(f"{verb}(): out is empty. Name the place to write to.")
     return of_kind(f"{verb}(): {parameter.name}", parameter.annotation, value)
 
 

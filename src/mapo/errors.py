@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 MEMORY = (  # CUDA and MPS, the CPU, mapping a file, cuDNN
     "out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory", "alloc_failed",
 )  # fmt: skip
+WRITTEN_ASIDE = re.compile(r"(^|/)\.([^/]+)\.\d+\.partial$")  # a file, before it has its name
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -104,7 +105,7 @@ def foreseen(error: Exception) -> str | None:
     if is_out_of_memory(error):
         return f"The memory ran out ({why}). Do less at a time, or use a machine with more memory."
     if isinstance(error, OSError) and error.errno is not None:
-        where = error.filename or "A file"
+        where = WRITTEN_ASIDE.sub(r"\1\2", str(error.filename or "A file"))
         if no_space(error):
             return f"{where}: {os.strerror(error.errno)}. Make room, then run the same command again."
         return f"{where}: {error.strerror or why}."

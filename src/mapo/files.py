@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,24 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> list[Path]:
+    """Make a folder and those that it lies in. The ones that were not there, the innermost first."""
+    made = list(itertools.takewhile(lambda one: not one.exists(), (folder, *folder.parents)))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        remove_empty(one for one in made if os.path.isdir(one))  # noqa: PTH112 (never raises)
+        raise
+    return made
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders, each of which lies in the next one, up to the first that holds something."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def write_text(path: Path, text: str, sync: bool = False) -> None:
@@ -278,13 +297,16 @@ def prepare_file(path: Path, what: str, starts: bytes, example: str, flag: str =
 
 
 def prepare_out(path: Path) -> Path:
-    """Make the parent of an output path, or say in one sentence why it cannot be written."""
+    """The path, where an output can be written there, else MapoError. No folder is left of asking."""
     refuse_odd_place(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        probe = path.parent / f".{path.name}.{os.getpid()}.probe"
-        probe.touch()
-        probe.unlink()
+        made = make_folder(path.parent)
+        try:
+            probe = path.parent / f".{path.name}.{os.getpid()}.probe"
+            probe.touch()
+            probe.unlink()
+        finally:
+            remove_empty(made)
     except OSError as error:
         why = error.strerror or error
         raise MapoError(

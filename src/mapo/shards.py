@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from mapo.errors import MapoError
-from mapo.files import WORK_LEDGER, refuse_odd_place, sweep
+from mapo.files import WORK_LEDGER, make_folder, refuse_odd_place, remove_empty, sweep
 
 LOG = logging.getLogger(__name__)
 
@@ -84,20 +84,28 @@ def owned(out: Path, wait: bool = False) -> Iterator[None]:
     """Be the only process that writes ``out``, a file or a folder; a second one is refused in a sentence, or waits.
 
     The lock is a file beside ``out``, ``.NAME.lock``. It ends with the process, however that ends, and is removed with
-    the block. Where nothing may be written beside ``out``, the folder itself is locked.
+    the block, as are the folders made for it in which nothing was written. Where nothing may be written beside ``out``,
+    the folder itself is locked.
     """
     import fcntl
 
     refuse_odd_place(out)
     place = out.resolve()
     lock = place.with_name(f".{place.name}.lock")
-    place.parent.mkdir(parents=True, exist_ok=True)
+    made: list[Path] = []
     while True:
+        made = made or make_folder(place.parent)
         try:
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError:
+            if not place.parent.is_dir():  # its owner, which made it, has just removed it
+                made = []
+                continue
             if not place.is_dir():
-                yield  # who cannot write here is told so by what comes next
+                try:
+                    yield  # who cannot write here is told so by what comes next
+                finally:
+                    remove_empty(made)
                 return
             lock, descriptor = place, os.open(place, os.O_RDONLY)
         try:
@@ -121,6 +129,7 @@ def owned(out: Path, wait: bool = False) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 lock.unlink()
         os.close(descriptor)
+        remove_empty(made)
 
 
 def is_owned(out: Path) -> bool:

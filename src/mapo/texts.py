@@ -53,6 +53,15 @@ def json_told() -> Iterator[None]:
         raise
 
 
+def is_whole_text(text: str) -> bool:
+    """Whether UTF-8 can hold a text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def finite(value: Any) -> Any:
     """``value`` as JSON can hold it: numbers that are not finite, such as bounds that nobody knows, are null."""
     if isinstance(value, Mapping):
@@ -68,7 +77,8 @@ def write_json(path: Path, value: Any, sync: bool = False) -> None:
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
-    """``value`` with a checksum of itself, by which a digit that changes on the disk is noticed."""
+    """``value``, as JSON can hold it, with a checksum by which a digit that changes on the disk is noticed."""
+    value = finite(value)
     return {**value, "crc32": _checksum(value)}
 
 
@@ -81,9 +91,14 @@ def _checksum(value: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 
+def line_of(value: Any) -> str:
+    """A line of JSON, in which a number that is not finite is null."""
+    return json.dumps(finite(value), ensure_ascii=False) + "\n"
+
+
 def append_lines(path: Path, values: Iterable[Any]) -> None:
     """Add a line of JSON for each value. A last line that a killed process left half written goes first."""
-    lines = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
+    lines = "".join(line_of(value) for value in values)
     with naming(path), path.open("a+b") as file:
         mend_last_line(file)
         file.write(lines.encode())

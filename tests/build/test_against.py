@@ -141,6 +141,13 @@ def test_what_does_not_fit_is_refused_before_anything_is_drawn(tmp_path, words, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["own"]
 
 
+def test_a_set_whose_drawings_would_lie_among_the_chosen_pictures_is_refused(tmp_path):
+    folder = folder_of(tmp_path / "own", PICTURES)
+    done = build(folder, folder / "pairs")
+    assert isinstance(done.exception, MapoError) and "lies in" in str(done.exception)
+    assert len(list(folder.iterdir())) == 2 * len(PICTURES)
+
+
 def test_what_belongs_to_own_pictures_is_refused_without_them(tmp_path):
     words = ["build", "pick-safety", "--model", "mini", "--out", str(tmp_path / "x")]
     for more, said in (

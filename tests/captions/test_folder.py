@@ -138,3 +138,10 @@ def test_a_picture_that_may_not_be_read_is_named(tmp_path, monkeypatch):
         (tmp_path / "a.png").chmod(0)
     with pytest.raises(MapoError, match="a.png cannot be read .Permission denied"):
         read_captions(tmp_path)
+
+
+def test_a_picture_whose_name_is_not_utf_8_is_named(tmp_path):
+    for name in (b"a.png", b"b\xff.png"):
+        (tmp_path / os.fsdecode(name)).write_bytes(encoded(noise()))
+    with pytest.raises(MapoError, match=r"has a picture whose name is not UTF-8, 'b.udcff.png'. Rename it"):
+        look_in(tmp_path)

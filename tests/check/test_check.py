@@ -170,6 +170,17 @@ def test_without_a_model_no_torch_is_loaded(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_a_page_in_the_set_itself_leaves_the_set_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `mapo check .` writes it, where somebody stands in the set."""
+    folder = write_set(tmp_path / "set", random_rows(2))
+    before, whole = PairSet(folder).fingerprint(), sorted(path.name for path in folder.iterdir())
+    monkeypatch.chdir(folder)
+    for _ in range(2):
+        check_pairs(PairSet(Path()), Path("check.html"))
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*whole, "check.html"])
+    assert PairSet(folder).fingerprint() == before and PairSet(folder)[0].prompt == "prompt 0"
+
+
 def test_what_cannot_be_checked_is_refused_and_leaves_no_page(tmp_path: Path) -> None:
     from mapo.errors import MapoError
 

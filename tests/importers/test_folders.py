@@ -209,6 +209,15 @@ def test_a_folder_within_that_is_a_link_is_passed_over_and_counted(tmp_path: Pat
     assert "passed over 1 file: 1 linked folders" in heard()
 
 
+def test_a_link_in_a_circle_is_a_bad_row(tmp_path: Path) -> None:
+    root = make(tmp_path / "in")
+    (root / "chosen" / "z.png").symlink_to("z.png")
+    (root / "rejected" / "z.png").write_bytes(RED)
+    with pytest.raises(MapoError, match="its links lead in a circle.* Mend it, or leave such pairs out"):
+        import_pairs(root, tmp_path / "set")
+    assert import_pairs(root, tmp_path / "set", on_bad_row="drop")["pairs"] == 2
+
+
 def test_folders_of_litter_alone_are_empty_and_say_what_they_hold(tmp_path: Path) -> None:
     for side in ("chosen", "rejected"):
         (tmp_path / "in" / side).mkdir(parents=True)

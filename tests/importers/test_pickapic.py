@@ -184,12 +184,13 @@ def test_a_parquet_file_or_a_folder_of_some_is_detected(tmp_path: Path) -> None:
     assert not detects(Source(other))
 
 
-@pytest.mark.parametrize("content", [b"", b"text", None])
+@pytest.mark.parametrize("content", [b"", b"text", None, b"PAR1" + b"\0" * 100 + b"PAR1", b"PAR1" + b"\xff" * 100])
 def test_a_damaged_file_is_named(tmp_path: Path, content: bytes | None) -> None:
     path = write_parquet(tmp_path / "p.parquet", [make_row()])
     path.write_bytes(path.read_bytes()[:-30] if content is None else content)
-    with pytest.raises(MapoError, match=r"p\.parquet is not a whole Parquet file"):
+    with pytest.raises(MapoError, match=r"p\.parquet is not a whole Parquet file") as told:
         rows(path)
+    assert "\n" not in str(told.value)
 
 
 def test_a_file_that_is_damaged_inside_says_after_which_row(tmp_path: Path) -> None:

@@ -318,6 +318,19 @@ def test_another_class_of_pipeline_is_named(tmp_path):
         open_model(find_model(str(tmp_path)))
 
 
+@pytest.mark.parametrize("channels", [3, 32])
+def test_a_vae_of_another_kind_of_model_is_called_that_by_whoever_trains_and_by_whoever_samples(
+    any_model, tmp_path, channels
+):
+    shutil.copytree(any_model, tmp_path / "m")
+    path = tmp_path / "m" / "vae" / "config.json"
+    other = {**json.loads(path.read_text()), "latent_channels": channels, "shift_factor": None}
+    path.write_text(json.dumps(other))
+    for to_train in (True, False):
+        with pytest.raises(MapoError, match=f"config.json gives {channels}: it is one of another kind of model. Take"):
+            open_model(find_model(str(tmp_path / "m")), to_train)
+
+
 def test_the_fingerprint_sees_a_change_of_weights(any_model, tmp_path):
     shutil.copytree(any_model / "vae", tmp_path / "vae")
     before = fingerprint(tmp_path, ["vae"])

@@ -156,7 +156,7 @@ def test_pictures_beyond_the_places_of_the_transformer_are_refused(tmp_path):
         ({"joint_attention_dim": 32}, "reads text of 32 numbers a token, the text encoders give 40"),
         ({"joint_attention_dim": 56}, "reads text of 56 numbers a token, text_encoder_3 gives 48"),
         ({"pooled_projection_dim": 40}, "reads a pooled text of 40 numbers, the text encoders give 48"),
-        ({"in_channels": 8}, "takes 8 channels, the VAE gives 4: a model for editing or inpainting"),
+        ({"in_channels": 8}, "takes 8 channels and gives 4: a model for editing or inpainting. Give the model"),
     ],
 )
 def test_a_transformer_for_other_text_or_other_latents_is_refused(tmp_path, settings, words):

@@ -87,7 +87,7 @@ def test_the_known_schedulers_have_betas():
     [
         ("vae/config.json", {"scaling_factor": None}, 'has no scaling_factor.*"scaling_factor": 0.13025'),
         ("vae/config.json", {"_class_name": "AutoencoderTiny"}, "names AutoencoderTiny"),
-        ("unet/config.json", {"in_channels": 9}, "takes 9 channels, the VAE gives 4"),
+        ("unet/config.json", {"in_channels": 9}, "takes 9 channels and gives 4"),
         ("unet/config.json", {"addition_embed_type": None}, "addition_embed_type None"),
         ("unet/config.json", {"time_cond_proj_dim": 256}, "distilled"),
         ("unet/config.json", {"sample_size": None}, "has no sample_size; it has to be one number"),

@@ -136,12 +136,12 @@ def changed(folder, source, file, **values):
         (
             "unet/config.json",
             {"in_channels": 9},
-            "takes 9 channels, the VAE gives 4: a model for editing or inpainting",
+            "takes 9 channels and gives 4: a model for editing or inpainting. Give the model that it was made from",
         ),
         (
             "vae/config.json",
             {"latent_channels": 16},
-            "takes 4 channels, the VAE gives 16: the VAE is one of another kind of model",
+            "takes latents of 4 channels, and the VAE of .*vae/config.json gives 16: it is one of another kind of model",
         ),
         ("unet/config.json", {"num_class_embeds": 1000}, "has num_class_embeds 1000; Stable Diffusion has none"),
         ("unet/config.json", {"class_embed_type": "timestep"}, "has class_embed_type 'timestep'"),

@@ -115,6 +115,15 @@ def test_a_goal_that_no_scorer_gives_is_refused_before_anything_is_scored(world)
     assert not list(world.root.glob("*-scores.parquet"))
 
 
+@pytest.mark.parametrize(
+    ("more", "says"), [(("--run", "no"), "no is not a run: it is not"), (("--votes", "no"), "There are no votes in no")]
+)
+def test_a_run_or_votes_that_are_not_there_are_refused_before_anything_is_scored(world, more, says):
+    result = ask(world, "--scorer", "mini-search", *more)
+    assert isinstance(result.exception, MapoError) and says in str(result.exception)
+    assert not list(world.root.glob("*-scores.parquet"))
+
+
 def test_guards_alone_are_refused_before_anything_is_scored(world):
     result = ask(world, "--scorer", "guards")
     assert isinstance(result.exception, MapoError)

@@ -53,8 +53,13 @@ def mapo(*words):
         (TOKENIZER, {"model_max_length": -1}, "model_max_length"),
         (INDEX, {"unet": []}, "model_index.json has unet"),
         (INDEX, {"scheduler": True}, "model_index.json has scheduler"),
-        (INDEX, {"feature_extractor": -1}, "cannot be loaded"),
-        (INDEX, {"unet": ["diffusers", "NoSuchModel"]}, "cannot be loaded"),
+        (INDEX, {"feature_extractor": -1}, r"cannot be loaded .*\. Download the folder again"),
+        (
+            INDEX,
+            {"unet": ["diffusers", "NoSuchModel"]},
+            "its unet is a NoSuchModel, which this diffusers does not know",
+        ),
+        (INDEX, {"_class_name": "SanaPipeline"}, "names no transformer, which a SanaPipeline has: it is not the whole"),
     ],
 )
 def test_a_broken_folder_is_told_in_a_sentence_and_leaves_no_images_folder(tmp_path, model, file, values, says):

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_fixtures import BLUE, RED, write_parquet
+from data_fixtures import RED, encoded, noise, write_parquet
 from mapo.errors import MapoError
 from mapo.pairs import PairWriter
 from mapo.pairs.splits import prompt_id, split_of
@@ -86,13 +86,6 @@ def test_an_export_can_be_the_source_of_prompts(tmp_path: Path) -> None:
     kind = pa.schema([("chosen", pa.struct([("bytes", pa.binary())])), ("prompt", pa.large_string())])
     path = write_parquet(tmp_path / "p.parquet", [{"chosen": {"bytes": RED}, "prompt": BEAR}], kind)
     assert read_prompts(str(path)) == [BEAR]
-
-
-def test_a_pairs_set_can_be_the_source_of_prompts(tmp_path: Path) -> None:
-    with PairWriter(tmp_path / "pairs", {}) as writer:
-        for prompt in (BEAR, SNOW):
-            writer.add_pair(prompt, RED, BLUE)
-    assert read_prompts(str(tmp_path / "pairs")) == [BEAR, SNOW]
 
 
 def test_repeats_are_left_out_and_the_order_stays(tmp_path: Path) -> None:
@@ -188,7 +181,8 @@ def test_a_parquet_column_that_is_no_text_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("source", ["nowhere.txt", "nowhere.jsonl:text", ""])
 def test_a_source_that_is_no_file_says_what_to_give(source: str) -> None:
     with pytest.raises(
-        MapoError, match=r"there is no file .*Give a \.txt, \.csv, .* or \.parquet file, or mini:.*owner/name"
+        MapoError,
+        match=r"there is no file .*Give a \.txt, \.csv, .* or \.parquet file, a pairs set, or mini:.*owner/name",
     ):
         read_prompts(source)
 
@@ -261,6 +255,13 @@ def test_a_folder_gives_its_files_of_the_first_kind_in_order(tmp_path: Path) -> 
     write_parquet(folder / "data" / "b.parquet", [{"prompt": SNOW}])
     write_parquet(folder / "data" / "a.parquet", [{"prompt": BEAR}])
     assert read_prompts(str(folder)) == [BEAR, SNOW]
+
+
+def test_a_pairs_set_gives_its_prompts_once_each(tmp_path: Path) -> None:
+    with PairWriter(tmp_path / "set", {"made": "by a test"}) as writer:
+        for prompt, seed in ((BEAR, 0), (SNOW, 2), (BEAR, 4)):
+            writer.add_pair(prompt, encoded(noise(seed)), encoded(noise(seed + 1)))
+    assert read_prompts(str(tmp_path / "set")) == [BEAR, SNOW]
 
 
 def test_a_folder_without_prompts_is_refused(tmp_path: Path) -> None:

@@ -395,7 +395,7 @@ def test_references_that_are_missing_are_told_before_anything_is_scored(tmp_path
         score(folder, "brightness,comparing", out)
     with pytest.raises(MapoError, match=r"no reference for 6 of 12 pictures, .* shows 'a drawing 2'"):
         score(folder, "brightness,comparing", out, references=write_images(tmp_path / "few", prompts=2))
-    with pytest.raises(MapoError, match="--references: brightness compares with no references"):
+    with pytest.raises(MapoError, match="--references: no scorer of brightness compares. Leave"):
         score(folder, "brightness", out, references=folder)
     with pytest.raises(
         MapoError, match="--references takes an images folder or a pairs set. .* is not an images folder"

@@ -361,6 +361,8 @@ def test_what_can_only_fail_is_refused_before_the_work(pictures, tmp_path):
         (("--set", "train.steps=3"), "--steps and --set train.steps say the same"),
         (("--set", "model=other"), "--set model cannot be set here: --model names it"),
         (("--set", "cache=other"), "--set cache cannot be set here: it lies in --out"),
+        (("--sampling-steps", 0), "--sampling-steps is 0; it must be a whole number, at least 1"),
+        (("--guidance", "nan"), "--guidance is nan"),
         (("--recipe", "nothing"), "There is no recipe 'nothing'"),
         (("--rejected", pictures), "is the folder of the chosen pictures"),
         (("--rejected", tmp_path, "--judge", "mini-search:cartoon"), "--judge is for drawings"),

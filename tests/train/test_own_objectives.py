@@ -16,8 +16,10 @@ from mapo.cli import cli
 from mapo.errors import MapoError
 from mapo.files import sha256
 from mapo.models.noise.process import Ddpm
+from mapo.report.curves import draw_curves, read_metrics
 from mapo.train.objectives import OBJECTIVES, agreement, kto_baseline
 from mapo.train.objectives.own import file_identity, objective_named
+from mapo.train.run.folder import Run
 from mapo.train.step import pair_errors
 from mapo.train.types import Batch, PairErrors, Residuals
 
@@ -302,6 +304,20 @@ def test_a_logit_may_leave_an_error_out_and_take_a_constant_of_the_step(tmp_path
     )
     got = run(tmp_path / "r", sdxl, pairs, cache, f"{path}:mine", steps=1)
     assert got[0]["k"] == 0.5 and got[0]["logit_scale"] == pytest.approx({"e": 0, "-": 0.5, "k": 0.5}[logit[0]])
+
+
+def test_a_logit_that_is_not_finite_is_null_and_its_run_goes_on(tmp_path, sdxl, pairs, cache):
+    path = tmp_path / "record.py"
+    path.write_text(
+        "from mapo.train.objectives import Objective\n"
+        "mine = Objective(lambda errors: errors.chosen, lambda errors: (errors.chosen - 1e9).sqrt())\n"
+    )
+    run(tmp_path / "r", sdxl, pairs, cache, f"{path}:mine", steps=1)
+    run(tmp_path / "r", sdxl, pairs, cache, f"{path}:mine", steps=2)
+    lines = (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()
+    told = [json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} is not JSON")) for line in lines]
+    assert [line["logit"] for line in told] == [None, None] == [line["logit"] for line in Run(tmp_path / "r").metrics()]
+    assert draw_curves(read_metrics(tmp_path / "r"))
 
 
 def test_one_that_fails_in_the_middle_loses_no_step_and_names_its_line(tmp_path, sdxl, pairs, cache):

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 from mapo.errors import MapoError, several, suggest
 from mapo.files import at_home
 from mapo.settings import Section, why_not
-from mapo.texts import read_text
+from mapo.texts import is_whole_text, read_text
 
 SIDES = ("chosen", "rejected")
 
@@ -120,6 +120,8 @@ def changed_recipe(
         side, equals, prefix = text.partition("=")
         if side not in SIDES or not equals:
             raise MapoError(f"--prefix {text!r}: write chosen=WORDS or rejected=WORDS.")
+        if not is_whole_text(prefix):
+            raise MapoError(f"--prefix {text!r} is not a text in UTF-8. Write it anew.")
         if recipe.ranks:
             raise MapoError(f"--prefix: the recipe {recipe.name} chooses among candidates, which have no prefixes.")
         values[side] = {"prefix": prefix.strip()}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mapo.errors import MapoError, several
-from mapo.files import replacing, sha256
+from mapo.files import prepare_out, replacing, sha256
 from mapo.pairs.pairs import Pair, PairSet
 from mapo.sample.folder import png_bytes
 from mapo.sample.sample import PRECISIONS, Sampler, Sampling
@@ -84,7 +84,7 @@ def remake_pairs(pairs: PairSet, ids: str | Sequence[str], out: Path) -> list[Re
     A picture that the set keeps as latents only is made and compared in memory, and written nowhere.
     """
     refuse_existing(out)
-    with owned(out):
+    with owned(prepare_out(out)):
         return _remake_pairs(pairs, several(ids), out)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mapo.build.recipe import changed_recipe, read_recipe
 from mapo.errors import MapoError
-from mapo.files import inside
+from mapo.files import inside, named
 from mapo.shards import WHOLE, Shard
 
 if TYPE_CHECKING:
@@ -53,7 +53,10 @@ def build_against(
         raise MapoError("--judge: with --chosen one judge chooses among the drawings. Name one.")
     own = _own_pictures(chosen, captions, raw)
     judge = parse_filter(judges[0]) if judges else None
-    drawn = out.with_name(f"{out.name}-rejected") if drawn is None else drawn
+    place = named(out)
+    drawn = place.with_name(f"{place.name}-rejected") if drawn is None else drawn
+    if drawn.resolve().is_relative_to(chosen.resolve()):
+        raise MapoError(f"--out {out} lies in {chosen}, whose pictures are read. Choose another place.")
     return build_against(own, model, out, drawn, judge=judge, **how)
 
 

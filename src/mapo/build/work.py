@@ -41,7 +41,7 @@ def open_work(out: Path, settings: Mapping[str, Any], revisions: Sequence[str] =
     head = folder / HEAD
     settings = json.loads(json.dumps(settings))
     if not head.exists():
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         write_json(head, settings)
         return folder
     before = read_json(head, "a build's work folder", f"Delete {folder}.")

@@ -25,9 +25,9 @@ from typing import Any
 
 from mapo.errors import MapoError
 from mapo.files import inside
-from mapo.pairs.pictures import CAPTION_ENDS
+from mapo.pairs.pictures import CAPTION_ENDS, ENDS
 from mapo.pairs.schema import check_text
-from mapo.texts import delimiter_in, parse_json, parse_row, read_text, refuse_twice
+from mapo.texts import delimiter_in, is_whole_text, parse_json, parse_row, read_text, refuse_twice
 
 JSON_LINES = (".jsonl", ".ndjson")
 LISTS = (*JSON_LINES, ".csv", ".tsv")
@@ -76,7 +76,10 @@ def files_of(folder: Path, what: str) -> Files:
             path = (where / name).as_posix()
             composed = unicodedata.normalize("NFC", path)
             found[path if composed in found else composed] = path
-    return {name: path for name, path in found.items() if not PurePosixPath(name).name.startswith(".")}
+    shown = {name: path for name, path in found.items() if not PurePosixPath(name).name.startswith(".")}
+    if odd := next((name for name in shown if name.lower().endswith(ENDS) and not is_whole_text(name)), None):
+        raise MapoError(f"{folder} has a picture whose name is not UTF-8, {odd!r}. Rename it.")
+    return shown
 
 
 def _raise(error: OSError) -> None:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from mapo.check.check import check_pairs
+from mapo.files import prepare_out
 from mapo.pairs import PairSet
 from mapo.shards import owned
 
 
 def check(pairs: Path, out: Path, **how: Any) -> dict[str, Any]:
     """Look for what is wrong in a set and write the page; its numbers, as of :func:`mapo.check.check.check_pairs`."""
-    with owned(out):
+    with owned(prepare_out(out)):
         return check_pairs(PairSet(pairs), out, **how)

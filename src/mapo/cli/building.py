@@ -34,7 +34,8 @@ from mapo.errors import MapoError, count
 @click.option("--model", help=DRAWS)
 @click.option(
     "--prompts",
-    help="Where the prompts are: mini:train, a .txt, .csv, .tsv, .json, .jsonl or .parquet file, or a set on the hub.",
+    help="Where the prompts are: mini:train, a .txt, .csv, .tsv, .json, .jsonl or .parquet file, a pairs set, or a "
+    "set on the hub.",
 )
 @click.option("--num-pairs", type=int, help="How many pairs to make.")
 @click.option(

@@ -30,8 +30,8 @@ from mapo.errors import MapoError, count
 @click.option("--model", required=True, help=DRAWS)
 @click.option(
     "--prompts",
-    help="Where the prompts are: mini:test, a .txt, .csv, .tsv, .json, .jsonl or .parquet file, or a set on the hub "
-    "(owner/name, hf://owner/name/path); SOURCE:COLUMN for another column than prompt or caption.",
+    help="Where the prompts are: mini:test, a .txt, .csv, .tsv, .json, .jsonl or .parquet file, a pairs set, or a "
+    "set on the hub (owner/name, hf://owner/name/path); SOURCE:COLUMN for another column than prompt or caption.",
 )
 @click.option(
     "--prompt", "texts", multiple=True, metavar="TEXT", help="One prompt, in place of --prompts. May be repeated."

@@ -14,7 +14,18 @@ from mapo.errors import printable
 from mapo.files import at_home
 from mapo.progress import on_terminal
 
-OUT = click.Path(path_type=Path)
+
+class Place(click.Path):
+    """A path. An empty one, as of a variable of the shell that is not set, does not stand for the working folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path; refused where it is empty."""
+        if value == "":
+            self.fail("it is empty. Name a file or folder.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+OUT = Place(path_type=Path)
 TRAINABLE = "The model: mini, a diffusers folder, a safetensors file, a run folder, RUN@STEP, or a hub id."
 DRAWS = "The model: mini, a folder, safetensors file or hub id of a text-to-image model, a run, or RUN@STEP."
 CLIP_SKIP = click.option(

@@ -124,7 +124,7 @@ def encode_shard(
         return Cache(folder, key), True
     work = work_of(folder)
     prepare_out(work)
-    work.mkdir(exist_ok=True)
+    work.mkdir(parents=True, exist_ok=True)
 
     def share() -> None:
         with locked(work, ["begin"], wait=True), hold_with_shards(folder):

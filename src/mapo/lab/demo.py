@@ -70,7 +70,7 @@ def _demo(out: Path, recipe: str, test_prompts: str | None, seeds: Sequence[int]
             write_json(times, seconds)
 
     prepare_out(out)
-    out.mkdir(exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     write_json(times, seconds)
     pairs, cache, run = out / "pairs", out / "cache", out / "run"
     config = make_config({"model": "mini", "pairs": str(pairs), "cache": str(cache), **SETTINGS})

@@ -141,8 +141,8 @@ def serve(
         material = replace(material, sensitive=True)
     if annotator is not None:
         clean_name(annotator)
-    prepare_out(votes)
-    with VoteLog(votes) as log, listen(host, port) as listening:
+    prepare_out(votes).parent.mkdir(parents=True, exist_ok=True)
+    with listen(host, port) as listening, VoteLog(votes) as log:
         _check_same(log, material)
         port = listening.getsockname()[1]
         app = make_app(material, log, annotator, token, host, cookie=f"mapo-label-{port}")

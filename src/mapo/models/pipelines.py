@@ -9,6 +9,8 @@ import contextlib
 import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
+from importlib.metadata import version
 from typing import Any
 
 from torch import nn
@@ -18,6 +20,7 @@ from mapo.models import ModelFiles, is_of_a_family, open_model, other_kind, read
 from mapo.models.families.tokens import check_tokenizer_files
 from mapo.models.family import SMALL
 from mapo.models.files import MOST_TOKENS
+from mapo.models.parts.config import again
 from mapo.models.parts.kinds import INDEX_ENTRY, SIDES, SIZES, check_kinds
 from mapo.models.parts.tensors import check_finite, is_finite
 from mapo.models.parts.weights import load_part, not_loaded, quietly, refuse_pickles, variants
@@ -27,6 +30,7 @@ GUIDED_ABOVE = {  # from where on a pipeline looks at the negative prompt
     "ZImagePipeline": 0.0,
 }  # fmt: skip
 PARTS = ("unet", "transformer", "vae")
+LIBRARIES = ("diffusers", "transformers")  # whose classes a pipeline is made of
 
 
 def pipeline_class(model: ModelFiles) -> tuple[str, Any]:
@@ -36,13 +40,28 @@ def pipeline_class(model: ModelFiles) -> tuple[str, Any]:
     name = model.pipeline_class
     kind = getattr(diffusers, name, None)
     if not isinstance(kind, type) or not issubclass(kind, diffusers.DiffusionPipeline):
-        raise MapoError(f"{model.name} is a {name or 'pipeline without a class'}, which this diffusers does not know.")
+        raise MapoError(
+            f"{model.name} is a {name or 'pipeline without a class'}, which this diffusers does not know. "
+            f"{_how_to_know(name, kind)}"
+        )
     if told := other_kind(model):
         raise MapoError(told)
     taken = accepts(kind)
     if "prompt" not in taken or taken.keys() & {"image", "num_frames", "video", "audio_length_in_s"}:
         raise MapoError(f"{model.name} is a {name}, which does not make pictures from text alone.")
     return name, kind
+
+
+def _how_to_know(name: str, kind: Any) -> str:
+    """What to do where the class of a pipeline is not there: diffusers stands in for one that lacks a package."""
+    import diffusers
+
+    if not name:
+        return "Its model_index.json has to name the class of the pipeline, as _class_name."
+    needs = getattr(kind, "_backends", [])
+    if needs:
+        return f"It needs packages that are not all installed: {', '.join(needs)}. Install them, or give another model."
+    return f"Version {diffusers.__version__} is installed; install one that has it, or give another model."
 
 
 def accepts(kind: Any) -> dict[str, inspect.Parameter]:
@@ -120,6 +139,7 @@ def open_pipeline(model: ModelFiles, device: Any, dtype: Any) -> Any:
         if isinstance(made, list) and made and str(made[-1]).startswith("CLIPTokenizer"):
             check_tokenizer_files(model.base, part)
     if is_of_a_family(model):
+        _check_parts(model, name, kind)
         return open_model(model, to_train=False).pipeline(device, dtype)
     if model.loras:
         raise MapoError(f"--lora: {model.name} is a {name}, of which no layers of LoRAs are known. Leave it out.")
@@ -127,6 +147,7 @@ def open_pipeline(model: ModelFiles, device: Any, dtype: Any) -> Any:
     model.refuse_chunks(name)
     if model.vae or model.prediction:
         raise MapoError(f"--vae and --prediction are for models that can be trained; {model.name} is a {name}.")
+    _check_parts(model, name, kind)
     parts = tuple(config.parent.name for config in sorted(model.base.glob("*/config.json")))
     for part in parts:
         refuse_pickles(model.base, part)
@@ -145,20 +166,34 @@ def open_pipeline(model: ModelFiles, device: Any, dtype: Any) -> Any:
         return made.to(device)
 
 
+def _check_parts(model: ModelFiles, name: str, kind: Any) -> None:
+    """MapoError where ``model_index.json`` lacks a part of the pipeline, or names one's class that is not there."""
+    index = read_config(model.base, "model_index.json")
+    needed = [p.name for p in inspect.signature(kind.__init__).parameters.values() if p.default is p.empty]
+    may_lack = {"self", "args", "kwargs", *getattr(kind, "_optional_components", ())}
+    path = model.base / "model_index.json"
+    if lacking := [part for part in needed if part not in index and part not in may_lack]:
+        raise MapoError(
+            f"{path} names no {' and no '.join(lacking)}, which a {name} has: it is not the whole model, or one of "
+            f"another kind. {again(model.base)}"
+        )
+    for part, made in index.items():
+        library, wanted = made if INDEX_ENTRY.fits(made) and part not in may_lack else ("", "")
+        if library in LIBRARIES and not hasattr(import_module(library), wanted):
+            raise MapoError(
+                f"{path} says that its {part} is a {wanted}, which this {library} does not know. Version "
+                f"{version(library)} is installed; install one that has it, or give another model."
+            )
+
+
 def _networks(model: ModelFiles, parts: Sequence[str]) -> list[tuple[str, Any]]:
     """Those of ``parts`` that are networks of the libraries, with their classes: loading one says what it lacks."""
-    import diffusers
-    import transformers
-
-    index, libraries = (
-        read_config(model.base, "model_index.json"),
-        {"diffusers": diffusers, "transformers": transformers},
-    )
+    index = read_config(model.base, "model_index.json")
     found = []
     for part in parts:
         made: Any = index.get(part)
         library, name = map(str, made) if INDEX_ENTRY.fits(made) else ("", "")
-        kind = getattr(libraries.get(library), name, None)
+        kind = getattr(import_module(library), name, None) if library in LIBRARIES else None
         if isinstance(kind, type) and issubclass(kind, nn.Module):
             found.append((part, kind))
     return found

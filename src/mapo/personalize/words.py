@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mapo.errors import MapoError
+from mapo.errors import MapoError, reason
 from mapo.texts import read_text
 
 PLACE = "{}"  # where the word stands in a template
@@ -59,7 +59,9 @@ def read_templates(path: str | None) -> tuple[str, ...]:
     try:
         lines = [line.strip() for line in read_text(Path(path)).splitlines()]
     except (OSError, ValueError) as error:
-        raise MapoError(f"--templates: {path} cannot be read ({error}).") from None
+        raise MapoError(
+            f"--templates: {path} cannot be read ({reason(error)}). Name a text with a caption a line."
+        ) from None
     for number, line in enumerate(lines, 1):
         if line and line.count(PLACE) != 1:
             raise MapoError(

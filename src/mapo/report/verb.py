@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from mapo.errors import MapoError
+from mapo.report.curves import read_metrics
 from mapo.report.evidence import PREFERENCE
+from mapo.report.maker import check_run
+from mapo.report.people import read_people
 from mapo.report.report import check_out, write_report
+from mapo.report.training import read_training
 from mapo.sample.folder import read_pictures
 from mapo.score.score import score_sides
 from mapo.score.scorers import scorer_names
@@ -27,7 +31,17 @@ def report(
     with owned(out):
         tables = list(scores)
         if not tables:
-            read_pictures(before, after)  # whether they can be compared, before hours of scoring
+            _check(before, after, votes, rest.get("run"))
             goal = None if rest.get("goal") == PREFERENCE else rest.get("goal")
             tables, rest["scorers"] = score_sides(before, after, scorer, out, bool(votes), goal)
         return write_report(before, after, tables, out, votes=votes, **rest)
+
+
+def _check(before: Path, after: Path, votes: Sequence[Path], run: Path | None) -> None:
+    """MapoError where the page could not be made, before hours of scoring."""
+    first, second = read_pictures(before, after)
+    read_people(votes, first, second)
+    if run is not None:
+        read_metrics(run)
+        read_training(run)
+        check_run(run, after, second)

@@ -73,6 +73,8 @@ class Filling:
 
         None where other shards are not done yet. A second process with the same shard is refused.
         """
+        if not self.folder.exists():
+            prepare_out(self.folder)
         if shard[1] == 1:
             with owned(self.folder), self._nothing_left():
                 self.open()
@@ -88,7 +90,7 @@ class Filling:
         if there.keys() >= set(self.jobs):
             return [there[job] for job in self.jobs]
         prepare_out(self.work)
-        self.work.mkdir(exist_ok=True)
+        self.work.mkdir(parents=True, exist_ok=True)
         return in_shares(self.work, shard, lambda: self._share(shard), self._gather_owned)
 
     @contextmanager
@@ -150,6 +152,8 @@ class Filling:
         """Draw what lacks into ``have``. A batch is encoded and written while the next one is drawn."""
         (index, of), batches = shard, list(self._batches(have, shard))
         todo = sum(len(batch.wanted) for batch in batches)
+        if batches:
+            prepare_out(self.folder / MANIFEST)
         if batches and index == 0:
             self.tell()
         there = sum(job in have for job in self.jobs) if of == 1 else 0
@@ -192,7 +196,7 @@ def open_folder(folder: Path, settings: dict[str, Any], sensitive: bool = False,
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise MapoError(f"{folder} exists and is not an images folder. Choose another --out.")
         prepare_out(folder)
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         head = {"format": FORMAT, "version": VERSION, "sensitive": sensitive}
         write_json(path, {**head, "settings": settings})
         return

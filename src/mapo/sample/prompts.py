@@ -11,7 +11,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mapo.errors import MapoError
-from mapo.files import kind_of_folder
 from mapo.importers import sources
 from mapo.importers.sources import Source, find_source, is_hub_id
 from mapo.pairs.schema import check_text
@@ -26,7 +25,7 @@ COLUMNS = ("prompt", "caption")
 LIKE_THEM = ("prompt", "prompts", "caption", "captions", "text", "texts")  # in capitals or not, where only one is there
 KINDS = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")  # of a folder the first kind that it has
 FILES = "a .txt, .csv, .tsv, .json, .jsonl or .parquet file"
-GIVE = f"Give {FILES}, or mini:test, or owner/name for a set on the hub"
+GIVE = f"Give {FILES}, a pairs set, or mini:test, or owner/name for a set on the hub"
 
 
 class NoColumn(ValueError):
@@ -42,12 +41,12 @@ def read_prompts(source: str) -> list[str]:
 
     How many repeats were left out is a message.
 
-    ``source`` is a built-in list (``mini:train``, ``mini:test-one``, …), a file, a folder of files, or a set on the
-    hub: ``owner/name``, ``hf://owner/name`` or ``hf://owner/name/path`` with a file, folder or pattern. Files are
-    ``.txt`` with a prompt a line, ``.jsonl``, ``.ndjson`` or ``.json`` with strings or objects that have ``prompt`` or
-    ``caption``, or ``.csv``, ``.tsv`` or ``.parquet`` with such a column. ``Prompts``, ``text`` and the like will do
-    where no other can be meant; ``source:COLUMN`` reads any. All prompts of a file come from one column. Raises
-    MapoError naming what is not a prompt.
+    ``source`` is a built-in list (``mini:train``, ``mini:test-one``, …), a file, a folder of files, a pairs set, or a
+    set on the hub: ``owner/name``, ``hf://owner/name`` or ``hf://owner/name/path`` with a file, folder or pattern.
+    Files are ``.txt`` with a prompt a line, ``.jsonl``, ``.ndjson`` or ``.json`` with strings or objects that have
+    ``prompt`` or ``caption``, or ``.csv``, ``.tsv`` or ``.parquet`` with such a column. ``Prompts``, ``text`` and the
+    like will do where no other can be meant; ``source:COLUMN`` reads any. All prompts of a file come from one column.
+    Raises MapoError naming what is not a prompt.
     """
     if source in BUILT_IN:
         world, name = BUILT_IN[source]
@@ -80,8 +79,9 @@ def asked_prompts(given: str | Sequence[str]) -> list[str]:
 def _distinct(prompts: Iterable[str], name: str) -> list[str]:
     """Prompts without empty ones and repeats; MapoError where none is left."""
     spellings: dict[str, list[str]] = {}
-    for prompt in map(str.strip, prompts):
+    for number, prompt in enumerate(map(str.strip, prompts), 1):
         if prompt:
+            _check_whole(prompt, number, name)
             spellings.setdefault(prompt_id(prompt), []).append(prompt)
     if not spellings:
         raise MapoError(f"--prompts: {name} holds no prompts.")
@@ -89,6 +89,14 @@ def _distinct(prompts: Iterable[str], name: str) -> list[str]:
     if repeated:
         LOG.info(f"{name}: {_repeats(repeated)}")
     return [same[0] for same in spellings.values()]
+
+
+def _check_whole(prompt: str, number: int, name: str) -> None:
+    """MapoError where a prompt is not a text that a file can hold."""
+    try:
+        check_text(prompt, f"prompt {number}")
+    except ValueError as error:
+        raise MapoError(f"--prompts: {name} cannot be read: {error}. Write it in UTF-8.") from None
 
 
 def _repeats(repeated: list[list[str]]) -> str:
@@ -153,7 +161,7 @@ def _places(files: Any, root: str) -> list[str]:
     """The files that ``root`` (a file, a folder, or a pattern) stands for, in order of their names."""
     if "*" not in root and files.isfile(root):
         return [root]
-    if kind_of_folder(Path(root)) == "a pairs set":
+    if "*" not in root and files.isfile(f"{root}/set.json"):  # a pairs set, whose pictures lie beside its pairs
         return [f"{root}/pairs.parquet"]
     there = files.glob(root) if "*" in root else files.find(root)
     for kind in KINDS:

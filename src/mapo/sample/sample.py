@@ -36,12 +36,14 @@ from mapo.sample.filling import Filling, open_folder
 from mapo.sample.folder import ImageRow
 from mapo.sample.samplers import SAMPLERS, check_sampler, scheduler_named
 from mapo.shards import WHOLE, Shard
+from mapo.texts import is_whole_text
 from mapo.worlds import world_of
 
 LOG = logging.getLogger(__name__)
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 MOST_SEEDS = 1_000_000
+MOST_SIDE = 2**16  # no picture is wider or higher
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -103,14 +105,16 @@ def _refuse_nonsense(values: dict[str, Any], name: Callable[[str], str]) -> None
         kind = Sampling.__annotations__.get(key)
         if kind is None:
             raise MapoError(f"{name(key)} is not known. {suggest(key, Sampling.__annotations__)}")
-        if kind == "str" and not isinstance(value, str):
-            raise MapoError(f"{name(key)} is {value!r}; it must be a text.")
+        if kind == "str" and not (isinstance(value, str) and is_whole_text(value)):
+            raise MapoError(f"{name(key)} is {value!r}; it must be a text{' in UTF-8' * isinstance(value, str)}.")
         if key == "sampler" and value and value not in SAMPLERS:
             raise MapoError(f"{name(key)} {value!r} is not known. {suggest(value, SAMPLERS)}")
         if key == "precision" and value not in PRECISIONS:
             raise MapoError(f"{name(key)} {value!r} is not known. {suggest(value, PRECISIONS)}")
         if kind == "int" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise MapoError(f"{name(key)} is {value!r}; it must be a whole number, at least 1.")
+        if key in ("width", "height") and value > MOST_SIDE:
+            raise MapoError(f"{name(key)} is {value}; it must be at most {MOST_SIDE:,} pixels.")
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if kind == "float" and not (number and math.isfinite(value) and value >= 0):
             raise MapoError(f"{name(key)} is {value!r}; it must be a number that is not negative.")

@@ -66,7 +66,7 @@ def _do(task: ScoringTask, shard: Shard = WHOLE) -> dict[str, int] | None:
     use_own_device()
     alone = shard[1] == 1
     with owned(out) if alone else nullcontext():
-        task.work.mkdir(exist_ok=True)
+        task.work.mkdir(parents=True, exist_ok=True)
         return in_shares(task.work, shard, lambda: _share(task, shard), lambda: _collect(task, again=alone))
 
 

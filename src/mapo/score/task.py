@@ -206,7 +206,7 @@ def open_task(
             "folder or a pairs set with the same prompts."
         )
     if references is not None and not comparing:
-        raise MapoError(f"--references: {', '.join(a.name for a in asked)} compares with no references. Leave it out.")
+        raise MapoError(f"--references: no scorer of {', '.join(a.name for a in asked)} compares. Leave it out.")
     found = References(references, {row.prompt_id for row in images}) if references is not None else None
     if found and (lonely := [row for row in images if found.name(row) is None]):
         raise MapoError(

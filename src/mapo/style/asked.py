@@ -15,6 +15,7 @@ from mapo.errors import MapoError
 from mapo.files import inside
 from mapo.models import find_model, open_model
 from mapo.sample.beside import Beside
+from mapo.sample.sample import default_sampling
 from mapo.score.scorers import scorer_names
 from mapo.score.scorers.choice import NEUTRAL, check_goal
 from mapo.settings import merge
@@ -122,9 +123,17 @@ class Asked:
         self.resolution: int | None = merge(values, self.settings).get("data", {}).get("resolution")
         if (told := _told_of_model(values)) != self.told:
             self.told, self.files = told, find_model(self.model, loras=self.loras, **told)
+        self._check_sampling()
         self.is_lora = values.get("adapter", {}).get("kind", "full") == "lora"
         if self.copies_with is not None:
             copies.look_by(self.copies_with)  # refused now, where it is not a model
+
+    def _check_sampling(self) -> None:
+        """MapoError where nothing could be drawn as is asked for."""
+        try:
+            default_sampling(self.files, **self.sampling)
+        except MapoError as error:
+            raise MapoError(str(error).replace("--steps", "--sampling-steps", 1)) from None
 
     def _fitting_recipe(self) -> str | None:
         """The recipe for models of this kind, where this one is not much smaller."""

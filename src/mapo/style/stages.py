@@ -152,7 +152,6 @@ def run_all(folder: Path, asked: dict[str, Any], stages: Sequence[Stage]) -> dic
 
     MapoError where one cannot be done, with those before it kept.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with owned(folder):
         ledger = StageLedger(folder, asked)
         prepare_out(folder)

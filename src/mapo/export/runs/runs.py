@@ -190,8 +190,9 @@ def _write(
     evaluation = read_evaluation(asked.scores, [opened.files.stable_name, name])
     sampling = default_sampling(opened.files)
     prepare_out(out)
-    _check_space(out, _bytes(opened, form, precision))
+    needed = _bytes(opened, form, precision)
     with owned(out):
+        _check_space(out, needed)
         sweep(out.parent)
         if alone:
             form.write(opened, out, precision)

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mapo.errors import MapoError
+from mapo.errors import MapoError, reason
 from mapo.importers import sources
 from mapo.importers.containers.shape import Cursor, File, Row, Shape, Where, refuse_twice_in
 from mapo.importers.sources import Source
@@ -120,7 +120,7 @@ def files(source: Source) -> list[File]:
 
 def _damaged(table: Any, number: int, error: Exception) -> MapoError:
     how = f"breaks off after row {number}" if number else f"is not a whole {table.kind} file"
-    return MapoError(f"{table.name} {how} ({error}). Fetch it again, or import the others without it.")
+    return MapoError(f"{table.name} {how} ({reason(error)}). Fetch it again, or import the others without it.")
 
 
 def _read(file: pq.ParquetFile, names: list[str], start: int) -> Iterator[Row]:

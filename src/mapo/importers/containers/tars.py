@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
-from mapo.errors import MapoError
+from mapo.errors import MapoError, reason
 from mapo.importers import sources
 from mapo.importers.containers import cells
 from mapo.importers.containers.shape import Cursor, File, Row, Shape, Where
@@ -80,14 +80,16 @@ class TarFile:
                 _refuse_rest(tar)
         except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
             how = f"breaks off after sample {last}" if last else "is not a whole tar file"
-            raise MapoError(f"{self.name} {how} ({error}). Fetch it again, or import the others without it.") from None
+            raise MapoError(
+                f"{self.name} {how} ({reason(error)}). Fetch it again, or import the others without it."
+            ) from None
         except (MapoError, GeneratorExit):
             raise
         except Exception as error:
             if self.on_hub:  # of whatever client the hub's library uses
                 raise ConnectionError(f"{self.name} sample {last} could not be fetched ({error})") from None
             if isinstance(error, OSError):
-                raise MapoError(f"{self.name} cannot be read ({error}). Fetch it again.") from None
+                raise MapoError(f"{self.name} cannot be read ({reason(error)}). Fetch it again.") from None
             raise
 
     def _open(self) -> IO[bytes]:

@@ -112,7 +112,7 @@ def _below(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        return sorted(entry.name for entry in entries if Path(entry).is_dir() and not entry.name.startswith("."))
 
 
 def _split_in(name: str) -> str | None:

@@ -157,7 +157,7 @@ def _open(out: Path, plan: StudyPlan) -> StudyPlan:
     if out.exists() and any(out.iterdir()):
         raise MapoError(f"{out} exists and is not a study. Choose another --out.")
     prepare_out(out)
-    out.mkdir(exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     write_json(path, fixed)
     return plan
 

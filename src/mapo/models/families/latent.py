@@ -54,6 +54,8 @@ class LatentModel(ABC):
     encoder_kinds: ClassVar[Mapping[str, Any]]  # part → class, of the text encoders
     tokenizer_kinds: ClassVar[Mapping[str, TokenizerLoader]]  # part → loader, one for each text encoder
     may_lack: ClassVar[tuple[str, ...]] = ()  # parts that a folder may come without
+    usual_inputs: ClassVar[int]  # channels that the denoiser takes where its file does not say it
+    inputs_per_channel: ClassVar[int] = 1  # of the latents
     usual_scale: ClassVar[float]  # of the latents
     scale_may_lack: ClassVar[bool] = False  # in the VAE's file, where the class's own is meant
     usual_sampling: ClassVar[Mapping[str, float]]  # steps and guidance
@@ -166,10 +168,35 @@ class LatentModel(ABC):
             config, path = files.config(part), files.config_path(part)
             check_kinds(path, config, known, needed)
             check_lengths(path, config, "block_out_channels", ("down_block_types", "up_block_types"))
+        self._check_channels()
         check_statistics(files.config_path("vae"), self.vae_config, self.channels)
         check_names(files.base, files.scheduler_class, str(files.config("scheduler").get("_class_name", "")))
         self.check_clip_skip()
         self.check_long_prompts()
+
+    def _check_channels(self) -> None:
+        """MapoError where the denoiser does not take the latents that the VAE gives."""
+        path, config = self.files.config_path(self.denoiser_part), self.files.config(self.denoiser_part)
+        taken = config.get("in_channels") or self.usual_inputs
+        gives, latents = config.get("out_channels") or self.usual_inputs, self.channels * self.inputs_per_channel
+        if taken != latents and taken > gives:
+            raise MapoError(
+                f"{path} takes {taken} channels and gives {gives}: a model for editing or inpainting. Give "
+                "the model that it was made from."
+            )
+        if taken != latents:
+            raise MapoError(
+                f"{path} takes latents of {taken // self.inputs_per_channel} channels, and the VAE of "
+                f"{self.files.config_path('vae')} gives {self.channels}: it is one of another kind of model. "
+                "Take both from the model's own page."
+            )
+
+    def _check_outputs(self) -> None:
+        """MapoError where the denoiser does not give as many channels as it takes."""
+        path, config = self.files.config_path(self.denoiser_part), self.files.config(self.denoiser_part)
+        taken, gives = config.get("in_channels") or self.usual_inputs, config.get("out_channels")
+        if gives not in (None, taken):
+            raise MapoError(f"{path} takes {taken} channels and gives {gives}; training needs as many. {REMEDY}")
 
     def check(self) -> None:
         """MapoError where the folder is not of this kind, though its pipeline's class says so; weights are not read."""
@@ -181,6 +208,7 @@ class LatentModel(ABC):
             if files.config(part).get("quantization_config"):
                 path = files.config_path(part)
                 raise MapoError(f"{path} has quantization_config: such weights cannot be trained. {TAKE_WHOLE}")
+        self._check_outputs()
         self.check_denoiser(files.config(self.denoiser_part), files.config_path(self.denoiser_part))
         self.tokenizers()
         for part, kind in self.networks.items():

@@ -34,7 +34,10 @@ def open_model(files: ModelFiles, to_train: bool = True) -> Opened:
     if told := other_kind(files):
         raise MapoError(told)
     if kind not in FAMILIES:
-        raise MapoError(f"{files.name} is a {kind or 'pipeline without a class'}; known are: {', '.join(FAMILIES)}.")
+        raise MapoError(
+            f"{files.name} is a {kind or 'pipeline without a class'}; known are: {', '.join(FAMILIES)}. "
+            "No other can be trained; give a model of one of these."
+        )
     _hide_loading_bars()
     opened = FAMILIES[kind](files)
     opened.check_values()

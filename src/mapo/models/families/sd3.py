@@ -42,6 +42,7 @@ class StableDiffusion3(FlowModel):
     may_lack = ("text_encoder_3", "tokenizer_3")
     pipeline_settings = {"image_encoder": None, "feature_extractor": None}  # noqa: RUF012
     usual_sampling = {"steps": 28, "guidance": 5.0}  # noqa: RUF012
+    usual_inputs = 16
     usual_scale = 1.5305
     usual_shift = 0.0609
     lora_targets = (
@@ -83,12 +84,7 @@ class StableDiffusion3(FlowModel):
         return found
 
     def check_denoiser(self, config: Mapping[str, Any], path: Path) -> None:
-        """MapoError where the transformer takes more than latents, or text of another width."""
-        taken = config.get("in_channels", 16)
-        if taken != self.channels:
-            raise MapoError(
-                f"{path} takes {taken} channels, the VAE gives {self.channels}: a model for editing or inpainting."
-            )
+        """MapoError where the transformer reads text of another width."""
         widths = self.prompt_shapes
         given = widths["clip_embeds"][1]
         if given > self._width:

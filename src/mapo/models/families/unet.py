@@ -17,7 +17,7 @@ from mapo.models.families.clip import tokenize, tokenize_in_chunks
 from mapo.models.families.latent import LatentModel
 from mapo.models.family import Cond, Layout, TextEncoder, Texts, filled_up
 from mapo.models.noise.process import Ddpm, Process
-from mapo.models.parts.kinds import REMEDY, SCHEDULER, UNET
+from mapo.models.parts.kinds import SCHEDULER, UNET
 from mapo.models.token import lay_token
 
 
@@ -25,6 +25,7 @@ class UNetModel(LatentModel):
     """A model that denoises with a UNet. What differs between families are its text encoders and what it is told."""
 
     denoiser_part = "unet"
+    usual_inputs = 4
     denoiser_kind = UNet2DConditionModel
     denoiser_values = UNET
     denoiser_needs = ("sample_size",)
@@ -151,13 +152,7 @@ class UNetModel(LatentModel):
     # ------------------------------------------------------------------ the UNet
 
     def check_denoiser(self, config: Mapping[str, Any], path: Path) -> None:
-        """MapoError where the UNet does not fit the VAE, was distilled, or is told other things than this family's."""
-        latent, taken, given = self.channels, config.get("in_channels") or 4, config.get("out_channels") or 4
-        if taken != latent:
-            why = "a model for editing or inpainting" if taken > latent else "the VAE is one of another kind of model"
-            raise MapoError(f"{path} takes {taken} channels, the VAE gives {latent}: {why}.")
-        if given != taken:
-            raise MapoError(f"{path} takes {taken} channels and gives {given}; training needs as many. {REMEDY}")
+        """MapoError where the UNet was distilled, or is told other things than this family's."""
         if config.get("time_cond_proj_dim") is not None:
             raise MapoError(
                 f"{path} has time_cond_proj_dim, so the model was distilled with its guidance built in. Train the "

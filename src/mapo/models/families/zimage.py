@@ -53,6 +53,7 @@ class ZImage(FlowModel):
     encoder_kinds = {"text_encoder": Qwen3Model}  # noqa: RUF012
     tokenizer_kinds = {"tokenizer": chat_tokenizer}  # noqa: RUF012
     usual_sampling = {"steps": 50, "guidance": 5.0}  # noqa: RUF012
+    usual_inputs = 16
     usual_scale = 0.3611
     usual_shift = 0.1159
     lora_targets = ("attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0")
@@ -69,11 +70,7 @@ class ZImage(FlowModel):
         return {"prompt_embeds": (TOKENS, self.files.config("text_encoder").get("hidden_size", 2560))}
 
     def check_denoiser(self, config: Mapping[str, Any], path: Path) -> None:
-        """MapoError where the transformer does not take these latents and this text."""
-        if (taken := config.get("in_channels", 16)) != self.channels:
-            raise MapoError(
-                f"{path} takes {taken} channels, the VAE gives {self.channels}: a model for editing or inpainting."
-            )
+        """MapoError where the transformer reads text of another width."""
         if (width := config.get("cap_feat_dim", 2560)) != (given := self.prompt_shapes["prompt_embeds"][1]):
             raise MapoError(
                 f"{path} reads text of {width} numbers a token, the text encoder gives {given}. Download both from the "

@@ -189,7 +189,7 @@ def not_loaded(base: Path, error: Exception) -> MapoError:
                 check_weights(base, config.parent.name)
             except MapoError as told:
                 return told
-    return MapoError(f"The model folder {base} cannot be loaded{damaged or f' ({reason(error)}).'}")
+    return MapoError(f"The model folder {base} cannot be loaded{damaged or f' ({reason(error)}). {again(base)}'}")
 
 
 def _damaged(base: Path, parts: str) -> str:

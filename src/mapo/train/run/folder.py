@@ -19,7 +19,6 @@ one is removed, and what a killed process left half written is swept by the next
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -38,7 +37,7 @@ from mapo.models import Opened
 from mapo.models.checkpoints import EVALUATIONS, best_of, checkpoints, evaluations, lines_of_steps, pictures
 from mapo.settings import merge
 from mapo.shards import owned
-from mapo.texts import append_lines, read_object, write_json
+from mapo.texts import append_lines, line_of, read_object, write_json
 from mapo.train.config import Config, make_config, to_toml
 from mapo.train.kept import kept
 from mapo.train.objectives.own import all_settings, stable_name
@@ -164,7 +163,7 @@ class Run:
     def _cut(self, log: Path, step: int) -> None:
         """Leave out of a file of lines what came after ``step``; all of it where training begins again."""
         kept = [line for line in lines_of_steps(log) if line["step"] <= step] if step else []
-        write_text(log, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+        write_text(log, "".join(map(line_of, kept)))
 
     def _add_torn(self, step: int) -> None:
         """Add the line of the step of a checkpoint where it was not whole on the disk: the checkpoint has it too."""
