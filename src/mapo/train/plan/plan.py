@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from mapo.encode.cache import is_cache
 from mapo.errors import count
 from mapo.train.config import Config
 from mapo.train.plan.disk import Disk, disk_of
+from mapo.train.plan.encoding import smaller
 from mapo.train.plan.fit import changed, smallest_change
 from mapo.train.plan.machine import SPARE, SPARE_BYTES, shown
 from mapo.train.plan.subject import Subject
@@ -31,6 +33,9 @@ KINDS = {  # in the order in which they are told
 }
 
 
+ENCODING = {**KINDS, "mapped": "encoders, mapped from their file", "weights": "encoders", "batch": "pictures"}
+
+
 @dataclass(frozen=True)
 class Change:
     """Settings that make a training fit, and what it then takes. ``settings`` are as ``--set`` takes them."""
@@ -49,8 +54,9 @@ class Plan:
 
     It is that of each of so many ``processes``. ``room`` is the memory of the ``device`` ("cpu", "cuda" or "mps"), or
     the size that was given. ``change`` is the smallest one by which it fits; None where it fits as it is, or nothing
-    known makes it fit. ``seconds`` is the median of a step of the run ``timed_in``: the one that was given, or another
-    on this device with the same settings. None where no step was taken there.
+    known makes it fit. ``encoding`` are the bytes by kind of what is encoded before the first step, at its own peak;
+    empty where the cache lacks nothing. ``seconds`` is the median of a step of the run ``timed_in``: the one that was
+    given, or another on this device with the same settings. None where no step was taken there.
     """
 
     device: str
@@ -63,6 +69,7 @@ class Plan:
     seconds: float | None = None
     timed_in: str = ""
     processes: int = 1
+    encoding: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def memory(self) -> int:
@@ -77,14 +84,24 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether there is so much; on a CPU a tenth and 200 MiB more, as the plan may be too low."""
-        return self.memory <= usable(self.room, self.device)
+        return max(self.memory, self.before) <= usable(self.room, self.device)
+
+    @property
+    def before(self) -> int:
+        """What encoding takes before the first step."""
+        return sum(self.encoding.values())
 
     def line(self) -> str:
         """In one line."""
         each = f" on each of {self.processes} devices" if self.processes > 1 else ""
         return (
             f"This training needs about {shown(self.memory)} of memory{each}, of {shown(self.room)}: {self.largest()}."
+            + (f" Encoding before it needs more: {self._told_before()}." if self.before > self.memory else "")
         )
+
+    def _told_before(self) -> str:
+        most = sorted(self.encoding.items(), key=lambda one: -one[1])[:2]
+        return f"{shown(self.before)} ({', '.join(f'{ENCODING[kind]} {shown(size)}' for kind, size in most)})"
 
     def largest(self) -> str:
         """The three kinds that take most."""
@@ -93,6 +110,11 @@ class Plan:
 
     def advice(self) -> str:
         """What to do where it does not fit."""
+        if self.change is None and self.memory <= usable(self.room, self.device):
+            return (
+                "No setting makes encoding fit. Encode the set where there is more memory, or without the GPU: "
+                "CUDA_VISIBLE_DEVICES= mapo encode, with the same model, pairs and cache."
+            )
         if self.change is None:
             return (
                 "No setting that is known to take less memory makes it fit. Take a smaller model, a smaller "
@@ -106,6 +128,8 @@ class Plan:
         each = f" on each of {self.processes} devices" if self.processes > 1 else ""
         told.append(f"memory       {shown(self.memory)} of {shown(self.room)} ({self.device}){each}")
         told += [f"  {shown(size):>10}  {KINDS[kind]}" for kind, size in self.kinds.items() if size >= 2**19]
+        if self.encoding:
+            told.append(f"before it    {self._told_before()}, to encode pictures and prompts")
         disk = self.disk
         lacks = f"{count(disk.pictures, 'picture')} and {count(disk.prompts, 'prompt')} to encode"
         where = "another cache" if disk.refused else f"the cache {disk.folder}"
@@ -114,7 +138,9 @@ class Plan:
         if self.seconds is not None:
             told.append(f"time         {self.seconds:.2f} s a step, as {self.timed_in} measured")
         close = (
-            "It may not fit: a tenth and 200 MiB have to be left." if self.memory <= self.room else "It does not fit."
+            "It may not fit: a tenth and 200 MiB have to be left."
+            if max(self.memory, self.before) <= self.room
+            else "It does not fit."
         )
         told.append("It fits." if self.fits else f"{close} {self.advice()}")
         return told
@@ -139,10 +165,29 @@ def make_plan(
     found, parameters, trained = subject.needs(config)
     kinds = {kind: found[kind] for kind in KINDS if found.get(kind)}
     disk = disk_of(config, subject.model, subject.pairs)
-    plan = Plan(subject.device, room, kinds, parameters, trained, disk, processes=subject.world)
+    encoding = subject.encoding(config, disk)
+    plan = Plan(
+        subject.device, room, kinds, parameters, trained, disk, processes=subject.world, encoding=encoding
+    )  # fmt: skip
     if plan.fits or not with_change:
         return plan
-    settings = smallest_change(subject, config, usable(room, subject.device), begun=begun)
-    if settings is None:
+    most = usable(room, subject.device)
+    settings = smallest_change(subject, config, most, begun=begun) if plan.memory > most else {}
+    of_encoding = _smaller_encoding(subject, config, disk, most) if plan.before > most else {}
+    if settings is None or of_encoding is None:
         return plan
-    return replace(plan, change=Change(settings, subject.memory(changed(config, settings))))
+    settings |= of_encoding
+    then = changed(config, settings)
+    return replace(plan, change=Change(settings, max(subject.memory(then), _sum(subject.encoding(then, disk)))))
+
+
+def _smaller_encoding(subject: Subject, config: Config, disk: Disk, room: int) -> dict[str, Any] | None:
+    """The mildest settings by which encoding fits; None where none do."""
+    for settings in smaller(config, whole=not is_cache(disk.folder)):
+        if _sum(subject.encoding(changed(config, settings), disk)) <= room:
+            return dict(settings)
+    return None
+
+
+def _sum(kinds: Mapping[str, int]) -> int:
+    return sum(kinds.values())

@@ -13,6 +13,8 @@ from mapo.train.batches import Members
 from mapo.train.config import Config
 from mapo.train.objectives import Objective
 from mapo.train.objectives.own import objective_named
+from mapo.train.plan.disk import Disk
+from mapo.train.plan.encoding import rehearse_encoding
 from mapo.train.plan.machine import beside
 from mapo.train.plan.rehearsal import rehearse
 from mapo.train.sections import RANK
@@ -104,6 +106,13 @@ class Subject:
             kinds = {**found.kinds, **beside(self.device, found.freed, saves_memory(config, self.world))}
             self.known[key] = kinds, found.parameters, found.trained
         return self.known[key]
+
+    def encoding(self, config: Config, disk: Disk) -> dict[str, int]:
+        """Bytes by kind, at its peak, of encoding what the cache lacks."""
+        if not disk.pictures and not disk.prompts:
+            return {}
+        frames = frames_of(self.model, config.data.resolution, config.data.buckets)
+        return rehearse_encoding(config, self.model, frames, self.device, disk)
 
     def memory(self, config: Config) -> int:
         """All bytes with these settings."""

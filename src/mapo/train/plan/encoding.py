@@ -1,0 +1,94 @@
+"""What encoding takes before a training: the encoders' real code, on tensors that have shapes and no numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.fx.experimental import _config as meta_settings
+
+from mapo.encode.fill import PROMPTS_PER_IMAGE
+from mapo.encode.frame import Frame
+from mapo.models import Opened, open_model
+from mapo.train.config import Config
+from mapo.train.plan.disk import Disk
+from mapo.train.plan.kernels import attention_of
+from mapo.train.plan.live import Live
+from mapo.train.plan.machine import beside
+from mapo.train.plan.outlines import Outlines
+
+META = torch.device("meta")
+
+
+def rehearse_encoding(
+    config: Config, model: Opened, frames: Sequence[Frame], device: str, disk: Disk
+) -> dict[str, int]:  # fmt: skip
+    """Bytes by kind at the peak of encoding on ``device`` what the cache lacks; empty where it lacks nothing.
+
+    As :func:`mapo.encode.fill.encode` does it: the VAE is opened first, prompts go through the text encoders, which are
+    then gone, and pictures go through the VAE in the largest of ``frames``.
+    """
+    at_once = config.data.images_per_batch
+    pictures, prompts = min(disk.pictures, at_once), min(disk.prompts, PROMPTS_PER_IMAGE * at_once)
+    half = config.data.cache_precision != "float32"
+    frame = max(frames, key=lambda one: one.height * one.width)
+    live = Live(META)
+    found: list[dict[str, int]] = []
+    with warnings.catch_warnings(action="ignore"), live, attention_of(device), _masks_choose_all():
+        opened = _opened(model, live, stays=device == "cpu")
+        with live.of("weights"):
+            vae = opened.image_encoder(META) if pictures else None
+        if prompts:
+            with live.of("weights"):
+                texts = opened.text_encoder(META, torch.bfloat16 if half else torch.float32)
+            live.again()
+            texts([""] * prompts)
+            found.append(_told(live, device))
+            del texts
+        if vae:
+            with live.of("batch"):
+                pixels = torch.zeros(pictures, 3, frame.height, frame.width, device=META)
+            live.again()
+            vae(pixels)
+            found.append(_told(live, device))
+    return max(found, key=lambda kinds: sum(kinds.values()), default={})
+
+
+def _opened(model: Opened, live: Live, stays: bool) -> Opened:
+    """The model without numbers. Weights in their own precision stay in their file where they are computed with."""
+    with live.of("other"), META:
+        files = Outlines(
+            **vars(model.files), mapped=lambda tensors: live.call("mapped" if stays else "weights", tensors)
+        )
+        return open_model(files, to_train=False)
+
+
+def _told(live: Live, device: str) -> dict[str, int]:
+    return {**live.at_peak, **beside(device, live.freed)}
+
+
+@contextlib.contextmanager
+def _masks_choose_all() -> Iterator[None]:
+    """Inside, what a mask without numbers chooses is all."""
+    before = meta_settings.meta_nonzero_assume_all_nonzero
+    meta_settings.meta_nonzero_assume_all_nonzero = True
+    try:
+        yield
+    finally:
+        meta_settings.meta_nonzero_assume_all_nonzero = before
+
+
+def smaller(config: Config, whole: bool) -> Iterator[Mapping[str, Any]]:
+    """What makes encoding smaller, the mildest first; ``whole`` if no cache is begun, whose precision would stay."""
+    fewer: list[dict[str, Any]] = []
+    most = config.data.images_per_batch // 2
+    while most:
+        fewer.append({"data.images_per_batch": most})
+        most //= 2
+    yield from fewer
+    if whole and config.data.cache_precision == "float32":
+        half = {"data.cache_precision": "bfloat16"}
+        yield from (half, *({**one, **half} for one in fewer))
