@@ -325,6 +325,19 @@ def test_the_card_mends_the_t5_that_diffusers_reads_from_a_file(make, t5, tmp_pa
         assert torch.equal(read(ids)[0], wanted(ids)[0])
 
 
+def test_the_card_opens_the_other_vae_that_a_run_was_trained_with(work, tmp_path, monkeypatch):
+    other = make_sdxl(tmp_path / "other", seed=5)
+    model = open_model(find_model(str(work / "base"), vae=str(other)))
+    what, base = Exporting("lora", "out"), Base("", "base", work / "base")
+    ((_, code),) = _snippets(what, model, base, default_sampling(model.files))
+    (work / "other").symlink_to(other)
+    monkeypatch.chdir(work)
+    opening = "\n".join(line for line in code.split("#")[0].splitlines() if "load_lora" not in line)
+    exec(opening, here := dict[str, Any]())
+    wanted = model.files.vae.load(type(here["pipeline"].vae), torch.float32).state_dict()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in here["pipeline"].vae.state_dict().items())
+
+
 def test_the_card_says_that_a_file_has_no_t5(tmp_path):
     folder, file = make_sd3(tmp_path / "m", t5=False), tmp_path / "m.safetensors"
     write_single_file(open_model(find_model(str(folder))), file, "float32")

@@ -22,6 +22,7 @@ from mapo.settings import merge
 from mapo.texts import read_object, write_json
 from mapo.train.config import make_config, to_toml
 from mapo.train.sections import RANK, TEXT_SHARE
+from mapo.worlds import MODELS
 
 if TYPE_CHECKING:
     from mapo.models import Opened
@@ -256,6 +257,9 @@ def _snippets(what: Exporting, opened: Opened, base: Base, sampling: Sampling) -
     if what.form == "single-file":
         return [("sh", f"mapo sample --model {what.file} --prompts my-prompts.txt --out pictures")]
     lines = _opening(what, opened, base)
+    if what.form != "diffusers" and (other := _other_vae(opened)):
+        lines[1] += ", AutoencoderKL"
+        lines += [f"pipeline.vae = AutoencoderKL.from_pretrained({other}, torch_dtype=torch.float32)"]
     if what.form in ("lora", "kohya"):
         named = f', weight_name="{what.file}"' if what.form == "kohya" else ""
         lines += [f'pipeline.load_lora_weights("{what.source}"{named})']
@@ -298,6 +302,19 @@ def _opening(what: Exporting, opened: Opened, base: Base) -> list[str]:
         f'pipeline = {kind}.from_single_file("{base.called}"{without}, {dtype})',
         *(line.format(part=part) for part in t5 for line in T5_OF_A_FILE),
     ]
+
+
+def _other_vae(opened: Opened) -> str:
+    """What diffusers is given to open a VAE that stands in for the base's own; empty where it is a file, or none."""
+    vae = opened.files.vae
+    if vae is None or vae.config_path.name != "config.json" or vae.name in MODELS:
+        return ""
+    name, revision = Path(vae.name).name, ""
+    if not Path(vae.name).is_absolute():
+        name, _, revision = vae.name.partition("@")
+    is_inside = vae.config_path.parent.name == "vae" and Path(name).name != "vae"
+    told = (', subfolder="vae"' if is_inside else "") + (f', revision="{revision}"' if revision else "")
+    return f'"{name}"{told}'
 
 
 def _prediction_told(opened: Opened, base: Base) -> str:
