@@ -14,7 +14,7 @@ from mapo.models import Frames, find_model, open_model, together
 from mapo.models.loras.layers import Layer
 from mapo.models.loras.write import write_layers
 from mapo.models.names.original import clip_placing, denoiser_placing, originals, shapes_of
-from tiny import make_flux, make_sd, make_sd3, make_sdxl, make_z_image
+from tiny import make_flux, make_lora, make_sd, make_sd3, make_sdxl, make_z_image
 
 KNOWN = {"sdxl": make_sdxl, "sd": make_sd, "sd3": make_sd3, "flux": make_flux}
 TEXT = {"sdxl": ("lora_te1", "lora_te2"), "sd": ("lora_te",), "sd3": ("lora_te1", "lora_te2"), "flux": ("lora_te1",)}
@@ -150,6 +150,14 @@ def test_what_a_tool_reads_in_the_head_is_there(made):
     assert head["modelspec.resolution"] == "16x16" and head["modelspec.sai_model_spec"] == "1.0.1"
     assert head.get("modelspec.prediction_type") == ("epsilon" if family in ("sdxl", "sd") else None)
     assert json.loads(head["ss_network_args"]) == {} and head["ss_v2"] == "False"
+
+
+def test_the_head_says_that_the_model_predicts_v_and_how_its_noise_ends(sdxl_v, tmp_path):
+    lora = make_lora(find_model(str(sdxl_v)), tmp_path / "lora.safetensors")
+    write_kohya(opened(sdxl_v, lora), tmp_path / "kohya.safetensors")
+    with safe_open(tmp_path / "kohya.safetensors", "pt") as file:
+        head = file.metadata()
+    assert (head["modelspec.prediction_type"], head["ss_zero_terminal_snr"]) == ("v", "True")
 
 
 def test_a_fused_layer_has_the_ranks_and_alphas_of_its_parts_together(made):

@@ -24,13 +24,14 @@ from mapo.errors import MapoError
 from mapo.export.runs.facts import Base
 from mapo.export.runs.model_card import Exporting, _snippets
 from mapo.export.runs.runs import ExportOptions, export_run
+from mapo.export.runs.single_file import write_single_file
 from mapo.export.verb import export
 from mapo.models import find_model, open_model
 from mapo.sample.sample import default_sampling
 from mapo.score.table import write_scores
 from mapo.train.config import make_config, to_toml
 from mapo.train.train import train
-from tiny import make_flux, make_pairs, make_sd, make_sdxl
+from tiny import make_flux, make_pairs, make_sd, make_sd3, make_sdxl
 
 PROMPT = "a small red circle"
 
@@ -248,6 +249,7 @@ def test_the_card_says_what_was_trained_on_what_and_nothing_of_this_machine(work
     data = card.data.to_dict()
     assert data["license"] == "openrail++" and data["library_name"] == "diffusers"
     assert {"lora", "mapo", "text-to-image", "not-for-all-audiences"} <= set(data["tags"]) and "base_model" not in data
+    assert not (lora / "NOTICE").exists()
     assert "CreativeML Open RAIL++-M (`openrail++`)" in card.text and "Only the licence's own text counts" in card.text
     facts = json.loads((lora / "mapo.json").read_text())
     assert facts["settings"]["pairs"] == "my pairs" and facts["steps"] == 2 and facts["licence"] == "openrail++"
@@ -283,6 +285,67 @@ def test_the_card_tells_diffusers_what_the_model_predicts_where_the_user_said_it
     exec(code.replace('"out"', repr(str(tmp_path / "out"))).split("picture =")[0], here)
     assert here["pipeline"].scheduler.config.prediction_type == "v_prediction"
     assert torch.allclose(latents(here["pipeline"]), of_run(tmp_path / "run"), atol=1e-5)
+
+
+def test_the_card_tells_diffusers_what_a_file_predicts_by_its_marks(work, tmp_path, monkeypatch):
+    folder, file = make_sdxl(tmp_path / "m", "v_prediction"), tmp_path / "m.safetensors"
+    write_single_file(open_model(find_model(str(folder))), file, "float32")
+    run = trained(file, make_pairs(tmp_path / "pairs", count=2), tmp_path / "run")
+    shutil.copy(work / "base" / "scheduler" / "scheduler_config.json", folder / "scheduler")  # diffusers sees no marks
+    export(str(run), "lora", tmp_path / "out")
+    (code,) = re.findall(r"```python\n(.*?)```", card_of(tmp_path / "out").text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    opening = code.replace("torch_dtype", f"config={str(folder)!r}, local_files_only=True, torch_dtype").split("#")[0]
+    exec(opening, here := dict[str, Any]())
+    scheduler = here["pipeline"].scheduler.config
+    assert scheduler.prediction_type == "v_prediction" and scheduler.rescale_betas_zero_snr
+    assert scheduler.timestep_spacing == "trailing"
+    assert torch.allclose(latents(here["pipeline"]), of_run(run), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(("make", "t5"), [(make_flux, "text_encoder_2"), (make_sd3, "text_encoder_3")])
+def test_the_card_mends_the_t5_that_diffusers_reads_from_a_file(make, t5, tmp_path):
+    from diffusers.loaders.single_file_utils import create_diffusers_t5_model_from_checkpoint
+    from transformers import T5EncoderModel
+
+    folder, file = make(tmp_path / "m"), tmp_path / "m.safetensors"
+    write_single_file(open_model(find_model(str(folder))), file, "float32")
+    model = open_model(find_model(str(file)))
+    ((_, code),) = _snippets(
+        Exporting("lora", "out"), model, Base("", file.name, file), default_sampling(model.files, steps=1)
+    )
+    read = create_diffusers_t5_model_from_checkpoint(
+        T5EncoderModel, load_file(file), subfolder=t5, config=str(folder), local_files_only=True
+    )
+    mending = [line for line in code.splitlines() if line.startswith(f"pipeline.{t5}.")]
+    exec("\n".join(mending), {"pipeline": SimpleNamespace(**{t5: read})})
+    ids = torch.arange(5)[None]
+    wanted = model.files.load(t5, T5EncoderModel)
+    for _ in range(2):
+        assert torch.equal(read(ids)[0], wanted(ids)[0])
+
+
+def test_the_card_opens_the_other_vae_that_a_run_was_trained_with(work, tmp_path, monkeypatch):
+    other = make_sdxl(tmp_path / "other", seed=5)
+    model = open_model(find_model(str(work / "base"), vae=str(other)))
+    what, base = Exporting("lora", "out"), Base("", "base", work / "base")
+    ((_, code),) = _snippets(what, model, base, default_sampling(model.files))
+    (work / "other").symlink_to(other)
+    monkeypatch.chdir(work)
+    opening = "\n".join(line for line in code.split("#")[0].splitlines() if "load_lora" not in line)
+    exec(opening, here := dict[str, Any]())
+    wanted = model.files.vae.load(type(here["pipeline"].vae), torch.float32).state_dict()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in here["pipeline"].vae.state_dict().items())
+
+
+def test_the_card_says_that_a_file_has_no_t5(tmp_path):
+    folder, file = make_sd3(tmp_path / "m", t5=False), tmp_path / "m.safetensors"
+    write_single_file(open_model(find_model(str(folder))), file, "float32")
+    model = open_model(find_model(str(file)))
+    ((_, code),) = _snippets(
+        Exporting("lora", "out"), model, Base("", file.name, file), default_sampling(model.files, steps=1)
+    )
+    assert 'from_single_file("m.safetensors", text_encoder_3=None, tokenizer_3=None, torch_dtype=' in code
 
 
 def test_the_card_guides_a_flux_whose_distillation_was_undone_by_an_empty_negative_prompt(tmp_path, monkeypatch):
@@ -389,6 +452,9 @@ def test_the_licence_of_flux_dev_and_sd3_is_that_of_their_kind_where_no_id_and_n
         export(str(run_of_any), "hub", out, licence="mit")
     export(str(run_of_any), "hub", out)
     assert card_of(out).data.to_dict()["license_name"] == wanted
+    said = {"FluxPipeline": "licensed by Black Forest Labs.", "StableDiffusion3Pipeline": "Powered by Stability AI."}
+    for text in ((out / "NOTICE").read_text("utf-8"), card_of(out).text):
+        assert said[opened.files.pipeline_class] in text
     assert inherited("owner/other", None, "mit", None, kind).name == "mit"  # --base-model says otherwise
     with_card(run_of_any.parent / "carded", "license: apache-2.0")
     assert inherited("", run_of_any.parent / "carded", None, None, kind).name == "apache-2.0"

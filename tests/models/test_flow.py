@@ -198,7 +198,9 @@ def test_half_precision_rounds_the_time_before_it_is_divided_as_the_pipeline_doe
 def test_flux_is_told_a_guidance_of_one_or_what_is_set(tmp_path):
     folder, frames = make_flux(tmp_path / "m"), Frames.square(torch.zeros(2, 4), 16)
     text = {"prompt_embeds": torch.zeros(2, 512, 32), "text_embeds": torch.zeros(2, 24)}
-    assert opened(folder).condition(text, frames)["guidance"].tolist() == [1.0, 1.0]
+    for kind in (torch.float32, torch.bfloat16):  # the pipeline tells it in float32 beside any text
+        told = opened(folder).condition({name: value.to(kind) for name, value in text.items()}, frames)["guidance"]
+        assert told.dtype == torch.float32 and told.tolist() == [1.0, 1.0]
     assert "guidance" not in opened(make_flux(tmp_path / "schnell", guidance=False)).condition(text, frames)
 
 

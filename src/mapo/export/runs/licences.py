@@ -20,6 +20,7 @@ class Licence:
     """A licence by the hub's name for it. ``restricts`` says in short what it asks of whoever uses the model.
 
     Where the hub has no name of its own for it, ``name`` is "other" and ``own_name`` what model cards call it.
+    ``notice`` is what it asks to be written beside every copy, in its own words.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Licence:
     restricts: str = ""
     own_name: str = ""
     link: str = ""
+    notice: str = ""
 
     @property
     def called(self) -> str:
@@ -57,6 +59,8 @@ LICENCES = {
             "dollars a year; others need a licence from Stability AI. Whoever passes the model on, or a model made of "
             "it, has to pass the licence on and say that it is powered by Stability AI. A policy forbids harmful uses.",
             "stabilityai-ai-community", "https://stability.ai/community-license-agreement",
+            "Powered by Stability AI. This Stability AI Model is licensed under the Stability AI Community License, "
+            "Copyright © Stability AI Ltd. All Rights Reserved",
         ),
         Licence(
             "other", "FLUX.1 [dev] Non-Commercial License",
@@ -64,6 +68,10 @@ LICENCES = {
             "Whoever passes the model on, or a model made of it, has to do so under the same licence.",
             "flux-1-dev-non-commercial-license",
             "https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md",
+            "The FLUX.1 [dev] Model is licensed by Black Forest Labs. Inc. under the FLUX.1 [dev] Non-Commercial "
+            "License. Copyright Black Forest Labs. Inc. IN NO EVENT SHALL BLACK FOREST LABS, INC. BE LIABLE FOR ANY "
+            "CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT "
+            "OF OR IN CONNECTION WITH USE OF THIS MODEL.",
         ),
     )
 }  # fmt: skip

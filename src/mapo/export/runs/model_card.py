@@ -14,12 +14,15 @@ from mapo.export.hub import FACTS, NO_REPO, cell
 from mapo.export.runs.facts import Base, Evaluation, RunFacts, held_out
 from mapo.export.runs.licences import Licence
 from mapo.files import write_text
+from mapo.models.parts.config import read_config
 from mapo.models.pipelines import has_true_cfg
+from mapo.models.single.file import MAY_LACK
 from mapo.pairs.provenance import without_folders
 from mapo.settings import merge
 from mapo.texts import read_object, write_json
 from mapo.train.config import make_config, to_toml
 from mapo.train.sections import RANK, TEXT_SHARE
+from mapo.worlds import MODELS
 
 if TYPE_CHECKING:
     from mapo.models import Opened
@@ -28,9 +31,14 @@ if TYPE_CHECKING:
 FORMAT = "mapo-model"
 TAGS = {"lora": "lora", "kohya": "lora", "embedding": "textual_inversion"}  # by form, of what is not a whole model
 PROMPT = "a fox in the snow"
-PREDICTS = {  # of a model that the user has told what it predicts
+PREDICTS = {  # of a model of which diffusers does not see what it predicts
     "v": 'prediction_type="v_prediction"', "epsilon": 'prediction_type="epsilon", rescale_betas_zero_snr=False',
 }  # fmt: skip
+ZERO_SNR = ', rescale_betas_zero_snr=True, timestep_spacing="trailing"'
+T5_OF_A_FILE = (  # which diffusers leaves without the embedding of its words, and in training
+    "pipeline.{part}.encoder.embed_tokens.weight = pipeline.{part}.shared.weight",
+    "pipeline.{part}.eval()",
+)
 FILE_PLACES = {
     "kohya": (
         "Put `{file}` into `models/loras` of ComfyUI or `models/Lora` of AUTOMATIC1111 and Forge, and use it with "
@@ -104,10 +112,13 @@ def write_card(
             licence=licence and f"{licence.title} (`{licence.called}`)",
             restricts=licence.restricts if licence else "",
             link=licence.link if licence else "",
+            notice=cell(licence.notice) if licence else "",
             config=to_toml(make_config(settings)).strip(),
             version=__version__,
         )
     )
+    if licence and licence.notice:
+        write_text(folder / "NOTICE", f"{licence.notice}\n")
     write_text(folder / "README.md", f"---\n{_head(what, opened, facts, licence)}\n---\n\n{body}")
 
 
@@ -245,24 +256,14 @@ def _snippets(what: Exporting, opened: Opened, base: Base, sampling: Sampling) -
     """The code of the card, each with its language."""
     if what.form == "single-file":
         return [("sh", f"mapo sample --model {what.file} --prompts my-prompts.txt --out pictures")]
-    kind = opened.files.pipeline_class
-    lines = ["import torch", "from diffusers import DiffusionPipeline", ""]
-    dtype = "torch_dtype=torch.float32"  # else the libraries read half precision each in another way
-    if what.form == "diffusers":
-        lines += [f'pipeline = DiffusionPipeline.from_pretrained("{what.source}", {dtype})']
-    elif base.is_world:
-        lines = [*lines[:-1], "from mapo.worlds import MODELS", ""]
-        lines += [f'pipeline = DiffusionPipeline.from_pretrained(MODELS["{base.called}"], {dtype})']
-    elif base.is_file:
-        lines = ["import torch", f"from diffusers import {kind}", ""]
-        lines += [f'pipeline = {kind}.from_single_file("{base.called}", {dtype})']
-    else:
-        lines += [f'pipeline = DiffusionPipeline.from_pretrained("{base.called}", {dtype})']
+    lines = _opening(what, opened, base)
+    if what.form != "diffusers" and (other := _other_vae(opened)):
+        lines[1] += ", AutoencoderKL"
+        lines += [f"pipeline.vae = AutoencoderKL.from_pretrained({other}, torch_dtype=torch.float32)"]
     if what.form in ("lora", "kohya"):
         named = f', weight_name="{what.file}"' if what.form == "kohya" else ""
         lines += [f'pipeline.load_lora_weights("{what.source}"{named})']
-    if what.form != "diffusers" and (predicts := opened.files.prediction):
-        told = PREDICTS[predicts]
+    if what.form != "diffusers" and (told := _prediction_told(opened, base)):
         lines += [f"pipeline.scheduler = pipeline.scheduler.from_config(pipeline.scheduler.config, {told})"]
     prompt, token = PROMPT, opened.files.token
     if what.form == "embedding" and token is not None:
@@ -278,6 +279,51 @@ def _snippets(what: Exporting, opened: Opened, base: Base, sampling: Sampling) -
         'picture.save("picture.png")',
     ]
     return [("python", "\n".join(lines))]
+
+
+def _opening(what: Exporting, opened: Opened, base: Base) -> list[str]:
+    """The code with which diffusers opens the whole model, or the base of a LoRA."""
+    kind = opened.files.pipeline_class
+    dtype = "torch_dtype=torch.float32"  # else the libraries read half precision each in another way
+    begin = ["import torch", "from diffusers import DiffusionPipeline", ""]
+    if what.form == "diffusers":
+        return [*begin, f'pipeline = DiffusionPipeline.from_pretrained("{what.source}", {dtype})']
+    if base.is_world:
+        begin[2:] = ["from mapo.worlds import MODELS", ""]
+        return [*begin, f'pipeline = DiffusionPipeline.from_pretrained(MODELS["{base.called}"], {dtype})']
+    if not base.is_file:
+        return [*begin, f'pipeline = DiffusionPipeline.from_pretrained("{base.called}", {dtype})']
+    begin[1] = f"from diffusers import {kind}"
+    index = read_config(opened.files.base, "model_index.json")
+    without = "".join(f", {part}=None" for part in MAY_LACK.get(kind, ()) if not index.get(part, [None])[0])
+    t5 = [part for part, made in index.items() if isinstance(made, list) and made[1] == "T5EncoderModel"]
+    return [
+        *begin,
+        f'pipeline = {kind}.from_single_file("{base.called}"{without}, {dtype})',
+        *(line.format(part=part) for part in t5 for line in T5_OF_A_FILE),
+    ]
+
+
+def _other_vae(opened: Opened) -> str:
+    """What diffusers is given to open a VAE that stands in for the base's own; empty where it is a file, or none."""
+    vae = opened.files.vae
+    if vae is None or vae.config_path.name != "config.json" or vae.name in MODELS:
+        return ""
+    name, revision = Path(vae.name).name, ""
+    if not Path(vae.name).is_absolute():
+        name, _, revision = vae.name.partition("@")
+    is_inside = vae.config_path.parent.name == "vae" and Path(name).name != "vae"
+    told = (', subfolder="vae"' if is_inside else "") + (f', revision="{revision}"' if revision else "")
+    return f'"{name}"{told}'
+
+
+def _prediction_told(opened: Opened, base: Base) -> str:
+    """What diffusers has to be told of a UNet's noise; empty where it reads that itself. It sees no mark of a file."""
+    scheduler, asked = opened.files.config("scheduler"), opened.files.prediction
+    if not base.is_file or "prediction_type" not in scheduler:
+        return PREDICTS[asked] if asked else ""
+    is_v = scheduler["prediction_type"] == "v_prediction"
+    return PREDICTS["v" if is_v else "epsilon"] + (ZERO_SNR if is_v and scheduler.get("rescale_betas_zero_snr") else "")
 
 
 def _loading(what: Exporting, word: str, encoders: int) -> list[str]:
