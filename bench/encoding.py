@@ -2,8 +2,8 @@
 
     python bench/encoding.py --work FOLDER [--models mini mini-flow sd15 sdxl] [--out bench/results]
 
-Forty pairs of noise pictures, each with a prompt of its own. Real sizes have random weights (bench/real_size.py). A row
-is a process of its own, whose most anonymous memory is taken.
+Pairs of noise pictures, each with a prompt of its own: forty, and four where the model has its real size, whose weights
+are random (bench/real_size.py). A row is a process of its own, whose most anonymous memory is taken.
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ ROWS = {  # side, pictures at once, precision
     "sd15": ((512, 1, "float32"), (512, 4, "float32"), (512, 1, "bfloat16")),
     "sdxl": ((512, 1, "float32"), (512, 8, "float32"), (1024, 1, "float32")),
 }
-PAIRS = 40
 
 
-def make_pairs(folder: Path) -> Path:
+def make_pairs(folder: Path, number: int) -> Path:
     """Pairs of noise, a prompt each."""
     from PIL import Image
 
@@ -40,18 +39,21 @@ def make_pairs(folder: Path) -> Path:
     if not folder.exists():
         rng = random.Random(0)
         with PairWriter(folder, {"made": "by bench/encoding.py"}) as writer:
-            for k in range(PAIRS):
+            for k in range(number):
                 sides = [png_bytes(Image.frombytes("RGB", (64, 64), rng.randbytes(3 * 64**2))) for _ in range(2)]
                 writer.add_pair(f"a small red circle number {k}", *sides, split="train")
     return folder
 
 
-def rows(work: Path, models: list[str], pairs: Path) -> Iterator[dict[str, Any]]:
+def rows(work: Path, models: list[str]) -> Iterator[dict[str, Any]]:
     """Plan, encode, watch."""
     from mapo.api import plan
 
     for name in models:
-        model = str(make_model(work / name, name)) if name in PARAMETERS else name
+        real = name in PARAMETERS
+        model = str(make_model(work / name, name)) if real else name
+        number = 4 if real else 40
+        pairs = make_pairs(work / f"pairs-{number}", number)
         for side, at_once, precision in ROWS[name]:
             cache = work / "cache"
             shutil.rmtree(cache, ignore_errors=True)
@@ -76,7 +78,7 @@ def main() -> None:
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     found = []
-    for row in rows(args.work, args.models, make_pairs(args.work / "pairs")):
+    for row in rows(args.work, args.models):
         found.append(row)
         print(json.dumps(row), flush=True)
     command = f"python bench/encoding.py --work FOLDER {' '.join(sys.argv[3:])}".strip()

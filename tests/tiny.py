@@ -55,17 +55,13 @@ def _unet(**settings):
     )
 
 
-def _vae(**settings):
+def make_vae(**settings):
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 16),
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=16,
-        **settings,
+        **{"block_out_channels": (8, 16), "latent_channels": 4, "norm_num_groups": 4, "sample_size": 16, **settings},
     )
 
 
@@ -89,7 +85,7 @@ def make_sdxl(
             **unet_settings,
         }
     )
-    vae = _vae(scaling_factor=0.7)
+    vae = make_vae(scaling_factor=0.7)
     schedule = {**SCHEDULE, "prediction_type": prediction_type}
     scheduler = (
         EulerDiscreteScheduler(**schedule) if prediction_type == "epsilon" else DDIMScheduler(**schedule, **ZERO_SNR)
@@ -129,7 +125,7 @@ def make_sd(
     checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=8))
     processor = CLIPImageProcessor(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})
     StableDiffusionPipeline(
-        _vae(), CLIPTextModel(_text(tokenizer, 24, layers, **(text or {}))), tokenizer, unet, scheduler, checker,
+        make_vae(), CLIPTextModel(_text(tokenizer, 24, layers, **(text or {}))), tokenizer, unet, scheduler, checker,
         processor,
     ).save_pretrained(folder)  # fmt: skip
     return folder
@@ -152,7 +148,7 @@ def make_t5(width: int = 32):
 
 
 def _flow_vae():
-    return _vae(scaling_factor=1.4, shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False)
+    return make_vae(scaling_factor=1.4, shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False)
 
 
 def make_sd3(folder: Path, seed: int = 0, t5: bool = True, shift: float = 3.0, text=None, **settings) -> Path:

@@ -76,8 +76,19 @@ def keep_freed_blocks() -> bool:
     return _told_glibc({M_MMAP_THRESHOLD: LARGEST_KEPT, M_TRIM_THRESHOLD: 2 * LARGEST_KEPT})
 
 
+def give_back_now() -> None:
+    """Give the system what this process has freed and keeps for later, where the C library can: after a network is gone
+    that is hundreds of MiB."""
+    if _has_glibc():
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _has_glibc() -> bool:
+    return sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
+
+
 def _told_glibc(sizes: dict[int, int]) -> bool:
-    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc" or "MALLOC_MMAP_THRESHOLD_" in os.environ:
+    if not _has_glibc() or "MALLOC_MMAP_THRESHOLD_" in os.environ:
         return False
     libc = ctypes.CDLL(None)
     return all(libc.mallopt(what, size) for what, size in sizes.items())

@@ -240,6 +240,7 @@ def test_training_on_the_streamed_set_is_training_on_the_imported_one_to_the_bit
         "encode --model {model} --pairs {pairs} --out {new}",
         "encode --model {model} --pairs {pairs} --out {new} --resolution 8",
         "train --model {model} --pairs {pairs} --cache {new} --out {new}-run --set train.steps=1",
+        "plan --model {model} --pairs {pairs} --cache {new}",
     ],
 )  # fmt: skip
 def test_what_needs_pictures_is_refused_in_a_sentence_and_leaves_nothing(tmp_path, streamed, sdxl, words):

@@ -17,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 import mapo.models.single
 from mapo.models.names import original
 from mapo.models.names.original import originals, shapes_of, unet_layer
-from tiny import _unet, _vae
+from tiny import _unet, make_vae
 
 TABLES = Path(mapo.models.single.__file__).parent / "tables"
 LISTED = json.loads(gzip.decompress((Path(__file__).parents[1] / "data" / "original_names.json.gz").read_bytes()))
@@ -125,7 +125,7 @@ def test_diffusers_reads_the_unet_that_we_write(name):
 
 
 def test_diffusers_reads_the_vae_that_we_write():
-    network = _vae(layers_per_block=2)
+    network = make_vae(layers_per_block=2)
     found, tensors = written(network, original.vae_placing(network.config), "first_stage_model.")
     assert tensors["first_stage_model.encoder.mid.attn_1.q.weight"].shape == (16, 16, 1, 1)
     assert_same(read(found, tensors), network.state_dict())

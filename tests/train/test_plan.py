@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -28,7 +29,7 @@ from mapo.train.plan.plan import Change
 from mapo.train.plan.subject import Subject, open_subject
 from mapo.train.run.changes import MAY_CHANGE, MUST_STAY
 from mapo.train.run.folder import Run, settled
-from tiny import MAKERS, make_sdxl
+from tiny import MAKERS, make_sdxl, make_vae
 
 SPLIT = {"data.split": "all", "train.pairs_per_step": 4}
 
@@ -417,3 +418,30 @@ def test_sizes_are_read_and_shown_as_people_write_them():
             parse_size(bare)
     assert parse_size(str(2**30)) == 2**30
     assert room_of("cpu") > 2**28
+
+
+def test_what_is_encoded_first_counts_until_the_cache_has_it(tmp_path, sdxl, pairs, cache):
+    found = planned(sdxl, pairs, cache=tmp_path / "none")
+    encoders = sum(parameters_of(sdxl, part) for part in ("vae", "text_encoder", "text_encoder_2"))
+    assert sum(found.encoding.get(kind, 0) for kind in ("mapped", "weights")) == pytest.approx(4 * encoders, rel=0.01)
+    assert any(line.startswith("before it ") for line in found.lines())
+    assert planned(sdxl, pairs, cache=cache).encoding == {}
+
+
+@pytest.fixture(scope="module")
+def with_a_wide_vae(tmp_path_factory, sdxl):
+    folder = shutil.copytree(sdxl, tmp_path_factory.mktemp("models") / "wide")
+    shutil.rmtree(folder / "vae")
+    make_vae(block_out_channels=(256, 512)).save_pretrained(folder / "vae")
+    return folder
+
+
+def test_where_encoding_alone_does_not_fit_less_is_encoded_at_once(tmp_path, with_a_wide_vae, pairs):
+    how = {"cache": tmp_path / "none", "adapter": "lora", "settings": {"train.pairs_per_device": 1}}
+    whole = planned(with_a_wide_vae, pairs, **how)
+    assert whole.memory < whole.before and "Encoding before it needs more" in whole.line()
+    found = planned(with_a_wide_vae, pairs, memory=tight(replace(whole, kinds=whole.encoding)), **how)
+    assert not found.fits and found.change.settings == {"data.images_per_batch": 4}
+    assert found.change.memory < whole.before
+    none = planned(with_a_wide_vae, pairs, memory=tight(replace(whole, kinds={"other": whole.memory + 2**20})), **how)
+    assert "No setting makes encoding fit" in none.lines()[-1] and "mapo encode" in none.lines()[-1]

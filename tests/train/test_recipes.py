@@ -60,7 +60,9 @@ def test_a_recipe_trains_a_small_model_of_its_family_with_every_setting_but_size
 
 def test_the_recipe_of_the_flow_model_has_what_the_search_of_the_study_chose():
     recipe = read_recipe("mini-flow-cartoon")
-    tuned = json.loads((RESULTS / "study-flow" / "tuned.json").read_text())[f"cartoon {recipe['objective']['name']}"]["result"]
+    tuned = json.loads((RESULTS / "study-flow" / "tuned.json").read_text())[f"cartoon {recipe['objective']['name']}"][
+        "result"
+    ]
     settings = {"lr": recipe["optim"]["lr"], "beta": recipe["objective"]["beta"]}
     assert recipe["train"]["steps"] == tuned["steps"]
     assert settings == pytest.approx(tuned["settings"], rel=0.01)

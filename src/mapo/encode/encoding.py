@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from mapo import progress
+from mapo.devices import give_back_now
 from mapo.encode.cache import PER_SHARD, CacheKey, Precision, batches
 from mapo.encode.frame import Frame, crop, square
 from mapo.errors import MapoError, count, is_out_of_memory
@@ -60,6 +61,7 @@ def encode_prompts(
 def release() -> None:
     """Give back the memory of networks that nobody holds any more."""
     gc.collect()
+    give_back_now()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

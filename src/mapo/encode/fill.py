@@ -272,11 +272,16 @@ def _write(
 def refuse_what_is_gone(pairs: PairSet, index: Index, key: CacheKey, among: tuple[Frame, ...]) -> None:
     """MapoError where a cache lacks pictures of a set that keeps none."""
     if lack := len(lacking(pairs, index, holding="pictures alone", among=among)[0]):
-        raise MapoError(
-            f"{pairs.folder} keeps no pictures, as `mapo encode --stream` made it, and the cache {index.folder} lacks "
-            f"{count(lack, 'picture')} of it for {key.model} at {key.resolution} pixels. Name the cache that was made "
-            "with the set; or delete the set and stream it again."
-        )
+        raise what_is_gone(pairs, lack, index.folder, key.model, key.resolution)
+
+
+def what_is_gone(pairs: PairSet, lack: int, cache: Path, model: str, resolution: int) -> MapoError:
+    """Of a set that keeps no pictures: what to do where the cache lacks so many of them."""
+    return MapoError(
+        f"{pairs.folder} keeps no pictures, as `mapo encode --stream` made it, and the cache {cache} lacks "
+        f"{count(lack, 'picture')} of it for {model} at {resolution} pixels. Name the cache that was made with the "
+        "set; or delete the set and stream it again."
+    )
 
 
 def _tell_size(model: Opened, prompts: int, key: CacheKey) -> None:

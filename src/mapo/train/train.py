@@ -212,9 +212,9 @@ def _how_to_go_on(run: Run, step: int) -> str:
     if not step:
         return "Nothing has been trained yet."
     return (
-        f"What was trained up to step {step} is kept, but the same command would come to the same step. End this run "
-        f"there with --set train.steps={step}, and train further from it with other settings: mapo train --model "
-        f"{run.folder} --out OTHER."
+        f"What was trained up to step {step} is kept, but the same command would come to the same step. Give it with "
+        "other settings, such as a lower optim.lr, and --allow-change: it goes on from there. Or end this run there "
+        f"with --set train.steps={step}, and train further from it: mapo train --model {run.folder} --out OTHER."
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mapo.encode.cache import DTYPES, check_way, is_cache
-from mapo.encode.fill import Holding, lacking
+from mapo.encode.fill import Holding, lacking, what_is_gone
 from mapo.encode.index import open_index
 from mapo.encode.seen import frames_of
 from mapo.errors import MapoError
@@ -42,7 +42,8 @@ def holding_of(config: Config) -> Holding:
 def disk_of(config: Config, model: Opened, pairs: PairSet) -> Disk:
     """What is still to be encoded: two tensors of a picture's latent, and the states of a prompt at their longest.
 
-    Nothing is added to a cache of another resolution or the like, so then it is all of the set.
+    Nothing is added to a cache of another resolution or the like, so then it is all of the set. MapoError where
+    pictures lack of a set that keeps none.
     """
     data, folder = config.data, cache_folder(config, pairs)
     refused = _why_refused(config, model, folder) if is_cache(folder) else ""
@@ -51,6 +52,8 @@ def disk_of(config: Config, model: Opened, pairs: PairSet) -> Disk:
         holding = "and the empty prompt"
     among = frames_of(model, data.resolution, data.buckets)
     pictures, prompts = lacking(pairs, open_index(folder / "none" if refused else folder), holding=holding, among=among)
+    if pictures and pairs.keeps_none():
+        raise what_is_gone(pairs, len(pictures), folder, model.files.name, model.layout.checked(data.resolution))
     each = DTYPES[data.cache_precision].itemsize
     latents = sum(2 * math.prod(model.layout.latent(*one.frame)) * each for one in pictures)
     text = len(prompts) * model.prompt_numbers * each

@@ -35,15 +35,17 @@ def rehearse_encoding(
     pictures, prompts = min(disk.pictures, at_once), min(disk.prompts, PROMPTS_PER_IMAGE * at_once)
     half = config.data.cache_precision != "float32"
     frame = max(frames, key=lambda one: one.height * one.width)
-    live = Live(META)
+    live, left = Live(META), 0
     found: list[dict[str, int]] = []
     with warnings.catch_warnings(action="ignore"), live, attention_of(device), _masks_choose_all():
         opened = _opened(model, live, stays=device == "cpu")
         with live.of("weights"):
             vae = opened.image_encoder(META) if pictures else None
         if prompts:
+            before = live.held["weights"]
             with live.of("weights"):
                 texts = opened.text_encoder(META, torch.bfloat16 if half else torch.float32)
+            left = live.held["weights"] - before
             live.again()
             texts([""] * prompts)
             found.append(_told(live, device))
@@ -53,7 +55,7 @@ def rehearse_encoding(
                 pixels = torch.zeros(pictures, 3, frame.height, frame.width, device=META)
             live.again()
             vae(pixels)
-            found.append(_told(live, device))
+            found.append(_told(live, device, left))
     return max(found, key=lambda kinds: sum(kinds.values()), default={})
 
 
@@ -66,8 +68,10 @@ def _opened(model: Opened, live: Live, stays: bool) -> Opened:
         return open_model(files, to_train=False)
 
 
-def _told(live: Live, device: str) -> dict[str, int]:
-    return {**live.at_peak, **beside(device, live.freed)}
+def _told(live: Live, device: str, left: int = 0) -> dict[str, int]:
+    """The bytes by kind. A heap may keep what networks ``left`` that are gone; a GPU gives it back."""
+    heap = {"heap": live.freed + left} if device == "cpu" else {}
+    return {**live.at_peak, **beside(device, 0), **heap}
 
 
 @contextlib.contextmanager
