@@ -261,7 +261,8 @@ def test_after_a_lack_of_memory_fewer_pictures_at_a_time_go_on_in_the_same_folde
         (PROMPTS[0], r"ran out with 1 picture at a time. Use --precision bfloat16, or a machine with more memory"),
     ],
 )
-def test_where_the_memory_runs_out_the_flag_is_named(tmp_path, sdxl, prompts, says):
+def test_where_the_memory_runs_out_the_flag_is_named(tmp_path, sdxl, prompts, says, monkeypatch):
+    monkeypatch.setattr("mapo.sample.sample.MOST_SIDE", 2**24)
     with pytest.raises(MapoError, match=says):
         sample(str(sdxl), prompts, [0], tmp_path / "a", steps=1, width=2**23, height=2**23)  # hundreds of terabytes
 
