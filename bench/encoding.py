@@ -13,7 +13,6 @@ import json
 import platform
 import random
 import shutil
-import sys
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -81,7 +80,7 @@ def main() -> None:
     for row in rows(args.work, args.models):
         found.append(row)
         print(json.dumps(row), flush=True)
-    command = f"python bench/encoding.py --work FOLDER {' '.join(sys.argv[3:])}".strip()
+    command = f"python bench/encoding.py --work FOLDER --models {' '.join(args.models)}"
     result = {"command": command, "date": str(date.today()), "machine": platform.machine(), "rows": found}
     if args.out:
         (args.out / "encoding.json").write_text(json.dumps(result, indent=1) + "\n")

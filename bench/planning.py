@@ -13,6 +13,7 @@ import json
 import platform
 import tempfile
 import time
+from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -69,7 +70,8 @@ def main() -> None:
                     print(rows[-1], flush=True)
             assert all(kinds == told[0] for kinds in told)
     if asked.out:
-        found = {"machine": {"cpu": platform.machine(), "threads": 1}, "rows": rows}
+        about = {"command": "python bench/planning.py --out bench/results", "date": str(date.today())}
+        found = {**about, "machine": {"cpu": platform.machine(), "threads": 1}, "rows": rows}
         (asked.out / "planning.json").write_text(json.dumps(found, indent=1) + "\n")
 
 

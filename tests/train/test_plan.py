@@ -22,7 +22,8 @@ from mapo.train.config import make_config
 from mapo.train.loop import Loop
 from mapo.train.plan import at_hand
 from mapo.train.plan import plan as plan_module
-from mapo.train.plan.at_hand import told_when_full
+from mapo.train.plan.at_hand import checked_plan, told_when_full
+from mapo.train.plan.encoding import smaller
 from mapo.train.plan.fit import LATER, changed, smallest_change
 from mapo.train.plan.machine import SPARE, SPARE_BYTES, parse_size, room_of, shown
 from mapo.train.plan.plan import Change
@@ -445,3 +446,25 @@ def test_where_encoding_alone_does_not_fit_less_is_encoded_at_once(tmp_path, wit
     assert found.change.memory < whole.before
     none = planned(with_a_wide_vae, pairs, memory=tight(replace(whole, kinds={"other": whole.memory + 2**20})), **how)
     assert "No setting makes encoding fit" in none.lines()[-1] and "mapo encode" in none.lines()[-1]
+
+
+def test_a_training_that_fits_is_refused_where_what_comes_before_it_does_not(
+    tmp_path, with_a_wide_vae, pairs, monkeypatch
+):  # fmt: skip
+    data = {"split": "all", "images_per_batch": 1}
+    config = make_config({
+        "model": str(with_a_wide_vae), "pairs": str(pairs), "cache": str(tmp_path / "none"), "data": data,
+        "adapter": {"kind": "lora"}, "train": {"pairs_per_device": 1},
+    })  # fmt: skip
+    subject = open_subject(config, "cuda")  # on which no margin is kept
+    monkeypatch.setattr(at_hand, "SMALL", 2**20)
+    monkeypatch.setattr(at_hand, "room_of", lambda device: subject.memory(config) + 2**12)
+    with pytest.raises(MapoError, match="Encoding before it needs more") as refused:
+        checked_plan(subject, config)
+    assert "No setting makes encoding fit" in str(refused.value) and "A tenth" not in str(refused.value)
+
+
+def test_the_precision_of_a_begun_cache_is_not_advised_to_be_another():
+    config = make_config({"model": "mini", "pairs": "x", "data": {"images_per_batch": 2}})
+    assert list(smaller(config, whole=False)) == [{"data.images_per_batch": 1}]
+    assert {"data.cache_precision": "bfloat16"} in list(smaller(config, whole=True))

@@ -111,7 +111,7 @@ def checked_plan(subject: Subject, config: Config, *, begun: bool = False) -> tu
         return None, f"This training surely needs less than {shown(most)} of memory, of {shown(room)}."
     plan = make_plan(subject, config, room, with_change=not config.train.allow_oversize, begun=begun)
     if not plan.fits and not config.train.allow_oversize:
-        close = "A tenth and 200 MiB have to be left. " if plan.memory <= room else ""
+        close = "A tenth and 200 MiB have to be left. " if plan.highest <= room else ""
         begin = "Begin all the same with --set train.allow_oversize=true."
         raise MapoError(f"{plan.line()} {close}{plan.advice()} {begin}")
     return plan, plan.line()
@@ -127,7 +127,7 @@ def told_when_full(
     """
     plan = plan or make_plan(subject, config, room_of(subject.device), with_change=False)
     needs = f"needs about {shown(plan.memory)} ({plan.largest()}), and this device has {shown(plan.room)}."
-    if plan.fits:
+    if plan.trains:
         said = f"By its plan this training {needs} So something else takes memory too, or the plan is too low."
     else:
         said = f"That was to be expected: by its plan this training {needs}"

@@ -84,7 +84,17 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether there is so much; on a CPU a tenth and 200 MiB more, as the plan may be too low."""
-        return max(self.memory, self.before) <= usable(self.room, self.device)
+        return self.highest <= usable(self.room, self.device)
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is so much for the training alone."""
+        return self.memory <= usable(self.room, self.device)
+
+    @property
+    def highest(self) -> int:
+        """What it needs where it needs most: while it encodes, or in a step."""
+        return max(self.memory, self.before)
 
     @property
     def before(self) -> int:
@@ -110,7 +120,7 @@ class Plan:
 
     def advice(self) -> str:
         """What to do where it does not fit."""
-        if self.change is None and self.memory <= usable(self.room, self.device):
+        if self.change is None and self.trains:
             return (
                 "No setting makes encoding fit. Encode the set where there is more memory, or without the GPU: "
                 "CUDA_VISIBLE_DEVICES= mapo encode, with the same model, pairs and cache."
@@ -138,9 +148,7 @@ class Plan:
         if self.seconds is not None:
             told.append(f"time         {self.seconds:.2f} s a step, as {self.timed_in} measured")
         close = (
-            "It may not fit: a tenth and 200 MiB have to be left."
-            if max(self.memory, self.before) <= self.room
-            else "It does not fit."
+            "It may not fit: a tenth and 200 MiB have to be left." if self.highest <= self.room else "It does not fit."
         )
         told.append("It fits." if self.fits else f"{close} {self.advice()}")
         return told
@@ -173,7 +181,8 @@ def make_plan(
         return plan
     most = usable(room, subject.device)
     settings = smallest_change(subject, config, most, begun=begun) if plan.memory > most else {}
-    of_encoding = _smaller_encoding(subject, config, disk, most) if plan.before > most else {}
+    whole = not begun and not is_cache(disk.folder)
+    of_encoding = _smaller_encoding(subject, config, disk, most, whole) if plan.before > most else {}
     if settings is None or of_encoding is None:
         return plan
     settings |= of_encoding
@@ -181,9 +190,9 @@ def make_plan(
     return replace(plan, change=Change(settings, max(subject.memory(then), _sum(subject.encoding(then, disk)))))
 
 
-def _smaller_encoding(subject: Subject, config: Config, disk: Disk, room: int) -> dict[str, Any] | None:
+def _smaller_encoding(subject: Subject, config: Config, disk: Disk, room: int, whole: bool) -> dict[str, Any] | None:
     """The mildest settings by which encoding fits; None where none do."""
-    for settings in smaller(config, whole=not is_cache(disk.folder)):
+    for settings in smaller(config, whole):
         if _sum(subject.encoding(changed(config, settings), disk)) <= room:
             return dict(settings)
     return None

@@ -129,7 +129,10 @@ class Subject:
         images = 2 * min(config.train.pairs_per_device or config.train.pairs_per_step, config.train.pairs_per_step)
         layers = sum(1 for module in outline.modules() if not any(True for _ in module.children()))
         activations = 4 * images * height * width * max(sides, default=1) * layers
-        return 32 * (sum(p.numel() for p in outline.parameters()) + self._most_of_loras(config)) + activations
+        parts = [part for part in self.model.encoder_parts if not part.startswith("tokenizer")]
+        encoders = sum(p.numel() for part in parts for p in self.model.outline(part).parameters())
+        numbers = sum(p.numel() for p in outline.parameters()) + self._most_of_loras(config)
+        return 32 * numbers + 4 * encoders + activations
 
     def _most_of_loras(self, config: Config) -> int:
         """The numbers of LoRAs beside every layer of every network."""
