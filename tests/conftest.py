@@ -35,7 +35,8 @@ LONGEST = [
     "train/test_pictures.py", "watch/test_page.py", "train/test_evaluation.py",
     "mismatch/test_mismatch.py", "models/test_one_file.py", "test_cli.py", "train/test_token.py",
     "train/test_starts.py", "encode/test_cache.py", "models/test_long_prompts.py", "train/test_recipes.py",
-    "train/test_own_objectives.py", "train/test_processes.py", "importers/test_interrupted.py",
+    "train/test_own_objectives.py", "train/test_constants.py", "train/test_plan_encoding.py", "train/test_processes.py",
+    "export/test_cards.py", "export/test_runs.py", "importers/test_interrupted.py",
     "check/test_training.py", "lab/mini/test_model.py", "test_api.py", "score/scorers/test_vlm.py",
     "lab/study/test_subjects.py", "train/test_text_encoders.py", "score/scorers/test_clip.py", "lab/test_demo.py",
 ]  # fmt: skip

@@ -83,7 +83,7 @@ def test_no_other_module_chooses_a_device():
 
 HOLES = """
 import ctypes, sys
-from mapo.devices import give_back_at_once, keep_freed_blocks, memory_in_use
+from mapo.devices import give_back_at_once, give_back_now, keep_freed_blocks, memory_in_use
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
 
@@ -100,7 +100,13 @@ def held():
 
 if sys.argv[1] == "at once":
     print(give_back_at_once(), held(), keep_freed_blocks())
-print(held())
+if sys.argv[1] == "afterwards":
+    before = memory_in_use("cpu")
+    print(held())
+    give_back_now()
+    print((memory_in_use("cpu") - before) // 2**20)
+else:
+    print(held())
 """
 
 
@@ -118,6 +124,8 @@ def test_freed_blocks_go_back_at_once_where_that_is_asked_for(monkeypatch):
     assert (done, undone) == ("True", "True")
     assert int(meanwhile) < 5
     assert int(afterwards) > 140
+    kept, left = map(int, held("afterwards"))
+    assert kept > 140 and left < 30
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(2**25))  # what a person says stands
     done, meanwhile, undone, _ = held("at once")
     assert (done, undone) == ("False", "False")

@@ -77,8 +77,10 @@ def keep_freed_blocks() -> bool:
 
 
 def give_back_now() -> None:
-    """Give the system what this process has freed and keeps for later, where the C library can: after a network is gone
-    that is hundreds of MiB."""
+    """Give the system back what this process has freed and still holds, where the C library can.
+
+    After a network is gone that is hundreds of MiB.
+    """
     if _has_glibc():
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -53,7 +53,7 @@ def bar(
     shown: bool = True,
     terminal_only: bool = False,
 ) -> Any:  # a Bar, or what has its methods
-    """A bar of the hook, or one that shows nothing where there is no hook, ``shown`` is false or nothing is to be done.
+    """A bar of the hook. It shows nothing without a hook, where ``shown`` is false, and where nothing is left to do.
 
     ``terminal_only``: the command line draws it on a terminal and not into a file.
     """

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import shutil
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -22,15 +21,14 @@ from mapo.train.config import make_config
 from mapo.train.loop import Loop
 from mapo.train.plan import at_hand
 from mapo.train.plan import plan as plan_module
-from mapo.train.plan.at_hand import checked_plan, told_when_full
-from mapo.train.plan.encoding import smaller
+from mapo.train.plan.at_hand import told_when_full
 from mapo.train.plan.fit import LATER, changed, smallest_change
 from mapo.train.plan.machine import SPARE, SPARE_BYTES, parse_size, room_of, shown
 from mapo.train.plan.plan import Change
 from mapo.train.plan.subject import Subject, open_subject
 from mapo.train.run.changes import MAY_CHANGE, MUST_STAY
 from mapo.train.run.folder import Run, settled
-from tiny import MAKERS, make_sdxl, make_vae
+from tiny import MAKERS, make_sdxl
 
 SPLIT = {"data.split": "all", "train.pairs_per_step": 4}
 
@@ -419,52 +417,3 @@ def test_sizes_are_read_and_shown_as_people_write_them():
             parse_size(bare)
     assert parse_size(str(2**30)) == 2**30
     assert room_of("cpu") > 2**28
-
-
-def test_what_is_encoded_first_counts_until_the_cache_has_it(tmp_path, sdxl, pairs, cache):
-    found = planned(sdxl, pairs, cache=tmp_path / "none")
-    encoders = sum(parameters_of(sdxl, part) for part in ("vae", "text_encoder", "text_encoder_2"))
-    assert sum(found.encoding.get(kind, 0) for kind in ("mapped", "weights")) == pytest.approx(4 * encoders, rel=0.01)
-    assert any(line.startswith("before it ") for line in found.lines())
-    assert planned(sdxl, pairs, cache=cache).encoding == {}
-
-
-@pytest.fixture(scope="module")
-def with_a_wide_vae(tmp_path_factory, sdxl):
-    folder = shutil.copytree(sdxl, tmp_path_factory.mktemp("models") / "wide")
-    shutil.rmtree(folder / "vae")
-    make_vae(block_out_channels=(256, 512)).save_pretrained(folder / "vae")
-    return folder
-
-
-def test_where_encoding_alone_does_not_fit_less_is_encoded_at_once(tmp_path, with_a_wide_vae, pairs):
-    how = {"cache": tmp_path / "none", "adapter": "lora", "settings": {"train.pairs_per_device": 1}}
-    whole = planned(with_a_wide_vae, pairs, **how)
-    assert whole.memory < whole.before and "Encoding before it needs more" in whole.line()
-    found = planned(with_a_wide_vae, pairs, memory=tight(replace(whole, kinds=whole.encoding)), **how)
-    assert not found.fits and found.change.settings == {"data.images_per_batch": 4}
-    assert found.change.memory < whole.before
-    none = planned(with_a_wide_vae, pairs, memory=tight(replace(whole, kinds={"other": whole.memory + 2**20})), **how)
-    assert "No setting makes encoding fit" in none.lines()[-1] and "mapo encode" in none.lines()[-1]
-
-
-def test_a_training_that_fits_is_refused_where_what_comes_before_it_does_not(
-    tmp_path, with_a_wide_vae, pairs, monkeypatch
-):  # fmt: skip
-    data = {"split": "all", "images_per_batch": 1}
-    config = make_config({
-        "model": str(with_a_wide_vae), "pairs": str(pairs), "cache": str(tmp_path / "none"), "data": data,
-        "adapter": {"kind": "lora"}, "train": {"pairs_per_device": 1},
-    })  # fmt: skip
-    subject = open_subject(config, "cuda")  # on which no margin is kept
-    monkeypatch.setattr(at_hand, "SMALL", 2**20)
-    monkeypatch.setattr(at_hand, "room_of", lambda device: subject.memory(config) + 2**12)
-    with pytest.raises(MapoError, match="Encoding before it needs more") as refused:
-        checked_plan(subject, config)
-    assert "No setting makes encoding fit" in str(refused.value) and "A tenth" not in str(refused.value)
-
-
-def test_the_precision_of_a_begun_cache_is_not_advised_to_be_another():
-    config = make_config({"model": "mini", "pairs": "x", "data": {"images_per_batch": 2}})
-    assert list(smaller(config, whole=False)) == [{"data.images_per_batch": 1}]
-    assert {"data.cache_precision": "bfloat16"} in list(smaller(config, whole=True))

@@ -32,17 +32,20 @@ def to_pixels(picture: Image.Image, to: Frame) -> tuple[Tensor, tuple[int, int, 
     return torch.from_numpy(pixels).permute(2, 0, 1).div(127.5).sub(1), (height, width, top, left)
 
 
+def dtype_of_text(precision: Precision) -> torch.dtype:
+    """In which numbers language models are read for a cache of this precision: of half a one in bfloat16, in which T5
+    does not overflow."""
+    return torch.float32 if precision == "float32" else torch.bfloat16
+
+
 def encode_prompts(
     model: Opened, device: Any, prompts: Sequence[str], per_batch: int, per_shard: int = PER_SHARD,
     precision: Precision = "float32",
 ) -> Iterator[dict[str, Cond]]:  # fmt: skip
-    """Prompt → its named tensors, on the CPU, in portions for a shard. When the last is given the encoders are gone.
-
-    What is kept in half a ``precision`` comes from language models in bfloat16, in which T5 does not overflow.
-    """
+    """Prompt → its named tensors, on the CPU, in portions for a shard. When the last is given the encoders are gone."""
     if not prompts:
         return
-    encoder = model.text_encoder(device, torch.float32 if precision == "float32" else torch.bfloat16)
+    encoder = model.text_encoder(device, dtype_of_text(precision))
     with progress.bar(total=len(prompts), desc="encode prompts", unit="prompt") as bar:
         for shard in batches(prompts, per_shard):
             found: dict[str, Cond] = {prompt: {} for prompt in shard}

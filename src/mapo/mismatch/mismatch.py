@@ -95,7 +95,7 @@ def measure(
     Raises MapoError when the split has no pairs, an encoder cannot embed or is not there, and when the folder
     ``images`` holds pictures that were made with other settings.
     """
-    refuse_impossible(num_pairs, seed, seeds, draws)
+    _refuse_impossible(num_pairs, seed, seeds, draws)
     told: dict[str, Any] = {
         "clip_skip": clip_skip, "vae": vae, "prediction": prediction, "loras": loras, "long_prompts": long_prompts,
     }  # fmt: skip
@@ -121,7 +121,7 @@ def measure(
         encoded = encode(trainee, opened, key, material, sampling.images_per_batch)
         errors = denoise(trainee, encoded, material, seed, draws, sampling.precision, sampling.images_per_batch)
     losses = what_training_sees(opened, trainee, split=split, resolution=resolution, buckets=buckets).losses()
-    notes = material.notes(encoded.latents.keys()) + loras_told(found)
+    notes = material.notes(encoded.latents.keys()) + _loras_told(found)
     if among[0] != usually:
         notes.append(f"Measured at {key.resolution} pixels; the model's own are {usually.width}.")
     if losses:
@@ -136,14 +136,13 @@ def measure(
     )  # fmt: skip
 
 
-def loras_told(model: ModelFiles) -> list[str]:
+def _loras_told(model: ModelFiles) -> list[str]:
     """A sentence for each LoRA that lies on the model."""
-    return [
-        f"On top of the model lies the LoRA {one['file']} at {one['weight']:g}." for one in model.named_loras_told()
-    ]
+    loras = model.named_loras_told()
+    return [f"On top of the model lies the LoRA {lora['file']} at {lora['weight']:g}." for lora in loras]
 
 
-def refuse_impossible(num_pairs: int, seed: int, seeds: Sequence[int], draws: int) -> None:
+def _refuse_impossible(num_pairs: int, seed: int, seeds: Sequence[int], draws: int) -> None:
     """MapoError for a number that a person may have given wrong, ValueError for one of ours."""
     if num_pairs < 1:
         raise MapoError(f"--num-pairs is {num_pairs}; it must be at least 1.")

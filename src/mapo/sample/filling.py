@@ -153,7 +153,7 @@ class Filling:
         (index, of), batches = shard, list(self._batches(have, shard))
         todo = sum(len(batch.wanted) for batch in batches)
         if batches:
-            prepare_out(self.folder / MANIFEST)
+            prepare_out(self.folder / MANIFEST)  # told before anything is drawn
         if batches and index == 0:
             self.tell()
         there = sum(job in have for job in self.jobs) if of == 1 else 0

@@ -12,7 +12,6 @@ import logging
 import shutil
 from collections.abc import Callable, Collection, Sequence, Set
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +96,11 @@ class StageLedger:
 
     def told_done(self, stages: Sequence[Stage], left: Collection[str]) -> str:
         """The first of the stages that are done and not ``left`` to do: a line of the plan; empty where none is."""
-        done = [*takewhile(lambda one: one.name not in left and self.stages.get(one.name, {}).get("done"), stages)]
+
+        def is_done(stage: Stage) -> bool:
+            return stage.name not in left and bool(self.stages.get(stage.name, {}).get("done"))
+
+        done = list(itertools.takewhile(is_done, stages))
         names = "all stages" if len(done) == len(stages) else ", ".join(stage.name for stage in done)
         return f"done       {names}" if done else ""
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch.fx.experimental import _config as meta_settings
 
+from mapo.encode.encoding import dtype_of_text
 from mapo.encode.fill import PROMPTS_PER_IMAGE
 from mapo.encode.frame import Frame
-from mapo.models import Opened, open_model
+from mapo.models import Opened
 from mapo.train.config import Config
 from mapo.train.plan.disk import Disk
 from mapo.train.plan.kernels import attention_of
 from mapo.train.plan.live import Live
 from mapo.train.plan.machine import beside
-from mapo.train.plan.outlines import Outlines
+from mapo.train.plan.outlines import open_outlined
 
 META = torch.device("meta")
 
@@ -33,18 +33,17 @@ def rehearse_encoding(
     """
     at_once = config.data.images_per_batch
     pictures, prompts = min(disk.pictures, at_once), min(disk.prompts, PROMPTS_PER_IMAGE * at_once)
-    half = config.data.cache_precision != "float32"
     frame = max(frames, key=lambda one: one.height * one.width)
     live, left = Live(META), 0
     found: list[dict[str, int]] = []
     with warnings.catch_warnings(action="ignore"), live, attention_of(device), _masks_choose_all():
-        opened = _opened(model, live, stays=device == "cpu")
+        opened = open_outlined(model, live, stay=device == "cpu")
         with live.of("weights"):
             vae = opened.image_encoder(META) if pictures else None
         if prompts:
             before = live.held["weights"]
             with live.of("weights"):
-                texts = opened.text_encoder(META, torch.bfloat16 if half else torch.float32)
+                texts = opened.text_encoder(META, dtype_of_text(config.data.cache_precision))
             left = live.held["weights"] - before
             live.again()
             texts([""] * prompts)
@@ -59,17 +58,8 @@ def rehearse_encoding(
     return max(found, key=lambda kinds: sum(kinds.values()), default={})
 
 
-def _opened(model: Opened, live: Live, stays: bool) -> Opened:
-    """The model without numbers. Weights in their own precision stay in their file where they are computed with."""
-    with live.of("other"), META:
-        files = Outlines(
-            **vars(model.files), mapped=lambda tensors: live.call("mapped" if stays else "weights", tensors)
-        )
-        return open_model(files, to_train=False)
-
-
 def _told(live: Live, device: str, left: int = 0) -> dict[str, int]:
-    """The bytes by kind. A heap may keep what networks ``left`` that are gone; a GPU gives it back."""
+    """The bytes by kind. On a CPU the C library may still hold the bytes that networks which are gone have ``left``."""
     heap = {"heap": live.freed + left} if device == "cpu" else {}
     return {**live.at_peak, **beside(device, 0), **heap}
 
@@ -83,16 +73,3 @@ def _masks_choose_all() -> Iterator[None]:
         yield
     finally:
         meta_settings.meta_nonzero_assume_all_nonzero = before
-
-
-def smaller(config: Config, whole: bool) -> Iterator[Mapping[str, Any]]:
-    """What makes encoding smaller, the mildest first; ``whole`` if no cache is begun, whose precision would stay."""
-    fewer: list[dict[str, Any]] = []
-    most = config.data.images_per_batch // 2
-    while most:
-        fewer.append({"data.images_per_batch": most})
-        most //= 2
-    yield from fewer
-    if whole and config.data.cache_precision == "float32":
-        half = {"data.cache_precision": "bfloat16"}
-        yield from (half, *({**one, **half} for one in fewer))

@@ -1,4 +1,5 @@
-"""The smallest change of settings by which a training fits: the fewest levers, and of these the cheapest."""
+"""The smallest change of settings by which a training fits, and what is encoded before it: the fewest levers, and of
+these the cheapest."""
 
 from __future__ import annotations
 
@@ -8,10 +9,12 @@ from typing import Any
 
 import torch
 
+from mapo.encode.cache import is_cache
 from mapo.errors import MapoError
 from mapo.settings import merge, nested
 from mapo.train.config import Config, make_config
 from mapo.train.loop import needs_whole_pairs
+from mapo.train.plan.disk import Disk
 from mapo.train.plan.subject import Subject
 from mapo.train.processes.processes import Place, Processes
 from mapo.train.reference import check_extras
@@ -36,6 +39,28 @@ def smallest_change(subject: Subject, config: Config, room: int, *, begun: bool 
         return None
     now = config.model_dump()
     return {key: value for key, value in found.items() if now[key.split(".")[0]][key.split(".")[1]] != value}
+
+
+def smaller_encoding(
+    subject: Subject, config: Config, disk: Disk, room: int, *, begun: bool = False
+) -> Settings | None:  # fmt: skip
+    """The mildest settings by which what the cache lacks can be encoded in ``room`` bytes; None where none do.
+
+    A run or a cache that has begun keeps its precision.
+    """
+    fewer = [{"data.images_per_batch": number} for number in _halves(config.data.images_per_batch)]
+    halved: list[Settings] = []
+    if config.data.cache_precision == "float32" and not begun and not is_cache(disk.folder):
+        halved = [{**one, "data.cache_precision": "bfloat16"} for one in ({}, *fewer)]
+    for settings in (*fewer, *halved):
+        if sum(subject.encoding(changed(config, settings), disk).values()) <= room:
+            return settings
+    return None
+
+
+def _halves(number: int) -> Iterator[int]:
+    while number := number // 2:
+        yield number
 
 
 def _found(subject: Subject, config: Config, room: int, levers: Sequence[Lever]) -> Settings | None:
@@ -108,10 +133,8 @@ def _allowed(subject: Subject, config: Config, settings: Settings) -> Config | N
 
 def _fewer_pairs(subject: Subject, config: Config) -> Iterator[Settings]:
     share = -(-config.train.pairs_per_step // subject.world)
-    most = min(config.train.pairs_per_device or share, share) // 2
-    while most:
-        yield {"train.pairs_per_device": most}
-        most //= 2
+    for number in _halves(min(config.train.pairs_per_device or share, share)):
+        yield {"train.pairs_per_device": number}
 
 
 def _reference_before(subject: Subject, config: Config) -> Iterator[Settings]:

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mapo.models import Opened, open_model
 from mapo.models.files import ModelFiles
 from mapo.models.parts.header import read_header
 from mapo.models.parts.tensors import DTYPES
 from mapo.models.parts.weights import WEIGHTS
+from mapo.train.plan.live import Live
 
 Mapped = Callable[[list[Tensor]], None]
 
@@ -42,6 +44,15 @@ class Outlines(ModelFiles):
         if stored_in(self, part) == {dtype}:
             self.mapped([p.data for name, p in network.named_parameters() if name not in changed])
         return network
+
+
+def open_outlined(model: Opened, live: Live, stay: bool) -> Opened:
+    """The model, without numbers. Where weights may ``stay`` in their file, those do that are computed with as they lie
+    there."""
+    kind = "mapped" if stay else "weights"
+    with live.of("other"), torch.device("meta"):
+        files = Outlines(**vars(model.files), mapped=lambda tensors: live.call(kind, tensors))
+        return open_model(files, to_train=False)
 
 
 def stored_in(files: ModelFiles, part: str) -> set[torch.dtype]:

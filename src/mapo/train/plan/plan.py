@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mapo.encode.cache import is_cache
 from mapo.errors import count
 from mapo.train.config import Config
 from mapo.train.plan.disk import Disk, disk_of
-from mapo.train.plan.encoding import smaller
-from mapo.train.plan.fit import changed, smallest_change
+from mapo.train.plan.fit import changed, smaller_encoding, smallest_change
 from mapo.train.plan.machine import SPARE, SPARE_BYTES, shown
 from mapo.train.plan.subject import Subject
 
@@ -31,8 +29,7 @@ KINDS = {  # in the order in which they are told
     "heap": "freed memory that the allocator keeps",
     "libraries": "libraries",
 }
-
-
+# The same for what is encoded first.
 ENCODING = {**KINDS, "mapped": "encoders, mapped from their file", "weights": "encoders", "batch": "pictures"}
 
 
@@ -181,22 +178,10 @@ def make_plan(
         return plan
     most = usable(room, subject.device)
     settings = smallest_change(subject, config, most, begun=begun) if plan.memory > most else {}
-    whole = not begun and not is_cache(disk.folder)
-    of_encoding = _smaller_encoding(subject, config, disk, most, whole) if plan.before > most else {}
+    of_encoding = smaller_encoding(subject, config, disk, most, begun=begun) if plan.before > most else {}
     if settings is None or of_encoding is None:
         return plan
     settings |= of_encoding
     then = changed(config, settings)
-    return replace(plan, change=Change(settings, max(subject.memory(then), _sum(subject.encoding(then, disk)))))
-
-
-def _smaller_encoding(subject: Subject, config: Config, disk: Disk, room: int, whole: bool) -> dict[str, Any] | None:
-    """The mildest settings by which encoding fits; None where none do."""
-    for settings in smaller(config, whole):
-        if _sum(subject.encoding(changed(config, settings), disk)) <= room:
-            return dict(settings)
-    return None
-
-
-def _sum(kinds: Mapping[str, int]) -> int:
-    return sum(kinds.values())
+    needed = max(subject.memory(then), sum(subject.encoding(then, disk).values()))
+    return replace(plan, change=Change(settings, needed))

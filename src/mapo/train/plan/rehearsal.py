@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mapo.encode.cache import DTYPES
 from mapo.encode.frame import Frame
-from mapo.models import Frames, Opened, TokenModel, open_model
+from mapo.models import Frames, Opened, TokenModel
 from mapo.models.family import Cond
 from mapo.train.batches import Members
 from mapo.train.config import Config
@@ -21,7 +21,7 @@ from mapo.train.loop import Loop
 from mapo.train.objectives import Objective
 from mapo.train.plan.kernels import attention_of, round_products
 from mapo.train.plan.live import HEAP_MOST, Live
-from mapo.train.plan.outlines import Outlines
+from mapo.train.plan.outlines import open_outlined
 from mapo.train.processes.processes import Place, Processes
 from mapo.train.processes.sharded import groups_of
 from mapo.train.step import Predict
@@ -62,11 +62,8 @@ def rehearse(
     stays = device == "cpu" and not sharded  # in its file, where it is computed with
     live = Live(META, SHARED if sharded else (), world)
     with warnings.catch_warnings(action="ignore"), live, attention_of(device):
+        model = open_outlined(model, live, stays)
         with live.of("other"), META:
-            files = Outlines(
-                **vars(model.files), mapped=lambda tensors: live.call("mapped" if stays else "weights", tensors)
-            )
-            model = open_model(files, to_train=False)
             trained = open_trained(config, model, objective, processes, None)
             for network in (trained.network, trained.reference):
                 if network is not None and trained.autocast:

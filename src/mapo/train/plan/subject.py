@@ -119,7 +119,7 @@ class Subject:
         return sum(self.needs(config)[0].values())
 
     def most(self, config: Config) -> int:
-        """A bound of a training's tensors that is far too high, and known without a rehearsal."""
+        """A bound of the tensors of a training and of encoding, far too high, and known without a rehearsal."""
         outline = self.model.outline(self.model.denoiser_part)
         sides = [p.shape[0] for p in outline.parameters() if p.ndim > 1]
         frame = max(
