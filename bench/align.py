@@ -8,11 +8,10 @@ Judged on all 210 plain test prompts, 168 of them with two objects, five picture
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 from pathlib import Path
 
 from mapo.lab.demo import GOALS, demo
+from measured import write_measured
 
 
 def main() -> None:
@@ -22,9 +21,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("work/align"))
     args = parser.parse_args()
     results = {recipe: demo(args.work / recipe, recipe, "mini:test", range(5)) for recipe in GOALS}
-    machine = {"processor": platform.machine(), "python": platform.python_version()}
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "align.json").write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+    write_measured(args.out / "align.json", {"results": results})
 
 
 if __name__ == "__main__":

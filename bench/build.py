@@ -9,15 +9,14 @@ every call of the UNet. The rest is text encoders, scheduler, VAE, PNG, hashing,
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from measured import write_measured
 
 
 def now() -> Any:
@@ -47,7 +46,6 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=256)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    import torch
     from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
 
     from mapo.build.build import build
@@ -90,17 +88,7 @@ def main() -> None:
             f"with loading {wall['share_of_denoiser_with_loading']:.3f}; of CPU time {cpu['share_of_denoiser']:.3f}"
         )
     if args.out:
-        machine = {
-            "processor": platform.processor() or platform.machine(),
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        }
-        command = " ".join(["python bench/build.py", *sys.argv[1:]])
-        args.out.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"command": command, "machine": machine, "pairs": args.pairs, "results": results}, indent=1)
-        (args.out / "build.json").write_text(text + "\n")
+        write_measured(args.out / "build.json", {"pairs": args.pairs, "results": results})
 
 
 if __name__ == "__main__":

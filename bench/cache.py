@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import random
 import statistics
 import subprocess
@@ -28,6 +26,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from measured import write_measured
 
 ROUNDS, STARTS, PROCESSES, PAIRS_A_STEP = 300, 9, 5, 16
 WORDS = [
@@ -198,7 +198,6 @@ def main() -> None:
         starts["crop"] = {size: [clock(lambda size=size: compare(work / str(size)))] for size in ends}  # type: ignore[misc]
     per_size = {size: told(values) for size, values in batches.items()}
     results: dict[str, Any] = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
         "pairs_a_step": PAIRS_A_STEP,
         "rounds": ROUNDS,
         "batch_ms": per_size,
@@ -210,8 +209,7 @@ def main() -> None:
         results[f"{name}_ratio"] = results[f"{name}_ms"][ends[1]]["median"] / results[f"{name}_ms"][ends[0]]["median"]
     print(json.dumps(results, indent=1))
     if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "cache.json").write_text(json.dumps(results, indent=1) + "\n")
+        write_measured(args.out / "cache.json", results)
 
 
 if __name__ == "__main__":

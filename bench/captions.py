@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from measured import write_measured
 
 ROUNDS = 5
 A1111 = (
@@ -134,12 +134,10 @@ def main() -> None:
         "pictures": given.pictures,
         "side": given.side,
         "rounds": ROUNDS,
-        "load_at_the_end": os.getloadavg()[0],
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
     }
     print(json.dumps(found, indent=1))
     if given.out:
-        (given.out / "captions.json").write_text(json.dumps(found, indent=1) + "\n")
+        write_measured(given.out / "captions.json", found)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import random
 import shutil
 from collections.abc import Iterator
-from datetime import date
 from pathlib import Path
 from typing import Any
 
+from measured import write_measured
 from real_size import PARAMETERS, make_model, watched
 
 ROWS = {  # side, pictures at once, precision
@@ -80,10 +79,8 @@ def main() -> None:
     for row in rows(args.work, args.models):
         found.append(row)
         print(json.dumps(row), flush=True)
-    command = f"python bench/encoding.py --work FOLDER --models {' '.join(args.models)}"
-    result = {"command": command, "date": str(date.today()), "machine": platform.machine(), "rows": found}
     if args.out:
-        (args.out / "encoding.json").write_text(json.dumps(result, indent=1) + "\n")
+        write_measured(args.out / "encoding.json", {"rows": found})
 
 
 if __name__ == "__main__":

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+from measured import write_measured
 
 MODELS, DOMAINS = ("mini", "mini-flow"), ("safety", "cartoon", "culture")
 PAIRS, BINS, AT_ONCE = 256, 10, 32
@@ -166,9 +167,7 @@ def main() -> None:
             print(f"{model:10} {domain:8} " + " ".join(f"{k} {v:.4g}" for k, v in told(found["as trained"]).items()))
             for row in results[model][domain]["reach"]:
                 print("   ", " ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
-    about = {"processor": platform.machine(), "pairs": PAIRS, "models": results}
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "errors-by-time.json").write_text(json.dumps(about, indent=1) + "\n")
+    write_measured(args.out / "errors-by-time.json", {"pairs": PAIRS, "models": results})
     if args.figure:
         draw(errors, args.figure)
 

@@ -19,6 +19,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from measured import write_measured
+
 ROOT = Path(__file__).resolve().parents[1]
 COUNT = """
 import grimp, json
@@ -67,7 +69,7 @@ def main() -> None:
         print(f"{name:7} {numbers}")
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "house.json").write_text(json.dumps(found, indent=1) + "\n")
+        write_measured(args.out / "house.json", found)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
-import platform
 import shutil
 import statistics
 import struct
@@ -30,6 +28,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from measured import write_measured
 
 HERE = Path(__file__).resolve()
 SCHEMA = pa.schema(
@@ -222,21 +222,14 @@ def main() -> None:
     for name, value in {**speed, **ratios}.items():
         print(f"{name:50} {value:10.3f}")
     result = {
-        "command": " ".join(["python bench/importing.py", *sys.argv[1:]]),
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "python": platform.python_version(),
-            "pyarrow": pa.__version__,
-        },
+        "pyarrow": pa.__version__,
         "rows_per_second": speed,
         "memory": memory,
         "opening": opening,
         "ratios": ratios,
     }
     if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "importing.json").write_text(json.dumps(result, indent=1) + "\n")
+        write_measured(args.out / "importing.json", result)
     shutil.rmtree(args.work)
 
 

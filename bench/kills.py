@@ -10,7 +10,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import random
 import shutil
 import signal
@@ -21,6 +20,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from measured import write_measured
 
 PRELOADED = [
     "mapo.build.build",
@@ -232,11 +233,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     found = measure(asked.kills, asked.seed)
-    found["machine"] = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     print(json.dumps(found, indent=1))
     if asked.out:
-        asked.out.mkdir(parents=True, exist_ok=True)
-        (asked.out / "kills.json").write_text(json.dumps(found, indent=1) + "\n")
+        write_measured(asked.out / "kills.json", found)
     sys.exit(bool(found["unlike"]))
 
 

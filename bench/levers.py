@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -22,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from measured import write_measured
 from step import anonymous_memory, make_set, make_wide, synchronise
 
 HERE = Path(__file__).resolve()
@@ -158,7 +157,6 @@ def main() -> None:
     if args.lever:
         print(json.dumps(measured(args.model, args.folder, args.lever, size, steps)))
         return
-    import torch
 
     rows: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
@@ -174,23 +172,8 @@ def main() -> None:
             rows[name] = json.loads(done.stdout.strip().splitlines()[-1])
             took = f"{rows[name]['seconds'][-1]:6.1f} s" if "seconds" in rows[name] else ""
             print(f"{name:44} {rows[name]['peak_mib']:7.0f} MiB {took}", flush=True)
-    about = {
-        "command": " ".join(["python bench/levers.py", *sys.argv[1:]]),
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-            "threads": torch.get_num_threads(),
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        "pairs_per_step": size,
-        "rows": rows,
-    }
     if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "levers.json").write_text(json.dumps(about, indent=1) + "\n")
+        write_measured(args.out / "levers.json", {"pairs_per_step": size, "rows": rows})
 
 
 if __name__ == "__main__":

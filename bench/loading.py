@@ -15,13 +15,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
+
+from measured import write_measured
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -114,7 +115,6 @@ def main() -> None:
     if args.load:
         print(json.dumps(load(*args.load)))
         return
-    import torch
 
     made = dict(zip(("folder", "file"), make(args.work), strict=True))
     rows: dict[str, dict[str, Any]] = {}
@@ -129,10 +129,8 @@ def main() -> None:
                 f"{precision:9} {name:7} peak {found['peak'] / 2**30:.2f} GiB above the imported process "
                 f"({found['imported'] / 2**30:.2f}), {found['ratio']:.2f} of the denoiser's size, {seconds:.0f} s"
             )
-    about = {"machine": f"{platform.machine()}, {torch.get_num_threads()} threads", "torch": torch.__version__}
     if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "loading.json").write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+        write_measured(args.out / "loading.json", {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import random
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from mapo.lab.mini import scenes
 from mapo.lab.mini.judges import JUDGES, compare, disagreements, follows
 from mapo.sample.folder import read_images
 from mapo.sample.sample import Sampler, default_sampling
+from measured import write_measured
 
 WANTED = 1_000
 
@@ -70,10 +70,8 @@ def main() -> None:
     everything = np.concatenate(pictures)
     agreement = compare(everything, prompts)
     print("the judges agree:", json.dumps(agreement, indent=1))
-    args.out.mkdir(parents=True, exist_ok=True)
-    machine = {"processor": platform.machine(), "python": platform.python_version()}
-    result: dict[str, Any] = {"model": args.model, "machine": machine, "rows": rows, "agreement": agreement}
-    (args.out / f"{Path(args.model).name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    result = {"model": args.model, "rows": rows, "agreement": agreement}
+    write_measured(args.out / f"{Path(args.model).name}.json", result)
     disagreements(everything, args.work / "disagreements.png")
     pick = random.Random(0).sample(range(len(everything)), 200)
     grid = np.concatenate(

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
-import platform
 import random
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,6 +22,8 @@ from typing import Any
 
 from PIL import Image
 from scipy import stats
+
+from measured import write_measured
 
 THRESHOLDS = (0.2, 0.5, 0.8)
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
@@ -125,21 +125,15 @@ def main() -> None:
             kind: " ".join(text.rpartition("=")[0] or Path(text).name for text in getattr(args, kind))
             for kind in together
         }
-        machine = {
-            "processor": platform.processor() or platform.machine(),
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("onnxruntime", "pillow", "torch")},
-        }
         result = {
             "command": f"python bench/nsfw.py --scorer {scorer.name} --drawn {args.drawn} "
             + " ".join(f"--{kind} {names}" for kind, names in given.items() if names),
-            "machine": machine,
+            **{name: version(name) for name in ("onnxruntime", "pillow")},
             "scorer": {"name": scorer.name, "version": scorer.version, "revision": scorer.revision},
             "all": totals,
             "groups": groups,
         }
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / f"{scorer.name.replace('@', '-')}.json").write_text(json.dumps(result, indent=1) + "\n")
+        write_measured(args.out / f"{scorer.name.replace('@', '-')}.json", result)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,12 @@ command goes on where it stopped.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from measured import write_measured
 
 SEEDS, PAIRS, STEPS, RATE, PICTURES = (0, 1, 2), 256, 96, 1e-4, 3
 DOMAINS = ("cartoon", "safety")
@@ -94,11 +94,10 @@ def main() -> None:
         print(f"{'untrained':14} {domain:8} reached {base[domain][0]:6.1%}  followed {base[domain][1]:6.1%}")
     if args.out:
         about = {
-            "processor": platform.machine(), "pairs": PAIRS, "steps": STEPS, "pairs_per_step": 8, "lr": RATE,
+            "pairs": PAIRS, "steps": STEPS, "pairs_per_step": 8, "lr": RATE,
             "seeds": SEEDS, "untrained": base, "rows": rows,
         }  # fmt: skip
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "objectives.json").write_text(json.dumps(about, indent=1) + "\n")
+        write_measured(args.out / "objectives.json", about)
 
 
 if __name__ == "__main__":

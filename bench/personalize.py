@@ -23,7 +23,6 @@ those of ``validation``, and other photos.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import shutil
 import statistics
@@ -36,6 +35,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from scipy.stats import t as student
+
+from measured import write_measured
 
 SEEDS, PHOTOS, PICTURES = (0, 1, 2, 3, 4), 5, 2
 COLUMNS, GAP = 9, 3  # of the figure
@@ -267,7 +268,7 @@ def main() -> None:
         figure(run, args.work / f"photos-{seed}", seed, args.figure)
     if args.out:
         about = {"photos": PHOTOS, "pictures": PICTURES, "arms": ARMS, "rows": rows}
-        (args.out / "personalize.json").write_text(json.dumps(about, indent=1) + "\n")
+        write_measured(args.out / "personalize.json", about)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from measured import write_measured
 from real_size import anonymous_gib, make_model
 from step import make_set, make_wide
 
@@ -288,21 +289,8 @@ def main() -> None:
     others = [abs(row["error"]) for row in rows.values() if not row["fitted"]]
     if others:
         print(f"of {len(others)} that were not fitted: at most {max(others):.1%}, mean {sum(others) / len(others):.1%}")
-    import torch
-
-    about = {
-        "command": "python bench/plan.py" + " --real" * args.real + " --out bench/results",
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"), "torch": torch.__version__,
-            "libc": " ".join(platform.libc_ver()), "python": platform.python_version(),
-        },
-        "rows": rows,
-    }  # fmt: skip
     if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "plan.json").write_text(json.dumps(about, indent=1) + "\n")
+        write_measured(args.out / "plan.json", {"libc": " ".join(platform.libc_ver()), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -9,11 +9,8 @@ first rehearsal and of a second one, as a search for what fits makes many.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +25,7 @@ from mapo.train.objectives import OBJECTIVES
 from mapo.train.plan.live import Live
 from mapo.train.plan.outcomes import Outcomes
 from mapo.train.plan.rehearsal import rehearse
+from measured import write_measured
 from real_size import make_model
 
 
@@ -70,9 +68,7 @@ def main() -> None:
                     print(rows[-1], flush=True)
             assert all(kinds == told[0] for kinds in told)
     if asked.out:
-        about = {"command": "python bench/planning.py --out bench/results", "date": str(date.today())}
-        found = {**about, "machine": {"cpu": platform.machine(), "threads": 1}, "rows": rows}
-        (asked.out / "planning.json").write_text(json.dumps(found, indent=1) + "\n")
+        write_measured(asked.out / "planning.json", {"threads": 1, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -19,12 +19,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from measured import write_measured
 
 PARAMETERS = {"sdxl": 2_567_463_684, "sd15": 859_520_964, "sd35-medium": 2_243_171_520, "flux-dev": 11_901_408_320}
 UNETS: dict[str, dict[str, Any]] = {
@@ -329,20 +330,14 @@ def main() -> None:
             f"steps of {', '.join(f'{s:.1f}' for s in last['seconds_of_steps'])} s, "
             f"losses {', '.join(f'{v:.3f}' for v in last['losses'])}"
         )
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads"
-    if torch.cuda.is_available():
-        machine = torch.cuda.get_device_name()
     about = {
-        "command": " ".join(["python bench/real_size.py", *sys.argv[1:]]), "date": time.strftime("%Y-%m-%d"),
-        "machine": machine, "torch": torch.__version__, "model": args.model, "parameters": PARAMETERS[args.model],
+        "threads": torch.get_num_threads(), "model": args.model, "parameters": PARAMETERS[args.model],
         "resolution": args.resolution,
         "adapter": args.adapter, "gradient_checkpointing": args.checkpointing, "pairs_per_step": 1, "rows": rows,
     }  # fmt: skip
     if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
         of = "" if args.model == "sdxl" else f"-{args.model}"
-        name = f"real-size{of}-{args.adapter}-{args.resolution}.json"
-        (args.out / name).write_text(json.dumps(about, indent=1) + "\n")
+        write_measured(args.out / f"real-size{of}-{args.adapter}-{args.resolution}.json", about)
 
 
 if __name__ == "__main__":

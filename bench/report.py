@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -22,6 +20,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from measured import write_measured
 
 SCORERS = ("pickscore", "hps_v2.0", "hps_v2.1", "aesthetic", "clip_score", "imagereward")
 GUARDS = ("saturation", "edge_density", "colour_entropy", "diversity")
@@ -142,16 +142,8 @@ def main() -> None:
             "page_bytes": size,
             "seconds": best,
             "rounds": seconds,
-            "machine": {
-                "processor": platform.processor() or platform.machine(),
-                "cores": os.cpu_count(),
-                "load": os.getloadavg()[0],
-                "python": platform.python_version(),
-            },
-            "command": " ".join(["python bench/report.py", *sys.argv[1:]]),
         }
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "report.json").write_text(json.dumps(result, indent=1) + "\n")
+        write_measured(args.out / "report.json", result)
 
 
 if __name__ == "__main__":

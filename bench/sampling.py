@@ -10,10 +10,7 @@ turns, with the models loaded before the clock starts. The pixels have to be equ
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from measured import write_measured
 
 
 def bare_pipeline(model: Any) -> Any:
@@ -82,7 +81,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    import torch
     from PIL import Image
 
     from mapo.models import find_model
@@ -111,16 +109,7 @@ def main() -> None:
     for other, found in ratios.items():
         print(f"throughput, mapo sample / {other:12} wall {found['wall']:.3f}, CPU {found['cpu']:.3f}")
     if args.out:
-        machine = {
-            "processor": platform.processor() or platform.machine(),
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        }
         result = {
-            "command": " ".join(["python bench/sampling.py", *sys.argv[1:]]),
-            "machine": machine,
             "pictures": len(jobs),
             "steps": how.steps,
             "side": how.width,
@@ -129,8 +118,7 @@ def main() -> None:
             "median_seconds": seconds,
             "throughput_ratio": ratios,
         }
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "sampling.json").write_text(json.dumps(result, indent=1) + "\n")
+        write_measured(args.out / "sampling.json", result)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import random
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,6 +21,8 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+
+from measured import write_measured
 
 BATCH = 16
 
@@ -117,7 +117,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    import torch
 
     import mapo.score.score
     import mapo.score.task
@@ -145,16 +144,7 @@ def main() -> None:
     for clock, ratio in ratios.items():
         print(f"throughput, mapo score / bare model, {clock:4} {ratio:.3f}")
     if args.out:
-        machine = {
-            "processor": platform.processor() or platform.machine(),
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        }
         result = {
-            "command": " ".join(["python bench/scoring.py", *sys.argv[1:]]),
-            "machine": machine,
             "parameters": parameters,
             "pictures": args.pictures,
             "side": args.side,
@@ -162,8 +152,7 @@ def main() -> None:
             "median_seconds": seconds,
             "throughput_ratio": ratios,
         }
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "scoring.json").write_text(json.dumps(result, indent=1) + "\n")
+        write_measured(args.out / "scoring.json", result)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from peft import LoraConfig
 from torch.utils.flop_counter import FlopCounterMode
 
 from mapo.models.families.unet import UNetModel
-from mapo.texts import write_json
+from measured import write_measured
 
 TOKENS, RANK, STRIDE, CHANNELS = 77, 8, 8, 4
 SDXL: dict[str, Any] = {
@@ -65,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="a folder for sizes.json")
     found = {name: sizes(*how) for name, how in MODELS.items()}
-    write_json(parser.parse_args().out / "sizes.json", found)
+    write_measured(parser.parse_args().out / "sizes.json", found)
     for name, row in found.items():
         print(name, row)
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import random
 import statistics
 import subprocess
@@ -27,6 +26,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from measured import write_measured
 
 HERE = Path(__file__).resolve()
 
@@ -380,15 +381,7 @@ def main() -> None:
     ratios["peak memory mapo / dpo"] = spread([one])
     ratios["peak memory above the loaded model, mapo / dpo"] = spread([above[0] / above[1]])
     result = {
-        "command": " ".join(["python bench/step.py", *sys.argv[1:]]),
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        "threads": torch.get_num_threads(),
         "parameters": parameters,
         "rounds": args.rounds,
         "seconds": {name: spread(values) for name, values in seconds.items()},
@@ -403,10 +396,7 @@ def main() -> None:
     print(f"{'expected from the parts, mapo / dpo':72} {parts['expected mapo / dpo']:.3f}")
     print(f"{'forwards of a step, in pictures':72} {forwards['mapo']} and {forwards['dpo']}")
     if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / ("step.json" if args.model == "mini" else f"step-{args.model}.json")).write_text(
-            json.dumps(result, indent=1) + "\n"
-        )
+        write_measured(args.out / ("step.json" if args.model == "mini" else f"step-{args.model}.json"), result)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ Every training is a line of `trials.jsonl` or `runs.jsonl` as soon as it is done
 from __future__ import annotations
 
 import argparse
-import platform
 import random
 import shutil
 import time
@@ -42,10 +41,11 @@ from mapo.pairs.splits import prompt_id
 from mapo.sample.sample import Sampler, default_sampling
 from mapo.settings import merge
 from mapo.style import copies
-from mapo.texts import append_lines, read_lines, write_json
+from mapo.texts import append_lines, read_lines
 from mapo.train.config import make_config
 from mapo.train.recipes.recipe import read_recipe
 from mapo.train.train import train
+from measured import write_measured
 from style_tables import OBJECTIVES, write_tables
 
 STYLES = (*scenes.STYLES, UNSEEN)  # that the judges know
@@ -125,8 +125,7 @@ class Bench:
         if not (self.out / "about.json").exists():
             fresh = drawings("test", 1_000, styles=STYLES)
             right = {name: accuracy(judge, *fresh) for name, judge in self.judges.items()}
-            told = {"processor": platform.machine(), "judge_steps": JUDGE_STEPS, "looks": LOOKS, "judges": right}
-            write_json(self.out / "about.json", told)
+            write_measured(self.out / "about.json", {"judge_steps": JUDGE_STEPS, "looks": LOOKS, "judges": right})
 
     def pairs(self, case: Case) -> tuple[Path, list[Own]]:
         """The pairs that `mapo style` makes of the drawings, and these; made once."""

@@ -10,15 +10,14 @@ figure is the ratio of their CPU times, and of their times on the wall; on a bus
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from measured import write_measured
 
 
 def by_style(pictures: Path, out: Path) -> None:
@@ -102,11 +101,10 @@ def tell(rounds: Sequence[dict[str, Any]], pictures: int, out: Path | None) -> N
     print({clock: round(found[-1], 4) for clock, found in ratios.items()}, flush=True)
     medians = {clock: {"median": statistics.median(found), "all": found} for clock, found in ratios.items()}
     found = {
-        "pictures": pictures, "style over by hand": medians, "rounds": rounds, "load": os.getloadavg()[0],
-        "cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version(),
+        "pictures": pictures, "style over by hand": medians, "rounds": rounds,
     }  # fmt: skip
     if out:
-        (out / "style-overhead.json").write_text(json.dumps(found, indent=1) + "\n")
+        write_measured(out / "style-overhead.json", found)
 
 
 if __name__ == "__main__":

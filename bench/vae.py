@@ -9,15 +9,12 @@ memory above what it had before is taken. Larger pictures take more in proportio
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
-import os
-import platform
-import sys
 import threading
 import time
-from datetime import date
 from pathlib import Path
+
+from measured import write_measured
 
 ROWS = ((1, 512, False), (4, 512, False), (4, 512, True), (1, 1024, False))  # pictures, side, one at a time
 
@@ -60,14 +57,8 @@ def main() -> None:
             taken = pool.apply(measure, (pictures, side, alone))
         rows.append({"pictures": pictures, "side": side, "one at a time": alone, "GiB": round(taken, 2)})
         print(rows[-1])
-    found = {
-        "command": " ".join(["python", "bench/vae.py", *sys.argv[1:]]),
-        "date": str(date.today()),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "rows": rows,
-    }
     if asked.out:
-        (asked.out / "vae.json").write_text(json.dumps(found, indent=1) + "\n")
+        write_measured(asked.out / "vae.json", {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -13,11 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 from pathlib import Path
+
+from measured import write_measured
 
 CHILD = """
 import time, torch
@@ -72,11 +73,8 @@ def main() -> None:
             ends = {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
             found[name][f"{one} / {other}"] = ends
         print(name, json.dumps(found[name]))
-    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-    result = {"command": "python bench/waiting.py", "machine": machine, "rounds": args.rounds, "results": found}
     if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "waiting.json").write_text(json.dumps(result, indent=1) + "\n")
+        write_measured(args.out / "waiting.json", {"rounds": args.rounds, "results": found})
 
 
 if __name__ == "__main__":
