@@ -65,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="a folder for sizes.json")
     found = {name: sizes(*how) for name, how in MODELS.items()}
-    write_measured(parser.parse_args().out / "sizes.json", found)
+    write_measured(parser.parse_args().out / "sizes.json", {"models": found})
     for name, row in found.items():
         print(name, row)
 
