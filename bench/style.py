@@ -1,6 +1,7 @@
 """A style from a folder of pictures on the mini world: which objective learns it, at which price, and does it copy?
 
-    python bench/style.py [--work work/style] [--out bench/results/style] [--minutes 80] [--tables] [--grid FILE.png]
+    python bench/style.py [--work work/style] [--out bench/results/style] [--only mapo sft] [--minutes 80]
+    python bench/style.py --tables | --grid FILE.png
 
 From 50 drawings each of cartoon, pixel art and a style that the model has never drawn (low poly), five seeds; from 20
 and from 200 cartoons, three. A seed is that of the training, of the drawings and of the pictures of the test. The
@@ -326,6 +327,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("work/style"))
     parser.add_argument("--out", type=Path, default=Path("bench/results/style"))
+    parser.add_argument("--only", nargs="+", default=list(OBJECTIVES), choices=OBJECTIVES, help="These objectives.")
     parser.add_argument("--minutes", type=float, default=1e9, help="Begin no training after so many minutes.")
     parser.add_argument("--tables", action="store_true", help="Only write the tables from what is there.")
     parser.add_argument("--grid", type=Path, help="Only draw the picture of the three styles, by MaPO.")
@@ -337,9 +339,9 @@ def main() -> None:
         end = time.monotonic() + 60 * args.minutes
         bench.about()
         trials, runs = Lines(args.out / "trials.jsonl"), Lines(args.out / "runs.jsonl")
-        tuned = {objective: tune(bench, trials, objective) for objective in OBJECTIVES if objective != "none"}
+        tuned = {objective: tune(bench, trials, objective) for objective in args.only if objective != "none"}
         for case in cases():
-            for objective in OBJECTIVES:
+            for objective in args.only:
                 if time.monotonic() < end:
                     settings, steps = tuned.get(objective, ({}, 0))
                     runs.do(bench, case, objective, settings, (steps,), "test")
