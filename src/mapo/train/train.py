@@ -75,6 +75,8 @@ def _train(ready: Ready, hands: Hands) -> None:
     model, objective, checkpoint, done = ready.model, ready.objective, ready.checkpoint, ready.done
     before = objective.needs_reference and config.train.reference == "before"  # the reference runs before the steps
     trained = open_trained(config, model, objective, processes, None if before else checkpoint)
+    processes.first(run.sweep)
+    processes.first(lambda: check_space(run, config, trained))
     processes.first(lambda: run.bind(config, done))
     for part, network in {model.denoiser_part: trained.denoiser, **trained.encoders}.items():
         processes.say(told(network, part))
@@ -90,7 +92,6 @@ def _train(ready: Ready, hands: Hands) -> None:
             loop.known = errors_before(loop, run.folder / REFERENCE, ready.identity)
             if checkpoint:
                 processes.each(lambda: restore(checkpoint, trained))
-        processes.first(lambda: check_space(run, config, trained))
         _say_of_steps(loop, ready.pairs)
         try:
             with _memory_told(loop, ready):
