@@ -366,7 +366,7 @@ def test_two_processes_add_up_the_portions_of_weights_in_half_as_one_does(tmp_pa
     cases = [
         (pairs, cache, {"pairs_per_device": 1}, {}),
         (pairs, cache, {"pair_by_pair": True}, {}),
-        (wide, tmp_path / "cache", {}, {"buckets": True}),
+        (wide, tmp_path / "cache", {"pairs_per_step": 6}, {"buckets": True}),
     ]
     jobs = [
         (
@@ -380,7 +380,7 @@ def test_two_processes_add_up_the_portions_of_weights_in_half_as_one_does(tmp_pa
     ]  # fmt: skip
     train_together(tmp_path, jobs)
     for number, (of, kept, train, data) in enumerate(cases):
-        one = go(tmp_path / f"one-{number}", sdxl, of, kept, **half, **train, data=data)
+        one = go(tmp_path / f"one-{number}", sdxl, of, kept, **{**half, **train}, data=data)
         two = metrics(tmp_path / f"two-{number}")
         assert two[0]["grad_norm"] == pytest.approx(one[0]["grad_norm"], rel=1e-3)  # then Adam's first step takes signs
         assert [m["loss"] for m in two] == pytest.approx([m["loss"] for m in one], rel=1e-2)
