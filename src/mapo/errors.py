@@ -141,8 +141,10 @@ def as_os_error(error: Exception, path: str | None = None) -> OSError:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, of a GPU or of the machine."""
     said = str(error).lower()
-    return isinstance(error, MemoryError | MemoryFull) or (
-        isinstance(error, RuntimeError) and any(w in said for w in MEMORY)
+    return (
+        isinstance(error, MemoryError | MemoryFull)
+        or (isinstance(error, RuntimeError) and any(w in said for w in MEMORY))
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
     )
 
 
@@ -184,7 +186,7 @@ def memory_told(
     """
     try:
         yield
-    except (MemoryError, RuntimeError, MemoryFull) as error:
+    except (MemoryError, RuntimeError, OSError, MemoryFull) as error:
         if not is_out_of_memory(error):
             raise
         kept = f" {error}" if isinstance(error, MemoryFull) else ""

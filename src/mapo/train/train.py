@@ -181,7 +181,7 @@ def _take_steps(loop: Loop, monitor: Monitor, done: int, save: Callable[[int], N
             spoiled = isinstance(error, SpoiledError)
         except StepFailed as error:
             failed = type(error)(str(error))
-        except (MemoryError, RuntimeError) as error:  # of what is done between two steps
+        except (MemoryError, RuntimeError, OSError) as error:  # of what is done between two steps
             if not is_out_of_memory(error):
                 raise
             failed = MemoryFull()
