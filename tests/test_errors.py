@@ -29,6 +29,7 @@ def test_memory_that_the_system_refuses_is_no_fault_of_the_file_that_was_to_be_r
     assert foreseen(refused).startswith("The memory ran out (")
     with pytest.raises(MapoError, match="^The memory ran out with 8 pairs at a time"), memory_told(8, noun="pair"):
         raise refused
+    assert "gives this process no more threads" in spoken(RuntimeError("can't start new thread"))
     with pytest.raises(FileNotFoundError), memory_told(8):
         raise FileNotFoundError(errno.ENOENT, "none", "a/file")
 

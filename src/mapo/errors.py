@@ -105,6 +105,8 @@ def foreseen(error: Exception) -> str | None:
     error = _of_the_system(error)
     if is_out_of_memory(error):
         return f"The memory ran out ({why}). Do less at a time, or use a machine with more memory."
+    if isinstance(error, RuntimeError) and "start new thread" in why:
+        return f"The system gives this process no more threads ({why}). Raise its limits of processes or of memory."
     if isinstance(error, OSError) and error.errno is not None:
         where = WRITTEN_ASIDE.sub(r"\1\2", str(error.filename or "A file"))
         if no_space(error):
