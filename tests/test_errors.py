@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from mapo.errors import foreseen, reason, spoken
+from mapo.errors import MapoError, foreseen, memory_told, reason, spoken
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +22,16 @@ def test_a_file_is_named_as_it_will_be_called_and_not_as_it_is_while_it_is_writt
     told = foreseen(OSError(errno.ENOSPC, "x", "t/c/.latents-b.safetensors.14909.partial"))
     assert told.startswith("t/c/latents-b.safetensors: No space left")
     assert foreseen(OSError(errno.EACCES, "no", ".x.partial")) == ".x.partial: no."
+
+
+def test_memory_that_the_system_refuses_is_no_fault_of_the_file_that_was_to_be_read():
+    refused = OSError(errno.ENOMEM, "Cannot allocate memory", "a/folder")
+    assert foreseen(refused).startswith("The memory ran out (")
+    with pytest.raises(MapoError, match="^The memory ran out with 8 pairs at a time"), memory_told(8, noun="pair"):
+        raise refused
+    assert "gives this process no more threads" in spoken(RuntimeError("can't start new thread"))
+    with pytest.raises(FileNotFoundError), memory_told(8):
+        raise FileNotFoundError(errno.ENOENT, "none", "a/file")
 
 
 def test_variables_that_change_libraries_are_named_as_a_reason(monkeypatch):

@@ -64,6 +64,7 @@ def suggest(wrong: str, known: Iterable[str], prefix: str = "") -> str:
 
 
 CHANGES_LIBRARIES = ("TQDM_", "TORCH_", "PYTHONOPTIMIZE", "PYTORCH_")
+NOBODYS = ("TORCH_CPP_LOG_LEVEL", "TORCH_NCCL_ASYNC_ERROR_HANDLING")  # are set by us, and by torchrun
 
 
 def spoken(error: Exception) -> str:
@@ -75,7 +76,7 @@ def spoken(error: Exception) -> str:
         return said
     why = f"{type(error).__name__}: {_first_line(error)}"
     changing = (name for name in sorted(os.environ) if name.startswith(CHANGES_LIBRARIES))
-    if names := [name for name in changing if name != "TORCH_CPP_LOG_LEVEL"]:
+    if names := [name for name in changing if name not in NOBODYS]:
         return (
             f"This is perhaps a fault of mapo: {why}. But there are environment variables that change libraries: "
             f"{', '.join(names)}. Unset them and try again. If it still fails, report it with {_traceback_file(error)}."
@@ -104,6 +105,8 @@ def foreseen(error: Exception) -> str | None:
     error = _of_the_system(error)
     if is_out_of_memory(error):
         return f"The memory ran out ({why}). Do less at a time, or use a machine with more memory."
+    if isinstance(error, RuntimeError) and "start new thread" in why:
+        return f"The system gives this process no more threads ({why}). Raise its limits of processes or of memory."
     if isinstance(error, OSError) and error.errno is not None:
         where = WRITTEN_ASIDE.sub(r"\1\2", str(error.filename or "A file"))
         if no_space(error):
@@ -140,8 +143,10 @@ def as_os_error(error: Exception, path: str | None = None) -> OSError:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, of a GPU or of the machine."""
     said = str(error).lower()
-    return isinstance(error, MemoryError | MemoryFull) or (
-        isinstance(error, RuntimeError) and any(w in said for w in MEMORY)
+    return (
+        isinstance(error, MemoryError | MemoryFull)
+        or (isinstance(error, RuntimeError) and any(w in said for w in MEMORY))
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
     )
 
 
@@ -183,7 +188,7 @@ def memory_told(
     """
     try:
         yield
-    except (MemoryError, RuntimeError, MemoryFull) as error:
+    except (MemoryError, RuntimeError, OSError, MemoryFull) as error:
         if not is_out_of_memory(error):
             raise
         kept = f" {error}" if isinstance(error, MemoryFull) else ""

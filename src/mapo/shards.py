@@ -149,7 +149,7 @@ def is_owned(out: Path) -> bool:
     return any(f":{number} " in line for line in lines if " FLOCK " in line)
 
 
-def refuse_existing(out: Path) -> None:
+def refuse_existing(out: Path, flag: str = "--out") -> None:
     """Refuse an output that is there. What a process left that was killed just after making it goes."""
     refuse_odd_place(out)
     if not out.exists():
@@ -158,7 +158,7 @@ def refuse_existing(out: Path) -> None:
         for work in (f".{out.name}.partial", f".{out.name}.build.partial"):
             if _is_spent(out.resolve().with_name(work), out):
                 shutil.rmtree(out.resolve().with_name(work), ignore_errors=True)
-    raise MapoError(f"{out} already exists. Choose another --out, or delete it first.")
+    raise MapoError(f"{out} already exists. Choose another {flag}, or delete it first.")
 
 
 def _is_spent(work: Path, out: Path) -> bool:

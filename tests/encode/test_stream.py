@@ -1,6 +1,8 @@
 """A foreign source is encoded while it is read: the set and the cache of an import, and no picture on disk."""
 
+import errno
 import json
+import os
 import shutil
 import signal
 import time
@@ -8,6 +10,7 @@ import time
 import pytest
 from click.testing import CliRunner
 
+import mapo.encode.cache
 from apart import Apart
 from data_fixtures import encoded, noise, write_parquet
 from long_sources import make_long
@@ -201,6 +204,25 @@ def test_a_cache_that_was_deleted_meanwhile_begins_afresh(tmp_path, source, sdxl
     assert everything(tmp_path) == everything(streamed)
 
 
+def test_where_the_disk_of_the_cache_is_full_it_is_the_cache_that_is_named(tmp_path, source, sdxl, streamed):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(MapoError) as said:
+        calls, real = [], mapo.encode.cache.save_tensors
+
+        def full(*given):
+            calls.append(1)
+            if len(calls) == 5:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return real(*given)
+
+        patch.setattr(mapo.encode.cache, "save_tensors", full)
+        go(source, sdxl, tmp_path)
+    assert str(said.value).startswith(
+        f"There is no space left for the cache {tmp_path}/cache (No space left on device)."
+    )
+    go(source, sdxl, tmp_path)
+    assert everything(tmp_path) == everything(streamed)
+
+
 @pytest.mark.parametrize("kind", ["tar", "arrow", "ndjson"])
 def test_other_kinds_of_files_are_streamed_too(tmp_path, sdxl, kind):
     (tmp_path / "in").mkdir()
@@ -278,7 +300,11 @@ def test_wrong_ways_to_stream_are_refused_in_a_sentence(tmp_path, source, sdxl, 
     assert "Leave --shard out" in refused("encode", source, "--stream", "--shard", "0/2", *common)
     assert "There is no file or folder" in refused("encode", tmp_path / "nowhere", "--stream", *common)
     there = ["--model", sdxl, "--pairs", imported / "pairs", "--out", tmp_path / "c"]
-    assert "already exists" in refused("encode", source, "--stream", *there)
+    assert "already exists. Choose another --pairs" in refused("encode", source, "--stream", *there)
+    assert "--images-per-batch is 0; it must" in refused("encode", source, "--stream", *common, "--images-per-batch", 0)
+    for inside in ("p", "p/cache"):
+        within = ["--model", sdxl, "--pairs", tmp_path / "p", "--out", tmp_path / inside]
+        assert f"/{inside} lies in --pairs" in refused("encode", source, "--stream", *within)
     with pytest.raises(MapoError, match="There is no option 'tie' of an import. Did you mean 'ties'"):
         go(source, sdxl, tmp_path, imports={"tie": "keep"})
     monkeypatch.setenv("RANK", "0")

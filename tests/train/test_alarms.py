@@ -120,6 +120,7 @@ def test_an_alarm_that_nobody_heard_before_a_run_was_stopped_comes_when_it_goes_
     watcher = alarms()
     watcher.remember(steps(50, rejected=0.16), [], evaluated=True)
     assert [name for name, _ in watcher.evaluation(row(beyond=0.95))] == ["out_of_reach"]
+    watcher.remember([{"step": 1, "margin": 0.1}], [{"step": 1}], evaluated=True)  # lines that somebody has changed
     watcher.remember([], [{"step": 50, "name": "out_of_reach", "says": "…"}], evaluated=True)
     assert watcher.evaluation(row(beyond=0.95)) == []
 

@@ -1,4 +1,5 @@
 import shutil
+import threading
 
 import numpy as np
 import pyarrow as pa
@@ -109,6 +110,9 @@ def test_prefetching_keeps_the_order_and_passes_errors_on():
     import pytest
 
     assert list(prefetched(lambda k=k: k * k for k in range(5))) == [0, 1, 4, 9, 16]
+    begun = threading.Event()
+    found = prefetched([lambda: 1, begun.set])
+    assert next(found) == 1 and begun.wait(60)  # the second one, while the first is used
 
     def fail():
         raise ValueError("no")

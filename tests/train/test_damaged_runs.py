@@ -44,7 +44,8 @@ def test_a_run_that_cannot_keep_one_checkpoint_does_not_begin(tmp_path, sdxl, pa
     usage = namedtuple("usage", "total used free")
     with monkeypatch.context() as patch, pytest.raises(MapoError, match=r"take \d+ MB, and .*r has 0 MB free"):
         patch.setattr(shutil, "disk_usage", lambda path: usage(10, 10, 10))
-        run(tmp_path / "r", sdxl, pairs, cache, steps=1)
+        run(tmp_path / "r", sdxl, pairs, cache, "dpo", reference="before", steps=1)
+    assert not (tmp_path / "r").exists()  # and the reference was not run
     assert len(run(tmp_path / "r", sdxl, pairs, cache, steps=1)) == 1
 
 

@@ -6,9 +6,11 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from held import make_held_out
 from safetensors.torch import load_file
 from test_train import assert_same, metrics, run
 from together import train_together
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from mapo.errors import DivergedError, MapoError
 from mapo.train.config import make_config
@@ -17,7 +19,7 @@ from mapo.train.plan.subject import open_subject
 from mapo.train.processes.processes import Place, Processes
 from mapo.train.run.folder import settled
 from mapo.train.weights import levers, opening
-from mapo.train.weights.blocks import number_of_blocks
+from mapo.train.weights.blocks import checkpoint_layers, number_of_blocks
 from mapo.train.weights.levers import check_levers, saves_memory
 from mapo.train.weights.updater import InBackward
 from tiny import MAKERS, make_sd3
@@ -291,6 +293,16 @@ def test_the_weights_of_a_run_with_a_running_mean_are_that_mean(tmp_path, sdxl, 
         assert all(torch.equal(run_[k], value) for k, value in load_file(means).items())
 
 
+def test_a_running_mean_soon_forgets_where_it_began(tmp_path, sdxl, pairs, cache):
+    """In the first step 2/11 of the start is kept, however high the share is that was asked for."""
+    go(tmp_path / "r", sdxl, pairs, cache, ema=0.999, steps=1)
+    (folder,) = (tmp_path / "r" / "checkpoints").iterdir()
+    last, means = (load_file(folder / f"{name}.safetensors") for name in ("weights", "ema"))
+    begun = load_file(sdxl / "unet" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.allclose(means[k], (2 * begun[k] + 9 * last[k]) / 11, atol=1e-6) for k in last)
+    assert any((means[k] - begun[k]).abs().max() > 1e-4 for k in last)
+
+
 @pytest.mark.parametrize("model", ["sdxl", "flow"])
 def test_checkpointing_every_second_block_changes_nothing_and_holds_between(
     tmp_path, request, monkeypatch, pairs, cache, model
@@ -330,15 +342,45 @@ def test_the_blocks_that_compute_twice_are_every_nth_one(sdxl):
     assert counts == {every: counts[1] // every for every in (1, 2, 3)} and counts[1] == len(set(calls)) - 1
 
 
+@pytest.mark.parametrize("every", [1, 2])
+def test_every_nth_layer_of_a_text_encoder_computes_twice(every):
+    config = CLIPTextConfig(
+        vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=4, num_attention_heads=1, bos_token_id=0,
+        eos_token_id=7,
+    )  # fmt: skip
+    encoder, calls = CLIPTextModel(config).train(), list[int]()
+    layers = [module for module in encoder.modules() if type(module).__name__ == "CLIPEncoderLayer"]
+    for number, layer in enumerate(layers, 1):
+        layer.self_attn.register_forward_pre_hook(lambda *given, number=number: calls.append(number))
+    checkpoint_layers(encoder, every)
+    encoder(torch.tensor([[0, 3, 7]])).last_hidden_state.sum().backward()
+    twice = [number for number in range(1, 5) if calls.count(number) == 2]
+    assert twice == [1, 2, 3, 4][every - 1 :: every] and len(set(calls)) == 4
+
+
 @pytest.mark.long
 def test_two_processes_add_up_the_portions_of_weights_in_half_as_one_does(tmp_path, sdxl, pairs, cache):
-    values = {
-        "model": str(sdxl), "pairs": str(pairs), "cache": str(cache), "optim": {"lr": 1e-3, "warmup_steps": 2},
-        "train": {"steps": 3, "pairs_per_step": 3, "pairs_per_device": 1, "weights": "bfloat16-master"},
-    }  # fmt: skip
-    train_together(tmp_path, [(values, tmp_path / "two")])
-    how = {"weights": "bfloat16-master", "pairs_per_step": 3, "steps": 3}
-    one = go(tmp_path / "one", sdxl, pairs, cache, **how, pairs_per_device=1)
-    two = metrics(tmp_path / "two")
-    assert two[0]["grad_norm"] == pytest.approx(one[0]["grad_norm"], rel=1e-3)  # then Adam's first step takes signs
-    assert [m["loss"] for m in two] == pytest.approx([m["loss"] for m in one], rel=1e-2)
+    """Portions of a number of pairs, of one picture of a pair, and of one shape."""
+    wide = make_held_out(tmp_path / "wide", train=9, wide=24)
+    half = {"steps": 3, "pairs_per_step": 3, "weights": "bfloat16-master"}
+    cases = [
+        (pairs, cache, {"pairs_per_device": 1}, {}),
+        (pairs, cache, {"pair_by_pair": True}, {}),
+        (wide, tmp_path / "cache", {"pairs_per_step": 6}, {"buckets": True}),
+    ]
+    jobs = [
+        (
+            {
+                "model": str(sdxl), "pairs": str(of), "cache": str(kept), "optim": {"lr": 1e-3, "warmup_steps": 2},
+                "data": data, "train": {**half, **train},
+            },
+            tmp_path / f"two-{number}",
+        )
+        for number, (of, kept, train, data) in enumerate(cases)
+    ]  # fmt: skip
+    train_together(tmp_path, jobs)
+    for number, (of, kept, train, data) in enumerate(cases):
+        one = go(tmp_path / f"one-{number}", sdxl, of, kept, **{**half, **train}, data=data)
+        two = metrics(tmp_path / f"two-{number}")
+        assert two[0]["grad_norm"] == pytest.approx(one[0]["grad_norm"], rel=1e-3)  # then Adam's first step takes signs
+        assert [m["loss"] for m in two] == pytest.approx([m["loss"] for m in one], rel=1e-2)

@@ -6,9 +6,12 @@ import pytest
 from held import make_held_out
 from test_processes import command
 from test_train import assert_same, metrics, run
+from torch.distributed import HashStore
 
 from apart import ended, started
 from mapo.train.config import make_config
+from mapo.train.processes import peers
+from mapo.train.processes.peers import Peers
 from mapo.train.train import train
 
 pytestmark = pytest.mark.long
@@ -81,6 +84,16 @@ def test_the_others_end_soon_with_its_reason_and_what_was_saved_goes_on(
         return
     train(make_config({"model": str(sdxl), "pairs": str(pairs), "train": {"steps": 4}}), tmp_path / "r")
     assert_same(metrics(tmp_path / "r"), whole, tolerance=1e-6)
+
+
+def test_a_process_that_has_left_is_not_taken_for_one_that_died(monkeypatch):
+    monkeypatch.setattr(peers, "SILENCE", -1.0)
+    store, heard = HashStore(), {1: (b"", 0.0)}
+    one, other = (Peers(store, rank, 2) for rank in (0, 1))
+    assert "Process 1 of 2 has not been heard of" in one._gone(store, heard)
+    with other:
+        pass
+    assert one._gone(store, heard) is None
 
 
 def test_a_disk_that_is_full_ends_all_and_is_said_once(tmp_path, sdxl, pairs, cache, whole):

@@ -14,9 +14,11 @@ from test_train import assert_same, run
 
 from mapo.api import plan
 from mapo.cli import cli
+from mapo.encode import fill
 from mapo.errors import MapoError
 from mapo.pairs import PairSet
 from mapo.settings import nested, parse_set
+from mapo.train import reference
 from mapo.train.config import make_config
 from mapo.train.loop import Loop
 from mapo.train.plan import at_hand
@@ -371,6 +373,24 @@ def test_where_the_memory_runs_out_in_a_step_the_steps_before_are_kept(tmp_path,
     assert [path.name for path in Run(tmp_path / "r").checkpoints()] == ["step-00000002"]
     assert not any(name in str(said.value) for name in MUST_STAY | {"optim.in_backward", "adapter.kind"})
     assert_same(run(tmp_path / "r", sdxl, pairs, cache, steps=3, pairs_per_device=1), whole)
+
+
+def test_where_the_memory_runs_out_before_the_first_step_the_plan_is_told_too(
+    tmp_path, sdxl, pairs, cache, monkeypatch
+):  # fmt: skip
+    plan = "By its plan this training needs about "
+    for owner, name, says in (
+        (UNet2DConditionModel, "from_pretrained", r"while the model was loaded\. "),
+        (reference, "both_residuals", r"with 4 pairs at a time\. "),
+    ):
+        with monkeypatch.context() as inside, pytest.raises(MapoError, match=f"The memory ran out {says}{plan}"):
+            out_of_memory(inside, owner, name, 1)
+            run(tmp_path / "r", sdxl, pairs, cache, "dpo", steps=1, reference="before")
+    with monkeypatch.context() as inside, pytest.raises(MapoError) as said:
+        out_of_memory(inside, fill, "encode_pictures", 1)
+        run(tmp_path / "r", sdxl, pairs, tmp_path / "other", steps=1)
+    begins = "The memory ran out with 8 pictures at a time. By its plan encoding needs about "
+    assert str(said.value).startswith(begins) and "CUDA_VISIBLE_DEVICES= mapo encode" in str(said.value)
 
 
 def test_where_the_memory_runs_out_in_an_update_no_weights_of_it_are_saved(tmp_path, sdxl, pairs, cache, monkeypatch):

@@ -66,6 +66,10 @@ def test_a_slurm_script_without_srun_is_one_process(monkeypatch):
         ({"WORLD_SIZE": 4}, "WORLD_SIZE is set and RANK is not"),
         ({"RANK": 0, "WORLD_SIZE": 2}, "MASTER_ADDR and MASTER_PORT are not set"),
         ({"RANK": 2, "WORLD_SIZE": 2, "MASTER_ADDR": "x", "MASTER_PORT": 1}, "there is no such process"),
+        (
+            {"RANK": 1, "WORLD_SIZE": 2, "MASTER_ADDR": "x", "MASTER_PORT": 65536},
+            "MASTER_PORT is 65536, and ports end at",
+        ),
         ({"RANK": "first", "WORLD_SIZE": 2}, "RANK is 'first', which is not a number"),
         ({"SLURM_STEP_NUM_TASKS": 4, "SLURM_PROCID": 1, "SLURM_STEP_NUM_NODES": 2}, "export MASTER_ADDR="),
         ({"OMPI_COMM_WORLD_SIZE": 2}, "mpirun started 2 processes"),

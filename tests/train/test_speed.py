@@ -64,6 +64,13 @@ def test_the_compiler_of_this_machine_gives_the_same_but_for_rounding():
     assert [p.grad is not None for p in network.parameters()] == [True, True]
 
 
+def test_kernels_lie_with_their_channels_last_where_it_is_asked_for_alone():
+    for last in (True, False):
+        kernel = torch.nn.Conv2d(4, 4, 3)
+        speed_up(kernel, config(channels_last=last))
+        assert kernel.weight.is_contiguous(memory_format=torch.channels_last) is last
+
+
 def test_channels_last_is_the_same_training_and_its_weights_are_saved_as_others(tmp_path, sdxl, pairs, cache):
     plain, other = (run(tmp_path / f"{last}", sdxl, pairs, cache, channels_last=last, **HOW) for last in (False, True))
     assert_same(other, plain)
@@ -76,7 +83,7 @@ def test_channels_last_is_the_same_training_and_its_weights_are_saved_as_others(
     assert more[:2] == other
 
 
-def test_without_tf32_products_and_convolutions_are_in_float32():
+def test_products_and_convolutions_are_rounded_by_tf32_where_it_is_asked_for_alone():
     """By torch's own default convolutions are rounded."""
     flags = torch.backends.cuda.matmul, torch.backends.cudnn
     before = [one.allow_tf32 for one in flags]
@@ -85,6 +92,8 @@ def test_without_tf32_products_and_convolutions_are_in_float32():
             one.allow_tf32 = True
         speed_up(torch.nn.Conv2d(1, 1, 1), config())
         assert not any(one.allow_tf32 for one in flags)
+        speed_up(torch.nn.Conv2d(1, 1, 1), config(tf32=True))
+        assert all(one.allow_tf32 for one in flags)
     finally:
         for one, value in zip(flags, before, strict=True):
             one.allow_tf32 = value

@@ -85,6 +85,16 @@ def test_lines_that_come_are_read_once_and_a_half_written_one_later(tmp_path):
     assert [one["step"] for one in growing.read()] == [7]
 
 
+def test_all_is_read_again_where_a_longer_file_has_taken_the_place_of_one(tmp_path):
+    log, other = tmp_path / "log.jsonl", tmp_path / "other.jsonl"
+    log.write_text('{"step": 1}\n')
+    growing = Growing(log)
+    assert [line["step"] for line in growing.read()] == [1]
+    other.write_text('{"step": 7}\n{"step": 8}\n')
+    other.rename(log)
+    assert [line["step"] for line in growing.read()] == [7, 8]
+
+
 def test_what_stands_behind_a_place_in_a_file_is_whole_lines(tmp_path):
     path = tmp_path / "lines"
     path.write_bytes(b'{"a": 1}\nno json\n{"a": "\xc3\xbc"}\n{"a": ')

@@ -85,8 +85,7 @@ def encode(
     the work: each takes ``shard`` (which, of how many), one of them stands in ``with hold(folder):`` before the others
     begin and until all have ended, and all are called with ``locked=False``.
     """
-    if images_per_batch < 1:
-        raise MapoError(f"--images-per-batch is {images_per_batch}; it must be at least 1.")
+    check_at_once(images_per_batch)
     key = cache_key(model, resolution, flip, precision)
     holding, among = _really(holding, key), frames_of(model, resolution, buckets)
     if is_cache(folder):
@@ -142,6 +141,12 @@ def encode_shard(
 
     whole = in_shares(work, shard, share, gather)
     return whole or Cache(folder, key), whole is not None
+
+
+def check_at_once(images_per_batch: int) -> None:
+    """MapoError where it is none."""
+    if images_per_batch < 1:
+        raise MapoError(f"--images-per-batch is {images_per_batch}; it must be at least 1.")
 
 
 def _really(holding: Holding, key: CacheKey) -> Holding:

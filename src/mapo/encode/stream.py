@@ -7,6 +7,7 @@ set; they are encoded when it is whole.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from mapo.encode.cache import HEAD, PER_SHARD, CacheKey, batches, check_head, ho
 from mapo.encode.encoding import encode_pictures, release
 from mapo.encode.fill import begin
 from mapo.encode.index import digests_of, open_index
-from mapo.errors import MapoError
+from mapo.errors import MapoError, no_space
 from mapo.importers import import_pairs
 from mapo.importers.elsewhere import Elsewhere
 from mapo.importers.importing import is_import_of
@@ -51,11 +52,15 @@ def stream(
     ``options`` are those of :func:`mapo.importers.import_pairs`. What was interrupted goes on; a set that is whole
     already is not read again. MapoError where a set of something else is there.
     """
+    if pairs.resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise MapoError(
+            f"--out {folder} lies in --pairs {pairs}, which is only there once it is whole. Choose another --out."
+        )
     if is_cache(folder):
         check_head(folder, key)
     if _is_made(pairs, source, options):
         return Read()
-    refuse_existing(pairs)
+    refuse_existing(pairs, "--pairs")
     begun = time.perf_counter()
     with hold(folder):
         encoder = model.image_encoder(device)
@@ -107,9 +112,23 @@ def _taker(encoder: ImageEncoder, key: CacheKey, folder: Path, model: str, image
         for batch in batches(lacking, images_per_batch):
             tensors |= encode_pictures(encoder, key, {one.sha256: _decoded(one) for one in batch}, model)
         if tensors:
-            write_shard(folder, "latents", tensors)
+            _write(folder, tensors)
 
     return take
+
+
+def _write(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Add latents to the cache. Its disk may be another than that of the set."""
+    try:
+        write_shard(folder, "latents", tensors)
+    except Exception as error:
+        full = no_space(error)
+        if full is None:
+            raise
+        raise MapoError(
+            f"There is no space left for the cache {folder} ({os.strerror(full.errno or 0)}). Make room and repeat the "
+            "command: it goes on where it stopped."
+        ) from None
 
 
 def _decoded(picture: Picture) -> Any:

@@ -171,7 +171,7 @@ class Loop:
             return self.one_step(step, batches), None
         except StepFailed as error:
             return None, error
-        except (MemoryError, RuntimeError) as error:
+        except (MemoryError, RuntimeError, OSError) as error:
             if self.done is None or not is_out_of_memory(error):
                 raise
             return None, MemoryFull()  # and not the error, whose frames hold the tensors of the step

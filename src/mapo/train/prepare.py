@@ -14,7 +14,7 @@ from mapo.encode.buckets import framing
 from mapo.encode.cache import Cache, cache_key, hold, is_cache
 from mapo.encode.fill import encode, holds_all
 from mapo.encode.seen import equal_once_cropped, frames_of, what_training_sees
-from mapo.errors import count
+from mapo.errors import count, memory_told
 from mapo.models import Opened
 from mapo.pairs import PairSet
 from mapo.train.batches import Members
@@ -24,7 +24,7 @@ from mapo.train.monitor.monitor import Hands, checked
 from mapo.train.objectives import Objective
 from mapo.train.objectives.own import file_identity, objective_named
 from mapo.train.objectives.trial import doubts
-from mapo.train.plan.at_hand import checked_plan
+from mapo.train.plan.at_hand import checked_plan, encoding_told_when_full
 from mapo.train.plan.disk import cache_folder, holding_of
 from mapo.train.plan.plan import Plan
 from mapo.train.plan.subject import Subject, distilled, open_named
@@ -105,7 +105,9 @@ def prepare(config: Config, run: Run, processes: Processes, hands: Hands, *, all
         lines.append(f"Every prompt is given {chunks} chunks of the text encoders, as the longest one needs.")
     for line in lines:
         processes.say(line)
-    cache = _open_cache(config, model, pairs, processes)
+    in_full = partial(encoding_told_when_full, subject, config, plan, bool(done))
+    with memory_told(config.data.images_per_batch, flag="--set data.images_per_batch={}", rest="", advice=in_full):
+        cache = _open_cache(config, model, pairs, processes)
     if processes.main and not done and (equal := equal_once_cropped(cache, pairs, seen.rows, seen_in)):
         processes.say(
             f"{count(equal, 'pair')} of these {'shows' if equal == 1 else 'show'} the same picture twice once cropped, "

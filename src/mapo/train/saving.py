@@ -60,7 +60,8 @@ def check_space(run: Run, config: Config, trained: Trained) -> None:
     to_come = math.ceil((train.steps - (steps_of(made[-1]) if made else 0)) / train.save_every_steps)
     more = max(0, kept(train.keep_checkpoints).to_add(len(made), to_come, train.steps))
     swapped = to_come > more  # then a new one is written before an old one goes
-    needed, free = max(more * each + weights, (more + swapped) * each), shutil.disk_usage(run.folder).free
+    needed = max(more * each + weights, (more + swapped) * each)
+    free = shutil.disk_usage(run.folder if run.folder.exists() else run.folder.parent).free
     if free < needed:
         number = more + swapped
         checkpoints = "A checkpoint" if number < 2 else f"{number} checkpoints"

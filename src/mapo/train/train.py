@@ -74,7 +74,10 @@ def _train(ready: Ready, hands: Hands) -> None:
     config, run, processes = ready.config, ready.run, ready.processes
     model, objective, checkpoint, done = ready.model, ready.objective, ready.checkpoint, ready.done
     before = objective.needs_reference and config.train.reference == "before"  # the reference runs before the steps
-    trained = open_trained(config, model, objective, processes, None if before else checkpoint)
+    with memory_told(0, rest="", advice=_advice(ready)):
+        trained = open_trained(config, model, objective, processes, None if before else checkpoint)
+    processes.first(run.sweep)
+    processes.first(lambda: check_space(run, config, trained))
     processes.first(lambda: run.bind(config, done))
     for part, network in {model.denoiser_part: trained.denoiser, **trained.encoders}.items():
         processes.say(told(network, part))
@@ -87,10 +90,10 @@ def _train(ready: Ready, hands: Hands) -> None:
     with interruptible() as interrupted:
         loop = Loop(config, objective, processes, ready.members, ready.cache, trained, interrupted)
         if before:  # while the weights are those that training begins with
-            loop.known = errors_before(loop, run.folder / REFERENCE, ready.identity)
+            with _memory_told(loop, ready):
+                loop.known = errors_before(loop, run.folder / REFERENCE, ready.identity)
             if checkpoint:
                 processes.each(lambda: restore(checkpoint, trained))
-        processes.first(lambda: check_space(run, config, trained))
         _say_of_steps(loop, ready.pairs)
         try:
             with _memory_told(loop, ready):
@@ -145,8 +148,13 @@ def _memory_told(loop: Loop, ready: Ready) -> contextlib.AbstractContextManager[
     apart = loop.apart or not loop.whole or config.optim.in_backward
     less = {"gradient_checkpointing": config.train.gradient_checkpointing, "pair_by_pair": apart}
     rest = ", ".join(f"--set train.{name}=true" for name, used in less.items() if not used)
-    in_full = partial(told_when_full, ready.subject, config, ready.plan, lambda: bool(ready.run.checkpoints()))
-    return memory_told(at_once, noun="pair", flag="--set train.pairs_per_device={}", rest=rest, advice=in_full)
+    how = {"noun": "pair", "flag": "--set train.pairs_per_device={}", "rest": rest}
+    return memory_told(at_once, advice=_advice(ready), **how)
+
+
+def _advice(ready: Ready) -> Callable[[str], str]:
+    """What to say besides of memory that runs out, with the plan's numbers."""
+    return partial(told_when_full, ready.subject, ready.config, ready.plan, lambda: bool(ready.run.checkpoints()))
 
 
 def _take_steps(loop: Loop, monitor: Monitor, done: int, save: Callable[[int], None]) -> None:
@@ -173,7 +181,7 @@ def _take_steps(loop: Loop, monitor: Monitor, done: int, save: Callable[[int], N
             spoiled = isinstance(error, SpoiledError)
         except StepFailed as error:
             failed = type(error)(str(error))
-        except (MemoryError, RuntimeError) as error:  # of what is done between two steps
+        except (MemoryError, RuntimeError, OSError) as error:  # of what is done between two steps
             if not is_out_of_memory(error):
                 raise
             failed = MemoryFull()

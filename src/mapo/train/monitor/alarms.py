@@ -22,6 +22,7 @@ from mapo.train.objectives.reach import reach
 Metrics = Mapping[str, Any]  # a line of metrics.jsonl or evaluations.jsonl
 Alarm = tuple[str, str]  # its name and what it says
 
+OF_BOTH = ("margin", "error_chosen", "error_rejected")
 WINDOW = 50  # steps whose mean is compared with that of the first so many
 EARLY = 5  # steps of a training that may be spoiled before a window of it is over
 RISE, RISE_IN_TRAINING = 0.05, 0.10  # of both errors, as a share; training's differ in noise and times
@@ -52,11 +53,11 @@ class Alarms:
         """Go on from the lines of an earlier part of the run. What was only found out now nobody has heard."""
         for values in steps:
             self.step(values)
-        self.said, self.evaluated = {str(line["name"]) for line in said}, evaluated
+        self.said, self.evaluated = {str(line.get("name")) for line in said}, evaluated
 
     def step(self, values: Metrics) -> list[Alarm]:
         """The new alarms after a step of training."""
-        if "margin" not in values:  # only chosen pictures were run
+        if any(name not in values for name in OF_BOTH):  # only chosen pictures were run, or the line was written over
             return []
         if len(self.first) < WINDOW:
             self.first.append(values)

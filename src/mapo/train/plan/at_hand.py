@@ -17,10 +17,10 @@ from mapo.texts import read_object
 from mapo.train.config import Config
 from mapo.train.monitor.evaluation import held_out
 from mapo.train.monitor.trackers import check_tracker
-from mapo.train.plan.fit import changed, smallest_change
+from mapo.train.plan.fit import changed, smaller_encoding, smallest_change
 from mapo.train.plan.live import HEAP_MOST
 from mapo.train.plan.machine import beside, parse_size, room_of, shown
-from mapo.train.plan.plan import Change, Plan, make_plan, usable
+from mapo.train.plan.plan import ENCODE_ELSEWHERE, Change, Plan, make_plan, usable
 from mapo.train.plan.subject import Subject, open_subject
 from mapo.train.processes.processes import Place, Processes, place_of_environment
 from mapo.train.reference import check_extras
@@ -140,3 +140,14 @@ def told_when_full(
         f"{said} Repeat the command with {change.flags()}, with which about {shown(change.memory)} are planned, or use "
         "a machine with more memory."
     )
+
+
+def encoding_told_when_full(subject: Subject, config: Config, plan: Plan | None, begun: bool, otherwise: str) -> str:
+    """The same where the memory ran out while pictures and prompts were encoded before the first step."""
+    plan = plan or make_plan(subject, config, room_of(subject.device), with_change=False)
+    said = f"By its plan encoding needs about {plan.told_before()}, and this device has {shown(plan.room)}."
+    room = min(int(0.9 * plan.before), usable(plan.room, plan.device))
+    settings = smaller_encoding(subject, config, plan.disk, room, begun=begun)
+    if settings is None:
+        return f"{said} {otherwise} {ENCODE_ELSEWHERE}"
+    return f"{said} Repeat the command with {Change(settings, 0).flags()}, or use a machine with more memory."

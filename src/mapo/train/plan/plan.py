@@ -31,6 +31,10 @@ KINDS = {  # in the order in which they are told
 }
 # The same for what is encoded first.
 ENCODING = {**KINDS, "mapped": "encoders, mapped from their file", "weights": "encoders", "batch": "pictures"}
+ENCODE_ELSEWHERE = (
+    "Encode the set where there is more memory, or without the GPU: CUDA_VISIBLE_DEVICES= mapo encode, with the same "
+    "model, pairs and cache."
+)
 
 
 @dataclass(frozen=True)
@@ -103,10 +107,11 @@ class Plan:
         each = f" on each of {self.processes} devices" if self.processes > 1 else ""
         return (
             f"This training needs about {shown(self.memory)} of memory{each}, of {shown(self.room)}: {self.largest()}."
-            + (f" Encoding before it needs more: {self._told_before()}." if self.before > self.memory else "")
+            + (f" Encoding before it needs more: {self.told_before()}." if self.before > self.memory else "")
         )
 
-    def _told_before(self) -> str:
+    def told_before(self) -> str:
+        """What encoding takes before the first step, and the two kinds that take most."""
         most = sorted(self.encoding.items(), key=lambda one: -one[1])[:2]
         return f"{shown(self.before)} ({', '.join(f'{ENCODING[kind]} {shown(size)}' for kind, size in most)})"
 
@@ -118,10 +123,7 @@ class Plan:
     def advice(self) -> str:
         """What to do where it does not fit."""
         if self.change is None and self.trains:
-            return (
-                "No setting makes encoding fit. Encode the set where there is more memory, or without the GPU: "
-                "CUDA_VISIBLE_DEVICES= mapo encode, with the same model, pairs and cache."
-            )
+            return f"No setting makes encoding fit. {ENCODE_ELSEWHERE}"
         if self.change is None:
             return (
                 "No setting that is known to take less memory makes it fit. Take a smaller model, a smaller "
@@ -136,7 +138,7 @@ class Plan:
         told.append(f"memory       {shown(self.memory)} of {shown(self.room)} ({self.device}){each}")
         told += [f"  {shown(size):>10}  {KINDS[kind]}" for kind, size in self.kinds.items() if size >= 2**19]
         if self.encoding:
-            told.append(f"before it    {self._told_before()}, to encode pictures and prompts")
+            told.append(f"before it    {self.told_before()}, to encode pictures and prompts")
         disk = self.disk
         lacks = f"{count(disk.pictures, 'picture')} and {count(disk.prompts, 'prompt')} to encode"
         where = "another cache" if disk.refused else f"the cache {disk.folder}"

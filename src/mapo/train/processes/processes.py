@@ -33,6 +33,7 @@ T = TypeVar("T")
 JOIN = timedelta(minutes=10)  # to wait for the other processes at the start
 PATIENCE = timedelta(seconds=2)  # of one look for them, between which signals are heard
 WAIT = timedelta(hours=3)  # for one of them that encodes or saves, and lives (``Peers``)
+LAST_PORT = 65_535
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 TORCHRUN = "Start the processes with `torchrun --nproc-per-node N -m mapo train …`"
 ASKS = {  # what saved settings of `accelerate launch` may ask for, and the values that ask for nothing
@@ -58,6 +59,10 @@ class Place:
 
 def place_of_environment() -> Place:
     """What the launcher says. It is refused when it does not say enough to find the other processes."""
+    if (port := number_of("MASTER_PORT", 1)) and port > LAST_PORT:
+        raise MapoError(
+            f"The variable MASTER_PORT is {port}, and ports end at {LAST_PORT}. Unset it, or choose another."
+        )
     if os.environ.get("RANK") or (number_of("WORLD_SIZE", 1) or 1) > 1:
         return _of_torchrun()
     if slurm_tasks() > 1:

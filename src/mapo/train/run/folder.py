@@ -138,15 +138,18 @@ class Run:
             )
         return found[-1] if found else None
 
+    def sweep(self) -> None:
+        """Remove what a killed process left half written in the folder."""
+        for place in (self.folder, self.folder / "checkpoints"):
+            sweep(place)
+
     def bind(self, config: Config, step: int) -> None:
         """Write the settings that are trained with from here on, and leave out of the log what came after ``step``.
 
-        Settings that are others than before are written down. What a killed process left in the folder is swept.
+        Settings that are others than before are written down.
         """
         before = self.before()
         self.folder.mkdir(exist_ok=True)
-        for place in (self.folder, self.folder / "checkpoints"):
-            sweep(place)
         for log in (self.log, self.evaluation_log, self.alarm_log, self.change_log):
             if log.exists():
                 self._cut(log, step)
