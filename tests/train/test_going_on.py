@@ -164,6 +164,16 @@ def test_a_run_whose_cache_has_moved_is_told_before_all_is_encoded_again(tmp_pat
     assert f"There is no cache at {here} any more, so all is encoded again. If it lies elsewhere now, stop" in heard()
 
 
+@pytest.mark.parametrize(("now", "said"), [
+    (1, "the last 2 come again, as they were: step 3 begins at pair 3 of it."),
+    (3, "2 are left out: step 3 begins at pair 7 of it."),
+])  # fmt: skip
+def test_another_number_of_pairs_a_step_says_which_pairs_come_next(tmp_path, sdxl, pairs, cache, heard, now, said):
+    run(tmp_path / "r", sdxl, pairs, cache, steps=2, pairs_per_step=2)
+    run(tmp_path / "r", sdxl, pairs, cache, steps=3, pairs_per_step=now, allow_change=True)
+    assert said in heard()
+
+
 def test_other_settings_are_told_with_both_values_and_may_be_allowed(tmp_path, sdxl, pairs, cache, heard):
     def again(allow_change=True, steps=4, **sections):
         given = {"model": str(sdxl), "pairs": str(pairs), "train": {"steps": steps, **sections.pop("train", {})}}

@@ -92,5 +92,18 @@ def told_changes(changed: Mapping[str, Sequence[Any]]) -> str:
     return "; ".join(shown) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
 
 
+def moved_place(changed: Mapping[str, Sequence[Any]], step: int) -> str:
+    """Which pairs come next with another ``train.pairs_per_step``: a step begins at its number times that."""
+    was, now = changed.get("train.pairs_per_step", (0, 0))
+    if was == now:
+        return ""
+    how = (
+        f"the last {(was - now) * step:,} come again, as they were"
+        if now < was
+        else f"{(now - was) * step:,} are left out"
+    )
+    return f" Of the order of the pairs {how}: step {step + 1} begins at pair {now * step + 1:,} of it."
+
+
 def _told(value: Any) -> str:
     return "left out" if value is None else json.dumps(value, ensure_ascii=False)

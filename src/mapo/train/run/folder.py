@@ -41,7 +41,7 @@ from mapo.texts import append_lines, line_of, read_object, write_json
 from mapo.train.config import Config, make_config, to_toml
 from mapo.train.kept import kept
 from mapo.train.objectives.own import all_settings, stable_name
-from mapo.train.run.changes import MUST_STAY, changed_settings, in_full, told_changes
+from mapo.train.run.changes import MUST_STAY, changed_settings, in_full, moved_place, told_changes
 from mapo.train.run.checkpoint import REMEDY, read_state, why_damaged
 from mapo.train.sections import RANK
 
@@ -157,7 +157,7 @@ class Run:
             self._add_torn(step)
         if before and step and (changed := changed_settings(config, before)):
             append_lines(self.change_log, [{"step": step, "changed": changed}])
-            LOG.info(f"From step {step} on with other settings: {told_changes(changed)}.")
+            LOG.info(f"From step {step} on with other settings: {told_changes(changed)}.{moved_place(changed, step)}")
         write_text(self._settings, to_toml(config), sync=True)
         for later in self.pictures():
             if later > step:
