@@ -330,11 +330,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=list(OBJECTIVES), choices=OBJECTIVES, help="These objectives.")
     parser.add_argument("--minutes", type=float, default=1e9, help="Begin no training after so many minutes.")
     parser.add_argument("--tables", action="store_true", help="Only write the tables from what is there.")
-    parser.add_argument("--grid", type=Path, help="Only draw the picture of the three styles, by MaPO.")
+    parser.add_argument("--grid", type=Path, help="Only draw the picture of the three styles, by SFT.")
     args = parser.parse_args()
     bench = Bench(args.work, args.out)
     if args.grid:
-        write_grid(bench, args.grid, "mapo")
+        write_grid(bench, args.grid, "sft")
     elif not args.tables:
         end = time.monotonic() + 60 * args.minutes
         bench.about()
