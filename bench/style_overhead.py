@@ -24,7 +24,7 @@ def by_style(pictures: Path, out: Path) -> None:
     """The whole command, with its preview."""
     from mapo.style.style import Style, preview, style
 
-    asked = Style(pictures, "mini", out, scorer="mini-search", eval_prompts=EVAL)
+    asked = Style(pictures, "mini", out, scorer="mini-search", eval_prompts=EVAL, settings=MAPO)
     preview(asked)
     style(asked)
 
@@ -51,9 +51,9 @@ def by_hand(pictures: Path, out: Path) -> None:
         screen(pictures, captions, scorer)
     build_against(pictures, "mini", pairs, captions=out / "captions.jsonl", drawn=out / "rejected")
     check(pairs, out / "check.html", model="mini")
-    verb.plan({}, "mini-style", model="mini", pairs=str(pairs), cache=str(out / "cache"))
+    verb.plan(MAPO, "mini-style", model="mini", pairs=str(pairs), cache=str(out / "cache"))
     mismatch("mini", pairs, out / "mismatch.json", "1000-1001")
-    verb.train(run, {}, "mini-style", model="mini", pairs=str(pairs), cache=str(out / "cache"))
+    verb.train(run, MAPO, "mini-style", model="mini", pairs=str(pairs), cache=str(out / "cache"))
     held = [pair.prompt for pair in PairSet(pairs) if pair.split != "train"]
     prompts = untrained([*held, *read_prompts(EVAL)], pairs)
     sample("mini", prompts, [0, 1], out / "before")
@@ -65,6 +65,7 @@ def by_hand(pictures: Path, out: Path) -> None:
 
 
 EVAL = "mini:test-one"
+MAPO = {"objective": {"name": "mapo"}}  # so that drawings are made too
 WAYS: dict[str, Callable[[Path, Path], None]] = {"style": by_style, "by hand": by_hand}
 
 

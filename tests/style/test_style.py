@@ -168,6 +168,10 @@ def test_sft_draws_nothing_that_it_does_not_learn_from_and_a_folder_with_drawing
     assert all(
         asked(tmp_path / "out", **more).draws for more in ({"train": {"measure_rejected": True}}, {"per_picture": 2})
     )
+    unseen = [any("learns from your pictures alone" in said for said in preview(one).warnings) for one in (
+        fresh, asked(tmp_path / "out", per_picture=2), asked(tmp_path / "out", "mapo", per_picture=2)
+    )]  # fmt: skip
+    assert unseen == [False, True, False]
     work.write_captions(fresh)
     assert work.make_pairs(fresh) == "6 pictures without rejected ones, for --objective sft, 1 caption held out"
     alone, both = PairSet(fresh.pairs), PairSet(made[0] / "pairs")

@@ -90,15 +90,23 @@ def preview(asked: Style) -> Preview:
     return Preview(lines, [*warnings, OWED], "" if trained else planned.refusal)
 
 
+UNSEEN = (
+    "{} learns from your pictures alone: rejected ones come into the set, and the training does not look at them. "
+    "To learn from them too add --set objective.name=mapo."
+)
+
+
 def _rejected(asked: Style, own: Sequence[Own]) -> tuple[str, list[str]]:
     """What the rejected pictures will be, and what to warn of."""
+    config = asked.config([])
+    unseen = [] if asked.learns_from_rejected(config) else [UNSEEN.format(config.objective.name)]
     if asked.draws:
-        return f"{count(asked.per_picture * len(own), 'drawing')} by {asked.model}", []
+        return f"{count(asked.per_picture * len(own), 'drawing')} by {asked.model}", unseen
     if asked.rejected is None:
-        return f"{count(len(own), 'picture')} alone, as {asked.config([]).objective.name} learns from no drawings", []
+        return f"{count(len(own), 'picture')} alone, as {config.objective.name} learns from no drawings", []
     given, unused = rejected_of(own, asked.rejected)
     told = f"{count(len(given), 'rejected picture')} of {asked.rejected}"
-    return told, [told_unused(asked.rejected, unused)] if unused else []
+    return told, [*unseen, *([told_unused(asked.rejected, unused)] if unused else [])]
 
 
 class Styled(Left):
