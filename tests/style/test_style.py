@@ -184,6 +184,14 @@ def test_sft_draws_nothing_that_it_does_not_learn_from_and_a_folder_with_drawing
     assert asked(tmp_path / "out", "mapo").draws
 
 
+def test_a_caption_changed_by_hand_is_not_called_one_whose_words_were_taken_out(made, pictures, tmp_path):
+    file = copy_of(made, tmp_path) / "captions.jsonl"
+    one, *rest = file.read_text().splitlines()
+    changed = json.dumps({**json.loads(one), "caption": "a blue circle"})
+    file.write_text("\n".join([changed, *rest]) + "\n")
+    assert "captions   6 pictures with captions\n" in ask(pictures, file.parent, "--dry-run").stdout
+
+
 def test_the_same_command_makes_nothing_again(made, pictures):
     out, _ = made
     before = times(out)

@@ -76,7 +76,8 @@ def with_options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 @with_options(*TRAINING)
 @click.option(
     "--rejected", type=OUT, metavar="FOLDER",
-    help="Your own rejected pictures, each of the same name as its chosen one. Then the model draws none.",
+    help="Your own rejected pictures, each of the same name as its chosen one. Then the model draws none. With SFT "
+    "they are not learned from.",
 )  # fmt: skip
 @click.option(
     "--rejected-per-picture", "per_picture", type=int, default=1, show_default=True,
@@ -90,7 +91,7 @@ def with_options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 def style(**how: Any) -> None:
     """Teach a model the style of a folder of PICTURES.
 
-    It learns to draw like the pictures, and away from its own drawings of the same captions. Leaves
+    It learns to draw like the pictures, and with MaPO away from its own drawings of the same captions. Leaves
     captions, pairs, their check, the run, pictures before and after, a report, and a LoRA for other programs, each as
     the ordinary command would. What you change by hand is followed when you give the same command again.
     """
@@ -140,7 +141,7 @@ def style(**how: Any) -> None:
 def personalize(**how: Any) -> None:
     """Teach a model a subject from a few PHOTOS, and a word for it.
 
-    It learns to draw the photos' subject at the new word, and away from its own drawings. Leaves captions,
+    It learns to draw the photos' subject at the new word, and with MaPO away from its own drawings. Leaves captions,
     rounds with pairs and a run each, pictures before and after, a report, and a LoRA and an embedding for other
     programs, each as the ordinary command would. The same command again goes on.
     """

@@ -10,7 +10,7 @@ from mapo.build.against import Own, frames_for, held_out
 from mapo.build.rejected import rejected_of, told_unused
 from mapo.captions.fit import told_of_style
 from mapo.captions.folder import look_in, made, refuse_silent
-from mapo.captions.ledger import Caption, merge, read_ledger
+from mapo.captions.ledger import BY_HAND, Caption, merge, read_ledger
 from mapo.captions.write import check_describer
 from mapo.errors import MapoError, count
 from mapo.pairs import PairSet
@@ -59,7 +59,9 @@ def preview(asked: Style) -> Preview:
     stages = _stages(asked, None, lambda: kept)
     screened, *unsafe = screened_before(stages, ledger, asked.pictures, kept)
     unwritten = f", {count(len(without), 'caption')} to be written by {asked.caption_with}" if without else ""
-    shorter = sum(1 for one in captions if one.raw and one.caption != " ".join(one.raw.split()))
+    shorter = sum(
+        1 for one in captions if one.raw and one.source != BY_HAND and one.caption != " ".join(one.raw.split())
+    )
     without_words = f", {shorter} of them without style words, weights and the like" if shorter else ""
     planned = plan_training(own, frames, asked.train_settings(frames), asked.recipe, asked.named(), asked.out)
     lines = [
