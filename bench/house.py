@@ -68,7 +68,6 @@ def main() -> None:
     for name, numbers in found.items():
         print(f"{name:7} {numbers}")
     if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
         write_measured(args.out / "house.json", found)
 
 

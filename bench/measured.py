@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from datetime import date
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,40 +17,31 @@ PACKAGES = ("torch", "diffusers", "transformers")
 
 
 def write_measured(path: Path, found: Mapping[str, Any]) -> None:
-    """Write ``found`` behind what is known of its measurement; the folder is made."""
+    """Write ``found`` behind its command, day and machine. What it says of these itself counts; the folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**circumstances(), **found}, indent=1) + "\n")
-
-
-def circumstances() -> dict[str, Any]:
-    """The command of this process, the day, and the machine with its device, threads and packages."""
-    return {"command": command(sys.argv), "date": str(date.today()), "machine": machine()}
+    about = {"command": command(sys.argv), "date": str(date.today()), "machine": machine()}
+    path.write_text(json.dumps({**about, **found}, indent=1) + "\n")
 
 
 def command(arguments: list[str]) -> str:
     """What to type for the same again. Folders of one's own machine are told as FOLDER."""
     script, *rest = arguments
-    told = ["FOLDER" if Path(one).is_absolute() else one for one in rest]
-    return " ".join(["python", f"bench/{Path(script).name}", *told])
+    return " ".join(
+        ["python", f"bench/{Path(script).name}", *(re.sub("^(|.*?=)/.*", r"\1FOLDER", one) for one in rest)]
+    )
 
 
 def machine() -> dict[str, Any]:
-    """The processor or GPU, how busy it is, and the versions of what computes on it."""
-    found: dict[str, Any] = {
+    """The processor and the GPU, how busy it is, and the versions of what computes on it."""
+    import torch
+
+    return {
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 1),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
-        "device": _device(),
         "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
     }
-    for package in PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
-
-
-def _device() -> str:
-    """The name of the GPU, in a process that computes with torch; else "cpu"."""
-    torch = sys.modules.get("torch")
-    return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else "cpu"

@@ -68,7 +68,7 @@ def main() -> None:
                     print(rows[-1], flush=True)
             assert all(kinds == told[0] for kinds in told)
     if asked.out:
-        write_measured(asked.out / "planning.json", {"threads": 1, "rows": rows})
+        write_measured(asked.out / "planning.json", {"rows": rows})
 
 
 if __name__ == "__main__":

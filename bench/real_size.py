@@ -331,7 +331,7 @@ def main() -> None:
             f"losses {', '.join(f'{v:.3f}' for v in last['losses'])}"
         )
     about = {
-        "threads": torch.get_num_threads(), "model": args.model, "parameters": PARAMETERS[args.model],
+        "model": args.model, "parameters": PARAMETERS[args.model],
         "resolution": args.resolution,
         "adapter": args.adapter, "gradient_checkpointing": args.checkpointing, "pairs_per_step": 1, "rows": rows,
     }  # fmt: skip

@@ -338,7 +338,6 @@ def main() -> None:
     if args.memory_of:
         print(json.dumps(memory_of(args.model, args.folder, args.memory_of, size, pixels)))
         return
-    import torch
 
     from real_size import VAE, VAES
 
@@ -381,7 +380,6 @@ def main() -> None:
     ratios["peak memory mapo / dpo"] = spread([one])
     ratios["peak memory above the loaded model, mapo / dpo"] = spread([above[0] / above[1]])
     result = {
-        "threads": torch.get_num_threads(),
         "parameters": parameters,
         "rounds": args.rounds,
         "seconds": {name: spread(values) for name, values in seconds.items()},

@@ -64,7 +64,7 @@ def suggest(wrong: str, known: Iterable[str], prefix: str = "") -> str:
 
 
 CHANGES_LIBRARIES = ("TQDM_", "TORCH_", "PYTHONOPTIMIZE", "PYTORCH_")
-NOBODYS = ("TORCH_CPP_LOG_LEVEL", "TORCH_NCCL_ASYNC_ERROR_HANDLING")  # are set by us, and by torchrun
+NOT_THE_USERS = ("TORCH_CPP_LOG_LEVEL", "TORCH_NCCL_ASYNC_ERROR_HANDLING")  # are set by us, and by torchrun
 
 
 def spoken(error: Exception) -> str:
@@ -76,7 +76,7 @@ def spoken(error: Exception) -> str:
         return said
     why = f"{type(error).__name__}: {_first_line(error)}"
     changing = (name for name in sorted(os.environ) if name.startswith(CHANGES_LIBRARIES))
-    if names := [name for name in changing if name not in NOBODYS]:
+    if names := [name for name in changing if name not in NOT_THE_USERS]:
         return (
             f"This is perhaps a fault of mapo: {why}. But there are environment variables that change libraries: "
             f"{', '.join(names)}. Unset them and try again. If it still fails, report it with {_traceback_file(error)}."

@@ -216,9 +216,7 @@ def test_where_the_disk_of_the_cache_is_full_it_is_the_cache_that_is_named(tmp_p
 
         patch.setattr(mapo.encode.cache, "save_tensors", full)
         go(source, sdxl, tmp_path)
-    assert str(said.value).startswith(
-        f"There is no space left for the cache {tmp_path}/cache (No space left on device)."
-    )
+    assert str(said.value).startswith(f"The disk of the cache {tmp_path}/cache is full (No space left on device).")
     go(source, sdxl, tmp_path)
     assert everything(tmp_path) == everything(streamed)
 

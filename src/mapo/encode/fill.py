@@ -144,7 +144,7 @@ def encode_shard(
 
 
 def check_at_once(images_per_batch: int) -> None:
-    """MapoError where it is none."""
+    """MapoError where not even one picture would be encoded at a time."""
     if images_per_batch < 1:
         raise MapoError(f"--images-per-batch is {images_per_batch}; it must be at least 1.")
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mapo.encode.cache import HEAD, PER_SHARD, CacheKey, batches, check_head, hold, is_cache, write_shard
 from mapo.encode.encoding import encode_pictures, release
-from mapo.encode.fill import begin
+from mapo.encode.fill import begin, check_at_once
 from mapo.encode.index import digests_of, open_index
 from mapo.errors import MapoError, no_space
 from mapo.importers import import_pairs
@@ -52,6 +52,7 @@ def stream(
     ``options`` are those of :func:`mapo.importers.import_pairs`. What was interrupted goes on; a set that is whole
     already is not read again. MapoError where a set of something else is there.
     """
+    check_at_once(images_per_batch)
     if pairs.resolve() in (folder.resolve(), *folder.resolve().parents):
         raise MapoError(
             f"--out {folder} lies in --pairs {pairs}, which is only there once it is whole. Choose another --out."
@@ -126,7 +127,7 @@ def _write(folder: Path, tensors: dict[str, Tensor]) -> None:
         if full is None:
             raise
         raise MapoError(
-            f"There is no space left for the cache {folder} ({os.strerror(full.errno or 0)}). Make room and repeat the "
+            f"The disk of the cache {folder} is full ({os.strerror(full.errno or 0)}). Make room and repeat the "
             "command: it goes on where it stopped."
         ) from None
 

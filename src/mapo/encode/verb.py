@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from mapo.arguments import Names, Number, Text, of_kind
 from mapo.devices import best_device, use_own_device
 from mapo.encode.cache import DTYPES, Cache, cache_key
-from mapo.encode.fill import IMAGES_PER_BATCH, check_at_once, encode_shard
+from mapo.encode.fill import IMAGES_PER_BATCH, encode_shard
 from mapo.encode.fill import encode as fill
 from mapo.encode.seen import what_training_sees, with_chunks
 from mapo.encode.stream import Read, stream
@@ -48,7 +48,6 @@ def encode(
     """
     if precision not in DTYPES:
         raise MapoError(f"--precision {precision!r} is not known. {suggest(precision, DTYPES)}")
-    check_at_once(images_per_batch)
     if imports and source is None:
         flag = "--" + next(iter(imports)).replace("_", "-")
         raise MapoError(f"{flag} says how SOURCE is read. Give SOURCE and --stream, or leave it out.")
